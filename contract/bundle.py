@@ -1,0 +1,214 @@
+"""The model bundle: one directory that holds everything a trained model is, and proves that it is whole.
+
+    model.safetensors  weights             labels.json   names, thresholds, calibration
+    config.json        model and training  metrics.json  what it reached, on which data
+    tokenizer.json     text vocabulary     split.json    study ids of train / validation / test
+    MODEL_CARD.md      for people          manifest.json sha256 of each file, fingerprint, versions
+
+The fingerprint is the SHA-256 over the names and hashes of the files that decide the answers (weights,
+config, tokenizer, labels). It is stamped into every ONNX graph, Triton config and index made from the bundle.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from contract.errors import ArtifactError, ConfigError, FingerprintError
+from contract.labels import LABEL_KEYS, LABEL_NAMES
+
+MANIFEST: Final = "manifest.json"
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+TOKENIZER: Final = "tokenizer.json"
+LABELS_FILE: Final = "labels.json"
+METRICS: Final = "metrics.json"
+SPLIT: Final = "split.json"
+MODEL_CARD: Final = "MODEL_CARD.md"
+DECIDING_FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, LABELS_FILE)
+REQUIRED_FILES: Final = (*DECIDING_FILES, METRICS, SPLIT, MODEL_CARD)
+
+
+@dataclass(frozen=True)
+class ServedLabel:
+    """A category as one model serves it.
+
+    `threshold` is the probability (0 to 1) from which the finding counts as present. The calibrated
+    probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
+    """
+
+    key: str
+    name: str
+    threshold: float
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    fingerprint: str  # 64 hexadecimal digits
+    config: dict[str, Any]
+    labels: tuple[ServedLabel, ...]
+    manifest: dict[str, Any]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer file, for `contract.text.ReportTokenizer`."""
+        return self.path / TOKENIZER
+
+    @property
+    def weights_path(self) -> Path:
+        """The safetensors file with the weights."""
+        return self.path / WEIGHTS
+
+
+def compute_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def compute_fingerprint(hashes: Mapping[str, str]) -> str:
+    """Return the fingerprint for the given file hashes (name -> SHA-256); other files do not count."""
+    lines = "".join(f"{name}:{hashes[name]}\n" for name in DECIDING_FILES)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def require_same_fingerprint(expected: str, found: str, *, expected_from: str, found_from: str) -> None:
+    """Raise FingerprintError, with both values, unless two artifacts come from the same model."""
+    if expected != found:
+        raise FingerprintError(
+            f"{found_from} was made by model {found[:12] or '(none)'}, but {expected_from} is model "
+            f"{expected[:12] or '(none)'}: use artifacts of one bundle."
+        )
+
+
+@contextmanager
+def write_directory(target: Path) -> Iterator[Path]:
+    """Yield a scratch directory that becomes `target` in one rename, or vanishes on any error.
+
+    Raises:
+        ConfigError: `target` exists already.
+        ArtifactError: The disk refused the write (full, read-only); nothing is left behind.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists already; choose another directory or remove it.")
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        yield scratch
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    except OSError as error:
+        raise ArtifactError(f"Could not write {target}: {error.strerror or error}.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_labels(directory: Path, labels: tuple[ServedLabel, ...]) -> None:
+    """Write labels.json."""
+    write_json(directory / LABELS_FILE, {"labels": [asdict(label) for label in labels]})
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON with sorted keys, so that equal values give equal files."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
+    """Write manifest.json over the files in `directory` and return the fingerprint.
+
+    Args:
+        directory: Holds every file of REQUIRED_FILES.
+        details: What else the manifest records: versions, git commit, data hash, seed.
+
+    Raises:
+        ArtifactError: A required file is missing.
+    """
+    missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+    if missing:
+        raise ArtifactError(f"The bundle {directory} lacks {', '.join(missing)}.")
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(directory).as_posix(): compute_sha256(path) for path in files}
+    fingerprint = compute_fingerprint(hashes)
+    write_json(directory / MANIFEST, {"fingerprint": fingerprint, "files": hashes, **details})
+    return fingerprint
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        ArtifactError: It is no bundle, a file is missing, or a file was changed after sealing (named).
+        FingerprintError: The manifest's fingerprint does not belong to its files.
+    """
+    path = Path(path)
+    manifest = _read_json(path / MANIFEST)
+    hashes = manifest.get("files")
+    if not isinstance(hashes, dict) or not set(REQUIRED_FILES) <= set(hashes):
+        raise ArtifactError(f"{path / MANIFEST} does not list the files of a bundle.")
+    for name, expected in hashes.items():
+        _verify_file(path, name, expected)
+    fingerprint = compute_fingerprint(hashes)
+    require_same_fingerprint(
+        fingerprint,
+        str(manifest.get("fingerprint", "")),
+        expected_from=f"the content of {path}",
+        found_from=MANIFEST,
+    )
+    labels = read_labels(path / LABELS_FILE)
+    return Bundle(path, fingerprint, _read_json(path / CONFIG), labels, manifest)
+
+
+def read_labels(path: Path) -> tuple[ServedLabel, ...]:
+    """Read labels.json; raises ArtifactError unless it holds the 22 categories in their order."""
+    try:
+        labels = tuple(ServedLabel(**entry) for entry in _read_json(path)["labels"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a label file.") from error
+    check_labels(labels, source=str(path))
+    return labels
+
+
+def check_labels(labels: tuple[ServedLabel, ...], *, source: str) -> None:
+    """Raise ArtifactError unless the labels are the 22 categories, in their order."""
+    if tuple(label.key for label in labels) != LABEL_KEYS:
+        raise ArtifactError(f"{source} does not hold the {len(LABEL_KEYS)} categories in their order.")
+    if any(label.name != LABEL_NAMES[label.key] for label in labels):
+        raise ArtifactError(f"{source} names a category differently from this version of the software.")
+
+
+def _verify_file(directory: Path, name: str, expected: object) -> None:
+    file = directory / name
+    if not file.resolve().is_relative_to(directory.resolve()):
+        raise ArtifactError(f"{directory / MANIFEST} lists a file outside the bundle.")
+    if not file.is_file():
+        raise ArtifactError(f"The bundle {directory} lacks {name}.")
+    found = compute_sha256(file)
+    if found != expected:
+        raise ArtifactError(
+            f"{file} was changed after the bundle was written (SHA-256 {found[:12]}, manifest "
+            f"{str(expected)[:12]}): restore it or train again."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path.parent} is not a model bundle: it has no {path.name}.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {type(error).__name__}.") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} must hold a JSON object.")
+    return value

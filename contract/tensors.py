@@ -1,0 +1,136 @@
+"""Every tensor that crosses a process: its name, data type and shape, and the models that exchange them.
+
+The exporter, the config.pbtxt checks, the serving backend, the client and the tests all read this table.
+
+Shape letters (per item, the batch dimension is never written): S side of the square image in pixels,
+N image tokens (patches), L text tokens, C token width, D embedding size, K number of labels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import TensorError
+from contract.labels import LABELS
+
+DataType = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32"]
+Size = int | Literal["S", "N", "L", "C", "D", "K"]
+
+MAX_BATCH_SIZE: Final = 32
+LENGTH_BUCKETS: Final = (32, 64, 128, 256)
+NUMPY_DTYPES: Final[dict[DataType, np.dtype]] = {  # type: ignore[type-arg]
+    "BYTES": np.dtype(np.object_),
+    "UINT8": np.dtype(np.uint8),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP32": np.dtype(np.float32),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: Triton data type and per-item shape in numbers and shape letters."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[Size, ...]
+
+    def dims(self, sizes: Mapping[str, int] | None = None) -> tuple[int, ...]:
+        """Per-item dimensions as Triton writes them; letters without a size in `sizes` (always L) are -1."""
+        known = {"K": len(LABELS), **(sizes or {})}
+        known.pop("L", None)
+        return tuple(size if isinstance(size, int) else known.get(size, -1) for size in self.shape)
+
+    def check(self, array: NDArray[np.generic], sizes: Mapping[str, int] | None = None) -> None:
+        """Check a batched array (B, *shape) against this entry.
+
+        Raises:
+            TensorError: The data type, the rank or a known dimension differs; the message holds both.
+        """
+        if array.dtype != NUMPY_DTYPES[self.dtype]:
+            raise TensorError(f"Tensor {self.name} must be {self.dtype}, not {array.dtype}.")
+        expected = (-1, *self.dims(sizes))
+        fits = len(expected) == array.ndim and all(
+            want in (-1, have) for want, have in zip(expected, array.shape, strict=True)
+        )
+        if not fits:
+            raise TensorError(f"Tensor {self.name} must have shape {list(expected)}, not {list(array.shape)}.")
+
+
+IMAGE_BYTES: Final = TensorSpec("image_bytes", "BYTES", (1,))
+REPORT: Final = TensorSpec("report", "BYTES", (1,))
+PIXELS: Final = TensorSpec("pixels", "UINT8", (1, "S", "S"))
+INPUT_IDS: Final = TensorSpec("input_ids", "INT64", ("L",))
+ATTENTION_MASK: Final = TensorSpec("attention_mask", "INT64", ("L",))
+REPORT_TEXT: Final = TensorSpec("report_text", "BYTES", (1,))  # the part of the report that the model reads
+TOKEN_SPANS: Final = TensorSpec("token_spans", "INT32", ("L", 2))  # character range of each token in it
+IMAGE_TOKENS: Final = TensorSpec("image_tokens", "FP32", ("N", "C"))
+TEXT_TOKENS: Final = TensorSpec("text_tokens", "FP32", ("L", "C"))
+PROBABILITIES: Final = TensorSpec("probabilities", "FP32", ("K",))  # calibrated
+EMBEDDING: Final = TensorSpec("embedding", "FP32", ("D",))  # unit length
+IMAGE_ATTENTION: Final = TensorSpec("image_attention", "FP32", ("K", "N"))  # rows sum to 1
+TEXT_ATTENTION: Final = TensorSpec("text_attention", "FP32", ("K", "L"))  # rows sum to 1, 0 on padding
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One served model; `steps` names the models an ensemble runs, in order, and is empty otherwise."""
+
+    name: str
+    backend: Literal["python", "onnxruntime", "ensemble"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    steps: tuple[str, ...] = ()
+
+
+_TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK)
+_STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION)
+_IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION)
+_TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
+_READING = (REPORT_TEXT, TOKEN_SPANS)
+
+_SPECS: tuple[ModelSpec, ...] = (
+    ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (PIXELS,)),
+    ModelSpec("preprocess_text", "python", (REPORT,), (*_TEXT_INPUTS, *_READING)),
+    ModelSpec("image_encoder", "onnxruntime", (PIXELS,), (IMAGE_TOKENS,)),
+    ModelSpec("text_encoder", "onnxruntime", _TEXT_INPUTS, (TEXT_TOKENS,)),
+    ModelSpec("fusion_study", "onnxruntime", (IMAGE_TOKENS, TEXT_TOKENS, ATTENTION_MASK), _STUDY_OUTPUTS),
+    ModelSpec("fusion_image", "onnxruntime", (IMAGE_TOKENS,), _IMAGE_OUTPUTS),
+    ModelSpec("fusion_text", "onnxruntime", (TEXT_TOKENS, ATTENTION_MASK), _TEXT_OUTPUTS),
+    ModelSpec(
+        "predict_study",
+        "ensemble",
+        (IMAGE_BYTES, REPORT),
+        (*_STUDY_OUTPUTS, PIXELS, *_READING),
+        ("preprocess_image", "preprocess_text", "image_encoder", "text_encoder", "fusion_study"),
+    ),
+    ModelSpec(
+        "predict_image",
+        "ensemble",
+        (IMAGE_BYTES,),
+        (*_IMAGE_OUTPUTS, PIXELS),
+        ("preprocess_image", "image_encoder", "fusion_image"),
+    ),
+    ModelSpec(
+        "predict_text",
+        "ensemble",
+        (REPORT,),
+        (*_TEXT_OUTPUTS, *_READING),
+        ("preprocess_text", "text_encoder", "fusion_text"),
+    ),
+    ModelSpec(
+        "predict_study_tensors",
+        "ensemble",
+        (PIXELS, *_TEXT_INPUTS),
+        _STUDY_OUTPUTS,
+        ("image_encoder", "text_encoder", "fusion_study"),
+    ),
+    ModelSpec("predict_image_tensors", "ensemble", (PIXELS,), _IMAGE_OUTPUTS, ("image_encoder", "fusion_image")),
+    ModelSpec("predict_text_tensors", "ensemble", _TEXT_INPUTS, _TEXT_OUTPUTS, ("text_encoder", "fusion_text")),
+)
+
+MODELS: Final[dict[str, ModelSpec]] = {spec.name: spec for spec in _SPECS}
+GRAPHS: Final[tuple[str, ...]] = tuple(spec.name for spec in _SPECS if spec.backend == "onnxruntime")
