@@ -72,8 +72,11 @@ class Bundle:
 
 def compute_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def compute_fingerprint(hashes: Mapping[str, str]) -> str:

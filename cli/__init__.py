@@ -1,0 +1,1 @@
+"""What the `cxr` command shows and reads: steps and bars, tables, inputs, the demo."""

@@ -1,0 +1,95 @@
+"""Rows of a studies table as the cases that the exporter checks and the client indexes."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import ConfigError, InputError
+from contract.text import Report, format_report
+
+if TYPE_CHECKING:
+    from client.results import CaseInput
+    from export.parity import ParityCase
+
+Row = dict[str, Any]
+
+
+def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[Row]:
+    """Read a studies table (Parquet) as one dict per study, optionally only some studies.
+
+    Raises:
+        ConfigError: There is no such table.
+    """
+    from training.openi import read_table
+
+    if not table.is_file():
+        raise ConfigError(f"There is no studies table {table}; make one with `cxr data table`.")
+    rows = read_table(table).to_pylist()
+    wanted = None if study_ids is None else set(study_ids)
+    return [row for row in rows if wanted is None or row["study_id"] in wanted]
+
+
+def get_report(row: Row) -> str:
+    """Return the whole report of a row, section by section; empty when no section holds text."""
+    sections = (row[name] or "" for name in ("indication", "comparison", "findings", "impression"))
+    return format_report(Report(*sections))
+
+
+def get_image(row: Row) -> Path | None:
+    """Return the file of the row's first (frontal) image."""
+    return Path(row["image_paths"][0]) if row["image_paths"] else None
+
+
+def is_readable(row: Row, text_mode: str) -> bool:
+    """Whether the row holds text that the model can read or an image."""
+    return get_image(row) is not None or has_text(row, text_mode)
+
+
+def has_text(row: Row, text_mode: str) -> bool:
+    """Whether the part of the report that the model reads holds words."""
+    from contract.text import read_report
+
+    try:
+        return bool(read_report(get_report(row), text_mode))  # type: ignore[arg-type]
+    except InputError:
+        return False
+
+
+def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
+    """Yield what the client indexes: each study once, with its frontal image and its report."""
+    from client.results import CaseInput
+
+    for row in rows:
+        if not is_readable(row, text_mode):
+            continue
+        image = get_image(row)
+        yield CaseInput(
+            id=row["study_id"],
+            study_id=row["study_id"],
+            image=image.read_bytes() if image else None,
+            report=get_report(row) if has_text(row, text_mode) else None,
+            labels=tuple(row["labels"]),
+            image_ref=str(image) if image else "",
+        )
+
+
+def make_parity_cases(
+    rows: Sequence[Row], text_mode: str, image_size: int, *, count: int = 8
+) -> list["ParityCase"]:
+    """Decode real cases for the parity gate: the shortest, the longest and evenly spaced reports between."""
+    from contract.dicom import load_pixels
+    from contract.text import read_report
+    from export.parity import ParityCase
+
+    readable = [row for row in rows if is_readable(row, text_mode)]
+    readable.sort(key=lambda row: (not row["image_paths"], len(get_report(row))))
+    with_image = [row for row in readable if row["image_paths"]] or readable
+    positions = {round(index * (len(with_image) - 1) / max(count - 1, 1)) for index in range(count)}
+    cases = []
+    for position in sorted(positions):
+        row = with_image[position]
+        image = get_image(row)
+        pixels = load_pixels(image.read_bytes(), size=image_size) if image else None
+        text = read_report(get_report(row), text_mode) if has_text(row, text_mode) else None  # type: ignore[arg-type]
+        cases.append(ParityCase(pixels=pixels, text=text))
+    return cases

@@ -1,0 +1,58 @@
+"""Counts of a studies table and the checks of `cxr doctor`, for people and programs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.cases import read_rows
+from contract.labels import LABELS
+
+if TYPE_CHECKING:
+    from client.results import Health
+    from serving.doctor import Check
+
+
+def count_studies(table: Path) -> dict[str, Any]:
+    """Count what a studies table holds: studies, patients, images, views, sections and labels."""
+    rows = read_rows(table)
+    labels = Counter(key for row in rows for key in row["labels"])
+    return {
+        "studies": len(rows),
+        "patients": len({row["patient_id"] for row in rows}),
+        "images": sum(len(row["image_paths"]) for row in rows),
+        "without_image": sum(not row["image_paths"] for row in rows),
+        "without_findings": sum(not row["findings"] for row in rows),
+        "without_impression": sum(not row["impression"] for row in rows),
+        "unlabelled": sum(not row["labelled"] for row in rows),
+        "views": dict(Counter(view for row in rows for view in row["views"])),
+        "labels": {label.key: labels[label.key] for label in LABELS},
+    }
+
+
+def print_counts(console: Console, counts: dict[str, Any]) -> None:
+    """Print the counts, labels last."""
+    for name, value in counts.items():
+        if not isinstance(value, dict):
+            console.print(f"{name.replace('_', ' '):<20} {value:>7,}", highlight=False)
+    views = ", ".join(f"{view} {count:,}" for view, count in sorted(counts["views"].items()))
+    console.print(f"{'views':<20} {views or '-'}", highlight=False)
+    table = Table(header_style="bold")
+    table.add_column("Category")
+    table.add_column("Studies", justify="right")
+    for label in LABELS:
+        table.add_row(label.name, f"{counts['labels'][label.key]:,}")
+    console.print(table)
+
+
+def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:
+    """Print what the machine has and whether the servers answer."""
+    for check in checks:
+        mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
+        console.print(f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False)
+    for name, value in health.to_dict().items():
+        console.print(f"        {name:<22} {value}", highlight=False)

@@ -1,0 +1,291 @@
+"""`cxr demo`: every station of the stack once, from Open-i files to an HTML page.
+
+The phantom demo draws its radiographs; the reports demo reads the real Open-i reports, text only. Both train,
+export through the parity gate, serve on the real Triton, index, predict, search and explain.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from cli.cases import Row, get_image, get_report, has_text, make_cases, make_parity_cases, read_rows
+from cli.inputs import read_split
+from cli.progress import Steps
+from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
+from contract.bundle import Bundle, load_bundle, write_json
+from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from client import CxrClient
+    from client.explain import Explanation
+    from client.results import Prediction, SimilarCase
+    from serving.stack import Stack
+
+PHANTOM_SCALE = 0.125  # stored images of about 350 pixels, three times what the demo model reads
+PHANTOM_SENTENCE = "Large right pleural effusion with blunting of the costophrenic angle."
+REPORTS_SENTENCE = "The heart is enlarged with small bilateral pleural effusions."
+MARKER = ".cxr-demo"
+
+
+@dataclass
+class Demo:
+    """What the steps hand to each other."""
+
+    console: Console
+    out: Path
+    reports: Path | None
+    studies: int
+    seed: int
+    steps: Steps
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Path:
+        """The studies table."""
+        return self.out / "studies.parquet"
+
+    @property
+    def repository(self) -> Path:
+        """The published model repository."""
+        return self.out / "model_repository"
+
+    @property
+    def sentence(self) -> str:
+        """The free sentence that is searched for."""
+        return REPORTS_SENTENCE if self.reports else PHANTOM_SENTENCE
+
+
+def run_demo(
+    console: Console, *, reports: Path | None, out: Path, keep: bool, studies: int, seed: int
+) -> dict[str, Any]:
+    """Run the whole path and return its figures, which are also written to `out`/summary.json.
+
+    Raises:
+        ConfigError: `out` exists and was not made by the demo, or `reports` does not exist.
+    """
+    from serving.stack import Ports, Stack
+
+    if reports is not None and not reports.exists():
+        raise ConfigError(f"There are no reports at {reports}.")
+    _clear(out)
+    demo = Demo(console, out, reports, studies, seed, Steps(console, total=9 if reports else 10))
+    if reports is None:
+        _draw(demo)
+    _read(demo)
+    bundle = _train(demo)
+    if reports is not None:
+        _run_control(demo, bundle)
+    _export(demo, bundle)
+    with Stack(demo.repository, out / "store", ports=Ports.free(), log_dir=out / "logs") as stack:
+        with demo.steps.step("Start Triton and the sidecar") as step:
+            stack.wait_ready()
+            step.say(f"Triton {stack.triton_url}, sidecar {stack.retrieval_url}")
+        _ask_servers(demo, bundle, stack)
+        summary = _summarise(demo)
+        if keep:
+            _keep(demo, stack)
+    return summary
+
+
+def _clear(out: Path) -> None:
+    """Make an empty output directory; only one that the demo made is ever removed."""
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise ConfigError(f"{out} holds files that the demo did not make; choose another --out.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
+
+
+def _draw(demo: Demo) -> None:
+    from training.phantom import draw_dataset
+
+    with demo.steps.step(f"Draw {demo.studies} phantom studies in Open-i's layout") as step:
+        draw_dataset(
+            demo.out / "phantom",
+            studies=demo.studies,
+            seed=demo.seed,
+            scale=PHANTOM_SCALE,
+            progress=step.progress,
+        )
+
+
+def _read(demo: Demo) -> None:
+    from training.openi import build_table, write_table
+
+    phantom = demo.out / "phantom"
+    with demo.steps.step("Read reports and images into one table") as step:
+        reports, images = (demo.reports, None) if demo.reports else (phantom, phantom)
+        table = build_table(reports, images, step.progress)
+        write_table(table, demo.table)
+        count = sum(len(paths) for paths in table["image_paths"].to_pylist())
+        step.say(f"{table.num_rows} studies, {count} images")
+
+
+def _train(demo: Demo) -> Bundle:
+    from training.config import make_config
+    from training.train import train
+
+    preset = "reports" if demo.reports else "demo"
+    with demo.steps.step(f"Train the {preset} model (Swin + BERT + cross-modal fusion)") as step:
+        config = make_config(preset, {"seed": demo.seed})
+        result = train(config, demo.table, demo.out / "bundle", progress=step.progress)
+        bundle = load_bundle(result.bundle)
+        step.say(f"bundle {bundle.fingerprint[:12]}")
+    demo.figures["metrics"] = result.metrics
+    print_metrics(demo.console, result.metrics)
+    return bundle
+
+
+def _run_control(demo: Demo, bundle: Bundle) -> None:
+    from training.baseline import run_table_control
+
+    with demo.steps.step("Control: TF-IDF + logistic regression on the same split"):
+        control = run_table_control(demo.table, bundle.path / "split.json", bundle.config["text_mode"])
+    demo.figures["control"] = control.to_dict()
+    print_control(demo.console, demo.figures["metrics"], control.to_dict())
+
+
+def _export(demo: Demo, bundle: Bundle) -> None:
+    from export.pipeline import export
+
+    with demo.steps.step("Export to ONNX, hold against PyTorch, publish for Triton") as step:
+        rows = read_rows(demo.table, study_ids=read_split(bundle.path / "split.json", "test"))
+        cases = make_parity_cases(rows, bundle.config["text_mode"], bundle.config["sizes"]["S"])
+        result = export(bundle.path, demo.repository, cases, progress=step.progress)
+        demo.figures["parity"] = result.parity.to_dict()
+        step.say(result.parity.to_sentence())
+
+
+def _ask_servers(demo: Demo, bundle: Bundle, stack: "Stack") -> None:
+    from client import CxrClient
+
+    with CxrClient(stack.triton_url, stack.retrieval_url, timeout_s=30.0) as client:
+        _index(demo, bundle, client)
+        row = _choose_held_out(demo, bundle)
+        predictions = _predict(demo, client, row)
+        searches = _search(demo, client, row)
+    _explain(demo, bundle, row, predictions, searches)
+
+
+def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
+    part = None if demo.reports else read_split(bundle.path / "split.json", "train")
+    rows = read_rows(demo.table, study_ids=part)
+    with demo.steps.step("Index cases through the served model") as step:
+        result = client.index(
+            make_cases(rows, bundle.config["text_mode"]),
+            progress=lambda done, _: step.progress(done, len(rows)),
+        )
+        step.say(f"{result.indexed} cases, {len(result.refused)} refused")
+    demo.figures["indexed"] = result.indexed
+
+
+def _choose_held_out(demo: Demo, bundle: Bundle) -> Row:
+    """Take the first test study that has a finding, both inputs where there are images, and readable text."""
+    for row in read_rows(demo.table, study_ids=read_split(bundle.path / "split.json", "test")):
+        finding = set(row["labels"]) - {"normal", "general_radiographic", "miscellaneous"}
+        complete = bool(row["image_paths"]) or demo.reports is not None
+        if finding and complete and has_text(row, bundle.config["text_mode"]):
+            return row
+    raise ConfigError("The test split holds no study with a finding; draw more studies.")
+
+
+def _predict(demo: Demo, client: "CxrClient", row: Row) -> dict[str, "Prediction"]:
+    image = get_image(row)
+    inputs: dict[str, dict[str, Any]] = {"text": {"report": get_report(row)}}
+    if image is not None:
+        data = image.read_bytes()
+        inputs = {
+            "study": {"image": data, "report": get_report(row), "with_pixels": True},
+            "image": {"image": data},
+            **inputs,
+        }
+    with demo.steps.step(f"Predict the held-out study {row['study_id']}") as step:
+        predictions = {kind: client.predict(**given) for kind, given in inputs.items()}
+        step.say(f"labelled: {', '.join(row['labels'])}")
+    for kind, prediction in predictions.items():
+        print_prediction(demo.console, prediction, title=f"Findings from the {kind}", top=4)
+    return predictions
+
+
+def _search(demo: Demo, client: "CxrClient", row: Row) -> dict[str, list["SimilarCase"]]:
+    image = get_image(row)
+    queries: dict[str, dict[str, Any]] = {f"the sentence “{demo.sentence}”": {"report": demo.sentence}}
+    if image is None:
+        queries = {f"the report of {row['study_id']}": {"report": get_report(row)}, **queries}
+    else:
+        data = image.read_bytes()
+        queries = {
+            f"the study {row['study_id']}": {"image": data, "report": get_report(row)},
+            "its image alone": {"image": data},
+            **queries,
+        }
+    exclude = (row["study_id"],)
+    with demo.steps.step("Search similar cases"):
+        found = {
+            title: client.search(**given, k=5, exclude_studies=exclude) for title, given in queries.items()
+        }
+    for title, cases in found.items():
+        print_cases(demo.console, cases, title=f"Similar to {title}")
+    return found
+
+
+def _explain(
+    demo: Demo,
+    bundle: Bundle,
+    row: Row,
+    predictions: dict[str, "Prediction"],
+    searches: dict[str, list["SimilarCase"]],
+) -> None:
+    from client.explain import explain
+    from client.overlay import write_overlay
+    from client.page import write_report_page
+
+    image = get_image(row)
+    page, overlay = demo.out / "report.html", demo.out / "explanation.png"
+    with demo.steps.step("Explain the top finding (Integrated Gradients) and write the page") as step:
+        explanation: Explanation = explain(
+            bundle, image=image.read_bytes() if image else None, report=get_report(row)
+        )
+        drawn = write_overlay(explanation, overlay)
+        write_report_page(
+            page,
+            title=f"Study {row['study_id']}",
+            data_note=_describe_data(demo),
+            predictions=predictions,
+            searches=searches,
+            explanation=explanation,
+            truth=tuple(row["labels"]),
+        )
+        step.say(str(page))
+    print_explanation(demo.console, explanation, str(overlay) if drawn else None)
+
+
+def _describe_data(demo: Demo) -> str:
+    if demo.reports:
+        return "Real, de-identified reports of the Open-i collection; trained from scratch, text only."
+    return "Phantom data: drawn radiographs and made-up reports. They show that the machine works, nothing more."
+
+
+def _summarise(demo: Demo) -> dict[str, Any]:
+    seconds = {step.title: round(step.seconds, 1) for step in demo.steps.done}
+    summary = {"data": _describe_data(demo), "seconds": seconds, **demo.figures}
+    write_json(demo.out / "summary.json", summary)
+    total = sum(step.seconds for step in demo.steps.done)
+    demo.console.print(
+        f"[bold]Done in {total / 60:.1f} minutes.[/bold] Open {demo.out / 'report.html'}.", highlight=False
+    )
+    demo.console.print(f"{_describe_data(demo)} {NOTICE}", highlight=False)
+    return summary
+
+
+def _keep(demo: Demo, stack: "Stack") -> None:
+    urls = f"--triton {stack.triton_url}"
+    say: Callable[[str], None] = lambda text: demo.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    say("The servers stay up; Ctrl-C stops them. In another terminal:")
+    say(f'  .venv/bin/cxr predict --report "{demo.sentence}" {urls}')
+    say(f'  .venv/bin/cxr search --report "{demo.sentence}" {urls} --retrieval {stack.retrieval_url}')
+    stack.wait()

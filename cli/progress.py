@@ -1,0 +1,63 @@
+"""Progress on the terminal: one line per finished step, a bar while it runs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+ProgressCallback = Callable[[int, int], None]
+
+
+@dataclass
+class Step:
+    """A running step: `progress(done, total)` moves its bar, `say(text)` sets what its line tells at the end."""
+
+    title: str
+    progress: ProgressCallback
+    detail: str = ""
+    seconds: float = 0.0
+
+    def say(self, detail: str) -> None:
+        """Set the text behind the title in the final line."""
+        self.detail = detail
+
+
+@dataclass
+class Steps:
+    """Prints numbered steps with their times; `done` keeps them for a summary."""
+
+    console: Console
+    total: int
+    done: list[Step] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """Run the body under a bar, then print one line with its time."""
+        number = f"[{len(self.done) + 1:>2}/{self.total}]"
+        started = time.perf_counter()
+        with show_progress(self.console, f"{number} {title}") as progress:
+            step = Step(title, progress)
+            yield step
+        step.seconds = time.perf_counter() - started
+        self.done.append(step)
+        detail = f"  [dim]{escape(step.detail)}[/dim]" if step.detail else ""
+        self.console.print(f"{escape(number)} {title}  [bold]{step.seconds:.1f} s[/bold]{detail}", highlight=False)
+
+
+@contextmanager
+def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
+    """Show a bar (a spinner until the total is known) and yield its `progress(done, total)`."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(escape(title), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

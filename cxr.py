@@ -1,0 +1,382 @@
+"""The `cxr` command: from Open-i files to served predictions, similar cases and explanations.
+
+Each sub-command is thin: it reads what a person typed, calls one package and shows the answer. Imports
+stand inside the command that needs them, so that `cxr --help` is quick and an extra is needed only where used.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from contract.errors import ConfigError, CxrError
+
+TRITON = "127.0.0.1:8001"
+RETRIEVAL = "127.0.0.1:8005"
+
+
+class CommandGroup(TyperGroup):
+    """Turns every error raised on purpose into one sentence on standard error and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except CxrError as error:
+            Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            Console(stderr=True).print("Stopped.")
+            raise typer.Exit(130) from error
+        except ModuleNotFoundError as error:
+            message = f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
+            Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(message)}", highlight=False)
+            raise typer.Exit(ConfigError.exit_code) from error
+
+
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Chest X-ray prediction, similar cases and explanations. Research and teaching only: never a diagnosis.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Image = Annotated[Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")]
+ReportText = Annotated[
+    str | None, typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -.")
+]
+TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
+RetrievalUrl = Annotated[
+    str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Deadline of each call, in seconds.")]
+Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]
+
+
+@app.command()
+def demo(
+    reports: Annotated[
+        Path | None,
+        typer.Option(help="Use real Open-i reports (NLMCXR_reports.tgz) instead of the phantom data set."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes; replaced.")] = Path("demo-output"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up until Ctrl-C.")] = False,
+    studies: Annotated[int, typer.Option(min=60, help="How many phantom studies to draw.")] = 700,
+    seed: Annotated[int, typer.Option(help="Seed of data, split and training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole path once: data, training, export, serving, prediction, search, explanation."""
+    from cli.demo import run_demo
+    from cli.show import print_json
+
+    summary = run_demo(_console(as_json), reports=reports, out=out, keep=keep, studies=studies, seed=seed)
+    if as_json:
+        print_json(summary)
+
+
+@data_app.command("draw")
+def data_draw(
+    directory: Annotated[Path, typer.Argument(help="New directory for the data set.")],
+    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 100,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")] = 0.125,
+    as_json: Json = False,
+) -> None:
+    """Draw a phantom data set: DICOM radiographs, XML reports and a box per finding."""
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from training.phantom import draw_dataset
+
+    console = _console(as_json)
+    with show_progress(console, "Drawing studies") as progress:
+        draw_dataset(directory, studies=studies, seed=seed, scale=scale, progress=progress)
+    if as_json:
+        print_json({"directory": str(directory), "studies": studies})
+    else:
+        console.print(f"{studies} phantom studies in {directory}", highlight=False)
+
+
+@data_app.command("table")
+def data_table(
+    reports: Annotated[Path, typer.Argument(help="Reports: NLMCXR_reports.tgz or a directory of XML files.")],
+    out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
+    images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM or PNG files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read Open-i reports and images into one studies table."""
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from training.openi import build_table, write_table
+
+    console = _console(as_json)
+    with show_progress(console, "Reading reports") as progress:
+        table = build_table(reports, images, progress)
+    write_table(table, out)
+    if as_json:
+        print_json({"table": str(out), "studies": table.num_rows})
+    else:
+        console.print(f"{table.num_rows} studies in {out}", highlight=False)
+
+
+@data_app.command("show")
+def data_show(table: Table, as_json: Json = False) -> None:
+    """Count studies, images and labels of a studies table."""
+    from cli.data import count_studies, print_counts
+    from cli.show import print_json
+
+    counts = count_studies(table)
+    if as_json:
+        print_json(counts)
+    else:
+        print_counts(_console(False), counts)
+
+
+@app.command()
+def train(
+    table: Table,
+    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    preset: Annotated[str, typer.Option(help="demo, reports, tiny or base.")] = "demo",
+    image_weights: Annotated[str | None, typer.Option(help="Swin weights: a file or a timm / hub id.")] = None,
+    text_weights: Annotated[str | None, typer.Option(help="BERT weights: a directory or a hub id.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's epochs.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model and write it, with its measured results, as a bundle."""
+    from cli.progress import show_progress
+    from cli.show import print_json, print_metrics
+    from training.config import make_config
+    from training.train import train as train_model
+
+    changes = {"image_weights": image_weights, "text_weights": text_weights, "epochs": epochs, "seed": seed}
+    config = make_config(preset, {key: value for key, value in changes.items() if value is not None})
+    console = _console(as_json)
+    with show_progress(console, f"Training {preset}") as progress:
+        result = train_model(config, table, out, progress=progress)
+    if as_json:
+        print_json({"bundle": str(result.bundle), "metrics": result.metrics})
+    else:
+        print_metrics(console, result.metrics)
+        console.print(f"Bundle: {result.bundle}", highlight=False)
+
+
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
+    table: Annotated[Path, typer.Option(help="Studies table whose cases the parity gate runs.")],
+    repository: Annotated[Path, typer.Option(help="Model repository to publish into.")],
+    target: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Convert a bundle to ONNX, hold it against PyTorch on real cases, and publish it for Triton."""
+    from cli.cases import make_parity_cases, read_rows
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from contract.bundle import load_bundle
+    from export.pipeline import export as export_bundle
+
+    if target not in {"cpu", "gpu"}:
+        raise ConfigError(f"--target must be cpu or gpu, not {target}.")
+    loaded = load_bundle(bundle)
+    cases = make_parity_cases(read_rows(table), loaded.config["text_mode"], loaded.config["sizes"]["S"])
+    console = _console(as_json)
+    with show_progress(console, "Exporting") as progress:
+        result = export_bundle(bundle, repository, cases, progress=progress, target=target)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console.print(result.parity.to_markdown(), highlight=False)
+        console.print(f"Published into {result.repository}", highlight=False)
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
+    store: Annotated[Path, typer.Option(help="Directory of the case store; made when missing.")],
+    logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
+    http_port: Annotated[int, typer.Option(help="Triton HTTP.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Triton gRPC.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Triton metrics (Prometheus).")] = 8002,
+    retrieval_port: Annotated[int, typer.Option(help="Retrieval sidecar gRPC.")] = 8005,
+    as_json: Json = False,
+) -> None:
+    """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
+    from cli.show import print_json
+    from serving.stack import Ports, Stack
+
+    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
+    console = _console(as_json)
+    with Stack(repository, store, ports=ports, log_dir=logs) as stack:
+        if as_json:
+            print_json({"triton": stack.triton_url, "retrieval": stack.retrieval_url})
+            sys.stdout.flush()
+        console.print(f"Triton (gRPC) {stack.triton_url}, sidecar {stack.retrieval_url}; Ctrl-C stops both.")
+        stack.wait()
+
+
+@app.command("index")
+def index_cases(
+    table: Table,
+    split: Annotated[
+        Path | None, typer.Option(help="split.json of a bundle: index only its training studies.")
+    ] = None,
+    triton: TritonUrl = TRITON,
+    retrieval: RetrievalUrl = RETRIEVAL,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Embed every study of a table through the served model and store it for search."""
+    from cli.cases import make_cases, read_rows
+    from cli.inputs import read_split
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from client import CxrClient
+
+    rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
+    console = _console(as_json)
+    with CxrClient(triton, retrieval, timeout) as client, show_progress(console, "Indexing") as progress:
+        text_mode = client.get_text_mode()
+        result = client.index(
+            make_cases(rows, text_mode), progress=lambda done, _: progress(done, len(rows))
+        )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    console.print(f"{result.indexed} cases indexed, {len(result.refused)} refused", highlight=False)
+    for case_id, reason in result.refused:
+        console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)
+
+
+@app.command()
+def predict(
+    image: Image = None,
+    report: ReportText = None,
+    triton: TritonUrl = TRITON,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Predict the 22 finding categories from a radiograph, a report, or both."""
+    from cli.inputs import read_image, read_report, require_input
+    from cli.show import NOTICE, print_json, print_prediction
+    from client import CxrClient
+
+    require_input(image, report)
+    with CxrClient(triton, timeout_s=timeout) as client:
+        prediction = client.predict(read_image(image), read_report(report))
+    if as_json:
+        print_json({**prediction.to_dict(), "notice": NOTICE})
+        return
+    console = _console(False)
+    print_prediction(console, prediction)
+    console.print(NOTICE)
+
+
+@app.command()
+def search(
+    image: Image = None,
+    report: ReportText = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many cases.")] = 5,
+    exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out; may be repeated.")] = None,
+    triton: TritonUrl = TRITON,
+    retrieval: RetrievalUrl = RETRIEVAL,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
+    from cli.inputs import read_image, read_report, require_input
+    from cli.show import NOTICE, print_cases, print_json
+    from client import CxrClient
+
+    require_input(image, report)
+    with CxrClient(triton, retrieval, timeout) as client:
+        cases = client.search(
+            read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
+        )
+    if as_json:
+        print_json({"cases": [case.to_dict() for case in cases], "notice": NOTICE})
+        return
+    console = _console(False)
+    print_cases(console, cases)
+    console.print(NOTICE)
+
+
+@app.command()
+def explain(
+    image: Image = None,
+    report: ReportText = None,
+    bundle: Annotated[Path, typer.Option(help="Bundle of the model to explain; no server is needed.")] = Path(
+        "demo-output/bundle"
+    ),
+    label: Annotated[str | None, typer.Option(help="Category key; default: the top finding.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG file for the overlay.")] = Path("explanation.png"),
+    steps: Annotated[int, typer.Option(min=4, max=512, help="Integration steps.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Show which pixels and words speak for a finding (Integrated Gradients through the whole model)."""
+    from cli.inputs import read_image, read_report, require_input
+    from cli.show import NOTICE, print_explanation, print_json
+    from client.explain import explain as explain_case
+    from client.overlay import write_overlay
+    from contract.bundle import load_bundle
+
+    require_input(image, report)
+    loaded = load_bundle(bundle)
+    explanation = explain_case(
+        loaded, image=read_image(image), report=read_report(report), label=label, steps=steps
+    )
+    written = str(out) if write_overlay(explanation, out) else None
+    if as_json:
+        print_json({**explanation.to_dict(), "overlay": written, "notice": NOTICE})
+        return
+    console = _console(False)
+    print_explanation(console, explanation, written)
+    console.print(NOTICE)
+
+
+@app.command()
+def doctor(
+    triton: TritonUrl = TRITON,
+    retrieval: RetrievalUrl = RETRIEVAL,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine has, what is missing and how to get it, and whether the servers answer."""
+    from cli.data import print_checks
+    from cli.show import print_json
+    from client import CxrClient
+    from serving.doctor import run_checks
+
+    checks = run_checks()
+    with CxrClient(triton, retrieval, timeout_s=2.0) as client:
+        health = client.health()
+    if as_json:
+        print_json({"checks": [check.to_dict() for check in checks], "servers": health.to_dict()})
+    else:
+        print_checks(_console(False), checks, health)
+
+
+def _console(as_json: bool) -> Console:
+    """Text goes to standard output; with --json only progress is shown, on standard error."""
+    return Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the console script; a termination signal stops children as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _stop)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+# The command-line client: no torch, no GPU. Build from the repository's root:
+#   docker build -f docker/client.Dockerfile -t cxr-client .
+FROM python:3.11-slim-bookworm
+
+WORKDIR /opt/cxr
+COPY . .
+RUN pip install --no-cache-dir "."
+
+RUN useradd --create-home --uid 10001 cxr
+USER cxr
+ENTRYPOINT ["cxr"]

@@ -1,0 +1,16 @@
+# Triton with what the python models import. Build from the repository's root:
+#   docker build -f docker/triton.Dockerfile -t cxr-triton .
+# 24.10 is Triton 2.51.0, the release that `cxr serve` runs from the nvidia-pytriton wheel; its Python is 3.10.
+FROM nvcr.io/nvidia/tritonserver:24.10-py3
+
+WORKDIR /opt/cxr
+COPY . .
+RUN pip install --no-cache-dir ".[triton]"
+
+RUN useradd --create-home --uid 10001 cxr
+USER cxr
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
+  CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]
+# The published repository is mounted at /models, read-only.
+ENTRYPOINT ["tritonserver", "--model-repository=/models", "--strict-readiness=true", "--exit-on-error=true"]

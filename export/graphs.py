@@ -1,0 +1,199 @@
+"""PyTorch modules of a bundle -> ONNX graphs that carry the bundle's fingerprint.
+
+Each graph in `contract.tensors.GRAPHS` becomes one file. Batch and text length stay dynamic. Names, data types
+and shapes are held to the tensor table, so a graph that Triton could not connect is never written.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from contract.bundle import Bundle, require_same_fingerprint
+from contract.errors import ArtifactError
+from contract.tensors import GRAPHS, MODELS, DataType, ModelSpec, TensorSpec
+from training.model import graph_modules, load_model
+
+OPSET: Final = 18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
+EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
+SIZE_LETTERS: Final = ("S", "N", "C", "D")
+FINGERPRINT_KEY: Final = "fingerprint"
+_EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
+_AXIS_NAMES: Final = {"B": "batch", "L": "length"}
+_ONNX_TYPES: Final[dict[DataType, int]] = {
+    "UINT8": onnx.TensorProto.UINT8,
+    "INT32": onnx.TensorProto.INT32,
+    "INT64": onnx.TensorProto.INT64,
+    "FP32": onnx.TensorProto.FLOAT,
+}
+_NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+def export_graphs(
+    bundle: Bundle, out: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Path]:
+    """Write every graph of a bundle as ONNX.
+
+    Args:
+        bundle: The verified bundle.
+        out: Directory for the files; made if needed. A graph whose weights pass 1.5 GB keeps them beside it
+            in `<graph>.onnx.data`.
+        progress: Called with (graphs done, graphs in all).
+
+    Returns:
+        Graph name -> `<out>/<graph>.onnx`, in the order of `contract.tensors.GRAPHS`.
+
+    Raises:
+        ArtifactError: The bundle's sizes are missing, a graph does not fit the tensor table, or the disk
+            refused the write.
+    """
+    sizes = read_sizes(bundle)
+    modules = graph_modules(load_model(bundle))
+    paths: dict[str, Path] = {}
+    for done, name in enumerate(GRAPHS):
+        if progress:
+            progress(done, len(GRAPHS))
+        paths[name] = out / f"{name}.onnx"
+        _write_graph(modules[name], MODELS[name], sizes, paths[name], bundle.fingerprint)
+        check_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
+    if progress:
+        progress(len(GRAPHS), len(GRAPHS))
+    return paths
+
+
+def read_sizes(bundle: Bundle) -> dict[str, int]:
+    """Return the model's S, N, C and D from the bundle; raises ArtifactError when one is missing."""
+    sizes = bundle.config.get("sizes")
+    if not isinstance(sizes, dict) or any(
+        not isinstance(sizes.get(letter), int) or sizes[letter] < 1 for letter in SIZE_LETTERS
+    ):
+        raise ArtifactError(f"The config of {bundle.path} lacks the sizes {', '.join(SIZE_LETTERS)}.")
+    return {letter: sizes[letter] for letter in SIZE_LETTERS}
+
+
+def read_fingerprint(graph: Path) -> str:
+    """Return the fingerprint in an ONNX file's metadata, or "" when it has none.
+
+    Raises:
+        ArtifactError: The file is no ONNX graph.
+    """
+    properties = _read_graph(graph).metadata_props
+    return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
+
+
+def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
+    """Hold an ONNX file to the tensor table.
+
+    Args:
+        path: The file.
+        spec: The served model that it implements.
+        sizes: S, N, C and D of the model.
+        fingerprint: Of the bundle that it must come from.
+
+    Raises:
+        FingerprintError: It was made from another bundle.
+        ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
+    """
+    graph = _read_graph(path).graph
+    require_same_fingerprint(
+        fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
+    )
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"{path.name} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+    for role, values, specs in (("input", graph.input, spec.inputs), ("output", graph.output, spec.outputs)):
+        found, expected = [value.name for value in values], [tensor.name for tensor in specs]
+        if found != expected:
+            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
+        for value, tensor in zip(values, specs, strict=True):
+            _check_value(value, tensor, sizes, path.name)
+
+
+def _check_value(
+    value: onnx.ValueInfoProto, tensor: TensorSpec, sizes: Mapping[str, int], file_name: str
+) -> None:
+    found_type = value.type.tensor_type
+    if found_type.elem_type != _ONNX_TYPES[tensor.dtype]:
+        name = onnx.TensorProto.DataType.Name(found_type.elem_type)
+        raise ArtifactError(f"{file_name}: {tensor.name} must be {tensor.dtype}, not {name}.")
+    expected = [-1, *tensor.dims(sizes)]  # the batch is dynamic
+    found = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in found_type.shape.dim]
+    if found != expected:
+        raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {found}.")
+
+
+def _write_graph(
+    module: nn.Module, spec: ModelSpec, sizes: Mapping[str, int], path: Path, fingerprint: str
+) -> None:
+    inputs = tuple(_make_example(tensor, sizes) for tensor in spec.inputs)
+    axes = tuple(_name_dynamic_axes(tensor) for tensor in spec.inputs)
+    with _quiet_exporter(), torch.inference_mode(False), torch.no_grad():
+        program: Any = torch.onnx.export(
+            module.eval(),
+            inputs,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=axes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props.update({FINGERPRINT_KEY: fingerprint, "graph": spec.name})
+    weight_bytes = sum(weight.nbytes for weight in module.state_dict().values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(path, external_data=weight_bytes > EXTERNAL_DATA_FROM_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+
+
+def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
+    """Return a (2, ...) tensor to trace with; ids are 0 and masks 1, which every model accepts."""
+    known = {**_EXAMPLE_SIZES, **sizes}
+    shape = [known["B"], *(size if isinstance(size, int) else known[size] for size in tensor.shape)]
+    if tensor.dtype == "FP32":
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if tensor.name == "attention_mask":
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.zeros(shape, dtype=torch.uint8 if tensor.dtype == "UINT8" else torch.int64)
+
+
+def _name_dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
+    letters = ("B", *tensor.shape)
+    return {
+        axis: _AXIS_NAMES[letter]
+        for axis, letter in enumerate(letters)
+        if isinstance(letter, str) and letter in _AXIS_NAMES
+    }
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"There is no graph {path}.") from error
+    except Exception as error:  # protobuf's DecodeError differs between its implementations
+        raise ArtifactError(f"{path} is not an ONNX graph.") from error
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's progress and advice, meant for its developers, off the terminal."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,38 @@
+"""Triton's first step for radiographs: file bytes to pixels, by `contract.dicom` alone."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from contract.dicom import load_pixels
+from contract.errors import InputError
+
+_STEP = "preprocess_image"
+
+
+class TritonPythonModel:
+    """Adapts `contract.dicom.load_pixels`."""
+
+    def initialize(self, args):
+        """Read the parameter `image_size`, in pixels."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._size = int(parameters["image_size"]["string_value"])
+
+    def execute(self, requests):
+        """Answer each request on its own: a file that cannot be read fails only the request that brought it."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            files = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy().reshape(-1)
+            pixels = np.stack([load_pixels(bytes(data), size=self._size) for data in files])  # (B, 1, S, S)
+        except InputError as error:
+            return _fail(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # whatever it was: the message may hold content of the file, its type does not
+            return _fail(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
+
+
+def _fail(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{_STEP}: {message}", code))

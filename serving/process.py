@@ -1,0 +1,176 @@
+"""One server as a child process that never outlives the process that started it.
+
+The child leads its own session, so that Ctrl-C in a terminal reaches only the parent (which then stops the
+child in order) and so that a kill of the group reaches the child's own children. It is started through a
+few lines of Python that set PR_SET_PDEATHSIG (prctl(2)) and then become the server by exec: unlike a
+`preexec_fn` this is safe in a parent with threads, and gRPC always has threads.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final
+
+from contract.errors import ConfigError, ServiceError
+
+# argv: pid of the parent, then the command. The parent may be gone before prctl: then nobody would signal.
+_LAUNCH: Final = """
+import ctypes, os, signal, sys
+if ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGTERM), 0, 0, 0) != 0:
+    sys.exit("prctl(PR_SET_PDEATHSIG) failed: " + os.strerror(ctypes.get_errno()))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent ended before the start")
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be run: {error.strerror}")
+"""
+_TAIL_BYTES: Final = 64 * 1024
+_POLL_S: Final = 0.02
+
+
+class ChildProcess:
+    """A server process with its log file.
+
+    The kernel ties the child to the *thread* that calls `start`: call it from one that outlives the server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log_path: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe the process; nothing runs yet.
+
+        Args:
+            name: What messages call it, such as "Triton".
+            command: Program and arguments.
+            log_path: File that receives stdout and stderr; an earlier one is replaced.
+            environment: The whole environment of the child; None hands on this process's own.
+        """
+        self.name = name
+        self.log_path = log_path
+        self._command = list(command)
+        self._environment = None if environment is None else dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None before `start`."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code (negative: the signal), or None while it runs or before `start`."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process.
+
+        Raises:
+            ServiceError: It was started before, or the operating system refuses to start it.
+            ConfigError: The log file cannot be written.
+        """
+        if self._process is not None:
+            raise ServiceError(f"{self.name} was started already.")
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
+        try:
+            log = self.log_path.open("wb")
+        except OSError as error:
+            raise ConfigError(f"The log {self.log_path} cannot be written: {error.strerror}.") from error
+        with log:
+            try:
+                self._process = subprocess.Popen(
+                    [*launcher, *self._command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ServiceError(f"{self.name} could not be started: {error.strerror}.") from error
+
+    def request_stop(self) -> None:
+        """Ask the process to end in order (SIGTERM); returns at once."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the process and everything it started; may be called at any time and repeatedly.
+
+        Args:
+            timeout_s: How long it may take to end in order before it is killed.
+        """
+        if self._process is None:
+            return
+        self.request_stop()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also when Ctrl-C ends the wait
+            self._kill_group()
+            self._process.wait()
+
+    def read_tail(self, lines: int = 20) -> list[str]:
+        """Return the last lines of the log that are not empty; none when there is no log."""
+        try:
+            with self.log_path.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - _TAIL_BYTES))
+                text = file.read().decode("utf-8", errors="replace")
+        except OSError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+    def _kill_group(self) -> None:
+        # The group may hold children of a leader that has ended; a group without members is ProcessLookupError.
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class TerminationGuard:
+    """Turns SIGTERM into SystemExit(143) within a `with` block, so that `finally` and `__exit__` run.
+
+    Only the main thread may use it. The earlier handler comes back at the end.
+    """
+
+    def __enter__(self) -> "TerminationGuard":
+        self._previous = signal.signal(signal.SIGTERM, self._leave)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    @staticmethod
+    def _leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+
+def wait_until(deadline: float) -> bool:
+    """Sleep one polling step; returns False once `deadline` (time.monotonic seconds) has passed."""
+    if time.monotonic() >= deadline:
+        return False
+    time.sleep(_POLL_S)
+    return True

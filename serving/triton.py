@@ -1,0 +1,181 @@
+"""The Triton of the nvidia-pytriton wheel: where it lies and how it is run.
+
+That tritonserver ships the python backend only. A backend directory put together here adds
+`backends/onnxruntime/model.py`, a python-based backend of the name that the model repository asks for, so
+that one repository runs here and, unchanged, on the full Triton image. pytriton itself is never imported.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from contract.errors import ArtifactError, ConfigError
+
+INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
+PUBLISHED: Final = ".published.json"  # written by the exporter at the top of a model repository
+_BACKENDS: Final = Path(__file__).parent / "backends"
+_STUB: Final = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True)
+class TritonInstallation:
+    """Where the parts of the wheel lie."""
+
+    version: str  # of nvidia-pytriton
+    server: Path  # the tritonserver program
+    python_backend: Path  # directory with libtriton_python.so
+    stub: Path  # the stub program for the running Python version
+    caches: Path
+    libraries: Path  # nvidia_pytriton.libs
+
+
+@dataclass(frozen=True)
+class TritonAddresses:
+    """Loopback ports of one Triton."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def find_triton() -> TritonInstallation:
+    """Locate the tritonserver of the installed nvidia-pytriton wheel.
+
+    Raises:
+        ConfigError: The wheel is missing or incomplete, or has no stub for this Python version.
+    """
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.")
+    root = Path(spec.origin).parent / "tritonserver"
+    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = TritonInstallation(
+        version=importlib.metadata.version("nvidia-pytriton"),
+        server=root / "bin" / "tritonserver",
+        python_backend=root / "backends" / "python",
+        stub=root / "python_backend_stubs" / minor / _STUB,
+        caches=root / "caches",
+        libraries=root.parents[1] / "nvidia_pytriton.libs",
+    )
+    if not found.stub.is_file() and found.stub.parents[1].is_dir():
+        have = ", ".join(sorted(path.name for path in found.stub.parents[1].iterdir()))
+        raise ConfigError(f"The nvidia-pytriton wheel serves Python {have}, not {minor}.")
+    for path in (found.server, found.python_backend, found.stub, found.caches, found.libraries):
+        if not path.exists():
+            raise ConfigError(f"The nvidia-pytriton wheel lacks {path}: {INSTALL_HINT} --force-reinstall.")
+    return found
+
+
+def assemble_backends(installation: TritonInstallation, directory: Path) -> Path:
+    """Fill `directory` (replaced) with the backends that the model repository asks for; return it.
+
+    The wheel keeps the stub for each Python version apart from the backend, which looks for it beside itself.
+
+    Raises:
+        ConfigError: The directory cannot be written.
+    """
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+        python = directory / "python"
+        shutil.copytree(installation.python_backend, python, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(installation.stub, python / _STUB)
+        shutil.copytree(_BACKENDS, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror or error}.") from error
+    return directory
+
+
+def build_environment(installation: TritonInstallation) -> dict[str, str]:
+    """Return the environment for Triton: its libraries, and this interpreter's packages for the models.
+
+    The stub embeds libpython, so it knows nothing of a virtual environment: PYTHONPATH names what this very
+    interpreter imports from, with the directory that holds `contract` first.
+    """
+    environment = dict(os.environ)
+    libraries = [str(installation.libraries), str(sysconfig.get_config_var("LIBDIR") or "")]
+    libraries.append(environment.get("LD_LIBRARY_PATH", ""))
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in libraries if path)
+    standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
+    kept = [path for path in paths if path not in standard and not path.endswith("lib-dynload")]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([here, *kept]))
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment.pop("PYTHONHOME", None)
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository may be read-only
+    return environment
+
+
+def build_command(
+    installation: TritonInstallation,
+    repository: Path,
+    backends: Path,
+    addresses: TritonAddresses,
+) -> list[str]:
+    """Return the command line of a Triton that answers on loopback only and serves every model or ends.
+
+    Model control is "none": the models are those of the repository at the start, and no client can change
+    them. Configurations are complete, so auto-complete is off, which also saves one start of Python a model.
+    """
+    return [
+        str(installation.server),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        f"--cache-directory={installation.caches}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        "--exit-timeout-secs=10",
+        "--http-address=127.0.0.1",
+        f"--http-port={addresses.http}",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={addresses.grpc}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={addresses.metrics}",
+        "--log-verbose=0",
+        "--log-info=true",
+    ]
+
+
+def read_fingerprint(repository: Path) -> str:
+    """Return the fingerprint of the model that a published repository serves.
+
+    Raises:
+        ArtifactError: The directory is no published model repository.
+    """
+    marker = repository / PUBLISHED
+    try:
+        fingerprint = json.loads(marker.read_text(encoding="utf-8"))["fingerprint"]
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{repository} is not a published model repository (no {PUBLISHED}): run `cxr export` first."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{marker} cannot be read: {type(error).__name__}.") from error
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ArtifactError(f"{marker} holds no fingerprint.")
+    return fingerprint
+
+
+def find_missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:
+    """Return the shared libraries that the dynamic linker does not find for a program (empty: all there)."""
+    traced = subprocess.run(
+        [str(program)],
+        env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return [line.split("=>")[0].strip() for line in traced.stdout.splitlines() if "not found" in line]

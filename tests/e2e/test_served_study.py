@@ -1,0 +1,154 @@
+"""The running stack: what it answers, and how it refuses."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cli.cases import get_image, get_report, make_cases
+from client import CxrClient
+from contract.dicom import load_pixels
+from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
+from contract.labels import LABEL_KEYS
+from contract.text import ReportTokenizer, read_report
+from training.model import load_model
+
+
+@pytest.fixture(scope="module")
+def row(trained):
+    rows = [row for row in trained.test_rows if row["image_paths"] and row["findings"]]
+    return rows[0]
+
+
+@pytest.fixture(scope="module")
+def image(row) -> bytes:
+    return get_image(row).read_bytes()
+
+
+def test_prediction_of_every_kind(client, row, image):
+    report = get_report(row)
+    for kind, given in {
+        "study": {"image": image, "report": report},
+        "image": {"image": image},
+        "text": {"report": report},
+    }.items():
+        prediction = client.predict(**given)
+        assert prediction.kind == kind
+        assert tuple(finding.key for finding in prediction.findings) == LABEL_KEYS
+        assert all(0 <= finding.probability <= 1 for finding in prediction.findings)
+        assert np.linalg.norm(prediction.embedding) == pytest.approx(1, abs=1e-4)
+        assert (prediction.image_attention is None) == (kind == "text")
+        assert (prediction.text_attention is None) == (kind == "image")
+
+
+def test_served_answer_is_the_model_answer(client, trained, row, image):
+    """Raw bytes through Triton = the same functions and the PyTorch model, called directly."""
+    config = trained.bundle.config
+    model = load_model(trained.bundle)
+    text = read_report(get_report(row), config["text_mode"])
+    tokens = ReportTokenizer.load(trained.bundle.tokenizer_path).encode([text], config["max_length"])
+    pixels = load_pixels(image, size=config["sizes"]["S"])
+    with torch.inference_mode():
+        image_tokens = model.image_encoder(torch.from_numpy(pixels[None]))
+        mask = torch.from_numpy(tokens.attention_mask)
+        text_tokens = model.text_encoder(torch.from_numpy(tokens.input_ids), mask)
+        probabilities, embedding, *_ = model.fusion.forward_study(image_tokens, text_tokens, mask)
+    served = client.predict(image, get_report(row), with_pixels=True)
+    np.testing.assert_array_equal(served.pixels, pixels)
+    assert served.report_text == text
+    np.testing.assert_allclose(
+        [finding.probability for finding in served.findings], probabilities[0].numpy(), atol=1e-4
+    )
+    assert float(served.embedding @ embedding[0].numpy()) > 0.9999
+
+
+def test_similar_cases(client, trained, image):
+    known = next(row for row in trained.train_rows if row["image_paths"])
+    data = get_image(known).read_bytes()
+    hits = client.search(data, get_report(known), k=5)
+    assert hits[0].study_id == known["study_id"]
+    assert hits[0].score == pytest.approx(1, abs=1e-4)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    others = client.search(data, get_report(known), k=5, exclude_studies=(known["study_id"],))
+    assert known["study_id"] not in {hit.study_id for hit in others}
+    assert len(client.search(image, k=3)) == 3
+    assert len(client.search(report="Large pleural effusion.", k=4)) == 4
+
+
+BAD_INPUTS = {
+    "truncated DICOM": ({"image": "truncated"}, "preprocess_image"),
+    "PDF named .dcm": ({"image": b"%PDF-1.7\n" + b"0" * 500}, "preprocess_image"),
+    "empty image": ({"image": b""}, "preprocess_image"),
+    "empty report": ({"report": "   "}, "preprocess_text"),
+    "report of 10,000 words": ({"report": "opacity " * 10_000}, "preprocess_text"),
+    "broken XML": ({"report": "<eCitation><MedlineCitation>"}, "preprocess_text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_names_the_step(client, image, name):
+    given, step = BAD_INPUTS[name]
+    if given.get("image") == "truncated":
+        given = {"image": image[: len(image) // 2]}
+    with pytest.raises(InputError) as caught:
+        client.predict(**given)
+    assert step in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bad_requests_leave_their_neighbours_alone(client, image):
+    """Good and bad requests at once, batched by the server: each gets its own answer."""
+    expected = client.predict(image).embedding
+    outcomes: dict[int, object] = {}
+
+    def send(number: int) -> None:
+        try:
+            outcomes[number] = client.predict(image if number % 2 else image[:300]).embedding
+        except InputError as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, outcome in outcomes.items():
+        if number % 2:
+            np.testing.assert_allclose(outcome, expected, atol=1e-4)
+        else:
+            assert isinstance(outcome, InputError)
+    assert len(outcomes) == 12
+
+
+def test_wrong_port_and_short_deadline(stack, image):
+    with (
+        CxrClient("127.0.0.1:9", "127.0.0.1:9", timeout_s=2) as nowhere,
+        pytest.raises(UnavailableError, match="cxr serve"),
+    ):
+        nowhere.predict(image)
+    with CxrClient(stack.triton_url, stack.retrieval_url) as client, pytest.raises(DeadlineError):
+        client.predict(image, timeout_s=0.001)
+
+
+def test_cases_of_another_model_are_refused(client, trained, monkeypatch):
+    prediction = client.predict(report="Normal chest.")
+    with pytest.raises(FingerprintError):
+        client.search_embedding_of(prediction.embedding, fingerprint="0" * 64)
+
+
+def test_a_bad_case_is_reported_and_the_rest_is_indexed(client, trained):
+    good = next(iter(make_cases(trained.train_rows[:1], "findings")))
+    bad = type(good)(id="bad", study_id="bad", image=b"junk", report=None, labels=(), image_ref="")
+    result = client.index([bad, good])
+    assert result.indexed == 1
+    assert [case_id for case_id, _ in result.refused] == ["bad"]
+
+
+def test_logs_hold_no_report(stack: object, trained, client):
+    client.predict(report="Zebrafish-shaped opacity.")
+    logs = Path(stack.log_dir)
+    text = "".join(path.read_text(errors="replace") for path in logs.iterdir())
+    assert text
+    assert "Zebrafish" not in text
