@@ -1,0 +1,70 @@
+"""The `cxr` command: help for every sub-command, one sentence and the right exit code for every error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cxr import app
+
+COMMANDS = ("demo", "train", "export", "serve", "index", "predict", "search", "explain", "doctor")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data draw", "data table", "data show"])
+def test_help_and_json_everywhere(command):
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+
+
+BAD_CALLS = {
+    "nothing given": (("predict",), 2, "--report"),
+    "no server": (("predict", "--report", "Normal.", "--triton", "127.0.0.1:9", "--timeout", "2"), 4, "cxr serve"),
+    "no image file": (("predict", "missing.dcm"), 2, "missing.dcm"),
+    "no bundle": (("explain", "--report", "Normal.", "--bundle", "missing"), 3, "missing"),
+    "no table": (("data", "show", "missing.parquet"), 2, "cxr data table"),
+    "no reports": (("demo", "--reports", "missing.tgz"), 2, "missing.tgz"),
+    "unknown preset": (("train", "missing.parquet", "--out", "b", "--preset", "huge"), 2, "huge"),
+    "unknown target": (("export", "b", "--table", "t", "--repository", "r", "--target", "tpu"), 2, "tpu"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_error_is_one_sentence_with_its_exit_code(name, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, code, words = BAD_CALLS[name]
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
+
+
+def test_demo_never_removes_files_of_others(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = run("demo", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_help_is_quick_because_imports_are_cheap():
+    code = "import cxr, sys; print([m for m in ('torch', 'faiss', 'pydicom', 'tritonclient') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_draw_table_show(tmp_path: Path):
+    phantom, table = str(tmp_path / "phantom"), str(tmp_path / "studies.parquet")
+    assert run("data", "draw", phantom, "--studies", "6", "--scale", "0.05", "--json").exit_code == 0
+    made = run("data", "table", phantom, "--images", phantom, "--out", table, "--json")
+    assert json.loads(made.stdout)["studies"] == 6
+    counts = json.loads(run("data", "show", table, "--json").stdout)
+    assert counts["studies"] == 6
+    assert counts["images"] >= 6
