@@ -1,0 +1,1 @@
+"""From Open-i files to a trained model bundle."""
