@@ -139,7 +139,7 @@ class ChildProcess:
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def _kill_group(self) -> None:
-        # The group may hold children of a leader that has ended; a group without members is ProcessLookupError.
+        # The group may hold children of a leader that has ended; a group without members is an error.
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

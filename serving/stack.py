@@ -24,6 +24,7 @@ from serving.triton import (
     assemble_backends,
     build_command,
     build_environment,
+    build_python_environment,
     find_triton,
     read_fingerprint,
 )
@@ -226,9 +227,15 @@ class Stack:
         )
 
     def _build_sidecar(self) -> ChildProcess:
-        command = [sys.executable, "-m", "retrieval.server", "--store", str(self.store)]
+        # -P: no `retrieval` folder in the current directory takes the place of this project's.
+        command = [sys.executable, "-P", "-m", "retrieval.server", "--store", str(self.store)]
         command += ["--address", self.retrieval_url, "--fingerprint", self.fingerprint]
-        return ChildProcess("The retrieval sidecar", command, log_path=self.log_dir / "retrieval.log")
+        return ChildProcess(
+            "The retrieval sidecar",
+            command,
+            log_path=self.log_dir / "retrieval.log",
+            environment=build_python_environment(),
+        )
 
     def _answers(self, child: ChildProcess) -> bool:
         if child.name == "Triton":
@@ -292,5 +299,6 @@ def _require_free(port: int) -> None:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             raise ConfigError(
-                f"Port {port} on {LOOPBACK} is in use ({error.strerror}): stop what listens there or choose another."
+                f"Port {port} on {LOOPBACK} is in use ({error.strerror}): stop what listens there or "
+                "choose another port."
             ) from error

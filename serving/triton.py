@@ -88,7 +88,9 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
         python = directory / "python"
         shutil.copytree(installation.python_backend, python, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(installation.stub, python / _STUB)
-        shutil.copytree(_BACKENDS, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            _BACKENDS, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror or error}.") from error
     return directory
@@ -100,19 +102,24 @@ def build_environment(installation: TritonInstallation) -> dict[str, str]:
     The stub embeds libpython, so it knows nothing of a virtual environment: PYTHONPATH names what this very
     interpreter imports from, with the directory that holds `contract` first.
     """
-    environment = dict(os.environ)
+    environment = build_python_environment()
     libraries = [str(installation.libraries), str(sysconfig.get_config_var("LIBDIR") or "")]
     libraries.append(environment.get("LD_LIBRARY_PATH", ""))
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in libraries if path)
-    standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    return environment
+
+
+def build_python_environment() -> dict[str, str]:
+    """Return an environment in which Python imports this project and what this interpreter imports."""
+    environment = dict(os.environ)
     here = str(Path(__file__).resolve().parents[1])
+    standard = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib")}
     paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
     kept = [path for path in paths if path not in standard and not path.endswith("lib-dynload")]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([here, *kept]))
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    environment.pop("PYTHONHOME", None)
     environment["PYTHONUNBUFFERED"] = "1"
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository may be read-only
+    environment.pop("PYTHONHOME", None)
     return environment
 
 

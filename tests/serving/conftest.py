@@ -10,7 +10,7 @@ import pytest
 FINGERPRINT = "f" * 64
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
-STEP = '''
+STEP = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -26,7 +26,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=error)
         ids = np.array([[len(text), int(text)] for text in texts], dtype=np.int64)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("ids", ids)])
-'''
+"""
 
 STEP_CONFIG = """
 backend: "python"

@@ -1,6 +1,7 @@
 """Triton's first step for radiographs: file bytes to pixels, by `contract.dicom` alone."""
 
 import json
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -14,25 +15,27 @@ _STEP = "preprocess_image"
 class TritonPythonModel:
     """Adapts `contract.dicom.load_pixels`."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read the parameter `image_size`, in pixels."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._size = int(parameters["image_size"]["string_value"])
 
-    def execute(self, requests):
-        """Answer each request on its own: a file that cannot be read fails only the request that brought it."""
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own: one that cannot be read fails alone."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request):
+    def _answer(self, request: Any) -> Any:
         try:
             files = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy().reshape(-1)
             pixels = np.stack([load_pixels(bytes(data), size=self._size) for data in files])  # (B, 1, S, S)
         except InputError as error:
             return _fail(str(error), pb_utils.TritonError.INVALID_ARG)
-        except Exception as error:  # whatever it was: the message may hold content of the file, its type does not
+        except (
+            Exception
+        ) as error:  # whatever it was: the message may hold content of the file, its type does not
             return _fail(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
 
 
-def _fail(message, code):
+def _fail(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{_STEP}: {message}", code))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,7 +16,7 @@ _STEP = "preprocess_text"
 class TritonPythonModel:
     """Adapts `contract.text`; tokenizer.json lies beside this file."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read the parameters `text_mode` and `max_length` (tokens) and the tokenizer."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._mode = parameters["text_mode"]["string_value"]
@@ -23,18 +24,20 @@ class TritonPythonModel:
         directory = Path(args["model_repository"]) / args["model_version"]
         self._tokenizer = ReportTokenizer.load(directory / "tokenizer.json")
 
-    def execute(self, requests):
-        """Answer each request on its own: a report that cannot be read fails only the request that brought it."""
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own: one that cannot be read fails alone."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request):
+    def _answer(self, request: Any) -> Any:
         try:
             reports = pb_utils.get_input_tensor_by_name(request, "report").as_numpy().reshape(-1)
             texts = [read_report(bytes(data), self._mode) for data in reports]
             tokens = self._tokenizer.encode(texts, self._max_length)
         except InputError as error:
             return _fail(str(error), pb_utils.TritonError.INVALID_ARG)
-        except Exception as error:  # whatever it was: the message may hold words of the report, its type does not
+        except (
+            Exception
+        ) as error:  # whatever it was: the message may hold words of the report, its type does not
             return _fail(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
         encoded = np.array([[text.encode("utf-8")] for text in texts], dtype=np.object_)  # (B, 1)
         outputs = {
@@ -48,5 +51,5 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _fail(message, code):
+def _fail(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{_STEP}: {message}", code))

@@ -1,0 +1,132 @@
+"""What `cxr doctor` looks at on this machine. Every check answers; none raises."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from contract.errors import CxrError
+from serving.triton import build_environment, find_missing_libraries, find_triton
+
+_MIN_MEMORY_GIB: Final = 4.0
+_FAISS: Final = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu-cu13")
+# Distribution names as pip knows them; of those joined by | one is enough.
+EXTRAS: Final[dict[str, str]] = {
+    "client": "numpy pydicom tritonclient protobuf defusedxml typer rich",
+    "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg python-gdcm",
+    "train": "torch timm transformers tokenizers safetensors pyarrow scikit-learn",
+    "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
+    "serve": "nvidia-pytriton tokenizers",
+    "retrieval": "grpcio grpcio-health-checking faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",
+    "explain": "captum matplotlib",
+}
+
+
+def checks() -> list[tuple[str, bool, str]]:
+    """Look at this machine.
+
+    Returns:
+        (name, ok, detail) for each check, in the order to show. `ok` is False where something is missing;
+        the detail then says what to do. A GPU is never required.
+    """
+    examine: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
+        ("python", _check_python),
+        ("cpu cores", _check_cores),
+        ("memory", _check_memory),
+        *((f"extra: {name}", lambda name=name: _check_extra(name)) for name in EXTRAS),  # type: ignore[misc]
+        ("tritonserver", _check_triton),
+        ("onnxruntime", _check_onnxruntime),
+        ("faiss", _check_faiss),
+        ("gpu", _check_gpu),
+    ]
+    return [(name, *_run(check)) for name, check in examine]
+
+
+def _run(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+    try:
+        return check()
+    except CxrError as error:
+        return False, str(error)
+    except Exception as error:  # a broken package may raise anything at import; the doctor still answers
+        return False, f"{type(error).__name__}: {error}"
+
+
+def _check_python() -> tuple[bool, str]:
+    ok = sys.version_info >= (3, 11) and sys.platform == "linux"
+    return ok, f"{platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"
+
+
+def _check_cores() -> tuple[bool, str]:
+    return True, f"{len(os.sched_getaffinity(0))} usable"
+
+
+def _check_memory() -> tuple[bool, str]:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    total, free = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+    detail = f"{free:.1f} of {total:.1f} GiB available"
+    return free >= _MIN_MEMORY_GIB, detail if free >= _MIN_MEMORY_GIB else f"{detail}; training wants 4 GiB"
+
+
+def _check_extra(name: str) -> tuple[bool, str]:
+    found: list[str] = []
+    missing: list[str] = []
+    for entry in EXTRAS[name].split():
+        alternatives = entry.split("|")
+        versions = [f"{package} {version}" for package in alternatives if (version := _read_version(package))]
+        (found if versions else missing).append(versions[0] if versions else alternatives[0])
+    if not missing:
+        return True, ", ".join(found)
+    extra = {"client": "", "retrieval": "[retrieval,cpu]", "export": "[export,cpu]"}.get(name, f"[{name}]")
+    return False, f"lacks {', '.join(missing)}: pip install 'cxr-serving{extra}'"
+
+
+def _read_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_triton() -> tuple[bool, str]:
+    found = find_triton()
+    environment = build_environment(found)
+    missing = [
+        library
+        for program in (found.server, found.stub)
+        for library in find_missing_libraries(program, environment)
+    ]
+    if missing:
+        return False, f"{found.server} needs {', '.join(sorted(set(missing)))}: install the system package"
+    return True, f"nvidia-pytriton {found.version}, every library found"
+
+
+def _check_onnxruntime() -> tuple[bool, str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return False, "not installed: pip install 'cxr-serving[cpu]' (or [gpu])"
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return True, f"{onnxruntime.__version__} with {', '.join(providers)}"
+
+
+def _check_faiss() -> tuple[bool, str]:
+    packages = [name for name in _FAISS if _read_version(name)]
+    if not packages:
+        return False, "not installed: pip install 'cxr-serving[cpu]' (or [gpu])"
+    if len(packages) > 1:
+        return False, f"{' and '.join(packages)} replace each other's files: keep one"
+    return True, f"{packages[0]} {_read_version(packages[0])}"
+
+
+def _check_gpu() -> tuple[bool, str]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return True, "none: everything runs on the CPU"
+    return True, "; ".join(line.strip() for line in answer.stdout.splitlines() if line.strip())
