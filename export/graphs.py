@@ -1,7 +1,7 @@
 """PyTorch modules of a bundle -> ONNX graphs that carry the bundle's fingerprint.
 
-Each graph in `contract.tensors.GRAPHS` becomes one file. Batch and text length stay dynamic. Names, data types
-and shapes are held to the tensor table, so a graph that Triton could not connect is never written.
+Each graph in `contract.tensors.GRAPHS` becomes one file. Batch and text length stay dynamic. Names, data
+types and shapes are held to the tensor table, so a graph that Triton could not connect is an error here.
 """
 
 import logging
@@ -11,27 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
 import torch
 from torch import Tensor, nn
 
-from contract.bundle import Bundle, require_same_fingerprint
+from contract.bundle import Bundle
 from contract.errors import ArtifactError
-from contract.tensors import GRAPHS, MODELS, DataType, ModelSpec, TensorSpec
+from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
+from export.checks import FINGERPRINT_KEY, check_graph, read_sizes
 from training.model import graph_modules, load_model
 
-OPSET: Final = 18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
+OPSET: Final = (
+    18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
+)
 EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
-SIZE_LETTERS: Final = ("S", "N", "C", "D")
-FINGERPRINT_KEY: Final = "fingerprint"
 _EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
 _AXIS_NAMES: Final = {"B": "batch", "L": "length"}
-_ONNX_TYPES: Final[dict[DataType, int]] = {
-    "UINT8": onnx.TensorProto.UINT8,
-    "INT32": onnx.TensorProto.INT32,
-    "INT64": onnx.TensorProto.INT64,
-    "FP32": onnx.TensorProto.FLOAT,
-}
 _NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -65,68 +59,6 @@ def export_graphs(
     if progress:
         progress(len(GRAPHS), len(GRAPHS))
     return paths
-
-
-def read_sizes(bundle: Bundle) -> dict[str, int]:
-    """Return the model's S, N, C and D from the bundle; raises ArtifactError when one is missing."""
-    sizes = bundle.config.get("sizes")
-    if not isinstance(sizes, dict) or any(
-        not isinstance(sizes.get(letter), int) or sizes[letter] < 1 for letter in SIZE_LETTERS
-    ):
-        raise ArtifactError(f"The config of {bundle.path} lacks the sizes {', '.join(SIZE_LETTERS)}.")
-    return {letter: sizes[letter] for letter in SIZE_LETTERS}
-
-
-def read_fingerprint(graph: Path) -> str:
-    """Return the fingerprint in an ONNX file's metadata, or "" when it has none.
-
-    Raises:
-        ArtifactError: The file is no ONNX graph.
-    """
-    properties = _read_graph(graph).metadata_props
-    return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
-
-
-def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
-    """Hold an ONNX file to the tensor table.
-
-    Args:
-        path: The file.
-        spec: The served model that it implements.
-        sizes: S, N, C and D of the model.
-        fingerprint: Of the bundle that it must come from.
-
-    Raises:
-        FingerprintError: It was made from another bundle.
-        ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
-    """
-    graph = _read_graph(path).graph
-    require_same_fingerprint(
-        fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
-    )
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtifactError(f"{path.name} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
-    for role, values, specs in (("input", graph.input, spec.inputs), ("output", graph.output, spec.outputs)):
-        found, expected = [value.name for value in values], [tensor.name for tensor in specs]
-        if found != expected:
-            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
-        for value, tensor in zip(values, specs, strict=True):
-            _check_value(value, tensor, sizes, path.name)
-
-
-def _check_value(
-    value: onnx.ValueInfoProto, tensor: TensorSpec, sizes: Mapping[str, int], file_name: str
-) -> None:
-    found_type = value.type.tensor_type
-    if found_type.elem_type != _ONNX_TYPES[tensor.dtype]:
-        name = onnx.TensorProto.DataType.Name(found_type.elem_type)
-        raise ArtifactError(f"{file_name}: {tensor.name} must be {tensor.dtype}, not {name}.")
-    expected = [-1, *tensor.dims(sizes)]  # the batch is dynamic
-    found = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in found_type.shape.dim]
-    if found != expected:
-        raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {found}.")
 
 
 def _write_graph(
@@ -172,15 +104,6 @@ def _name_dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
         for axis, letter in enumerate(letters)
         if isinstance(letter, str) and letter in _AXIS_NAMES
     }
-
-
-def _read_graph(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"There is no graph {path}.") from error
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ArtifactError(f"{path} is not an ONNX graph.") from error
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Templates in `model_repository/` + graphs -> a repository that Triton loads as it is.
 
-The repository appears in one rename, complete, and replaces an older one the same way. Every config carries the
-fingerprint; the `predict_*` configs carry what a client needs to read the answers (labels, thresholds, sizes).
+The repository appears in one rename, complete, and replaces an older one the same way. Every config carries
+the fingerprint; the `predict_*` configs carry what a client needs to read the answers (labels,
+thresholds, sizes).
 
-Targets: `cpu` runs the graphs on the processor. `gpu` asks for one instance of each graph on every GPU (KIND_GPU);
-preprocessing stays on the processor. For TensorRT on NVIDIA's Triton image publish for `gpu` and add to the config of
-an encoder, in the published repository:
+Targets: `cpu` runs the graphs on the processor. `gpu` asks for an instance of each graph on every GPU
+(KIND_GPU); preprocessing stays on the processor. For TensorRT on NVIDIA's Triton image publish for `gpu` and
+add to the config of an encoder, in the published repository:
 
     optimization { execution_accelerators { gpu_execution_accelerator : [ {
       name : "tensorrt" parameters { key: "precision_mode" value: "FP32" } } ] } }
@@ -26,8 +27,7 @@ import model_repository
 from contract.bundle import Bundle, compute_sha256, require_same_fingerprint, write_directory, write_json
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import GRAPHS, MODELS, ModelSpec
-
-from .graphs import read_fingerprint, read_sizes
+from export.checks import read_fingerprint, read_sizes
 
 Target = Literal["cpu", "gpu"]
 MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
@@ -54,18 +54,18 @@ def publish(bundle: Bundle, graphs: Mapping[str, Path], repository: Path, target
         ConfigError: `repository` holds something that was not published by this function, or a setting of the
             bundle or the target is unknown.
         FingerprintError: A graph comes from another bundle.
-        ArtifactError: A graph or a template is missing, or the disk refused the write; nothing is left behind.
+        ArtifactError: A graph or a template is missing, or the disk refused the write; nothing is left.
     """
     if target not in ("cpu", "gpu"):
         raise ConfigError(f"The target must be cpu or gpu, not {target}.")
     repository = repository.absolute()
-    replaces = _check_replaceable(repository)
+    replaces = check_replaceable(repository)
     _check_graphs(bundle, graphs)
     if not replaces:
         with write_directory(repository) as scratch:
             _fill(scratch, bundle, graphs, target)
         return repository
-    fresh = Path(_reserve_name(repository))
+    fresh = _reserve_name(repository)
     with write_directory(fresh) as scratch:
         _fill(scratch, bundle, graphs, target)
     _swap(fresh, repository)
@@ -136,14 +136,20 @@ def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:
     return grid
 
 
-def _check_replaceable(repository: Path) -> bool:
-    """Return whether there is a published (or empty) directory to replace; False when there is nothing."""
+def check_replaceable(repository: Path) -> bool:
+    """Return whether there is a published (or empty) directory to replace; False when there is nothing.
+
+    Raises:
+        ConfigError: Something else is there.
+    """
     if not repository.exists() and not repository.is_symlink():
         return False
     if repository.is_dir() and not repository.is_symlink():
         if (repository / MARKER).is_file() or not any(repository.iterdir()):
             return True
-        raise ConfigError(f"{repository} was not published by cxr (it has no {MARKER}): choose another directory.")
+        raise ConfigError(
+            f"{repository} was not published by cxr (it has no {MARKER}): choose another directory."
+        )
     raise ConfigError(f"{repository} is not a directory: choose another path.")
 
 
@@ -189,15 +195,20 @@ def _copy_code(name: str, version: Path) -> None:
 def _write_marker(scratch: Path, bundle: Bundle, target: Target) -> None:
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
     hashes = {path.relative_to(scratch).as_posix(): compute_sha256(path) for path in files}
-    marker = {"fingerprint": bundle.fingerprint, "target": target, "sizes": read_sizes(bundle), "files": hashes}
+    marker = {
+        "fingerprint": bundle.fingerprint,
+        "target": target,
+        "sizes": read_sizes(bundle),
+        "files": hashes,
+    }
     write_json(scratch / MARKER, marker)
 
 
-def _reserve_name(repository: Path) -> str:
+def _reserve_name(repository: Path) -> Path:
     """Return a free name beside the repository, on the same file system so that a rename is possible."""
     try:
-        name = tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent)
-        Path(name).rmdir()
+        name = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent))
+        name.rmdir()
     except OSError as error:
         raise ArtifactError(f"Could not write beside {repository}: {error.strerror or error}.") from error
     return name

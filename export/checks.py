@@ -1,0 +1,91 @@
+"""What an ONNX file says about itself, held to the bundle and to the tensor table. Needs no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from contract.bundle import Bundle, require_same_fingerprint
+from contract.errors import ArtifactError
+from contract.tensors import DataType, ModelSpec, TensorSpec
+
+SIZE_LETTERS: Final = ("S", "N", "C", "D")
+FINGERPRINT_KEY: Final = "fingerprint"
+_ONNX_TYPES: Final[dict[DataType, int]] = {
+    "UINT8": onnx.TensorProto.UINT8,
+    "INT32": onnx.TensorProto.INT32,
+    "INT64": onnx.TensorProto.INT64,
+    "FP32": onnx.TensorProto.FLOAT,
+}
+
+
+def read_sizes(bundle: Bundle) -> dict[str, int]:
+    """Return the model's S, N, C and D from the bundle; raises ArtifactError when one is missing."""
+    sizes = bundle.config.get("sizes")
+    if not isinstance(sizes, dict) or any(
+        not isinstance(sizes.get(letter), int) or sizes[letter] < 1 for letter in SIZE_LETTERS
+    ):
+        raise ArtifactError(f"The config of {bundle.path} lacks the sizes {', '.join(SIZE_LETTERS)}.")
+    return {letter: sizes[letter] for letter in SIZE_LETTERS}
+
+
+def read_fingerprint(graph: Path) -> str:
+    """Return the fingerprint in an ONNX file's metadata, or "" when it has none.
+
+    Raises:
+        ArtifactError: The file is no ONNX graph.
+    """
+    properties = _read_graph(graph).metadata_props
+    return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
+
+
+def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
+    """Hold an ONNX file to the tensor table.
+
+    Args:
+        path: The file.
+        spec: The served model that it implements.
+        sizes: S, N, C and D of the model.
+        fingerprint: Of the bundle that it must come from.
+
+    Raises:
+        FingerprintError: It was made from another bundle.
+        ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
+    """
+    graph = _read_graph(path).graph
+    require_same_fingerprint(
+        fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
+    )
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"{path.name} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+    for role, values, specs in (("input", graph.input, spec.inputs), ("output", graph.output, spec.outputs)):
+        found, expected = [value.name for value in values], [tensor.name for tensor in specs]
+        if found != expected:
+            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
+        for value, tensor in zip(values, specs, strict=True):
+            _check_value(value, tensor, sizes, path.name)
+
+
+def _check_value(
+    value: onnx.ValueInfoProto, tensor: TensorSpec, sizes: Mapping[str, int], file_name: str
+) -> None:
+    found_type = value.type.tensor_type
+    if found_type.elem_type != _ONNX_TYPES[tensor.dtype]:
+        name = onnx.TensorProto.DataType.Name(found_type.elem_type)
+        raise ArtifactError(f"{file_name}: {tensor.name} must be {tensor.dtype}, not {name}.")
+    expected = [-1, *tensor.dims(sizes)]  # the batch is dynamic
+    found = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in found_type.shape.dim]
+    if found != expected:
+        raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {found}.")
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"There is no graph {path}.") from error
+    except Exception as error:  # protobuf's DecodeError differs between its implementations
+        raise ArtifactError(f"{path} is not an ONNX graph.") from error

@@ -1,0 +1,242 @@
+"""The repository is complete, stamped, replaced in one step, and never half there."""
+
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.bundle import compute_sha256
+from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
+from contract.labels import LABEL_KEYS
+from contract.tensors import GRAPHS, MODELS
+from export import parity, pipeline
+from export.checks import read_sizes
+from export.publish import MARKER, TEMPLATES, publish
+
+
+def read_config(repository: Path, name: str):
+    text = (repository / name / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@contextmanager
+def full_disk(limit_bytes: int):
+    """Make the operating system refuse to write files beyond a size, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def repository(bundle, graphs, tmp_path):
+    return publish(bundle, graphs, tmp_path / "repository")
+
+
+def test_repository_is_complete(repository, bundle, graphs):
+    assert sorted(path.name for path in repository.iterdir() if path.is_dir()) == sorted(MODELS)
+    for name, spec in MODELS.items():
+        files = {path.name for path in (repository / name / "1").iterdir()}
+        if spec.backend == "onnxruntime":
+            assert files == {"model.onnx"}
+            assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(graphs[name])
+        elif spec.backend == "ensemble":
+            assert files == set()
+        else:
+            assert files == {"model.py"} | ({"tokenizer.json"} if name == "preprocess_text" else set())
+            code = TEMPLATES / name / "1" / "model.py"
+            assert (repository / name / "1" / "model.py").read_bytes() == code.read_bytes()
+    tokenizer = repository / "preprocess_text" / "1" / "tokenizer.json"
+    assert tokenizer.read_bytes() == bundle.tokenizer_path.read_bytes()
+    assert repository.stat().st_mode & 0o777 == 0o755
+
+
+def test_marker_lists_every_file(repository, bundle):
+    marker = json.loads((repository / MARKER).read_text())
+    assert marker["fingerprint"] == bundle.fingerprint
+    files = {p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()}
+    assert set(marker["files"]) | {MARKER} == files
+    assert all(compute_sha256(repository / name) == value for name, value in marker["files"].items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_and_fingerprint_are_stamped(name, repository, bundle):
+    config, spec, sizes = read_config(repository, name), MODELS[name], read_sizes(bundle)
+    for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
+        assert [tuple(entry.dims) for entry in entries] == [tensor.dims(sizes) for tensor in tensors]
+        for entry, tensor in zip(entries, tensors, strict=True):
+            assert (-1 in entry.dims) == ("L" in tensor.shape)
+    assert config.parameters["fingerprint"].string_value == bundle.fingerprint
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.backend == "ensemble"])
+def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundle):
+    parameters = {key: x.string_value for key, x in read_config(repository, name).parameters.items()}
+    labels = json.loads(parameters.pop("labels"))
+    assert [label["key"] for label in labels] == list(LABEL_KEYS)
+    assert [label["threshold"] for label in labels] == [label.threshold for label in bundle.labels]
+    assert set(labels[0]) == {"key", "name", "threshold"}
+    assert parameters == {
+        "fingerprint": bundle.fingerprint,
+        "text_mode": "findings",
+        "max_length": "256",
+        "image_size": "112",
+        "embedding_size": "128",
+        "image_tokens_grid": "7",
+    }
+
+
+def test_preprocessing_gets_its_settings(repository):
+    image, text = (
+        read_config(repository, name).parameters for name in ("preprocess_image", "preprocess_text")
+    )
+    assert image["image_size"].string_value == "112"
+    assert text["text_mode"].string_value == "findings"
+    assert text["max_length"].string_value == "256"
+
+
+@pytest.mark.parametrize(("target", "kind"), [("cpu", "KIND_CPU"), ("gpu", "KIND_GPU")])
+def test_target_moves_only_the_graphs(target, kind, bundle, graphs, tmp_path):
+    repository = publish(bundle, graphs, tmp_path / "r", target)
+    kinds = model_config_pb2.ModelInstanceGroup.Kind
+    for name, spec in MODELS.items():
+        groups = [kinds.Name(group.kind) for group in read_config(repository, name).instance_group]
+        assert groups == {"ensemble": [], "python": ["KIND_CPU"], "onnxruntime": [kind]}[spec.backend]
+
+
+def test_unknown_target_is_refused(bundle, graphs, tmp_path):
+    with pytest.raises(ConfigError, match="cpu or gpu, not tpu"):
+        publish(bundle, graphs, tmp_path / "r", "tpu")
+
+
+def test_published_repository_is_replaced(repository, bundle, graphs):
+    (repository / "image_encoder" / "1" / "model.onnx").write_bytes(b"old")
+    publish(bundle, graphs, repository)
+    assert (repository / "image_encoder" / "1" / "model.onnx").stat().st_size > 1000
+    assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+
+
+def test_empty_directory_is_filled(bundle, graphs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (publish(bundle, graphs, tmp_path / "empty") / MARKER).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_anything_else_is_left_alone(bundle, graphs, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    for name in ("thesis", "file", "link"):
+        with pytest.raises(ConfigError, match=name):
+            publish(bundle, graphs, tmp_path / name)
+    with pytest.raises(ConfigError, match="was not published"):
+        publish(bundle, graphs, TEMPLATES)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "thesis"]
+
+
+def test_graph_of_another_bundle_is_refused(repository, other_bundle, graphs, tmp_path):
+    with pytest.raises(FingerprintError, match=other_bundle.fingerprint[:12]):
+        publish(other_bundle, graphs, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_missing_graph_is_named(bundle, graphs, tmp_path):
+    with pytest.raises(ArtifactError, match="fusion_text"):
+        publish(bundle, {name: graphs[name] for name in GRAPHS[:-1]}, tmp_path / "r")
+
+
+def test_weights_beside_a_graph_come_along(bundle, graphs, tmp_path):
+    copies = {name: Path(shutil.copy(path, tmp_path)) for name, path in graphs.items()}
+    (tmp_path / "image_encoder.onnx.data").write_bytes(b"weights")
+    repository = publish(bundle, copies, tmp_path / "repository")
+    assert (repository / "image_encoder" / "1" / "image_encoder.onnx.data").read_bytes() == b"weights"
+
+
+def test_full_disk_leaves_nothing(bundle, graphs, tmp_path):
+    with full_disk(1_000_000), pytest.raises(ArtifactError, match="Could not write"):
+        publish(bundle, graphs, tmp_path / "repository")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_keeps_the_older_repository(repository, bundle, graphs):
+    before = (repository / MARKER).read_text()
+    with full_disk(1_000_000), pytest.raises(ArtifactError, match="Could not write"):
+        publish(bundle, graphs, repository)
+    assert (repository / MARKER).read_text() == before
+    assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+
+
+def test_failed_swap_puts_the_older_repository_back(repository, bundle, graphs, monkeypatch):
+    before, rename = (repository / MARKER).read_text(), Path.rename
+
+    def refuse(self, target):
+        if Path(target) == repository and not self.name.endswith("-old"):
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ArtifactError, match=r"Could not replace .* busy"):
+        publish(bundle, graphs, repository, "gpu")
+    assert (repository / MARKER).read_text() == before
+    assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+
+
+@pytest.mark.parametrize("change", [{"text_mode": None}, {"max_length": None}])
+def test_bundle_without_a_setting_is_refused(change, bundle, graphs, tmp_path):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        publish(replace(bundle, config={**bundle.config, **change}), graphs, tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_goes_the_whole_way_and_leaves_no_scratch(bundle, cases, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "tmp"))
+    seen = []
+    result = pipeline.export(
+        bundle.path, tmp_path / "repository", cases, lambda done, total: seen.append((done, total))
+    )
+    assert result.repository == tmp_path / "repository"
+    assert result.parity.passed
+    assert result.fingerprint == bundle.fingerprint
+    assert set(result.graph_bytes) == set(GRAPHS)
+    assert min(result.graph_bytes.values()) > 100_000
+    assert seen == sorted(seen)
+    assert seen[-1] == (100, 100)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_failed_gate_publishes_nothing(bundle, graphs, cases, repository, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("export.graphs.export_graphs", lambda *_: graphs)  # spares the time, changes nothing
+    monkeypatch.setitem(parity.TOLERANCES, "probabilities", -1.0)
+    before = (repository / MARKER).read_text()
+    for target in (repository, tmp_path / "new"):
+        with pytest.raises(ParityError, match="probabilities"):
+            pipeline.export(bundle.path, target, cases[:1])
+    assert (repository / MARKER).read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repository", "tmp"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_wrong_place_is_refused_before_the_work(bundle, cases, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr("export.graphs.export_graphs", lambda *_: pytest.fail("it began to work"))
+    with pytest.raises(ConfigError, match="was not published"):
+        pipeline.export(bundle.path, tmp_path, cases)
+
+
+def test_missing_extra_names_its_install_command(bundle, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'cxr-serving\[export\]'"):
+        pipeline.export(bundle.path, tmp_path / "r", cases)
