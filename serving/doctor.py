@@ -94,7 +94,7 @@ def _read_version(package: str) -> str | None:
 
 def _check_triton() -> tuple[bool, str]:
     found = find_triton()
-    environment = build_environment(found)
+    environment = build_environment(found, Path(sys.prefix))
     missing = [
         library
         for program in (found.server, found.stub)

@@ -48,6 +48,7 @@ class ChildProcess:
         *,
         log_path: Path,
         environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
     ) -> None:
         """Describe the process; nothing runs yet.
 
@@ -56,11 +57,13 @@ class ChildProcess:
             command: Program and arguments.
             log_path: File that receives stdout and stderr; an earlier one is replaced.
             environment: The whole environment of the child; None hands on this process's own.
+            directory: Its current directory; None means this process's own.
         """
         self.name = name
         self.log_path = log_path
         self._command = list(command)
         self._environment = None if environment is None else dict(environment)
+        self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -100,6 +103,7 @@ class ChildProcess:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=self._environment,
+                    cwd=self._directory,
                     start_new_session=True,
                 )
             except OSError as error:

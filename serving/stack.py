@@ -8,6 +8,8 @@ Both answer on 127.0.0.1 only and die with this process, however it dies.
 """
 
 import http.client
+import os
+import re
 import socket
 import sys
 import time
@@ -22,15 +24,17 @@ from serving.triton import (
     INSTALL_HINT,
     TritonAddresses,
     assemble_backends,
+    assemble_python,
     build_command,
     build_environment,
-    build_python_environment,
     find_triton,
+    list_import_paths,
     read_fingerprint,
 )
 
 LOOPBACK: Final = "127.0.0.1"
 _PROBE_TIMEOUT_S: Final = 1.0
+_TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 _STOP_TIMEOUT_S: Final = 12.0  # Triton itself waits 10 s for requests under way
 
 
@@ -76,7 +80,7 @@ class Stack:
             repository: A published model repository.
             store: Directory of the case store; the sidecar makes it if needed.
             ports: Where to listen; None means 8000 to 8002 and 8005.
-            log_dir: Receives triton.log, retrieval.log and the assembled `backends`; made if needed.
+            log_dir: Receives triton.log, retrieval.log and the assembled `runtime`; made if needed.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
@@ -217,13 +221,16 @@ class Stack:
     def _build_triton(self) -> ChildProcess:
         installation = find_triton()
         _ = self.fingerprint  # before anything is started: is this a published repository at all?
-        backends = assemble_backends(installation, self.log_dir / "backends")
+        runtime = self.log_dir / "runtime"
+        backends = assemble_backends(installation, runtime / "backends")
+        python = assemble_python(runtime / "python")
         addresses = TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics)
         return ChildProcess(
             "Triton",
             build_command(installation, self.repository, backends, addresses),
             log_path=self.log_dir / "triton.log",
-            environment=build_environment(installation),
+            environment=build_environment(installation, python),
+            directory=runtime,  # the models import from the current directory first: one without surprises
         )
 
     def _build_sidecar(self) -> ChildProcess:
@@ -234,7 +241,7 @@ class Stack:
             "The retrieval sidecar",
             command,
             log_path=self.log_dir / "retrieval.log",
-            environment=build_python_environment(),
+            environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
         )
 
     def _answers(self, child: ChildProcess) -> bool:
@@ -287,8 +294,8 @@ def find_reason(lines: list[str]) -> str:
 
 
 def _shorten(line: str, limit: int = 500) -> str:
-    _, _, text = line.rpartition("] ")  # Triton: E1124 02:44:48.123 1234 model.cc:12] "text"
-    text = (text or line).strip().strip('"')
+    text = _TRITON_PREFIX.sub("", line).partition("\\n\\nAt:")[0]  # without the Python stack
+    text = text.strip().strip('"')
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -77,7 +78,7 @@ def find_triton() -> TritonInstallation:
 def assemble_backends(installation: TritonInstallation, directory: Path) -> Path:
     """Fill `directory` (replaced) with the backends that the model repository asks for; return it.
 
-    The wheel keeps the stub for each Python version apart from the backend, which looks for it beside itself.
+    The wheel keeps the stub for each Python version apart from the backend, which expects it beside itself.
 
     Raises:
         ConfigError: The directory cannot be written.
@@ -96,29 +97,41 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
     return directory
 
 
-def build_environment(installation: TritonInstallation) -> dict[str, str]:
-    """Return the environment for Triton: its libraries, and this interpreter's packages for the models.
+def assemble_python(directory: Path) -> Path:
+    """Make `directory` (replaced) a virtual environment that imports what this interpreter imports; return it.
 
-    The stub embeds libpython, so it knows nothing of a virtual environment: PYTHONPATH names what this very
-    interpreter imports from, with the directory that holds `contract` first.
+    The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
+    `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
+    interpreter's own import path, so that models see the same packages however Python was started.
+
+    Raises:
+        ConfigError: The directory cannot be written.
     """
-    environment = build_python_environment()
-    libraries = [str(installation.libraries), str(sysconfig.get_config_var("LIBDIR") or "")]
-    libraries.append(environment.get("LD_LIBRARY_PATH", ""))
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in libraries if path)
-    return environment
+    try:
+        venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(directory)
+        packages = next((directory / "lib").glob("python3*/site-packages"))
+        (packages / "stack.pth").write_text("\n".join(list_import_paths()) + "\n", encoding="utf-8")
+    except (OSError, StopIteration, subprocess.CalledProcessError) as error:
+        raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
+    return directory
 
 
-def build_python_environment() -> dict[str, str]:
-    """Return an environment in which Python imports this project and what this interpreter imports."""
-    environment = dict(os.environ)
+def list_import_paths() -> list[str]:
+    """Return where this interpreter finds packages: first this project, never the standard library."""
     here = str(Path(__file__).resolve().parents[1])
     standard = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib")}
     paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
     kept = [path for path in paths if path not in standard and not path.endswith("lib-dynload")]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([here, *kept]))
-    environment["PYTHONUNBUFFERED"] = "1"
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository may be read-only
+    return list(dict.fromkeys([here, *kept]))
+
+
+def build_environment(installation: TritonInstallation, python: Path) -> dict[str, str]:
+    """Return the environment for Triton: its libraries, libpython, and `python` (see `assemble_python`)."""
+    environment = dict(os.environ)
+    libraries = [str(installation.libraries), str(sysconfig.get_config_var("LIBDIR") or "")]
+    libraries.append(environment.get("LD_LIBRARY_PATH", ""))
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in libraries if path)
+    environment["PATH"] = os.pathsep.join([str(python / "bin"), environment.get("PATH", "")])
     environment.pop("PYTHONHOME", None)
     return environment
 
