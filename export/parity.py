@@ -85,6 +85,7 @@ class ParityReport:
     text_lengths: tuple[int, ...]  # tokens, padded
     versions: dict[str, str]
     outputs: tuple[OutputParity, ...]
+    drawn_pixels: bool = False  # no case had an image: random pixels stood in
 
     @property
     def passed(self) -> bool:
@@ -95,12 +96,23 @@ class ParityReport:
         """Return the report as JSON-ready values."""
         return {**asdict(self), "passed": self.passed}
 
+    def to_sentence(self) -> str:
+        """Return the verdict in one line."""
+        graphs = len({x.graph for x in self.outputs})
+        worst = max(x.difference for x in self.outputs if x.output == "probabilities")
+        verdict = "agree with" if self.passed else "differ from"
+        return (
+            f"{len(self.outputs)} outputs of {graphs} graphs {verdict} PyTorch on {self.cases} cases "
+            f"(largest difference of a probability {worst:.1e}, allowed {TOLERANCES['probabilities']:.0e})"
+        )
+
     def to_markdown(self) -> str:
         """Return the report as a table for people."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
             f"{self.cases} cases, batches of {_join(self.batch_sizes)}, "
-            f"texts of {_join(self.text_lengths)} tokens; {versions}",
+            f"texts of {_join(self.text_lengths)} tokens{', random pixels' if self.drawn_pixels else ''}; "
+            + versions,
             "",
             "| graph | output | measure | largest | allowed | |",
             "|---|---|---|---|---|---|",
@@ -124,21 +136,22 @@ def check_parity(
     Args:
         bundle: The verified bundle.
         graphs: Graph name -> ONNX file.
-        cases: At least one with both pixels and text; the first 32 of each kind are used.
+        cases: At least one with text; the first 32 of each kind are used. Where no case has pixels (a model
+            of reports alone), random ones stand in and the report says so.
         progress: Called with (comparisons done, comparisons in all).
 
     Returns:
         The report; every output of every graph is in it.
 
     Raises:
-        ConfigError: No case has both inputs, so that fusion_study would go unchecked.
+        ConfigError: No case has text.
         TensorError: Pixels have another size than the model's.
         FingerprintError: A graph comes from another bundle.
         ParityError: A difference is above its tolerance; the message names graph, output and difference.
     """
-    _check_cases(bundle, cases)
+    completed = _complete_cases(bundle, cases)
     runner = _Runner(bundle, graphs)
-    batches = list(_make_batches(bundle, cases))
+    batches = list(_make_batches(bundle, completed))
     record = _Record()
     for done, batch in enumerate(batches):
         if progress:
@@ -146,7 +159,8 @@ def check_parity(
         runner.compare(batch, record)
     if progress:
         progress(len(batches), len(batches))
-    report = record.to_report(bundle.fingerprint, len(cases))
+    drawn_pixels = all(case.pixels is None for case in cases)
+    report = record.to_report(bundle.fingerprint, len(cases), drawn_pixels)
     _require_passed(report)
     return report
 
@@ -157,12 +171,22 @@ class _Batch:
     inputs: Arrays  # by tensor name, batched
 
 
-def _check_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> None:
-    if not any(case.pixels is not None and case.has_text for case in cases):
-        raise ConfigError("The parity check needs at least one case with both an image and a report.")
+def _complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
+    """Check the cases; where none has both inputs, add one, so that every graph is asked something."""
+    sizes = read_sizes(bundle)
     for case in cases:
         if case.pixels is not None:
-            PIXELS.check(case.pixels[None], read_sizes(bundle))
+            PIXELS.check(case.pixels[None], sizes)
+    text = next((case.text for case in cases if case.has_text), None)
+    if text is None:
+        raise ConfigError("The parity check needs at least one case with a report.")
+    if any(case.pixels is not None and case.has_text for case in cases):
+        return list(cases)
+    pixels = next((case.pixels for case in cases if case.pixels is not None), None)
+    if pixels is None:
+        shape = (1, sizes["S"], sizes["S"])
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return [*cases, ParityCase(pixels, text)]
 
 
 def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batch]:
@@ -260,7 +284,7 @@ class _Record:
         if "input_ids" in batch.inputs:
             self.text_lengths.add(batch.inputs["input_ids"].shape[1])
 
-    def to_report(self, fingerprint: str, cases: int) -> ParityReport:
+    def to_report(self, fingerprint: str, cases: int, drawn_pixels: bool) -> ParityReport:
         """Return the report, graphs in the order of `contract.tensors.GRAPHS`."""
         outputs = tuple(
             OutputParity(
@@ -276,7 +300,7 @@ class _Record:
         )
         versions = {"torch": str(torch.__version__), "onnxruntime": str(onnxruntime.__version__)}
         sizes, lengths = tuple(sorted(self.batch_sizes)), tuple(sorted(self.text_lengths))
-        return ParityReport(fingerprint, cases, sizes, lengths, versions, outputs)
+        return ParityReport(fingerprint, cases, sizes, lengths, versions, outputs, drawn_pixels)
 
 
 def _measure(output: str, expected: NDArray[Any], found: NDArray[Any], inputs: Arrays) -> float:

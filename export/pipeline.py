@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from contract.bundle import load_bundle
 from contract.errors import ArtifactError, ConfigError
@@ -26,6 +26,15 @@ class ExportResult:
     graph_bytes: dict[str, int]
     fingerprint: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        return {
+            "repository": str(self.repository),
+            "fingerprint": self.fingerprint,
+            "graph_bytes": self.graph_bytes,
+            "parity": self.parity.to_dict(),
+        }
+
 
 def export(
     bundle_path: Path | str,
@@ -40,13 +49,13 @@ def export(
     Args:
         bundle_path: The bundle's directory.
         repository: Where the repository goes; one published earlier is replaced.
-        cases: Real cases for the parity gate, at least one with image and report.
+        cases: Real cases for the parity gate, best with image and report (`check_parity`).
         progress: Called with (percent done, 100).
         target: What the graphs run on once served.
 
     Raises:
-        ConfigError: The `export` extra is missing, `repository` is not ours to replace, or the cases cannot
-            exercise every graph.
+        ConfigError: The `export` extra is missing, `repository` is not ours to replace, or no case
+            has a report.
         ArtifactError: The bundle is damaged or the disk refused the write.
         ParityError: A graph answers differently from the model. Nothing is published, and an older
             repository stays as it was.

@@ -210,6 +210,7 @@ def test_export_goes_the_whole_way_and_leaves_no_scratch(bundle, cases, tmp_path
     assert result.fingerprint == bundle.fingerprint
     assert set(result.graph_bytes) == set(GRAPHS)
     assert min(result.graph_bytes.values()) > 100_000
+    assert json.loads(json.dumps(result.to_dict()))["parity"]["passed"] is True
     assert seen == sorted(seen)
     assert seen[-1] == (100, 100)
     assert list((tmp_path / "tmp").iterdir()) == []
