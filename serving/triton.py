@@ -98,7 +98,7 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
 
 
 def assemble_python(directory: Path) -> Path:
-    """Make `directory` (replaced) a virtual environment that imports what this interpreter imports; return it.
+    """Make `directory` (replaced) a virtual environment that imports what this interpreter imports.
 
     The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
     `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
