@@ -97,7 +97,7 @@ class TrainConfig:
     contrastive_weight: float = 0.1
     temperature: float = 0.125
     validate_every: int = 2
-    bfloat16: bool = False
+    bfloat16: bool | None = None  # None: where the processor computes in it
     seed: int = 0
 
     def check(self) -> None:
@@ -148,12 +148,8 @@ _BASE = replace(
 PRESETS: Final[dict[str, TrainConfig]] = {
     "demo": TrainConfig(),
     "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=8, learning_rate=5e-4),
-    "tiny": TrainConfig(
-        preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3, bfloat16=True
-    ),
-    "base": TrainConfig(
-        preset="base", model=_BASE, epochs=30, learning_rate=6e-5, encoder_rate=0.3, bfloat16=True
-    ),
+    "tiny": TrainConfig(preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3),
+    "base": TrainConfig(preset="base", model=_BASE, epochs=30, learning_rate=6e-5, encoder_rate=0.3),
 }
 
 

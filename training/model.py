@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
     raise ConfigError("Models need the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
 K = len(LABELS)
+Outputs = tuple[Tensor, ...]  # in the order of a ModelSpec
 KINDS = ("image", "text")
 MASKED = -1e4  # finite, and inside the range of half precision: a softmax over it gives exactly 0, never NaN
 
@@ -304,32 +305,24 @@ class CxrModel(nn.Module):
         return self.fusion(image_tokens, text_tokens, attention_mask)
 
 
-class _StudyGraph(nn.Module):
+class _FusionGraph(nn.Module):
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
         self.fusion = fusion
 
-    def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, ...]:
+
+class _StudyGraph(_FusionGraph):
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor) -> Outputs:
         return self.fusion.forward_study(image_tokens, text_tokens, attention_mask)
 
 
-class _ImageGraph(nn.Module):
-    def __init__(self, fusion: Fusion) -> None:
-        super().__init__()
-        self.fusion = fusion
-
-    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
+class _ImageGraph(_FusionGraph):
+    def forward(self, image_tokens: Tensor) -> Outputs:
         return self.fusion.forward_image(image_tokens)
 
 
-class _TextGraph(nn.Module):
-    def __init__(self, fusion: Fusion) -> None:
-        super().__init__()
-        self.fusion = fusion
-
-    def forward(self, text_tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+class _TextGraph(_FusionGraph):
+    def forward(self, text_tokens: Tensor, attention_mask: Tensor) -> Outputs:
         return self.fusion.forward_text(text_tokens, attention_mask)
 
 

@@ -1,0 +1,78 @@
+"""Platt scaling: per label, probability = sigmoid(scale * logit + bias), fitted on held-out studies.
+
+Platt 1999, Probabilistic Outputs for Support Vector Machines, with the smoothed targets of its section 2.2
+and Newton steps as in Lin, Lin and Weng 2007, A note on Platt's probabilistic outputs.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST_SCALE: Final = 0.05  # a scale of 0 or less would forget or turn round the order of the cases
+_PRIOR: Final = 1.0  # pull of scale towards 1, in units of cases: matters only for rare labels
+_STEPS: Final = 50
+
+
+def fit_platt(
+    logits: NDArray[np.float32], targets: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fit scale and bias of each label.
+
+    Args:
+        logits: (M, K), before calibration.
+        targets: (M, K).
+
+    Returns:
+        scale (K,), at least `SMALLEST_SCALE`, and bias (K,); 1 and 0 when there are no cases.
+    """
+    count = logits.shape[1]
+    scale, bias = np.ones(count, np.float32), np.zeros(count, np.float32)
+    if len(logits):
+        for label in range(count):
+            scale[label], bias[label] = _fit_label(logits[:, label].astype(np.float64), targets[:, label])
+    return scale, bias
+
+
+def apply_platt(
+    logits: NDArray[np.float32], scale: NDArray[np.float32], bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return calibrated probabilities (M, K)."""
+    probabilities: NDArray[np.float32] = _sigmoid(logits * scale + bias).astype(np.float32)
+    return probabilities
+
+
+def _fit_label(logits: NDArray[np.float64], targets: NDArray[np.bool_]) -> tuple[float, float]:
+    positives = int(targets.sum())
+    negatives = len(targets) - positives
+    wanted = np.where(targets, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    features = np.stack([logits, np.ones_like(logits)])  # (2, M)
+    ridge = np.diag([_PRIOR, 1e-3])
+    start = np.array([1.0, 0.0])
+    point = start.copy()
+    for _ in range(_STEPS):
+        probabilities = _sigmoid(point @ features)
+        gradient = features @ (probabilities - wanted) + ridge @ (point - start)
+        curvature = (features * probabilities * (1 - probabilities)) @ features.T + ridge
+        step = np.linalg.solve(curvature, gradient)
+        point -= step * min(1.0, 5.0 / float(np.linalg.norm(step) + 1e-12))
+        if np.abs(step).max() < 1e-8:
+            break
+    if point[0] < SMALLEST_SCALE:
+        return SMALLEST_SCALE, _fit_bias(logits * SMALLEST_SCALE, wanted)
+    return float(point[0]), float(point[1])
+
+
+def _fit_bias(scaled: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    low, high = -30.0, 30.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _sigmoid(scaled + middle).mean() < wanted.mean():
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _sigmoid(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    return 0.5 * (1.0 + np.tanh(0.5 * values))
