@@ -1,0 +1,268 @@
+"""Reports in, token ids out: the one text preprocessing of training, serving and explanation.
+
+    bytes ── parse_report ──> Report ── select_text ──> model text ── ReportTokenizer.encode ──> TokenBatch
+
+A report comes as an Open-i XML file, as text with section headings ("FINDINGS: ..."), or as bare text, which
+counts as findings. "XXXX", which stands for de-identified words in Open-i, is dropped.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ArtifactError, ConfigError, ReportError
+from contract.tensors import LENGTH_BUCKETS
+
+TextMode = Literal["indication", "findings", "findings_masked", "full"]
+TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
+MAX_REPORT_CHARS: Final = 20_000
+MAX_XML_BYTES: Final = 2**20
+SECTIONS: Final = ("indication", "comparison", "findings", "impression")
+SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_HEADING = re.compile(r"^[ \t]*(indication|comparison|findings|impression)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# Words that nearly state a category, masked in the mode "findings_masked" so that a model must read the rest.
+_LABEL_WORDS = re.compile(
+    r"\b(?:normal|unremarkable|clear|atelecta\w*|collapse\w*|pneumonia\w*|infect\w*|infiltrat\w*|consolidat\w*|"
+    r"fibro\w*|interstitial|copd|emphysem\w*|hyperinflat\w*|hyperexpan\w*|cardiomegal\w*|enlarged|failure|edema|"
+    r"aort\w*|tortuous|atheroscl\w*|congest\w*|vascular\w*|mass\w*|malignan\w*|tumou?r\w*|metasta\w*|nodul\w*|cyst\w*|"
+    r"granulom\w*|calcifi\w*|sarcoid\w*|tubercul\w*|adenopath\w*|lymphaden\w*|pleural|effusion\w*|thicken\w*|"
+    r"blunt\w*|pneumothora\w*|fracture\w*|degenerat\w*|osteophyt\w*|spondyl\w*|arthrit\w*|scolio\w*|kypho\w*|"
+    r"osteop\w*|hernia\w*|diaphragm\w*|eventrat\w*|catheter\w*|tube\w*|line|pacemaker\w*|device\w*|opacit\w*|"
+    r"scar\w*|deform\w*)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A radiology report by section; a section that is not there is empty."""
+
+    indication: str = ""
+    comparison: str = ""
+    findings: str = ""
+    impression: str = ""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of several texts, padded to one length bucket.
+
+    Attributes:
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) int64; 1 for a token, 0 for padding.
+        spans: (B, L, 2) int32; first and past-last character of the token in its text, 0, 0 for special tokens.
+        truncated: Per text, whether its end was cut off.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    spans: NDArray[np.int32]
+    truncated: tuple[bool, ...]
+
+
+def parse_report(data: bytes | str) -> Report:
+    """Read a report: Open-i XML, text with section headings, or bare text.
+
+    Raises:
+        ReportError: Empty, longer than `MAX_REPORT_CHARS`, not UTF-8, with control characters, or broken XML.
+    """
+    text = _decode(data)
+    if text.lstrip().startswith("<"):
+        return _parse_xml(text)
+    if len(text) > MAX_REPORT_CHARS:
+        raise ReportError(f"The report has {len(text):,} characters; at most {MAX_REPORT_CHARS:,} are read.")
+    if not text.strip():
+        raise ReportError("The report is empty.")
+    return _parse_text(text)
+
+
+def format_report(report: Report) -> str:
+    """Write a report as text that `parse_report` reads back; empty when no section holds text."""
+    parts = zip(SECTIONS, astuple(report), strict=True)
+    return "\n".join(f"{name.upper()}: {_collapse(text)}" for name, text in parts if text.strip())
+
+
+def select_text(report: Report, mode: TextMode) -> str:
+    """Return what the model reads of a report, on one line.
+
+    Args:
+        report: The report.
+        mode: "indication"; "findings" (the impression when there are no findings); "findings_masked" (the same
+            with words that name a category replaced by [MASK]); "full" (findings and impression).
+
+    Raises:
+        ReportError: That part of the report holds no words.
+        ConfigError: There is no such mode.
+    """
+    if mode not in TEXT_MODES:
+        raise ConfigError(f"There is no text mode {mode!r}; choose one of {', '.join(TEXT_MODES)}.")
+    if mode == "indication":
+        text = clean_text(report.indication)
+    elif mode == "full":
+        text = clean_text(f"{report.findings} {report.impression}")
+    else:
+        text = clean_text(report.findings) or clean_text(report.impression)
+    if not re.search(r"\w", text):
+        part = "indication" if mode == "indication" else "findings or impression"
+        raise ReportError(f"The report holds no words in its {part}.")
+    return _LABEL_WORDS.sub("[MASK]", text) if mode == "findings_masked" else text
+
+
+def read_report(data: bytes | str, mode: TextMode) -> str:
+    """Return what the model reads of a report given as bytes or text; see `parse_report` and `select_text`."""
+    return select_text(parse_report(data), mode)
+
+
+def clean_text(text: str) -> str:
+    """Drop de-identification marks and put the text on one line."""
+    return _collapse(_DEIDENTIFIED.sub(" ", text))
+
+
+class ReportTokenizer:
+    """BERT-style WordPiece tokenizer, read from a `tokenizer.json`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Wrap a `tokenizers.Tokenizer` that has the BERT special tokens."""
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ArtifactError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.pad_id, _, self.cls_id, self.sep_id, self.mask_id = map(tokenizer.token_to_id, SPECIAL_TOKENS)
+
+    @classmethod
+    def load(cls, path: Path) -> "ReportTokenizer":
+        """Read a tokenizer.json.
+
+        Raises:
+            ArtifactError: The file is missing or no such tokenizer.
+        """
+        tokenizers = _import_tokenizers()
+        if not path.is_file():
+            raise ArtifactError(f"There is no tokenizer {path}.")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for a bad file
+            raise ArtifactError(f"{path} is not a tokenizer file.") from error
+        return cls(tokenizer)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids there are."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str], max_length: int = LENGTH_BUCKETS[-1]) -> TokenBatch:
+        """Tokenise texts and pad them to the smallest length bucket that fits the longest.
+
+        Args:
+            texts: What `select_text` returns, at least one.
+            max_length: Longest sequence in tokens, [CLS] and [SEP] included; the end of a text is cut off.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        longest = min(max(len(encoding.ids) for encoding in encodings) + 2, max_length)
+        length = next((bucket for bucket in LENGTH_BUCKETS if longest <= bucket <= max_length), max_length)
+        input_ids = np.full((len(texts), length), self.pad_id, np.int64)
+        attention_mask = np.zeros((len(texts), length), np.int64)
+        spans = np.zeros((len(texts), length, 2), np.int32)
+        for row, encoding in enumerate(encodings):
+            ids = [self.cls_id, *encoding.ids[: length - 2], self.sep_id]
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+            spans[row, 1 : len(ids) - 1] = encoding.offsets[: length - 2] or np.zeros((0, 2), np.int32)
+        truncated = tuple(len(encoding.ids) > length - 2 for encoding in encodings)
+        return TokenBatch(input_ids, attention_mask, spans, truncated)
+
+
+def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) -> None:
+    """Train a lower-casing WordPiece tokenizer on texts and write it; equal texts give equal files."""
+    tokenizers = _import_tokenizers()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    # A word list in a fixed order: the trainer breaks ties by the order in which it meets words.
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    tokenizer.train_from_iterator(sorted(texts), trainer)
+    tokenizer.save(str(path))
+
+
+def _import_tokenizers() -> Any:
+    try:
+        import tokenizers
+        import tokenizers.decoders
+        import tokenizers.models
+        import tokenizers.normalizers
+        import tokenizers.pre_tokenizers
+        import tokenizers.trainers
+    except ModuleNotFoundError as error:
+        raise ConfigError("Tokenizing needs the 'train' or 'serve' extra: pip install 'cxr-serving[serve]'.") from error
+    return tokenizers
+
+
+def _decode(data: bytes | str) -> str:
+    limit = MAX_XML_BYTES
+    if len(data) > limit:
+        raise ReportError(f"The report has more than {limit:,} bytes, so it is not a report.")
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        raise ReportError("The report is not UTF-8 text.") from error
+    if _CONTROL.search(text):
+        raise ReportError("The report holds control characters, so it is not text.")
+    return text
+
+
+def _parse_text(text: str) -> Report:
+    marks = list(_HEADING.finditer(text))
+    if not marks:
+        return Report(findings=text.strip())
+    sections = {name: "" for name in SECTIONS}
+    before = text[: marks[0].start()].strip()
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        name = mark.group(1).lower()
+        body = text[mark.end() : following.start() if following else len(text)].strip()
+        sections[name] = f"{sections[name]} {body}".strip()
+    if before and not sections["findings"]:
+        sections["findings"] = before
+    return Report(**sections)
+
+
+def _parse_xml(text: str) -> Report:
+    from xml.etree.ElementTree import ParseError
+
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
+    try:
+        # Bytes, because a str with an encoding declaration is refused by the parser.
+        root = fromstring(text.strip().encode(), forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
+        raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
+    sections = {name: "" for name in SECTIONS}
+    for element in root.iter("AbstractText"):
+        name = (element.get("Label") or "").strip().lower()
+        if name in sections:
+            body = "".join(element.itertext()).strip()
+            sections[name] = f"{sections[name]} {body}".strip()
+    report = Report(**sections)
+    size = sum(len(section) for section in astuple(report))
+    if not size:
+        raise ReportError("The XML file holds no report text (AbstractText).")
+    if size > MAX_REPORT_CHARS:
+        raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
+    return report
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.split())
