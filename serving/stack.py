@@ -21,6 +21,7 @@ from typing import Final
 from contract.errors import ConfigError, DeadlineError, ServiceError
 from serving.process import ChildProcess, wait_until
 from serving.triton import (
+    EXIT_TIMEOUT_S,
     INSTALL_HINT,
     TritonAddresses,
     assemble_backends,
@@ -29,13 +30,15 @@ from serving.triton import (
     build_environment,
     find_triton,
     list_import_paths,
+    name_regions,
     read_fingerprint,
+    remove_regions,
 )
 
 LOOPBACK: Final = "127.0.0.1"
 _PROBE_TIMEOUT_S: Final = 1.0
 _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
-_STOP_TIMEOUT_S: Final = 12.0  # Triton itself waits 10 s for requests under way
+_STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Stack:
             repository: A published model repository.
             store: Directory of the case store; the sidecar makes it if needed.
             ports: Where to listen; None means 8000 to 8002 and 8005.
-            log_dir: Receives triton.log, retrieval.log and the assembled `runtime`; made if needed.
+            log_dir: Receives triton.log, retrieval.log and the assembled `runtime`; made if needed. A running
+                stack has it to itself.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
@@ -129,9 +133,9 @@ class Stack:
         if self._children:
             raise ServiceError("The stack was started already.")
         try:
+            self.ports.require_free()
             self._prepare_log_dir()
             children = [self._build_triton(), self._build_sidecar()]
-            self.ports.require_free()
             for child in children:
                 self._children.append(child)
                 child.start()
@@ -186,6 +190,7 @@ class Stack:
         finally:
             deadline = time.monotonic() + _STOP_TIMEOUT_S
             self._stop_children(deadline)
+            remove_regions(name_regions(self.log_dir))
 
     def __enter__(self) -> "Stack":
         self.start()
@@ -213,6 +218,7 @@ class Stack:
             self._children.pop()
 
     def _prepare_log_dir(self) -> None:
+        remove_regions(name_regions(self.log_dir))  # of an earlier stack that was killed
         try:
             self.log_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -227,7 +233,7 @@ class Stack:
         addresses = TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics)
         return ChildProcess(
             "Triton",
-            build_command(installation, self.repository, backends, addresses),
+            build_command(installation, self.repository, backends, addresses, name_regions(self.log_dir)),
             log_path=self.log_dir / "triton.log",
             environment=build_environment(installation, python),
             directory=runtime,  # the models import from the current directory first: one without surprises
@@ -285,8 +291,7 @@ def is_sidecar_ready(url: str) -> bool:
 
 def find_reason(lines: list[str]) -> str:
     """Pick the log line that says why a server ended: the first error, else the last line."""
-    marks = ("failed to load", "TritonModelException", "Error: ", "error: ", "Traceback")
-    for mark in marks[:2]:
+    for mark in ("failed to load", "TritonModelException"):
         for line in lines:
             if mark in line and "creating server" not in line:
                 return _shorten(line)

@@ -5,6 +5,8 @@ That tritonserver ships the python backend only. A backend directory put togethe
 that one repository runs here and, unchanged, on the full Triton image. pytriton itself is never imported.
 """
 
+import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -22,6 +24,8 @@ from contract.errors import ArtifactError, ConfigError
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
 PUBLISHED: Final = ".published.json"  # written by the exporter at the top of a model repository
+EXIT_TIMEOUT_S: Final = 3  # for requests under way; unloading python models one by one would take about 10 s
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _BACKENDS: Final = Path(__file__).parent / "backends"
 _STUB: Final = "triton_python_backend_stub"
 
@@ -141,6 +145,7 @@ def build_command(
     repository: Path,
     backends: Path,
     addresses: TritonAddresses,
+    region_prefix: str,
 ) -> list[str]:
     """Return the command line of a Triton that answers on loopback only and serves every model or ends.
 
@@ -152,11 +157,13 @@ def build_command(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--cache-directory={installation.caches}",
+        f"--backend-config=python,shm-region-prefix-name={region_prefix}",
+        f"--backend-config=onnxruntime,shm-region-prefix-name={region_prefix}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
-        "--exit-timeout-secs=10",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--http-address=127.0.0.1",
         f"--http-port={addresses.http}",
         "--grpc-address=127.0.0.1",
@@ -166,6 +173,18 @@ def build_command(
         "--log-verbose=0",
         "--log-info=true",
     ]
+
+
+def name_regions(log_dir: Path) -> str:
+    """Return the prefix of the shared-memory regions of the stack that logs into `log_dir`."""
+    return f"cxr_{hashlib.sha256(str(log_dir).encode()).hexdigest()[:16]}_"
+
+
+def remove_regions(region_prefix: str) -> None:
+    """Remove the shared memory that Triton leaves in /dev/shm when it is killed while models unload."""
+    for region in _SHARED_MEMORY.glob(f"{region_prefix}*"):
+        with contextlib.suppress(OSError):
+            region.unlink()
 
 
 def read_fingerprint(repository: Path) -> str:

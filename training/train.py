@@ -125,7 +125,7 @@ def _prepare_data(
     tokenizer = ReportTokenizer.load(path)
     tokens = encode_texts(tokenizer, studies.texts, config.max_length)
     if not config.text_weights:
-        config = replace(config, model=replace(config.model, vocabulary_size=count_words(path)))
+        config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
     return studies, split, tokens, config
 
 
@@ -375,10 +375,3 @@ def _evaluate(run: _Run, part: str, thresholds: NDArray[np.float64]) -> dict[str
             seed=run.config.seed,
         )
     return metrics
-
-
-def count_words(tokenizer_path: Path) -> int:
-    """Return the size of a tokenizer's vocabulary."""
-    from tokenizers import Tokenizer
-
-    return int(Tokenizer.from_file(str(tokenizer_path)).get_vocab_size())

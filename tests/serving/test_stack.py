@@ -12,6 +12,7 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServiceError
 from serving.stack import Ports, Stack, find_reason, is_sidecar_ready, is_triton_ready
+from serving.triton import name_regions
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -62,10 +63,12 @@ def test_ready_then_stopped_leaves_nothing(small_repository, tmp_path):
         leaders = set(stack.pids.values())
         assert len(leaders) == 2
         assert len(find_sessions(leaders)) >= 4  # Triton, its two python processes, the sidecar
+        assert list(Path("/dev/shm").glob(name_regions(stack.log_dir) + "*"))
         stack.check()
         with pytest.raises(ServiceError, match="started already"):
             stack.start()
     assert find_sessions(leaders) == set()
+    assert not list(Path("/dev/shm").glob(name_regions(stack.log_dir) + "*"))
     stack.stop()
     assert stack.pids == {}
     assert not is_triton_ready("127.0.0.1", stack.ports.http)

@@ -1,0 +1,240 @@
+"""Open-i files -> one studies table: reports (XML), images (DICOM, PNG) and the labels of their MeSH headings.
+
+Ids join as in the collection: `parentImage@id` CXR<n>_IM-... is the DICOM file <n>_IM-....dcm and the PNG file
+CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, CXR1_1_IM-0001-3001.
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from contract.dicom import read_view
+from contract.errors import ArtifactError, ConfigError, InputError, ReportError
+from contract.text import SECTIONS, Report
+from training.mesh import is_labelled, map_headings
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+except ModuleNotFoundError as error:
+    raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
+
+Progress = Callable[[int, int], None]
+
+MAX_XML_BYTES = 4 * 2**20
+IMAGE_SUFFIXES = {".dcm", ".png", ".jpg", ".jpeg"}
+_HEADER_BYTES = 2**16  # more than the header of any Open-i file; the pixels follow
+_VIEW_ORDER = {"PA": 0, "AP": 1, "UNKNOWN": 2, "LATERAL": 3}
+
+SCHEMA = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("image_ids", pa.list_(pa.string())),
+        ("image_paths", pa.list_(pa.string())),
+        ("views", pa.list_(pa.string())),
+        *((name, pa.string()) for name in SECTIONS),
+        ("mesh_major", pa.list_(pa.string())),
+        ("mesh_automatic", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.string())),
+        ("labelled", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One report with the ids of its images and what its MeSH headings say."""
+
+    study_id: str
+    patient_id: str
+    report: Report
+    mesh_major: tuple[str, ...]
+    mesh_automatic: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    labels: frozenset[str]
+    labelled: bool
+
+
+def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
+    """Read all reports of a .tgz archive or a directory tree, ordered by number.
+
+    Raises:
+        ConfigError: There is nothing there.
+        ReportError: A file is not an Open-i report; the message names it.
+    """
+    files = list(_iterate_files(source))
+    if not files:
+        raise ConfigError(f"There are no XML reports in {source}.")
+    studies = []
+    for done, (name, data) in enumerate(files, start=1):
+        studies.append(parse_study(data, name=name))
+        if progress and (done % 50 == 0 or done == len(files)):
+            progress(done, len(files))
+    studies.sort(key=lambda study: (int(study.patient_id) if study.patient_id.isdigit() else 0, study.study_id))
+    return studies
+
+
+def parse_study(data: bytes, *, name: str) -> Study:
+    """Parse one XML report; `name` stands in error messages.
+
+    Raises:
+        ReportError: It is no Open-i report, or too large.
+        ConfigError: A MeSH heading is unknown.
+    """
+    if len(data) > MAX_XML_BYTES:
+        raise ReportError(f"{name} is larger than {MAX_XML_BYTES // 2**20} MB, so it is not a report.")
+    try:
+        root = fromstring(data, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
+        raise ReportError(f"{name} is not a readable XML report.") from error
+    uid = root.find("uId")
+    study_id = uid.get("id", "") if uid is not None else ""
+    if root.tag != "eCitation" or not re.fullmatch(r"CXR\d+", study_id):
+        raise ReportError(f"{name} is not an Open-i report.")
+    major = _texts(root, "MeSH/major")
+    return Study(
+        study_id=study_id,
+        patient_id=study_id.removeprefix("CXR"),  # the number of the report; DICOM's Patient ID is the same
+        report=_parse_sections(root),
+        mesh_major=major,
+        mesh_automatic=_texts(root, "MeSH/automatic"),
+        image_ids=tuple(image.get("id", "") for image in root.iter("parentImage")),
+        labels=map_headings(major),
+        labelled=is_labelled(major),
+    )
+
+
+def _parse_sections(root: Element) -> Report:
+    sections = dict.fromkeys(SECTIONS, "")
+    for element in root.iter("AbstractText"):
+        name = (element.get("Label") or "").strip().lower()
+        if name in sections:
+            sections[name] = f"{sections[name]} {' '.join(''.join(element.itertext()).split())}".strip()
+    return Report(**sections)
+
+
+def _texts(root: Element, path: str) -> tuple[str, ...]:
+    return tuple(text for element in root.iterfind(path) if (text := (element.text or "").strip()))
+
+
+def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
+    if source.is_dir():
+        for path in sorted(source.rglob("*.xml")):
+            if path.stat().st_size > MAX_XML_BYTES:
+                raise ReportError(f"{path} is larger than {MAX_XML_BYTES // 2**20} MB, so it is not a report.")
+            yield path.name, path.read_bytes()
+        return
+    try:
+        with tarfile.open(source, "r:*") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".xml"):
+                    file = archive.extractfile(member)
+                    if file is not None:
+                        yield member.name, file.read(MAX_XML_BYTES + 1)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
+
+
+def get_image_key(image_id: str) -> str:
+    """Return what the names of one image have in common: `CXR12_IM-0034-1001` and `12_IM-0034-1001.dcm.png` agree."""
+    stem = re.sub(r"(\.(dcm|png|jpe?g))+$", "", image_id, flags=re.IGNORECASE)
+    key = re.sub(r"^CXR", "", stem)
+    return re.sub(r"^(\d+)_\1_IM", r"\1_IM", key)
+
+
+def find_images(directory: Path) -> dict[str, Path]:
+    """Map the key of every image file below a directory to its path; DICOM goes before PNG and JPEG."""
+    if not directory.is_dir():
+        raise ConfigError(f"There is no image directory {directory}.")
+    paths = (path for path in directory.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    ordered = sorted(paths, key=lambda path: (path.suffix.lower() != ".dcm", path))
+    found: dict[str, Path] = {}
+    for path in ordered:
+        found.setdefault(get_image_key(path.name), path)
+    return found
+
+
+def build_table(reports: Path, images: Path | None, progress: Progress | None = None) -> pa.Table:
+    """Read reports and join their images.
+
+    Args:
+        reports: A .tgz archive or a directory tree with XML files.
+        images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image.
+        progress: Called with (done, total).
+
+    Returns:
+        One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral.
+    """
+    studies = read_reports(reports, progress)
+    found = find_images(images) if images else {}
+    rows = []
+    for done, study in enumerate(studies, start=1):
+        rows.append(_make_row(study, found))
+        if progress and found and (done % 50 == 0 or done == len(studies)):
+            progress(done, len(studies))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
+    images = [(image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found]
+    viewed = [(_read_view(path), image_id, path) for image_id, path in images]
+    viewed.sort(key=lambda entry: (_VIEW_ORDER[entry[0]], entry[1]))
+    return {
+        "study_id": study.study_id,
+        "patient_id": study.patient_id,
+        "image_ids": [image_id for _, image_id, _ in viewed],
+        "image_paths": [str(path) for *_, path in viewed],
+        "views": [view for view, *_ in viewed],
+        **{name: getattr(study.report, name) for name in SECTIONS},
+        "mesh_major": list(study.mesh_major),
+        "mesh_automatic": list(study.mesh_automatic),
+        "labels": sorted(study.labels),
+        "labelled": study.labelled,
+    }
+
+
+def _read_view(path: Path) -> str:
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    try:
+        return read_view(header)
+    except InputError:
+        return "UNKNOWN"
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a studies table as Parquet, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a studies table.
+
+    Raises:
+        ConfigError: There is no such file.
+        ArtifactError: It is no studies table.
+    """
+    if not path.is_file():
+        raise ConfigError(f"There is no studies table {path}; make one with `cxr data table`.")
+    try:
+        table = pq.read_table(path, columns=list(columns) if columns else None)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} is not a Parquet file.") from error
+    missing = set(columns or SCHEMA.names) - set(table.column_names)
+    if missing:
+        raise ArtifactError(f"{path} is not a studies table: it lacks {', '.join(sorted(missing))}.")
+    return table
