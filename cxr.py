@@ -244,9 +244,9 @@ def index_cases(
     rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
     console = _console(as_json)
     with CxrClient(triton, retrieval, timeout) as client, show_progress(console, "Indexing") as progress:
-        text_mode = client.get_text_mode()
+        text_mode = client.info().text_mode
         result = client.index(
-            make_cases(rows, text_mode), progress=lambda done, _: progress(done, len(rows))
+            make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows))
         )
     if as_json:
         print_json(result.to_dict())

@@ -177,7 +177,7 @@ def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
     with demo.steps.step("Index cases through the served model") as step:
         result = client.index(
             make_cases(rows, bundle.config["text_mode"]),
-            progress=lambda done, _: step.progress(done, len(rows)),
+            progress=lambda done: step.progress(done, len(rows)),
         )
         step.say(f"{result.indexed} cases, {len(result.refused)} refused")
     demo.figures["indexed"] = result.indexed

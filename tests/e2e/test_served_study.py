@@ -135,7 +135,7 @@ def test_wrong_port_and_short_deadline(stack, image):
 def test_cases_of_another_model_are_refused(client, trained, monkeypatch):
     prediction = client.predict(report="Normal chest.")
     with pytest.raises(FingerprintError):
-        client.search_embedding_of(prediction.embedding, fingerprint="0" * 64)
+        client.search_embedding(prediction.embedding, fingerprint="0" * 64)
 
 
 def test_a_bad_case_is_reported_and_the_rest_is_indexed(client, trained):

@@ -1,0 +1,32 @@
+"""Python client of the served model: prediction, similar cases, indexing, and offline explanations.
+
+    from client import CxrClient
+
+    with CxrClient("127.0.0.1:8001", "127.0.0.1:8005") as client:
+        prediction = client.predict(image=Path("chest.dcm").read_bytes(), report="Small left effusion.")
+        cases = client.search(report="Large right pneumothorax.", k=5)
+
+Explanations (`client.explain`) run offline on a bundle and need the `explain` extra.
+"""
+
+from client.client import CxrClient
+from client.results import (
+    CaseInput,
+    Finding,
+    Health,
+    IndexResult,
+    Prediction,
+    ServedModel,
+    SimilarCase,
+)
+
+__all__ = [
+    "CaseInput",
+    "CxrClient",
+    "Finding",
+    "Health",
+    "IndexResult",
+    "Prediction",
+    "ServedModel",
+    "SimilarCase",
+]

@@ -1,0 +1,349 @@
+"""`CxrClient`: one case in, findings, similar cases or an explanation out.
+
+    image bytes, report ──> Triton (predict_study | predict_image | predict_text) ──> Prediction
+    embedding ──────────> retrieval sidecar ──> similar cases
+
+Every call has a deadline, shared by all that it sends. Errors are those of `contract.errors`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.results import CaseInput, Finding, Health, IndexResult, Kind, Prediction, ServedModel, SimilarCase
+from client.retrieval import IndexInfo, RetrievalTransport, StoredCase
+from client.triton import Arrays, TritonTransport
+from contract.bundle import Bundle, require_same_fingerprint
+from contract.dicom import MAX_IMAGE_BYTES
+from contract.errors import ConfigError, CxrError, DeadlineError, ImageError, InputError
+from contract.tensors import (
+    EMBEDDING,
+    IMAGE_ATTENTION,
+    IMAGE_BYTES,
+    PIXELS,
+    PROBABILITIES,
+    REPORT,
+    REPORT_TEXT,
+    TEXT_ATTENTION,
+    TOKEN_SPANS,
+)
+
+if TYPE_CHECKING:
+    from client.explain import Explanation
+
+_IN_FLIGHT: Final = 8  # requests at once while indexing: enough to fill Triton's batches
+_CASES_PER_REQUEST: Final = 64
+_OUTPUTS: Final[dict[Kind, tuple[str, ...]]] = {
+    "study": (IMAGE_ATTENTION.name, TEXT_ATTENTION.name, REPORT_TEXT.name, TOKEN_SPANS.name),
+    "image": (IMAGE_ATTENTION.name,),
+    "text": (TEXT_ATTENTION.name, REPORT_TEXT.name, TOKEN_SPANS.name),
+}
+
+
+class CxrClient:
+    """Client of one Triton and one retrieval sidecar; may be used by several threads at once."""
+
+    def __init__(
+        self,
+        triton_url: str = "127.0.0.1:8001",
+        retrieval_url: str = "127.0.0.1:8005",
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Describe the servers; nothing is sent yet.
+
+        Args:
+            triton_url: host:port of Triton's gRPC service.
+            retrieval_url: host:port of the retrieval sidecar.
+            timeout_s: Default deadline of each call, in seconds.
+        """
+        self._timeout_s = timeout_s
+        self._triton = TritonTransport(triton_url)
+        self._retrieval = RetrievalTransport(retrieval_url)
+        self._model: ServedModel | None = None
+        self._lock = threading.Lock()
+
+    def predict(
+        self,
+        image: bytes | None = None,
+        report: bytes | str | None = None,
+        *,
+        with_pixels: bool = False,
+        timeout_s: float | None = None,
+    ) -> Prediction:
+        """Predict the 22 finding categories of a radiograph, a report, or both.
+
+        Args:
+            image: A whole DICOM, PNG or JPEG file.
+            report: Text (with or without section headings) or an Open-i XML file.
+            with_pixels: Also return the pixels that the model read.
+            timeout_s: Deadline in seconds; None means the client's own.
+
+        Raises:
+            InputError: The image or the report cannot be read; the message names the step and the cause.
+            UnavailableError, DeadlineError, ServerError: The server is down, slow or failed.
+        """
+        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        return self._predict(image, report, with_pixels, deadline)
+
+    def search(
+        self,
+        image: bytes | None = None,
+        report: bytes | str | None = None,
+        *,
+        k: int = 5,
+        exclude_studies: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[SimilarCase]:
+        """Find the stored cases most similar to a radiograph, a report, a sentence or a whole study.
+
+        Args:
+            image: As in `predict`.
+            report: As in `predict`; a single sentence will do.
+            k: How many cases, 1 to 1000.
+            exclude_studies: Study ids to leave out, such as the query's own.
+            timeout_s: Deadline of both calls together, in seconds.
+
+        Returns:
+            At most k cases, best first.
+
+        Raises:
+            FingerprintError: The stored cases were embedded by another model.
+            InputError, ServiceError: As in `predict`.
+        """
+        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        query = self._predict(image, report, False, deadline)
+        return self._retrieval.search(
+            query.fingerprint, query.embedding, k, tuple(exclude_studies), deadline.left()
+        )
+
+    def search_embedding(
+        self,
+        embedding: NDArray[np.float32],
+        *,
+        fingerprint: str,
+        k: int = 5,
+        exclude_studies: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[SimilarCase]:
+        """Find the cases most similar to an embedding, (D,) of unit length, made by model `fingerprint`."""
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        return self._retrieval.search(fingerprint, embedding, k, tuple(exclude_studies), limit)
+
+    def index(
+        self,
+        cases: Iterable[CaseInput],
+        *,
+        progress: Callable[[int], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> IndexResult:
+        """Embed cases through the served model and store them for search.
+
+        A case that the model refuses is reported and the rest goes on. A case whose id is stored already is
+        replaced, so that an interrupted run can be repeated.
+
+        Args:
+            cases: Read as they are needed; only a few are held in memory.
+            progress: Called with the number of cases done.
+            timeout_s: Deadline of each call, in seconds.
+
+        Raises:
+            FingerprintError: The store belongs to another model.
+            ServiceError: A server is down or failed; what was stored before stays.
+        """
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        fingerprint = self.info(timeout_s=limit).fingerprint
+        refused: list[tuple[str, str]] = []
+        waiting: list[StoredCase] = []
+        stored = 0
+        for done, (case, outcome) in enumerate(self._embed(cases, limit), start=1):
+            if isinstance(outcome, InputError):
+                refused.append((case.id, str(outcome)))
+            else:
+                waiting.append(_make_stored(case, outcome))
+            if len(waiting) == _CASES_PER_REQUEST:
+                stored += self._retrieval.add(fingerprint, waiting, limit)
+                waiting = []
+            if progress is not None:
+                progress(done)
+        if waiting:
+            stored += self._retrieval.add(fingerprint, waiting, limit)
+        return IndexResult(stored, tuple(refused))
+
+    def explain(
+        self,
+        bundle: Bundle,
+        image: bytes | None = None,
+        report: bytes | str | None = None,
+        *,
+        label: str | None = None,
+        steps: int = 32,
+    ) -> "Explanation":
+        """Explain one finding with the served model's bundle; see `client.explain.explain`.
+
+        Raises:
+            FingerprintError: The bundle is not the served model.
+            ConfigError: The `explain` extra is not installed.
+        """
+        from client.explain import explain
+
+        served = self.info().fingerprint
+        require_same_fingerprint(
+            served, bundle.fingerprint, expected_from="the served model", found_from=str(bundle.path)
+        )
+        return explain(bundle, image=image, report=report, label=label, steps=steps)
+
+    def info(self, *, timeout_s: float | None = None) -> ServedModel:
+        """Return what the served model says about itself; asked once per client."""
+        with self._lock:
+            if self._model is None:
+                self._model = self._triton.read_model(self._timeout_s if timeout_s is None else timeout_s)
+            return self._model
+
+    def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
+        """Return what the index holds and which model it belongs to."""
+        return self._retrieval.read_info(self._timeout_s if timeout_s is None else timeout_s)
+
+    def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:
+        """Forget stored cases for good; return how many were there."""
+        return self._retrieval.delete(ids, self._timeout_s if timeout_s is None else timeout_s)
+
+    def health(self, *, timeout_s: float | None = None) -> Health:
+        """Ask both servers whether they are ready; never raises for a server that is not."""
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        triton, fingerprint = self._triton.check_ready(limit), None
+        if triton is None:
+            try:
+                fingerprint = self.info(timeout_s=limit).fingerprint
+            except CxrError as error:
+                triton = str(error)
+        try:
+            stored = self._retrieval.read_info(limit)
+        except CxrError as error:
+            return Health(triton, str(error), fingerprint)
+        trouble = None
+        if fingerprint and stored.fingerprint and stored.fingerprint != fingerprint:
+            trouble = f"The index is of model {stored.fingerprint[:12]}, Triton serves {fingerprint[:12]}."
+        return Health(triton, trouble, fingerprint, stored.case_count)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._triton.close()
+        self._retrieval.close()
+
+    def __enter__(self) -> "CxrClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(
+        self, image: bytes | None, report: bytes | str | None, with_pixels: bool, deadline: "_Deadline"
+    ) -> Prediction:
+        kind, inputs = _make_inputs(image, report)
+        model = self.info(timeout_s=deadline.left())
+        outputs = (PROBABILITIES.name, EMBEDDING.name, *_OUTPUTS[kind])
+        if with_pixels and kind != "text":
+            outputs += (PIXELS.name,)
+        answer = self._triton.infer(f"predict_{kind}", inputs, outputs, deadline.left())
+        return _read_answer(kind, model, answer)
+
+    def _embed(
+        self, cases: Iterable[CaseInput], timeout_s: float
+    ) -> Iterator[tuple[CaseInput, Prediction | InputError]]:
+        """Predict cases in their order with a few requests in flight; a refusal is yielded, not raised."""
+
+        def predict(case: CaseInput) -> Prediction | InputError:
+            try:
+                return self._predict(case.image, case.report, False, _Deadline(timeout_s))
+            except InputError as error:
+                return error
+
+        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="cxr-index") as pool:
+            flying: list[tuple[CaseInput, Future[Prediction | InputError]]] = []
+            try:
+                for case in cases:
+                    flying.append((case, pool.submit(predict, case)))
+                    if len(flying) == 2 * _IN_FLIGHT:
+                        first, future = flying.pop(0)
+                        yield first, future.result()
+                while flying:
+                    first, future = flying.pop(0)
+                    yield first, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Deadline:
+    """A point in time that several calls share."""
+
+    def __init__(self, timeout_s: float) -> None:
+        if timeout_s <= 0:
+            raise ConfigError(f"The time-out must be above 0 s, not {timeout_s:g}.")
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+
+    def left(self) -> float:
+        """Return the seconds left; DeadlineError when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
+        return left
+
+
+def _make_inputs(image: bytes | None, report: bytes | str | None) -> tuple[Kind, Arrays]:
+    inputs: Arrays = {}
+    if image is not None:
+        if len(image) > MAX_IMAGE_BYTES:
+            raise ImageError(f"The image has {len(image):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
+        inputs[IMAGE_BYTES.name] = np.array([[image]], dtype=np.object_)  # (1, 1)
+    if report is not None:
+        data = report.encode("utf-8", errors="surrogatepass") if isinstance(report, str) else report
+        inputs[REPORT.name] = np.array([[data]], dtype=np.object_)
+    if not inputs:
+        raise ConfigError("Give an image, a report, or both.")
+    kind: Kind = "study" if len(inputs) == 2 else "image" if image is not None else "text"
+    return kind, inputs
+
+
+def _read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
+    findings = tuple(
+        Finding(key, name, float(probability), threshold)
+        for (key, name, threshold), probability in zip(
+            model.labels, answer[PROBABILITIES.name][0], strict=True
+        )
+    )
+
+    def first(name: str) -> Any:
+        return answer[name][0] if name in answer else None
+
+    text = first(REPORT_TEXT.name)
+    return Prediction(
+        kind=kind,
+        findings=findings,
+        embedding=answer[EMBEDDING.name][0],
+        fingerprint=model.fingerprint,
+        image_attention=first(IMAGE_ATTENTION.name),
+        text_attention=first(TEXT_ATTENTION.name),
+        report_text=None if text is None else bytes(text[0]).decode("utf-8"),
+        token_spans=first(TOKEN_SPANS.name),
+        pixels=first(PIXELS.name),
+    )
+
+
+def _make_stored(case: CaseInput, prediction: Prediction) -> StoredCase:
+    return StoredCase(
+        id=case.id,
+        study_id=case.study_id,
+        embedding=prediction.embedding,
+        labels=case.labels,
+        report=case.report or "",
+        image_ref=case.image_ref,
+    )

@@ -1,0 +1,148 @@
+"""What the client takes and returns; every result turns into JSON with `to_dict`."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One category: its calibrated probability (0 to 1) and the threshold of the served model."""
+
+    key: str
+    name: str
+    probability: float
+    threshold: float
+
+    @property
+    def present(self) -> bool:
+        """Whether the probability reaches the threshold."""
+        return self.probability >= self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and `present`."""
+        return {**asdict(self), "present": self.present}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The served model's answer for one case; K labels, N image tokens, L text tokens.
+
+    Attributes:
+        kind: "study", "image" or "text".
+        findings: The K categories, in the order of `contract.labels`.
+        embedding: (D,) float32 of unit length.
+        fingerprint: Of the model that answered.
+        image_attention: (K, N) float32, each row summing to 1, tokens row by row; None without an image.
+        text_attention: (K, L) float32, each row summing to 1; None without a report.
+        report_text: The part of the report that the model read.
+        token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
+        pixels: (1, S, S) uint8 that the model read, if asked for.
+    """
+
+    kind: Kind
+    findings: tuple[Finding, ...]
+    embedding: NDArray[np.float32]
+    fingerprint: str
+    image_attention: NDArray[np.float32] | None = None
+    text_attention: NDArray[np.float32] | None = None
+    report_text: str | None = None
+    token_spans: NDArray[np.int32] | None = None
+    pixels: NDArray[np.uint8] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return kind, fingerprint, findings and embedding."""
+        return {
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "embedding": [round(float(value), 6) for value in self.embedding],
+        }
+
+
+@dataclass(frozen=True)
+class SimilarCase:
+    """A stored case; `score` is the cosine similarity to the query, -1 to 1."""
+
+    id: str
+    study_id: str
+    score: float
+    labels: tuple[str, ...]
+    report: str
+    image_ref: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class CaseInput:
+    """A case to index: an image (DICOM, PNG or JPEG bytes), a report, or both.
+
+    `image_ref` is a path or URI that the reader of a search result understands; it is stored as it is.
+    """
+
+    id: str
+    study_id: str
+    image: bytes | None = field(default=None, repr=False)
+    report: str | None = field(default=None, repr=False)
+    labels: tuple[str, ...] = ()
+    image_ref: str = ""
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """How many cases were stored, and (case id, reason) of each that the model refused."""
+
+    indexed: int
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
+        return {"indexed": self.indexed, "refused": refused}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the served model says about itself.
+
+    `grid` is the side of the square that the N image tokens form; `labels` are (key, name, threshold).
+    """
+
+    fingerprint: str
+    text_mode: str
+    max_length: int
+    image_size: int
+    embedding_size: int
+    grid: int
+    labels: tuple[tuple[str, str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        labels = [{"key": key, "name": name, "threshold": limit} for key, name, limit in self.labels]
+        return {**asdict(self), "labels": labels}
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the servers answer; an error is one sentence, None where all is well."""
+
+    triton: str | None
+    retrieval: str | None
+    fingerprint: str | None = None
+    cases: int | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether both servers answer and belong to the same model."""
+        return self.triton is None and self.retrieval is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and `ready`."""
+        return {**asdict(self), "ready": self.ready}
