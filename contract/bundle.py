@@ -11,6 +11,7 @@ config, tokenizer, labels). It is stamped into every ONNX graph, Triton config a
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -144,7 +145,7 @@ def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(directory).as_posix(): compute_sha256(path) for path in files}
     fingerprint = compute_fingerprint(hashes)
-    write_json(directory / MANIFEST, {"fingerprint": fingerprint, "files": hashes, **details})
+    write_json(directory / MANIFEST, {**details, "fingerprint": fingerprint, "files": hashes})
     return fingerprint
 
 
@@ -184,11 +185,17 @@ def read_labels(path: Path) -> tuple[ServedLabel, ...]:
 
 
 def check_labels(labels: tuple[ServedLabel, ...], *, source: str) -> None:
-    """Raise ArtifactError unless the labels are the 22 categories, in their order."""
+    """Raise ArtifactError unless the labels are the 22 categories, in their order, with usable numbers."""
     if tuple(label.key for label in labels) != LABEL_KEYS:
         raise ArtifactError(f"{source} does not hold the {len(LABEL_KEYS)} categories in their order.")
     if any(label.name != LABEL_NAMES[label.key] for label in labels):
         raise ArtifactError(f"{source} names a category differently from this version of the software.")
+    for label in labels:
+        numbers = (label.threshold, label.scale, label.bias)
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise ArtifactError(f"{source} holds something else than numbers for {label.key}.")
+        if not 0 <= label.threshold <= 1:
+            raise ArtifactError(f"{source} gives {label.key} the threshold {label.threshold}, not 0 to 1.")
 
 
 def _verify_file(directory: Path, name: str, expected: object) -> None:
@@ -197,7 +204,10 @@ def _verify_file(directory: Path, name: str, expected: object) -> None:
         raise ArtifactError(f"{directory / MANIFEST} lists a file outside the bundle.")
     if not file.is_file():
         raise ArtifactError(f"The bundle {directory} lacks {name}.")
-    found = compute_sha256(file)
+    try:
+        found = compute_sha256(file)
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {type(error).__name__}.") from error
     if found != expected:
         raise ArtifactError(
             f"{file} was changed after the bundle was written (SHA-256 {found[:12]}, manifest "
@@ -210,7 +220,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.parent} is not a model bundle: it has no {path.name}.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {type(error).__name__}.") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} must hold a JSON object.")

@@ -57,7 +57,9 @@ class TensorSpec:
             want in (-1, have) for want, have in zip(expected, array.shape, strict=True)
         )
         if not fits:
-            raise TensorError(f"Tensor {self.name} must have shape {list(expected)}, not {list(array.shape)}.")
+            raise TensorError(
+                f"Tensor {self.name} must have shape {list(expected)}, not {list(array.shape)}."
+            )
 
 
 IMAGE_BYTES: Final = TensorSpec("image_bytes", "BYTES", (1,))
@@ -128,8 +130,12 @@ _SPECS: tuple[ModelSpec, ...] = (
         _STUDY_OUTPUTS,
         ("image_encoder", "text_encoder", "fusion_study"),
     ),
-    ModelSpec("predict_image_tensors", "ensemble", (PIXELS,), _IMAGE_OUTPUTS, ("image_encoder", "fusion_image")),
-    ModelSpec("predict_text_tensors", "ensemble", _TEXT_INPUTS, _TEXT_OUTPUTS, ("text_encoder", "fusion_text")),
+    ModelSpec(
+        "predict_image_tensors", "ensemble", (PIXELS,), _IMAGE_OUTPUTS, ("image_encoder", "fusion_image")
+    ),
+    ModelSpec(
+        "predict_text_tensors", "ensemble", _TEXT_INPUTS, _TEXT_OUTPUTS, ("text_encoder", "fusion_text")
+    ),
 )
 
 MODELS: Final[dict[str, ModelSpec]] = {spec.name: spec for spec in _SPECS}

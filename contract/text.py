@@ -25,9 +25,13 @@ MAX_XML_BYTES: Final = 2**20
 SECTIONS: Final = ("indication", "comparison", "findings", "impression")
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-_HEADING = re.compile(r"^[ \t]*(indication|comparison|findings|impression)[ \t]*:", re.IGNORECASE | re.MULTILINE)
+# ASCII, because ignoring case would otherwise take other letters, such as a dotted capital I, for an i.
+_HEADING = re.compile(
+    r"^[ \t]*(indication|comparison|findings|impression)[ \t]*:", re.IGNORECASE | re.MULTILINE | re.ASCII
+)
 _DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTINUING: Final = "\U000f0000"  # the first of 65,534 characters for private use
 # Words that nearly state a category, masked in the mode "findings_masked" so that a model must read the rest.
 _LABEL_WORDS = re.compile(
     r"\b(?:normal|unremarkable|clear|atelecta\w*|collapse\w*|pneumonia\w*|infect\w*|infiltrat\w*|consolidat\w*|"
@@ -58,7 +62,7 @@ class TokenBatch:
     Attributes:
         input_ids: (B, L) int64.
         attention_mask: (B, L) int64; 1 for a token, 0 for padding.
-        spans: (B, L, 2) int32; first and past-last character of the token in its text, 0, 0 for special tokens.
+        spans: (B, L, 2) int32; first and past-last character of the token in its text, 0, 0 for special ones.
         truncated: Per text, whether its end was cut off.
     """
 
@@ -95,8 +99,8 @@ def select_text(report: Report, mode: TextMode) -> str:
 
     Args:
         report: The report.
-        mode: "indication"; "findings" (the impression when there are no findings); "findings_masked" (the same
-            with words that name a category replaced by [MASK]); "full" (findings and impression).
+        mode: "indication"; "findings" (the impression when there are no findings); "findings_masked" (the
+            same with words that name a category replaced by [MASK]); "full" (findings and impression).
 
     Raises:
         ReportError: That part of the report holds no words.
@@ -117,7 +121,7 @@ def select_text(report: Report, mode: TextMode) -> str:
 
 
 def read_report(data: bytes | str, mode: TextMode) -> str:
-    """Return what the model reads of a report given as bytes or text; see `parse_report` and `select_text`."""
+    """Return what the model reads of a report as bytes or text; see `parse_report` and `select_text`."""
     return select_text(parse_report(data), mode)
 
 
@@ -185,16 +189,46 @@ class ReportTokenizer:
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) -> None:
     """Train a lower-casing WordPiece tokenizer on texts and write it; equal texts give equal files."""
     tokenizers = _import_tokenizers()
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))  # noqa: S106
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+    cleaned = (normalizer.normalize_str(text) for text in texts)
+    words = [word for text in cleaned for word, _ in splitter.pre_tokenize_str(text)]
+    vocabulary = {piece: number for number, piece in enumerate(_learn_pieces(words, vocab_size))}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")  # noqa: S106
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = tokenizers.decoders.WordPiece()
-    # A word list in a fixed order: the trainer breaks ties by the order in which it meets words.
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save hides an OSError
+
+
+def _learn_pieces(words: Sequence[str], vocab_size: int) -> list[str]:
+    """Return the pieces of a WordPiece vocabulary in the order of their ids, special tokens first.
+
+    The library's WordPiece trainer numbers the characters that continue a word ("##a") in the order of a hash
+    table with a random seed, and breaks ties by number: no two runs are alike. Its trainer for plain merges
+    has a fixed order, so here each of those characters is a character of its own while merges are learned.
+    """
+    tokenizers = _import_tokenizers()
+    words = [word for word in words if max(word) < _CONTINUING]
+    letters = sorted({letter for word in words for letter in word})
+    continuing = {letter: chr(ord(_CONTINUING) + place) for place, letter in enumerate(letters)}
+    letter_of = {mark: letter for letter, mark in continuing.items()}
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=letters,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(texts), trainer)
-    tokenizer.save(str(path))
+    marked = (word[0] + "".join(continuing[letter] for letter in word[1:]) for word in words)
+    learner.train_from_iterator(marked, trainer)
+    vocabulary = learner.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    texts = ("".join(letter_of.get(letter, letter) for letter in token) for token in tokens)
+    return [f"##{text}" if token[0] in letter_of else text for text, token in zip(texts, tokens, strict=True)]
 
 
 def _import_tokenizers() -> Any:
@@ -206,7 +240,9 @@ def _import_tokenizers() -> Any:
         import tokenizers.pre_tokenizers
         import tokenizers.trainers
     except ModuleNotFoundError as error:
-        raise ConfigError("Tokenizing needs the 'train' or 'serve' extra: pip install 'cxr-serving[serve]'.") from error
+        raise ConfigError(
+            "Tokenizing needs the 'train' or 'serve' extra: pip install 'cxr-serving[serve]'."
+        ) from error
     return tokenizers
 
 
@@ -215,19 +251,20 @@ def _decode(data: bytes | str) -> str:
     if len(data) > limit:
         raise ReportError(f"The report has more than {limit:,} bytes, so it is not a report.")
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-    except UnicodeDecodeError as error:
+        text = data.decode() if isinstance(data, bytes) else data
+        text.encode()  # a str may hold surrogates, as arguments of a command do for bytes that are not UTF-8
+    except UnicodeError as error:
         raise ReportError("The report is not UTF-8 text.") from error
     if _CONTROL.search(text):
         raise ReportError("The report holds control characters, so it is not text.")
-    return text
+    return text.removeprefix("\ufeff")
 
 
 def _parse_text(text: str) -> Report:
     marks = list(_HEADING.finditer(text))
     if not marks:
         return Report(findings=text.strip())
-    sections = {name: "" for name in SECTIONS}
+    sections = dict.fromkeys(SECTIONS, "")
     before = text[: marks[0].start()].strip()
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         name = mark.group(1).lower()
@@ -242,14 +279,16 @@ def _parse_xml(text: str) -> Report:
     from xml.etree.ElementTree import ParseError
 
     from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import fromstring
+    from defusedxml.ElementTree import DefusedXMLParser
 
     try:
-        # Bytes, because a str with an encoding declaration is refused by the parser.
-        root = fromstring(text.strip().encode(), forbid_dtd=True)
+        # The text is decoded already, so what its declaration says about the encoding does not count.
+        parser = DefusedXMLParser(encoding="utf-8", forbid_dtd=True)
+        parser.feed(text.strip().encode())
+        root = parser.close()
     except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
         raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
-    sections = {name: "" for name in SECTIONS}
+    sections = dict.fromkeys(SECTIONS, "")
     for element in root.iter("AbstractText"):
         name = (element.get("Label") or "").strip().lower()
         if name in sections:

@@ -1,0 +1,200 @@
+"""The tensor table, the models made of it, and what importing the contract costs."""
+
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import contract
+from contract.errors import TensorError
+from contract.labels import LABELS
+from contract.tensors import (
+    EMBEDDING,
+    GRAPHS,
+    IMAGE_BYTES,
+    IMAGE_TOKENS,
+    INPUT_IDS,
+    LENGTH_BUCKETS,
+    MODELS,
+    NUMPY_DTYPES,
+    PIXELS,
+    PROBABILITIES,
+    TEXT_ATTENTION,
+    TOKEN_SPANS,
+    ModelSpec,
+    TensorSpec,
+)
+
+SIZES = {"S": 224, "N": 49, "C": 256, "D": 128, "L": 64}
+ENSEMBLES = [model for model in MODELS.values() if model.backend == "ensemble"]
+TENSORS = {tensor for model in MODELS.values() for tensor in (*model.inputs, *model.outputs)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "known", "unknown"),
+    [
+        (PIXELS, (1, 224, 224), (1, -1, -1)),
+        (INPUT_IDS, (-1,), (-1,)),
+        (TOKEN_SPANS, (-1, 2), (-1, 2)),
+        (IMAGE_TOKENS, (49, 256), (-1, -1)),
+        (PROBABILITIES, (22,), (22,)),
+        (EMBEDDING, (128,), (-1,)),
+        (TEXT_ATTENTION, (22, -1), (22, -1)),
+        (IMAGE_BYTES, (1,), (1,)),
+    ],
+)
+def test_dims(spec, known, unknown):
+    assert spec.dims(SIZES) == known
+    assert spec.dims() == unknown
+
+
+@pytest.mark.parametrize("spec", sorted(TENSORS, key=lambda spec: spec.name), ids=lambda spec: spec.name)
+def test_an_array_that_fits(spec):
+    shape = (3, *(7 if size == -1 else size for size in spec.dims(SIZES)))
+    array = np.zeros(shape, NUMPY_DTYPES[spec.dtype])
+    spec.check(array, SIZES)
+    spec.check(array)
+    spec.check(array[:0], SIZES)
+    with pytest.raises(TensorError, match=spec.name):
+        spec.check(array[0], SIZES)
+    with pytest.raises(TensorError, match=spec.name):
+        spec.check(array[None], SIZES)
+    with pytest.raises(TensorError, match=spec.name):
+        spec.check(array.astype(np.float64), SIZES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "array", "message"),
+    [
+        (PIXELS, np.zeros((1, 1, 8, 8), np.float32), "Tensor pixels must be UINT8, not float32."),
+        (
+            PIXELS,
+            np.zeros((2, 3, 224, 224), np.uint8),
+            "Tensor pixels must have shape [-1, 1, 224, 224], not [2, 3, 224, 224].",
+        ),
+        (
+            EMBEDDING,
+            np.zeros((2, 64), np.float32),
+            "Tensor embedding must have shape [-1, 128], not [2, 64].",
+        ),
+        (INPUT_IDS, np.zeros((2, 64), np.int32), "Tensor input_ids must be INT64, not int32."),
+        (INPUT_IDS, np.zeros(64, np.int64), "Tensor input_ids must have shape [-1, -1], not [64]."),
+        (PROBABILITIES, np.zeros((1, 22), ">f4"), "Tensor probabilities must be FP32, not >f4."),
+        (IMAGE_BYTES, np.array([[b"x"]]), "Tensor image_bytes must be BYTES, not |S1."),
+    ],
+)
+def test_an_array_that_does_not_fit(spec, array, message):
+    with pytest.raises(TensorError) as info:
+        spec.check(array, SIZES)
+    assert str(info.value) == message
+
+
+def test_a_size_of_the_text_is_never_fixed():
+    INPUT_IDS.check(np.zeros((2, 32), np.int64), {"L": 256})
+    assert tuple(sorted(set(LENGTH_BUCKETS))) == LENGTH_BUCKETS
+
+
+def test_names_are_unique():
+    assert len(TENSORS) == len({tensor.name for tensor in TENSORS})
+    assert all(name == model.name for name, model in MODELS.items())
+    assert {size for tensor in TENSORS for size in tensor.shape if isinstance(size, str)} == set("SNLCDK")
+    assert PROBABILITIES.dims() == (len(LABELS),)
+
+
+def test_models_of_the_design():
+    assert set(GRAPHS) == {"image_encoder", "text_encoder", "fusion_study", "fusion_image", "fusion_text"}
+    assert {model.name for model in ENSEMBLES} == {
+        f"predict_{kind}{suffix}" for kind in ("study", "image", "text") for suffix in ("", "_tensors")
+    }
+    assert {model.name for model in MODELS.values() if model.backend == "python"} == {
+        "preprocess_image",
+        "preprocess_text",
+    }
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_only_ensembles_have_steps(model):
+    assert bool(model.steps) is (model.backend == "ensemble")
+    assert model.inputs
+    assert model.outputs
+    for tensors in (model.inputs, model.outputs):
+        assert len(tensors) == len(set(tensors))
+
+
+def find_faults(ensemble: ModelSpec) -> list[str]:
+    """Walk the steps of an ensemble as Triton wires them, by tensor name."""
+    there: set[TensorSpec] = set(ensemble.inputs)
+    consumed: set[TensorSpec] = set()
+    faults = []
+    for name in ensemble.steps:
+        step = MODELS.get(name)
+        if step is None or step.backend == "ensemble":
+            faults.append(f"{name} is no model")
+            continue
+        faults += [f"{name} lacks {tensor.name}" for tensor in step.inputs if tensor not in there]
+        faults += [f"{name} makes {tensor.name} again" for tensor in step.outputs if tensor in there]
+        consumed.update(step.inputs)
+        there.update(step.outputs)
+    faults += [f"nothing makes {tensor.name}" for tensor in ensemble.outputs if tensor not in there]
+    faults += [f"nothing reads {tensor.name}" for tensor in ensemble.inputs if tensor not in consumed]
+    left = [
+        name
+        for name in ensemble.steps
+        if name in MODELS and not (consumed | set(ensemble.outputs)) & set(MODELS[name].outputs)
+    ]
+    return faults + [f"nothing uses what {name} makes" for name in left]
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda model: model.name)
+def test_ensembles_are_wired(ensemble):
+    assert find_faults(ensemble) == []
+    modality = ensemble.name.split("_")[1]
+    steps = " ".join(ensemble.steps)
+    assert ("image" in steps.replace("fusion_", "")) is (modality != "text")
+    assert ("text" in steps.replace("fusion_", "")) is (modality != "image")
+
+
+def test_wrong_wiring_is_found():
+    broken = ModelSpec(
+        "broken",
+        "ensemble",
+        (IMAGE_BYTES, INPUT_IDS),
+        (PROBABILITIES, EMBEDDING),
+        ("image_encoder", "missing", "preprocess_image", "preprocess_image"),
+    )
+    assert find_faults(broken) == [
+        "image_encoder lacks pixels",
+        "missing is no model",
+        "preprocess_image makes pixels again",
+        "nothing makes probabilities",
+        "nothing makes embedding",
+        "nothing reads input_ids",
+        "nothing uses what image_encoder makes",
+    ]
+
+
+def list_loaded(modules: list[str]) -> set[str]:
+    script = f"import {', '.join(modules)}, sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_contract_loads_nothing_heavy():
+    modules = [module.name for module in pkgutil.walk_packages(contract.__path__, "contract.")]
+    assert {"contract.dicom", "contract.text", "contract.proto.retrieval_pb2_grpc"} <= set(modules)
+    loaded = list_loaded(modules)
+    assert "numpy" in loaded
+    assert not loaded & {
+        "torch",
+        "faiss",
+        "tritonclient",
+        "training",
+        "export",
+        "client",
+        "retrieval",
+        "serving",
+    }
+    cheap = list_loaded([name for name in modules if not name.startswith("contract.proto")])
+    assert not cheap & {"pydicom", "PIL", "cv2", "gdcm", "tokenizers", "defusedxml", "grpc", "google"}
