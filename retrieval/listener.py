@@ -1,0 +1,88 @@
+"""The gRPC server that the sidecar listens with, and its health (grpc.health.v1)."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from contract.errors import ConfigError
+from contract.proto import retrieval_pb2_grpc
+from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
+
+GRACE_S: Final = 4.0  # for requests under way; whoever stops the sidecar may kill it after 5 s
+_WORKERS: Final = 64  # twice the searches that may wait: room for health checks while they do
+_MAX_RPCS: Final = 512
+
+
+class SidecarServer:
+    """The gRPC server with the retrieval and the health service, listening from the start."""
+
+    def __init__(self, service: RetrievalService, address: str) -> None:
+        """Listen at `address` ("host:port"; port 0 takes a free one) as NOT_SERVING.
+
+        Raises:
+            ConfigError: The address is in use or none of this machine.
+        """
+        host = require_usable(address)
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
+        self._server = grpc.server(
+            self._workers,
+            maximum_concurrent_rpcs=_MAX_RPCS,
+            options=[
+                ("grpc.so_reuseport", 0),  # else a second server would share the port without an error
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ],
+        )
+        self._states = health_pb2.HealthCheckResponse
+        self._names = ("", SERVICE_NAME)
+        self._health = health.HealthServicer()
+        self._set_health(self._states.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, self._server)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"The address {address} cannot be listened at: is it in use?") from error
+        if not port:  # how gRPC before 1.60 says it
+            raise ConfigError(f"The address {address} cannot be listened at: is it in use?")
+        self.address = f"{host}:{port}"
+        self._server.start()
+
+    def announce(self) -> None:
+        """Answer as SERVING from now on."""
+        self._set_health(self._states.SERVING)
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Answer as NOT_SERVING, refuse new requests and give those under way some seconds to end."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+        self._workers.shutdown(wait=False)
+
+    def _set_health(self, state: Any) -> None:
+        for name in self._names:
+            self._health.set(name, state)
+
+
+def require_usable(address: str) -> str:
+    """Return the host of "host:port"; raise ConfigError if nothing can listen there now.
+
+    gRPC finds this out, too, but tells it in several lines on stderr.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"The address {address} must be host:port, such as 127.0.0.1:8005.")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        raise ConfigError(
+            f"The address {address} cannot be listened at ({error.strerror}): choose another one."
+        ) from error
+    return host

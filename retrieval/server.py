@@ -1,0 +1,129 @@
+"""The sidecar's command.
+
+    python -m retrieval.server --store DIRECTORY --address 127.0.0.1:8005
+
+It listens at once, answers as SERVING (grpc.health.v1) when its index is built from the store, and ends in
+order on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address or store in use, no GPU);
+3 the store is damaged or belongs to another model.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+from contract.errors import ConfigError, CxrError
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sidecar until it is told to stop; return the exit code."""
+    options = parse_arguments(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        serve(options)
+    except CxrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Open the store, serve it until SIGTERM or SIGINT, and close it.
+
+    Raises:
+        ConfigError: The store or the address is in use, or a package or the GPU is missing.
+        ArtifactError: The store is damaged.
+        FingerprintError: The store, or a fingerprint given, belongs to another model.
+    """
+    try:
+        from retrieval.listener import SidecarServer
+        from retrieval.service import RetrievalService
+        from retrieval.store import CaseStore
+        from retrieval.worker import IndexThread
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
+        ) from error
+    events: SimpleQueue[str] = SimpleQueue()
+    _watch_signals(events)
+    with CaseStore(options.store, fingerprint=_check_fingerprint(options.fingerprint)) as store:
+        index = IndexThread(store.read_vectors, device=options.device, threads=options.threads)
+        server = SidecarServer(RetrievalService(store, index), options.address)
+        try:
+            built = index.start()
+            built.add_done_callback(lambda _: events.put("built"))
+            if events.get() == "built":
+                built.result()
+                server.announce()
+                model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
+                _say(f"Ready on {server.address}: {store.count()} cases, {model}, index on {options.device}.")
+                events.get()
+        finally:
+            server.stop()
+            index.close()
+    _say("Stopped.")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m retrieval.server", description="Similar-case search over gRPC (retrieval.proto)."
+    )
+    parser.add_argument("--store", type=Path, required=True, help="Directory of the cases; made if missing.")
+    parser.add_argument(
+        "--address",
+        default=DEFAULT_ADDRESS,
+        help="host:port to listen at; port 0 takes a free one. (%(default)s)",
+    )
+    parser.add_argument(
+        "--fingerprint",
+        help="Model whose cases the store must hold (64 hex digits). Default: that of the first cases.",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default="cpu", help="Where FAISS searches. (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=_parse_threads, help="OpenMP threads of FAISS on CPU. Default: one per core."
+    )
+    return parser.parse_args(arguments)
+
+
+def _watch_signals(events: "SimpleQueue[str]") -> None:
+    # SimpleQueue.put may be called in a signal handler, at whatever point the program is; Event.set may not.
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        events.put("stop")
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _check_fingerprint(text: str | None) -> str | None:
+    from contract.errors import InputError
+    from retrieval.requests import parse_fingerprint
+
+    try:
+        return None if text is None else parse_fingerprint(text)
+    except InputError as error:
+        raise ConfigError(f"--fingerprint: {error}") from error
+
+
+def _parse_threads(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 1024:
+        raise argparse.ArgumentTypeError("must be 1 to 1024")
+    return count
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

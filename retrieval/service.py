@@ -1,0 +1,189 @@
+"""The gRPC methods of retrieval.proto over the store and the index.
+
+AddCases     check -> store (on the disk) -> index -> answer
+Search       check -> index -> store (text of the hits) -> answer
+"""
+
+import functools
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from contract.errors import (
+    CxrError,
+    DeadlineError,
+    FingerprintError,
+    InputError,
+    UnavailableError,
+)
+from contract.proto import retrieval_pb2
+from retrieval.index import Match, Query
+from retrieval.requests import (
+    parse_cases,
+    parse_fingerprint,
+    parse_id,
+    parse_ids,
+    parse_queries,
+    require_dimension,
+)
+from retrieval.store import CaseRecord, CaseStore, UnknownCaseError
+from retrieval.worker import BusyError, IndexThread
+
+SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
+INDEX_KIND: Final = "flat"
+MAX_MESSAGE_BYTES: Final = 64 * 2**20
+MAX_SEARCH_S: Final = 30.0  # for callers without a deadline
+_HIT_BYTES: Final = 32  # around a case in an answer, at most
+
+# Errors -> status codes; the nearest class counts, everything else is INTERNAL.
+STATUS_CODES: Final[dict[type[BaseException], Any]] = {
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownCaseError: grpc.StatusCode.NOT_FOUND,
+    FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_logger = logging.getLogger(__name__)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def find_status_code(error: BaseException) -> Any:
+    """Return the grpc.StatusCode that a failed call ends with."""
+    for kind in type(error).__mro__:
+        if kind in STATUS_CODES:
+            return STATUS_CODES[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def _locate(error: BaseException) -> str:
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f" At {Path(frame.filename).name}:{frame.lineno}."
+
+
+def _end_with_status(method: _Method) -> _Method:
+    """Turn an error of the method into a status, and into one line of the log without anything of a case."""
+
+    @functools.wraps(method)
+    def answer(self: "RetrievalService", request: Any, context: Any) -> Any:
+        try:
+            return method(self, request, context)
+        except CxrError as error:
+            failure: Exception = error
+            message, place = str(error), ""
+        except Exception as error:  # a bug or a lack of memory; its text may hold a report
+            failure = error
+            message, place = f"The sidecar failed ({type(error).__name__}).", _locate(error)
+        code = find_status_code(failure)
+        _logger.warning("%s: %s: %s%s", method.__name__, code.name, message, place)
+        return context.abort(code, message)
+
+    return answer  # type: ignore[return-value]
+
+
+class RetrievalService:
+    """Answers requests from any number of threads."""
+
+    def __init__(self, store: CaseStore, index: IndexThread) -> None:
+        """Serve cases of `store`, searched with an `index` that is built from it."""
+        self._store = store
+        self._index = index
+        # The order of changes in the index is that of the store: one change at a time, in both.
+        self._change_lock = threading.Lock()
+
+    @_end_with_status
+    def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Store cases and show them to searches; all or nothing."""
+        self._require_ready()
+        fingerprint = parse_fingerprint(request.fingerprint)
+        self._store.require_fingerprint(fingerprint, found_from="the request")
+        cases, embeddings = parse_cases(request.cases, self._store.dimension)
+        with self._change_lock:
+            # Another first request may have decided the dimension since.
+            require_dimension(embeddings.shape[1], self._store.dimension)
+            vectors, replaced = self._store.put(fingerprint, cases, embeddings)
+            self._index.change(added=vectors)
+        return retrieval_pb2.AddCasesResponse(added=len(cases) - replaced, replaced=replaced)
+
+    @_end_with_status
+    def Search(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return the k nearest cases of each query."""
+        self._require_ready()
+        self._store.require_fingerprint(parse_fingerprint(request.fingerprint), found_from="the request")
+        queries = parse_queries(request, self._store.dimension)
+        remaining_s = context.time_remaining()
+        timeout_s = MAX_SEARCH_S if remaining_s is None else min(remaining_s, MAX_SEARCH_S)
+        return _build_answer(*self._find(queries, time.monotonic() + timeout_s))
+
+    @_end_with_status
+    def GetCase(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return one case."""
+        return _build_case(self._store.get(parse_id(request.id)))
+
+    @_end_with_status
+    def DeleteCases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Forget cases; unknown ids are passed over."""
+        self._require_ready()
+        ids = parse_ids(request.ids)
+        with self._change_lock:
+            deleted = self._store.delete(ids)
+            self._index.change(removed=ids)
+        return retrieval_pb2.DeleteCasesResponse(deleted=deleted)
+
+    @_end_with_status
+    def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return what is stored."""
+        return retrieval_pb2.GetInfoResponse(
+            fingerprint=self._store.fingerprint,
+            case_count=self._store.count(),
+            dimension=self._store.dimension,
+            index_kind=INDEX_KIND,
+        )
+
+    def _require_ready(self) -> None:
+        if not self._index.ready:
+            raise UnavailableError("The search index is not built yet, or stops.")
+
+    def _find(
+        self, queries: Sequence[Query], deadline: float
+    ) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
+        """Search, and read the text of exactly those versions of the cases that were found."""
+        matches = self._index.search(queries, max(0.0, deadline - time.monotonic()))
+        records = self._store.get_versions(match.sequence for row in matches for match in row)
+        if all(match.sequence in records for row in matches for match in row):
+            return matches, records
+        with self._change_lock:  # a case was changed in between: once more, while nothing can change
+            matches = self._index.search(queries, max(0.0, deadline - time.monotonic()))
+            return matches, self._store.get_versions(match.sequence for row in matches for match in row)
+
+
+def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord]) -> Any:
+    cases = {sequence: _build_case(record) for sequence, record in records.items()}
+    size = sum(cases[match.sequence].ByteSize() + _HIT_BYTES for row in matches for match in row)
+    if size > MAX_MESSAGE_BYTES:
+        raise InputError(
+            f"The answer would exceed {MAX_MESSAGE_BYTES >> 20} MiB: send fewer queries or a smaller k."
+        )
+    results = [
+        retrieval_pb2.Hits(
+            hits=[retrieval_pb2.Hit(case=cases[match.sequence], score=match.score) for match in row]
+        )
+        for row in matches
+    ]
+    return retrieval_pb2.SearchResponse(results=results)
+
+
+def _build_case(record: CaseRecord) -> Any:
+    return retrieval_pb2.Case(
+        id=record.id,
+        study_id=record.study_id,
+        labels=record.labels,
+        report=record.report,
+        image_ref=record.image_ref,
+    )

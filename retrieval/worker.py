@@ -1,0 +1,241 @@
+"""The one thread that owns the search index, and the queue in front of it.
+
+FAISS on GPU may not be used by two threads at once, not even for reading. So requests wait in a queue; the
+thread takes all searches that wait, up to the next change, and answers them with one question to FAISS.
+"""
+
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Final
+
+from contract.errors import CxrError, DeadlineError, InputError, ServerError, UnavailableError
+from retrieval.index import Device, FlatIndex, Match, Query
+from retrieval.store import CaseVectors
+
+MAX_WAITING: Final = 32  # search requests
+_MAX_BATCH_QUERIES: Final = 256
+_STOPS: Final = "The search index stops."
+_logger = logging.getLogger(__name__)
+
+
+class BusyError(UnavailableError):
+    """More requests wait than the sidecar accepts."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    queries: Sequence[Query]
+    future: "Future[list[list[Match]]]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Change:
+    removed: Sequence[str]
+    added: CaseVectors | None
+    future: "Future[None]" = field(default_factory=Future)
+
+
+class IndexThread:
+    """A search index in its own thread; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        read_vectors: Callable[[], Iterator[CaseVectors]],
+        *,
+        device: Device = "cpu",
+        threads: int | None = None,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """Describe the index; nothing runs before `start`.
+
+        Args:
+            read_vectors: Yields all cases that are stored; the index is built from it.
+            device: Where FAISS searches.
+            threads: OpenMP threads of FAISS on CPU; None leaves it to OpenMP (one per core).
+            max_waiting: How many search requests may wait.
+        """
+        self._read_vectors = read_vectors
+        self._device: Device = device
+        self._threads = threads
+        self._max_waiting = max_waiting
+        self._condition = threading.Condition()
+        self._waiting: deque[_Search | _Change] = deque()
+        self._closing = False
+        self._index: FlatIndex | None = None  # None: to be built from the store before the next use
+        self._built: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the index was built and takes requests."""
+        return self._built.done() and self._built.exception() is None and not self._closing
+
+    def start(self) -> "Future[None]":
+        """Start to build the index.
+
+        Returns:
+            Done when the index is built; holds ArtifactError if the store is damaged and ConfigError if
+            FAISS or its GPU is missing.
+        """
+        self._thread.start()
+        return self._built
+
+    def search(self, queries: Sequence[Query], timeout_s: float) -> list[list[Match]]:
+        """Return the nearest cases of each query, best first.
+
+        Raises:
+            BusyError: Too many requests wait already.
+            DeadlineError: There was no answer in time; the request is dropped.
+            UnavailableError: The index is not built yet, or stops.
+            InputError: A query has another dimension than the stored cases.
+            ServerError: FAISS failed.
+        """
+        job = _Search(queries)
+        with self._condition:
+            if sum(isinstance(waiting, _Search) for waiting in self._waiting) >= self._max_waiting:
+                raise BusyError(f"{self._max_waiting} search requests wait already: try again later.")
+            self._enqueue(job)
+        try:
+            return job.future.result(timeout_s)
+        except FutureTimeoutError as error:
+            job.future.cancel()
+            raise DeadlineError(f"The search did not end within {timeout_s:.3g} s.") from error
+
+    def change(self, *, removed: Sequence[str] = (), added: CaseVectors | None = None) -> None:
+        """Show a change that the store holds already; searches that come later see it.
+
+        Raises:
+            UnavailableError: The index is not built yet, or stops.
+            ServerError: The index could not even be built anew.
+        """
+        job = _Change(removed, added)
+        with self._condition:
+            self._enqueue(job)
+        job.future.result()
+
+    def close(self) -> None:
+        """End the thread; requests that wait fail with UnavailableError. May be called repeatedly."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _enqueue(self, job: _Search | _Change) -> None:
+        if not self.ready:
+            raise UnavailableError(_STOPS if self._closing else "The search index is not built yet.")
+        self._waiting.append(job)
+        self._condition.notify_all()
+
+    def _run(self) -> None:
+        try:
+            self._limit_threads()
+            self._build()
+        except BaseException as error:  # handed to whoever waits for the start
+            self._built.set_exception(error)
+            return
+        self._built.set_result(None)
+        while jobs := self._take():
+            if isinstance(jobs[0], _Change):
+                self._apply(jobs[0])
+            else:
+                self._answer([job for job in jobs if isinstance(job, _Search)])
+        self._index = None
+
+    def _take(self) -> list[_Search | _Change]:
+        """Wait for requests and take one change, or all searches before the next one; nothing at the end."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                for job in self._waiting:
+                    _fail(job, UnavailableError(_STOPS))
+                self._waiting.clear()
+                return []
+            taken = [self._waiting.popleft()]
+            count = 0 if isinstance(taken[0], _Change) else len(taken[0].queries)
+            while count and self._waiting and isinstance(following := self._waiting[0], _Search):
+                count += len(following.queries)
+                if count > _MAX_BATCH_QUERIES:
+                    break
+                taken.append(self._waiting.popleft())
+            return taken
+
+    def _apply(self, job: _Change) -> None:
+        try:
+            try:
+                index = self._use_index()
+                index.remove(job.removed)
+                if job.added is not None:
+                    index.put(job.added)
+                if index.is_wasteful:
+                    self._build()
+            except Exception as error:  # whatever it was, the store knows better
+                _logger.warning("the index is built anew after %s", type(error).__name__)
+                self._build()
+        except Exception as error:  # handed to the request
+            _fail(job, _explain(error, "The change is stored, but the search index cannot show it"))
+        else:
+            job.future.set_result(None)
+
+    def _answer(self, jobs: list[_Search]) -> None:
+        # A caller whose time is over has cancelled its request.
+        live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not live:
+            return
+        try:
+            index = self._use_index()
+            fitting = [job for job in live if _fits(job, index.dimension)]
+            matches = iter(index.search([query for job in fitting for query in job.queries]))
+            answers = [[next(matches) for _ in job.queries] for job in fitting]
+        except Exception as error:  # handed to the requests
+            self._index = None
+            for job in live:
+                _fail(job, _explain(error, "The search failed"))
+            return
+        for job, answer in zip(fitting, answers, strict=True):
+            job.future.set_result(answer)
+
+    def _use_index(self) -> FlatIndex:
+        if self._index is None:
+            self._build()
+        assert self._index is not None
+        return self._index
+
+    def _build(self) -> None:
+        self._index = None  # first: two of them may not fit into memory
+        index = FlatIndex(self._device)
+        for vectors in self._read_vectors():
+            if self._closing:
+                raise UnavailableError(_STOPS)
+            index.put(vectors)
+        self._index = index
+
+    def _limit_threads(self) -> None:
+        if self._threads is not None:
+            FlatIndex.limit_threads(self._threads)  # OpenMP keeps this number for each thread that asks
+
+
+def _fits(job: _Search, dimension: int) -> bool:
+    if not dimension or all(len(query.embedding) == dimension for query in job.queries):
+        return True
+    _fail(job, InputError(f"A query must have {dimension} values, as the stored cases have."))
+    return False
+
+
+def _fail(job: _Search | _Change, error: CxrError) -> None:
+    with contextlib.suppress(InvalidStateError):  # given up by its caller, or answered already
+        job.future.set_exception(error)
+
+
+def _explain(error: Exception, sentence: str) -> CxrError:
+    if isinstance(error, CxrError):
+        return error
+    failure = ServerError(f"{sentence} ({type(error).__name__}).")
+    failure.__cause__ = error
+    return failure
