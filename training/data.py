@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from contract.dicom import load_pixels
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABELS
 from contract.text import Report, ReportTokenizer, TextMode, select_text
@@ -98,7 +99,7 @@ def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | No
     Raises:
         ConfigError: No study of the table has anything to read.
     """
-    rows = [row for row in read_table(table).to_pylist() if row["image_paths"] or _read_text(row, mode)]
+    rows = [row for row in read_texts(table, mode) if row["image_paths"] or row["text"]]
     if not rows:
         raise ConfigError(f"{table} holds no study with an image or a report.")
     paths = [path for row in rows for path in row["image_paths"]]
@@ -108,7 +109,7 @@ def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | No
     return StudySet(
         study_ids=tuple(row["study_id"] for row in rows),
         patient_ids=tuple(row["patient_id"] for row in rows),
-        texts=tuple(_read_text(row, mode) for row in rows),
+        texts=tuple(row["text"] for row in rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
@@ -227,7 +228,12 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (moved.clamp(1e-4, 1.0) ** gamma * gain).clamp(0.0, 1.0) * 255.0
 
 
-def _read_text(row: dict[str, str], mode: TextMode) -> str:
+def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
+    """Return the rows of a studies table, each with "text": what the model reads of its report, or ""."""
+    return [{**row, "text": _read_text(row, mode)} for row in read_table(table).to_pylist()]
+
+
+def _read_text(row: dict[str, Any], mode: TextMode) -> str:
     parts = {name: row[name] or "" for name in ("indication", "comparison", "findings", "impression")}
     try:
         return select_text(Report(**parts), mode)

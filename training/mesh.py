@@ -1,8 +1,9 @@
 """MeSH major headings of Open-i reports -> the 22 categories.
 
 A heading is a head with qualifiers, `Calcinosis/lung/hilum/right`. A `Rule` gives a head's categories, and
-may let some qualifiers decide instead: `Costophrenic Angle/blunted` is pleural disease, while an obscured one is
-only an unspecific finding. The categories come from the radiologists' indexing, never from the report's text.
+may let some qualifiers decide instead: `Costophrenic Angle/blunted` is pleural disease, while an obscured one
+is only an unspecific finding. The categories come from the radiologists' indexing, never from the text of the
+report.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ Keys = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Rule:
-    """`default` applies unless qualifiers of the heading stand in `by_qualifier`; those then decide together."""
+    """`default` applies unless qualifiers of the heading stand in `by_qualifier`, which decide together."""
 
     default: Keys
     by_qualifier: dict[str, Keys] = field(default_factory=dict)

@@ -1,11 +1,13 @@
-"""Open-i files -> one studies table: reports (XML), images (DICOM, PNG) and the labels of their MeSH headings.
+"""Open-i files -> one studies table: reports (XML), images (DICOM, PNG), labels by their MeSH headings.
 
-Ids join as in the collection: `parentImage@id` CXR<n>_IM-... is the DICOM file <n>_IM-....dcm and the PNG file
-CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, CXR1_1_IM-0001-3001.
+Ids join as in the collection: `parentImage@id` CXR<n>_IM-... is the DICOM file <n>_IM-....dcm and the PNG
+file CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, CXR1_1_IM-0001-3001.
 """
 
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,9 @@ def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
         studies.append(parse_study(data, name=name))
         if progress and (done % 50 == 0 or done == len(files)):
             progress(done, len(files))
-    studies.sort(key=lambda study: (int(study.patient_id) if study.patient_id.isdigit() else 0, study.study_id))
+    studies.sort(
+        key=lambda study: (int(study.patient_id) if study.patient_id.isdigit() else 0, study.study_id)
+    )
     return studies
 
 
@@ -87,11 +91,10 @@ def parse_study(data: bytes, *, name: str) -> Study:
         ReportError: It is no Open-i report, or too large.
         ConfigError: A MeSH heading is unknown.
     """
-    if len(data) > MAX_XML_BYTES:
-        raise ReportError(f"{name} is larger than {MAX_XML_BYTES // 2**20} MB, so it is not a report.")
+    _check_file_size(name, len(data))
     try:
         root = fromstring(data, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:
         raise ReportError(f"{name} is not a readable XML report.") from error
     uid = root.find("uId")
     study_id = uid.get("id", "") if uid is not None else ""
@@ -124,25 +127,51 @@ def _texts(root: Element, path: str) -> tuple[str, ...]:
 
 
 def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    if source.is_dir():
-        for path in sorted(source.rglob("*.xml")):
-            if path.stat().st_size > MAX_XML_BYTES:
-                raise ReportError(f"{path} is larger than {MAX_XML_BYTES // 2**20} MB, so it is not a report.")
-            yield path.name, path.read_bytes()
-        return
     try:
-        with tarfile.open(source, "r:*") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".xml"):
-                    file = archive.extractfile(member)
-                    if file is not None:
-                        yield member.name, file.read(MAX_XML_BYTES + 1)
-    except (OSError, tarfile.TarError, EOFError) as error:
+        yield from _iterate_directory(source) if source.is_dir() else _iterate_archive(source)
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
 
 
+def _iterate_directory(source: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(source.rglob("*.xml")):
+        if not path.is_dir():
+            _check_file_size(path.name, path.stat().st_size)
+            yield path.name, path.read_bytes()
+
+
+def _iterate_archive(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Read the plain XML files of an archive; nothing is unpacked, so a member's path cannot do harm."""
+    with tarfile.open(source, "r:*") as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".xml"):
+                _check_file_size(member.name, member.size)
+                file = archive.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()
+        _check_end(archive)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless nothing but zeros follows: tarfile takes a damaged header for the end of the archive.
+
+    Reading on also compares the checksum of a compressed archive.
+    """
+    file = archive.fileobj
+    if file is not None:
+        file.seek(archive.offset)
+        while block := file.read(2**20):
+            if any(block):
+                raise tarfile.ReadError("The archive goes on behind its last file.")
+
+
+def _check_file_size(name: str, size: int) -> None:
+    if size > MAX_XML_BYTES:
+        raise ReportError(f"{name} is larger than {MAX_XML_BYTES // 2**20} MB, so it is not a report.")
+
+
 def get_image_key(image_id: str) -> str:
-    """Return what the names of one image have in common: `CXR12_IM-0034-1001` and `12_IM-0034-1001.dcm.png` agree."""
+    """Return what the names of one image share: `CXR12_IM-0034-1001`, `12_IM-0034-1001.dcm.png` agree."""
     stem = re.sub(r"(\.(dcm|png|jpe?g))+$", "", image_id, flags=re.IGNORECASE)
     key = re.sub(r"^CXR", "", stem)
     return re.sub(r"^(\d+)_\1_IM", r"\1_IM", key)
@@ -152,7 +181,9 @@ def find_images(directory: Path) -> dict[str, Path]:
     """Map the key of every image file below a directory to its path; DICOM goes before PNG and JPEG."""
     if not directory.is_dir():
         raise ConfigError(f"There is no image directory {directory}.")
-    paths = (path for path in directory.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = (
+        path for path in directory.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
     ordered = sorted(paths, key=lambda path: (path.suffix.lower() != ".dcm", path))
     found: dict[str, Path] = {}
     for path in ordered:
@@ -182,7 +213,9 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
 
 
 def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
-    images = [(image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found]
+    images = [
+        (image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found
+    ]
     viewed = [(_read_view(path), image_id, path) for image_id, path in images]
     viewed.sort(key=lambda entry: (_VIEW_ORDER[entry[0]], entry[1]))
     return {
@@ -200,8 +233,11 @@ def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
 
 
 def _read_view(path: Path) -> str:
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
         return read_view(header)
     except InputError:
@@ -213,12 +249,13 @@ def write_table(table: pa.Table, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial)
-        partial.replace(path)
+        try:
+            pq.write_table(table, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -226,15 +263,23 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises:
         ConfigError: There is no such file.
-        ArtifactError: It is no studies table.
+        ArtifactError: It is damaged or no studies table.
     """
     if not path.is_file():
         raise ConfigError(f"There is no studies table {path}; make one with `cxr data table`.")
+    wanted = [SCHEMA.field(name) for name in columns or SCHEMA.names]
     try:
-        table = pq.read_table(path, columns=list(columns) if columns else None)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} is not a Parquet file.") from error
-    missing = set(columns or SCHEMA.names) - set(table.column_names)
-    if missing:
-        raise ArtifactError(f"{path} is not a studies table: it lacks {', '.join(sorted(missing))}.")
+        found = pq.read_schema(path)
+        wrong = [
+            field.name
+            for field in wanted
+            if field.name not in found.names or found.field(field.name) != field
+        ]
+        table = None if wrong else pq.read_table(path, columns=list(columns) if columns else None)
+        if table is not None:
+            table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error
+    if table is None:
+        raise ArtifactError(f"{path} is not a studies table: {', '.join(wrong)} missing or of another type.")
     return table

@@ -114,7 +114,7 @@ def _prepare_data(
     report = (lambda done, count: progress(done, count + 1)) if progress else None
     studies = read_studies(table, config.text_mode, config.model.image_size, report)
     labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
-    parts = split_studies(studies.patient_ids, labels, config.seed)
+    parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.texts)
     split = {name: np.array(sorted(rows), dtype=np.int64) for name, rows in parts.items()}
     path = scratch / files.TOKENIZER
     if config.text_weights:
