@@ -1,0 +1,398 @@
+"""Offline explanations: which pixels and words moved one finding's logit, and where the model looked.
+
+    bundle = load_bundle("bundle")
+    explanation = explain(bundle, image=Path("chest.dcm").read_bytes(), report="Small effusion.")
+
+Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the pooled logit of one label, before
+calibration, through the whole model: both encoders, fusion and pooling. With an image and a report the
+integral runs along one straight path through both, so the attributions of pixels and words share one unit
+(logits) and together sum to logit - baseline logit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.overlay import find_hottest_region
+from client.results import Kind
+from contract.bundle import Bundle, ServedLabel
+from contract.dicom import load_pixels
+from contract.errors import ConfigError
+from contract.labels import LABEL_INDEX, LABEL_KEYS
+from contract.text import ReportTokenizer, read_report
+
+try:
+    import torch
+    from captum.attr import IntegratedGradients
+    from torch import Tensor
+
+    from training.model import CxrModel, FusionOutput, load_model
+except (ModuleNotFoundError, ConfigError) as error:
+    raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
+
+DISPLAY_SIZE: Final = 448  # side in pixels of the radiograph that is shown
+CHUNK: Final = 8  # points of the path that go through the model at once; bounds the memory
+IMAGE_BASELINE: Final = "a black image"
+TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WordAttribution:
+    """One word of the report.
+
+    Attributes:
+        text: The word as written.
+        start: Its first character in `Explanation.report_text`.
+        end: One past its last character.
+        attribution: What it adds to the logit, in logits; negative speaks against the finding.
+        attention: Share of the label's attention over the text, 0 to 1, as served. The rest of the attention
+            rests on [CLS] and [SEP].
+    """
+
+    text: str
+    start: int
+    end: int
+    attribution: float
+    attention: float
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why the model gives one finding its logit; S pixels, G patches and R display pixels per side.
+
+    Attributes:
+        kind: The inputs: "study", "image" or "text".
+        key: Key of the finding.
+        name: Its name for people.
+        probability: Calibrated, 0 to 1.
+        threshold: Probability from which the finding counts as present.
+        logit: Of the finding, before calibration.
+        baseline_logit: The same for the baseline.
+        steps: Points of the integral.
+        convergence_delta: |sum of all attributions - (logit - baseline_logit)|, in logits.
+        baseline: What the input is compared with, in words.
+        fingerprint: Of the model.
+        radiograph: (R, R) uint8, or None without an image.
+        pixel_attribution: (S, S) float32 in logits; positive speaks for the finding.
+        patch_attention: (G, G) float32, sums to 1: the label's attention over the image, as served.
+        words: The words that the model read, in reading order; empty without a report.
+        report_text: The part of the report that is read; the model may not have read its end (`words`).
+    """
+
+    kind: Kind
+    key: str
+    name: str
+    probability: float
+    threshold: float
+    logit: float
+    baseline_logit: float
+    steps: int
+    convergence_delta: float
+    baseline: str
+    fingerprint: str
+    radiograph: NDArray[np.uint8] | None = field(default=None, repr=False)
+    pixel_attribution: Array | None = field(default=None, repr=False)
+    patch_attention: Array | None = field(default=None, repr=False)
+    words: tuple[WordAttribution, ...] = field(default=(), repr=False)
+    report_text: str | None = field(default=None, repr=False)
+
+    @property
+    def relative_delta(self) -> float:
+        """`convergence_delta` as a share of |logit - baseline_logit|."""
+        return self.convergence_delta / max(abs(self.logit - self.baseline_logit), 1e-6)
+
+    @property
+    def contributions(self) -> dict[str, float]:
+        """What each modality adds to the logit: the sum of its attributions."""
+        sums = {}
+        if self.pixel_attribution is not None:
+            sums["image"] = float(self.pixel_attribution.sum(dtype=np.float64))
+        if self.words:
+            sums["text"] = sum(word.attribution for word in self.words)
+        return sums
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much each modality matters, summing to 1: absolute attributions of patches and of words.
+
+        Patches rather than pixels, because neighbouring pixels of opposite sign mostly cancel out.
+        """
+        sizes = {}
+        if self.pixel_attribution is not None and self.patch_attention is not None:
+            sums = _sum_patches(self.pixel_attribution, len(self.patch_attention))
+            sizes["image"] = float(np.abs(sums).sum())
+        if self.words:
+            sizes["text"] = sum(abs(word.attribution) for word in self.words)
+        total = sum(sizes.values()) or 1.0
+        return {kind: size / total for kind, size in sizes.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the maps; of the pixels only the region that speaks most for the finding."""
+        region = None if self.pixel_attribution is None else find_hottest_region(self.pixel_attribution)
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "name": self.name,
+            "probability": self.probability,
+            "threshold": self.threshold,
+            "logit": self.logit,
+            "baseline_logit": self.baseline_logit,
+            "baseline": self.baseline,
+            "steps": self.steps,
+            "convergence_delta": self.convergence_delta,
+            "relative_delta": self.relative_delta,
+            "contributions": self.contributions,
+            "shares": self.shares,
+            "hottest_region": None if region is None else region.to_dict(),
+            "words": [vars(word) for word in self.words],
+            "fingerprint": self.fingerprint,
+        }
+
+
+class Inputs(NamedTuple):
+    """One case as the model reads it, a batch of 1; what belongs to an absent modality is None."""
+
+    pixels: Tensor | None = None  # (1, 1, S, S) float32, 0 to 255
+    input_ids: Tensor | None = None  # (1, L) int64
+    attention_mask: Tensor | None = None  # (1, L) int64
+    baseline_ids: Tensor | None = None  # (1, L) int64
+    spans: NDArray[np.int32] | None = None  # (L, 2)
+    text: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Which modalities there are."""
+        if self.pixels is None:
+            return "text"
+        return "image" if self.input_ids is None else "study"
+
+
+class Attributions(NamedTuple):
+    """Integrated Gradients of one logit, in logits."""
+
+    pixels: Array | None  # (S, S)
+    tokens: Array | None  # (L,); 0 on padding, [CLS] and [SEP], which are the same in the baseline
+    logit: float
+    baseline_logit: float
+
+    @property
+    def convergence_delta(self) -> float:
+        """How far the sum of all attributions is from what completeness asks for."""
+        parts = (part for part in (self.pixels, self.tokens) if part is not None)
+        total = sum(float(part.sum(dtype=np.float64)) for part in parts)
+        return abs(total - (self.logit - self.baseline_logit))
+
+
+def explain(
+    bundle: Bundle,
+    *,
+    image: bytes | None = None,
+    report: bytes | str | None = None,
+    label: str | None = None,
+    steps: int = 32,
+) -> Explanation:
+    """Explain one finding of one case; equal inputs give equal explanations.
+
+    The image baseline is black: it is the value that surrounds every radiograph in the square that the model
+    reads, so the model knows it as "nothing here", and unlike a blurred copy it keeps nothing of large
+    opacities or of the size of the heart. The price: a pixel that is black itself can get no attribution.
+    The text baseline replaces each token by [PAD], the embedding that stands for no word, and keeps the
+    positions, [CLS] and [SEP]; [MASK] would not do: in the text mode "findings_masked" it stands for a
+    telling word.
+
+    Args:
+        bundle: The model.
+        image: DICOM, PNG or JPEG file.
+        report: Open-i XML, text with section headings, or bare text.
+        label: Key of the finding. Default: the one furthest above its threshold on the way to certainty or,
+            if none reaches its threshold, the one closest to it; `normal` only if it alone is present.
+        steps: Points of the integral (Gauss-Legendre); more make `convergence_delta` smaller.
+
+    Raises:
+        ConfigError: Neither image nor report, an unknown label, or `steps` below 1.
+        ImageError: The image cannot be read.
+        ReportError: The report cannot be read.
+        ArtifactError: The bundle's weights or tokenizer are damaged.
+    """
+    _check_arguments(image, report, label, steps)
+    inputs = read_inputs(bundle, image=image, report=report)
+    model = load_model(bundle).requires_grad_(False)
+    with torch.inference_mode():
+        output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
+        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].numpy()
+    index = choose_label(bundle.labels, probabilities) if label is None else LABEL_INDEX[label]
+    parts = attribute(model, inputs, index, steps=steps)
+    attention = _read_attention(output, index)
+    served = bundle.labels[index]
+    grid = model.config.grid
+    return Explanation(
+        kind=inputs.kind,
+        key=served.key,
+        name=served.name,
+        probability=float(probabilities[index]),
+        threshold=served.threshold,
+        logit=parts.logit,
+        baseline_logit=parts.baseline_logit,
+        steps=steps,
+        convergence_delta=parts.convergence_delta,
+        baseline=_describe_baseline(inputs.kind),
+        fingerprint=bundle.fingerprint,
+        radiograph=None if image is None else load_pixels(image, size=DISPLAY_SIZE)[0],
+        pixel_attribution=parts.pixels,
+        patch_attention=None if attention["image"] is None else attention["image"].reshape(grid, grid),
+        words=_make_words(inputs, parts.tokens, attention["text"]),
+        report_text=inputs.text,
+    )
+
+
+def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | None) -> Inputs:
+    """Preprocess one case exactly as it is served; errors as for `explain`."""
+    pixels = None
+    if image is not None:
+        pixels = torch.from_numpy(load_pixels(image, size=bundle.config["sizes"]["S"])[None]).float()
+    if report is None:
+        return Inputs(pixels)
+    text = read_report(report, bundle.config["text_mode"])
+    tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
+    tokens = tokenizer.encode([text], bundle.config["max_length"])
+    kept = np.isin(tokens.input_ids, [tokenizer.cls_id, tokenizer.sep_id])
+    baseline_ids = np.where(kept, tokens.input_ids, tokenizer.pad_id)
+    arrays = (tokens.input_ids, tokens.attention_mask, baseline_ids)
+    input_ids, mask, baseline = (torch.from_numpy(array) for array in arrays)
+    return Inputs(pixels, input_ids, mask, baseline, tokens.spans[0], text)
+
+
+def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int) -> Attributions:
+    """Integrate the gradient of one logit from the baseline to the inputs.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        inputs: The case.
+        index: Of the label, 0 to K - 1.
+        steps: Points of the integral.
+    """
+    values, baselines = _make_path_ends(model, inputs)
+
+    def compute_logit(*points: Tensor) -> Tensor:
+        return _run_from_embeddings(model, inputs, points).logits[:, index]  # (B,)
+
+    with torch.no_grad():
+        logit = float(compute_logit(*values))
+        baseline_logit = float(compute_logit(*baselines))
+    method = IntegratedGradients(compute_logit)
+    parts = iter(method.attribute(values, baselines, n_steps=steps, internal_batch_size=CHUNK))
+    pixels = None if inputs.pixels is None else next(parts)[0, 0].numpy().astype(np.float32)
+    tokens = None if inputs.input_ids is None else next(parts)[0].sum(-1).numpy().astype(np.float32)
+    return Attributions(pixels, tokens, logit, baseline_logit)
+
+
+def _check_arguments(image: bytes | None, report: bytes | str | None, label: str | None, steps: int) -> None:
+    if image is None and report is None:
+        raise ConfigError("Give an image, a report, or both.")
+    if label is not None and label not in LABEL_INDEX:
+        raise ConfigError(f"There is no category {label!r}; choose one of {', '.join(LABEL_KEYS)}.")
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {steps}.")
+
+
+def _make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the tensors of the case and of the baseline: pixels, embedded tokens, or both."""
+    ends: list[tuple[Tensor, Tensor]] = []
+    if inputs.pixels is not None:
+        ends.append((inputs.pixels, torch.zeros_like(inputs.pixels)))
+    if inputs.input_ids is not None:
+        embed = model.text_encoder.bert.embeddings
+        with torch.no_grad():
+            ends.append((embed(input_ids=inputs.input_ids), embed(input_ids=inputs.baseline_ids)))
+    values, baselines = zip(*ends, strict=True)
+    return values, baselines
+
+
+def _run_from_embeddings(model: CxrModel, inputs: Inputs, points: tuple[Tensor, ...]) -> FusionOutput:
+    """Run the model on a batch of points between baseline and case."""
+    parts = iter(points)
+    image_tokens = None if inputs.pixels is None else model.image_encoder(next(parts))
+    text_tokens = mask = None
+    if inputs.attention_mask is not None:
+        embeddings = next(parts)  # (B, L, text width)
+        mask = inputs.attention_mask.expand(len(embeddings), -1)
+        text_tokens = model.text_encoder.encode(embeddings, mask)
+    return model.fusion(image_tokens, text_tokens, mask)
+
+
+def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
+    """Return the index of the label that is explained when none is asked for; see `explain`.
+
+    Args:
+        labels: The K categories with their thresholds.
+        probabilities: (K,), calibrated.
+    """
+    thresholds = np.clip([label.threshold for label in labels], 1e-6, 1 - 1e-6)
+    distance = probabilities - thresholds
+    margins = np.where(distance >= 0, distance / (1 - thresholds), distance / thresholds)  # -1 to 1
+    normal = LABEL_INDEX["normal"]
+    others = np.delete(margins, normal)
+    if margins[normal] >= 0 > others.max():
+        return normal
+    margins[normal] = -np.inf
+    return int(margins.argmax())
+
+
+def _read_attention(output: FusionOutput, index: int) -> dict[str, Array | None]:
+    rows = {"image": output.image_attention, "text": output.text_attention}
+    return {kind: None if rows[kind] is None else rows[kind][0, index].numpy() for kind in rows}
+
+
+def _describe_baseline(kind: Kind) -> str:
+    parts = {"image": IMAGE_BASELINE, "text": TEXT_BASELINE}
+    return parts.get(kind, " and ".join(parts.values()))
+
+
+def _make_words(
+    inputs: Inputs, attribution: Array | None, attention: Array | None
+) -> tuple[WordAttribution, ...]:
+    if inputs.text is None or inputs.spans is None or attribution is None or attention is None:
+        return ()
+    words = []
+    for first, last in group_pieces(inputs.text, inputs.spans):
+        start, end = int(inputs.spans[first, 0]), int(inputs.spans[last, 1])
+        pieces = slice(first, last + 1)
+        sums = (float(values[pieces].sum(dtype=np.float64)) for values in (attribution, attention))
+        words.append(WordAttribution(inputs.text[start:end], start, end, *sums))
+    return tuple(words)
+
+
+def group_pieces(text: str, spans: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """Group the pieces of one text into words: neighbours without a gap, letters or digits on both sides.
+
+    Args:
+        text: What was tokenised.
+        spans: (L, 2), as in `TokenBatch`; empty for special tokens and padding.
+
+    Returns:
+        First and last token of each word.
+    """
+    words: list[tuple[int, int]] = []
+    for position, (start, end) in enumerate(spans.tolist()):
+        if end <= start:
+            continue
+        if words:
+            first, last = words[-1]
+            joined = int(spans[last, 1]) == start and text[start - 1].isalnum() and text[start].isalnum()
+            if joined:
+                words[-1] = (first, position)
+                continue
+        words.append((position, position))
+    return words
+
+
+def _sum_patches(values: Array, grid: int) -> Array:
+    """Sum (S, S) within the cells of a grid: (G, G)."""
+    side = len(values) // grid
+    sums: Array = values.reshape(grid, side, grid, side).sum(axis=(1, 3))
+    return sums

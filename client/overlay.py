@@ -1,0 +1,266 @@
+"""An explanation as a picture: the radiograph, what speaks for and against, where the model looked.
+
+For is orange inside a solid line, against is blue inside a dotted line, so that colour is not the only cue.
+"""
+
+import io
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from client.explain import Explanation
+
+SMOOTHING: Final = 0.02  # standard deviation of the Gaussian over the attribution, as a share of the side
+FOR_COLOUR: Final = (255, 140, 26)
+AGAINST_COLOUR: Final = (64, 160, 255)
+ATTENTION_COLOUR: Final = (64, 224, 160)
+STRONGEST: Final = 0.8  # opacity of the largest value
+ATTENTION_TOP: Final = 3.0  # full colour takes this many times even attention: even attention looks even
+REGION_LEVEL: Final = 0.5  # share of the highest value that a region reaches
+PANEL_INCHES: Final = 3.9
+GAP_INCHES: Final = 0.15
+FIGURE_INCHES: Final = (3 * PANEL_INCHES + 4 * GAP_INCHES, PANEL_INCHES + 1.8)
+
+Array = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box in the square that the model reads, in shares of its side: 0, 0 is the upper left corner."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the four sides."""
+        return asdict(self)
+
+
+def smooth_attribution(attribution: Array, size: int) -> Array:
+    """Smooth signed attributions (S, S) and scale them to (size, size), from -1 to 1.
+
+    1 is the 99.9th percentile of the absolute values, so that a single pixel does not hide the rest.
+    """
+    cv2 = _import_cv2()
+    sigma = SMOOTHING * len(attribution)
+    smoothed = cv2.GaussianBlur(attribution.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    top = float(np.percentile(np.abs(smoothed), 99.9))
+    scaled = cv2.resize(smoothed / max(top, 1e-12), (size, size), interpolation=cv2.INTER_CUBIC)
+    limited: Array = np.clip(scaled, -1, 1).astype(np.float32)
+    return limited
+
+
+def find_hottest_region(attribution: Array) -> Region | None:
+    """Return the box around the spot that speaks most for the finding; None when nothing does.
+
+    Args:
+        attribution: (S, S), signed.
+    """
+    cv2 = _import_cv2()
+    smoothed = smooth_attribution(attribution, len(attribution))
+    row, column = np.unravel_index(int(smoothed.argmax()), smoothed.shape)
+    highest = float(smoothed[row, column])
+    if highest <= 0:
+        return None
+    _, areas = cv2.connectedComponents((smoothed >= REGION_LEVEL * highest).astype(np.uint8))
+    rows, columns = np.nonzero(areas == areas[row, column])
+    sides = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return Region(*(round(float(side) / len(attribution), 4) for side in sides))
+
+
+def render_overlay(explanation: "Explanation") -> Picture:
+    """Draw the Integrated Gradients over the radiograph: (R, R, 3) uint8.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    radiograph, attribution = explanation.radiograph, explanation.pixel_attribution
+    if radiograph is None or attribution is None:
+        raise _no_image()
+    signed = smooth_attribution(attribution, len(radiograph))
+    opacity = np.abs(signed) ** 1.5  # less than proportional: weak spots must not veil the picture
+    picture = _blend(radiograph, opacity * (signed > 0), FOR_COLOUR)
+    picture = _blend(picture, opacity * (signed < 0), AGAINST_COLOUR)
+    picture = _outline(picture, signed >= REGION_LEVEL, dotted=False)
+    return _outline(picture, signed <= -REGION_LEVEL, dotted=True)
+
+
+def render_attention(explanation: "Explanation") -> Picture:
+    """Draw the label's attention over the radiograph, one block per patch: (R, R, 3) uint8.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    radiograph, attention = explanation.radiograph, explanation.patch_attention
+    if radiograph is None or attention is None:
+        raise _no_image()
+    cv2 = _import_cv2()
+    side = len(radiograph)
+    top = max(float(attention.max()), ATTENTION_TOP / attention.size)
+    blocks = cv2.resize(attention / top, (side, side), interpolation=cv2.INTER_NEAREST)
+    return _blend(radiograph, blocks.astype(np.float32), ATTENTION_COLOUR)
+
+
+def encode_png(array: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W) grey or (H, W, 3) RGB uint8 as a PNG file."""
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise _missing_extra() from error
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_overlay(explanation: "Explanation", path: Path) -> bool:
+    """Write radiograph, Integrated Gradients and attention side by side as a PNG.
+
+    Args:
+        explanation: What to draw.
+        path: The file; an existing one is replaced in one step.
+
+    Returns:
+        Whether there was an image to draw; without one nothing is written.
+
+    Raises:
+        ArtifactError: The file cannot be written; an existing one is left as it was.
+    """
+    if explanation.radiograph is None:
+        return False
+    write_whole(path, _draw_figure(explanation))
+    return True
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, making its directory where needed.
+
+    Raises:
+        ArtifactError: The disk or the path refuses.
+    """
+    scratch: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(path)
+    except OSError as error:
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+
+
+def _draw_figure(explanation: "Explanation") -> bytes:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise _missing_extra() from error
+    figure = Figure(figsize=FIGURE_INCHES, dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    width, height = FIGURE_INCHES
+    panels = (
+        ("Radiograph", explanation.radiograph),
+        ("Integrated Gradients", render_overlay(explanation)),
+        ("Attention of the label", render_attention(explanation)),
+    )
+    for column, (title, picture) in enumerate(panels):
+        left = GAP_INCHES + column * (PANEL_INCHES + GAP_INCHES)
+        axes = figure.add_axes((left / width, 1.0 / height, PANEL_INCHES / width, PANEL_INCHES / height))
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_axis_off()
+    _add_words(figure, explanation)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _add_words(figure: Any, explanation: "Explanation") -> None:
+    """Write the title, what the colours mean, and the caption."""
+    width, height = FIGURE_INCHES
+    columns = [GAP_INCHES + column * (PANEL_INCHES + GAP_INCHES) for column in range(3)]
+    attention = explanation.patch_attention
+    highest = 0.0 if attention is None else float(attention.max())
+    even = 0.0 if attention is None else 1 / attention.size
+    keys = (
+        (columns[1], FOR_COLOUR, "for (solid line)"),
+        (columns[1] + 1.55, AGAINST_COLOUR, "against (dotted line)"),
+        (columns[2], ATTENTION_COLOUR, f"strongest patch {highest:.1%}, if even {even:.1%}"),
+    )
+    for left, colour, meaning in keys:
+        shade = [part / 255 for part in colour]
+        figure.text(left / width, 0.84 / height, "■", fontsize=13, color=shade, va="center")
+        figure.text((left + 0.2) / width, 0.84 / height, meaning, fontsize=9.5, va="center")
+    left, top = GAP_INCHES / width, 1 - 0.28 / height
+    figure.text(left, top, _title(explanation), fontsize=13, weight="bold", va="center")
+    figure.text(left, 0.14 / height, _caption(explanation), fontsize=8.5, color="#444444", linespacing=1.5)
+
+
+def _title(explanation: "Explanation") -> str:
+    relation = "present" if explanation.probability >= explanation.threshold else "below its threshold"
+    return (
+        f"{explanation.name}: probability {explanation.probability:.2f}, {relation} "
+        f"({explanation.threshold:.2f}); read from the {explanation.kind}"
+    )
+
+
+def _caption(explanation: "Explanation") -> str:
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
+    return (
+        f"Baseline: {explanation.baseline}. Logit {explanation.logit:+.2f}, of the baseline "
+        f"{explanation.baseline_logit:+.2f}; {explanation.steps} steps, "
+        f"{explanation.relative_delta:.1%} of the difference unexplained.\n"
+        f"Share of the absolute attribution: {shares}. "
+        f"Model {explanation.fingerprint[:12]}. Research and teaching only: never a diagnosis."
+    )
+
+
+def _blend(picture: Picture, opacity: Array, colour: tuple[int, int, int]) -> Picture:
+    """Lay a colour over a grey or RGB picture; `opacity` (R, R) from 0 to 1."""
+    base = picture[..., None].repeat(3, axis=2) if picture.ndim == 2 else picture
+    alpha = (STRONGEST * opacity)[..., None]
+    mixed = base * (1 - alpha) + np.array(colour, np.float32) * alpha
+    return np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
+
+
+def _outline(picture: Picture, mask: NDArray[np.bool_], *, dotted: bool) -> Picture:
+    """Draw a white line around the areas of a mask, of dots every few pixels when `dotted`."""
+    cv2 = _import_cv2()
+    drawn = picture.copy()
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    for contour in contours:
+        if not dotted:
+            cv2.drawContours(drawn, [contour], -1, (255, 255, 255), 1, cv2.LINE_AA)
+            continue
+        for point in contour[::6, 0]:
+            cv2.circle(drawn, tuple(int(value) for value in point), 1, (255, 255, 255), -1, cv2.LINE_AA)
+    return drawn
+
+
+def _import_cv2() -> Any:
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise _missing_extra() from error
+    return cv2
+
+
+def _missing_extra() -> ConfigError:
+    return ConfigError("Drawing explanations needs the 'explain' extra: pip install 'cxr-serving[explain]'.")
+
+
+def _no_image() -> ConfigError:
+    return ConfigError("The explanation was made without an image, so there is nothing to draw.")

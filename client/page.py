@@ -1,0 +1,271 @@
+"""One study's results as one HTML file that needs no network: findings, explanation, similar cases.
+
+Everything that came from outside (report, labels, names) is escaped, and the page's policy forbids scripts.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.overlay import encode_png, render_attention, render_overlay, write_whole
+from client.results import Finding, Prediction, SimilarCase
+from contract.dicom import MAX_IMAGE_BYTES, load_pixels
+from contract.errors import ImageError
+from contract.labels import LABEL_NAMES
+
+if TYPE_CHECKING:
+    from client.explain import Explanation, WordAttribution
+
+THUMBNAIL_SIZE: Final = 208  # pixels; shown at half of it, so that it is sharp on fine screens
+STRONGEST_WORDS: Final = 8
+FOR_RGB: Final = "245, 150, 60"
+AGAINST_RGB: Final = "95, 160, 235"
+_KEY: Final = (
+    '<span class="sign-for">Orange, solid line</span>: speaks for the finding. '
+    '<span class="sign-against">Blue, dotted line</span>: speaks against it.'
+)
+_NO_CASES: Final = '<p class="quiet">No case was found.</p>'
+_KIND_TITLES: Final = {"study": "Image and report", "image": "Image alone", "text": "Report alone"}
+
+
+def write_report_page(
+    path: Path,
+    *,
+    title: str,
+    data_note: str,
+    predictions: Mapping[str, Prediction],
+    searches: Mapping[str, Sequence[SimilarCase]],
+    explanation: "Explanation | None",
+    truth: tuple[str, ...],
+) -> None:
+    """Write the page of one study.
+
+    Args:
+        path: The HTML file; an existing one is replaced in one step.
+        title: Heading of the page.
+        data_note: One sentence on where the data come from.
+        predictions: By kind of input ("study", "image", "text"); shown side by side in this order.
+        searches: Similar cases, best first, by what was searched for.
+        explanation: Of one finding, or None.
+        truth: Keys of the labels that the study really has.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+        ConfigError: The extra that draws images is not installed.
+    """
+    sections = [
+        _make_summary(predictions, explanation, truth),
+        _make_findings(predictions, truth),
+        _make_explanation(explanation),
+        _make_words(explanation),
+        _make_searches(searches, truth),
+    ]
+    fingerprints = [prediction.fingerprint for prediction in predictions.values()]
+    if explanation is not None:
+        fingerprints.append(explanation.fingerprint)
+    template = Template((resources.files("client") / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=escape(title),
+        data_note=escape(data_note),
+        sections="\n".join(section for section in sections if section),
+        fingerprint=escape(", ".join(dict.fromkeys(fingerprints)) or "unknown"),
+    )
+    write_whole(path, page.encode("utf-8"))
+
+
+def _make_summary(
+    predictions: Mapping[str, Prediction], explanation: "Explanation | None", truth: tuple[str, ...]
+) -> str:
+    """Show the radiograph and, beside it, what each kind of input makes the model say."""
+    rows = [("Labels of this study", _name_labels(truth))]
+    for kind, prediction in predictions.items():
+        present = tuple(finding.key for finding in prediction.findings if finding.present)
+        rows.append((f"Present: {_KIND_TITLES.get(kind, kind).lower()}", _name_labels(present)))
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{names}</dd>" for term, names in rows)
+    figure = _make_radiograph(predictions, explanation)
+    return _make_section("Study", f'<div class="summary">{figure}<dl>{terms}</dl></div>')
+
+
+def _make_radiograph(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:
+    picture = None if explanation is None else explanation.radiograph
+    for prediction in predictions.values():
+        if picture is None and prediction.pixels is not None:
+            picture = prediction.pixels[0]
+    if picture is None:
+        return '<p class="quiet">This study was read without an image.</p>'
+    image = _make_image(picture, "Radiograph of this study")
+    return f"<figure>{image}<figcaption>The radiograph, fitted into a square.</figcaption></figure>"
+
+
+def _name_labels(keys: Sequence[str]) -> str:
+    return "<br>".join(escape(LABEL_NAMES.get(key, key)) for key in keys) or "none"
+
+
+def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]) -> str:
+    if not predictions:
+        return ""
+    columns = list(predictions.values())
+    order = sorted(columns[0].findings, key=lambda finding: -finding.probability)
+    by_key = [{finding.key: finding for finding in prediction.findings} for prediction in columns]
+    head = "".join(f'<th scope="col">{escape(_KIND_TITLES.get(kind, kind))}</th>' for kind in predictions)
+    rows = []
+    for finding in order:
+        cells = "".join(f"<td>{_make_bar(column.get(finding.key))}</td>" for column in by_key)
+        labelled = finding.key in truth
+        tag = ' <span class="tag truth">labelled</span>' if labelled else ""
+        name = f'<th scope="row">{escape(finding.name)}{tag}</th>'
+        rows.append(f'<tr class="{"truth" if labelled else "other"}">{name}{cells}</tr>')
+    return _make_section(
+        "Findings",
+        '<p class="note">Calibrated probabilities, ordered by the first column. The upright mark is the '
+        "threshold from which a finding counts as present.</p>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table><thead><tr>'
+        f'<th scope="col">Finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
+    )
+
+
+def _make_bar(finding: Finding | None) -> str:
+    if finding is None:
+        return '<span class="quiet">not given</span>'
+    state = "present" if finding.present else "absent"
+    width, limit = (100 * min(max(value, 0.0), 1.0) for value in (finding.probability, finding.threshold))
+    return (
+        f'<div class="probability {state}" title="probability {finding.probability:.3f}, '
+        f'threshold {finding.threshold:.3f}"><div class="track" aria-hidden="true">'
+        f'<div class="fill" style="width: {width:.1f}%"></div>'
+        f'<div class="limit" style="left: {limit:.1f}%"></div></div>'
+        f'<span class="value">{finding.probability:.2f}</span>'
+        f'<span class="state">{"● present" if finding.present else "○ below"}</span></div>'
+    )
+
+
+def _make_explanation(explanation: "Explanation | None") -> str:
+    if explanation is None:
+        return ""
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
+    text = (
+        f"<p>Integrated Gradients of the logit of <strong>{escape(explanation.name)}</strong> (probability "
+        f"{explanation.probability:.2f}, threshold {explanation.threshold:.2f}), through the whole model. "
+        f"Share of the absolute attribution: <strong>{escape(shares)}</strong>.</p>"
+        f'<p class="note">Compared with {escape(explanation.baseline)}. Logit {explanation.logit:+.2f}, of '
+        f"the baseline {explanation.baseline_logit:+.2f}; {explanation.steps} steps leave "
+        f"{explanation.relative_delta:.1%} of the difference unexplained. An attribution tells what moved "
+        "this model, not what is there.</p>"
+    )
+    return _make_section("Why: " + escape(explanation.name), text + _make_maps(explanation))
+
+
+def _make_maps(explanation: "Explanation") -> str:
+    if explanation.radiograph is None or explanation.patch_attention is None:
+        return '<p class="quiet">The explanation was made without an image.</p>'
+    attention = explanation.patch_attention
+    name = explanation.name
+    overlay = _make_image(render_overlay(explanation), f"Integrated Gradients for {name} over the radiograph")
+    looked = _make_image(render_attention(explanation), f"Attention of the label {name} over the radiograph")
+    return (
+        f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_KEY}</figcaption>'
+        f"</figure><figure>{looked}<figcaption>Attention of the label, per patch, as served: "
+        f"{float(attention.max()):.1%} in the strongest patch, {1 / attention.size:.1%} if it were even."
+        "</figcaption></figure></div>"
+    )
+
+
+def _make_words(explanation: "Explanation | None") -> str:
+    if explanation is None or explanation.report_text is None:
+        return ""
+    text, words = explanation.report_text, explanation.words
+    top = max((abs(word.attribution) for word in words), default=0.0)
+    parts, position = [], 0
+    for word in words:
+        parts += [escape(text[position : word.start]), _mark_word(word, top)]
+        position = word.end
+    rest = escape(text[position:])
+    if rest.strip():
+        parts.append(f'<span class="unread" title="The model did not read this">{rest}</span>')
+    note = f'<p class="note">What the model reads of the report. {_KEY} Point at a word for its value.</p>'
+    body = f'{note}<p class="read">{"".join(parts)}</p>{_make_word_table(words)}'
+    return _make_section("Words: " + escape(explanation.name), body)
+
+
+def _mark_word(word: "WordAttribution", top: float) -> str:
+    strength = abs(word.attribution) / top if top else 0.0
+    title = f"{word.attribution:+.3f} logits, {word.attention:.1%} of the attention"
+    if strength < 0.05:  # nearly nothing: a mark on each word would only be noise
+        return f'<span title="{title}">{escape(word.text)}</span>'
+    sign, colour = ("for", FOR_RGB) if word.attribution > 0 else ("against", AGAINST_RGB)
+    style = f"background: rgba({colour}, {0.85 * strength:.2f})"
+    return f'<mark class="{sign}" style="{style}" title="{title}">{escape(word.text)}</mark>'
+
+
+def _make_word_table(words: Sequence["WordAttribution"]) -> str:
+    strongest = sorted(words, key=lambda word: -abs(word.attribution))[:STRONGEST_WORDS]
+    rows = "".join(
+        f'<tr><th scope="row">{escape(word.text)}</th><td>{"for" if word.attribution > 0 else "against"}</td>'
+        f'<td class="number">{word.attribution:+.3f}</td><td class="number">{word.attention:.1%}</td></tr>'
+        for word in strongest
+    )
+    return (
+        '<table style="max-width: 34rem"><thead><tr><th scope="col">Strongest words</th>'
+        '<th scope="col">Speaks</th><th scope="col" class="number">Logits</th>'
+        f'<th scope="col" class="number">Attention</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _make_searches(searches: Mapping[str, Sequence[SimilarCase]], truth: tuple[str, ...]) -> str:
+    if not searches:
+        return ""
+    columns = []
+    for query, cases in searches.items():
+        cards = "".join(_make_card(case, truth) for case in cases)
+        columns.append(f"<div><h3>Similar to {escape(query)}</h3>{cards or _NO_CASES}</div>")
+    note = '<p class="note">Cosine similarity, -1 to 1. Labels with a tick are labels of this study too.</p>'
+    return _make_section("Similar cases", f'{note}<div class="columns">{"".join(columns)}</div>')
+
+
+def _make_card(case: SimilarCase, truth: tuple[str, ...]) -> str:
+    labels = "".join(
+        f'<li class="{"shared" if key in truth else "other"}">{"✓ " if key in truth else ""}'
+        f"{escape(LABEL_NAMES.get(key, key))}</li>"
+        for key in case.labels
+    )
+    report = escape(case.report.strip()) or '<span class="quiet">No report was stored.</span>'
+    return (
+        f'<article class="case"><div>{_make_thumbnail(case)}</div><div><h4>{escape(case.id)}</h4>'
+        f'<div class="quiet">similarity {case.score:.3f}</div><ul class="labels">{labels}</ul>'
+        f'<p class="report" tabindex="0">{report}</p></div></article>'
+    )
+
+
+def _make_thumbnail(case: SimilarCase) -> str:
+    if not case.image_ref:
+        return '<div class="absent-image">No image was stored</div>'
+    try:
+        path = Path(case.image_ref)
+        if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+            return '<div class="absent-image">The image is not on this machine</div>'
+        picture = load_pixels(path.read_bytes(), size=THUMBNAIL_SIZE)[0]
+    except (
+        ImageError,
+        OSError,
+        ValueError,
+    ):  # ValueError: a null byte in the reference
+        return '<div class="absent-image">The image cannot be read</div>'
+    return _make_image(picture, f"Radiograph of case {case.id}")
+
+
+def _make_image(picture: NDArray[np.uint8], description: str) -> str:
+    data = base64.b64encode(encode_png(picture)).decode("ascii")
+    size = f'width="{picture.shape[1]}" height="{picture.shape[0]}"'
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(description)}" {size}>'
+
+
+def _make_section(heading: str, body: str) -> str:
+    """Return a section; both arguments are HTML already."""
+    return f"<section><h2>{heading}</h2>\n{body}</section>"

@@ -1,0 +1,305 @@
+"""Explanations of a small model with random weights."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from contract.bundle import (
+    CONFIG,
+    METRICS,
+    MODEL_CARD,
+    SPLIT,
+    TOKENIZER,
+    WEIGHTS,
+    Bundle,
+    ServedLabel,
+    load_bundle,
+    seal_bundle,
+    write_json,
+    write_labels,
+)
+from contract.dicom import load_pixels
+from contract.errors import ConfigError, ImageError, ReportError
+from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
+from contract.text import ReportTokenizer, train_tokenizer
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("captum")
+
+from client.explain import attribute, choose_label, explain, group_pieces, read_inputs  # noqa: E402
+from client.overlay import encode_png  # noqa: E402
+from training.config import ModelConfig  # noqa: E402
+from training.model import CxrModel, load_model  # noqa: E402
+
+REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effusion."
+SMALL = ModelConfig(
+    image_size=56,
+    image_width=16,
+    image_depths=(2, 1),
+    image_heads=(2, 2),
+    vocabulary_size=120,
+    text_width=32,
+    text_layers=1,
+    text_heads=2,
+    text_feedforward=64,
+    text_positions=64,
+    width=32,
+    embedding_size=16,
+    fusion_layers=1,
+    fusion_heads=2,
+    adapter_rank=4,
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    from safetensors.torch import save_file
+
+    directory = tmp_path_factory.mktemp("bundles") / "small"
+    directory.mkdir()
+    torch.manual_seed(3)
+    model = CxrModel(SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():  # wider than at initialisation, so that the inputs matter
+            parameter.mul_(1.5)
+        for number, kind in enumerate(("study", "image", "text")):
+            getattr(model.fusion, f"bias_{kind}").fill_(number - 1.0)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / WEIGHTS)
+    config = {"model": asdict(SMALL), "sizes": model.sizes, "text_mode": "findings", "max_length": 64}
+    write_json(directory / CONFIG, config)
+    train_tokenizer([REPORT.replace("Pneumoperitoneum, ", "")] * 3, directory / TOKENIZER, vocab_size=120)
+    write_labels(directory, tuple(ServedLabel(label.key, label.name, 0.4) for label in LABELS))
+    for name in (METRICS, SPLIT):
+        write_json(directory / name, {})
+    (directory / MODEL_CARD).write_text("Random weights, for tests.\n")
+    seal_bundle(directory, {})
+    return load_bundle(directory)
+
+
+def make_png(seed: int) -> bytes:
+    """A picture of soft blobs, taller than wide, so that it is fitted between black sides."""
+    rows, columns = np.mgrid[0:120, 0:90]
+    picture = np.zeros((120, 90))
+    for row, column, width in np.random.default_rng(seed).uniform((10, 10, 8), (110, 80, 25), (6, 3)):
+        picture += np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * width**2))
+    return encode_png((255 * picture / picture.max()).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return make_png(0)
+
+
+@pytest.fixture(scope="module")
+def study(bundle, image):
+    return explain(bundle, image=image, report=REPORT, label="pleural", steps=48)
+
+
+def correlate(first, second) -> float:
+    return float(np.corrcoef(first.pixel_attribution.ravel(), second.pixel_attribution.ravel())[0, 1])
+
+
+@pytest.mark.parametrize("kinds", [("image", "report"), ("image",), ("report",)])
+def test_attributions_sum_to_the_difference_of_the_logits(bundle, image, kinds):
+    given = {name: value for name, value in (("image", image), ("report", REPORT)) if name in kinds}
+    result = explain(bundle, **given, label="cardiac", steps=64)
+    total = sum(result.contributions.values())
+    assert abs(result.logit - result.baseline_logit) > 0.01
+    assert total == pytest.approx(result.logit - result.baseline_logit, rel=0.02)
+    assert result.convergence_delta == pytest.approx(
+        abs(total - (result.logit - result.baseline_logit)), abs=1e-5
+    )
+    assert result.relative_delta < 0.02
+    assert sum(result.shares.values()) == pytest.approx(1)
+
+
+def test_the_logit_is_that_of_the_label_before_calibration(bundle, image, study):
+    model = load_model(bundle)
+    inputs = read_inputs(bundle, image=image, report=REPORT)
+    index = LABEL_INDEX["pleural"]
+    with torch.inference_mode():
+        output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
+        probabilities = model.fusion.calibrate(output.logits, "study")
+    assert study.logit == pytest.approx(float(output.logits[0, index]), abs=1e-5)
+    assert study.probability == pytest.approx(float(probabilities[0, index]), abs=1e-6)
+    np.testing.assert_allclose(
+        study.patch_attention.ravel(), output.image_attention[0, index].numpy(), atol=1e-6
+    )
+
+
+def test_the_calibration_is_that_of_the_inputs(bundle, image):
+    for number, given in enumerate(
+        ({"image": image, "report": REPORT}, {"image": image}, {"report": REPORT})
+    ):
+        result = explain(bundle, **given, label="normal", steps=2)
+        expected = 1 / (1 + np.exp(-(result.logit + number - 1.0)))
+        assert result.kind == ("study", "image", "text")[number]
+        assert result.probability == pytest.approx(expected, abs=1e-5)
+
+
+def test_study_holds_both_modalities(bundle, image, study):
+    assert (study.key, study.name) == ("pleural", "Pleural Disease (Effusion / Thickening)")
+    assert study.radiograph.shape == (448, 448)
+    assert study.radiograph.dtype == np.uint8
+    np.testing.assert_array_equal(study.radiograph, load_pixels(image, size=448)[0])
+    assert study.pixel_attribution.shape == (56, 56)
+    assert study.pixel_attribution.dtype == np.float32
+    assert study.patch_attention.shape == (7, 7)
+    assert study.patch_attention.sum() == pytest.approx(1, abs=1e-5)
+    assert study.report_text == REPORT
+    assert study.fingerprint == bundle.fingerprint
+    assert "black" in study.baseline
+    assert "[PAD]" in study.baseline
+
+
+def test_image_alone_and_text_alone(bundle, image):
+    seen = explain(bundle, image=image, label="cardiac", steps=4)
+    assert (seen.kind, seen.words, seen.report_text) == ("image", (), None)
+    assert set(seen.contributions) == set(seen.shares) == {"image"}
+    read = explain(bundle, report=REPORT.encode(), label="cardiac", steps=4)
+    assert read.kind == "text"
+    assert read.radiograph is read.pixel_attribution is read.patch_attention is None
+    assert set(read.contributions) == {"text"}
+    assert read.to_dict()["hottest_region"] is None
+
+
+def test_padding_and_special_tokens_get_nothing(bundle, image):
+    inputs = read_inputs(bundle, image=image, report=REPORT)
+    parts = attribute(load_model(bundle), inputs, LABEL_INDEX["pleural"], steps=8)
+    read = (inputs.spans[:, 1] > inputs.spans[:, 0]).nonzero()[0]
+    others = np.setdiff1d(np.arange(len(parts.tokens)), read)
+    assert int(inputs.attention_mask.sum()) == len(read) + 2
+    assert len(others) > 2  # there is padding
+    assert np.abs(parts.tokens[read]).min() > 0
+    assert not parts.tokens[others].any()
+
+
+def test_black_sides_get_nothing(study):
+    pixels = study.pixel_attribution
+    assert not pixels[:, :6].any()
+    assert np.abs(pixels).max() > 0
+
+
+def test_pieces_become_words(bundle, study):
+    words = " ".join(word.text for word in study.words)
+    assert words == "The heart is enlarged . Pneumoperitoneum , no x - ray sign of pleural effusion ."
+    for word in study.words:
+        assert REPORT[word.start : word.end] == word.text
+        assert 0 <= word.attention <= 1
+    assert 0.2 < sum(word.attention for word in study.words) < 1  # the rest is on [CLS] and [SEP]
+
+
+def test_a_word_of_several_pieces_is_one_word(bundle):
+    text = "Pneumoperitoneum, no effusion."
+    tokens = ReportTokenizer.load(bundle.tokenizer_path).encode([text])
+    spans = tokens.spans[0].copy()
+    spans[1:3] = (0, 6), (6, 16)  # as a larger vocabulary would cut it
+    spans[3:] = 0
+    spans[3:6] = (16, 17), (18, 20), (21, 29)
+    assert group_pieces(text, spans) == [(1, 2), (3, 3), (4, 4), (5, 5)]
+
+
+def test_sums_of_pieces(bundle):
+    """A rare word is cut into pieces by this vocabulary; its value is their sum."""
+    inputs = read_inputs(bundle, image=None, report="eart enlar heartheart.")
+    parts = attribute(load_model(bundle), inputs, 0, steps=8)
+    result = explain(bundle, report="eart enlar heartheart.", label=LABEL_KEYS[0], steps=8)
+    groups = group_pieces(inputs.text, inputs.spans)
+    assert any(last > first for first, last in groups)
+    for (first, last), word in zip(groups, result.words, strict=True):
+        assert word.attribution == pytest.approx(float(parts.tokens[first : last + 1].sum()), abs=1e-6)
+
+
+def test_the_cut_off_end_of_a_report_has_no_words(bundle):
+    result = explain(bundle, report=REPORT * 8, label="pleural", steps=4)
+    assert result.words[-1].end < len(result.report_text)
+    assert len(result.report_text) == len(REPORT * 8)
+
+
+def test_labels_have_maps_of_their_own(bundle, image):
+    """Attributions of a token instead of a label's logit would be the same for every label."""
+    maps = [
+        explain(bundle, image=image, label=key, steps=8)
+        for key in ("cardiac", "pleural", "normal", "hernia_diaphragm")
+    ]
+    for first, second in combinations(maps, 2):
+        assert correlate(first, second) < 0.9
+        assert first.logit != second.logit
+
+
+def test_cases_have_maps_of_their_own(bundle, image):
+    maps = [explain(bundle, image=make_png(seed), label="pleural", steps=8) for seed in (0, 1, 2)]
+    assert all(correlate(first, second) < 0.7 for first, second in combinations(maps, 2))
+
+
+def test_equal_inputs_give_equal_explanations(bundle, image, study):
+    again = explain(bundle, image=image, report=REPORT, label="pleural", steps=48)
+    np.testing.assert_array_equal(again.pixel_attribution, study.pixel_attribution)
+    assert again.words == study.words
+
+
+def test_summary_is_json_without_maps(study):
+    summary = json.loads(json.dumps(study.to_dict()))
+    assert summary["key"] == "pleural"
+    assert summary["convergence_delta"] == study.convergence_delta
+    assert [word["text"] for word in summary["words"]] == [word.text for word in study.words]
+    assert set(summary["shares"]) == {"image", "text"}
+    region = summary["hottest_region"]
+    assert 0 <= region["left"] < region["right"] <= 1
+    assert not any(isinstance(value, list) and len(value) > 100 for value in summary.values())
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ({"pleural": 0.9, "cardiac": 0.95}, "cardiac"),
+        ({"air_leak": 0.3, "pleural": 0.9}, "pleural"),  # 0.3 is six times the threshold, but less certain
+        ({"air_leak": 0.3, "pleural": 0.2}, "air_leak"),
+        ({"normal": 0.99, "pleural": 0.6}, "pleural"),
+        ({"normal": 0.99, "pleural": 0.4}, "normal"),
+        ({"normal": 0.4, "pleural": 0.3}, "pleural"),
+    ],
+)
+def test_label_that_is_explained_by_default(probabilities, expected):
+    labels = tuple(
+        ServedLabel(label.key, label.name, 0.05 if label.key == "air_leak" else 0.5) for label in LABELS
+    )
+    values = np.array([probabilities.get(key, 0.001) for key in LABEL_KEYS], np.float32)
+    assert LABEL_KEYS[choose_label(labels, values)] == expected
+
+
+def test_default_label_is_used(bundle, image):
+    probabilities = [explain(bundle, image=image, label=key, steps=1).probability for key in LABEL_KEYS]
+    result = explain(bundle, image=image, steps=1)
+    assert result.key == LABEL_KEYS[choose_label(bundle.labels, np.array(probabilities, np.float32))]
+    stricter = replace(
+        bundle,
+        labels=tuple(replace(x, threshold=0.999 if x.key == result.key else 1e-3) for x in bundle.labels),
+    )
+    assert explain(stricter, image=image, steps=1).key != result.key
+
+
+def test_bad_input(bundle, image):
+    with pytest.raises(ConfigError, match=r"cardiac.*normal"):
+        explain(bundle, image=image, label="broken heart")
+    with pytest.raises(ConfigError, match="image"):
+        explain(bundle)
+    with pytest.raises(ConfigError, match="steps"):
+        explain(bundle, image=image, steps=0)
+    with pytest.raises(ImageError):
+        explain(bundle, image=image[:60])
+    with pytest.raises(ReportError):
+        explain(bundle, report="  ")
+
+
+def test_missing_extra_names_its_install_command():
+    code = "import sys; sys.modules['torch'] = None; import client.explain"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert "ConfigError: Explanations need the 'explain' extra" in answer.stderr
+    assert "pip install 'cxr-serving[explain]'" in answer.stderr

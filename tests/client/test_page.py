@@ -1,0 +1,284 @@
+"""The result page."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.overlay import encode_png
+from client.page import write_report_page
+from client.results import Finding, Prediction, SimilarCase
+from contract.errors import ArtifactError
+from contract.labels import LABEL_NAMES, LABELS
+
+pytest.importorskip("torch")
+pytest.importorskip("captum")
+
+from client.explain import Explanation, WordAttribution
+
+FINGERPRINT = "cd" * 32
+ATTACK = "<script>alert('x')</script>"
+TEXT = f"No pleural effusion. {ATTACK} The rest."
+EMPTY_ELEMENTS = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Outline(HTMLParser):
+    """Collects headings, images and tags, and checks that every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in EMPTY_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in {"h1", "h2", "h3"}:
+            self.headings.append(data)
+
+
+def predict(kind: str, pleural: float) -> Prediction:
+    findings = tuple(
+        Finding(label.key, label.name, pleural if label.key == "pleural" else 0.125, 0.4) for label in LABELS
+    )
+    return Prediction(kind, findings, np.ones(4, np.float32) / 2, FINGERPRINT)
+
+
+@pytest.fixture
+def explanation() -> Explanation:
+    words = (
+        WordAttribution("No", 0, 2, -2.0, 0.25),
+        WordAttribution("pleural", 3, 10, 0.5, 0.25),
+        WordAttribution("effusion", 11, 19, 1.0, 0.25),
+        WordAttribution(".", 19, 20, 0.0, 0.0),
+        WordAttribution(ATTACK, 21, 21 + len(ATTACK), 0.1, 0.1),
+    )
+    return Explanation(
+        kind="study",
+        key="pleural",
+        name=LABEL_NAMES["pleural"],
+        probability=0.9,
+        threshold=0.4,
+        logit=2.0,
+        baseline_logit=-1.0,
+        steps=32,
+        convergence_delta=0.03,
+        baseline="a black image",
+        fingerprint=FINGERPRINT,
+        radiograph=np.full((64, 64), 90, np.uint8),
+        pixel_attribution=np.random.default_rng(0).normal(size=(56, 56)).astype(np.float32),
+        patch_attention=np.full((7, 7), 1 / 49, np.float32),
+        words=words,
+        report_text=TEXT,
+    )
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[SimilarCase]:
+    image = tmp_path / "case.png"
+    image.write_bytes(encode_png(np.tile(np.arange(64, dtype=np.uint8), (64, 1))))
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    references = (
+        str(image),
+        str(damaged),
+        str(tmp_path / "gone.dcm"),
+        "",
+        "a\0b",
+        "s3://bucket/case.dcm",
+        "x" * 5000,
+    )
+    return [
+        SimilarCase(
+            f"case-{number}", "study", 0.9 - number / 10, ("pleural", "cardiac"), f"Report {number}", ref
+        )
+        for number, ref in enumerate(references)
+    ]
+
+
+def write(path: Path, explanation, cases, **changes) -> str:
+    content = {
+        "title": "Study CXR1",
+        "data_note": "Phantom data.",
+        "predictions": {
+            "study": predict("study", 0.9),
+            "image": predict("image", 0.3),
+            "text": predict("text", 0.6),
+        },
+        "searches": {"the study": cases, "its image alone": cases[:1], "a sentence": []},
+        "explanation": explanation,
+        "truth": ("pleural",),
+        **changes,
+    }
+    write_report_page(path, **content)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def page(tmp_path: Path, explanation, cases) -> str:
+    return write(tmp_path / "out" / "report.html", explanation, cases)
+
+
+def read_outline(page: str) -> Outline:
+    outline = Outline()
+    outline.feed(page)
+    outline.close()
+    assert not outline.open
+    return outline
+
+
+def test_page_holds_every_section(page):
+    headings = read_outline(page).headings
+    name = LABEL_NAMES["pleural"]
+    assert headings == [
+        "Study CXR1",
+        "Study",
+        "Findings",
+        f"Why: {name}",
+        f"Words: {name}",
+        "Similar cases",
+        "Similar to the study",
+        "Similar to its image alone",
+        "Similar to a sentence",
+    ]
+    for part in (
+        "Research and teaching only: never a diagnosis",
+        "Phantom data.",
+        FINGERPRINT,
+        "a black image",
+    ):
+        assert part in page
+    for label in LABELS:
+        assert label.name.replace("&", "&amp;") in page
+    assert "$" not in page
+
+
+def test_page_needs_no_network_and_runs_no_script(page):
+    outline = read_outline(page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|//|url\(|@import", re.sub(r"base64,[^\"]*", "", page))
+    assert not {tag for tag, _ in outline.tags} & {"script", "iframe", "object", "form", "a", "link"}
+    assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
+    images = [attributes for tag, attributes in outline.tags if tag == "img"]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    assert all(image["alt"] for image in images)
+    for image in images:
+        assert base64.b64decode(image["src"].partition(",")[2])[:4] == b"\x89PNG"
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path, explanation, cases):
+    attack = f'{ATTACK}"><img src=x onerror=alert(1)>$title'
+    hostile = [replace(cases[0], id=attack, report=attack, labels=(attack,), study_id=attack)]
+    page = write(
+        tmp_path / "hostile.html",
+        replace(
+            explanation, name=attack, baseline=attack, fingerprint=attack, report_text=f"{TEXT} {attack}"
+        ),
+        hostile,
+        title=attack,
+        data_note=attack,
+        searches={attack: hostile},
+        truth=(attack,),
+    )
+    outline = read_outline(page)
+    assert "script" not in {tag for tag, _ in outline.tags}
+    assert not any("onerror" in attributes for _, attributes in outline.tags)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 10
+
+
+def test_findings_of_each_kind_stand_side_by_side(page):
+    table = page[page.index("<h2>Findings") : page.index("<h2>Why")]
+    assert re.findall(r'<th scope="col">([^<]+)</th>', table) == [
+        "Finding",
+        "Image and report",
+        "Image alone",
+        "Report alone",
+    ]
+    rows = re.findall(r"<tr class.*?</tr>", table)
+    assert len(rows) == len(LABELS)
+    pleural = rows[0]  # the highest in the first column
+    assert LABEL_NAMES["pleural"] in pleural
+    assert "labelled" in pleural
+    assert re.findall(r'class="value">([\d.]+)<', pleural) == ["0.90", "0.30", "0.60"]
+    assert re.findall(r"● present|○ below", pleural) == ["● present", "○ below", "● present"]
+    assert re.findall(r'class="fill" style="width: ([\d.]+)%', pleural) == ["90.0", "30.0", "60.0"]
+    assert pleural.count('class="limit" style="left: 40.0%"') == 3
+    assert sum("labelled" in row for row in rows) == 1
+
+
+def test_words_are_marked_by_their_attribution(page):
+    marks = re.findall(
+        r'<mark class="(\w+)" style="background: rgba\([\d, ]+, ([\d.]+)\)" title="([^"]+)">(\w+)<', page
+    )
+    assert [(sign, text) for sign, _, _, text in marks] == [
+        ("against", "No"),
+        ("for", "pleural"),
+        ("for", "effusion"),
+    ]
+    strengths = [float(strength) for _, strength, _, _ in marks]
+    assert strengths[0] > strengths[2] > strengths[1] > 0
+    assert marks[0][2] == "-2.000 logits, 25.0% of the attention"
+    unread = re.search(r'<span class="unread"[^>]*>([^<]+)</span>', page)
+    assert unread.group(1).strip() == "The rest."
+
+
+def test_cases_show_their_image_or_say_why_not(page, cases):
+    cards = re.findall(r'<article class="case">.*?</article>', page, re.DOTALL)
+    assert len(cards) == len(cases) + 1
+    assert 'alt="Radiograph of case case-0"' in cards[0]
+    missing = "The image is not on this machine"
+    damaged = "The image cannot be read"
+    reasons = (damaged, missing, "No image was stored", missing, missing, damaged)
+    for card, reason in zip(cards[1 : len(cases)], reasons, strict=True):
+        assert reason in card
+        assert "<img" not in card
+    assert "similarity 0.900" in cards[0]
+    assert f'<li class="shared">✓ {LABEL_NAMES["pleural"]}</li>' in cards[0]
+    assert f'<li class="other">{LABEL_NAMES["cardiac"]}</li>' in cards[0]
+    assert "No case was found." in page
+
+
+def test_page_without_image(tmp_path: Path, explanation, cases):
+    text_only = replace(
+        explanation, kind="text", radiograph=None, pixel_attribution=None, patch_attention=None
+    )
+    page = write(
+        tmp_path / "text.html", text_only, cases[3:4], predictions={"text": predict("text", 0.6)}, searches={}
+    )
+    outline = read_outline(page)
+    assert not any(tag == "img" for tag, _ in outline.tags)
+    assert "This study was read without an image." in page
+    assert "<mark" in page
+    assert "Similar cases" not in page
+
+
+def test_page_without_explanation_shows_the_pixels_of_the_prediction(tmp_path: Path, cases):
+    prediction = replace(predict("image", 0.9), pixels=np.zeros((1, 32, 32), np.uint8))
+    page = write(tmp_path / "plain.html", None, [], predictions={"image": prediction}, truth=())
+    images = [attributes for tag, attributes in read_outline(page).tags if tag == "img"]
+    assert [image["width"] for image in images] == ["32"]
+    assert "Why:" not in page
+    assert "Labels of this study</dt><dd>none" in page
+
+
+def test_page_of_nothing_is_still_a_page(tmp_path: Path):
+    page = write(tmp_path / "bare.html", None, [], predictions={}, searches={}, truth=())
+    assert read_outline(page).headings == ["Study CXR1", "Study"]
+
+
+def test_path_that_cannot_be_written(tmp_path: Path, explanation, cases):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="Could not write"):
+        write(tmp_path / "file" / "page.html", explanation, cases)
