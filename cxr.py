@@ -29,14 +29,20 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except CxrError as error:
-            Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(
+                f"[red]Error:[/red] {escape(str(error))}", highlight=False
+            )
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             Console(stderr=True).print("Stopped.")
             raise typer.Exit(130) from error
         except ModuleNotFoundError as error:
-            message = f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
-            Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(message)}", highlight=False)
+            message = (
+                f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
+            )
+            Console(stderr=True, soft_wrap=True).print(
+                f"[red]Error:[/red] {escape(message)}", highlight=False
+            )
             raise typer.Exit(ConfigError.exit_code) from error
 
 
@@ -50,9 +56,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data 
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Image = Annotated[Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")]
+Image = Annotated[
+    Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
+]
 ReportText = Annotated[
-    str | None, typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -.")
+    str | None,
+    typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -."),
 ]
 TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
 RetrievalUrl = Annotated[
@@ -68,7 +77,9 @@ def demo(
         Path | None,
         typer.Option(help="Use real Open-i reports (NLMCXR_reports.tgz) instead of the phantom data set."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes; replaced.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes; replaced.")] = Path(
+        "demo-output"
+    ),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up until Ctrl-C.")] = False,
     studies: Annotated[int, typer.Option(min=60, help="How many phantom studies to draw.")] = 700,
     seed: Annotated[int, typer.Option(help="Seed of data, split and training.")] = 0,
@@ -88,7 +99,9 @@ def data_draw(
     directory: Annotated[Path, typer.Argument(help="New directory for the data set.")],
     studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 100,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")] = 0.125,
+    scale: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")
+    ] = 0.125,
     as_json: Json = False,
 ) -> None:
     """Draw a phantom data set: DICOM radiographs, XML reports and a box per finding."""
@@ -145,7 +158,9 @@ def train(
     table: Table,
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
     preset: Annotated[str, typer.Option(help="demo, reports, tiny or base.")] = "demo",
-    image_weights: Annotated[str | None, typer.Option(help="Swin weights: a file or a timm / hub id.")] = None,
+    image_weights: Annotated[
+        str | None, typer.Option(help="Swin weights: a file or a timm / hub id.")
+    ] = None,
     text_weights: Annotated[str | None, typer.Option(help="BERT weights: a directory or a hub id.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's epochs.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
@@ -245,9 +260,7 @@ def index_cases(
     console = _console(as_json)
     with CxrClient(triton, retrieval, timeout) as client, show_progress(console, "Indexing") as progress:
         text_mode = client.info().text_mode
-        result = client.index(
-            make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows))
-        )
+        result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
     if as_json:
         print_json(result.to_dict())
         return

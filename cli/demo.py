@@ -267,7 +267,9 @@ def _explain(
 def _describe_data(demo: Demo) -> str:
     if demo.reports:
         return "Real, de-identified reports of the Open-i collection; trained from scratch, text only."
-    return "Phantom data: drawn radiographs and made-up reports. They show that the machine works, nothing more."
+    return (
+        "Phantom data: drawn radiographs and made-up reports. They show that the machine works, nothing more."
+    )
 
 
 def _summarise(demo: Demo) -> dict[str, Any]:

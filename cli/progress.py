@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -45,7 +52,9 @@ class Steps:
         step.seconds = time.perf_counter() - started
         self.done.append(step)
         detail = f"  [dim]{escape(step.detail)}[/dim]" if step.detail else ""
-        self.console.print(f"{escape(number)} {title}  [bold]{step.seconds:.1f} s[/bold]{detail}", highlight=False)
+        self.console.print(
+            f"{escape(number)} {title}  [bold]{step.seconds:.1f} s[/bold]{detail}", highlight=False
+        )
 
 
 @contextmanager

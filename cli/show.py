@@ -2,17 +2,21 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from client.explain import Explanation
     from client.results import Prediction, SimilarCase
 
-NOTICE = "Research and teaching only: never a diagnosis."
+NOTICE: Final = "Research and teaching only: never a diagnosis."
+KIND_TITLES: Final = {"study": "image and report", "image": "image alone", "text": "report alone"}
+_METRICS: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1"}
+_SHOWN_WORDS: Final = 6
 
 
 def print_json(value: Any) -> None:
@@ -21,10 +25,17 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_prediction(console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings") -> None:
+def print_prediction(
+    console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
+) -> None:
     """Print the most likely findings with their thresholds."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column, justify in (("Finding", "left"), ("Probability", "right"), ("Threshold", "right"), ("", "left")):
+    for column, justify in (
+        ("Finding", "left"),
+        ("Probability", "right"),
+        ("Threshold", "right"),
+        ("", "left"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     ranked = sorted(prediction.findings, key=lambda finding: -finding.probability)
     for finding in ranked[:top]:
@@ -45,3 +56,70 @@ def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str 
         excerpt = report if len(report) <= 110 else report[:107] + "..."
         table.add_row(escape(case.id), f"{case.score:.3f}", ", ".join(case.labels) or "-", escape(excerpt))
     console.print(table)
+
+
+def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
+    """Print what a model reached on its test split, for each way of reading a study."""
+    rows = {KIND_TITLES[kind]: result for kind, result in metrics["test"].items()}
+    _print_results(console, rows)
+
+
+def print_control(console: Console, metrics: Mapping[str, Any], control: Mapping[str, Any]) -> None:
+    """Print the model's results from reports beside those of the control on the same test studies."""
+    rows = {"this model, report alone": metrics["test"]["text"], "TF-IDF + logistic regression": control}
+    _print_results(console, rows)
+
+
+def _print_results(console: Console, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    title = "Test split: mean over categories (95 % interval, patients resampled)"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("Read from")
+    for name in _METRICS.values():
+        table.add_column(name, justify="right")
+    table.add_column("Studies", justify="right")
+    table.add_column("Categories", justify="right")
+    for title, result in rows.items():
+        cells = [_format_interval(result["macro"].get(name)) for name in _METRICS]
+        table.add_row(title, *cells, str(result["studies"]), str(len(result["averaged"])))
+    console.print(table)
+    console.print(
+        "[dim]Chance is an AUROC of 0.5. Categories: those with enough test cases.[/dim]", highlight=False
+    )
+
+
+def _format_interval(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def print_explanation(console: Console, explanation: "Explanation", overlay: str | None) -> None:
+    """Print which finding was explained, what speaks for and against it, and where the picture lies."""
+    state = "present" if explanation.probability >= explanation.threshold else "below its threshold"
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
+    console.print(
+        f"[bold]Why {escape(explanation.name)}[/bold]: probability {explanation.probability:.3f}, {state} "
+        f"({explanation.threshold:.3f}); share of the attribution: {shares}",
+        highlight=False,
+    )
+    for title, words in _rank_words(explanation).items():
+        if words:
+            console.print(f"  words {title}: {escape(', '.join(words))}", highlight=False)
+    console.print(
+        f"  Integrated Gradients against {explanation.baseline}: logit {explanation.baseline_logit:+.2f} -> "
+        f"{explanation.logit:+.2f}, {explanation.relative_delta:.1%} of the difference unexplained after "
+        f"{explanation.steps} steps",
+        highlight=False,
+    )
+    if overlay:
+        console.print(f"  overlay: {escape(overlay)}", highlight=False, soft_wrap=True)
+
+
+def _rank_words(explanation: "Explanation") -> dict[str, list[str]]:
+    """Return the strongest words for and against, each with its attribution in logits."""
+    ranked = sorted(explanation.words, key=lambda word: -abs(word.attribution))[: 2 * _SHOWN_WORDS]
+    signed = [(word, f"{word.text} {word.attribution:+.2f}") for word in ranked]
+    return {
+        "for": [text for word, text in signed if word.attribution > 0][:_SHOWN_WORDS],
+        "against": [text for word, text in signed if word.attribution < 0][:_SHOWN_WORDS],
+    }

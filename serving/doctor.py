@@ -6,8 +6,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from contract.errors import CxrError
 from serving.triton import build_environment, find_missing_libraries, find_triton
@@ -26,13 +27,21 @@ EXTRAS: Final[dict[str, str]] = {
 }
 
 
-def checks() -> list[tuple[str, bool, str]]:
-    """Look at this machine.
+@dataclass(frozen=True)
+class Check:
+    """What one look found; where `ok` is False something is missing, and `detail` says what to do."""
 
-    Returns:
-        (name, ok, detail) for each check, in the order to show. `ok` is False where something is missing;
-        the detail then says what to do. A GPU is never required.
-    """
+    name: str
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+
+def run_checks() -> list[Check]:
+    """Look at this machine; returns one entry for each check, in the order to show. A GPU is never required."""
     examine: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
         ("python", _check_python),
         ("cpu cores", _check_cores),
@@ -43,16 +52,16 @@ def checks() -> list[tuple[str, bool, str]]:
         ("faiss", _check_faiss),
         ("gpu", _check_gpu),
     ]
-    return [(name, *_run(check)) for name, check in examine]
+    return [_run(name, look) for name, look in examine]
 
 
-def _run(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+def _run(name: str, look: Callable[[], tuple[bool, str]]) -> Check:
     try:
-        return check()
+        return Check(name, *look())
     except CxrError as error:
-        return False, str(error)
+        return Check(name, False, str(error))
     except Exception as error:  # a broken package may raise anything at import; the doctor still answers
-        return False, f"{type(error).__name__}: {error}"
+        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _check_python() -> tuple[bool, str]:

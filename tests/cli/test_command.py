@@ -26,7 +26,11 @@ def test_help_and_json_everywhere(command):
 
 BAD_CALLS = {
     "nothing given": (("predict",), 2, "--report"),
-    "no server": (("predict", "--report", "Normal.", "--triton", "127.0.0.1:9", "--timeout", "2"), 4, "cxr serve"),
+    "no server": (
+        ("predict", "--report", "Normal.", "--triton", "127.0.0.1:9", "--timeout", "2"),
+        4,
+        "cxr serve",
+    ),
     "no image file": (("predict", "missing.dcm"), 2, "missing.dcm"),
     "no bundle": (("explain", "--report", "Normal.", "--bundle", "missing"), 3, "missing"),
     "no table": (("data", "show", "missing.parquet"), 2, "cxr data table"),

@@ -32,7 +32,9 @@ def install(dockerfile: str, directory: Path, python: str = sys.executable) -> P
     requirement = re.search(r'"\.(\[[^\]]*\])?"', instruction)
     assert requirement, instruction
     source = directory / "source"
-    ignored = shutil.ignore_patterns(".venv*", ".git", "demo-output", "build", "*.egg-info", "__pycache__", "tests")
+    ignored = shutil.ignore_patterns(
+        ".venv*", ".git", "demo-output", "build", "*.egg-info", "__pycache__", "tests"
+    )
     shutil.copytree(ROOT, source, ignore=ignored)
     if python == sys.executable:
         venv.create(directory / "env", with_pip=True)
@@ -78,7 +80,9 @@ def test_retrieval_image(tmp_path: Path):
     entry[0] = str(python)
     entry = [word.replace("0.0.0.0", "127.0.0.1").replace(":8005", ":18005") for word in entry]
     entry[entry.index("/store")] = str(tmp_path / "store")
-    server = subprocess.Popen(entry, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = subprocess.Popen(
+        entry, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         assert wait_for_health(python, "127.0.0.1:18005", tmp_path), "the sidecar never became healthy"
     finally:
@@ -115,7 +119,8 @@ def test_triton_image(tmp_path: Path):
         "file = io.BytesIO(); Image.fromarray(numpy.eye(64, dtype='uint8') * 255).save(file, 'PNG')\n"
         "assert load_pixels(file.getvalue(), size=32).shape == (1, 32, 32)\n"
         "path = pathlib.Path('tokenizer.json'); train_tokenizer(['small effusion'] * 3, path)\n"
-        "assert ReportTokenizer.load(path).encode([read_report('Small effusion.', 'findings')], 64).input_ids.shape == (1, 32)\n"
+        "tokens = ReportTokenizer.load(path).encode([read_report('Small effusion.', 'findings')], 64)\n"
+        "assert tokens.input_ids.shape == (1, 32)\n"
     )
     result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
