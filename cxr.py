@@ -231,10 +231,14 @@ def serve(
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = _console(as_json)
     with Stack(repository, store, ports=ports, log_dir=logs) as stack:
+        with console.status("Starting Triton and the sidecar"):
+            seconds = stack.wait_ready()
         if as_json:
-            print_json({"triton": stack.triton_url, "retrieval": stack.retrieval_url})
+            print_json({**stack.describe(), "ready_s": round(seconds, 2)})
             sys.stdout.flush()
-        console.print(f"Triton (gRPC) {stack.triton_url}, sidecar {stack.retrieval_url}; Ctrl-C stops both.")
+        for name, address in stack.describe().items():
+            console.print(f"{name:<12} {address}", highlight=False, soft_wrap=True)
+        console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
         stack.wait()
 
 

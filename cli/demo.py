@@ -199,7 +199,7 @@ def _predict(demo: Demo, client: "CxrClient", row: Row) -> dict[str, "Prediction
     if image is not None:
         data = image.read_bytes()
         inputs = {
-            "study": {"image": data, "report": get_report(row), "with_pixels": True},
+            "study": {"image": data, "report": get_report(row)},
             "image": {"image": data},
             **inputs,
         }

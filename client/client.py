@@ -26,7 +26,6 @@ from contract.tensors import (
     EMBEDDING,
     IMAGE_ATTENTION,
     IMAGE_BYTES,
-    PIXELS,
     PROBABILITIES,
     REPORT,
     REPORT_TEXT,
@@ -73,7 +72,6 @@ class CxrClient:
         image: bytes | None = None,
         report: bytes | str | None = None,
         *,
-        with_pixels: bool = False,
         timeout_s: float | None = None,
     ) -> Prediction:
         """Predict the 22 finding categories of a radiograph, a report, or both.
@@ -81,7 +79,6 @@ class CxrClient:
         Args:
             image: A whole DICOM, PNG or JPEG file.
             report: Text (with or without section headings) or an Open-i XML file.
-            with_pixels: Also return the pixels that the model read.
             timeout_s: Deadline in seconds; None means the client's own.
 
         Raises:
@@ -89,7 +86,7 @@ class CxrClient:
             UnavailableError, DeadlineError, ServerError: The server is down, slow or failed.
         """
         deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        return self._predict(image, report, with_pixels, deadline)
+        return self._predict(image, report, deadline)
 
     def search(
         self,
@@ -117,7 +114,7 @@ class CxrClient:
             InputError, ServiceError: As in `predict`.
         """
         deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        query = self._predict(image, report, False, deadline)
+        query = self._predict(image, report, deadline)
         return self._retrieval.search(
             query.fingerprint, query.embedding, k, tuple(exclude_studies), deadline.left()
         )
@@ -244,14 +241,10 @@ class CxrClient:
     ) -> None:
         self.close()
 
-    def _predict(
-        self, image: bytes | None, report: bytes | str | None, with_pixels: bool, deadline: "_Deadline"
-    ) -> Prediction:
+    def _predict(self, image: bytes | None, report: bytes | str | None, deadline: "_Deadline") -> Prediction:
         kind, inputs = _make_inputs(image, report)
         model = self.info(timeout_s=deadline.left())
         outputs = (PROBABILITIES.name, EMBEDDING.name, *_OUTPUTS[kind])
-        if with_pixels and kind != "text":
-            outputs += (PIXELS.name,)
         answer = self._triton.infer(f"predict_{kind}", inputs, outputs, deadline.left())
         return _read_answer(kind, model, answer)
 
@@ -262,7 +255,7 @@ class CxrClient:
 
         def predict(case: CaseInput) -> Prediction | InputError:
             try:
-                return self._predict(case.image, case.report, False, _Deadline(timeout_s))
+                return self._predict(case.image, case.report, _Deadline(timeout_s))
             except InputError as error:
                 return error
 
@@ -334,7 +327,6 @@ def _read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         text_attention=first(TEXT_ATTENTION.name),
         report_text=None if text is None else bytes(text[0]).decode("utf-8"),
         token_spans=first(TOKEN_SPANS.name),
-        pixels=first(PIXELS.name),
     )
 
 

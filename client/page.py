@@ -95,11 +95,10 @@ def _make_summary(
 
 def _make_radiograph(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:
     picture = None if explanation is None else explanation.radiograph
-    for prediction in predictions.values():
-        if picture is None and prediction.pixels is not None:
-            picture = prediction.pixels[0]
     if picture is None:
-        return '<p class="quiet">This study was read without an image.</p>'
+        had_image = any(prediction.kind != "text" for prediction in predictions.values())
+        said = "The radiograph was not kept." if had_image else "This study was read without an image."
+        return f'<p class="quiet">{said}</p>'
     image = _make_image(picture, "Radiograph of this study")
     return f"<figure>{image}<figcaption>The radiograph, fitted into a square.</figcaption></figure>"
 

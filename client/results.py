@@ -41,7 +41,6 @@ class Prediction:
         text_attention: (K, L) float32, each row summing to 1; None without a report.
         report_text: The part of the report that the model read.
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
-        pixels: (1, S, S) uint8 that the model read, if asked for.
     """
 
     kind: Kind
@@ -52,7 +51,6 @@ class Prediction:
     text_attention: NDArray[np.float32] | None = None
     report_text: str | None = None
     token_spans: NDArray[np.int32] | None = None
-    pixels: NDArray[np.uint8] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return kind, fingerprint, findings and embedding."""

@@ -106,14 +106,14 @@ _SPECS: tuple[ModelSpec, ...] = (
         "predict_study",
         "ensemble",
         (IMAGE_BYTES, REPORT),
-        (*_STUDY_OUTPUTS, PIXELS, *_READING),
+        (*_STUDY_OUTPUTS, *_READING),
         ("preprocess_image", "preprocess_text", "image_encoder", "text_encoder", "fusion_study"),
     ),
     ModelSpec(
         "predict_image",
         "ensemble",
         (IMAGE_BYTES,),
-        (*_IMAGE_OUTPUTS, PIXELS),
+        _IMAGE_OUTPUTS,
         ("preprocess_image", "image_encoder", "fusion_image"),
     ),
     ModelSpec(

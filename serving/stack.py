@@ -37,6 +37,7 @@ from serving.triton import (
 
 LOOPBACK: Final = "127.0.0.1"
 _PROBE_TIMEOUT_S: Final = 1.0
+_WATCH_S: Final = 0.5
 _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
@@ -117,6 +118,17 @@ class Stack:
         """Fingerprint of the served model; ArtifactError if the repository is not a published one."""
         return read_fingerprint(self.repository)
 
+    def describe(self) -> dict[str, str]:
+        """Return what a person or a program needs to call the stack: addresses, model and logs."""
+        return {
+            "triton": self.triton_url,
+            "triton_http": self.http_url,
+            "metrics": self.metrics_url,
+            "retrieval": self.retrieval_url,
+            "fingerprint": self.fingerprint,
+            "logs": str(self.log_dir),
+        }
+
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the servers that run, by name."""
@@ -181,6 +193,16 @@ class Stack:
                     f"{child.name} ended with code {child.exit_code}: {find_reason(child.read_tail(400))} "
                     f"(log: {child.log_path})"
                 )
+
+    def wait(self) -> None:
+        """Block while both servers run; Ctrl-C ends it.
+
+        Raises:
+            ServiceError: A server has ended; names its reason and its log.
+        """
+        while True:
+            self.check()
+            time.sleep(_WATCH_S)
 
     def stop(self) -> None:
         """End both servers and everything they started; may be called at any time and repeatedly."""

@@ -32,7 +32,7 @@ def run_table_control(table: Path, split_path: Path, mode: TextMode, *, seed: in
 
     Raises:
         ArtifactError: `split_path` is no split of this table.
-        ConfigError: A part of the split holds no labelled report.
+        ConfigError: A part of the split holds no labelled report, or the training reports share no word.
     """
     parts = _read_split(split_path)
     rows = {row["study_id"]: row for row in read_texts(table, mode)}
@@ -63,13 +63,19 @@ def fit_control(
         train_targets: (M_train, K).
 
     Returns:
-        Part -> probabilities (M, K); a label without positives in "train" has 0 everywhere.
+        Part -> probabilities (M, K); a label that all or none of "train" have is 0 everywhere.
+
+    Raises:
+        ConfigError: No word stands in two texts of "train".
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = TfidfVectorizer(ngram_range=_FEATURES_PER_WORD, min_df=2, sublinear_tf=True)
-    vectorizer.fit(texts["train"])
+    try:
+        vectorizer.fit(texts["train"])
+    except ValueError as error:
+        raise ConfigError("The training reports are too few for the control: they share no word.") from error
     features = {part: vectorizer.transform(entries) for part, entries in texts.items()}
     scores = {part: np.zeros((len(entries), train_targets.shape[1])) for part, entries in texts.items()}
     for k in np.flatnonzero(train_targets.any(0) & ~train_targets.all(0)):
@@ -83,6 +89,12 @@ def fit_control(
 def _read_split(path: Path) -> dict[str, list[str]]:
     try:
         split = json.loads(path.read_text(encoding="utf-8"))
-        return {part: [str(study_id) for study_id in split[part]] for part in ("train", "validation", "test")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = {
+            part: [str(study_id) for study_id in split[part]] for part in ("train", "validation", "test")
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a split file.") from error
+    ids = [study_id for names in parts.values() for study_id in names]
+    if len(set(ids)) < len(ids):
+        raise ArtifactError(f"{path} names {len(ids) - len(set(ids))} studies twice.")
+    return parts

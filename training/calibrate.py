@@ -1,7 +1,7 @@
 """Platt scaling: per label, probability = sigmoid(scale * logit + bias), fitted on held-out studies.
 
 Platt 1999, Probabilistic Outputs for Support Vector Machines, with the smoothed targets of its section 2.2
-and Newton steps as in Lin, Lin and Weng 2007, A note on Platt's probabilistic outputs.
+and damped Newton steps as in Lin, Lin and Weng 2007, A note on Platt's probabilistic outputs.
 """
 
 from typing import Final
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 SMALLEST_SCALE: Final = 0.05  # a scale of 0 or less would forget or turn round the order of the cases
 _PRIOR: Final = 1.0  # pull of scale towards 1, in units of cases: matters only for rare labels
 _STEPS: Final = 50
+_SMALLEST_STEP: Final = 1e-8
 
 
 def fit_platt(
@@ -49,14 +50,24 @@ def _fit_label(logits: NDArray[np.float64], targets: NDArray[np.bool_]) -> tuple
     features = np.stack([logits, np.ones_like(logits)])  # (2, M)
     ridge = np.diag([_PRIOR, 1e-3])
     start = np.array([1.0, 0.0])
-    point = start.copy()
+
+    def measure_loss(point: NDArray[np.float64]) -> float:
+        values, moved = point @ features, point - start
+        return float((np.logaddexp(0.0, values) - wanted * values).sum() + moved @ ridge @ moved / 2)
+
+    point = start
     for _ in range(_STEPS):
         probabilities = _sigmoid(point @ features)
         gradient = features @ (probabilities - wanted) + ridge @ (point - start)
         curvature = (features * probabilities * (1 - probabilities)) @ features.T + ridge
         step = np.linalg.solve(curvature, gradient)
-        point -= step * min(1.0, 5.0 / float(np.linalg.norm(step) + 1e-12))
-        if np.abs(step).max() < 1e-8:
+        loss = measure_loss(point)
+        while np.abs(step).max() >= _SMALLEST_STEP and (
+            measure_loss(point - step) > loss - 1e-4 * float(gradient @ step)
+        ):
+            step = step / 2  # a whole step goes too far where the probabilities are all but 0 or 1
+        point = point - step
+        if np.abs(step).max() < _SMALLEST_STEP:
             break
     if point[0] < SMALLEST_SCALE:
         return SMALLEST_SCALE, _fit_bias(logits * SMALLEST_SCALE, wanted)

@@ -91,7 +91,7 @@ def _write_making(config: TrainConfig, details: Mapping[str, Any]) -> str:
 
 
 def _cell(result: Mapping[str, Any], name: str) -> str:
-    value = result["macro"][name]
-    if not isinstance(value, Mapping):
-        return f"{value:.3f}"
+    value = result["macro"].get(name)
+    if value is None:
+        return "too few cases"
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -21,10 +21,11 @@ class ModelConfig:
     """
 
     image_size: int = 112
-    image_patch: int = 4
-    image_width: int = 32  # channels of the first Swin stage; each later stage doubles them
-    image_depths: tuple[int, ...] = (2, 2, 2)
-    image_heads: tuple[int, ...] = (2, 4, 8)
+    image_stem: str = "conv"  # "patch" as published, or "conv", which learns from few images
+    image_patch: int = 8
+    image_width: int = 64  # channels of the first Swin stage; each later stage doubles them
+    image_depths: tuple[int, ...] = (2, 2)
+    image_heads: tuple[int, ...] = (4, 8)
     image_window: int = 7
     image_drop_path: float = 0.05
     pixel_mean: float = 0.449  # of 0..1 intensities: the mean of ImageNet's three channels
@@ -37,7 +38,7 @@ class ModelConfig:
     text_positions: int = 256
     width: int = 128  # C
     embedding_size: int = 128  # D
-    fusion_layers: int = 2
+    fusion_layers: int = 1
     fusion_heads: int = 4
     adapter_rank: int = 16
     dropout: float = 0.1
@@ -54,6 +55,10 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ConfigError where sizes do not fit each other."""
+        if self.image_stem not in {"patch", "conv"}:
+            raise ConfigError(f"image_stem must be patch or conv, not {self.image_stem!r}.")
+        if self.image_stem == "conv" and self.image_patch not in {2, 4, 8, 16}:
+            raise ConfigError(f"A conv stem makes patches of 2, 4, 8 or 16 pixels, not {self.image_patch}.")
         stride = self.image_patch * 2 ** (len(self.image_depths) - 1)
         if self.image_size % stride or (self.image_size // stride) % self.image_window:
             raise ConfigError(
@@ -74,6 +79,9 @@ class TrainConfig:
 
     `image_weights` is a file of Swin weights or a hub id, `text_weights` a directory or hub id of a BERT
     model. `text_mode` names the part of the report that is read (`contract.text`).
+    Each batch is read with image and report, by image alone and by report alone; with probability
+    `text_dropout` only its images are read. `lateral_share` is how often another view than the first (frontal) one
+    of a study is seen, where it has one.
     Losses: `bce_share` of BCE and the rest of focal loss on the labels, plus `contrastive_weight` times
     InfoNCE between the image, text and study embeddings.
     """
@@ -86,11 +94,14 @@ class TrainConfig:
     text_weights: str | None = None
     epochs: int = 30
     batch_size: int = 32
+    optimizer: str = "adamw"  # or "muon" (training.optimizer)
     learning_rate: float = 1e-3
     encoder_rate: float = 1.0  # learning rate of the two encoders, relative to the rest
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 1.0
+    text_dropout: float = 0.0
+    lateral_share: float = 0.5
     bce_share: float = 0.7
     focal_gamma: float = 2.0
     positive_weight_limit: float = 5.0
@@ -106,8 +117,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "learning_rate", "temperature", "validate_every", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.bce_share <= 1:
-            raise ConfigError(f"bce_share must lie between 0 and 1, not {self.bce_share}.")
+        for name in ("bce_share", "text_dropout", "lateral_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
+        if self.optimizer not in {"adamw", "muon"}:
+            raise ConfigError(f"optimizer must be adamw or muon, not {self.optimizer!r}.")
         if not 32 <= self.max_length <= self.model.text_positions:
             raise ConfigError(
                 f"max_length must lie between 32 and {self.model.text_positions}, not {self.max_length}."
@@ -117,6 +131,8 @@ class TrainConfig:
 _REPORTS = ModelConfig(text_width=256, text_layers=4, text_heads=4, text_feedforward=1024)
 _TINY = ModelConfig(
     image_size=224,
+    image_stem="patch",
+    image_patch=4,
     image_width=96,
     image_depths=(2, 2, 6, 2),
     image_heads=(3, 6, 12, 24),
@@ -146,7 +162,9 @@ _BASE = replace(
 )
 
 PRESETS: Final[dict[str, TrainConfig]] = {
-    "demo": TrainConfig(),
+    "demo": TrainConfig(
+        epochs=32, optimizer="muon", learning_rate=2e-3, text_dropout=0.6, lateral_share=0.2, validate_every=4
+    ),
     "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=8, learning_rate=5e-4),
     "tiny": TrainConfig(preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3),
     "base": TrainConfig(preset="base", model=_BASE, epochs=30, learning_rate=6e-5, encoder_rate=0.3),

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def drop_text(self) -> "Batch":
+        """Return the batch with its images alone, or unchanged where it has none."""
+        if not len(self.pixels):
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids[:0],
+            attention_mask=self.attention_mask[:0],
+            text_rows=torch.zeros_like(self.text_rows),
+        )
 
 
 def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | None = None) -> StudySet:
@@ -174,7 +185,11 @@ def draw_batches(
 
 
 def make_batch(
-    studies: StudySet, tokens: Tokens, rows: NDArray[np.int64], generator: np.random.Generator | None = None
+    studies: StudySet,
+    tokens: Tokens,
+    rows: NDArray[np.int64],
+    generator: np.random.Generator | None = None,
+    lateral_share: float = 0.5,
 ) -> Batch:
     """Gather the studies `rows`.
 
@@ -183,9 +198,10 @@ def make_batch(
         tokens: Their encoded texts.
         rows: (B,) places in `studies`.
         generator: Picks one view of each study at random; without it the first (frontal) view is taken.
+        lateral_share: How often another view than the first is picked, where there is one.
     """
     views = [studies.views[row] for row in rows]
-    chosen = [view[generator.integers(len(view)) if generator else 0] for view in views if view]
+    chosen = [_pick_view(view, generator, lateral_share) for view in views if view]
     mask = tokens.attention_mask[rows]
     text_rows = mask.sum(1) > 0
     length = max(int(mask.sum(1).max()), 1)
@@ -201,6 +217,12 @@ def make_batch(
         labelled=torch.from_numpy(studies.labelled[rows]),
         groups=torch.tensor(groups),
     )
+
+
+def _pick_view(view: tuple[int, ...], generator: np.random.Generator | None, lateral_share: float) -> int:
+    if generator is None or len(view) == 1 or generator.random() >= lateral_share:
+        return view[0]
+    return view[int(generator.integers(1, len(view)))]
 
 
 def iterate_in_order(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:

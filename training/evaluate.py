@@ -79,13 +79,13 @@ def evaluate_labels(
         seed: Of the bootstrap.
         resamples: How many times patients are drawn.
     """
-    positives = targets.sum(0)
+    positives, predicted = targets.sum(0), probabilities >= thresholds  # (K,), (M, K)
     usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
     weights = np.concatenate([np.ones((1, len(targets))), _draw_weights(groups, seed, resamples)])  # (1+R, M)
     tables = {
         "auroc": [compute_auroc(probabilities[:, k], targets[:, k], weights) for k in usable],
         "ap": [compute_ap(probabilities[:, k], targets[:, k], weights) for k in usable],
-        "f1": [compute_f1(probabilities[:, k] >= thresholds[k], targets[:, k], weights) for k in usable],
+        "f1": [compute_f1(predicted[:, k], targets[:, k], weights) for k in usable],
     }
     macro = {name: _summarise(np.stack(rows)) for name, rows in tables.items() if rows}
     labels = {
@@ -165,14 +165,18 @@ def _sort_in_ties(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDAr
 
 def _draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
     """Draw patients with replacement; return (R, M), how often each study was drawn."""
+    if not len(groups):
+        return np.zeros((resamples, 0))
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(names), np.full(len(names), 1 / max(len(names), 1)), size=resamples)
+    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return np.asarray(drawn[:, members], dtype=np.float64)
 
 
 def _summarise(table: Floats) -> Interval:
     """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels."""
-    resampled = np.nanmean(table[:, 1:], axis=0)
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    drawn = table[:, 1:]
+    # A resample without a positive (or negative) study of any label says nothing.
+    resampled = np.nanmean(drawn[:, ~np.isnan(drawn).all(0)], axis=0)
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(float(np.mean(table[:, 0])), float(low), float(high))

@@ -45,6 +45,7 @@ _VESSELS = {
     "abdomen": ("abdominal_gi",),
     "liver": ("abdominal_gi",),
     "breast": ("miscellaneous",),
+    "breast implants": ("miscellaneous",),
 }
 
 # Heads in lower case; the order follows the categories.
@@ -53,6 +54,7 @@ RULES: Final[dict[str, Rule]] = {
     # unspecific findings of the image
     "lung": _rule(
         "general_radiographic",
+        blood_vessels="pulmonary_vascular",
         hyperdistention="copd_emphysema",
         hypoinflation="general_radiographic",
         lymph_nodes="lymphadenopathy",
@@ -83,7 +85,7 @@ RULES: Final[dict[str, Rule]] = {
     "cavitation": _rule("infection"),
     "bronchitis": _rule("infection"),
     "bronchiolitis": _rule("infection"),
-    "cicatrix": _rule("fibrosis_ild", pleura="pleural"),
+    "cicatrix": _rule("fibrosis_ild", pleura="pleural", ribs="msk_other", breast="miscellaneous"),
     "fibrosis": _rule("fibrosis_ild"),
     "pulmonary fibrosis": _rule("fibrosis_ild"),
     "lung diseases, interstitial": _rule("fibrosis_ild"),
@@ -116,7 +118,7 @@ RULES: Final[dict[str, Rule]] = {
     "heart failure": _rule("cardiac"),
     "pericardial effusion": _rule("cardiac"),
     "pulmonary edema": _rule("cardiac"),
-    "aorta": _rule("aortic_vascular"),
+    "aorta": _rule("aortic_vascular", obscured="general_radiographic"),
     "aorta, thoracic": _rule("aortic_vascular"),
     "aortic aneurysm": _rule("aortic_vascular"),
     "atherosclerosis": _rule("aortic_vascular"),
@@ -138,7 +140,18 @@ RULES: Final[dict[str, Rule]] = {
     # bones
     "fractures, bone": _rule("msk_trauma"),
     "dislocations": _rule("msk_trauma"),
-    "deformity": _rule("msk_other", ribs="msk_trauma", clavicle="msk_trauma", lung="general_radiographic"),
+    "deformity": _rule(
+        "msk_other",
+        ribs="msk_trauma",
+        clavicle="msk_trauma",
+        lung="general_radiographic",
+        heart="general_radiographic",
+        mediastinum="general_radiographic",
+        trachea="general_radiographic",
+        pleura="pleural",
+        breast="miscellaneous",
+        abdomen="abdominal_gi",
+    ),
     "thoracic vertebrae": _VERTEBRAE,
     "lumbar vertebrae": _VERTEBRAE,
     "cervical vertebrae": _VERTEBRAE,

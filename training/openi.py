@@ -67,15 +67,20 @@ def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
     """Read all reports of a .tgz archive or a directory tree, ordered by number.
 
     Raises:
-        ConfigError: There is nothing there.
-        ReportError: A file is not an Open-i report; the message names it.
+        ConfigError: There is no report there.
+        InputError: The directory or archive is missing, cannot be read or is damaged.
+        ReportError: A file is not an Open-i report, or repeats one; the message names it.
     """
     files = list(_iterate_files(source))
     if not files:
         raise ConfigError(f"There are no XML reports in {source}.")
-    studies = []
+    studies: list[Study] = []
+    known: set[str] = set()
     for done, (name, data) in enumerate(files, start=1):
         studies.append(parse_study(data, name=name))
+        if studies[-1].study_id in known:
+            raise ReportError(f"{name} repeats the report of another file.")
+        known.add(studies[-1].study_id)
         if progress and (done % 50 == 0 or done == len(files)):
             progress(done, len(files))
     studies.sort(
@@ -245,12 +250,19 @@ def _read_view(path: Path) -> str:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a studies table as Parquet, whole or not at all."""
+    """Write a studies table as Parquet, whole or not at all.
+
+    Raises:
+        ConfigError: The path is a directory.
+        ArtifactError: The disk is full, or nothing can be written there.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; name a file for the studies table.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            pq.write_table(table, partial)
+            pq.write_table(table, partial, write_page_checksum=True)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -275,8 +287,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             for field in wanted
             if field.name not in found.names or found.field(field.name) != field
         ]
-        table = None if wrong else pq.read_table(path, columns=list(columns) if columns else None)
-        if table is not None:
+        table = None
+        if not wrong:
+            table = pq.read_table(
+                path, columns=list(columns) if columns else None, page_checksum_verification=True
+            )
             table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error

@@ -45,7 +45,8 @@ def split_studies(
     lacking = {part: {key: share * total[key] for key in total} for part, share in fractions.items()}
     room = {part: share * len(patient_ids) for part, share in fractions.items()}
     found: dict[str, list[int]] = {part: [] for part in fractions}
-    for number in _order_groups(order.tolist(), counts, total):
+    sizes = [len(group) for group in groups]
+    for number in _order_groups(order.tolist(), counts, total, sizes):
         rarest = min(counts[number], key=lambda key: (total[key], key), default=None)
         part = max(
             fractions,
@@ -75,8 +76,8 @@ def _group_rows(patient_ids: Sequence[str], texts: Sequence[str] | None) -> list
     first: dict[tuple[str, str], int] = {}
     for row, patient in enumerate(patient_ids):
         keys = [("patient", patient)]
-        if texts is not None and texts[row]:
-            keys.append(("text", " ".join(texts[row].lower().split())))
+        if texts is not None and (text := " ".join(texts[row].lower().split())):
+            keys.append(("text", text))
         for key in keys:
             parent[find(row)] = find(first.setdefault(key, row))
     groups: dict[int, list[int]] = defaultdict(list)
@@ -85,9 +86,17 @@ def _group_rows(patient_ids: Sequence[str], texts: Sequence[str] | None) -> list
     return list(groups.values())
 
 
-def _order_groups(order: list[int], counts: Sequence[Counter[str]], total: Counter[str]) -> list[int]:
-    """Put groups with the rarest labels first, and large groups first among equals."""
-    size = {number: sum(counts[number].values()) for number in order}
+def _order_groups(
+    order: list[int], counts: Sequence[Counter[str]], total: Counter[str], sizes: Sequence[int]
+) -> list[int]:
+    """Put groups with the rarest labels first, among equals those of several studies, then as in `order`.
+
+    Not those of several labels: the first go to the largest part, whose studies would then differ in kind.
+    """
     return sorted(
-        order, key=lambda number: (min((total[key] for key in counts[number]), default=2**31), -size[number])
+        order,
+        key=lambda number: (
+            min((total[key] for key in counts[number]), default=2**31),
+            -sizes[number],
+        ),
     )

@@ -7,6 +7,7 @@ nobody indexed take part in the contrastive loss alone.
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from training.data import (
 from training.evaluate import LabelMetrics, evaluate_labels, fit_thresholds
 from training.losses import compute_positive_weights, contrastive_loss, label_loss
 from training.model import CxrModel
+from training.optimizer import make_optimizers, make_schedules
 from training.save import describe_origin, write_bundle
 from training.split import split_studies
 from training.weights import adopt_text_model, load_image_weights, load_text_weights, save_text_tokenizer
@@ -173,19 +175,22 @@ def _fit(run: _Run) -> list[dict[str, float]]:
     """Train, keep the weights of the best validation epoch, return the history."""
     config, rows = run.config, run.split["train"]
     generator, noise = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    optimizer = make_optimizer(run.model, config)
+    optimizers = make_optimizers(run.model, config)
     steps = math.ceil(len(rows) / config.batch_size) * config.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: scale_rate(step, steps, config.warmup_share)
-    )
+    schedules = make_schedules(optimizers, steps, config.warmup_share)
     history: list[dict[str, float]] = []
     best, best_state, done = -1.0, None, 0
     for epoch in range(1, config.epochs + 1):
         losses = []
         for places in draw_batches(rows, run.tokens, config.batch_size, generator):
-            batch = make_batch(run.studies, run.tokens, places, generator).to(run.device)
-            losses.append(_step(run, batch, optimizer, noise))
-            schedule.step()
+            batch = make_batch(run.studies, run.tokens, places, generator, config.lateral_share).to(
+                run.device
+            )
+            if generator.random() < config.text_dropout:
+                batch = batch.drop_text()
+            losses.append(_step(run, batch, optimizers, noise))
+            for schedule in schedules:
+                schedule.step()
             done += 1
             run.progress(min(done, steps - 1), steps)
         if epoch % config.validate_every == 0 or epoch == config.epochs:
@@ -202,16 +207,19 @@ def _fit(run: _Run) -> list[dict[str, float]]:
     return history
 
 
-def _step(run: _Run, batch: Batch, optimizer: torch.optim.Optimizer, noise: torch.Generator) -> float:
+def _step(
+    run: _Run, batch: Batch, optimizers: Sequence[torch.optim.Optimizer], noise: torch.Generator
+) -> float:
     run.model.train()
     pixels = augment(batch.pixels, noise) if len(batch.pixels) else batch.pixels
     batch = replace(batch, pixels=pixels)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bfloat16):
         loss = compute_loss(run.model, batch, run.weights, run.config)
-    optimizer.zero_grad(set_to_none=True)
+    run.model.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return float(loss.detach())
 
 
@@ -264,27 +272,6 @@ def read_batch(model: CxrModel, batch: Batch) -> dict[str, tuple[Any, Tensor]]:
         mask = batch.attention_mask[texts]
         outputs["study"] = (model.fusion(image_tokens[images], text_tokens[texts], mask), both)
     return outputs
-
-
-def make_optimizer(model: CxrModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW; vectors (norms, biases, embeddings of kinds) are not decayed."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        encoder = ".swin." in name or ".bert." in name
-        rate = config.learning_rate * (config.encoder_rate if encoder else 1.0)
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-    )
-
-
-def scale_rate(step: int, steps: int, warmup_share: float) -> float:
-    """Return the learning rate of a step relative to its peak: linear warm-up, then half a cosine."""
-    warmup = max(1, round(steps * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @torch.inference_mode()

@@ -57,6 +57,8 @@ def load_image_weights(model: CxrModel, source: str) -> None:
     Raises:
         ConfigError: Nothing there, no network, or weights of another architecture.
     """
+    if model.config.image_stem != "patch":
+        raise ConfigError('Pretrained Swin weights need the image_stem "patch": use the preset tiny or base.')
     overlay: dict[str, Any] = {
         "num_classes": 0,
         "input_size": (3, model.config.image_size, model.config.image_size),

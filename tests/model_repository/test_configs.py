@@ -89,3 +89,14 @@ def test_ensemble_is_wired_without_a_loose_end(name):
         assert known[tensor.name] == tensor
         used.add(tensor.name)
     assert used == set(known)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_any_output_may_be_asked_for_alone(name):
+    """Triton drops a step none of whose outputs is asked for, even one whose output a later step reads."""
+    steps = [MODELS[step] for step in MODELS[name].steps]
+    read_by_a_step = {tensor.name for step in steps for tensor in step.inputs}
+    for step in steps:
+        made = {tensor.name for tensor in step.outputs}
+        if made & read_by_a_step:
+            assert not made <= {tensor.name for tensor in MODELS[name].outputs}

@@ -65,7 +65,7 @@ class Anatomy:
 
     def get_spine(self, y: float | Points) -> Points:
         """Return the x of the spine's middle at a height (frontal view)."""
-        return np.asarray(self.scoliosis * np.sin((np.asarray(y) + 13.0) / 26.0 * np.pi * 1.15))
+        return np.asarray(self.scoliosis * np.exp(-(((np.asarray(y) + 1.0) / 7.5) ** 2)))
 
     def outline_dome(self, side: int) -> Points:
         """Return the diaphragm from the costophrenic angle to the midline (frontal view)."""
@@ -74,8 +74,8 @@ class Anatomy:
         return make_curve(
             [
                 (side * (wall - 0.1), angle),
-                (side * (wall - 1.5), top + (angle - top) * (0.42 + 0.25 * flat)),
-                (side * (wall - 3.8), top + 0.55 + 0.9 * flat),
+                (side * (wall - 1.5), top + (angle - top) * (0.42 + 0.20 * flat)),
+                (side * (wall - 3.8), top + 0.55 + 0.3 * flat),
                 (side * 6.6, top + 0.3 * flat),
                 (side * 4.0, top + 0.8 - 0.3 * flat),
                 (side * 1.2, top + 2.3 - 1.0 * flat),
@@ -85,15 +85,16 @@ class Anatomy:
     def outline_lung(self, side: int) -> Points:
         """Return the outline of one lung (frontal view)."""
         top, wall, angle = self.apex, self.half_width, self.get_sulcus(side)
+        deep = angle - top
         chest = [
             (side * 1.6, top + 2.4),
             (side * 2.6, top + 0.8),
             (side * 4.8, top),
-            (side * 0.60 * wall, top + 1.7),
-            (side * 0.80 * wall, top + 4.9),
-            (side * 0.93 * wall, top + 9.8),
-            (side * wall, angle - 9.0),
-            (side * (wall + 0.15), angle - 3.0),
+            (side * 0.60 * wall, top + 0.07 * deep),
+            (side * 0.80 * wall, top + 0.21 * deep),
+            (side * 0.93 * wall, top + 0.41 * deep),
+            (side * wall, top + 0.62 * deep),
+            (side * (wall + 0.15), top + 0.87 * deep),
             (side * (wall - 0.1), angle),
         ]
         return np.concatenate([make_curve(chest), self.outline_dome(side)])

@@ -4,10 +4,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from training.phantom.anatomy import Anatomy
 from training.phantom.film import Film, Plane, make_blob, make_curve, make_ellipse
-from training.phantom.finding import Finding, join_heading, pick, unite
+from training.phantom.finding import Finding, Mark, join_heading, pick, unite
 from training.phantom.frontal import get_rib
 from training.phantom.lateral import get_vertebrae
 
@@ -26,9 +27,9 @@ def enlarge_heart(anatomy: Anatomy, finding: Finding) -> Anatomy:
     return replace(anatomy, heart_ratio=ratio + 0.3 * (anatomy.heart_ratio - 0.435))
 
 
-def show_heart(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> Plane:
+def show_heart(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> list[Mark]:
     """Return the heart."""
-    return film.shapes["heart"]
+    return [Mark(film.shapes["heart"])]
 
 
 def choose_aorta(generator: Generator) -> Finding:
@@ -45,13 +46,16 @@ def swing_aorta(anatomy: Anatomy, finding: Finding) -> Anatomy:
     return replace(anatomy, tortuosity=extent, knob=anatomy.knob + 0.28 * extent)
 
 
-def show_aorta(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> Plane:
-    """Return the aorta, after its wall was calcified where the headings say so."""
+def show_aorta(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
+    """Return the aorta, after the wall of its arch was calcified where the headings say so."""
+    marks = [Mark(film.shapes["aorta"], finding.headings[0])]
     if finding.site == "calcified" and not film.lateral:
         knob = (1.95 + 0.35 * anatomy.tortuosity, -5.3 - 0.5 * anatomy.tortuosity)
-        rim = make_ellipse(knob, (anatomy.knob * 0.9, anatomy.knob * 0.95))[26:40]
-        film.bone += film.stroke([rim], 0.25, soft_cm=0.04) * np.float32(0.3)
-    return film.shapes["aorta"]
+        arc = make_ellipse(knob, (anatomy.knob * 0.9, anatomy.knob * 0.95))[26:40]
+        rim = film.stroke([arc], 0.22, soft_cm=0.04)
+        film.bone += rim * np.float32(0.25)
+        marks.append(Mark(rim, finding.headings[1]))
+    return marks
 
 
 def choose_adenopathy(generator: Generator) -> Finding:
@@ -61,30 +65,36 @@ def choose_adenopathy(generator: Generator) -> Finding:
     return Finding("adenopathy", (heading,), side, "hilum")
 
 
-def draw_adenopathy(film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_adenopathy(film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw lobulated hila, and a shadow beside the trachea."""
-    masks = []
+    marks = []
     for sign in finding.signs:
         root = -1.4 if sign < 0 else -2.2
         spots = [(sign * 4.3, root - 1.5, 1.7), (sign * 5.2, root + 0.8, 1.9), (sign * 4.2, root + 2.9, 1.5)]
         spots += [(sign * 2.9, -7.4, 1.5)] if sign < 0 else []
-        for x, y, radius in spots:
-            centre = (x + generator.uniform(-0.3, 0.3), y + generator.uniform(-0.3, 0.3))
-            masks.append(film.fill(make_blob(generator, centre, radius, rough=0.06), soft_cm=0.15))
-    mask = unite(film, masks) * film.lung
-    film.replace_air(mask * np.float32(0.85), 0.07)
-    return mask
+        mask = _draw_lumps(film, spots, generator)
+        film.replace_air(mask * np.float32(0.85), 0.05)
+        marks.append(Mark(mask))
+    return marks
 
 
-def draw_adenopathy_lateral(film: Film, _anatomy: Anatomy, _finding: Finding, generator: Generator) -> Plane:
+def draw_adenopathy_lateral(
+    film: Film, _anatomy: Anatomy, _finding: Finding, generator: Generator
+) -> list[Mark]:
     """Draw lumps around the hilum."""
-    spots = [(1.5, -4.2, 1.5), (-0.6, -2.4, 1.6), (1.2, 0.0, 1.7), (3.2, -1.6, 1.5)]
-    mask = unite(
-        film, [film.fill(make_blob(generator, (x, y), r, rough=0.06), soft_cm=0.2) for x, y, r in spots]
-    )
-    mask = mask * film.lung
+    spots = [(1.3, -3.9, 1.4), (-0.5, -2.7, 1.7), (0.7, -0.3, 1.8), (2.6, -1.6, 1.7), (1.1, -2.0, 1.6)]
+    mask = _draw_lumps(film, spots, generator)
     film.replace_air(mask * np.float32(0.6), 0.06)
-    return mask
+    return [Mark(mask)]
+
+
+def _draw_lumps(film: Film, spots: list[tuple[float, float, float]], generator: Generator) -> Plane:
+    """Return round bodies inside the lungs; each spot is x, y, radius."""
+    masks = []
+    for x, y, radius in spots:
+        centre = (x + generator.uniform(-0.3, 0.3), y + generator.uniform(-0.3, 0.3))
+        masks.append(film.fill(make_blob(generator, centre, radius, rough=0.06), soft_cm=0.18))
+    return unite(film, masks) * film.lung
 
 
 def choose_diaphragm(generator: Generator) -> Finding:
@@ -100,20 +110,20 @@ def raise_dome(anatomy: Anatomy, finding: Finding) -> Anatomy:
     return replace(anatomy, raised=(right, left))
 
 
-def show_dome(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> Plane:
+def show_dome(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
     """Return the room between the raised dome and where it would stand."""
     sign = finding.signs[0]
     usual = replace(anatomy, raised=(0.0, 0.0)).outline_dome(sign)
-    return film.fill(np.concatenate([anatomy.outline_dome(sign), usual[::-1]]))
+    return [Mark(film.fill(np.concatenate([anatomy.outline_dome(sign), usual[::-1]])))]
 
 
-def show_dome_lateral(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> Plane:
+def show_dome_lateral(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
     """Return the same room from the side."""
     sign, x = finding.signs[0], np.linspace(-10, 10, 30)
     usual = replace(anatomy, raised=(0.0, 0.0))
     high = np.stack([x, anatomy.get_lateral_dome(x, sign)], axis=1)
     low = np.stack([x, usual.get_lateral_dome(x, sign)], axis=1)
-    return film.fill(np.concatenate([high, low[::-1]]))
+    return [Mark(film.fill(np.concatenate([high, low[::-1]])))]
 
 
 def choose_hernia(generator: Generator) -> Finding:
@@ -122,19 +132,19 @@ def choose_hernia(generator: Generator) -> Finding:
     return Finding("hernia", (join_heading("Hernia, Hiatal", degree),), "", "retrocardiac", degree)
 
 
-def draw_hernia(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_hernia(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw the stomach behind the heart, with air over a fluid level."""
     radius = 3.6 if finding.degree == "large" else 2.9
     return _draw_pouch(film, (generator.uniform(0.8, 2.2), anatomy.dome - 1.6), radius, 0.24)
 
 
-def draw_hernia_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_hernia_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw it between heart and spine."""
     radius = 3.4 if finding.degree == "large" else 2.7
     return _draw_pouch(film, (generator.uniform(3.2, 4.4), anatomy.dome - 2.0), radius, 0.22)
 
 
-def _draw_pouch(film: Film, centre: tuple[float, float], radius: float, air: float) -> Plane:
+def _draw_pouch(film: Film, centre: tuple[float, float], radius: float, air: float) -> list[Mark]:
     mask = film.ellipse(centre, (radius * 1.1, radius), soft_cm=0.1)
     film.replace_air(mask * np.float32(0.9), 0.05)
     level = centre[1] - 0.05 * radius
@@ -148,7 +158,7 @@ def _draw_pouch(film: Film, centre: tuple[float, float], radius: float, air: flo
     )
     inside = film.ellipse(centre, (radius * 0.95, radius * 0.86), soft_cm=0.06)
     film.body -= inside * box * np.float32(air)
-    return mask
+    return [Mark(mask)]
 
 
 def choose_fracture(generator: Generator) -> Finding:
@@ -157,7 +167,7 @@ def choose_fracture(generator: Generator) -> Finding:
     return Finding("fracture", (f"Fractures, Bone/ribs/{side}/multiple/{state}",), side, "ribs", state)
 
 
-def draw_fracture(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_fracture(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Break three to five neighbouring ribs: a step in a displaced one, a lump of callus in a healed one."""
     sign, first, masks = finding.signs[0], int(generator.integers(2, 5)), []
     for number in range(first, first + int(generator.integers(3, 6))):
@@ -178,7 +188,7 @@ def draw_fracture(film: Film, anatomy: Anatomy, finding: Finding, generator: Gen
             mask = np.maximum(gap, film.stroke(ends, 0.9, soft_cm=0.06))
             film.bone += film.stroke(ends, 0.9, soft_cm=0.06) * np.float32(0.15)
         masks.append(mask)
-    return unite(film, masks)
+    return [Mark(unite(film, masks))]
 
 
 def choose_spondylosis(generator: Generator) -> Finding:
@@ -193,41 +203,43 @@ def choose_spondylosis(generator: Generator) -> Finding:
     return Finding("spondylosis", (join_heading(heading, degree),), "", "thoracic vertebrae", degree)
 
 
-def draw_spondylosis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Draw beaks at both sides of the vertebrae and dense end plates."""
-    beaks, plates = [], []
+def draw_spondylosis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
+    """Draw spurs that bridge the discs at both sides, and dense end plates."""
+    spurs, plates = [], []
     for y in np.arange(-6.0, 12.0, 2.35):
         x = float(anatomy.get_spine(y))
         for sign in (-1, 1):
             size = generator.uniform(0.8, 1.4)
-            beaks.append(
-                film.fill(
-                    [
-                        (x + sign * 1.3, y - 0.9),
-                        (x + sign * (1.6 + size), y + 0.05),
-                        (x + sign * 1.3, y + 0.9),
-                    ],
-                    soft_cm=0.06,
-                )
+            spurs.append(
+                _draw_spur(film, (x + sign * 1.3, y - 1.0), (x + sign * 1.3, y + 1.0), (sign * size, 0.0))
             )
-        plates.append(np.array([(x - 1.7, y), (x + 1.7, y)]))
-    mask = np.maximum(unite(film, beaks), film.stroke(plates, 0.5, soft_cm=0.08))
-    film.bone += mask * np.float32(0.10 if finding.degree == "mild" else 0.15)
-    return mask
+        plates += [np.array([(x - 1.6, y + step), (x + 1.6, y + step)]) for step in (-0.3, 0.3)]
+    mask = np.maximum(unite(film, spurs), film.stroke(plates, 0.3, soft_cm=0.06))
+    film.bone += mask * np.float32(0.13 if finding.degree == "mild" else 0.18)
+    return [Mark(mask)]
 
 
-def draw_spondylosis_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Draw beaks at the front corners of the vertebrae, and narrow, dense disc spaces."""
-    outlines, beaks, plates = get_vertebrae(anatomy), [], []
+def draw_spondylosis_lateral(
+    film: Film, anatomy: Anatomy, finding: Finding, generator: Generator
+) -> list[Mark]:
+    """Draw spurs that bridge the discs at the front, and dense end plates."""
+    outlines, spurs, plates = get_vertebrae(anatomy), [], []
     for upper, lower in pairwise(outlines[4:14]):
-        front = (upper[3] + lower[0]) / 2
         out = (upper[3] - upper[2]) / np.linalg.norm(upper[3] - upper[2])
-        size = generator.uniform(0.9, 1.6)
-        beaks.append(film.fill([upper[3] + (0, -0.7), front + out * size, lower[0] + (0, 0.7)], soft_cm=0.06))
-        plates.append(np.stack([front, (upper[2] + lower[1]) / 2]))
-    mask = np.maximum(unite(film, beaks), film.stroke(plates, 0.5, soft_cm=0.08))
-    film.bone += mask * np.float32(0.13 if finding.degree == "mild" else 0.20)
-    return mask
+        high, low = upper[3] + 0.6 * (upper[0] - upper[3]), lower[0] + 0.6 * (lower[3] - lower[0])
+        spurs.append(_draw_spur(film, high, low, out * generator.uniform(0.9, 1.5)))
+        plates += [upper[2:], lower[:2]]
+    mask = np.maximum(unite(film, spurs), film.stroke(plates, 0.3, soft_cm=0.06))
+    film.bone += mask * np.float32(0.14 if finding.degree == "mild" else 0.21)
+    return [Mark(mask)]
+
+
+def _draw_spur(film: Film, high: ArrayLike, low: ArrayLike, out: ArrayLike) -> Plane:
+    """Return a spur from one vertebra to the next, bent outwards over the disc between them."""
+    high, low, out = np.asarray(high), np.asarray(low), np.asarray(out)
+    outer = [high, high + 0.25 * (low - high) + 0.7 * out, (high + low) / 2 + out]
+    outer += [low + 0.25 * (high - low) + 0.7 * out, low]
+    return film.fill(make_curve(outer), soft_cm=0.06)
 
 
 def choose_scoliosis(generator: Generator) -> Finding:
@@ -244,9 +256,9 @@ def bend_spine(anatomy: Anatomy, finding: Finding) -> Anatomy:
     return replace(anatomy, scoliosis=finding.signs[0] * extent)
 
 
-def show_spine(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> Plane:
+def show_spine(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> list[Mark]:
     """Return the spine."""
-    return film.shapes["spine"]
+    return [Mark(film.shapes["spine"])]
 
 
 def choose_device(generator: Generator) -> Finding:
@@ -257,7 +269,7 @@ def choose_device(generator: Generator) -> Finding:
     return Finding("device", (f"Catheters, Indwelling/{side}",), side, "catheter")
 
 
-def draw_device(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_device(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw metal: a generator with two leads, or a port with its catheter down to the right atrium."""
     sign, top = finding.signs[0], anatomy.apex
     x, y = sign * generator.uniform(8.6, 9.8), top + generator.uniform(2.8, 4.2)
@@ -279,10 +291,10 @@ def draw_device(film: Film, anatomy: Anatomy, finding: Finding, generator: Gener
         mask = np.maximum(case, film.stroke([atrium, ventricle], 0.34, soft_cm=0.04))
         film.bone += case * np.float32(0.35)
     film.bone += mask * np.float32(0.45)
-    return mask
+    return [Mark(mask)]
 
 
-def draw_device_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_device_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw the metal from the side: a thin case under the skin of the chest, and its leads."""
     y = anatomy.apex + generator.uniform(4.0, 5.5)
     leads = [make_curve([(-8.6, y), (-5.0, y - 3.0), (-1.5, -7.0), (-2.0, -2.0), (-2.2, 0.5)])]
@@ -293,7 +305,7 @@ def draw_device_lateral(film: Film, anatomy: Anatomy, finding: Finding, generato
     case = film.ellipse((-9.6, y + 1.0), (0.55, 2.2 if finding.site == "pacemaker" else 1.2), angle_deg=28)
     mask = np.maximum(case, film.stroke(leads, 0.34, soft_cm=0.04))
     film.bone += mask * np.float32(0.5)
-    return mask
+    return [Mark(mask)]
 
 
 def choose_abdomen(generator: Generator) -> Finding:
@@ -303,18 +315,18 @@ def choose_abdomen(generator: Generator) -> Finding:
     return Finding("abdomen", ("Cholelithiasis",), "right", "stones")
 
 
-def draw_abdomen(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_abdomen(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw a dark crescent under each dome, or a group of rings under the liver's edge."""
     if finding.site == "free air":
-        masks = []
+        marks = []
         for sign in (-1, 1):
             dome = anatomy.outline_dome(sign)[6:-8]
             depth = generator.uniform(1.3, 2.0) * np.sin(np.linspace(0, np.pi, len(dome)))
             lower = dome + np.stack([np.zeros(len(dome)), 0.35 + depth], axis=1)
-            masks.append(film.fill(np.concatenate([dome + (0, 0.3), lower[::-1]]), soft_cm=0.06))
-        mask = unite(film, masks)
-        film.body -= mask * np.float32(0.40)
-        return mask
+            mask = film.fill(np.concatenate([dome + (0, 0.3), lower[::-1]]), soft_cm=0.06)
+            film.body -= mask * np.float32(0.40)
+            marks.append(Mark(mask))
+        return marks
     masks = []
     centre = (-generator.uniform(5.5, 7.5), min(anatomy.dome + generator.uniform(4.0, 5.2), 13.5))
     for _ in range(int(generator.integers(5, 9))):
@@ -325,4 +337,4 @@ def draw_abdomen(film: Film, anatomy: Anatomy, finding: Finding, generator: Gene
         )
     mask = unite(film, masks)
     film.bone += mask * np.float32(0.35)
-    return mask
+    return [Mark(mask)]

@@ -194,9 +194,9 @@ def draw_picture(
 
 def _draw_findings(film: Film, anatomy: Anatomy, plan: StudyPlan, seed: int) -> list[Box]:
     boxes = []
-    for finding in plan.findings:
-        order = [kind.name for kind in KINDS].index(finding.kind)
-        boxes += draw_finding(film, anatomy, finding, (seed, plan.number, 9, order))
+    order = {kind.name: place for place, kind in enumerate(KINDS)}
+    for finding in sorted(plan.findings, key=lambda finding: order[finding.kind]):
+        boxes += draw_finding(film, anatomy, finding, (seed, plan.number, 9, order[finding.kind]))
     return boxes
 
 

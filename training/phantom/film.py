@@ -7,6 +7,7 @@ their sum into grey.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 import cv2
@@ -86,17 +87,18 @@ class Film:
 
     def fill(self, points: ArrayLike, *, soft_cm: float = 0.0) -> Plane:
         """Return a mask (0 to 1) of the polygon `points`, (N, 2) centimetres, with an edge `soft_cm` wide."""
-        mask = np.zeros((self.rows, self.columns), np.uint8)
-        cv2.fillPoly(mask, [self._fixed(points)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
-        return self.soften(mask.astype(np.float32) / 255, soft_cm)
+        mask, outline = np.zeros((self.rows, self.columns), np.uint8), self._fixed(points)
+        cv2.fillPoly(mask, [outline], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+        return self._finish(mask, outline, np.float32(1 / 255), soft_cm)
 
     def stroke(self, lines: list[Points], width_cm: float, *, soft_cm: float = 0.0) -> Plane:
         """Return a mask of lines `width_cm` wide; lines thinner than a pixel become fainter instead."""
         width = width_cm * self.pixels_per_cm
-        mask = np.zeros((self.rows, self.columns), np.uint8)
-        fixed = [self._fixed(line) for line in lines]
-        cv2.polylines(mask, fixed, False, 255, max(1, round(width)), cv2.LINE_AA, _SUBPIXEL_BITS)
-        return self.soften(mask.astype(np.float32) * np.float32(min(1.0, width) / 255), soft_cm)
+        mask, points = np.zeros((self.rows, self.columns), np.uint8), self._fixed(np.concatenate(lines))
+        ends = np.cumsum([len(line) for line in lines])[:-1]
+        thick = max(1, round(width))
+        cv2.polylines(mask, np.split(points, ends), False, 255, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+        return self._finish(mask, points, np.float32(min(1.0, width) / 255), soft_cm, thick)
 
     def ellipse(
         self,
@@ -116,11 +118,11 @@ class Film:
             return mask
         if sigma < _LARGE_SIGMA:
             return cv2.GaussianBlur(mask, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-        factor = int(sigma // (_LARGE_SIGMA / 2))
-        size = (max(1, self.columns // factor), max(1, self.rows // factor))
+        (rows, columns), factor = mask.shape, int(sigma // (_LARGE_SIGMA / 2))
+        size = (max(1, columns // factor), max(1, rows // factor))
         small = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
         blurred = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REPLICATE)
-        return cv2.resize(blurred, (self.columns, self.rows), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(blurred, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
     def bulge(self, mask: Plane, radius_cm: float) -> Plane:
         """Return the thickness of a rounded body over its outline: 0 at the edge, 1 from `radius_cm` inside."""
@@ -154,13 +156,33 @@ class Film:
 
     def develop(self, generator: np.random.Generator) -> Plane:
         """Return the picture, (rows, columns) float32 in 0..1; air is 0, bone near 1."""
-        density = self.body - np.float32(0.40) * self.air + self.vessels + self.bone
+        density = self.body - np.float32(0.43) * self.air + self.vessels + self.bone
         density = self.soften(density, 0.02) * np.float32(self.placement.contrast)
         grey = 1.04 * (1 - np.exp(-1.9 * np.maximum(density, 0) ** 1.25)) + self.placement.exposure * (
             density > 0.02
         )
         noise = generator.standard_normal(grey.shape, dtype=np.float32) * np.float32(self.placement.noise)
         return np.clip(grey + noise * (0.4 + 0.6 * grey), 0, 1).astype(np.float32)
+
+    def _finish(
+        self,
+        mask: NDArray[np.uint8],
+        points: NDArray[np.int32],
+        strength: np.float32,
+        soft_cm: float,
+        thick: int = 1,
+    ) -> Plane:
+        """Scale and soften a drawn mask; only around its `points`, for the rest of it is empty."""
+        reach = thick + 2 + int(np.ceil(4 * soft_cm * self.pixels_per_cm))
+        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+        rows, columns = (
+            slice(max(0, (low >> _SUBPIXEL_BITS) - reach), max(0, (high >> _SUBPIXEL_BITS) + reach))
+            for low, high in ((top, bottom), (left, right))
+        )
+        plane, part = self.blank(), mask[rows, columns]
+        if part.size:
+            plane[rows, columns] = self.soften(part.astype(np.float32) * strength, soft_cm)
+        return plane
 
     def _fixed(self, points: ArrayLike) -> NDArray[np.int32]:
         return np.rint(self.to_pixels(points) * 2**_SUBPIXEL_BITS).astype(np.int32)
@@ -173,16 +195,17 @@ def make_curve(points: ArrayLike, *, closed: bool = False, steps: int = 8) -> Po
         padded = np.concatenate([given[-1:], given, given[:2]])
     else:
         padded = np.concatenate([2 * given[:1] - given[1:2], given, 2 * given[-1:] - given[-2:-1]])
-    before, here, there, after = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
-    curve = 0.5 * (
-        2 * here
-        + (there - before) * t
-        + (2 * before - 5 * here + 4 * there - after) * t**2
-        + (3 * here - before - 3 * there + after) * t**3
-    )
-    line = curve.transpose(1, 0, 2).reshape(-1, 2)
+    pieces = np.stack([padded[:-3], padded[1:-2], padded[2:-1], padded[3:]], axis=1)
+    line = (_weigh_spline(steps) @ pieces).reshape(-1, 2)
     return line if closed else np.concatenate([line, given[-1:]])
+
+
+@cache
+def _weigh_spline(steps: int) -> Points:
+    """Return the weights of four neighbouring points, (steps, 4), along the piece between the middle two."""
+    t = np.linspace(0, 1, steps, endpoint=False)
+    weights = [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
+    return 0.5 * np.stack(weights, axis=1)
 
 
 def make_ellipse(centre: tuple[float, float], radii: tuple[float, float], angle_deg: float = 0.0) -> Points:

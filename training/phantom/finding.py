@@ -1,6 +1,7 @@
 """One finding of a study, and where in the lungs things lie."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,18 @@ class Finding:
     def signs(self) -> tuple[int, ...]:
         """Signs of x of the sides concerned."""
         return (-1, 1) if self.side in {"bilateral", ""} else (SIDES[self.side],)
+
+
+class Mark(NamedTuple):
+    """One place where a finding is seen.
+
+    Attributes:
+        mask: How much of each pixel it takes, 0 to 1.
+        heading: The heading that it stands for; "" for all of the finding.
+    """
+
+    mask: Plane
+    heading: str = ""
 
 
 def join_heading(*parts: str) -> str:
@@ -69,3 +82,8 @@ def place(
 def unite(film: Film, masks: list[Plane]) -> Plane:
     """Return where any of the masks is set."""
     return np.maximum.reduce([film.blank(), *masks])
+
+
+def hide(_film: Film, _anatomy: Anatomy, _finding: Finding, _generator: np.random.Generator) -> list[Mark]:
+    """Draw nothing: the finding cannot be seen in this view."""
+    return []

@@ -7,14 +7,14 @@ from typing import Final
 import numpy as np
 
 from training.mesh import map_heading, map_headings
-from training.phantom import chest, lungs
+from training.phantom import chest, lungs, pleura
 from training.phantom.anatomy import Anatomy
 from training.phantom.film import Film, Plane
-from training.phantom.finding import Finding
+from training.phantom.finding import Finding, Mark, hide
 
 Choose = Callable[[np.random.Generator], Finding]
 Reshape = Callable[[Anatomy, Finding], Anatomy]
-Draw = Callable[[Film, Anatomy, Finding, np.random.Generator], "Plane | None"]
+Draw = Callable[[Film, Anatomy, Finding, np.random.Generator], list[Mark]]
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,14 @@ class Kind:
     """One kind of finding.
 
     Attributes:
-        name: Also its key in `prose`.
+        name: Also its key in `wordings`.
         share: Part of the studies that show it, before exclusions.
         choose: Draws side, site, degree and the MeSH headings.
-        frontal: Draws it from the front and returns where it lies (a mask); None where it cannot be seen.
+        frontal: Draws it from the front and returns where it lies; nothing where it cannot be seen.
         lateral: The same from the side.
         reshape: Changes the patient before anything is drawn.
         group: Kinds of one group exclude each other.
+        apart: Kinds that it would displace or cover.
     """
 
     name: str
@@ -38,26 +39,12 @@ class Kind:
     lateral: Draw
     reshape: Reshape | None = None
     group: str = ""
+    apart: tuple[str, ...] = ()
 
 
-KINDS: Final[tuple[Kind, ...]] = (
-    Kind(
-        "effusion",
-        0.085,
-        lungs.choose_effusion,
-        lungs.draw_effusion,
-        lungs.draw_effusion_lateral,
-        group="base",
-    ),
-    Kind("pneumothorax", 0.06, lungs.choose_pneumothorax, lungs.draw_pneumothorax, lungs.hide),
-    Kind(
-        "cardiomegaly",
-        0.09,
-        chest.choose_cardiomegaly,
-        chest.show_heart,
-        chest.show_heart,
-        chest.enlarge_heart,
-    ),
+_IN_LUNG: Final = ("consolidation", "atelectasis", "collapse", "nodule", "mass", "granuloma", "fibrosis")
+# Drawn in this order: air and fluid around the lung take the place of what is in it.
+KINDS: Final = (
     Kind(
         "consolidation",
         0.075,
@@ -66,11 +53,44 @@ KINDS: Final[tuple[Kind, ...]] = (
         lungs.draw_consolidation_lateral,
     ),
     Kind(
-        "atelectasis", 0.075, lungs.choose_atelectasis, lungs.draw_atelectasis, lungs.draw_atelectasis_lateral
+        "atelectasis", 0.05, lungs.choose_atelectasis, lungs.draw_atelectasis, lungs.draw_atelectasis_lateral
+    ),
+    Kind(
+        "collapse",
+        0.03,
+        lungs.choose_collapse,
+        lungs.draw_collapse,
+        lungs.draw_collapse_lateral,
+        apart=("atelectasis", "consolidation"),
     ),
     Kind("nodule", 0.06, lungs.choose_nodule, lungs.draw_nodule, lungs.draw_nodule_lateral),
     Kind("mass", 0.06, lungs.choose_mass, lungs.draw_mass, lungs.draw_mass_lateral),
     Kind("granuloma", 0.07, lungs.choose_granuloma, lungs.draw_granuloma, lungs.draw_granuloma_lateral),
+    Kind(
+        "fibrosis",
+        0.06,
+        lungs.choose_fibrosis,
+        lungs.draw_fibrosis,
+        lungs.draw_fibrosis_lateral,
+        group="pattern",
+    ),
+    Kind(
+        "congestion",
+        0.06,
+        lungs.choose_congestion,
+        lungs.draw_congestion,
+        lungs.draw_congestion_lateral,
+        group="pattern",
+    ),
+    Kind("pneumothorax", 0.06, pleura.choose_pneumothorax, pleura.draw_pneumothorax, hide, apart=_IN_LUNG),
+    Kind(
+        "effusion",
+        0.085,
+        pleura.choose_effusion,
+        pleura.draw_effusion,
+        pleura.draw_effusion_lateral,
+        apart=("consolidation",),
+    ),
     Kind(
         "hyperinflation",
         0.07,
@@ -90,20 +110,12 @@ KINDS: Final[tuple[Kind, ...]] = (
         "volume",
     ),
     Kind(
-        "fibrosis",
-        0.06,
-        lungs.choose_fibrosis,
-        lungs.draw_fibrosis,
-        lungs.draw_fibrosis_lateral,
-        group="pattern",
-    ),
-    Kind(
-        "congestion",
-        0.06,
-        lungs.choose_congestion,
-        lungs.draw_congestion,
-        lungs.draw_congestion_lateral,
-        group="pattern",
+        "cardiomegaly",
+        0.09,
+        chest.choose_cardiomegaly,
+        chest.show_heart,
+        chest.show_heart,
+        chest.enlarge_heart,
     ),
     Kind("aorta", 0.07, chest.choose_aorta, chest.show_aorta, chest.show_aorta, chest.swing_aorta),
     Kind("adenopathy", 0.06, chest.choose_adenopathy, chest.draw_adenopathy, chest.draw_adenopathy_lateral),
@@ -117,20 +129,22 @@ KINDS: Final[tuple[Kind, ...]] = (
         "volume",
     ),
     Kind("hernia", 0.035, chest.choose_hernia, chest.draw_hernia, chest.draw_hernia_lateral),
-    Kind("fracture", 0.06, chest.choose_fracture, chest.draw_fracture, lungs.hide),
+    Kind("fracture", 0.06, chest.choose_fracture, chest.draw_fracture, hide),
     Kind(
         "spondylosis", 0.075, chest.choose_spondylosis, chest.draw_spondylosis, chest.draw_spondylosis_lateral
     ),
-    Kind("scoliosis", 0.06, chest.choose_scoliosis, chest.show_spine, lungs.hide, chest.bend_spine),
+    Kind("scoliosis", 0.06, chest.choose_scoliosis, chest.show_spine, hide, chest.bend_spine),
     Kind("device", 0.075, chest.choose_device, chest.draw_device, chest.draw_device_lateral),
-    Kind("abdomen", 0.06, chest.choose_abdomen, chest.draw_abdomen, lungs.hide),
+    Kind("abdomen", 0.06, chest.choose_abdomen, chest.draw_abdomen, hide),
 )
 KIND_BY_NAME: Final = {kind.name: kind for kind in KINDS}
 
 
 def can_stand_together(first: Kind, second: Kind) -> bool:
     """Whether one study may show both kinds."""
-    return first.name != second.name and not (first.group and first.group == second.group)
+    if first.name == second.name or (first.group and first.group == second.group):
+        return False
+    return first.name not in second.apart and second.name not in first.apart
 
 
 def get_categories(findings: tuple[Finding, ...]) -> frozenset[str]:
@@ -159,20 +173,21 @@ def draw_finding(
         seed: Seed of its details, equal for both views so that heights agree.
 
     Returns:
-        For each category of each heading {"category", "box": [x0, y0, x1, y1], "heading"}, in pixels with the
-        ends excluded; nothing where the finding cannot be seen in this view.
+        For each place of the finding and each category of its headings {"category", "box": [x0, y0, x1, y1],
+        "heading"}, in pixels with the ends excluded; nothing where it cannot be seen in this view.
     """
     kind = KIND_BY_NAME[finding.kind]
     draw = kind.lateral if film.lateral else kind.frontal
-    mask = draw(film, anatomy, finding, np.random.default_rng(seed))
-    box = None if mask is None else find_box(mask)
-    if box is None:
-        return []
-    return [
-        {"category": category, "box": list(box), "heading": heading}
-        for heading in finding.headings
-        for category in sorted(map_heading(heading))
-    ]
+    boxes: list[dict[str, object]] = []
+    for mark in draw(film, anatomy, finding, np.random.default_rng(seed)):
+        box = find_box(mark.mask)
+        if box is not None:
+            boxes += [
+                {"category": category, "box": list(box), "heading": heading}
+                for heading in ((mark.heading,) if mark.heading else finding.headings)
+                for category in sorted(map_heading(heading))
+            ]
+    return boxes
 
 
 def find_box(mask: Plane, *, least: float = 0.15) -> tuple[int, int, int, int] | None:

@@ -24,15 +24,7 @@ def paint_frontal(film: Film, anatomy: Anatomy, generator: np.random.Generator) 
 def get_wall(anatomy: Anatomy, y: float | Points) -> Points:
     """Return the distance of the chest's inner wall from the midline at a height."""
     top, wall = anatomy.apex, anatomy.half_width
-    heights = [
-        top - 1,
-        top,
-        top + 1.7,
-        top + 4.9,
-        top + 9.8,
-        anatomy.get_sulcus(-1) - 8,
-        anatomy.get_sulcus(1) + 6,
-    ]
+    heights = top + (anatomy.get_sulcus(-1) - top) * np.array([-0.04, 0.0, 0.07, 0.21, 0.41, 0.66, 1.25])
     return np.interp(y, heights, [4.0, 5.4, 0.62 * wall, 0.80 * wall, 0.93 * wall, wall, wall + 0.3])
 
 
@@ -173,7 +165,7 @@ def _paint_mediastinum(film: Film, anatomy: Anatomy) -> None:
 def _paint_vessels(film: Film, anatomy: Anatomy, generator: np.random.Generator) -> None:
     for side in SIDES.values():
         root = (side * 3.3, -1.6 if side < 0 else -2.4)
-        trees = stroke_vessels(film, grow_vessels(generator, root, side), (0.55, 0.34, 0.21, 0.12))
+        trees = stroke_vessels(film, grow_vessels(generator, root, side), (0.45, 0.27, 0.17, 0.11))
         blob = film.fill(
             make_curve(
                 [
@@ -188,7 +180,7 @@ def _paint_vessels(film: Film, anatomy: Anatomy, generator: np.random.Generator)
             soft_cm=0.35,
         )
         film.vessels += (
-            (trees * np.float32(0.115) + blob * np.float32(0.14)) * film.lung * np.minimum(film.air * 1.4, 1)
+            (trees * np.float32(0.075) + blob * np.float32(0.14)) * film.lung * np.minimum(film.air * 1.4, 1)
         )
 
 
@@ -227,7 +219,7 @@ def _paint_spine(film: Film, anatomy: Anatomy) -> None:
         * film.make_gradient((0, 14), (0, 13))
     )
     film.replace_air(band * np.float32(0.5), 0.0)
-    film.bone += band * np.float32(0.045) + film.stroke(bodies, 0.3, soft_cm=0.12) * np.float32(0.035)
+    film.bone += band * np.float32(0.055) + film.stroke(bodies, 0.3, soft_cm=0.12) * np.float32(0.035)
     film.bone += film.stroke(spines, 0.6, soft_cm=0.1) * np.float32(0.05)
     film.bone -= film.stroke(discs, 0.45, soft_cm=0.1) * np.float32(0.03)
 
@@ -240,7 +232,7 @@ def _paint_ribs(film: Film, anatomy: Anatomy) -> None:
             backs.append(back)
             if number < 8:
                 fronts.append(front)
-    _stroke_bone(film, backs, 1.05, 0.085, soft_cm=0.08)
+    _stroke_bone(film, backs, 1.05, 0.095, soft_cm=0.08)
     before = film.bone.copy()
     _stroke_bone(film, fronts, 1.15, 0.055, soft_cm=0.12)
     fade = film.soften(np.abs(film.lung), 0.6)  # the cartilage near the breastbone hardly shows
@@ -278,7 +270,7 @@ def _paint_shoulders(film: Film, anatomy: Anatomy) -> None:
 def _paint_abdomen(film: Film, anatomy: Anatomy, generator: np.random.Generator) -> None:
     below = film.make_gradient((0, anatomy.dome - 1.0), (0, anatomy.dome + 6.0)) * (1 - film.lung)
     film.body += below * np.float32(0.16) * np.minimum(film.body * 3, 1)
-    dome = anatomy.dome + anatomy.left_drop
+    dome = anatomy.get_dome(1)
     bubble = (generator.uniform(4.5, 6.5), dome + generator.uniform(2.6, 3.6))
     radii = (generator.uniform(1.6, 3.2), generator.uniform(1.0, 1.8))
     outline = make_curve(

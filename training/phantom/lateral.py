@@ -92,7 +92,7 @@ def _paint_lungs(film: Film, anatomy: Anatomy) -> None:
 
 def _paint_heart(film: Film, anatomy: Anatomy) -> None:
     centre, radii = get_lateral_heart(anatomy)
-    heart = film.ellipse(centre, radii, angle_deg=28, soft_cm=0.45) * np.maximum(film.lung, 0)
+    heart = film.ellipse(centre, radii, angle_deg=28, soft_cm=0.7) * film.lung
     root = film.fill(
         make_curve(
             [
@@ -120,7 +120,7 @@ def _paint_heart(film: Film, anatomy: Anatomy) -> None:
     aorta = film.stroke([line], anatomy.knob * 1.25, soft_cm=0.2)
     film.shapes |= {"heart": heart, "aorta": aorta}
     film.replace_air(
-        np.maximum.reduce([heart * 0.68, root * 0.42, aorta * np.float32(0.20 + 0.12 * bow)]), 0.0
+        np.maximum.reduce([heart * 0.68, root * 0.5, aorta * np.float32(0.20 + 0.12 * bow)]), 0.0
     )
     film.body += film.bulge(heart, 4.0) * np.float32(0.05)
 
@@ -140,8 +140,9 @@ def _paint_vessels(film: Film, generator: np.random.Generator) -> None:
             start, heading = end, heading + generator.normal(0, 0.25)
     hilum = film.ellipse((1.2, -2.0), (1.9, 2.5), angle_deg=-20, soft_cm=0.5)
     film.vessels += hilum * np.float32(0.07) * film.lung
-    for group, width, strength in zip(lines, (0.5, 0.32, 0.2), (0.06, 0.055, 0.045), strict=True):
-        film.vessels += film.stroke(group, width, soft_cm=width * 0.4) * film.lung * np.float32(strength)
+    inside = film.lung * np.minimum(film.air * 1.5, 1)  # those over the heart hardly show
+    for group, width, strength in zip(lines, (0.45, 0.28, 0.18), (0.042, 0.038, 0.032), strict=True):
+        film.vessels += film.stroke(group, width, soft_cm=width * 0.4) * inside * np.float32(strength)
 
 
 def _paint_spine(film: Film, anatomy: Anatomy) -> None:
@@ -207,4 +208,4 @@ def _paint_abdomen(film: Film, anatomy: Anatomy, generator: np.random.Generator)
         spot = (generator.uniform(-10, 3), dome + generator.uniform(6, 14))
         bowel = film.ellipse(spot, (generator.uniform(0.8, 1.8), generator.uniform(0.7, 1.4)), soft_cm=0.3)
         gas = np.maximum(gas, bowel * np.float32(0.6))
-    film.body -= gas * (1 - film.lung) * np.float32(generator.uniform(0.16, 0.26))
+    film.body -= gas * (1 - 0.5 * film.lung) * np.float32(generator.uniform(0.16, 0.26))

@@ -1,4 +1,4 @@
-"""Findings of the lungs and the pleura: drawn on a film that shows a normal chest."""
+"""Findings of the lungs: drawn on a film that shows a normal chest."""
 
 from dataclasses import replace
 
@@ -6,87 +6,11 @@ import numpy as np
 
 from training.phantom.anatomy import Anatomy
 from training.phantom.film import Film, Plane, make_blob, make_curve
-from training.phantom.finding import Finding, join_heading, pick, pick_site, place, unite
+from training.phantom.finding import Finding, Mark, join_heading, pick, pick_site, place, unite
 from training.phantom.frontal import grow_vessels, stroke_vessels
 
 Generator = np.random.Generator
 _LOBES = ("upper lobe", "middle lobe", "lower lobe")
-_EFFUSION_CM = {"small": 3.0, "moderate": 6.0, "large": 10.0}
-_GAP = {"small": 0.86, "moderate": 0.74, "large": 0.55}  # size of the collapsed lung relative to its space
-
-
-def hide(_film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> Plane | None:
-    """Draw nothing: the finding cannot be seen in this view."""
-    return None
-
-
-def choose_effusion(generator: Generator) -> Finding:
-    """Choose a pleural effusion; a small one may be indexed by the angle that it blunts."""
-    side = pick(generator, "right", "left", "bilateral")
-    degree = pick(generator, "small", "small", "moderate", "moderate", "large")
-    heading = join_heading("Pleural Effusion", side, degree)
-    if degree == "small" and generator.random() < 0.3:
-        heading = join_heading("Costophrenic Angle", side, "blunted")
-    return Finding("effusion", (heading,), side, "", degree)
-
-
-def draw_effusion(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Fill the pleural space from below up to a meniscus that climbs along the chest wall."""
-    masks = []
-    for sign in finding.signs:
-        wall, angle = anatomy.half_width, anatomy.get_sulcus(sign)
-        height = _EFFUSION_CM[finding.degree] * generator.uniform(0.85, 1.15)
-        top = angle - height
-        meniscus = make_curve(
-            [
-                (sign * (wall + 0.6), top - 1.2),
-                (sign * (wall - 1.4), top + 0.9),
-                (sign * 0.6 * wall, top + 2.3),
-                (sign * 1.5, top + 2.6),
-            ]
-        )
-        pool = film.fill([*meniscus, (sign * 1.5, angle + 1), (sign * (wall + 0.6), angle + 1)], soft_cm=0.22)
-        mask = pool * film.shapes["right lung" if sign < 0 else "left lung"]
-        film.replace_air(mask, 0.05)
-        masks.append(mask)
-    return unite(film, masks)
-
-
-def draw_effusion_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Fill the posterior sulcus."""
-    sign = finding.signs[0]
-    low = float(anatomy.get_lateral_dome(10.0, sign))
-    height = _EFFUSION_CM[finding.degree] * generator.uniform(0.85, 1.15)
-    top = low - height
-    meniscus = make_curve([(11.4, top - 1.5), (8.5, top + 0.8), (3.0, top + 1.6), (-10.0, top + 1.2)])
-    mask = film.fill([*meniscus, (-10, low + 2), (11.4, low + 2)], soft_cm=0.25) * film.lung
-    film.replace_air(mask * (0.9 if finding.side == "bilateral" else 0.7), 0.04)
-    return mask
-
-
-def choose_pneumothorax(generator: Generator) -> Finding:
-    """Choose a pneumothorax."""
-    side, degree = pick(generator, "right", "left"), pick(generator, "small", "moderate", "moderate", "large")
-    site = "apex" if degree == "small" else ""
-    return Finding("pneumothorax", (join_heading("Pneumothorax", site, side, degree),), side, site, degree)
-
-
-def draw_pneumothorax(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Let the lung fall together towards its hilum: a white line, and beyond it air without vessels."""
-    sign = finding.signs[0]
-    size = _GAP[finding.degree] + generator.uniform(-0.04, 0.04)
-    hilum = np.array([sign * 2.6, anatomy.apex + 0.62 * (anatomy.get_dome(sign) - anatomy.apex)])
-    shrink = np.array([size, 0.35 + 0.65 * size if finding.degree == "large" else 0.5 + 0.5 * size])
-    outline = (anatomy.outline_lung(sign) - hilum) * shrink + hilum
-    whole = film.shapes["right lung" if sign < 0 else "left lung"]
-    lung = film.fill(outline, soft_cm=0.06)
-    space = np.clip(whole - lung, 0, 1) * np.minimum(film.air * 2, 1)
-    film.vessels *= 1 - space
-    film.air += space * (1.12 - film.air)
-    film.air *= 1 - (0.45 * (1 - size)) * lung
-    edge = film.stroke([np.concatenate([outline, outline[:1]])], 0.22, soft_cm=0.04) * film.lung
-    film.bone += edge * np.minimum(film.air, 1) * np.float32(0.13)
-    return np.maximum(space, 0.3 * lung * (finding.degree == "large"))
 
 
 def choose_consolidation(generator: Generator) -> Finding:
@@ -99,17 +23,18 @@ def choose_consolidation(generator: Generator) -> Finding:
     return Finding("consolidation", (join_heading(head, where, side, degree),), side, site, degree)
 
 
-def draw_consolidation(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_consolidation(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Cloud a part of a lobe, with patchy edges and a few open bronchi."""
     x, y, _ = place(anatomy, finding, finding.signs[0], generator)
-    mask = _draw_cloud(film, (x, y), finding, generator)
-    return mask * (film.lung > 0.5)
+    return [Mark(_draw_cloud(film, (x, y), finding, generator) * (film.lung > 0.5))]
 
 
-def draw_consolidation_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_consolidation_lateral(
+    film: Film, anatomy: Anatomy, finding: Finding, generator: Generator
+) -> list[Mark]:
     """Cloud the same lobe from the side."""
     _, y, z = place(anatomy, finding, finding.signs[0], generator)
-    return _draw_cloud(film, (z, y), finding, generator, strength=0.8) * (film.lung > 0.5)
+    return [Mark(_draw_cloud(film, (z, y), finding, generator, strength=0.8) * (film.lung > 0.5))]
 
 
 def _draw_cloud(
@@ -118,54 +43,28 @@ def _draw_cloud(
     radius = generator.uniform(3.2, 4.6) * (0.8 if finding.degree == "mild" else 1.0)
     outline = make_blob(generator, centre, radius, rough=0.18)
     cloud = film.fill(outline, soft_cm=0.9)
-    patchy = np.clip(0.85 + 0.28 * film.make_texture(generator, 0.9), 0, 1.1)
+    patchy = np.clip(0.85 + 0.13 * film.make_texture(generator, 1.6), 0, 1.1)
     mask = np.minimum(cloud * patchy, 1) * film.lung
     film.replace_air(mask * np.float32(0.85 * strength), 0.03)
-    start = np.array(centre)
-    bronchi = [
-        np.stack([start, start + radius * 0.8 * np.array([np.cos(a), np.sin(a)])])
-        for a in generator.uniform(0, 6.28, 4)
-    ]
-    film.body -= film.stroke(bronchi, 0.3, soft_cm=0.1) * mask * np.float32(0.06)
+    bronchi = []
+    for angle, bend in zip(generator.uniform(0, 6.28, 3), generator.uniform(-0.7, 0.7, 3), strict=True):
+        turn = angle + bend * np.array([0, 0.4, 1])
+        way = radius * np.array([[0.15], [0.5], [0.8]])
+        bronchi.append(make_curve(np.array(centre) + way * np.stack([np.cos(turn), np.sin(turn)], axis=1)))
+    film.body -= film.stroke(bronchi, 0.3, soft_cm=0.12) * mask * np.float32(0.06)
     return cloud
 
 
 def choose_atelectasis(generator: Generator) -> Finding:
-    """Choose plate-like bands at the base, or the volume loss of a whole lobe."""
-    if generator.random() < 0.65:
-        side, degree = pick(generator, "right", "left", "bilateral"), pick(generator, "", "mild", "")
-        return Finding(
-            "atelectasis",
-            (join_heading("Pulmonary Atelectasis", "base", side, degree),),
-            side,
-            "base",
-            degree,
-        )
-    side, site = pick(generator, "right", "left"), pick(generator, "upper lobe", "lower lobe")
-    heading = pick(generator, f"Pulmonary Atelectasis/{site}/{side}", f"Volume Loss/lung/{site}/{side}")
-    return Finding("atelectasis", (heading,), side, site, "severe")
+    """Choose plate-like bands at the base."""
+    side, degree = pick(generator, "right", "left", "bilateral"), pick(generator, "", "mild", "")
+    heading = join_heading("Pulmonary Atelectasis", "base", side, degree)
+    return Finding("atelectasis", (heading,), side, "base", degree)
 
 
-def draw_atelectasis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Draw bands over the diaphragm, or a collapsed lobe as a dense wedge."""
-    if finding.site == "base":
-        return unite(film, [_draw_bands(film, anatomy, finding, sign, generator) for sign in finding.signs])
-    sign = finding.signs[0]
-    top, dome, wall = anatomy.apex, anatomy.get_dome(sign), anatomy.half_width
-    if finding.site == "upper lobe":
-        edge = make_curve(
-            [(sign * 1.2, top + 9.5), (sign * 0.45 * wall, top + 6.6), (sign * wall, top + 6.2)]
-        )
-        outline = [*edge, (sign * wall, top - 1), (sign * 1.2, top - 1)]
-    else:
-        edge = make_curve(
-            [(sign * 1.8, dome - 9.0), (sign * 0.42 * wall, dome - 3.0), (sign * 0.72 * wall, dome + 1.8)]
-        )
-        outline = [*edge, (sign * 0.6 * wall, dome + 3), (sign * 1.2, dome + 3.0)]
-    mask = film.fill(outline, soft_cm=0.15) * film.shapes["right lung" if sign < 0 else "left lung"]
-    film.body += mask * np.float32(0.09)
-    film.replace_air(mask * np.float32(0.92), 0.0)
-    return mask
+def draw_atelectasis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
+    """Draw bands over the diaphragm."""
+    return [Mark(_draw_bands(film, anatomy, finding, sign, generator)) for sign in finding.signs]
 
 
 def _draw_bands(film: Film, anatomy: Anatomy, finding: Finding, sign: int, generator: Generator) -> Plane:
@@ -188,20 +87,58 @@ def _draw_bands(film: Film, anatomy: Anatomy, finding: Finding, sign: int, gener
     return mask
 
 
-def draw_atelectasis_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    """Draw the bands or the wedge from the side."""
+def draw_atelectasis_lateral(
+    film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator
+) -> list[Mark]:
+    """Draw the bands from the side."""
+    y = float(anatomy.get_lateral_dome(0.0, finding.signs[0])) - 1.8
+    lines = [
+        make_curve([(-4.0, y - 0.5 - step), (0.5, y + 0.1 - step), (5.0, y + 1.0 - step)])
+        for step in (0.0, 1.5)
+    ]
+    mask = film.stroke(lines, 0.55, soft_cm=0.12) * film.lung
+    film.bone += mask * np.float32(0.10)
+    return [Mark(mask)]
+
+
+def choose_collapse(generator: Generator) -> Finding:
+    """Choose the volume loss of a whole lobe."""
+    side, site = pick(generator, "right", "left"), pick(generator, "upper lobe", "lower lobe")
+    heading = pick(generator, f"Pulmonary Atelectasis/{site}/{side}", f"Volume Loss/lung/{site}/{side}")
+    return Finding("collapse", (heading,), side, site)
+
+
+def draw_collapse(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
+    """Draw the lobe as a dense wedge."""
     sign = finding.signs[0]
-    if finding.site == "base":
-        y = float(anatomy.get_lateral_dome(0.0, sign)) - 1.8
-        lines = [
-            make_curve([(-4.0, y - 0.5 - step), (0.5, y + 0.1 - step), (5.0, y + 1.0 - step)])
-            for step in (0.0, 1.5)
-        ]
-        mask = film.stroke(lines, 0.55, soft_cm=0.12) * film.lung
-        film.bone += mask * np.float32(0.09)
-        return mask
+    top, dome, wall = anatomy.apex, anatomy.get_dome(sign), anatomy.half_width
+    if finding.site == "upper lobe":
+        edge = make_curve(
+            [(sign * 1.2, top + 9.5), (sign * 0.45 * wall, top + 6.6), (sign * wall, top + 6.2)]
+        )
+        outline = [*edge, (sign * wall, top - 1), (sign * 1.2, top - 1)]
+    else:
+        out = 0.0 if sign < 0 else 0.14  # the heart covers much of the left lower lobe
+        edge = make_curve(
+            [
+                (sign * 1.8, dome - 9.0),
+                (sign * (0.42 + out) * wall, dome - 3.0),
+                (sign * (0.72 + out) * wall, dome + 1.8),
+            ]
+        )
+        outline = [*edge, (sign * 0.6 * wall, dome + 3), (sign * 1.2, dome + 3.0)]
+    mask = film.fill(outline, soft_cm=0.15) * film.shapes["right lung" if sign < 0 else "left lung"]
+    film.body += mask * np.float32(0.11)
+    film.replace_air(mask * np.float32(0.92), 0.0)
+    return [Mark(mask)]
+
+
+def draw_collapse_lateral(
+    film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator
+) -> list[Mark]:
+    """Draw the wedge from the side."""
     top = anatomy.apex
-    low = float(anatomy.get_lateral_dome(8.0, sign))
+    low = float(anatomy.get_lateral_dome(8.0, finding.signs[0]))
     wedge = (
         [(1.0, -2.0), (-2.5, top + 1.5), (-8.5, top + 7.5)]
         if finding.site == "upper lobe"
@@ -209,7 +146,7 @@ def draw_atelectasis_lateral(film: Film, anatomy: Anatomy, finding: Finding, gen
     )
     mask = film.fill(wedge, soft_cm=0.3) * film.lung
     film.replace_air(mask * np.float32(0.75), 0.02)
-    return mask
+    return [Mark(mask)]
 
 
 def choose_nodule(generator: Generator) -> Finding:
@@ -220,19 +157,19 @@ def choose_nodule(generator: Generator) -> Finding:
     return Finding("nodule", (join_heading("Nodule", "lung", site, side, many),), side, site, many)
 
 
-def draw_nodule(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_nodule(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw round shadows of 1.6 to 3 cm."""
     return _draw_nodules(film, anatomy, finding, generator)
 
 
-def draw_nodule_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_nodule_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw the same nodules from the side."""
     return _draw_nodules(film, anatomy, finding, generator, strength=0.7)
 
 
 def _draw_nodules(
     film: Film, anatomy: Anatomy, finding: Finding, generator: Generator, *, strength: float = 1.0
-) -> Plane:
+) -> list[Mark]:
     masks = []
     for _ in range(int(generator.integers(3, 5)) if finding.degree else 1):
         x, y, z = place(anatomy, finding, finding.signs[0], generator)
@@ -240,9 +177,9 @@ def _draw_nodules(
         radius = generator.uniform(0.75, 1.1) if finding.degree else generator.uniform(1.0, 1.5)
         centre = ((z if film.lateral else x) + spread[0], y + spread[1])
         mask = film.fill(make_blob(generator, centre, radius, rough=0.05), soft_cm=0.15) * film.lung
-        film.bone += mask * np.float32(0.16 * strength)
+        film.bone += mask * np.float32(0.18 * strength)
         masks.append(mask)
-    return unite(film, masks)
+    return [Mark(unite(film, masks))]
 
 
 def choose_mass(generator: Generator) -> Finding:
@@ -253,24 +190,24 @@ def choose_mass(generator: Generator) -> Finding:
     return Finding("mass", (join_heading("Mass", "lung", site, side, degree),), side, site, degree)
 
 
-def draw_mass(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_mass(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw a dense, lobulated body of 5 to 8 cm with a sharp edge."""
     x, y, _ = place(anatomy, finding, finding.signs[0], generator)
     return _draw_lump(film, (x, y), finding, generator)
 
 
-def draw_mass_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_mass_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw the mass from the side."""
     _, y, z = place(anatomy, finding, finding.signs[0], generator)
     return _draw_lump(film, (z, y), finding, generator)
 
 
-def _draw_lump(film: Film, centre: tuple[float, float], finding: Finding, generator: Generator) -> Plane:
+def _draw_lump(film: Film, centre: tuple[float, float], finding: Finding, generator: Generator) -> list[Mark]:
     radius = generator.uniform(2.9, 3.6) if finding.degree else generator.uniform(2.3, 2.9)
     mask = film.fill(make_blob(generator, centre, radius, rough=0.09), soft_cm=0.12) * film.lung
     film.body += film.bulge(mask, radius) * np.float32(0.10)
-    film.replace_air(mask * np.float32(0.9), 0.07)
-    return mask
+    film.replace_air(mask * np.float32(0.7), 0.04)
+    return [Mark(mask)]
 
 
 def choose_granuloma(generator: Generator) -> Finding:
@@ -285,25 +222,35 @@ def choose_granuloma(generator: Generator) -> Finding:
     return Finding("granuloma", (f"{heading}/multiple",), side, site, "multiple")
 
 
-def draw_granuloma(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_granuloma(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw small, very dense spots with sharp edges."""
     return _draw_spots(film, anatomy, finding, generator)
 
 
-def draw_granuloma_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_granuloma_lateral(
+    film: Film, anatomy: Anatomy, finding: Finding, generator: Generator
+) -> list[Mark]:
     """Draw the same spots from the side."""
     return _draw_spots(film, anatomy, finding, generator)
 
 
-def _draw_spots(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
-    sign, masks = finding.signs[0], []
+def _draw_spots(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
+    sign = finding.signs[0]
     spots = [place(anatomy, finding, sign, generator) for _ in range(int(generator.integers(3, 6)))]
-    spots = [(x + 1.6 * generator.uniform(-1, 1), y + 1.6 * generator.uniform(-1, 1), z) for x, y, z in spots]
+    groups = [
+        [(x + 1.6 * generator.uniform(-1, 1), y + 1.6 * generator.uniform(-1, 1), z) for x, y, z in spots]
+    ]
     if len(finding.headings) > 1:
-        spots += [
-            (sign * generator.uniform(2.8, 4.6), generator.uniform(-4.0, 1.0), generator.uniform(0, 2.5))
-            for _ in range(4)
-        ]
+        nodes = generator.uniform((2.8, -4.0, 0.0), (4.6, 1.0, 2.5), (4, 3))
+        groups.append([(sign * x, y, z) for x, y, z in nodes])
+    return [
+        Mark(_draw_calcified(film, group, generator), heading)
+        for group, heading in zip(groups, finding.headings, strict=True)
+    ]
+
+
+def _draw_calcified(film: Film, spots: list[tuple[float, float, float]], generator: Generator) -> Plane:
+    masks = []
     for x, y, z in spots:
         radius = generator.uniform(0.38, 0.62)
         centre = (z if film.lateral else x, y)
@@ -324,7 +271,7 @@ def choose_hyperinflation(generator: Generator) -> Finding:
 
 
 def inflate(anatomy: Anatomy, finding: Finding) -> Anatomy:
-    """Push the diaphragm down and flat, darken the lungs, narrow the heart."""
+    """Push the diaphragm down and flat, darken the lungs, narrow the heart unless it is enlarged."""
     extent = {"mild": 0.65, "": 0.85, "severe": 1.1}[finding.degree]
     return replace(
         anatomy,
@@ -332,7 +279,7 @@ def inflate(anatomy: Anatomy, finding: Finding) -> Anatomy:
         sulcus=anatomy.sulcus - 1.9 * extent,
         flatness=min(1.0, 0.9 * extent),
         air=anatomy.air * (1 + 0.16 * extent),
-        heart_ratio=anatomy.heart_ratio - 0.05 * extent,
+        heart_ratio=anatomy.heart_ratio - (0.05 * extent if anatomy.heart_ratio < 0.5 else 0.0),
     )
 
 
@@ -348,9 +295,9 @@ def deflate(anatomy: Anatomy, finding: Finding) -> Anatomy:
     return replace(anatomy, dome=anatomy.dome - 3.6 * extent, air=anatomy.air * (1 - 0.13 * extent))
 
 
-def show_lungs(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> Plane:
+def show_lungs(film: Film, _anatomy: Anatomy, _finding: Finding, _generator: Generator) -> list[Mark]:
     """Return the lungs: they were reshaped as a whole."""
-    return film.lung
+    return [Mark(film.lung)]
 
 
 def choose_fibrosis(generator: Generator) -> Finding:
@@ -365,28 +312,28 @@ def choose_fibrosis(generator: Generator) -> Finding:
     return Finding("fibrosis", (join_heading(head, degree),), "bilateral", "base", degree)
 
 
-def draw_fibrosis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_fibrosis(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw a net of strands, densest at the periphery of the bases."""
     low = film.make_gradient((0, anatomy.apex + 4.0), (0, anatomy.dome - 1.0))
     outer = np.maximum(film.make_gradient((2.0, 0), (9.0, 0)), film.make_gradient((-2.0, 0), (-9.0, 0)))
     return _draw_net(film, finding, low * (0.35 + 0.65 * outer), generator)
 
 
-def draw_fibrosis_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_fibrosis_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Draw the net from the side, densest at the back."""
     low = film.make_gradient((0, anatomy.apex + 5.0), (0, anatomy.dome))
     back = 0.4 + 0.6 * film.make_gradient((-4.0, 0), (7.0, 0))
     return _draw_net(film, finding, low * back, generator)
 
 
-def _draw_net(film: Film, finding: Finding, where: Plane, generator: Generator) -> Plane:
+def _draw_net(film: Film, finding: Finding, where: Plane, generator: Generator) -> list[Mark]:
     extent = {"mild": 0.7, "": 0.9, "severe": 1.15}[finding.degree]
     mask = where * np.minimum(film.air * 1.6, 1) * film.lung
     fine, coarse = film.make_texture(generator, 0.55), film.make_texture(generator, 0.95)
     net = np.exp(-((fine / 0.35) ** 2)) * 0.6 + np.exp(-((coarse / 0.3) ** 2)) * 0.8
     film.bone += mask * net.astype(np.float32) * np.float32(0.20 * extent)
     film.body += mask * np.float32(0.05 * extent)
-    return mask
+    return [Mark(mask)]
 
 
 def choose_congestion(generator: Generator) -> Finding:
@@ -395,21 +342,23 @@ def choose_congestion(generator: Generator) -> Finding:
     return Finding("congestion", (join_heading("Pulmonary Congestion", degree),), "bilateral", "", degree)
 
 
-def draw_congestion(film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_congestion(film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
     """Widen the vessels around both hila, up to the apices, in a haze."""
     extent = 0.8 if finding.degree else 1.05
-    masks = []
+    marks = []
     for sign in (-1, 1):
         root = (sign * 3.3, -1.6 if sign < 0 else -2.4)
         tree = stroke_vessels(film, grow_vessels(generator, root, sign), (1.15, 0.80, 0.5, 0.3))
         haze = film.ellipse((root[0] + sign * 1.5, root[1] + 0.3), (3.6, 6.0), soft_cm=1.5)
         inside = film.lung * np.minimum(film.air * 1.5, 1)
         film.vessels += (tree * np.float32(0.17 * extent) + haze * np.float32(0.13 * extent)) * inside
-        masks.append(np.maximum(film.soften(tree, 0.2), haze) * inside)
-    return unite(film, masks)
+        marks.append(Mark(np.maximum(film.soften(tree, 0.2), haze) * inside))
+    return marks
 
 
-def draw_congestion_lateral(film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator) -> Plane:
+def draw_congestion_lateral(
+    film: Film, _anatomy: Anatomy, finding: Finding, generator: Generator
+) -> list[Mark]:
     """Thicken the hila from the side."""
     extent = 0.8 if finding.degree else 1.05
     spokes = [
@@ -419,4 +368,4 @@ def draw_congestion_lateral(film: Film, _anatomy: Anatomy, finding: Finding, gen
     haze = film.ellipse((1.2, -1.5), (4.0, 5.0), soft_cm=1.4) * film.lung
     mask = np.maximum(film.stroke(spokes, 0.7, soft_cm=0.2) * film.lung, haze)
     film.vessels += mask * np.float32(0.10 * extent)
-    return mask
+    return [Mark(mask)]

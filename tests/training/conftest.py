@@ -1,0 +1,19 @@
+"""The real Open-i reports, read once for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from training.openi import Study, read_reports
+
+
+@pytest.fixture(scope="session")
+def openi_archive(openi_directory) -> Path:
+    """The complete report archive, as the collection distributes it."""
+    return openi_directory / "NLMCXR_reports.tgz"
+
+
+@pytest.fixture(scope="session")
+def real_studies(openi_archive) -> tuple[Study, ...]:
+    """All studies of the archive, ordered by number."""
+    return tuple(read_reports(openi_archive))
