@@ -52,14 +52,13 @@ class Steps:
         step.seconds = time.perf_counter() - started
         self.done.append(step)
         detail = f"  [dim]{escape(step.detail)}[/dim]" if step.detail else ""
-        self.console.print(
-            f"{escape(number)} {title}  [bold]{step.seconds:.1f} s[/bold]{detail}", highlight=False
-        )
+        line = f"{escape(number)} {escape(title)}  [bold]{step.seconds:.1f} s[/bold]{detail}"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
-    """Show a bar (a spinner until the total is known) and yield its `progress(done, total)`."""
+    """Show a bar, on a terminal, and yield its `progress(done, total)`; a spinner until the total is known."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -67,6 +66,6 @@ def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(escape(title), total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -66,31 +67,34 @@ def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
 
 def print_control(console: Console, metrics: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     """Print the model's results from reports beside those of the control on the same test studies."""
-    rows = {"this model, report alone": metrics["test"]["text"], "TF-IDF + logistic regression": control}
+    rows = {"this model, report": metrics["test"]["text"], "TF-IDF + logistic": control}
     _print_results(console, rows)
 
 
 def _print_results(console: Console, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    title = "Test split: mean over categories (95 % interval, patients resampled)"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("Read from")
+    table = Table(title="Test split", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("Read from", no_wrap=True)
     for name in _METRICS.values():
-        table.add_column(name, justify="right")
-    table.add_column("Studies", justify="right")
-    table.add_column("Categories", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for title, result in rows.items():
-        cells = [_format_interval(result["macro"].get(name)) for name in _METRICS]
-        table.add_row(title, *cells, str(result["studies"]), str(len(result["averaged"])))
+        table.add_row(title, *(_format_interval(result["macro"].get(name)) for name in _METRICS))
     console.print(table)
-    console.print(
-        "[dim]Chance is an AUROC of 0.5. Categories: those with enough test cases.[/dim]", highlight=False
+    console.print(f"[dim]{_describe_results(rows)}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _describe_results(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    studies = max(result["studies"] for result in rows.values())
+    categories = max(len(result["averaged"]) for result in rows.values())
+    return (
+        f"{studies} test studies; means over the {categories} categories with enough of them, with 95 % intervals "
+        "(patients resampled). Chance is an AUROC of 0.5."
     )
 
 
 def _format_interval(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "-"
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+    return f"{interval['value']:.3f} ({interval['low']:.2f}-{interval['high']:.2f})"
 
 
 def print_explanation(console: Console, explanation: "Explanation", overlay: str | None) -> None:

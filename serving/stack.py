@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from contract.errors import ConfigError, DeadlineError, ServiceError
+from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from serving.process import ChildProcess, wait_until
 from serving.triton import (
     EXIT_TIMEOUT_S,
@@ -38,6 +38,8 @@ from serving.triton import (
 LOOPBACK: Final = "127.0.0.1"
 _PROBE_TIMEOUT_S: Final = 1.0
 _WATCH_S: Final = 0.5
+_SIDECAR: Final = "The retrieval sidecar"
+_SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {error.exit_code: error for error in (ConfigError, ArtifactError)}
 _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
@@ -186,10 +188,14 @@ class Stack:
         return time.monotonic() - began
 
     def check(self) -> None:
-        """Raise ServiceError, with the reason and the log, if a server has ended."""
+        """Raise ServiceError, with the reason and the log, if a server has ended.
+
+        The sidecar ends with this project's exit codes: then it is the ConfigError or ArtifactError it met.
+        """
         for child in self._children:
             if child.exit_code is not None:
-                raise ServiceError(
+                kind = _SIDECAR_ERRORS.get(child.exit_code, ServiceError)
+                raise (kind if child.name == _SIDECAR else ServiceError)(
                     f"{child.name} ended with code {child.exit_code}: {find_reason(child.read_tail(400))} "
                     f"(log: {child.log_path})"
                 )
@@ -266,7 +272,7 @@ class Stack:
         command = [sys.executable, "-P", "-m", "retrieval.server", "--store", str(self.store)]
         command += ["--address", self.retrieval_url, "--fingerprint", self.fingerprint]
         return ChildProcess(
-            "The retrieval sidecar",
+            _SIDECAR,
             command,
             log_path=self.log_dir / "retrieval.log",
             environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},

@@ -9,9 +9,11 @@ import torch
 
 from cli.cases import get_image, get_report, make_cases
 from client import CxrClient
+from client.triton import TritonTransport
 from contract.dicom import load_pixels
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
 from contract.labels import LABEL_KEYS
+from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
 from training.model import load_model
 
@@ -74,6 +76,24 @@ def test_similar_cases(client, trained, image):
     assert known["study_id"] not in {hit.study_id for hit in others}
     assert len(client.search(image, k=3)) == 3
     assert len(client.search(report="Large pleural effusion.", k=4)) == 4
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.backend == "ensemble"])
+def test_each_output_may_be_asked_for_alone(name, stack, trained, row, image):
+    sizes = trained.bundle.config["sizes"]
+    tokens = ReportTokenizer.load(trained.bundle.tokenizer_path).encode(["No effusion."], 64)
+    given = {
+        "image_bytes": np.array([[image]], dtype=np.object_),
+        "report": np.array([[get_report(row).encode()]], dtype=np.object_),
+        "pixels": load_pixels(image, size=sizes["S"])[None],
+        "input_ids": tokens.input_ids,
+        "attention_mask": tokens.attention_mask,
+    }
+    transport = TritonTransport(stack.triton_url)
+    for output in MODELS[name].outputs:
+        answer = transport.infer(name, given, (output.name,), 20)
+        output.check(answer[output.name], sizes)
+    transport.close()
 
 
 BAD_INPUTS = {

@@ -5,8 +5,8 @@ not that a model is good: a score on phantoms says nothing about patients.
 
     film      layers of density -> grey          anatomy   the patient, in centimetres
     frontal   normal chest from the front        lateral   normal chest from the side
-    findings  which findings there are           lungs, chest   how they look
-    prose     the report                         headers   distribution of the real DICOM headers
+    findings  which findings there are           lungs, pleura, chest   how they look
+    prose, wordings   the report                 headers   distribution of the real DICOM headers
     write     DICOM and XML files                draw      plan, processes, data set
 """
 

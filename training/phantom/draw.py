@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -95,12 +96,14 @@ def draw_dataset(
         )
     plans = plan_studies(studies, seed)
     workers = workers or os.cpu_count() or 1
+    boxes: dict[str, list[Box]] = {}
     with write_directory(directory) as scratch:
-        boxes: dict[str, list[Box]] = {}
-        for done, found in enumerate(_draw_all(plans, scratch, seed, scale, workers), start=1):
-            boxes |= found
-            if progress is not None:
-                progress(done, studies)
+        # Closed at once, also after an error: no process may write once the scratch directory is gone.
+        with closing(_draw_all(plans, scratch, seed, scale, workers)) as drawn:
+            for done, found in enumerate(drawn, start=1):
+                boxes |= found
+                if progress is not None:
+                    progress(done, studies)
         write_json(scratch / BOXES, boxes)
 
 
@@ -212,15 +215,25 @@ def _draw_all(
         min(workers, len(plans)), mp_context=get_context("spawn"), initializer=_start_worker
     )
     try:
-        jobs: deque[Future[dict[str, list[Box]]]] = deque(
-            pool.submit(draw_study, plan, directory, seed, scale) for plan in plans
-        )
+        jobs: deque[Future[dict[str, list[Box]]]] = deque()
+        with _hold_interrupts():
+            jobs += (pool.submit(draw_study, plan, directory, seed, scale) for plan in plans)
         while jobs:
             yield jobs.popleft().result()
     except BrokenProcessPool as error:
         raise ArtifactError("A drawing process ended unexpectedly; is there enough memory?") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Put off Ctrl-C; processes started meanwhile inherit that until they come to ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:

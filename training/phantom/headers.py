@@ -1,6 +1,6 @@
 """How the DICOM headers of the real collection are distributed, and headers drawn from that.
 
-python -m training.phantom.headers nlmcxr_dicom_metadata.csv.gz
+python training/phantom/headers.py nlmcxr_dicom_metadata.csv.gz
 
 counts the headers of Open-i as the torchxrayvision project published them, and writes headers.json beside this
 file. The table holds counts only: no identifier, date or text of any study. A blank stands for a header that the
@@ -235,7 +235,7 @@ def format_table(table: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("Usage: python -m training.phantom.headers nlmcxr_dicom_metadata.csv.gz")
+        sys.exit("Usage: python training/phantom/headers.py nlmcxr_dicom_metadata.csv.gz")
     try:
         TABLE.write_text(format_table(count_headers(Path(sys.argv[1]))), encoding="utf-8")
     except ConfigError as error:

@@ -101,7 +101,7 @@ WORDINGS: Final[dict[str, Wording]] = {
             "{Degree} streaky density at the base {on} likely represents discoid atelectasis.",
         ),
         ("{Degree} {side} basilar atelectasis.", "Subsegmental volume loss {on}."),
-        organs=("lungs",),
+        organs=("lungs", "volume"),
     ),
     "collapse": Wording(
         (

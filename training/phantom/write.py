@@ -19,6 +19,8 @@ from training.phantom.headers import Header
 
 REMARK: Final = "PHANTOM: drawn by a program, shows no person"
 _COLLECTION: Final = "Phantom Chest X-ray Collection"
+_NO_DATE: Final = "<Year/><Month/><Day/>"
+_NO_FEATURES: Final = "<CEDD/><ColorLayout/><EdgeHistogram/><FCTH/><SemanticContext60/>"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _add_window(dataset: Dataset, window: tuple[float, float] | None, many: bool
 
 
 def write_report(path: Path, report: ReportFile) -> None:
-    """Write an XML report in Open-i's layout."""
+    """Write an XML report in Open-i's layout; dates, authors and image features are there, but empty."""
     lines = [
         '<?xml version="1.0" encoding="utf-8"?>',
         "<eCitation>",
@@ -162,6 +164,7 @@ def write_report(path: Path, report: ReportFile) -> None:
         "   <licenseURL/>",
         "   <ccLicense/>",
         "   <articleURL/>",
+        "   <articleDate/>",
         "   <articleType>XR</articleType>",
         "   <publisher>cxr-serving</publisher>",
         f"   <title>{_COLLECTION}</title>",
@@ -190,15 +193,23 @@ def _format_citation(sections: dict[str, str]) -> list[str]:
     return [
         '   <MedlineCitation Owner="cxr-serving" Status="supplied by publisher">',
         '      <Article PubModel="Electronic">',
+        f"         <Journal><JournalIssue><PubDate>{_NO_DATE}</PubDate></JournalIssue></Journal>",
         f"         <ArticleTitle>{_COLLECTION}</ArticleTitle>",
         "         <Abstract>",
         *texts,
         "         </Abstract>",
+        "         <Affiliation/>",
+        '         <AuthorList CompleteYN="Y">',
+        '            <Author ValidYN="Y"><LastName/><ForeName/><Initials/></Author>',
+        "         </AuthorList>",
         "         <Language>eng</Language>",
         "         <PublicationTypeList>",
         "            <PublicationType>Radiology Report</PublicationType>",
         "         </PublicationTypeList>",
+        f"         <ArticleDate>{_NO_DATE}</ArticleDate>",
         "      </Article>",
+        f"      <EssieArticleTitle>{_COLLECTION}</EssieArticleTitle>",
+        "      <IMedAuthor/>",
         "   </MedlineCitation>",
     ]
 
@@ -218,7 +229,7 @@ def _format_image(image_id: str, place: int, caption: str) -> list[str]:
         f"         <url>/phantom/{escape(image_id)}.jpg</url>",
         "         <imgModality>7</imgModality>",
         '         <region type="panel">',
-        "            <globalImageFeatures/>",
+        f"            <globalImageFeatures>{_NO_FEATURES}</globalImageFeatures>",
         "         </region>",
         "      </panel>",
         "   </parentImage>",

@@ -1,0 +1,166 @@
+"""The control on a made-up table, and split files that do not belong to it."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from contract.errors import ArtifactError, ConfigError
+from contract.labels import LABEL_INDEX, LABELS
+from training.baseline import fit_control, run_table_control
+from training.openi import SCHEMA, write_table
+
+WORDS = {"cardiac": "enlarged heart", "pleural": "blunted angle", "air_leak": "collapsed lung"}
+FILLER = ["the", "film", "shows", "bones", "soft", "tissue", "airway", "and", "hila", "of", "usual", "size"]
+COUNT = 300
+
+
+def write_studies(path, *, states_labels=True, **columns):
+    """A table of 300 studies; the findings state the labels, the indication says nothing."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(COUNT):
+        labels = [key for key in WORDS if generator.random() < 0.3]
+        words = [*generator.permutation(FILLER)[:6], *(WORDS[key] for key in labels if states_labels)]
+        rows.append(
+            {
+                "study_id": f"CXR{number}",
+                "patient_id": str(number),
+                "image_ids": [],
+                "image_paths": [],
+                "views": [],
+                "indication": " ".join(generator.permutation(FILLER)[:4]),
+                "comparison": "",
+                "findings": " ".join(words),
+                "impression": "",
+                "mesh_major": [],
+                "mesh_automatic": [],
+                "labels": labels,
+                "labelled": True,
+            }
+            | {name: change(number) for name, change in columns.items()}
+        )
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    return path
+
+
+@pytest.fixture
+def split():
+    ids = [f"CXR{number}" for number in range(COUNT)]
+    return {"train": ids[:160], "validation": ids[160:220], "test": ids[220:]}
+
+
+@pytest.fixture
+def split_path(split, tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(split))
+    return path
+
+
+# --- what it reaches -------------------------------------------------------------------------------------------
+
+
+def test_control_reads_what_the_words_state(split_path, tmp_path):
+    metrics = run_table_control(write_studies(tmp_path / "table"), split_path, "findings")
+    assert metrics.studies == 80
+    assert set(metrics.averaged) == set(WORDS)
+    assert metrics.macro["auroc"].low > 0.95
+    assert metrics.macro["f1"].value > 0.9
+    assert run_table_control(tmp_path / "table", split_path, "findings") == metrics
+
+
+def test_control_is_at_chance_where_the_words_state_nothing(split_path, tmp_path):
+    silent = write_studies(tmp_path / "silent", states_labels=False)
+    elsewhere = write_studies(tmp_path / "table")
+    for metrics in (
+        run_table_control(silent, split_path, "findings"),
+        run_table_control(elsewhere, split_path, "indication"),
+    ):
+        assert 0.35 < metrics.macro["auroc"].value < 0.65
+
+
+def test_studies_without_text_or_labels_do_not_count(split_path, tmp_path):
+    table = write_studies(
+        tmp_path / "table",
+        labelled=lambda number: number % 4 != 0,
+        findings=lambda number: "" if number % 4 == 1 else "an enlarged heart",
+    )
+    assert run_table_control(table, split_path, "findings").studies == 40
+
+
+def test_the_intervals_are_those_of_the_test_patients(split_path, tmp_path):
+    table = write_studies(tmp_path / "table", patient_id=lambda number: "a" if number >= 220 else str(number))
+    metrics = run_table_control(table, split_path, "findings")
+    assert metrics.macro["ap"].low == metrics.macro["ap"].high  # one patient
+
+
+def test_only_train_is_learnt_from():
+    targets = np.zeros((4, len(LABELS)), dtype=bool)
+    targets[:2, LABEL_INDEX["cardiac"]] = True
+    targets[:, LABEL_INDEX["normal"]] = True  # of all: nothing tells them apart
+    texts = {
+        "train": ["big heart", "big heart today", "clear lungs", "clear lungs today"],
+        "test": ["big heart", "clear lungs", "rib rib rib", "rib"],
+    }
+    scores = fit_control(texts, targets)
+    cardiac = scores["test"][:, LABEL_INDEX["cardiac"]]
+    assert cardiac[0] > 0.7 > 0.3 > cardiac[1]
+    assert cardiac[2] == cardiac[3]  # a word that train lacks
+    assert scores["train"].shape == scores["test"].shape == (4, len(LABELS))
+    others = np.delete(np.arange(len(LABELS)), LABEL_INDEX["cardiac"])
+    assert (scores["test"][:, others] == 0).all()
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "",
+        "train",
+        "[]",
+        "7",
+        '{"train": [], "test": []}',
+        '{"train": null, "validation": [], "test": []}',
+        '{"train": 7, "validation": [], "test": []}',
+        "[" * 100_000,
+        b"\xff\xfe",
+        None,
+    ],
+    ids=lambda data: repr(data)[:30],
+)
+def test_no_split_file(data, tmp_path):
+    path = tmp_path / "split.json"
+    if data is not None:
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    with pytest.raises(ArtifactError, match=r"split\.json is not a split file\.$"):
+        run_table_control(write_studies(tmp_path / "table"), path, "findings")
+
+
+def test_split_of_another_table(split, split_path, tmp_path):
+    split["validation"] += ["CXR9001", "CXR9002"]
+    split_path.write_text(json.dumps(split))
+    with pytest.raises(ArtifactError, match=r"split\.json names 2 studies that .*table does not hold"):
+        run_table_control(write_studies(tmp_path / "table"), split_path, "findings")
+
+
+def test_split_with_a_study_on_two_sides(split, split_path, tmp_path):
+    split["train"].append(split["test"][0])
+    split_path.write_text(json.dumps(split))
+    with pytest.raises(ArtifactError, match="1 studies twice"):
+        run_table_control(write_studies(tmp_path / "table"), split_path, "findings")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_part_without_a_labelled_report(part, split, split_path, tmp_path):
+    table = write_studies(tmp_path / "table", labelled=lambda number: f"CXR{number}" not in split[part])
+    with pytest.raises(ConfigError, match=f"The {part} split holds no labelled report"):
+        run_table_control(table, split_path, "findings")
+
+
+@pytest.mark.parametrize("findings", [lambda number: f"word{number}", lambda number: "a"])
+def test_reports_without_a_shared_word(findings, split_path, tmp_path):
+    with pytest.raises(ConfigError, match="share no word"):
+        run_table_control(write_studies(tmp_path / "table", findings=findings), split_path, "findings")

@@ -1,0 +1,262 @@
+"""Metrics are held against scikit-learn, thresholds against trying them all, intervals against theory."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from contract.labels import LABEL_KEYS, LABELS
+from training.evaluate import (
+    METRICS,
+    MIN_POSITIVES,
+    compute_ap,
+    compute_auroc,
+    compute_f1,
+    evaluate_labels,
+    fit_thresholds,
+)
+
+K = len(LABELS)
+HALVES = np.full(K, 0.5)
+
+
+def make_cases(count=300, seed=0, rate=0.3):
+    """Scores that say something about the targets, and some ties."""
+    generator = np.random.default_rng(seed)
+    targets = generator.random((count, K)) < rate
+    probabilities = np.round(np.clip(generator.normal(0.4 + 0.2 * targets, 0.2), 0, 1), 2)
+    return probabilities, targets
+
+
+def name_patients(count) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+# --- one label -------------------------------------------------------------------------------------------------
+
+cases = st.lists(
+    st.tuples(
+        st.integers(0, 8).map(lambda value: value / 8), st.booleans(), st.integers(0, 3), st.floats(0.1, 5.0)
+    ),
+    min_size=2,
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(cases)
+def test_metrics_equal_those_of_scikit_learn(rows):
+    scores, targets, counts, floats = (np.array(column) for column in zip(*rows, strict=True))
+    weights = np.stack([np.ones(len(rows)), counts, floats]).astype(np.float64)
+    predicted = scores >= 0.5
+    found = (
+        compute_auroc(scores, targets, weights),
+        compute_ap(scores, targets, weights),
+        compute_f1(predicted, targets, weights),
+    )
+    for row, weight in enumerate(weights):
+        auroc, ap, f1 = (float(values[row]) for values in found)
+        positive, negative = weight[targets].sum(), weight[~targets].sum()
+        assert math.isnan(auroc) == (positive == 0 or negative == 0)
+        assert math.isnan(ap) == math.isnan(f1) == (positive == 0)
+        if positive and negative:
+            assert auroc == pytest.approx(roc_auc_score(targets, scores, sample_weight=weight), abs=1e-9)
+        if positive:
+            assert ap == pytest.approx(
+                average_precision_score(targets, scores, sample_weight=weight), abs=1e-9
+            )
+            assert f1 == pytest.approx(f1_score(targets, predicted, sample_weight=weight), abs=1e-9)
+
+
+def test_metrics_of_large_weights_and_scores():
+    generator = np.random.default_rng(1)
+    scores, targets = generator.normal(size=5000).astype(np.float32), generator.random(5000) < 0.02
+    weights = generator.integers(0, 5, (4, 5000)).astype(np.float64)
+    for row, weight in enumerate(weights):
+        assert compute_auroc(scores, targets, weights)[row] == pytest.approx(
+            roc_auc_score(targets, scores, sample_weight=weight), abs=1e-9
+        )
+        assert compute_ap(scores, targets, weights)[row] == pytest.approx(
+            average_precision_score(targets, scores, sample_weight=weight), abs=1e-9
+        )
+
+
+def test_metrics_by_hand():
+    scores, ones = np.array([0.9, 0.5, 0.5, 0.1]), np.ones((1, 4))
+    targets = np.array([True, True, False, False])
+    assert compute_auroc(scores, targets, ones) == pytest.approx([(2 + 1.5) / 4])
+    assert compute_ap(scores, targets, ones) == pytest.approx([(1 + 2 / 3) / 2])
+    assert compute_f1(scores >= 0.9, targets, ones) == pytest.approx([2 * 1 / (2 + 1)])
+
+
+# --- thresholds ------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 16), st.booleans()), min_size=1, max_size=40))
+def test_no_threshold_has_a_higher_f1(rows):
+    probabilities = np.array([[value / 16] for value, _ in rows], np.float32)
+    targets = np.array([[target] for _, target in rows])
+    (threshold,) = fit_thresholds(probabilities, targets)
+    if not targets.any():
+        assert threshold == 0.5
+        return
+
+    def measure(point):
+        return f1_score(targets[:, 0], probabilities[:, 0] >= point)
+
+    values = np.unique(probabilities)
+    best = max(measure(value) for value in values)
+    assert measure(threshold) == pytest.approx(best)
+    # Midway between two neighbours, or the smallest value: then every study is positive.
+    middles = (values[1:] + values[:-1]) / 2
+    assert threshold == values[0] or np.isclose(middles, threshold).any()
+
+
+def test_each_label_has_its_own_threshold():
+    probabilities = np.array([[0.1, 0.9, 0.3], [0.3, 0.8, 0.4], [0.9, 0.2, 0.5]])
+    targets = np.array([[False, True, False], [True, True, False], [True, False, False]])
+    assert fit_thresholds(probabilities, targets) == pytest.approx([0.2, 0.5, 0.5])
+
+
+def test_a_threshold_holds_between_two_neighbouring_float32():
+    below = np.float32(0.3)
+    above = np.nextafter(below, np.float32(1))
+    probabilities = np.tile([[below], [above]], (10, K)).astype(np.float32)
+    targets = probabilities == above
+    thresholds = fit_thresholds(probabilities, targets)
+    metrics = evaluate_labels(probabilities, targets, thresholds, groups=name_patients(20), resamples=20)
+    assert metrics.macro["f1"].value == 1.0
+
+
+def test_a_label_counts_as_present_from_its_threshold_on():
+    targets = np.tile([[True], [False]], (10, K))
+    probabilities = np.where(targets, 0.5, 0.4)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(20), resamples=20)
+    assert metrics.macro["f1"].value == 1.0
+
+
+# --- all labels ------------------------------------------------------------------------------------------------
+
+
+def test_macro_is_the_mean_of_the_labels():
+    probabilities, targets = make_cases()
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(300), resamples=50)
+    assert metrics.studies == 300
+    assert metrics.averaged == LABEL_KEYS
+    for place, key in enumerate(LABEL_KEYS):
+        row = metrics.labels[key]
+        assert row["auroc"] == pytest.approx(
+            roc_auc_score(targets[:, place], probabilities[:, place]), abs=1e-4
+        )
+        assert row["positives"] == targets[:, place].sum()
+    for name in METRICS:
+        mean = np.mean([row[name] for row in metrics.labels.values()])
+        assert metrics.macro[name].value == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_labels_with_too_few_studies_of_a_class_are_left_out(negatives):
+    probabilities, targets = make_cases()
+    targets[:, [3, 7]] = False
+    targets[: MIN_POSITIVES - 1, 3] = True
+    targets[:MIN_POSITIVES, 7] = True
+    if negatives:
+        targets[:, [3, 7]] = ~targets[:, [3, 7]]
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(300), resamples=20)
+    assert metrics.averaged == (*LABEL_KEYS[:3], *LABEL_KEYS[4:])
+    assert list(metrics.labels) == list(metrics.averaged)
+    assert metrics.labels[LABEL_KEYS[7]]["positives"] == (295 if negatives else 5)
+    assert metrics.macro["ap"].value == pytest.approx(
+        np.mean([row["ap"] for row in metrics.labels.values()]), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_no_label_to_average_gives_an_empty_macro(count):
+    probabilities, targets = make_cases(count, rate=0.0)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(count))
+    assert metrics.to_dict() == {"studies": count, "averaged": [], "macro": {}, "labels": {}}
+
+
+def test_metrics_are_written_as_json():
+    probabilities, targets = make_cases(50)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(50), resamples=20)
+    written = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
+    assert written["averaged"] == list(metrics.averaged)
+    assert written["macro"]["auroc"]["low"] == round(metrics.macro["auroc"].low, 4)
+    assert set(written["labels"][LABEL_KEYS[0]]) == {*METRICS, "positives"}
+
+
+# --- intervals -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_contains_the_value(seed):
+    probabilities, targets = make_cases(seed=seed)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(300), seed=seed)
+    for interval in metrics.macro.values():
+        assert 0 < interval.low < interval.value < interval.high < 1
+
+
+def test_interval_has_the_width_that_theory_gives():
+    generator = np.random.default_rng(0)
+    targets = np.zeros((600, K), dtype=bool)
+    targets[:150, 0] = True
+    scores = generator.normal(targets * 1.0)
+    metrics = evaluate_labels(scores, targets, HALVES, groups=name_patients(600), resamples=2000)
+    assert metrics.averaged == LABEL_KEYS[:1]
+    area = metrics.macro["auroc"]
+    # Hanley and McNeil 1982, table and formula for the standard error of the area under a ROC curve.
+    first, second = area.value / (2 - area.value), 2 * area.value**2 / (1 + area.value)
+    variance = area.value * (1 - area.value) + 149 * (first - area.value**2) + 449 * (second - area.value**2)
+    assert area.high - area.low == pytest.approx(2 * 1.96 * math.sqrt(variance / (150 * 450)), rel=0.15)
+
+
+def test_the_bootstrap_draws_patients_not_studies():
+    probabilities, targets = make_cases(100)
+    groups = name_patients(100)
+    once = evaluate_labels(probabilities, targets, HALVES, groups=groups, seed=1)
+    # Every study three times, of the same patient: nothing new is known.
+    again = evaluate_labels(
+        *(np.tile(rows, (3, 1)) for rows in (probabilities, targets)), HALVES, groups=groups * 3, seed=1
+    )
+    for name in METRICS:
+        assert vars(again.macro[name]) == pytest.approx(vars(once.macro[name]), abs=1e-9)
+    alone = evaluate_labels(
+        *(np.tile(rows, (3, 1)) for rows in (probabilities, targets)),
+        HALVES,
+        groups=name_patients(300),
+        seed=1,
+    )
+    assert width(alone) < 0.75 * width(once)
+    together = evaluate_labels(probabilities, targets, HALVES, groups=["a"] * 100)
+    assert width(together) == 0
+
+
+def width(metrics) -> float:
+    return metrics.macro["auroc"].high - metrics.macro["auroc"].low
+
+
+def test_seed_decides_the_resamples():
+    probabilities, targets = make_cases(100)
+    first, same, other = (
+        evaluate_labels(probabilities, targets, HALVES, groups=name_patients(100), seed=seed, resamples=50)
+        for seed in (1, 1, 2)
+    )
+    assert first == same
+    assert first.macro["ap"] != other.macro["ap"]
+    assert first.macro["ap"].value == other.macro["ap"].value
+
+
+def test_resamples_without_a_positive_study_are_left_out():
+    probabilities, targets = make_cases(40, rate=0.0)
+    targets[:MIN_POSITIVES, 0] = True  # of one patient: a third of all resamples lacks it
+    groups = ["one"] * MIN_POSITIVES + name_patients(40 - MIN_POSITIVES)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=groups)
+    for interval in metrics.macro.values():
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
