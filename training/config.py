@@ -165,7 +165,7 @@ PRESETS: Final[dict[str, TrainConfig]] = {
     "demo": TrainConfig(
         epochs=32, optimizer="muon", learning_rate=2e-3, text_dropout=0.6, lateral_share=0.2, validate_every=4
     ),
-    "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=8, learning_rate=5e-4),
+    "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=4, optimizer="muon", learning_rate=2e-3),
     "tiny": TrainConfig(preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3),
     "base": TrainConfig(preset="base", model=_BASE, epochs=30, learning_rate=6e-5, encoder_rate=0.3),
 }

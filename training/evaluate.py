@@ -100,12 +100,13 @@ def fit_thresholds(probabilities: NDArray[np.floating], targets: NDArray[np.bool
     """Return, per label, the threshold with the highest F1 on (M, K) probabilities.
 
     The threshold lies midway between the two neighbouring probabilities, so that it does not cling to one
-    case. A label without positives keeps 0.5.
+    case. A label with fewer than `MIN_POSITIVES` positives keeps 0.5: the best threshold of a single case can be
+    next to 0, and would call the finding present in everyone.
     """
     from sklearn.metrics import precision_recall_curve
 
     thresholds = np.full(targets.shape[1], _DEFAULT_THRESHOLD)
-    for k in np.flatnonzero(targets.any(0)):
+    for k in np.flatnonzero(targets.sum(0) >= MIN_POSITIVES):
         precision, recall, points = precision_recall_curve(targets[:, k], probabilities[:, k])
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         best = int(np.argmax(f1[:-1]))

@@ -90,9 +90,13 @@ def test_studies_without_text_or_labels_do_not_count(split_path, tmp_path):
 
 
 def test_the_intervals_are_those_of_the_test_patients(split_path, tmp_path):
-    table = write_studies(tmp_path / "table", patient_id=lambda number: "a" if number >= 220 else str(number))
-    metrics = run_table_control(table, split_path, "findings")
-    assert metrics.macro["ap"].low == metrics.macro["ap"].high  # one patient
+    write_studies(tmp_path / "many", states_labels=False)
+    write_studies(tmp_path / "one", states_labels=False, patient_id=lambda number: str(min(number, 220)))
+    many, one = (
+        run_table_control(tmp_path / name, split_path, "findings").macro["ap"] for name in ("many", "one")
+    )
+    assert many.low < many.high
+    assert one.low == one.high == one.value == many.value
 
 
 def test_only_train_is_learnt_from():
@@ -101,12 +105,12 @@ def test_only_train_is_learnt_from():
     targets[:, LABEL_INDEX["normal"]] = True  # of all: nothing tells them apart
     texts = {
         "train": ["big heart", "big heart today", "clear lungs", "clear lungs today"],
-        "test": ["big heart", "clear lungs", "rib rib rib", "rib"],
+        "test": ["big heart", "clear lungs", "big heart rib", "rib"],
     }
     scores = fit_control(texts, targets)
     cardiac = scores["test"][:, LABEL_INDEX["cardiac"]]
     assert cardiac[0] > 0.7 > 0.3 > cardiac[1]
-    assert cardiac[2] == cardiac[3]  # a word that train lacks
+    assert cardiac[2] == cardiac[0]  # train lacks the third word
     assert scores["train"].shape == scores["test"].shape == (4, len(LABELS))
     others = np.delete(np.arange(len(LABELS)), LABEL_INDEX["cardiac"])
     assert (scores["test"][:, others] == 0).all()

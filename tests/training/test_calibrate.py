@@ -107,7 +107,7 @@ def test_the_order_of_the_cases_is_kept(rows):
     assert np.isfinite(bias).all()
     assert scale[0] >= np.float32(SMALLEST_SCALE)
     probabilities = apply_platt(np.sort(logits, axis=0), scale, bias)[:, 0]
-    assert (np.diff(probabilities) >= 0).all()
+    assert (np.diff(probabilities) >= -1e-6).all()  # rounding of float32
 
 
 def test_misordered_cases_get_the_smallest_scale_and_their_share():

@@ -99,8 +99,8 @@ def test_metrics_by_hand():
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 16), st.booleans()), min_size=1, max_size=40))
 def test_no_threshold_has_a_higher_f1(rows):
-    probabilities = np.array([[value / 16] for value, _ in rows], np.float32)
-    targets = np.array([[target] for _, target in rows])
+    probabilities = np.array([[value / 16] for value, _ in rows] * MIN_POSITIVES, np.float32)
+    targets = np.array([[target] for _, target in rows] * MIN_POSITIVES)
     (threshold,) = fit_thresholds(probabilities, targets)
     if not targets.any():
         assert threshold == 0.5
@@ -118,9 +118,17 @@ def test_no_threshold_has_a_higher_f1(rows):
 
 
 def test_each_label_has_its_own_threshold():
-    probabilities = np.array([[0.1, 0.9, 0.3], [0.3, 0.8, 0.4], [0.9, 0.2, 0.5]])
-    targets = np.array([[False, True, False], [True, True, False], [True, False, False]])
+    probabilities = np.array([[0.1, 0.9, 0.3], [0.3, 0.8, 0.4], [0.9, 0.2, 0.5]] * MIN_POSITIVES)
+    targets = np.array([[False, True, False], [True, True, False], [True, False, False]] * MIN_POSITIVES)
     assert fit_thresholds(probabilities, targets) == pytest.approx([0.2, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("positives", [0, 1, MIN_POSITIVES - 1, MIN_POSITIVES])
+def test_a_label_with_few_positives_keeps_one_half(positives):
+    probabilities = np.linspace(0.3, 0.01, 40)[:, None]
+    targets = (np.arange(40) < positives)[:, None]
+    (threshold,) = fit_thresholds(probabilities, targets)
+    assert (threshold == 0.5) == (positives < MIN_POSITIVES)
 
 
 def test_a_threshold_holds_between_two_neighbouring_float32():

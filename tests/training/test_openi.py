@@ -7,6 +7,7 @@ import io
 import re
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -278,6 +279,20 @@ def test_truncated_real_archive(openi_archive, tmp_path):
     check_sentence(info)
 
 
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_damaged_archive(mode, tmp_path):
+    noise = np.random.default_rng(0).bytes(100_000).hex().encode()
+    data = bytearray(make_archive({"noise": noise, **FILES}, mode))
+    path = tmp_path / "reports.tgz"
+    for place in range(50, len(data) - 20, len(data) // 20):
+        damaged = data.copy()
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read") as info:
+            read_reports(path)
+        check_sentence(info)
+
+
 def test_damaged_header_inside_an_archive_is_not_its_end(tmp_path):
     data = bytearray(make_archive(FILES, "w"))
     data[1024] ^= 1  # of the second file
@@ -304,13 +319,14 @@ def test_nothing_to_read(tmp_path):
             read_reports(tmp_path / name)
 
 
-def test_oversized_file_is_refused_before_it_is_read(tmp_path):
+def test_oversized_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
     member = tarfile.TarInfo("7.xml")
     member.size = 10**12
     (tmp_path / "reports.tar").write_bytes(member.tobuf() + b" " * 1024)
     (tmp_path / "sparse").mkdir()
     with (tmp_path / "sparse" / "7.xml").open("wb") as file:
-        file.truncate(2**32)
+        file.truncate(MAX_XML_BYTES + 1)
     for name in ("reports.tar", "sparse"):
         with pytest.raises(ReportError, match=r"7\.xml is larger than 4 MB"):
             read_reports(tmp_path / name)
@@ -378,11 +394,12 @@ def test_names_of_one_image_agree_and_those_of_two_differ(first, second):
 
 @pytest.fixture
 def images(tmp_path):
-    """Six views of one study; one lies there in two formats, one is another's."""
+    """Five views of one study, two of them in two formats, and one of another study."""
     names = {
         "z/7_IM-0001-1001.dcm": make_dicom("LL", side=300),  # longer than the part that is read
         "a/CXR7_IM-0001-1001.png": make_png(),
         "a/7_IM-0001-2001.dcm.png": make_png(),
+        "0/7_IM-0001-3001.png": make_png(),
         "a/7_IM-0001-3001.DCM": make_dicom("AP"),
         "a/7_IM-0001-4001.dcm": make_dicom("PA"),
         "a/7_IM-0001-5001.dcm": make_dicom("PA"),
@@ -409,6 +426,7 @@ def reports(tmp_path):
 def test_dicom_goes_before_png(images):
     found = find_images(images)
     assert found["7_IM-0001-1001"] == images / "z" / "7_IM-0001-1001.dcm"
+    assert found["7_IM-0001-3001"] == images / "a" / "7_IM-0001-3001.DCM"
     assert found["7_IM-0001-2001"] == images / "a" / "7_IM-0001-2001.dcm.png"
     assert len(found) == 6
 

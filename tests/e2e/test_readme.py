@@ -1,0 +1,87 @@
+"""What the README shows is run: its commands and its Python example, against the running servers."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.cases import get_image
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Need data, hardware or time that a test has not: what they call is tested elsewhere.
+NOT_RUN = ("cxr demo", "cxr data table NLMCXR", "cxr train", "cxr export", "cxr serve")
+
+
+def find_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def find_commands() -> list[str]:
+    lines = "\n".join(find_blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.startswith("cxr ")]
+
+
+@pytest.fixture
+def place(trained, tmp_path: Path) -> Path:
+    """A directory that holds the files the README names."""
+    image = next(get_image(row) for row in trained.test_rows if row["image_paths"])
+    (tmp_path / "chest.dcm").write_bytes(image.read_bytes())
+    (tmp_path / "report.txt").write_text("FINDINGS: Small left pleural effusion.")
+    (tmp_path / "demo-output").mkdir()
+    (tmp_path / "demo-output" / "bundle").symlink_to(trained.bundle.path)
+    return tmp_path
+
+
+def run(command: list[str], place: Path, **environment: str) -> str:
+    result = subprocess.run(
+        command,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("line", [line for line in find_commands() if not line.startswith(NOT_RUN)])
+def test_command_works_as_written(line, place, stack, client):
+    servers = {"CXR_TRITON": stack.triton_url, "CXR_RETRIEVAL": stack.retrieval_url}
+    assert run([sys.executable, "-m", *shlex.split(line)], place, **servers)
+
+
+@pytest.mark.parametrize("line", [line for line in find_commands() if line.startswith(NOT_RUN)])
+def test_every_option_of_the_other_commands_exists(line):
+    words = shlex.split(line)
+    sub_commands = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
+    sub_commands = sub_commands[: 2 if sub_commands[0] == "data" else 1]
+    shown = run([sys.executable, "-m", "cxr", *sub_commands, "--help"], ROOT, COLUMNS="200")
+    for word in words:
+        if word.startswith("--"):
+            assert re.search(rf"{word}\b", shown), word
+
+
+def test_python_example_works_as_written(place, stack, client):
+    (example,) = find_blocks("python")
+    example = example.replace("127.0.0.1:8001", stack.triton_url).replace(
+        "127.0.0.1:8005", stack.retrieval_url
+    )
+    assert len(run([sys.executable, "-c", example], place).splitlines()) == 4
+
+
+def test_the_two_commands_are_targets_of_the_makefile():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = [
+        line.split()[1]
+        for block in find_blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("make ")
+    ]
+    assert named[:2] == ["demo", "test"]
+    assert set(named) <= set(targets)
