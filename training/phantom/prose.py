@@ -82,8 +82,8 @@ def _choose_denials(
     for name, wording in WORDINGS.items():
         kind = name.split("/")[0]
         hidden = kind in shown or _DENIED_ORGAN.get(kind) in touched
-        usual = 0.85 if kind in _USUAL_DENIALS else 0.2
-        if wording.denials and not hidden and generator.random() < usual:
+        chance = 0.8 if kind in _USUAL_DENIALS else 0.08
+        if wording.denials and not hidden and generator.random() < chance:
             chosen.append(wording.denials)
     return chosen
 
@@ -113,7 +113,6 @@ def _fill(template: str, finding: Finding) -> str:
     words |= {name.capitalize(): word.capitalize() for name, word in words.items()}
     template = re.sub(r"\[(.*?)\]", r"\1" if finding.degree else "", template)
     text = " ".join(template.format(**words).split())
-    text = re.sub(r" (?=[.,;])", "", text)
     if finding.site == "lingula":  # there is only the left one
         text = re.sub(
             r"(?i)\bleft lingula(?= (pneumonia|infiltrate|pulmonary|nodule|mass))", "lingular", text

@@ -326,7 +326,7 @@ SITES: Final = {
     "base": "lung base",
 }
 ADVERBS: Final = {"mild": "mildly", "moderate": "moderately", "severe": "markedly"}
-NORMAL: Final[dict[str, tuple[str, ...]]] = {
+NORMAL: Final[dict[str, tuple[str, ...]]] = {  # "" where some reports say nothing
     "heart": (
         "Heart size is normal.",
         "The heart is not enlarged.",
@@ -337,17 +337,19 @@ NORMAL: Final[dict[str, tuple[str, ...]]] = {
         "The mediastinal contours are unremarkable.",
         "Mediastinum is midline and normal in width.",
         "Hilar and mediastinal contours are within normal limits.",
+        "",
     ),
     "lungs": (
         "The lungs are clear.",
         "Both lungs are free of focal opacity.",
         "Lungs are clear bilaterally.",
     ),
-    "volume": ("Lungs are well expanded.", "The lungs are normally inflated.", "", ""),
+    "volume": ("Lungs are well expanded.", "The lungs are normally inflated.", "", "", ""),
     "bones": (
         "The bony thorax is intact.",
         "Visualized skeleton is unremarkable.",
         "No bone abnormality.",
+        "",
         "",
     ),
     "abdomen": ("The upper abdomen is unremarkable.", "", "", ""),
