@@ -81,7 +81,8 @@ class TrainConfig:
     model. `text_mode` names the part of the report that is read (`contract.text`).
     Each batch is read with image and report, by image alone and by report alone; with probability
     `text_dropout` only its images are read. `lateral_share` is how often another view than the first (frontal) one
-    of a study is seen, where it has one.
+    of a study is seen, where it has one, `impression_share` how often its impression is read alone, so that a
+    single sentence is no stranger to the model.
     Losses: `bce_share` of BCE and the rest of focal loss on the labels, plus `contrastive_weight` times
     InfoNCE between the image, text and study embeddings.
     """
@@ -102,6 +103,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     text_dropout: float = 0.0
     lateral_share: float = 0.5
+    impression_share: float = 0.0
     bce_share: float = 0.7
     focal_gamma: float = 2.0
     positive_weight_limit: float = 5.0
@@ -117,7 +119,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "learning_rate", "temperature", "validate_every", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("bce_share", "text_dropout", "lateral_share"):
+        for name in ("bce_share", "text_dropout", "lateral_share", "impression_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
         if self.optimizer not in {"adamw", "muon"}:
@@ -163,7 +165,13 @@ _BASE = replace(
 
 PRESETS: Final[dict[str, TrainConfig]] = {
     "demo": TrainConfig(
-        epochs=32, optimizer="muon", learning_rate=2e-3, text_dropout=0.6, lateral_share=0.2, validate_every=4
+        epochs=32,
+        optimizer="muon",
+        learning_rate=2e-3,
+        text_dropout=0.6,
+        lateral_share=0.2,
+        impression_share=0.3,
+        validate_every=4,
     ),
     "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=4, optimizer="muon", learning_rate=2e-3),
     "tiny": TrainConfig(preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3),

@@ -32,6 +32,7 @@ class StudySet:
         study_ids: M names.
         patient_ids: M names.
         texts: What the model reads of each report; "" where there is nothing to read.
+        impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
         pixels: (P, 1, S, S) uint8.
         targets: (M, K) bool.
@@ -42,6 +43,7 @@ class StudySet:
     study_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
     texts: tuple[str, ...]
+    impressions: tuple[str, ...]
     views: tuple[tuple[int, ...], ...]
     pixels: NDArray[np.uint8]
     targets: NDArray[np.bool_]
@@ -60,7 +62,7 @@ class StudySet:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids and mask of M texts, (M, L) int64; rows without text hold no token."""
+    """Token ids and mask of M texts and then of M impressions, (2 M, L) int64; those of "" hold no token."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -121,6 +123,7 @@ def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | No
         study_ids=tuple(row["study_id"] for row in rows),
         patient_ids=tuple(row["patient_id"] for row in rows),
         texts=tuple(row["text"] for row in rows),
+        impressions=tuple(_read_text({**row, "findings": ""}, mode) for row in rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
@@ -189,27 +192,35 @@ def make_batch(
     tokens: Tokens,
     rows: NDArray[np.int64],
     generator: np.random.Generator | None = None,
+    *,
     lateral_share: float = 0.5,
+    impression_share: float = 0.0,
 ) -> Batch:
     """Gather the studies `rows`.
 
     Args:
         studies: All studies.
-        tokens: Their encoded texts.
+        tokens: Their encoded texts and impressions.
         rows: (B,) places in `studies`.
         generator: Picks one view of each study at random; without it the first (frontal) view is taken.
         lateral_share: How often another view than the first is picked, where there is one.
+        impression_share: How often the impression is read in the place of the text, where there is one.
     """
     views = [studies.views[row] for row in rows]
     chosen = [_pick_view(view, generator, lateral_share) for view in views if view]
-    mask = tokens.attention_mask[rows]
+    texts = (*studies.texts, *studies.impressions)
+    read = np.array(
+        [_pick_text(studies, int(row), generator, impression_share) for row in rows], dtype=np.int64
+    )
+    mask = tokens.attention_mask[read]
     text_rows = mask.sum(1) > 0
     length = max(int(mask.sum(1).max()), 1)
     names: dict[str, int] = {}
-    groups = [names.setdefault(studies.texts[row] or studies.study_ids[row], len(names)) for row in rows]
+    words = [texts[place] or studies.study_ids[row] for place, row in zip(read, rows, strict=True)]
+    groups = [names.setdefault(text, len(names)) for text in words]
     return Batch(
         pixels=torch.from_numpy(studies.pixels[chosen]),
-        input_ids=tokens.input_ids[rows][text_rows, :length],
+        input_ids=tokens.input_ids[read][text_rows, :length],
         attention_mask=mask[text_rows, :length],
         image_rows=torch.tensor([bool(view) for view in views]),
         text_rows=text_rows,
@@ -217,6 +228,15 @@ def make_batch(
         labelled=torch.from_numpy(studies.labelled[rows]),
         groups=torch.tensor(groups),
     )
+
+
+def _pick_text(
+    studies: StudySet, row: int, generator: np.random.Generator | None, impression_share: float
+) -> int:
+    """Return the row of `Tokens` that is read of one study."""
+    if generator is None or not studies.impressions[row] or generator.random() >= impression_share:
+        return row
+    return len(studies) + row
 
 
 def _pick_view(view: tuple[int, ...], generator: np.random.Generator | None, lateral_share: float) -> int:

@@ -125,7 +125,7 @@ def _prepare_data(
         texts = (studies.texts[row] for row in split["train"])
         train_tokenizer((text for text in texts if text), path, config.model.vocabulary_size)
     tokenizer = ReportTokenizer.load(path)
-    tokens = encode_texts(tokenizer, studies.texts, config.max_length)
+    tokens = encode_texts(tokenizer, (*studies.texts, *studies.impressions), config.max_length)
     if not config.text_weights:
         config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
     return studies, split, tokens, config
@@ -183,9 +183,14 @@ def _fit(run: _Run) -> list[dict[str, float]]:
     for epoch in range(1, config.epochs + 1):
         losses = []
         for places in draw_batches(rows, run.tokens, config.batch_size, generator):
-            batch = make_batch(run.studies, run.tokens, places, generator, config.lateral_share).to(
-                run.device
-            )
+            batch = make_batch(
+                run.studies,
+                run.tokens,
+                places,
+                generator,
+                lateral_share=config.lateral_share,
+                impression_share=config.impression_share,
+            ).to(run.device)
             if generator.random() < config.text_dropout:
                 batch = batch.drop_text()
             losses.append(_step(run, batch, optimizers, noise))
