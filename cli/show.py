@@ -67,7 +67,7 @@ def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
 
 def print_control(console: Console, metrics: Mapping[str, Any], control: Mapping[str, Any]) -> None:
     """Print the model's results from reports beside those of the control on the same test studies."""
-    rows = {"this model, report": metrics["test"]["text"], "TF-IDF + logistic": control}
+    rows = {"this model": metrics["test"]["text"], "TF-IDF control": control}
     _print_results(console, rows)
 
 
