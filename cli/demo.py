@@ -72,7 +72,7 @@ def run_demo(
     if reports is not None and not reports.exists():
         raise ConfigError(f"There are no reports at {reports}.")
     _clear(out)
-    demo = Demo(console, out, reports, studies, seed, Steps(console, total=9 if reports else 10))
+    demo = Demo(console, out, reports, studies, seed, Steps(console, total=9))
     if reports is None:
         _draw(demo)
     _read(demo)

@@ -39,6 +39,8 @@ from training.model import CxrModel, load_model  # noqa: E402
 REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effusion."
 SMALL = ModelConfig(
     image_size=56,
+    image_stem="patch",
+    image_patch=4,
     image_width=16,
     image_depths=(2, 1),
     image_heads=(2, 2),
