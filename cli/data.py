@@ -53,6 +53,8 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health") 
     """Print what the machine has and whether the servers answer."""
     for check in checks:
         mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
-        console.print(f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False)
+        console.print(
+            f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
+        )
     for name, value in health.to_dict().items():
-        console.print(f"        {name:<22} {value}", highlight=False)
+        console.print(f"        {name:<22} {escape(str(value))}", highlight=False, soft_wrap=True)

@@ -39,7 +39,9 @@ LOOPBACK: Final = "127.0.0.1"
 _PROBE_TIMEOUT_S: Final = 1.0
 _WATCH_S: Final = 0.5
 _SIDECAR: Final = "The retrieval sidecar"
-_SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {error.exit_code: error for error in (ConfigError, ArtifactError)}
+_SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {
+    error.exit_code: error for error in (ConfigError, ArtifactError)
+}
 _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from contract.errors import ConfigError
 from training.config import TrainConfig
-from training.model import CxrModel, create_swin
+from training.model import CxrModel
+from training.swin import create_swin
 
 logger = logging.getLogger(__name__)
 _LOAD_ERRORS = (
