@@ -56,5 +56,9 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health") 
         console.print(
             f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
         )
-    for name, value in health.to_dict().items():
-        console.print(f"        {name:<22} {escape(str(value))}", highlight=False, soft_wrap=True)
+    for name, trouble in (("triton server", health.triton), ("retrieval sidecar", health.retrieval)):
+        mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
+        console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)
+    if health.fingerprint:
+        served = f"model {health.fingerprint[:12]}, {health.cases or 0} cases indexed"
+        console.print(f"        {'served':<22} {served}", highlight=False)
