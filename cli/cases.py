@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import ConfigError, InputError
-from contract.text import Report, format_report
+from contract.text import SECTIONS, Report, format_report
 
 if TYPE_CHECKING:
     from client.results import CaseInput
@@ -31,7 +31,7 @@ def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[
 
 def get_report(row: Row) -> str:
     """Return the whole report of a row, section by section; empty when no section holds text."""
-    sections = (row[name] or "" for name in ("indication", "comparison", "findings", "impression"))
+    sections = (row[name] or "" for name in SECTIONS)
     return format_report(Report(*sections))
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABELS
-from contract.text import Report, ReportTokenizer, TextMode, select_text
+from contract.text import SECTIONS, Report, ReportTokenizer, TextMode, select_text
 from training.openi import read_table
 
 Progress = Callable[[int, int], None]
@@ -52,6 +52,10 @@ class StudySet:
 
     def __len__(self) -> int:
         return len(self.study_ids)
+
+    def get_text(self, place: int) -> str:
+        """Return the text of a row of `Tokens`: a report's, or behind them all an impression's."""
+        return self.texts[place] if place < len(self) else self.impressions[place - len(self)]
 
     def has(self, kind: str) -> NDArray[np.bool_]:
         """Return (M,) bool: which studies can be read as "image", "text" or "study" (both)."""
@@ -208,7 +212,6 @@ def make_batch(
     """
     views = [studies.views[row] for row in rows]
     chosen = [_pick_view(view, generator, lateral_share) for view in views if view]
-    texts = (*studies.texts, *studies.impressions)
     read = np.array(
         [_pick_text(studies, int(row), generator, impression_share) for row in rows], dtype=np.int64
     )
@@ -216,7 +219,7 @@ def make_batch(
     text_rows = mask.sum(1) > 0
     length = max(int(mask.sum(1).max()), 1)
     names: dict[str, int] = {}
-    words = [texts[place] or studies.study_ids[row] for place, row in zip(read, rows, strict=True)]
+    words = [studies.get_text(place) or studies.study_ids[row] for place, row in zip(read, rows, strict=True)]
     groups = [names.setdefault(text, len(names)) for text in words]
     return Batch(
         pixels=torch.from_numpy(studies.pixels[chosen]),
@@ -276,7 +279,7 @@ def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
 
 
 def _read_text(row: dict[str, Any], mode: TextMode) -> str:
-    parts = {name: row[name] or "" for name in ("indication", "comparison", "findings", "impression")}
+    parts = {name: row[name] or "" for name in SECTIONS}
     try:
         return select_text(Report(**parts), mode)
     except ReportError:
