@@ -9,17 +9,18 @@ order on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address
 
 import argparse
 import logging
+import os
 import signal
 import sys
-import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final
 
 from contract.errors import ConfigError, CxrError
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
+_BUILT: Final = b"\0"  # in the pipe of events; a signal is there as its number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,20 +52,21 @@ def serve(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
         ) from error
-    events: SimpleQueue[str] = SimpleQueue()
-    _watch_signals(events)
-    with CaseStore(options.store, fingerprint=_check_fingerprint(options.fingerprint)) as store:
+    with (
+        _open_events() as (events, tell),
+        CaseStore(options.store, fingerprint=_check_fingerprint(options.fingerprint)) as store,
+    ):
         index = IndexThread(store.read_vectors, device=options.device, threads=options.threads)
         server = SidecarServer(RetrievalService(store, index), options.address)
         try:
             built = index.start()
-            built.add_done_callback(lambda _: events.put("built"))
-            if events.get() == "built":
+            built.add_done_callback(lambda _: os.write(tell, _BUILT))
+            if os.read(events, 1) == _BUILT:
                 built.result()
                 server.announce()
                 model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
                 _say(f"Ready on {server.address}: {store.count()} cases, {model}, index on {options.device}.")
-                events.get()
+                os.read(events, 1)
         finally:
             server.stop()
             index.close()
@@ -95,13 +97,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def _watch_signals(events: "SimpleQueue[str]") -> None:
-    # SimpleQueue.put may be called in a signal handler, at whatever point the program is; Event.set may not.
-    def stop(number: int, frame: types.FrameType | None) -> None:
-        events.put("stop")
+@contextmanager
+def _open_events() -> Iterator[tuple[int, int]]:
+    """Yield both ends of a pipe into which SIGTERM and SIGINT write their numbers.
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    The interpreter's C handler writes them (signal.set_wakeup_fd) at the moment of the signal. A Python handler
+    would run when the main thread next executes Python: never, if the signal came just before it blocked.
+    """
+    events, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # only signals with a handler are written
+    try:
+        yield events, tell
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(tell)
+        os.close(events)
 
 
 def _check_fingerprint(text: str | None) -> str | None:

@@ -146,7 +146,7 @@ class ServerProcess:
     def end(self, number: int) -> tuple[int, str]:
         """Send a signal; return the exit code and all of stderr."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=15)
+        _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The real server process, started as `serving.stack` starts it."""
 
+import ctypes
 import shutil
 import signal
 import socket
@@ -7,6 +8,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -46,6 +48,16 @@ def test_sigterm_is_told_to_who_watches_the_health(run_server):
     assert next(watch).status == states.NOT_SERVING
     watch.cancel()
     assert server.process.wait(10) == 0
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_ends_it_too(run_server):
+    """One that comes just before the main thread blocks does not; nor does one that another thread receives."""
+    server = run_server()
+    pid = server.process.pid
+    threads = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+    other = next(thread for thread in threads if thread != pid)
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert server.process.wait(20) == 0
 
 
 def is_answered(client) -> bool:
