@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from cli.data_app import data_app
+from cli.options import Image, Json, ReportText, RetrievalUrl, Table, Timeout, TritonUrl, make_console
 from contract.errors import ConfigError, CxrError
 
 TRITON = "127.0.0.1:8001"
@@ -52,23 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Chest X-ray prediction, similar cases and explanations. Research and teaching only: never a diagnosis.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
 app.add_typer(data_app, name="data")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Image = Annotated[
-    Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
-]
-ReportText = Annotated[
-    str | None,
-    typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -."),
-]
-TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
-RetrievalUrl = Annotated[
-    str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
-]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Deadline of each call, in seconds.")]
-Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]
 
 
 @app.command()
@@ -89,68 +75,9 @@ def demo(
     from cli.demo import run_demo
     from cli.show import print_json
 
-    summary = run_demo(_console(as_json), reports=reports, out=out, keep=keep, studies=studies, seed=seed)
+    summary = run_demo(make_console(as_json), reports=reports, out=out, keep=keep, studies=studies, seed=seed)
     if as_json:
         print_json(summary)
-
-
-@data_app.command("draw")
-def data_draw(
-    directory: Annotated[Path, typer.Argument(help="New directory for the data set.")],
-    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 100,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
-    scale: Annotated[
-        float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")
-    ] = 0.125,
-    as_json: Json = False,
-) -> None:
-    """Draw a phantom data set: DICOM radiographs, XML reports and a box per finding."""
-    from cli.progress import show_progress
-    from cli.show import print_json
-    from training.phantom import draw_dataset
-
-    console = _console(as_json)
-    with show_progress(console, "Drawing studies") as progress:
-        draw_dataset(directory, studies=studies, seed=seed, scale=scale, progress=progress)
-    if as_json:
-        print_json({"directory": str(directory), "studies": studies})
-    else:
-        console.print(f"{studies} phantom studies in {directory}", highlight=False)
-
-
-@data_app.command("table")
-def data_table(
-    reports: Annotated[Path, typer.Argument(help="Reports: NLMCXR_reports.tgz or a directory of XML files.")],
-    out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
-    images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM or PNG files.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Read Open-i reports and images into one studies table."""
-    from cli.progress import show_progress
-    from cli.show import print_json
-    from training.openi import build_table, write_table
-
-    console = _console(as_json)
-    with show_progress(console, "Reading reports") as progress:
-        table = build_table(reports, images, progress)
-    write_table(table, out)
-    if as_json:
-        print_json({"table": str(out), "studies": table.num_rows})
-    else:
-        console.print(f"{table.num_rows} studies in {out}", highlight=False)
-
-
-@data_app.command("show")
-def data_show(table: Table, as_json: Json = False) -> None:
-    """Count studies, images and labels of a studies table."""
-    from cli.data import count_studies, print_counts
-    from cli.show import print_json
-
-    counts = count_studies(table)
-    if as_json:
-        print_json(counts)
-    else:
-        print_counts(_console(False), counts)
 
 
 @app.command()
@@ -174,7 +101,7 @@ def train(
 
     changes = {"image_weights": image_weights, "text_weights": text_weights, "epochs": epochs, "seed": seed}
     config = make_config(preset, {key: value for key, value in changes.items() if value is not None})
-    console = _console(as_json)
+    console = make_console(as_json)
     with show_progress(console, f"Training {preset}") as progress:
         result = train_model(config, table, out, progress=progress)
     if as_json:
@@ -203,7 +130,7 @@ def export(
         raise ConfigError(f"--target must be cpu or gpu, not {target}.")
     loaded = load_bundle(bundle)
     cases = make_parity_cases(read_rows(table), loaded.config["text_mode"], loaded.config["sizes"]["S"])
-    console = _console(as_json)
+    console = make_console(as_json)
     with show_progress(console, "Exporting") as progress:
         result = export_bundle(bundle, repository, cases, progress=progress, target=target)
     if as_json:
@@ -229,7 +156,7 @@ def serve(
     from serving.stack import Ports, Stack
 
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
-    console = _console(as_json)
+    console = make_console(as_json)
     with Stack(repository, store, ports=ports, log_dir=logs) as stack:
         with console.status("Starting Triton and the sidecar"):
             seconds = stack.wait_ready()
@@ -261,7 +188,7 @@ def index_cases(
     from client import CxrClient
 
     rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
-    console = _console(as_json)
+    console = make_console(as_json)
     with CxrClient(triton, retrieval, timeout) as client, show_progress(console, "Indexing") as progress:
         text_mode = client.info().text_mode
         result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
@@ -292,7 +219,7 @@ def predict(
     if as_json:
         print_json({**prediction.to_dict(), "notice": NOTICE})
         return
-    console = _console(False)
+    console = make_console(False)
     print_prediction(console, prediction)
     console.print(NOTICE)
 
@@ -321,7 +248,7 @@ def search(
     if as_json:
         print_json({"cases": [case.to_dict() for case in cases], "notice": NOTICE})
         return
-    console = _console(False)
+    console = make_console(False)
     print_cases(console, cases)
     console.print(NOTICE)
 
@@ -354,7 +281,7 @@ def explain(
     if as_json:
         print_json({**explanation.to_dict(), "overlay": written, "notice": NOTICE})
         return
-    console = _console(False)
+    console = make_console(False)
     print_explanation(console, explanation, written)
     console.print(NOTICE)
 
@@ -377,12 +304,7 @@ def doctor(
     if as_json:
         print_json({"checks": [check.to_dict() for check in checks], "servers": health.to_dict()})
     else:
-        print_checks(_console(False), checks, health)
-
-
-def _console(as_json: bool) -> Console:
-    """Text goes to standard output; with --json only progress is shown, on standard error."""
-    return Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
+        print_checks(make_console(False), checks, health)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

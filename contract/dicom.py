@@ -12,6 +12,7 @@ whose message holds no patient data. `contract.dicom_file` parses and decodes DI
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from contract import dicom_file
 from contract.errors import ConfigError, ImageError
+from contract.image_header import ImageHeader, read_image_header
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -29,6 +31,14 @@ _LARGEST_NUMBER: Final = 1e9  # a window or rescale value beyond it is nonsense 
 
 Grey = NDArray[np.float32]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A decoded radiograph: (1, S, S) uint8 pixels and what its header says."""
+
+    pixels: NDArray[np.uint8]
+    header: ImageHeader
 
 
 def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
@@ -45,31 +55,21 @@ def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
     Raises:
         ImageError: The bytes are not an image this model can read; the message says why.
     """
+    return load_radiograph(data, size=size).pixels
+
+
+def load_radiograph(data: bytes, *, size: int) -> Radiograph:
+    """Decode one radiograph as `load_pixels` does, and say what its header says.
+
+    Raises:
+        ImageError: The bytes are not an image this model can read; the message says why.
+    """
     if not data:
         raise ImageError("The image is empty.")
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
-    grey = _decode_picture(data) if _is_picture(data) else _decode_dicom(data)
-    return _fit_square(grey, size)[None]
-
-
-def read_view(data: bytes) -> str:
-    """Return how a radiograph was taken: "PA", "AP", "LATERAL" or "UNKNOWN" (also for PNG and JPEG).
-
-    Raises:
-        ImageError: The bytes are no image.
-    """
-    if _is_picture(data):
-        return "UNKNOWN"
-    dataset = dicom_file.read_header(data, ("ViewPosition",))
-    view = str(dataset.get("ViewPosition", "") or "").strip().upper()
-    if view in {"PA", "AP"}:
-        return view
-    return "LATERAL" if view in {"LL", "RL", "LAT", "LLAT", "RLAT"} or "LATERAL" in view else "UNKNOWN"
-
-
-def _is_picture(data: bytes) -> bool:
-    return data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff"
+    grey = _decode_picture(data) if dicom_file.is_picture(data) else _decode_dicom(data)
+    return Radiograph(_fit_square(grey, size)[None], read_image_header(data))
 
 
 def _decode_picture(data: bytes) -> Grey:

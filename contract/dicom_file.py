@@ -40,6 +40,11 @@ _FOREIGN_FORMATS: Final = {
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
 
 
+def is_picture(data: bytes) -> bool:
+    """Whether the bytes start as PNG or JPEG files do."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff"
+
+
 def read_radiograph(data: bytes) -> "Dataset":
     """Parse a DICOM file and check that it holds a radiograph that can be read.
 

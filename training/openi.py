@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
-from contract.dicom import read_view
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
+from contract.image_header import read_image_header
 from contract.text import SECTIONS, Report
 from training.mesh import is_labelled, map_headings
 
@@ -244,7 +244,7 @@ def _read_view(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
-        return read_view(header)
+        return read_image_header(header).view
     except InputError:
         return "UNKNOWN"
 

@@ -23,8 +23,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from contract.dicom import is_inverted, load_pixels, read_view
+from contract.dicom import is_inverted, load_pixels
 from contract.errors import ImageError
+from contract.image_header import read_image_header
 
 image_module = pytest.importorskip("PIL.Image")
 SIDE = 32  # images of this size are not scaled, so that each value can be compared
@@ -290,7 +291,7 @@ def test_real_png_files_load(openi_directory):
         pixels = load_pixels(path.read_bytes(), size=224)[0]
         assert np.ptp(pixels) > 200, path.name
         assert 30 < pixels.mean() < 200, path.name
-        assert read_view(path.read_bytes()) == "UNKNOWN"
+        assert read_image_header(path.read_bytes()).view == "UNKNOWN"
 
 
 # --- views and real headers --------------------------------------------------------------------------------
@@ -313,15 +314,15 @@ def test_real_png_files_load(openi_directory):
 )
 def test_view(dicom, written, view):
     data = dicom.build(ramp(12), ViewPosition=written)
-    assert read_view(data) == view
-    assert read_view(data[: len(data) // 2]) == view  # the header is enough
-    assert read_view(dicom.build(ramp(12))) == "UNKNOWN"
+    assert read_image_header(data).view == view
+    assert read_image_header(data[: len(data) // 2]).view == view  # the header is enough
+    assert read_image_header(dicom.build(ramp(12))).view == "UNKNOWN"
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 zip", b"no image", b"%PDF-1.7"])
 def test_view_of_no_image(data):
     with pytest.raises(ImageError):
-        read_view(data)
+        read_image_header(data)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_views_of_the_real_headers(dicom, headers):
     written = Counter(header["View Position"] for header in headers)
     views: Counter[str] = Counter()
     for text, count in written.items():
-        views[read_view(dicom.build(ramp(12), ViewPosition=text))] += count
+        views[read_image_header(dicom.build(ramp(12), ViewPosition=text)).view] += count
     assert views == {"PA": 3593, "AP": 423, "LATERAL": 867, "UNKNOWN": 2586}
 
 

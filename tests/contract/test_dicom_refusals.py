@@ -25,8 +25,9 @@ from pydicom.uid import (
 )
 
 from contract import dicom_file
-from contract.dicom import load_pixels, read_view
+from contract.dicom import load_pixels
 from contract.errors import ImageError
+from contract.image_header import read_image_header
 
 image_module = pytest.importorskip("PIL.Image")
 VALUES = np.random.default_rng(0).integers(0, 4096, (40, 36)).astype(np.uint16)
@@ -170,7 +171,7 @@ def test_unknown_value_representation(dicom, vr):
         assert known in data
         refuse(dicom, data.replace(known, known[:4] + vr))
     with pytest.raises(ImageError):
-        read_view(data.replace(b"\x18\x00\x01\x51CS", b"\x18\x00\x01\x51" + vr))
+        read_image_header(data.replace(b"\x18\x00\x01\x51CS", b"\x18\x00\x01\x51" + vr))
 
 
 # --- claims that would cost memory or time -----------------------------------------------------------------
@@ -267,7 +268,7 @@ def test_damaged_header_is_read_or_refused(dicom, syntax):
         changed = damage(data, seed, 132, stop)
         try:
             assert load_pixels(changed, size=32).shape == (1, 32, 32)
-            assert read_view(changed) in {"PA", "AP", "LATERAL", "UNKNOWN"}
+            assert read_image_header(changed).view in {"PA", "AP", "LATERAL", "UNKNOWN"}
             outcomes["read"] += 1
         except ImageError as error:
             messages.add(str(error).upper())

@@ -11,7 +11,8 @@ import pydicom
 import pytest
 from pydicom.uid import UID
 
-from contract.dicom import load_pixels, read_view
+from contract.dicom import load_pixels
+from contract.image_header import read_image_header
 from training.openi import build_table, parse_study, read_reports
 from training.phantom.findings import get_categories
 from training.phantom.headers import draw_headers, load_table
@@ -139,7 +140,7 @@ def test_files_carry_the_drawn_headers(phantoms, headers):
 
 def test_views_are_read_from_the_files(phantoms, headers):
     for image_id, path in phantoms.list_images().items():
-        view, header = read_view(path.read_bytes()), headers[image_id]
+        view, header = read_image_header(path.read_bytes()).view, headers[image_id]
         assert view == {"": "UNKNOWN", "PA": "PA", "AP": "AP"}.get(header.fields["ViewPosition"], "LATERAL")
         assert view != "LATERAL" or header.lateral
 

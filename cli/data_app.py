@@ -1,0 +1,69 @@
+"""`cxr data`: draw, read and describe data sets in Open-i's layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json, Table, make_console
+
+data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
+
+
+@data_app.command("draw")
+def draw_data(
+    directory: Annotated[Path, typer.Argument(help="New directory for the data set.")],
+    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 100,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+    scale: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")
+    ] = 0.125,
+    as_json: Json = False,
+) -> None:
+    """Draw a phantom data set: DICOM radiographs, XML reports and a box per finding."""
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from training.phantom import draw_dataset
+
+    console = make_console(as_json)
+    with show_progress(console, "Drawing studies") as progress:
+        draw_dataset(directory, studies=studies, seed=seed, scale=scale, progress=progress)
+    if as_json:
+        print_json({"directory": str(directory), "studies": studies})
+    else:
+        console.print(f"{studies} phantom studies in {directory}", highlight=False)
+
+
+@data_app.command("table")
+def make_table(
+    reports: Annotated[Path, typer.Argument(help="Reports: NLMCXR_reports.tgz or a directory of XML files.")],
+    out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
+    images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM or PNG files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read Open-i reports and images into one studies table."""
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from training.openi import build_table, write_table
+
+    console = make_console(as_json)
+    with show_progress(console, "Reading reports") as progress:
+        table = build_table(reports, images, progress)
+    write_table(table, out)
+    if as_json:
+        print_json({"table": str(out), "studies": table.num_rows})
+    else:
+        console.print(f"{table.num_rows} studies in {out}", highlight=False)
+
+
+@data_app.command("show")
+def show_counts(table: Table, as_json: Json = False) -> None:
+    """Count studies, images and labels of a studies table."""
+    from cli.data import count_studies, print_counts
+    from cli.show import print_json
+
+    counts = count_studies(table)
+    if as_json:
+        print_json(counts)
+    else:
+        print_counts(make_console(False), counts)

@@ -1,0 +1,28 @@
+"""Arguments and options that several commands share, and the console they print on."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Image = Annotated[
+    Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
+]
+ReportText = Annotated[
+    str | None,
+    typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -."),
+]
+TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
+RetrievalUrl = Annotated[
+    str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Deadline of each call, in seconds.")]
+Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]
+
+
+def make_console(as_json: bool) -> Console:
+    """Text goes to standard output; with --json only progress is shown, on standard error."""
+    return Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)

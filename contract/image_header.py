@@ -1,0 +1,144 @@
+"""What an image file says of itself beside its pixels: how it was taken, how it is stored, what to be warned of."""
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from contract import dicom_file
+from contract.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+View = Literal["PA", "AP", "LATERAL", "UNKNOWN"]
+VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
+_LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT", "LLO", "RLO"}
+_CHEST_WORDS: Final = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM")
+_ELEMENTS: Final = (
+    *("Modality", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined"),
+    *("PhotometricInterpretation", "PresentationLUTShape", "BitsStored", "Rows", "Columns", "NumberOfFrames"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth"),
+)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """The header of one image; what a file does not say is "" or 0. It holds nothing of the patient.
+
+    Attributes:
+        format: "DICOM", "PNG" or "JPEG".
+        modality: DICOM modality, "CR" or "DX" for most radiographs.
+        view: How it was taken.
+        laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
+        body_part: DICOM Body Part Examined.
+        photometric: DICOM Photometric Interpretation; MONOCHROME1 stores air white.
+        inverse: Whether Presentation LUT Shape is INVERSE.
+        bits: Bits stored per sample.
+        rows: Height in pixels.
+        columns: Width in pixels.
+        frames: Number of frames; 1 where the file does not say.
+        window: Whether it brings a window (Window Center and Window Width).
+        voi_lut: Whether it brings a VOI LUT sequence.
+        syntax: DICOM transfer syntax UID.
+    """
+
+    format: str
+    modality: str = ""
+    view: View = "UNKNOWN"
+    laterality: str = ""
+    body_part: str = ""
+    photometric: str = ""
+    inverse: bool = False
+    bits: int = 0
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    window: bool = False
+    voi_lut: bool = False
+    syntax: str = ""
+
+
+def read_image_header(data: bytes) -> ImageHeader:
+    """Read the header of a DICOM, PNG or JPEG file; the first 64 kB of most files are enough.
+
+    Raises:
+        ImageError: The bytes are no image.
+    """
+    if dicom_file.is_picture(data):
+        return _read_picture_header(data)
+    return describe_dataset(dicom_file.read_header(data, _ELEMENTS))
+
+
+def describe_dataset(dataset: "Dataset") -> ImageHeader:
+    """Return the header of a parsed DICOM file."""
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", "")
+    return ImageHeader(
+        format="DICOM",
+        modality=_read_code(dataset, "Modality"),
+        view=_read_view(dataset),
+        laterality=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
+        body_part=_read_code(dataset, "BodyPartExamined"),
+        photometric=_read_code(dataset, "PhotometricInterpretation"),
+        inverse=_read_code(dataset, "PresentationLUTShape") == "INVERSE",
+        bits=_read_count(dataset, "BitsStored"),
+        rows=_read_count(dataset, "Rows"),
+        columns=_read_count(dataset, "Columns"),
+        frames=_read_count(dataset, "NumberOfFrames") or 1,
+        window=all(dataset.get(name) not in (None, "") for name in dicom_file.WINDOW_ELEMENTS),
+        voi_lut=bool(dataset.get("VOILUTSequence")),
+        syntax=str(syntax or ""),
+    )
+
+
+def list_warnings(header: ImageHeader) -> tuple[str, ...]:
+    """Return what a reader of the model's answer should know about the image, one sentence each."""
+    found = []
+    if header.view == "LATERAL":
+        found.append("The image is a lateral view; the model learned mostly from frontal ones.")
+    if header.body_part and not any(word in header.body_part for word in _CHEST_WORDS):
+        found.append(f"The image is labelled {header.body_part}, not chest.")
+    if header.frames > 1:
+        found.append(f"The image has {header.frames} frames; only the first was read.")
+    return tuple(found)
+
+
+def _read_picture_header(data: bytes) -> ImageHeader:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Reading images needs the 'image' extra: pip install 'cxr-serving[image]'."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                bits = 16 if image.mode.startswith("I") else 8
+                return ImageHeader(str(image.format), bits=bits, rows=image.height, columns=image.width)
+    except Exception as error:  # the decoders raise many kinds for damaged files
+        raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
+
+
+def _read_view(dataset: "Dataset") -> View:
+    view = _read_code(dataset, "ViewPosition")
+    if view == "PA":
+        return "PA"
+    if view == "AP":
+        return "AP"
+    return "LATERAL" if view in _LATERAL_CODES or "LATERAL" in view else "UNKNOWN"
+
+
+def _read_code(dataset: "Dataset", name: str) -> str:
+    """Return a coded value; anything that does not look like a code might be a patient's, and is dropped."""
+    value = str(dataset.get(name, "") or "").strip().upper()
+    return value if re.fullmatch(r"[A-Z0-9][A-Z0-9_ ]{0,15}", value) else ""
+
+
+def _read_count(dataset: "Dataset", name: str) -> int:
+    value: Any = dataset.get(name)
+    try:
+        return max(int(value or 0), 0)
+    except (TypeError, ValueError):
+        return 0
