@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 View = Literal["PA", "AP", "LATERAL", "UNKNOWN"]
 VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
-_LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT", "LLO", "RLO"}
+_LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT"}
 _CHEST_WORDS: Final = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM")
 _ELEMENTS: Final = (
     *("Modality", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined"),
