@@ -9,12 +9,12 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
-from contract.image_header import read_image_header
+from contract.image_header import ImageHeader, read_image_header
 from contract.text import SECTIONS, Report
 from training.mesh import is_labelled, map_headings
 
@@ -33,6 +33,11 @@ IMAGE_SUFFIXES = {".dcm", ".png", ".jpg", ".jpeg"}
 _HEADER_BYTES = 2**16  # more than the header of any Open-i file; the pixels follow
 _VIEW_ORDER = {"PA": 0, "AP": 1, "UNKNOWN": 2, "LATERAL": 3}
 
+# One field for each of `ImageHeader`; the view has a column of its own.
+_HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64()}
+HEADER = pa.struct(
+    [(field.name, _HEADER_TYPES[field.type]) for field in fields(ImageHeader) if field.name != "view"]
+)
 SCHEMA = pa.schema(
     [
         ("study_id", pa.string()),
@@ -40,6 +45,7 @@ SCHEMA = pa.schema(
         ("image_ids", pa.list_(pa.string())),
         ("image_paths", pa.list_(pa.string())),
         ("views", pa.list_(pa.string())),
+        ("headers", pa.list_(HEADER)),  # like views, one for each of image_paths
         *((name, pa.string()) for name in SECTIONS),
         ("mesh_major", pa.list_(pa.string())),
         ("mesh_automatic", pa.list_(pa.string())),
@@ -221,14 +227,15 @@ def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
     images = [
         (image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found
     ]
-    viewed = [(_read_view(path), image_id, path) for image_id, path in images]
-    viewed.sort(key=lambda entry: (_VIEW_ORDER[entry[0]], entry[1]))
+    viewed = [(_read_header(path), image_id, path) for image_id, path in images]
+    viewed.sort(key=lambda entry: (_VIEW_ORDER[entry[0].view], entry[1]))
     return {
         "study_id": study.study_id,
         "patient_id": study.patient_id,
         "image_ids": [image_id for _, image_id, _ in viewed],
         "image_paths": [str(path) for *_, path in viewed],
-        "views": [view for view, *_ in viewed],
+        "views": [header.view for header, *_ in viewed],
+        "headers": [asdict(header) for header, *_ in viewed],
         **{name: getattr(study.report, name) for name in SECTIONS},
         "mesh_major": list(study.mesh_major),
         "mesh_automatic": list(study.mesh_automatic),
@@ -237,16 +244,17 @@ def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
     }
 
 
-def _read_view(path: Path) -> str:
+def _read_header(path: Path) -> ImageHeader:
+    """Read the header of an image file; an image that is none has an empty one of format ""."""
     try:
         with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+            data = file.read(_HEADER_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
-        return read_image_header(header).view
+        return read_image_header(data)
     except InputError:
-        return "UNKNOWN"
+        return ImageHeader("")
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -296,5 +304,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error
     if table is None:
-        raise ArtifactError(f"{path} is not a studies table: {', '.join(wrong)} missing or of another type.")
+        raise ArtifactError(
+            f"{path} is not a studies table: {', '.join(wrong)} missing or of another type. "
+            "Make a table of an older version again with `cxr data table`."
+        )
     return table

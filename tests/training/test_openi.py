@@ -7,6 +7,7 @@ import io
 import re
 import tarfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
+from contract.image_header import read_image_header
 from contract.text import Report
 from training import openi
 from training.openi import (
@@ -439,8 +441,27 @@ def test_images_are_joined_frontal_first(images, reports):
     assert row["image_ids"] == [f"CXR7_IM-0001-{number}001" for number in (4, 5, 3, 2, 1)]
     assert row["image_paths"][0] == str(images / "a" / "7_IM-0001-4001.dcm")
     assert row["image_paths"][-1] == str(images / "z" / "7_IM-0001-1001.dcm")
-    assert other["image_ids"] == other["image_paths"] == other["views"] == []
+    assert other["image_ids"] == other["image_paths"] == other["views"] == other["headers"] == []
     assert seen == [(2, 2), (2, 2)]
+
+
+def test_every_image_has_its_header(images, reports, tmp_path):
+    """The header stands in the same place as its image, and survives the file."""
+    write_table(build_table(reports, images), tmp_path / "studies.parquet")
+    row, _ = read_table(tmp_path / "studies.parquet").to_pylist()
+    assert len(row["headers"]) == len(row["image_paths"]) == 5
+    for path, view, found in zip(row["image_paths"], row["views"], row["headers"], strict=True):
+        assert {**found, "view": view} == asdict(read_image_header(Path(path).read_bytes()))
+    lateral, picture = row["headers"][4], row["headers"][3]
+    assert (lateral["modality"], lateral["photometric"], lateral["bits"]) == ("CR", "MONOCHROME2", 12)
+    assert (lateral["rows"], lateral["columns"], lateral["window"], lateral["voi_lut"]) == (
+        300,
+        300,
+        False,
+        False,
+    )
+    assert lateral["syntax"] == ExplicitVRLittleEndian
+    assert (picture["format"], picture["bits"], picture["photometric"]) == ("PNG", 8, "")
 
 
 def test_table_without_images(reports):
@@ -463,6 +484,8 @@ def test_a_damaged_image_has_an_unknown_view(images, reports):
         path.write_bytes(data)
         row = build_table(reports, images).to_pylist()[0]
         assert row["views"] == ["PA", "AP", "UNKNOWN", "UNKNOWN", "LATERAL"]
+        assert row["headers"][3]["format"] == ""
+        assert row["headers"][0]["format"] == "DICOM"
 
 
 def test_an_image_that_cannot_be_opened_is_named(images, reports, monkeypatch):
@@ -556,8 +579,8 @@ def test_a_table_that_is_not_one(data, tmp_path):
 
 def test_other_tables_name_what_is_wrong(table, tmp_path):
     path = tmp_path / "studies.parquet"
-    pq.write_table(table.drop_columns(["views"]), path)
-    with pytest.raises(ArtifactError, match="not a studies table: views missing"):
+    pq.write_table(table.drop_columns(["headers"]), path)  # as version 0.1.0 wrote it
+    with pytest.raises(ArtifactError, match=r"not a studies table: headers missing .* `cxr data table`"):
         read_table(path)
     assert read_table(path, ["study_id"]).num_rows == 2
     place = table.column_names.index("labels")
