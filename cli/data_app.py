@@ -67,3 +67,27 @@ def show_counts(table: Table, as_json: Json = False) -> None:
         print_json(counts)
     else:
         print_counts(make_console(False), counts)
+
+
+@data_app.command("speed")
+def measure_reading(
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the square read into.")] = 224,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each file is read.")] = 7,
+    scale: Annotated[
+        float, typer.Option(min=0.02, max=1.0, help="Side length relative to a 2828x2320 radiograph.")
+    ] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Time reading a radiograph from every kind of file, beside the plainest way to do it."""
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from cli.speed import COLUMNS, ROWS, measure_speed, print_speed
+
+    console = make_console(as_json)
+    sides = {"rows": round(ROWS * scale), "columns": round(COLUMNS * scale)}
+    with show_progress(console, "Reading") as progress:
+        report = measure_speed(size=size, repeats=repeats, **sides, progress=progress)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_speed(console, report)

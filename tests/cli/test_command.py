@@ -17,7 +17,7 @@ def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data draw", "data table", "data show"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data draw", "data table", "data show", "data speed"])
 def test_help_and_json_everywhere(command):
     result = run(*command.split(), "--help")
     assert result.exit_code == 0

@@ -1,0 +1,204 @@
+"""How long `load_pixels` takes for each kind of file, beside the plainest way to the same pixels."""
+
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.progress import ProgressCallback
+from cli.speed_images import Kind, Values, draw_radiograph, list_kinds
+from contract import dicom_file
+from contract.dicom import load_pixels
+from contract.errors import ConfigError, ImageError
+
+ROWS, COLUMNS = 2828, 2320  # of a 35 x 43 cm radiograph at 0.15 mm
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one kind of file in milliseconds, medians and minima; the control's are None where it fails.
+
+    Attributes:
+        kind: Name of the kind of file.
+        decoder: What decodes it in `load_pixels`.
+        file_mb: Size of the file in units of 10**6 bytes.
+        ms: Median of `load_pixels`.
+        min_ms: Minimum of `load_pixels`.
+        control_ms: Median of the control.
+        control_min_ms: Minimum of the control.
+        ratio: `ms` / `control_ms`.
+    """
+
+    kind: str
+    decoder: str
+    file_mb: float
+    ms: float
+    min_ms: float
+    control_ms: float | None = None
+    control_min_ms: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """All timings with what they depend on; `skipped` holds (kind, reason) of what was not measured."""
+
+    rows: int
+    columns: int
+    size: int
+    repeats: int
+    cpus: int
+    cv2_threads: int
+    timings: tuple[Timing, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        return asdict(self)
+
+
+def measure_speed(
+    *,
+    size: int,
+    repeats: int,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
+    progress: ProgressCallback | None = None,
+) -> SpeedReport:
+    """Draw one radiograph, write it as every kind of file and time reading each.
+
+    Args:
+        size: Side of the square that is read into, in pixels.
+        repeats: How often each way runs; both ways take turns.
+        rows: Height of the drawn radiograph.
+        columns: Width of the drawn radiograph.
+        progress: Called with (done, total) after each kind.
+
+    Raises:
+        ConfigError: The 'image' extra is missing.
+    """
+    cv2 = _import_cv2()
+    values = draw_radiograph(rows, columns)
+    timings: list[Timing] = []
+    skipped: list[tuple[str, str]] = []
+    kinds = list_kinds()
+    for done, kind in enumerate(kinds, start=1):
+        try:
+            timings.append(measure_kind(kind, values, size=size, repeats=repeats))
+        except (ConfigError, ImageError) as error:
+            skipped.append((kind.name, str(error)))
+        if progress:
+            progress(done, len(kinds))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = {"cpus": cpus, "cv2_threads": cv2.getNumThreads()}
+    return SpeedReport(
+        rows, columns, size, repeats, **machine, timings=tuple(timings), skipped=tuple(skipped)
+    )
+
+
+def measure_kind(kind: Kind, values: Values, *, size: int, repeats: int) -> Timing:
+    """Time `load_pixels` and the control on one file.
+
+    Raises:
+        ConfigError: The encoder is missing.
+        ImageError: `load_pixels` does not read this kind of file on this machine.
+    """
+    data = kind.write(values)
+    load_pixels(data, size=size)  # imports, and files that are not read, before the clock starts
+    ways: list[Callable[[], Any]] = [lambda: load_pixels(data, size=size)]
+    if _can_run(control := lambda: load_control(data, dicom=kind.dicom, size=size)):
+        ways.append(control)
+    ours, *others = take_turns(ways, repeats=repeats)
+    timing: dict[str, Any] = {"ms": statistics.median(ours), "min_ms": min(ours)}
+    for times in others:
+        median = statistics.median(times)
+        timing |= {"control_ms": median, "control_min_ms": min(times), "ratio": timing["ms"] / median}
+    rounded = {name: round(number, 2) for name, number in timing.items()}
+    return Timing(kind.name, name_decoder(data), round(len(data) / 1e6, 2), **rounded)
+
+
+def take_turns(ways: Sequence[Callable[[], Any]], *, repeats: int) -> list[list[float]]:
+    """Return the milliseconds of each run of each way; taking turns shares out what else the machine does."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeats):
+        for way, kept in zip(ways, times, strict=True):
+            started = time.perf_counter()
+            way()
+            kept.append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def load_control(data: bytes, *, dicom: bool, size: int) -> NDArray[Any]:
+    """Read a file without any check, window or padding: decode with pydicom or Pillow, resize with OpenCV.
+
+    Returns:
+        (height, width), the longer one `size`; stored values, no grey.
+    """
+    cv2 = _import_cv2()
+    if dicom:
+        from pydicom import dcmread
+
+        values = dcmread(io.BytesIO(data)).pixel_array
+    else:
+        from PIL import Image
+
+        values = np.asarray(Image.open(io.BytesIO(data)))
+    scale = size / max(values.shape)
+    height, width = (max(1, round(side * scale)) for side in values.shape)
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)  # OpenCV reads no big endian
+    return np.asarray(cv2.resize(native, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def name_decoder(data: bytes) -> str:
+    """Return the package that decodes a file in `load_pixels`."""
+    if dicom_file.is_picture(data):
+        return "pillow"
+    dataset = dicom_file.read_radiograph(data)
+    return dicom_file._choose_decoder(dataset) if dicom_file._is_compressed(dataset) else "numpy"
+
+
+def _can_run(way: Callable[[], Any]) -> bool:
+    try:
+        way()
+    except Exception:  # pydicom has no decoder that its defaults find, which it says in many ways
+        return False
+    return True
+
+
+def print_speed(console: Console, report: SpeedReport) -> None:
+    """Print the timings as a table and what was skipped below it."""
+    title = f"load_pixels(size={report.size}) of {report.rows}x{report.columns} pixels, median of {report.repeats}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("File")
+    table.add_column("Decoder")
+    for name in ("MB", "ms", "min", "control", "min", "ratio"):
+        table.add_column(name, justify="right")
+    for timing in report.timings:
+        times = (timing.ms, timing.min_ms, timing.control_ms, timing.control_min_ms)
+        shown = ("-" if value is None else f"{value:.0f}" for value in times)
+        ratio = "-" if timing.ratio is None else f"{timing.ratio:.2f}"
+        table.add_row(timing.kind, timing.decoder, f"{timing.file_mb:.1f}", *shown, ratio)
+    console.print(table)
+    machine = f"{report.cpus} CPUs, {report.cv2_threads} OpenCV threads"
+    console.print(f"{machine}; control: pydicom or Pillow decodes, OpenCV resizes, nothing else")
+    for name, reason in report.skipped:
+        console.print(f"{escape(name)} skipped: {escape(reason)}", highlight=False, soft_wrap=True)
+
+
+def _import_cv2() -> Any:
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Reading images needs the 'image' extra: pip install 'cxr-serving[image]'."
+        ) from error
+    return cv2
