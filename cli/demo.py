@@ -141,7 +141,7 @@ def _train(demo: Demo) -> Bundle:
 
 
 def _run_control(demo: Demo, bundle: Bundle) -> None:
-    from training.baseline import run_table_control
+    from training.evaluation.control import run_table_control
 
     with demo.steps.step("Control: TF-IDF + logistic regression on the same split"):
         control = run_table_control(demo.table, bundle.path / "split.json", bundle.config["text_mode"])

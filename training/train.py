@@ -35,7 +35,7 @@ from training.data import (
     make_batch,
     read_studies,
 )
-from training.evaluate import LabelMetrics, evaluate_labels, fit_thresholds
+from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
 from training.losses import compute_positive_weights, contrastive_loss, label_loss
 from training.model import CxrModel
 from training.optimizer import make_optimizers, make_schedules

@@ -1,10 +1,11 @@
-"""How good are probabilities: AUROC, average precision and F1 per label, with patient-bootstrap intervals.
+"""How good are probabilities: AUROC, average precision, F1, Brier score and calibration error.
 
-The resamples of the bootstrap are weights on the studies (how often each was drawn), so that all of them are
-computed at once from one sorting per label.
+Each is measured per label, averaged over the labels with enough studies (macro), and over all their answers at
+once (micro), with 95 % intervals from drawing patients anew. The resamples are weights on the studies (how
+often each was drawn), so that all of them are computed at once from one sorting per label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,8 +16,10 @@ from contract.labels import LABEL_KEYS
 
 MIN_POSITIVES: Final = 5  # fewer positive (or negative) studies say nothing about a label
 RESAMPLES: Final = 1000
-METRICS: Final = ("auroc", "ap", "f1")
+METRICS: Final = ("auroc", "ap", "f1", "brier", "ece")
+CALIBRATION_BINS: Final = 15
 _DEFAULT_THRESHOLD: Final = 0.5
+_BLOCK: Final = 8_000_000  # weights that are worked on at once: 64 MB
 
 Floats = NDArray[np.float64]
 
@@ -42,21 +45,29 @@ class LabelMetrics:
         studies: M.
         averaged: Keys of the labels with at least `MIN_POSITIVES` positives and negatives.
         macro: Metric name -> mean over the averaged labels; empty when no label qualifies.
-        labels: Label key -> {"auroc", "ap", "f1", "positives"} for each averaged label.
+        micro: Metric name -> value over all answers of the averaged labels, as if they were one label.
+        labels: Label key -> metric name -> value, for each averaged label.
+        positives: Label key -> how many studies have it, for each averaged label.
     """
 
     studies: int
     averaged: tuple[str, ...]
     macro: dict[str, Interval]
-    labels: dict[str, dict[str, float]]
+    micro: dict[str, Interval]
+    labels: dict[str, dict[str, Interval]]
+    positives: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what metrics.json holds."""
         return {
             "studies": self.studies,
             "averaged": list(self.averaged),
-            "macro": {name: interval.to_dict() for name, interval in self.macro.items()},
-            "labels": self.labels,
+            "macro": _to_dicts(self.macro),
+            "micro": _to_dicts(self.micro),
+            "labels": {
+                key: {**_to_dicts(values), "positives": self.positives[key]}
+                for key, values in self.labels.items()
+            },
         }
 
 
@@ -72,7 +83,7 @@ def evaluate_labels(
     """Measure predictions.
 
     Args:
-        probabilities: (M, K), or any scores for AUROC and AP alone.
+        probabilities: (M, K), 0 to 1.
         targets: (M, K).
         thresholds: (K,), fitted on other studies; a label counts as present from its threshold on.
         groups: M patient ids; the bootstrap draws patients, not studies.
@@ -81,19 +92,42 @@ def evaluate_labels(
     """
     positives, predicted = targets.sum(0), probabilities >= thresholds  # (K,), (M, K)
     usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
-    weights = np.concatenate([np.ones((1, len(targets))), _draw_weights(groups, seed, resamples)])  # (1+R, M)
-    tables = {
-        "auroc": [compute_auroc(probabilities[:, k], targets[:, k], weights) for k in usable],
-        "ap": [compute_ap(probabilities[:, k], targets[:, k], weights) for k in usable],
-        "f1": [compute_f1(predicted[:, k], targets[:, k], weights) for k in usable],
-    }
-    macro = {name: _summarise(np.stack(rows)) for name, rows in tables.items() if rows}
+    keys = tuple(LABEL_KEYS[k] for k in usable)
+    weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
+    tables = [
+        _measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable
+    ]  # of each label: metric -> (1+R,)
+    macro, micro = {}, {}
+    if tables:
+        macro = {name: _summarise(name, [table[name] for table in tables]) for name in METRICS}
+        pooled = (values[:, usable].ravel() for values in (probabilities, predicted, targets))
+        everything = _measure(*pooled, np.repeat(weights, len(usable), axis=1))
+        micro = {name: _summarise(name, [everything[name]]) for name in METRICS}
     labels = {
-        LABEL_KEYS[k]: {name: round(float(tables[name][place][0]), 4) for name in METRICS}
-        | {"positives": int(positives[k])}
-        for place, k in enumerate(usable)
+        key: {name: _summarise(name, [table[name]]) for name in METRICS}
+        for key, table in zip(keys, tables, strict=True)
     }
-    return LabelMetrics(len(targets), tuple(labels), macro, labels)
+    counts = {key: int(positives[k]) for key, k in zip(keys, usable, strict=True)}
+    return LabelMetrics(len(targets), keys, macro, micro, labels, counts)
+
+
+def _measure(
+    probabilities: NDArray[np.floating],
+    predicted: NDArray[np.bool_],
+    targets: NDArray[np.bool_],
+    weights: Floats,
+) -> dict[str, Floats]:
+    """Return every metric for each row of weights, a block of rows at a time."""
+    measures: dict[str, Callable[[Floats], Floats]] = {
+        "auroc": lambda rows: compute_auroc(probabilities, targets, rows),
+        "ap": lambda rows: compute_ap(probabilities, targets, rows),
+        "f1": lambda rows: compute_f1(predicted, targets, rows),
+        "brier": lambda rows: compute_brier(probabilities, targets, rows),
+        "ece": lambda rows: compute_ece(probabilities, targets, rows),
+    }
+    step = max(1, _BLOCK // max(1, weights.shape[1]))
+    blocks = [weights[start : start + step] for start in range(0, len(weights), step)]
+    return {name: np.concatenate([measure(rows) for rows in blocks]) for name, measure in measures.items()}
 
 
 def fit_thresholds(probabilities: NDArray[np.floating], targets: NDArray[np.bool_]) -> Floats:
@@ -156,6 +190,31 @@ def compute_f1(predicted: NDArray[np.bool_], targets: NDArray[np.bool_], weights
     return np.where(positive > 0, f1, np.nan)
 
 
+def compute_brier(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Return the Brier score, the mean of (p - y)^2 (Brier 1950), NaN without a study; as `compute_auroc`."""
+    squares = (probabilities.astype(np.float64) - targets) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(weights @ squares / weights.sum(1))
+
+
+def compute_ece(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Return the expected calibration error of the probability of being positive; as `compute_auroc`.
+
+    The mean distance between the mean probability and the share of positives in `CALIBRATION_BINS` bins of
+    equal width, weighted by the studies in each (Naeini et al. 2015, Guo et al. 2017). NaN without a study.
+    """
+    bins = place_in_bins(probabilities)
+    gaps = np.zeros((len(probabilities), CALIBRATION_BINS))
+    gaps[np.arange(len(probabilities)), bins] = probabilities.astype(np.float64) - targets
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.abs(weights @ gaps).sum(1) / weights.sum(1))
+
+
+def place_in_bins(probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the calibration bin, 0 to `CALIBRATION_BINS` - 1, of each probability."""
+    return np.clip((probabilities * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
+
+
 def _sort_in_ties(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the order of the scores, highest first, and where each run of equal scores starts."""
     order = np.argsort(-scores, kind="stable")
@@ -164,8 +223,8 @@ def _sort_in_ties(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDAr
     return order, starts
 
 
-def _draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
-    """Draw patients with replacement; return (R, M), how often each study was drawn."""
+def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
+    """Draw patients with replacement; return (resamples, M), how often each of M studies was drawn."""
     if not len(groups):
         return np.zeros((resamples, 0))
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
@@ -174,10 +233,26 @@ def _draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
     return np.asarray(drawn[:, members], dtype=np.float64)
 
 
-def _summarise(table: Floats) -> Interval:
-    """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels."""
-    drawn = table[:, 1:]
+def summarise(table: Floats, *, centred: bool = False) -> Interval:
+    """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels.
+
+    Without resamples the interval is the value alone. With `centred` the interval is moved by the difference
+    between the mean of the resamples and the value: resampling adds noise to each bin of a calibration error,
+    which can only make it larger.
+    """
+    value, drawn = float(np.mean(table[:, 0])), table[:, 1:]
     # A resample without a positive (or negative) study of any label says nothing.
-    resampled = np.nanmean(drawn[:, ~np.isnan(drawn).all(0)], axis=0)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(float(np.mean(table[:, 0])), float(low), float(high))
+    drawn = drawn[:, ~np.isnan(drawn).all(0)]
+    if not drawn.size:
+        return Interval(value, value, value)
+    means = np.nanmean(drawn, axis=0)
+    low, high = np.percentile(means, [2.5, 97.5]) - (means.mean() - value if centred else 0.0)
+    return Interval(value, float(max(low, 0.0)), float(high))
+
+
+def _summarise(name: str, rows: Sequence[Floats]) -> Interval:
+    return summarise(np.stack(rows), centred=name == "ece")
+
+
+def _to_dicts(values: dict[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: interval.to_dict() for name, interval in values.items()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from contract.errors import ArtifactError, ConfigError
 from contract.text import TextMode
 from training.data import make_targets, read_texts
-from training.evaluate import LabelMetrics, evaluate_labels, fit_thresholds
+from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
 
 _REGULARISATION = (
     10.0  # C of scikit-learn: the best of 1, 3, 10 and 30 on the validation split of the real reports

@@ -8,7 +8,7 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABEL_INDEX, LABELS
-from training.baseline import fit_control, run_table_control
+from training.evaluation.control import fit_control, run_table_control
 from training.openi import SCHEMA, write_table
 
 WORDS = {"cardiac": "enlarged heart", "pleural": "blunted angle", "air_leak": "collapsed lung"}

@@ -5,16 +5,21 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
+from torchmetrics.functional.classification import binary_calibration_error
 
 from contract.labels import LABEL_KEYS, LABELS
-from training.evaluate import (
+from training.evaluation import labels
+from training.evaluation.labels import (
     METRICS,
     MIN_POSITIVES,
     compute_ap,
     compute_auroc,
+    compute_brier,
+    compute_ece,
     compute_f1,
     evaluate_labels,
     fit_thresholds,
@@ -158,13 +163,57 @@ def test_macro_is_the_mean_of_the_labels():
     assert metrics.averaged == LABEL_KEYS
     for place, key in enumerate(LABEL_KEYS):
         row = metrics.labels[key]
-        assert row["auroc"] == pytest.approx(
-            roc_auc_score(targets[:, place], probabilities[:, place]), abs=1e-4
+        assert row["auroc"].value == pytest.approx(
+            roc_auc_score(targets[:, place], probabilities[:, place]), abs=1e-9
         )
-        assert row["positives"] == targets[:, place].sum()
+        assert metrics.positives[key] == targets[:, place].sum()
+        assert all(interval.low < interval.value < interval.high for interval in row.values())
     for name in METRICS:
-        mean = np.mean([row[name] for row in metrics.labels.values()])
-        assert metrics.macro[name].value == pytest.approx(mean, abs=1e-4)
+        mean = np.mean([row[name].value for row in metrics.labels.values()])
+        assert metrics.macro[name].value == pytest.approx(mean, abs=1e-9)
+
+
+def test_micro_takes_all_answers_of_the_averaged_labels_as_one():
+    probabilities, targets = make_cases()
+    targets[:, 2] = False  # left out, here too
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(300), resamples=20)
+    kept = np.delete(np.arange(K), 2)
+    truth, scores = targets[:, kept].ravel(), probabilities[:, kept].ravel()
+    assert metrics.micro["auroc"].value == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    assert metrics.micro["ap"].value == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
+    assert metrics.micro["f1"].value == pytest.approx(f1_score(truth, scores >= 0.5), abs=1e-9)
+    assert metrics.micro["brier"].value == pytest.approx(brier_score_loss(truth, scores), abs=1e-9)
+
+
+def test_large_tables_are_measured_in_blocks(monkeypatch):
+    probabilities, targets = make_cases(60)
+    whole = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(60), resamples=30)
+    monkeypatch.setattr(labels, "_BLOCK", 130)
+    blocks = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(60), resamples=30)
+    assert blocks.to_dict() == whole.to_dict()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60))
+def test_brier_and_calibration_error_equal_those_of_other_libraries(rows):
+    probabilities, targets = (np.array(column) for column in zip(*rows, strict=True))
+    ones = np.ones((1, len(rows)))
+    expected = brier_score_loss(targets, probabilities, labels=[False, True])
+    assert compute_brier(probabilities, targets, ones)[0] == pytest.approx(expected, abs=1e-6)
+    expected = binary_calibration_error(
+        torch.tensor(probabilities), torch.tensor(targets).int(), n_bins=labels.CALIBRATION_BINS, norm="l1"
+    )
+    assert compute_ece(probabilities, targets, ones)[0] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_weights_of_brier_and_calibration_error_count_studies():
+    probabilities, targets = (rows[:, 0] for rows in make_cases(40))
+    counts = np.random.default_rng(3).integers(0, 4, 40)
+    weights, ones = counts[None].astype(np.float64), np.ones((1, int(counts.sum())))
+    for measure in (compute_brier, compute_ece):
+        repeated = measure(np.repeat(probabilities, counts), np.repeat(targets, counts), ones)
+        assert measure(probabilities, targets, weights) == pytest.approx(repeated, abs=1e-12)
+    assert np.isnan(compute_brier(probabilities, targets, weights * 0)).all()
 
 
 @pytest.mark.parametrize("negatives", [False, True])
@@ -178,9 +227,9 @@ def test_labels_with_too_few_studies_of_a_class_are_left_out(negatives):
     metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(300), resamples=20)
     assert metrics.averaged == (*LABEL_KEYS[:3], *LABEL_KEYS[4:])
     assert list(metrics.labels) == list(metrics.averaged)
-    assert metrics.labels[LABEL_KEYS[7]]["positives"] == (295 if negatives else 5)
+    assert metrics.positives[LABEL_KEYS[7]] == (295 if negatives else 5)
     assert metrics.macro["ap"].value == pytest.approx(
-        np.mean([row["ap"] for row in metrics.labels.values()]), abs=1e-4
+        np.mean([row["ap"].value for row in metrics.labels.values()]), abs=1e-9
     )
 
 
@@ -188,7 +237,7 @@ def test_labels_with_too_few_studies_of_a_class_are_left_out(negatives):
 def test_no_label_to_average_gives_an_empty_macro(count):
     probabilities, targets = make_cases(count, rate=0.0)
     metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(count))
-    assert metrics.to_dict() == {"studies": count, "averaged": [], "macro": {}, "labels": {}}
+    assert metrics.to_dict() == {"studies": count, "averaged": [], "macro": {}, "micro": {}, "labels": {}}
 
 
 def test_metrics_are_written_as_json():

@@ -1,0 +1,11 @@
+"""How good is a model: labels, retrieval, controls, and what published figures would say of it.
+
+labels.py      AUROC, average precision, F1, Brier score and calibration error, with patient-bootstrap intervals
+ranking.py     precision, recall, AP, MRR and nDCG of ranked cases; recall between images and reports
+published.py   the published retrieval metrics, which flatter, to lay figures side by side
+control.py     TF-IDF: logistic regression and nearest neighbours, what counting words reaches
+plan.py        which studies are asked, in which ways (image, parts of the report, swapped inputs)
+predict.py     asks a bundle's PyTorch model; the served model is asked by the `cxr` command
+measure.py     answers -> results
+report.py      results -> Markdown;  plots.py  results -> pictures
+"""
