@@ -67,6 +67,8 @@ REPORT: Final = TensorSpec("report", "BYTES", (1,))
 PIXELS: Final = TensorSpec("pixels", "UINT8", (1, "S", "S"))
 INPUT_IDS: Final = TensorSpec("input_ids", "INT64", ("L",))
 ATTENTION_MASK: Final = TensorSpec("attention_mask", "INT64", ("L",))
+IMAGE_NOTES: Final = TensorSpec("image_notes", "BYTES", (1,))  # JSON of contract.notes.ImageNotes
+REPORT_NOTES: Final = TensorSpec("report_notes", "BYTES", (1,))  # JSON of contract.notes.ReportNotes
 REPORT_TEXT: Final = TensorSpec("report_text", "BYTES", (1,))  # the part of the report that the model reads
 TOKEN_SPANS: Final = TensorSpec("token_spans", "INT32", ("L", 2))  # character range of each token in it
 IMAGE_TOKENS: Final = TensorSpec("image_tokens", "FP32", ("N", "C"))
@@ -92,10 +94,12 @@ _TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK)
 _STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION)
 _IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION)
 _TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
-_READING = (REPORT_TEXT, TOKEN_SPANS)
+# What preprocessing says beside what later steps read. No step may read these: Triton 2.51 prunes an output that
+# a step reads and the client does not ask for, and then waits for it for ever.
+_READING = (REPORT_TEXT, TOKEN_SPANS, REPORT_NOTES)
 
 _SPECS: tuple[ModelSpec, ...] = (
-    ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (PIXELS,)),
+    ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (PIXELS, IMAGE_NOTES)),
     ModelSpec("preprocess_text", "python", (REPORT,), (*_TEXT_INPUTS, *_READING)),
     ModelSpec("image_encoder", "onnxruntime", (PIXELS,), (IMAGE_TOKENS,)),
     ModelSpec("text_encoder", "onnxruntime", _TEXT_INPUTS, (TEXT_TOKENS,)),
@@ -106,14 +110,14 @@ _SPECS: tuple[ModelSpec, ...] = (
         "predict_study",
         "ensemble",
         (IMAGE_BYTES, REPORT),
-        (*_STUDY_OUTPUTS, *_READING),
+        (*_STUDY_OUTPUTS, IMAGE_NOTES, *_READING),
         ("preprocess_image", "preprocess_text", "image_encoder", "text_encoder", "fusion_study"),
     ),
     ModelSpec(
         "predict_image",
         "ensemble",
         (IMAGE_BYTES,),
-        _IMAGE_OUTPUTS,
+        (*_IMAGE_OUTPUTS, IMAGE_NOTES),
         ("preprocess_image", "image_encoder", "fusion_image"),
     ),
     ModelSpec(

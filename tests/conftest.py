@@ -1,9 +1,17 @@
-"""Paths to the real Open-i files, which lie beside the checkout."""
+"""What tests of several folders share: the real Open-i files, small DICOM files, small sealed bundles."""
 
+import io
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from contract.bundle import Bundle
+    from training.config import ModelConfig
 
 OPENI = Path(__file__).resolve().parents[2] / "shared" / "data" / "openi"
 
@@ -16,3 +24,112 @@ def openi_directory() -> Path:
             pytest.fail(f"the real Open-i files are missing: {OPENI}")
         pytest.skip(f"the real Open-i files are not at {OPENI}")
     return OPENI
+
+
+@pytest.fixture(scope="session")
+def chest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One phantom radiograph as DICOM: `frontal`, and relabelled as `lateral`, of a `hand`, with 3 `frames`."""
+    import pydicom
+
+    from training.phantom import draw_dataset
+
+    root = tmp_path_factory.mktemp("chest") / "phantom"
+    draw_dataset(root, studies=2, seed=0, scale=0.05)
+    data = sorted(root.rglob("*.dcm"))[0].read_bytes()
+
+    def relabel(**elements: object) -> bytes:
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        elements = {"ViewPosition": "PA", "ImageLaterality": "U", **elements}
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        dataset.PixelData = dataset.PixelData * int(elements.get("NumberOfFrames", 1))
+        file = io.BytesIO()
+        dataset.save_as(file)
+        return file.getvalue()
+
+    return {
+        "frontal": relabel(),
+        "lateral": relabel(ViewPosition="LL", ImageLaterality="L"),
+        "hand": relabel(BodyPartExamined="HAND"),
+        "frames": relabel(NumberOfFrames=3),
+    }
+
+
+@pytest.fixture(scope="session")
+def small_config() -> "ModelConfig":
+    """The smallest model that has every part: 56 pixels a side, 49 patches, a vocabulary of 120."""
+    from training.config import ModelConfig
+
+    return ModelConfig(
+        image_size=56,
+        image_stem="patch",
+        image_patch=4,
+        image_width=16,
+        image_depths=(2, 1),
+        image_heads=(2, 2),
+        vocabulary_size=120,
+        text_width=32,
+        text_layers=1,
+        text_heads=2,
+        text_feedforward=64,
+        text_positions=64,
+        width=32,
+        embedding_size=16,
+        fusion_layers=1,
+        fusion_heads=2,
+        adapter_rank=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def write_bundle() -> "Callable[..., Bundle]":
+    """A function that writes a sealed bundle with random weights and loads it; see `_write_bundle`."""
+    pytest.importorskip("torch")
+    return _write_bundle
+
+
+def _write_bundle(
+    directory: Path,
+    config: "ModelConfig",
+    *,
+    seed: int,
+    texts: Sequence[str],
+    thresholds: Sequence[float],
+    biases: Sequence[float] = (0.0, 0.0, 0.0),
+) -> "Bundle":
+    """Write a bundle that reads findings; its tokenizer learns `texts`, `biases` calibrate study, image, text."""
+    import torch
+    from safetensors.torch import save_file
+
+    from contract import bundle as parts
+    from contract.labels import LABELS
+    from contract.text import train_tokenizer
+    from training.model import CxrModel
+
+    directory.mkdir(parents=True)
+    torch.manual_seed(seed)
+    model = CxrModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # wider than at initialisation, so that the inputs matter
+            parameter.mul_(1.5)
+        for kind, bias in zip(("study", "image", "text"), biases, strict=True):
+            getattr(model.fusion, f"bias_{kind}").fill_(bias)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, directory / parts.WEIGHTS)
+    length = min(config.text_positions, 256)
+    settings = {
+        "model": asdict(config),
+        "sizes": model.sizes,
+        "text_mode": "findings",
+        "max_length": length,
+    }
+    parts.write_json(directory / parts.CONFIG, settings)
+    size = min(config.vocabulary_size, 300)
+    train_tokenizer([*texts] * 3, directory / parts.TOKENIZER, vocab_size=size)
+    named = zip(LABELS, thresholds, strict=True)
+    parts.write_labels(directory, tuple(parts.ServedLabel(x.key, x.name, limit) for x, limit in named))
+    for name in (parts.METRICS, parts.SPLIT):
+        parts.write_json(directory / name, {})
+    (directory / parts.MODEL_CARD).write_text("Random weights, for tests.\n")
+    parts.seal_bundle(directory, {})
+    return parts.load_bundle(directory)

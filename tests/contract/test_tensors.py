@@ -168,6 +168,7 @@ def test_wrong_wiring_is_found():
         "image_encoder lacks pixels",
         "missing is no model",
         "preprocess_image makes pixels again",
+        "preprocess_image makes image_notes again",
         "nothing makes probabilities",
         "nothing makes embedding",
         "nothing reads input_ids",

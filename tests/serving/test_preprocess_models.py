@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.tensors import MODELS
 from serving.stack import Ports, Stack
 
 grpc_client = pytest.importorskip("tritonclient.grpc")
@@ -59,11 +60,12 @@ def client(repository, tmp_path_factory):
         client.close()
 
 
-def infer(client, model, name, values):
+def infer(client, model, name, values, wanted=None):
     array = np.array([[value] for value in values], dtype=np.object_)
     tensor = grpc_client.InferInput(name, array.shape, "BYTES")
     tensor.set_data_from_numpy(array)
-    answer = client.infer(model, [tensor])
+    outputs = None if wanted is None else [grpc_client.InferRequestedOutput(output) for output in wanted]
+    answer = client.infer(model, [tensor], outputs=outputs)
     return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
 
@@ -97,6 +99,44 @@ def test_tokens_are_those_of_the_contract(client, repository):
     assert served["token_spans"].dtype == np.int32
     assert served["token_spans"].tobytes() == tokens.spans.tobytes()
     assert [entry.decode() for entry in served["report_text"][:, 0]] == texts
+
+
+def test_image_notes_are_those_of_the_contract(client, chest_files):
+    from contract.dicom import load_radiograph
+    from contract.notes import ImageNotes, note_image
+
+    served = infer(client, "preprocess_image", "image_bytes", list(chest_files.values()))["image_notes"]
+    notes = [ImageNotes.from_json(entry) for entry in served[:, 0]]
+    headers = [load_radiograph(data, size=SIZE).header for data in chest_files.values()]
+    assert notes == [note_image(header) for header in headers]
+    assert [len(note.warnings) for note in notes] == [0, 1, 1, 1]  # frontal, lateral, hand, frames
+    assert [note.view for note in notes] == ["PA", "LATERAL", "PA", "PA"]
+
+
+def test_report_notes_are_those_of_the_contract(client):
+    from contract.notes import ReportNotes
+
+    reports = [REPORTS[0].encode(), b"The heart is enlarged. " * 30]
+    served = infer(client, "preprocess_text", "report", reports)
+    notes = [ReportNotes.from_json(entry) for entry in served["report_notes"][:, 0]]
+    assert [note.truncated for note in notes] == [False, True]
+    assert [note.tokens for note in notes] == served["attention_mask"].sum(axis=1).tolist()
+    assert [len(note.warnings) for note in notes] == [0, 1]
+    assert f"longer than {MAX_LENGTH} tokens" in notes[1].warnings[0]
+
+
+@pytest.mark.parametrize("name", ["preprocess_image", "preprocess_text"])
+def test_any_output_comes_alone(client, chest_files, name):
+    given = {
+        "preprocess_image": ("image_bytes", [chest_files["frontal"]]),
+        "preprocess_text": ("report", [b"Clear."]),
+    }[name]
+    whole = infer(client, name, *given)
+    assert list(whole) == [output.name for output in MODELS[name].outputs]
+    for output in whole:
+        answer = infer(client, name, *given, wanted=[output])
+        assert list(answer) == [output]
+        np.testing.assert_array_equal(answer[output], whole[output])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Triton's first step for reports: text to token ids, by `contract.text` alone."""
+"""Triton's first step for reports: text to token ids and notes, by `contract` alone."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from contract.errors import InputError
-from contract.text import ReportTokenizer, read_report
+from contract.notes import ReportNotes, note_reports
+from contract.text import ReportTokenizer, TokenBatch, read_report
 
 _STEP = "preprocess_text"
 
@@ -33,22 +35,29 @@ class TritonPythonModel:
             reports = pb_utils.get_input_tensor_by_name(request, "report").as_numpy().reshape(-1)
             texts = [read_report(bytes(data), self._mode) for data in reports]
             tokens = self._tokenizer.encode(texts, self._max_length)
+            makers = {
+                "input_ids": lambda: tokens.input_ids,  # (B, L)
+                "attention_mask": lambda: tokens.attention_mask,  # (B, L)
+                "report_text": lambda: _pack(text.encode() for text in texts),  # (B, 1)
+                "token_spans": lambda: tokens.spans,  # (B, L, 2)
+                "report_notes": lambda: _pack(note.to_json() for note in self._note(tokens)),  # (B, 1)
+            }
+            wanted = request.requested_output_names() or makers
+            tensors = [pb_utils.Tensor(name, make()) for name, make in makers.items() if name in wanted]
         except InputError as error:
             return _fail(str(error), pb_utils.TritonError.INVALID_ARG)
         except (
             Exception
         ) as error:  # whatever it was: the message may hold words of the report, its type does not
             return _fail(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
-        encoded = np.array([[text.encode("utf-8")] for text in texts], dtype=np.object_)  # (B, 1)
-        outputs = {
-            "input_ids": tokens.input_ids,  # (B, L)
-            "attention_mask": tokens.attention_mask,  # (B, L)
-            "report_text": encoded,
-            "token_spans": tokens.spans,  # (B, L, 2)
-        }
-        wanted = request.requested_output_names() or outputs
-        tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items() if name in wanted]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _note(self, tokens: TokenBatch) -> tuple[ReportNotes, ...]:
+        return note_reports(tokens, text_mode=self._mode, max_length=self._max_length)
+
+
+def _pack(values: Iterable[bytes]) -> Any:
+    return np.array([[value] for value in values], dtype=np.object_)
 
 
 def _fail(message: str, code: int) -> Any:

@@ -1,0 +1,120 @@
+"""Notes on a case survive the way from server to client, and nothing else is taken for notes."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import ArtifactError
+from contract.image_header import VIEWS, ImageHeader, list_warnings
+from contract.notes import ImageNotes, ReportNotes, join_warnings, note_image, note_reports
+from contract.text import TokenBatch
+
+IMAGE = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view.", "Größe: 3 µm"))
+REPORT = ReportNotes(64, True, ("The report is longer than 64 tokens.",))
+
+lines = st.text(max_size=60).filter(str.isprintable)
+warnings = st.lists(lines, max_size=5).map(tuple)
+
+
+@given(st.builds(ImageNotes, st.sampled_from(VIEWS), lines, lines, warnings))
+def test_image_notes_come_back_as_they_were(notes):
+    assert ImageNotes.from_json(notes.to_json()) == notes
+
+
+@given(st.builds(ReportNotes, st.integers(0, 10**6), st.booleans(), warnings))
+def test_report_notes_come_back_as_they_were(notes):
+    assert ReportNotes.from_json(notes.to_json()) == notes
+
+
+def test_the_json_is_what_the_readme_says():
+    assert json.loads(IMAGE.to_json()) == {
+        "view": "LATERAL",
+        "laterality": "L",
+        "modality": "CR",
+        "warnings": list(IMAGE.warnings),
+    }
+    assert json.loads(REPORT.to_json()) == {
+        "tokens": 64,
+        "truncated": True,
+        "warnings": list(REPORT.warnings),
+    }
+    assert "µ".encode() in IMAGE.to_json()  # as it is, not as an escape
+
+
+def test_image_notes_are_those_of_the_header():
+    header = ImageHeader("DICOM", modality="DX", view="LATERAL", laterality="R", frames=3, body_part="HAND")
+    notes = note_image(header)
+    assert (notes.view, notes.laterality, notes.modality) == ("LATERAL", "R", "DX")
+    assert notes.warnings == list_warnings(header)
+    assert len(notes.warnings) == 3
+    assert note_image(ImageHeader("DICOM", view="PA", body_part="CHEST")).warnings == ()
+
+
+@pytest.mark.parametrize(("mode", "names_impression"), [("full", True), ("findings", False)])
+def test_report_notes_tell_what_was_cut(mode, names_impression):
+    ids = np.ones((2, 64), np.int64)
+    mask = ids.copy()
+    mask[1, 10:] = 0
+    batch = TokenBatch(ids, mask, np.zeros((2, 64, 2), np.int32), (True, False))
+    cut, whole = note_reports(batch, text_mode=mode, max_length=64)
+    assert whole == ReportNotes(10)
+    assert (cut.tokens, cut.truncated) == (64, True)
+    (sentence,) = cut.warnings
+    assert "longer than 64 tokens" in sentence
+    assert "not read" in sentence
+    assert ("impression" in sentence) is names_impression
+
+
+def test_joined_warnings_keep_their_order_and_come_once():
+    assert join_warnings(None, None) == ()
+    assert join_warnings(IMAGE, None, REPORT, IMAGE) == (*IMAGE.warnings, *REPORT.warnings)
+
+
+def change(notes, **values) -> bytes:
+    return json.dumps({**notes.to_dict(), **values}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        change(IMAGE, view="OBLIQUE"),
+        change(IMAGE, view=["PA"]),
+        change(IMAGE, extra=1),
+        change(IMAGE, laterality=None),
+        change(IMAGE, modality="\x1b[2J"),
+        change(IMAGE, warnings="one"),
+        change(IMAGE, warnings=[1]),
+        change(IMAGE, warnings=["two\nlines"]),
+        change(IMAGE, warnings=["x" * 10_000]),
+        change(IMAGE, warnings=["x"] * 1000),
+        REPORT.to_json(),
+    ],
+)
+def test_anything_else_is_no_image_note(data):
+    with pytest.raises(ArtifactError):
+        ImageNotes.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        change(REPORT, tokens=-1),
+        change(REPORT, tokens=True),
+        change(REPORT, tokens=1.5),
+        change(REPORT, truncated=1),
+        change(REPORT, warnings=["\x00"]),
+        IMAGE.to_json(),
+    ],
+)
+def test_anything_else_is_no_report_note(data):
+    with pytest.raises(ArtifactError):
+        ReportNotes.from_json(data)
