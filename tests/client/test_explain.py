@@ -3,84 +3,38 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from contract.bundle import (
-    CONFIG,
-    METRICS,
-    MODEL_CARD,
-    SPLIT,
-    TOKENIZER,
-    WEIGHTS,
-    Bundle,
-    ServedLabel,
-    load_bundle,
-    seal_bundle,
-    write_json,
-    write_labels,
-)
+from contract.bundle import Bundle, ServedLabel
 from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
-from contract.text import ReportTokenizer, train_tokenizer
+from contract.text import ReportTokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
 
 from client.explain import attribute, choose_label, explain, group_pieces, read_inputs  # noqa: E402
 from client.overlay import encode_png  # noqa: E402
-from training.config import ModelConfig  # noqa: E402
-from training.model import CxrModel, load_model  # noqa: E402
+from training.model import load_model  # noqa: E402
 
 REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effusion."
-SMALL = ModelConfig(
-    image_size=56,
-    image_stem="patch",
-    image_patch=4,
-    image_width=16,
-    image_depths=(2, 1),
-    image_heads=(2, 2),
-    vocabulary_size=120,
-    text_width=32,
-    text_layers=1,
-    text_heads=2,
-    text_feedforward=64,
-    text_positions=64,
-    width=32,
-    embedding_size=16,
-    fusion_layers=1,
-    fusion_heads=2,
-    adapter_rank=4,
-)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    from safetensors.torch import save_file
-
-    directory = tmp_path_factory.mktemp("bundles") / "small"
-    directory.mkdir()
-    torch.manual_seed(3)
-    model = CxrModel(SMALL)
-    with torch.no_grad():
-        for parameter in model.parameters():  # wider than at initialisation, so that the inputs matter
-            parameter.mul_(1.5)
-        for number, kind in enumerate(("study", "image", "text")):
-            getattr(model.fusion, f"bias_{kind}").fill_(number - 1.0)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / WEIGHTS)
-    config = {"model": asdict(SMALL), "sizes": model.sizes, "text_mode": "findings", "max_length": 64}
-    write_json(directory / CONFIG, config)
-    train_tokenizer([REPORT.replace("Pneumoperitoneum, ", "")] * 3, directory / TOKENIZER, vocab_size=120)
-    write_labels(directory, tuple(ServedLabel(label.key, label.name, 0.4) for label in LABELS))
-    for name in (METRICS, SPLIT):
-        write_json(directory / name, {})
-    (directory / MODEL_CARD).write_text("Random weights, for tests.\n")
-    seal_bundle(directory, {})
-    return load_bundle(directory)
+def bundle(write_bundle, small_config, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "small",
+        small_config,
+        seed=3,
+        texts=[REPORT.replace("Pneumoperitoneum, ", "")],
+        thresholds=[0.4] * len(LABELS),
+        biases=(-1.0, 0.0, 1.0),
+    )
 
 
 def make_png(seed: int) -> bytes:

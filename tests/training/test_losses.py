@@ -1,9 +1,7 @@
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
 
-from training.calibrate import SMALLEST_SCALE, apply_platt, fit_platt
 from training.config import TrainConfig
 from training.losses import compute_positive_weights, contrastive_loss, focal_loss, label_loss
 
@@ -59,30 +57,3 @@ def test_equal_reports_are_not_pushed_apart():
     torch.testing.assert_close(distinct, grouped)
     apart = torch.eye(4)
     assert contrastive_loss(apart, apart, torch.tensor([0, 0, 1, 2]), 0.05) > 1.0
-
-
-def test_platt_finds_the_line_that_made_the_labels():
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(20_000, 2)).astype(np.float32)
-    wanted = apply_platt(logits, np.float32([2.0, 0.5]), np.float32([-1.0, 0.3]))
-    targets = generator.random(logits.shape) < wanted
-    scale, bias = fit_platt(logits, targets)
-    assert scale == pytest.approx([2.0, 0.5], abs=0.1)
-    assert bias == pytest.approx([-1.0, 0.3], abs=0.1)
-
-
-@pytest.mark.parametrize("positives", [0, 1, 40])
-def test_platt_stays_finite_and_rising_on_rare_and_misordered_labels(positives):
-    logits = np.linspace(3, -3, 40, dtype=np.float32)[:, None] * 20
-    targets = np.zeros((40, 1), dtype=bool)
-    targets[40 - positives :] = True
-    scale, bias = fit_platt(logits, targets)
-    assert scale[0] >= SMALLEST_SCALE
-    assert np.isfinite(bias).all()
-    assert np.isfinite(apply_platt(logits, scale, bias)).all()
-
-
-def test_platt_without_cases_changes_nothing():
-    scale, bias = fit_platt(np.zeros((0, 22), np.float32), np.zeros((0, 22), bool))
-    assert (scale == 1).all()
-    assert (bias == 0).all()

@@ -7,31 +7,14 @@ from safetensors.torch import save_file
 from contract.bundle import WEIGHTS, Bundle
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import GRAPHS, MODELS
-from training.config import PRESETS, ModelConfig, make_config, read_model_config
+from training.config import PRESETS, make_config, read_model_config
 from training.model import CxrModel, graph_modules, load_model
-
-SMALL = ModelConfig(
-    image_size=56,
-    image_width=16,
-    image_depths=(1, 1),
-    image_heads=(2, 2),
-    vocabulary_size=60,
-    text_width=32,
-    text_layers=1,
-    text_heads=2,
-    text_feedforward=32,
-    width=32,
-    embedding_size=16,
-    fusion_layers=1,
-    fusion_heads=2,
-    adapter_rank=4,
-)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(small_config):
     torch.manual_seed(0)
-    return CxrModel(replace(SMALL, image_window=7, image_patch=4)).eval()
+    return CxrModel(replace(small_config, image_stem="conv")).eval()
 
 
 def _draw(model, batch, length):
