@@ -1,0 +1,195 @@
+"""How good is a search: metrics of ranked cases, and of finding a study's report by its image.
+
+Queries are studies Q, the gallery holds studies G. What counts as alike is a gain (Q, G): 0 for a case that has
+nothing to do with the query, up to 1 for one with exactly its labels. A gallery study that is the query
+itself, or of the same patient, is excluded: it neither fills a place nor counts as found or missed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation.labels import RESAMPLES, Floats, Interval, draw_weights, summarise
+
+CUTOFFS: Final = (1, 5, 10)
+RECALLS: Final = (1, 5, 10)  # of cross-modal search
+CURVE: Final = 50  # places of the precision curve
+_RANDOM_DRAWS: Final = 10
+
+
+@dataclass(frozen=True)
+class RankingMetrics:
+    """Results over the queries that have at least one similar case in the gallery.
+
+    Attributes:
+        queries: How many those are.
+        gallery: G.
+        values: Metric name -> mean over the queries.
+        curve: Precision at 1, 2, ... places, at most `CURVE`.
+    """
+
+    queries: int
+    gallery: int
+    values: dict[str, Interval]
+    curve: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what evaluation.json holds."""
+        return {
+            "queries": self.queries,
+            "gallery": self.gallery,
+            "values": {name: interval.to_dict() for name, interval in self.values.items()},
+            "curve": [round(value, 4) for value in self.curve],
+        }
+
+
+def compute_gains(
+    queries: NDArray[np.bool_], gallery: NDArray[np.bool_], *, without: Sequence[int] = ()
+) -> Floats:
+    """Return how alike labels are: the Jaccard index, shared labels / all labels of both.
+
+    Args:
+        queries: (Q, K).
+        gallery: (G, K).
+        without: Places of labels that do not count, such as that of `normal`.
+
+    Returns:
+        (Q, G), 0 to 1; 0 where neither has a label.
+    """
+    kept = np.setdiff1d(np.arange(queries.shape[1]), np.asarray(without, dtype=np.int64))
+    ours, theirs = queries[:, kept].astype(np.float64), gallery[:, kept].astype(np.float64)
+    shared = ours @ theirs.T
+    either = ours.sum(1)[:, None] + theirs.sum(1)[None] - shared
+    return np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
+
+
+def find_same(queries: Sequence[str], gallery: Sequence[str]) -> NDArray[np.bool_]:
+    """Return (Q, G), where the names (of patients, say) are equal."""
+    return np.asarray(np.asarray(queries, np.str_)[:, None] == np.asarray(gallery, np.str_)[None])
+
+
+def rank_cases(similarity: NDArray[np.floating], excluded: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+    """Return (Q, G), the places of the gallery from the most to the least similar, the excluded ones last.
+
+    Equal similarities come in an order drawn by `seed`: that of a file would favour its first studies.
+    """
+    shuffled = np.random.default_rng(seed).permutation(similarity.shape[1])
+    masked = np.where(excluded, -np.inf, similarity)[:, shuffled]
+    return np.asarray(shuffled[np.argsort(-masked, axis=1, kind="stable")], dtype=np.int64)
+
+
+def evaluate_ranking(
+    order: NDArray[np.int64],
+    gains: Floats,
+    excluded: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> RankingMetrics:
+    """Measure a ranking.
+
+    p@k     share of similar cases (gain above 0) among the first k
+    r@k     share of all similar cases that are among the first k
+    map     mean over all similar cases of the precision at their place (full average precision)
+    mrr     1 / place of the first similar case
+    ndcg@k  gain discounted by log2(1 + place), over that of the best possible order of the whole gallery
+            (Jarvelin and Kekalainen 2002, with linear gain)
+
+    Args:
+        order: (Q, G) from `rank_cases`.
+        gains: (Q, G).
+        excluded: (Q, G).
+        groups: Q patient ids, for the bootstrap.
+        seed: Of the bootstrap.
+        resamples: How many times patients are drawn.
+    """
+    gains = np.where(excluded, 0.0, gains)
+    kept = np.flatnonzero((gains > 0).any(1))
+    tables, curve = _measure(order[kept], gains[kept])
+    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    values = {name: _average(row, weights) for name, row in tables.items()} if len(kept) else {}
+    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve) if len(kept) else ())
+
+
+def evaluate_random(
+    gains: Floats,
+    excluded: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> RankingMetrics:
+    """Measure rankings in a random order, the mean of `_RANDOM_DRAWS` for each query; as `evaluate_ranking`."""
+    gains = np.where(excluded, 0.0, gains)
+    kept = np.flatnonzero((gains > 0).any(1))
+    drawn = []
+    for draw in range(_RANDOM_DRAWS):
+        noise = np.random.default_rng((seed, draw)).random(gains.shape)
+        drawn.append(_measure(rank_cases(noise, excluded, seed)[kept], gains[kept]))
+    tables = {name: np.mean([table[name] for table, _ in drawn], axis=0) for name in drawn[0][0]}
+    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    values = {name: _average(row, weights) for name, row in tables.items()} if len(kept) else {}
+    curve = np.mean([curve for _, curve in drawn], axis=0) if len(kept) else ()
+    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve))
+
+
+def evaluate_pairs(
+    similarity: NDArray[np.floating],
+    matches: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Interval]:
+    """Measure how well each query finds its own counterpart, such as an image its report.
+
+    Args:
+        similarity: (Q, G).
+        matches: (Q, G), the counterpart, and those that cannot be told from it (reports with equal text).
+        groups: Q patient ids, for the bootstrap.
+        seed: Of the bootstrap.
+        resamples: How many times patients are drawn.
+
+    Returns:
+        "r@1", "r@5", "r@10" (share of queries with a counterpart among the first k) and "median_rank"; of
+        equally similar cases half count as before the counterpart.
+    """
+    best = np.where(matches, similarity, -np.inf).max(1)  # (Q,)
+    others = np.where(matches, -np.inf, similarity)
+    ranks = 1 + (others > best[:, None]).sum(1) + (others == best[:, None]).sum(1) / 2
+    weights = draw_weights(groups, seed, resamples)
+    found = {f"r@{k}": _average((ranks <= k).astype(np.float64), weights) for k in RECALLS}
+    medians = [np.median(np.repeat(ranks, row.astype(np.int64))) for row in weights]
+    low, high = np.percentile(medians, [2.5, 97.5]) if medians else (np.median(ranks),) * 2
+    return found | {"median_rank": Interval(float(np.median(ranks)), float(low), float(high))}
+
+
+def _measure(order: NDArray[np.int64], gains: Floats) -> tuple[dict[str, Floats], Floats]:
+    """Return metric name -> (Q,), and the mean precision at each place."""
+    ranked = np.take_along_axis(gains, order, axis=1)  # (Q, G) gains as found
+    ideal = -np.sort(-gains, axis=1)  # (Q, G) gains as best found
+    hits = ranked > 0
+    places = np.arange(1, gains.shape[1] + 1)
+    found, total = hits.cumsum(1), hits.sum(1)  # (Q, G), (Q,)
+    discounts = 1 / np.log2(places + 1)
+    table: dict[str, Floats] = {}
+    for k in (k for k in CUTOFFS if k <= len(places)):
+        table[f"p@{k}"] = found[:, k - 1] / k
+        table[f"r@{k}"] = found[:, k - 1] / total
+        best = (ideal[:, :k] * discounts[:k]).sum(1)
+        table[f"ndcg@{k}"] = (ranked[:, :k] * discounts[:k]).sum(1) / best
+    precision = found / places
+    table["map"] = (precision * hits).sum(1) / total
+    table["mrr"] = 1 / (hits.argmax(1) + 1)
+    return table, precision[:, :CURVE].mean(0) if len(precision) else precision[:0].sum(0)
+
+
+def _average(values: Floats, weights: Floats) -> Interval:
+    """Return the mean of Q values with its interval; `weights` is (R, Q)."""
+    totals = weights.sum(1)
+    drawn = (weights @ values)[totals > 0] / totals[totals > 0]
+    return summarise(np.concatenate([[values.mean()], drawn])[None])
