@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from contract.errors import ArtifactError, ConfigError, ReportError
 from contract.tensors import LENGTH_BUCKETS
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 TextMode = Literal["indication", "findings", "findings_masked", "full"]
 TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
 MAX_XML_BYTES: Final = 2**20
+MAX_XML_DEPTH: Final = 64  # Open-i's reports nest 7 deep; what reads a tree costs its size times its depth
 SECTIONS: Final = ("indication", "comparison", "findings", "impression")
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -288,6 +292,8 @@ def _parse_xml(text: str) -> Report:
         root = parser.close()
     except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
         raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
+    if is_too_deep(root):
+        raise ReportError(f"The XML file nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
     sections = dict.fromkeys(SECTIONS, "")
     for element in root.iter("AbstractText"):
         name = (element.get("Label") or "").strip().lower()
@@ -301,6 +307,14 @@ def _parse_xml(text: str) -> Report:
     if size > MAX_REPORT_CHARS:
         raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
     return report
+
+
+def is_too_deep(root: "Element") -> bool:
+    """Whether an XML tree nests deeper than `MAX_XML_DEPTH`; ElementTree recurses on it and would fail."""
+    level = [root]
+    for _ in range(MAX_XML_DEPTH):
+        level = [child for element in level for child in element]
+    return bool(level)
 
 
 def _collapse(text: str) -> str:

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, ParseError
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.image_header import ImageHeader, read_image_header
-from contract.text import SECTIONS, Report
+from contract.text import MAX_XML_DEPTH, SECTIONS, Report, is_too_deep
 from training.mesh import is_labelled, map_headings
 
 try:
@@ -107,9 +107,11 @@ def parse_study(data: bytes, *, name: str) -> Study:
         root = fromstring(data, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:
         raise ReportError(f"{name} is not a readable XML report.") from error
+    if is_too_deep(root):
+        raise ReportError(f"{name} nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
     uid = root.find("uId")
     study_id = uid.get("id", "") if uid is not None else ""
-    if root.tag != "eCitation" or not re.fullmatch(r"CXR\d+", study_id):
+    if root.tag != "eCitation" or not re.fullmatch(r"CXR[0-9]{1,12}", study_id):
         raise ReportError(f"{name} is not an Open-i report.")
     major = _texts(root, "MeSH/major")
     return Study(
@@ -140,7 +142,7 @@ def _texts(root: Element, path: str) -> tuple[str, ...]:
 def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         yield from _iterate_directory(source) if source.is_dir() else _iterate_archive(source)
-    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, ValueError, OverflowError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
 
 
