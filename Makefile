@@ -1,10 +1,13 @@
 # make demo   install into .venv and run the whole path once
 # make test   install what the tests need and run them
+# make fuzz   hostile images, reports and archives for FUZZ_SECONDS (60) each
 # make check  what CI holds every change to: lint, format, types, import rules, tests
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow check proto clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test slow fuzz check proto clean
 
 demo: .venv/installed
 	$(BIN)/cxr demo
@@ -14,6 +17,11 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+fuzz: .venv/installed-dev
+	$(BIN)/python tests/fuzz/run.py image --seconds $(FUZZ_SECONDS)
+	$(BIN)/python tests/fuzz/run.py text --seconds $(FUZZ_SECONDS)
+	$(BIN)/python tests/fuzz/run.py archive --seconds $(FUZZ_SECONDS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
