@@ -184,7 +184,7 @@ def index_cases(
     from cli.cases import make_cases, read_rows
     from cli.inputs import read_split
     from cli.progress import show_progress
-    from cli.show import print_json
+    from cli.show import print_indexed, print_json
     from client import CxrClient
 
     rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
@@ -194,10 +194,8 @@ def index_cases(
         result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
     if as_json:
         print_json(result.to_dict())
-        return
-    console.print(f"{result.indexed} cases indexed, {len(result.refused)} refused", highlight=False)
-    for case_id, reason in result.refused:
-        console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)
+    else:
+        print_indexed(console, result)
 
 
 @app.command()
@@ -237,19 +235,20 @@ def search(
 ) -> None:
     """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
     from cli.inputs import read_image, read_report, require_input
-    from cli.show import NOTICE, print_cases, print_json
+    from cli.show import NOTICE, print_cases, print_json, print_warnings
     from client import CxrClient
 
     require_input(image, report)
     with CxrClient(triton, retrieval, timeout) as client:
-        cases = client.search(
+        found = client.search(
             read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )
     if as_json:
-        print_json({"cases": [case.to_dict() for case in cases], "notice": NOTICE})
+        print_json({**found.to_dict(), "notice": NOTICE})
         return
     console = make_console(False)
-    print_cases(console, cases)
+    print_cases(console, found.cases)
+    print_warnings(console, found.warnings)
     console.print(NOTICE)
 
 

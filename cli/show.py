@@ -11,13 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from client.explain import Explanation
-    from client.results import Prediction, SimilarCase
+    from client.explanation import Explanation
+    from client.results import IndexResult, Prediction, SimilarCase
+    from contract.notes import ImageNotes
 
 NOTICE: Final = "Research and teaching only: never a diagnosis."
 KIND_TITLES: Final = {"study": "image and report", "image": "image alone", "text": "report alone"}
 _METRICS: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1"}
 _SHOWN_WORDS: Final = 6
+_SHOWN_WARNED: Final = 10
 
 
 def print_json(value: Any) -> None:
@@ -29,7 +31,7 @@ def print_json(value: Any) -> None:
 def print_prediction(
     console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
 ) -> None:
-    """Print the most likely findings with their thresholds."""
+    """Print the most likely findings with their thresholds, how the image was taken, and the warnings."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column, justify in (
         ("Finding", "left"),
@@ -43,6 +45,25 @@ def print_prediction(
         mark = "[bold]present[/bold]" if finding.present else "[dim]below[/dim]"
         table.add_row(finding.name, f"{finding.probability:.3f}", f"{finding.threshold:.3f}", mark)
     console.print(table)
+    if prediction.image_notes is not None:
+        said = escape(describe_image(prediction.image_notes))
+        console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
+    print_warnings(console, prediction.warnings)
+
+
+def describe_image(notes: "ImageNotes") -> str:
+    """Return how an image was taken, in one line."""
+    view = "unknown" if notes.view == "UNKNOWN" else notes.view
+    known = {"view": view, "laterality": notes.laterality, "modality": notes.modality}
+    return "Image: " + ", ".join(f"{name} {value}" for name, value in known.items() if value)
+
+
+def print_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """Print what to know before an answer is believed, one line each."""
+    for sentence in warnings:
+        console.print(
+            f"[bold yellow]Warning:[/bold yellow] {escape(sentence)}", highlight=False, soft_wrap=True
+        )
 
 
 def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str = "Similar cases") -> None:
@@ -57,6 +78,22 @@ def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str 
         excerpt = report if len(report) <= 110 else report[:107] + "..."
         table.add_row(escape(case.id), f"{case.score:.3f}", ", ".join(case.labels) or "-", escape(excerpt))
     console.print(table)
+
+
+def print_indexed(console: Console, result: "IndexResult") -> None:
+    """Print how many cases were indexed, every one that was refused, and the first that have a warning."""
+    refused, warned = len(result.refused), len(result.warned)
+    console.print(
+        f"{result.indexed} cases indexed, {warned} of them with a warning, {refused} refused", highlight=False
+    )
+    for case_id, reason in result.refused:
+        console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)
+    for case_id, sentences in result.warned[:_SHOWN_WARNED]:
+        console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", highlight=False)
+    if warned > _SHOWN_WARNED:
+        console.print(
+            f"  {warned - _SHOWN_WARNED} more with a warning; --json names them all", highlight=False
+        )
 
 
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
@@ -115,6 +152,7 @@ def print_explanation(console: Console, explanation: "Explanation", overlay: str
         f"{explanation.steps} steps",
         highlight=False,
     )
+    print_warnings(console, explanation.warnings)
     if overlay:
         console.print(f"  overlay: {escape(overlay)}", highlight=False, soft_wrap=True)
 

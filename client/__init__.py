@@ -16,6 +16,7 @@ from client.results import (
     Health,
     IndexResult,
     Prediction,
+    SearchResult,
     ServedModel,
     SimilarCase,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Health",
     "IndexResult",
     "Prediction",
+    "SearchResult",
     "ServedModel",
     "SimilarCase",
 ]

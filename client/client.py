@@ -16,33 +16,42 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.results import CaseInput, Finding, Health, IndexResult, Kind, Prediction, ServedModel, SimilarCase
+from client.results import (
+    CaseInput,
+    Finding,
+    Health,
+    IndexResult,
+    Kind,
+    Prediction,
+    SearchResult,
+    ServedModel,
+    SimilarCase,
+)
 from client.retrieval import IndexInfo, RetrievalTransport, StoredCase
 from client.triton import Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.dicom import MAX_IMAGE_BYTES
 from contract.errors import ConfigError, CxrError, DeadlineError, ImageError, InputError
+from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import (
     EMBEDDING,
     IMAGE_ATTENTION,
     IMAGE_BYTES,
+    IMAGE_NOTES,
+    MODELS,
     PROBABILITIES,
     REPORT,
+    REPORT_NOTES,
     REPORT_TEXT,
     TEXT_ATTENTION,
     TOKEN_SPANS,
 )
 
 if TYPE_CHECKING:
-    from client.explain import Explanation
+    from client.explanation import Explanation
 
 _IN_FLIGHT: Final = 8  # requests at once while indexing: enough to fill Triton's batches
 _CASES_PER_REQUEST: Final = 64
-_OUTPUTS: Final[dict[Kind, tuple[str, ...]]] = {
-    "study": (IMAGE_ATTENTION.name, TEXT_ATTENTION.name, REPORT_TEXT.name, TOKEN_SPANS.name),
-    "image": (IMAGE_ATTENTION.name,),
-    "text": (TEXT_ATTENTION.name, REPORT_TEXT.name, TOKEN_SPANS.name),
-}
 
 
 class CxrClient:
@@ -76,6 +85,9 @@ class CxrClient:
     ) -> Prediction:
         """Predict the 22 finding categories of a radiograph, a report, or both.
 
+        What is unusual but readable (a lateral view, another part of the body, several frames, a report too
+        long to be read whole) is answered; `Prediction.warnings` then says what it is.
+
         Args:
             image: A whole DICOM, PNG or JPEG file.
             report: Text (with or without section headings) or an Open-i XML file.
@@ -96,7 +108,7 @@ class CxrClient:
         k: int = 5,
         exclude_studies: Sequence[str] = (),
         timeout_s: float | None = None,
-    ) -> list[SimilarCase]:
+    ) -> SearchResult:
         """Find the stored cases most similar to a radiograph, a report, a sentence or a whole study.
 
         Args:
@@ -107,7 +119,7 @@ class CxrClient:
             timeout_s: Deadline of both calls together, in seconds.
 
         Returns:
-            At most k cases, best first.
+            At most k cases, best first, and the warnings about the query, as in `predict`.
 
         Raises:
             FingerprintError: The stored cases were embedded by another model.
@@ -115,9 +127,10 @@ class CxrClient:
         """
         deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
         query = self._predict(image, report, deadline)
-        return self._retrieval.search(
+        cases = self._retrieval.search(
             query.fingerprint, query.embedding, k, tuple(exclude_studies), deadline.left()
         )
+        return SearchResult(tuple(cases), query.warnings)
 
     def search_embedding(
         self,
@@ -156,6 +169,7 @@ class CxrClient:
         limit = self._timeout_s if timeout_s is None else timeout_s
         fingerprint = self.info(timeout_s=limit).fingerprint
         refused: list[tuple[str, str]] = []
+        warned: list[tuple[str, tuple[str, ...]]] = []
         waiting: list[StoredCase] = []
         stored = 0
         for done, (case, outcome) in enumerate(self._embed(cases, limit), start=1):
@@ -163,6 +177,7 @@ class CxrClient:
                 refused.append((case.id, str(outcome)))
             else:
                 waiting.append(_make_stored(case, outcome))
+                warned += [(case.id, outcome.warnings)] if outcome.warnings else []
             if len(waiting) == _CASES_PER_REQUEST:
                 stored += self._retrieval.add(fingerprint, waiting, limit)
                 waiting = []
@@ -170,7 +185,7 @@ class CxrClient:
                 progress(done)
         if waiting:
             stored += self._retrieval.add(fingerprint, waiting, limit)
-        return IndexResult(stored, tuple(refused))
+        return IndexResult(stored, tuple(refused), tuple(warned))
 
     def explain(
         self,
@@ -244,8 +259,9 @@ class CxrClient:
     def _predict(self, image: bytes | None, report: bytes | str | None, deadline: "_Deadline") -> Prediction:
         kind, inputs = _make_inputs(image, report)
         model = self.info(timeout_s=deadline.left())
-        outputs = (PROBABILITIES.name, EMBEDDING.name, *_OUTPUTS[kind])
-        answer = self._triton.infer(f"predict_{kind}", inputs, outputs, deadline.left())
+        name = f"predict_{kind}"
+        outputs = [tensor.name for tensor in MODELS[name].outputs]
+        answer = self._triton.infer(name, inputs, outputs, deadline.left())
         return _read_answer(kind, model, answer)
 
     def _embed(
@@ -317,7 +333,7 @@ def _read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
     def first(name: str) -> Any:
         return answer[name][0] if name in answer else None
 
-    text = first(REPORT_TEXT.name)
+    text, image_notes, report_notes = map(first, (REPORT_TEXT.name, IMAGE_NOTES.name, REPORT_NOTES.name))
     return Prediction(
         kind=kind,
         findings=findings,
@@ -327,6 +343,8 @@ def _read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         text_attention=first(TEXT_ATTENTION.name),
         report_text=None if text is None else bytes(text[0]).decode("utf-8"),
         token_spans=first(TOKEN_SPANS.name),
+        image_notes=None if image_notes is None else ImageNotes.from_json(bytes(image_notes[0])),
+        report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
     )
 
 

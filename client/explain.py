@@ -10,18 +10,18 @@ integral runs along one straight path through both, so the attributions of pixel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.overlay import find_hottest_region
+from client.explanation import Array, Explanation, WordAttribution
 from client.results import Kind
 from contract.bundle import Bundle, ServedLabel
-from contract.dicom import load_pixels
+from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS
+from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
 from contract.text import ReportTokenizer, read_report
 
 try:
@@ -38,121 +38,6 @@ CHUNK: Final = 8  # points of the path that go through the model at once; bounds
 IMAGE_BASELINE: Final = "a black image"
 TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
 
-Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class WordAttribution:
-    """One word of the report.
-
-    Attributes:
-        text: The word as written.
-        start: Its first character in `Explanation.report_text`.
-        end: One past its last character.
-        attribution: What it adds to the logit, in logits; negative speaks against the finding.
-        attention: Share of the label's attention over the text, 0 to 1, as served. The rest of the attention
-            rests on [CLS] and [SEP].
-    """
-
-    text: str
-    start: int
-    end: int
-    attribution: float
-    attention: float
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Why the model gives one finding its logit; S pixels, G patches and R display pixels per side.
-
-    Attributes:
-        kind: The inputs: "study", "image" or "text".
-        key: Key of the finding.
-        name: Its name for people.
-        probability: Calibrated, 0 to 1.
-        threshold: Probability from which the finding counts as present.
-        logit: Of the finding, before calibration.
-        baseline_logit: The same for the baseline.
-        steps: Points of the integral.
-        convergence_delta: |sum of all attributions - (logit - baseline_logit)|, in logits.
-        baseline: What the input is compared with, in words.
-        fingerprint: Of the model.
-        radiograph: (R, R) uint8, or None without an image.
-        pixel_attribution: (S, S) float32 in logits; positive speaks for the finding.
-        patch_attention: (G, G) float32, sums to 1: the label's attention over the image, as served.
-        words: The words that the model read, in reading order; empty without a report.
-        report_text: The part of the report that is read; the model may not have read its end (`words`).
-    """
-
-    kind: Kind
-    key: str
-    name: str
-    probability: float
-    threshold: float
-    logit: float
-    baseline_logit: float
-    steps: int
-    convergence_delta: float
-    baseline: str
-    fingerprint: str
-    radiograph: NDArray[np.uint8] | None = field(default=None, repr=False)
-    pixel_attribution: Array | None = field(default=None, repr=False)
-    patch_attention: Array | None = field(default=None, repr=False)
-    words: tuple[WordAttribution, ...] = field(default=(), repr=False)
-    report_text: str | None = field(default=None, repr=False)
-
-    @property
-    def relative_delta(self) -> float:
-        """`convergence_delta` as a share of |logit - baseline_logit|."""
-        return self.convergence_delta / max(abs(self.logit - self.baseline_logit), 1e-6)
-
-    @property
-    def contributions(self) -> dict[str, float]:
-        """What each modality adds to the logit: the sum of its attributions."""
-        sums = {}
-        if self.pixel_attribution is not None:
-            sums["image"] = float(self.pixel_attribution.sum(dtype=np.float64))
-        if self.words:
-            sums["text"] = sum(word.attribution for word in self.words)
-        return sums
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """How much each modality matters, summing to 1: absolute attributions of patches and of words.
-
-        Patches rather than pixels, because neighbouring pixels of opposite sign mostly cancel out.
-        """
-        sizes = {}
-        if self.pixel_attribution is not None and self.patch_attention is not None:
-            sums = _sum_patches(self.pixel_attribution, len(self.patch_attention))
-            sizes["image"] = float(np.abs(sums).sum())
-        if self.words:
-            sizes["text"] = sum(abs(word.attribution) for word in self.words)
-        total = sum(sizes.values()) or 1.0
-        return {kind: size / total for kind, size in sizes.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the maps; of the pixels only the region that speaks most for the finding."""
-        region = None if self.pixel_attribution is None else find_hottest_region(self.pixel_attribution)
-        return {
-            "kind": self.kind,
-            "key": self.key,
-            "name": self.name,
-            "probability": self.probability,
-            "threshold": self.threshold,
-            "logit": self.logit,
-            "baseline_logit": self.baseline_logit,
-            "baseline": self.baseline,
-            "steps": self.steps,
-            "convergence_delta": self.convergence_delta,
-            "relative_delta": self.relative_delta,
-            "contributions": self.contributions,
-            "shares": self.shares,
-            "hottest_region": None if region is None else region.to_dict(),
-            "words": [vars(word) for word in self.words],
-            "fingerprint": self.fingerprint,
-        }
-
 
 class Inputs(NamedTuple):
     """One case as the model reads it, a batch of 1; what belongs to an absent modality is None."""
@@ -163,6 +48,8 @@ class Inputs(NamedTuple):
     baseline_ids: Tensor | None = None  # (1, L) int64
     spans: NDArray[np.int32] | None = None  # (L, 2)
     text: str | None = None
+    image_notes: ImageNotes | None = None
+    report_notes: ReportNotes | None = None
 
     @property
     def kind(self) -> Kind:
@@ -247,24 +134,39 @@ def explain(
         patch_attention=None if attention["image"] is None else attention["image"].reshape(grid, grid),
         words=_make_words(inputs, parts.tokens, attention["text"]),
         report_text=inputs.text,
+        image_notes=inputs.image_notes,
+        report_notes=inputs.report_notes,
     )
 
 
 def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | None) -> Inputs:
     """Preprocess one case exactly as it is served; errors as for `explain`."""
-    pixels = None
+    inputs = Inputs()
     if image is not None:
-        pixels = torch.from_numpy(load_pixels(image, size=bundle.config["sizes"]["S"])[None]).float()
-    if report is None:
-        return Inputs(pixels)
-    text = read_report(report, bundle.config["text_mode"])
+        radiograph = load_radiograph(image, size=bundle.config["sizes"]["S"])
+        pixels = torch.from_numpy(radiograph.pixels[None]).float()
+        inputs = Inputs(pixels, image_notes=note_image(radiograph.header))
+    return inputs if report is None else _add_report(inputs, bundle, report)
+
+
+def _add_report(inputs: Inputs, bundle: Bundle, report: bytes | str) -> Inputs:
+    mode, max_length = bundle.config["text_mode"], bundle.config["max_length"]
+    text = read_report(report, mode)
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
-    tokens = tokenizer.encode([text], bundle.config["max_length"])
+    tokens = tokenizer.encode([text], max_length)
     kept = np.isin(tokens.input_ids, [tokenizer.cls_id, tokenizer.sep_id])
     baseline_ids = np.where(kept, tokens.input_ids, tokenizer.pad_id)
     arrays = (tokens.input_ids, tokens.attention_mask, baseline_ids)
     input_ids, mask, baseline = (torch.from_numpy(array) for array in arrays)
-    return Inputs(pixels, input_ids, mask, baseline, tokens.spans[0], text)
+    (notes,) = note_reports(tokens, text_mode=mode, max_length=max_length)
+    return inputs._replace(
+        input_ids=input_ids,
+        attention_mask=mask,
+        baseline_ids=baseline,
+        spans=tokens.spans[0],
+        text=text,
+        report_notes=notes,
+    )
 
 
 def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int) -> Attributions:
@@ -389,10 +291,3 @@ def group_pieces(text: str, spans: NDArray[np.int32]) -> list[tuple[int, int]]:
                 continue
         words.append((position, position))
     return words
-
-
-def _sum_patches(values: Array, grid: int) -> Array:
-    """Sum (S, S) within the cells of a grid: (G, G)."""
-    side = len(values) // grid
-    sums: Array = values.reshape(grid, side, grid, side).sum(axis=(1, 3))
-    return sums

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from contract.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from client.explain import Explanation
+    from client.explanation import Explanation
 
 SMOOTHING: Final = 0.02  # standard deviation of the Gaussian over the attribution, as a share of the side
 FOR_COLOUR: Final = (255, 140, 26)

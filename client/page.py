@@ -21,7 +21,7 @@ from contract.errors import ImageError
 from contract.labels import LABEL_NAMES
 
 if TYPE_CHECKING:
-    from client.explain import Explanation, WordAttribution
+    from client.explanation import Explanation, WordAttribution
 
 THUMBNAIL_SIZE: Final = 208  # pixels; shown at half of it, so that it is sharp on fine screens
 STRONGEST_WORDS: Final = 8
@@ -84,13 +84,43 @@ def _make_summary(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None", truth: tuple[str, ...]
 ) -> str:
     """Show the radiograph and, beside it, what each kind of input makes the model say."""
-    rows = [("Labels of this study", _name_labels(truth))]
+    rows = [("Labels of this study", _name_labels(truth)), *_describe_image(predictions, explanation)]
     for kind, prediction in predictions.items():
         present = tuple(finding.key for finding in prediction.findings if finding.present)
         rows.append((f"Present: {_KIND_TITLES.get(kind, kind).lower()}", _name_labels(present)))
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{names}</dd>" for term, names in rows)
     figure = _make_radiograph(predictions, explanation)
-    return _make_section("Study", f'<div class="summary">{figure}<dl>{terms}</dl></div>')
+    warnings = _make_warnings(predictions, explanation)
+    return _make_section("Study", f'{warnings}<div class="summary">{figure}<dl>{terms}</dl></div>')
+
+
+def _list_sources(
+    predictions: Mapping[str, Prediction], explanation: "Explanation | None"
+) -> "list[Prediction | Explanation]":
+    return [*predictions.values(), *([] if explanation is None else [explanation])]
+
+
+def _make_warnings(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:
+    """Say above all results what was unusual about the inputs, each sentence once."""
+    sources = _list_sources(predictions, explanation)
+    sentences = dict.fromkeys(sentence for source in sources for sentence in source.warnings)
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return (
+        f'<div class="warnings" role="note"><strong>Warning</strong><ul>{items}</ul></div>' if items else ""
+    )
+
+
+def _describe_image(
+    predictions: Mapping[str, Prediction], explanation: "Explanation | None"
+) -> list[tuple[str, str]]:
+    """Return how the image was taken as a row of the summary; none where nothing is known."""
+    sources = _list_sources(predictions, explanation)
+    notes = next((source.image_notes for source in sources if source.image_notes is not None), None)
+    if notes is None:
+        return []
+    known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
+    said = ", ".join(part for part in known if part and part != "UNKNOWN")
+    return [("View", escape(said) or "not said by the file")]
 
 
 def _make_radiograph(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:

@@ -1,10 +1,13 @@
 """What the client takes and returns; every result turns into JSON with `to_dict`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from contract.notes import ImageNotes, ReportNotes, join_warnings
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 
@@ -41,6 +44,8 @@ class Prediction:
         text_attention: (K, L) float32, each row summing to 1; None without a report.
         report_text: The part of the report that the model read.
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
+        image_notes: How the image was taken; None without an image.
+        report_notes: How much of the report was read; None without a report.
     """
 
     kind: Kind
@@ -51,14 +56,24 @@ class Prediction:
     text_attention: NDArray[np.float32] | None = None
     report_text: str | None = None
     token_spans: NDArray[np.int32] | None = None
+    image_notes: ImageNotes | None = None
+    report_notes: ReportNotes | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the answer is believed, one sentence each; empty for a usual case."""
+        return join_warnings(self.image_notes, self.report_notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return kind, fingerprint, findings and embedding."""
+        """Return kind, fingerprint, findings, embedding, notes and warnings."""
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
             "findings": [finding.to_dict() for finding in self.findings],
             "embedding": [round(float(value), 6) for value in self.embedding],
+            "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
+            "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -79,6 +94,30 @@ class SimilarCase:
 
 
 @dataclass(frozen=True)
+class SearchResult(Sequence[SimilarCase]):
+    """The cases most similar to a query, best first: a sequence of them, with the warnings about the query."""
+
+    cases: tuple[SimilarCase, ...]
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> SimilarCase: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SimilarCase, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SimilarCase | tuple[SimilarCase, ...]:
+        return self.cases[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {"cases": [case.to_dict() for case in self.cases], "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True)
 class CaseInput:
     """A case to index: an image (DICOM, PNG or JPEG bytes), a report, or both.
 
@@ -95,15 +134,23 @@ class CaseInput:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """How many cases were stored, and (case id, reason) of each that the model refused."""
+    """What became of the cases.
+
+    Attributes:
+        indexed: How many were stored.
+        refused: (case id, reason) of each that the model refused.
+        warned: (case id, its warnings) of each that was stored with a warning.
+    """
 
     indexed: int
     refused: tuple[tuple[str, str], ...] = ()
+    warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
-        return {"indexed": self.indexed, "refused": refused}
+        warned = [{"id": case_id, "warnings": list(sentences)} for case_id, sentences in self.warned]
+        return {"indexed": self.indexed, "refused": refused, "warned": warned}
 
 
 @dataclass(frozen=True)

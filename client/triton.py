@@ -81,16 +81,20 @@ class TritonTransport:
         """Read what the served model says about itself from the parameters of `predict_study`.
 
         Raises:
-            ArtifactError: The server runs something else than a repository published by `cxr export`.
+            ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
             ServiceError: See `client.status`.
         """
         try:
             answer = self._client().get_model_config("predict_study", as_json=True, client_timeout=timeout_s)
         except InferenceServerException as error:
             raise self._explain(error, timeout_s) from error
-        parameters = answer["config"].get("parameters", {})
+        model = self._parse_model(answer["config"])
+        self._check_outputs(answer["config"])
+        return model
+
+    def _parse_model(self, config: Mapping[str, Any]) -> ServedModel:
         try:
-            values = {name: entry["string_value"] for name, entry in parameters.items()}
+            values = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
             labels = tuple((x["key"], x["name"], float(x["threshold"])) for x in json.loads(values["labels"]))
             model = ServedModel(
                 fingerprint=values["fingerprint"],
@@ -109,6 +113,16 @@ class TritonTransport:
         if tuple(key for key, *_ in labels) != LABEL_KEYS:
             raise ArtifactError(f"Triton at {self.url} serves other categories than this client knows.")
         return model
+
+    def _check_outputs(self, config: Mapping[str, Any]) -> None:
+        """Refuse a repository of an older version: without its notes an odd image would pass for a usual one."""
+        served = {entry["name"] for entry in config.get("output", [])}
+        expected = {tensor.name for tensor in MODELS["predict_study"].outputs}
+        if missing := sorted(expected - served):
+            raise ArtifactError(
+                f"Triton at {self.url} serves predict_study without the outputs {', '.join(missing)}: an older "
+                "version published it; publish the bundle again with `cxr export`."
+            )
 
     def check_ready(self, timeout_s: float) -> str | None:
         """Return None when the server and all its models are ready, else one sentence."""

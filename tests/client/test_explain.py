@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from contract.bundle import Bundle, ServedLabel
-from contract.dicom import load_pixels
+from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
+from contract.notes import note_image
 from contract.text import ReportTokenizer
 
 torch = pytest.importorskip("torch")
@@ -175,6 +176,26 @@ def test_the_cut_off_end_of_a_report_has_no_words(bundle):
     result = explain(bundle, report=REPORT * 8, label="pleural", steps=4)
     assert result.words[-1].end < len(result.report_text)
     assert len(result.report_text) == len(REPORT * 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("frontal", ""), ("lateral", "lateral"), ("hand", "HAND"), ("frames", "3 frames")]
+)
+def test_warnings_are_those_of_the_served_answer(bundle, chest_files, name, words):
+    data = chest_files[name]
+    result = explain(bundle, image=data, label="pleural", steps=1)
+    assert result.image_notes == note_image(load_radiograph(data, size=56).header)
+    assert result.report_notes is None
+    assert len(result.warnings) == bool(words)
+    assert words in "".join(result.warnings)
+    both = explain(bundle, image=data, report=REPORT * 8, label="pleural", steps=1)
+    assert both.report_notes.truncated
+    assert both.warnings == (*result.warnings, *both.report_notes.warnings)
+    assert "longer than 64 tokens" in both.warnings[-1]
+    summary = both.to_dict()
+    assert summary["warnings"] == list(both.warnings)
+    assert summary["image_notes"]["view"] == ("LATERAL" if name == "lateral" else "PA")
+    assert summary["report_notes"]["tokens"] == 64
 
 
 def test_labels_have_maps_of_their_own(bundle, image):

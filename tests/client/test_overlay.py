@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from client import overlay
+from client.explanation import Explanation, WordAttribution
 from client.overlay import (
     encode_png,
     find_hottest_region,
@@ -20,11 +21,7 @@ from client.overlay import (
 )
 from contract.errors import ArtifactError, ConfigError
 
-pytest.importorskip("torch")
-pytest.importorskip("captum")
 pytest.importorskip("matplotlib")
-
-from client.explain import Explanation, WordAttribution
 
 
 def make_attribution() -> np.ndarray:

@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.explanation import Explanation, WordAttribution
 from client.overlay import encode_png
 from client.page import write_report_page
 from client.results import Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
 from contract.labels import LABEL_NAMES, LABELS
-
-pytest.importorskip("torch")
-pytest.importorskip("captum")
-
-from client.explain import Explanation, WordAttribution
+from contract.notes import ImageNotes, ReportNotes
 
 FINGERPRINT = "cd" * 32
 ATTACK = "<script>alert('x')</script>"
@@ -179,11 +176,17 @@ def test_page_needs_no_network_and_runs_no_script(page):
 
 def test_everything_from_outside_is_escaped(tmp_path: Path, explanation, cases):
     attack = f'{ATTACK}"><img src=x onerror=alert(1)>$title'
+    notes = ImageNotes("LATERAL", attack, attack, (attack,))
     hostile = [replace(cases[0], id=attack, report=attack, labels=(attack,), study_id=attack)]
     page = write(
         tmp_path / "hostile.html",
         replace(
-            explanation, name=attack, baseline=attack, fingerprint=attack, report_text=f"{TEXT} {attack}"
+            explanation,
+            name=attack,
+            baseline=attack,
+            fingerprint=attack,
+            report_text=f"{TEXT} {attack}",
+            image_notes=notes,
         ),
         hostile,
         title=attack,
@@ -270,6 +273,31 @@ def test_page_without_explanation_says_where_the_radiograph_is(tmp_path: Path, c
     assert "The radiograph was not kept." in page
     assert "Why:" not in page
     assert "Labels of this study</dt><dd>none" in page
+
+
+def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, explanation):
+    assert 'class="warnings"' not in page
+    assert "<dt>View</dt>" not in page
+    image = ImageNotes("LATERAL", "L", "CR", ("A lateral view.",))
+    report = ReportNotes(64, True, ("The end was not read.",))
+    read = {
+        "study": replace(predict("study", 0.9), image_notes=image, report_notes=report),
+        "text": replace(predict("text", 0.6), report_notes=report),
+    }
+    warned = write(
+        tmp_path / "page.html", replace(explanation, image_notes=image), [], predictions=read, searches={}
+    )
+    read_outline(warned)
+    assert re.findall(r"<li>([^<]+)</li>", warned) == ["A lateral view.", "The end was not read."]
+    assert warned.index('<div class="warnings"') < warned.index("<dt>Labels of this study")
+    assert "<dt>View</dt><dd>LATERAL, laterality L, CR</dd>" in warned
+
+
+def test_page_of_an_image_whose_file_says_nothing(tmp_path: Path):
+    read = {"image": replace(predict("image", 0.9), image_notes=ImageNotes())}
+    page = write(tmp_path / "png.html", None, [], predictions=read, searches={})
+    assert "<dt>View</dt><dd>not said by the file</dd>" in page
+    assert 'class="warnings"' not in page
 
 
 def test_page_of_nothing_is_still_a_page(tmp_path: Path):

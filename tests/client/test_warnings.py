@@ -1,0 +1,200 @@
+"""What the served model noticed reaches whoever asks: the Python client, the commands, the index."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli.show import print_indexed
+from client import CaseInput, CxrClient
+from client.results import IndexResult, ServedModel, SimilarCase
+from client.triton import TritonTransport
+from contract.errors import ArtifactError, InputError
+from contract.labels import LABEL_KEYS, LABELS
+from contract.notes import ImageNotes, ReportNotes
+from contract.tensors import MODELS, NUMPY_DTYPES
+from cxr import app
+
+SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
+MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple((x.key, x.name, 0.5) for x in LABELS))
+LATERAL = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view [of sorts].",))
+FRONTAL = ImageNotes("PA", "", "DX")
+CUT = ReportNotes(64, True, ("The report is longer than 64 tokens: its end was not read.",))
+WHOLE = ReportNotes(9)
+
+
+class FakeTriton:
+    """Answers every case; an image b"lateral" and a report b"long" come back with a warning, b"bad" not at all."""
+
+    def __init__(self, _url: str = "") -> None:
+        self.damage = None
+
+    def read_model(self, _timeout_s: float) -> ServedModel:
+        return MODEL
+
+    def infer(self, model, inputs, outputs, _timeout_s):
+        image, report = (inputs[name][0, 0] if name in inputs else None for name in ("image_bytes", "report"))
+        if image == b"bad":
+            raise InputError("preprocess_image: no image")
+        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
+        shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
+        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
+        values = {
+            "image_notes": (LATERAL if image == b"lateral" else FRONTAL).to_json(),
+            "report_notes": (CUT if report == b"long" else WHOLE).to_json(),
+            "report_text": report,
+        }
+        for name in set(values) & set(answer):
+            answer[name] = np.array([[self.damage or values[name]]], dtype=np.object_)
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+class FakeRetrieval:
+    """Stores nothing and finds one case."""
+
+    def __init__(self, _url: str = "") -> None:
+        pass
+
+    def search(self, *_arguments):
+        return [SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", "")]
+
+    def add(self, _fingerprint, cases, _timeout_s):
+        return len(cases)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(monkeypatch):
+    monkeypatch.setattr("client.client.TritonTransport", FakeTriton)
+    monkeypatch.setattr("client.client.RetrievalTransport", FakeRetrieval)
+    with CxrClient() as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("image", "report", "notes", "warnings"),
+    [
+        (b"frontal", "short", (FRONTAL, WHOLE), ()),
+        (b"lateral", "short", (LATERAL, WHOLE), LATERAL.warnings),
+        (b"lateral", "long", (LATERAL, CUT), (*LATERAL.warnings, *CUT.warnings)),
+        (b"lateral", None, (LATERAL, None), LATERAL.warnings),
+        (None, "long", (None, CUT), CUT.warnings),
+    ],
+)
+def test_prediction_and_search_carry_the_warnings(client, image, report, notes, warnings):
+    prediction = client.predict(image, report)
+    assert (prediction.image_notes, prediction.report_notes) == notes
+    assert prediction.warnings == warnings
+    told = json.loads(json.dumps(prediction.to_dict()))
+    assert told["warnings"] == list(warnings)
+    assert told["image_notes"] == (None if notes[0] is None else notes[0].to_dict())
+    assert told["report_notes"] == (None if notes[1] is None else notes[1].to_dict())
+    assert client.search(image, report).warnings == warnings
+
+
+def test_search_result_is_a_sequence_of_its_cases(client):
+    found = client.search(b"lateral")
+    assert len(found) == 1
+    assert [case.id for case in found] == ["case-1"]
+    assert found[0] is found.cases[0]
+    assert found[:1] == found.cases
+    assert found[0] in found
+    assert set(found.to_dict()) == {"cases", "warnings"}
+
+
+def test_index_tells_which_cases_have_a_warning(client):
+    images = {"a": b"frontal", "b": b"lateral", "c": b"bad", "d": b"frontal"}
+    reports = {"a": "short", "b": "long", "c": None, "d": "long"}
+    result = client.index([CaseInput(key, key, image, reports[key]) for key, image in images.items()])
+    assert result.indexed == 3
+    assert [case_id for case_id, _ in result.refused] == ["c"]
+    assert result.warned == (("b", (*LATERAL.warnings, *CUT.warnings)), ("d", CUT.warnings))
+    assert json.loads(json.dumps(result.to_dict()))["warned"][1] == {"id": "d", "warnings": [*CUT.warnings]}
+
+
+@pytest.mark.parametrize("damage", [b"{}", b"\xff", WHOLE.to_json()])
+def test_notes_that_are_none_are_an_error(client, damage):
+    client._triton.damage = damage
+    with pytest.raises(ArtifactError, match="notes"):
+        client.predict(b"frontal")
+
+
+def run(*arguments: str):
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", ["predict", "search"])
+def test_commands_print_the_warnings(client, command, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(b"lateral")
+    shown = run(command, str(image), "--report", "long")
+    for sentence in (*LATERAL.warnings, *CUT.warnings):
+        assert f"Warning: {sentence}" in shown.splitlines()
+    told = json.loads(run(command, str(image), "--report", "long", "--json"))
+    assert told["warnings"] == [*LATERAL.warnings, *CUT.warnings]
+    image.write_bytes(b"frontal")
+    assert "Warning" not in run(command, str(image), "--report", "short")
+
+
+def test_predict_says_how_the_image_was_taken(client, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(b"lateral")
+    assert "Image: view LATERAL, laterality L, modality CR" in run("predict", str(image)).splitlines()
+    assert "Image:" not in run("predict", "--report", "short")
+
+
+def test_index_command_names_the_first_cases_with_a_warning():
+    console = Console(record=True, width=200, file=io.StringIO())
+    warned = tuple((f"case-{number}", LATERAL.warnings) for number in range(12))
+    print_indexed(console, IndexResult(30, (("bad", "no image"),), warned))
+    shown = console.export_text().splitlines()
+    assert shown[0] == "30 cases indexed, 12 of them with a warning, 1 refused"
+    assert f"  case-9: {LATERAL.warnings[0]}" in shown
+    assert len(shown) == 1 + 1 + 10 + 1
+    assert "2 more" in shown[-1]
+
+
+def describe_served(outputs: list[str]) -> dict:
+    labels = [{"key": key, "name": key, "threshold": 0.5} for key in LABEL_KEYS]
+    values = {
+        "fingerprint": "ab" * 32,
+        "labels": json.dumps(labels),
+        "text_mode": "full",
+        "max_length": "64",
+        "image_size": "56",
+        "embedding_size": "16",
+        "image_tokens_grid": "7",
+    }
+    parameters = {name: {"string_value": value} for name, value in values.items()}
+    return {"config": {"parameters": parameters, "output": [{"name": name} for name in outputs]}}
+
+
+class FakeServer:
+    """Stands for tritonclient's own client."""
+
+    def __init__(self, outputs: list[str]) -> None:
+        self.outputs = outputs
+
+    def get_model_config(self, *_arguments, **_settings):
+        return describe_served(self.outputs)
+
+
+def test_a_repository_of_an_older_version_is_refused_at_once(monkeypatch):
+    outputs = [tensor.name for tensor in MODELS["predict_study"].outputs]
+    transport = TritonTransport("localhost:1")
+    monkeypatch.setattr(transport, "_client", lambda: FakeServer(outputs))
+    assert transport.read_model(1).fingerprint == "ab" * 32
+    older = [name for name in outputs if not name.endswith("_notes")]
+    monkeypatch.setattr(transport, "_client", lambda: FakeServer(older))
+    with pytest.raises(ArtifactError, match=r"image_notes, report_notes.*cxr export"):
+        transport.read_model(1)
