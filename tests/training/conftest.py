@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from contract.errors import ReportError
+from contract.text import select_text
 from training.openi import Study, read_reports
 
 
@@ -17,3 +19,16 @@ def openi_archive(openi_directory) -> Path:
 def real_studies(openi_archive) -> tuple[Study, ...]:
     """All studies of the archive, ordered by number."""
     return tuple(read_reports(openi_archive))
+
+
+@pytest.fixture(scope="session")
+def real_texts(real_studies) -> tuple[str, ...]:
+    """Findings and impression of every study, "" where there is neither."""
+    return tuple(_read_text(study) for study in real_studies)
+
+
+def _read_text(study: Study) -> str:
+    try:
+        return select_text(study.report, "full")
+    except ReportError:
+        return ""

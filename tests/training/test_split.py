@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
-from contract.errors import ConfigError, ReportError
-from contract.text import select_text
+from contract.errors import ConfigError
+from training.duplicates import SIMILARITY, make_shingles
 from training.split import FRACTIONS, split_studies
 
 
@@ -26,20 +27,13 @@ def make_studies(count=2000, seed=0):
     return patients, labels, texts
 
 
-def read_text(study) -> str:
-    try:
-        return select_text(study.report, "full")
-    except ReportError:
-        return ""
-
-
 @pytest.fixture(scope="session")
-def real(real_studies):
+def real(real_studies, real_texts):
     """(patients, labels, texts) of the collection."""
     return (
         [study.patient_id for study in real_studies],
         [study.labels for study in real_studies],
-        [read_text(study) for study in real_studies],
+        real_texts,
     )
 
 
@@ -93,15 +87,40 @@ def test_no_text_is_equal_to_nothing(texts):
     assert {part: len(found) for part, found in split.items()} == {"train": 80, "validation": 10, "test": 10}
 
 
-def test_real_reports_share_nothing(real):
+def find_closest(split, texts) -> float:
+    """Return the largest similarity of two texts on different sides, computed for every pair."""
+    shingles = [make_shingles(text) for text in texts]
+    places = {run: place for place, run in enumerate(sorted(frozenset().union(*shingles)))}
+    pairs = [(row, places[run]) for row, runs in enumerate(shingles) for run in runs]
+    rows, columns = np.array(pairs).T
+    holds = csr_array((np.ones(len(pairs)), (rows, columns)), shape=(len(texts), len(places)))
+    shared = (holds @ holds.T).tocoo()
+    sizes = np.array([len(runs) for runs in shingles])
+    part_of = np.empty(len(texts), dtype=int)
+    for number, part in enumerate(split.values()):
+        part_of[part] = number
+    apart = part_of[shared.row] != part_of[shared.col]
+    union = sizes[shared.row] + sizes[shared.col] - shared.data
+    return (shared.data / union)[apart].max()
+
+
+def test_real_reports_share_nothing(real, real_splits):
     patients, labels, texts = real
-    split = split_studies(patients, labels, 0, texts=texts)
-    shared = [text for text, count in Counter(texts).items() if text and count > 1]
-    assert len(shared) > 100
-    parts = find_parts(split, texts)
-    assert all(len(parts[text]) == 1 for text in shared)
-    without = find_parts(split_studies(patients, labels, 0), texts)
-    assert any(len(without[text]) > 1 for text in shared)
+    assert find_closest(real_splits[0], texts) < SIMILARITY
+    assert find_closest(split_studies(patients, labels, 0), texts) == 1
+
+
+def test_near_duplicates_stay_together():
+    """Twelve templates; each study exchanges one word, so that no two texts are equal."""
+    generator = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(500)]
+    templates = [list(generator.choice(words, 40, replace=False)) for _ in range(12)]
+    texts = [" ".join([*templates[row % 12][:-1], f"n{row}"]) for row in range(120)]
+    patients = [str(row) for row in range(120)]
+    assert len(set(texts)) == 120
+    for seed in range(5):
+        split = split_studies(patients, [["x"]] * 120, seed, texts=texts)
+        assert all(len(parts) == 1 for parts in find_parts(split, [row % 12 for row in range(120)]).values())
 
 
 # --- deterministic ---------------------------------------------------------------------------------------------
@@ -119,6 +138,25 @@ def test_equal_seeds_give_equal_splits():
 # --- shares ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def real_splits(real):
+    """Five splits of the collection."""
+    patients, labels, texts = real
+    return [split_studies(patients, labels, seed, texts=texts) for seed in range(5)]
+
+
+def test_real_splits_are_as_even_as_the_groups_allow(real, real_splits):
+    """Limits a little above what was measured; the library alone misses all three by far (2.7 points, .15, .15)."""
+    _, labels, _ = real
+    counts = np.array([len(keys) for keys in labels])
+    normal = np.array(["normal" in keys for keys in labels])
+    for split in real_splits:
+        for part, rows in split.items():
+            assert len(rows) / len(labels) == pytest.approx(FRACTIONS[part], abs=0.001)
+            assert counts[rows].mean() == pytest.approx(counts.mean(), abs=0.02)
+            assert normal[rows].mean() == pytest.approx(normal.mean(), abs=0.006)
+
+
 def check_shares(split, labels, fractions=FRACTIONS):
     total = Counter(key for keys in labels for key in keys)
     for part, share in fractions.items():
@@ -133,10 +171,10 @@ def check_shares(split, labels, fractions=FRACTIONS):
         )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_shares_of_the_real_reports(real, seed):
-    patients, labels, texts = real
-    check_shares(split_studies(patients, labels, seed, texts=texts), labels)
+def test_shares_of_the_real_reports(real, real_splits):
+    _, labels, _ = real
+    for split in real_splits:
+        check_shares(split, labels)
 
 
 @pytest.mark.parametrize("seed", range(3))
