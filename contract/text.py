@@ -294,19 +294,24 @@ def _parse_xml(text: str) -> Report:
         raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
     if is_too_deep(root):
         raise ReportError(f"The XML file nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
-    sections = dict.fromkeys(SECTIONS, "")
-    for element in root.iter("AbstractText"):
-        name = (element.get("Label") or "").strip().lower()
-        if name in sections:
-            body = "".join(element.itertext()).strip()
-            sections[name] = f"{sections[name]} {body}".strip()
-    report = Report(**sections)
+    report = collect_sections(root)
     size = sum(len(section) for section in astuple(report))
     if not size:
         raise ReportError("The XML file holds no report text (AbstractText).")
     if size > MAX_REPORT_CHARS:
         raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
     return report
+
+
+def collect_sections(root: "Element") -> Report:
+    """Return the sections of an Open-i report, the bodies of equal headings joined; white space is as it was."""
+    sections = dict.fromkeys(SECTIONS, "")
+    for element in root.iter("AbstractText"):
+        name = (element.get("Label") or "").strip().lower()
+        if name in sections:
+            body = "".join(element.itertext()).strip()
+            sections[name] = f"{sections[name]} {body}".strip()
+    return Report(**sections)
 
 
 def is_too_deep(root: "Element") -> bool:

@@ -9,13 +9,13 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.image_header import ImageHeader, read_image_header
-from contract.text import MAX_XML_DEPTH, SECTIONS, Report, is_too_deep
+from contract.text import MAX_XML_DEPTH, SECTIONS, Report, collect_sections, is_too_deep
 from training.mesh import is_labelled, map_headings
 
 try:
@@ -117,22 +117,13 @@ def parse_study(data: bytes, *, name: str) -> Study:
     return Study(
         study_id=study_id,
         patient_id=study_id.removeprefix("CXR"),  # the number of the report; DICOM's Patient ID is the same
-        report=_parse_sections(root),
+        report=Report(*(" ".join(body.split()) for body in astuple(collect_sections(root)))),
         mesh_major=major,
         mesh_automatic=_texts(root, "MeSH/automatic"),
         image_ids=tuple(image.get("id", "") for image in root.iter("parentImage")),
         labels=map_headings(major),
         labelled=is_labelled(major),
     )
-
-
-def _parse_sections(root: Element) -> Report:
-    sections = dict.fromkeys(SECTIONS, "")
-    for element in root.iter("AbstractText"):
-        name = (element.get("Label") or "").strip().lower()
-        if name in sections:
-            sections[name] = f"{sections[name]} {' '.join(''.join(element.itertext()).split())}".strip()
-    return Report(**sections)
 
 
 def _texts(root: Element, path: str) -> tuple[str, ...]:
@@ -142,7 +133,15 @@ def _texts(root: Element, path: str) -> tuple[str, ...]:
 def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         yield from _iterate_directory(source) if source.is_dir() else _iterate_archive(source)
-    except (OSError, ValueError, OverflowError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
 
 
