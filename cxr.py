@@ -112,6 +112,63 @@ def train(
 
 
 @app.command()
+def evaluate(
+    table: Table,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to measure; without it, the TF-IDF controls alone.")
+    ] = None,
+    split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
+    served: Annotated[
+        bool, typer.Option("--served", help="Ask the served model too; its answers count.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for the results; default: the bundle and its model card.")
+    ] = None,
+    splits: Annotated[int, typer.Option(min=1, help="Without a bundle: how many splits are drawn.")] = 3,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Without a bundle: split by patient alone.")
+    ] = False,
+    resamples: Annotated[int, typer.Option(min=0, help="How often patients are drawn anew.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    triton: TritonUrl = TRITON,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on its test split: findings, calibration, search, controls; or the controls alone."""
+    from cli.evaluate import evaluate_bundle, evaluate_controls, print_controls, print_results, write_results
+    from cli.show import print_json
+    from client import CxrClient
+    from contract.bundle import load_bundle
+    from training.evaluation.ask import Options
+
+    options, console = Options(seed, resamples), make_console(as_json)
+    if bundle is None:
+        if served or split_file or out:
+            raise ConfigError("--served, --split-file and --out need --bundle.")
+        controls = evaluate_controls(
+            console, table, splits=splits, keep_duplicates=keep_duplicates, options=options
+        )
+        print_json(controls) if as_json else print_controls(console, controls)
+        return
+    loaded = load_bundle(bundle)
+    with CxrClient(triton, timeout_s=timeout) as client:
+        asked, results = evaluate_bundle(
+            console,
+            loaded,
+            table,
+            split_file=split_file,
+            options=options,
+            client=client if served else None,
+        )
+    written = write_results(asked, results, loaded, out)
+    if as_json:
+        print_json({**results, "written": str(written)})
+    else:
+        print_results(console, results)
+        console.print(f"Everything, with plots: {written}", highlight=False)
+
+
+@app.command()
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
     table: Annotated[Path, typer.Option(help="Studies table whose cases the parity gate runs.")],

@@ -50,7 +50,7 @@ from contract.tensors import (
 if TYPE_CHECKING:
     from client.explanation import Explanation
 
-_IN_FLIGHT: Final = 8  # requests at once while indexing: enough to fill Triton's batches
+_IN_FLIGHT: Final = 8  # requests at once when there are many cases: enough to fill Triton's batches
 _CASES_PER_REQUEST: Final = 64
 
 
@@ -99,6 +99,43 @@ class CxrClient:
         """
         deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
         return self._predict(image, report, deadline)
+
+    def predict_many(
+        self, cases: Iterable[CaseInput], *, timeout_s: float | None = None
+    ) -> Iterator[tuple[CaseInput, Prediction | InputError]]:
+        """Predict cases in their order with a few requests in flight.
+
+        Args:
+            cases: Read as they are needed; only a few are held in memory.
+            timeout_s: Deadline of each request, in seconds; None means the client's own.
+
+        Yields:
+            Each case with its prediction, or with the error of one that the model refused.
+
+        Raises:
+            ServiceError: The server is down, slow or failed.
+        """
+        limit = self._timeout_s if timeout_s is None else timeout_s
+
+        def predict(case: CaseInput) -> Prediction | InputError:
+            try:
+                return self._predict(case.image, case.report, _Deadline(limit))
+            except InputError as error:
+                return error
+
+        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="cxr-predict") as pool:
+            flying: list[tuple[CaseInput, Future[Prediction | InputError]]] = []
+            try:
+                for case in cases:
+                    flying.append((case, pool.submit(predict, case)))
+                    if len(flying) == 2 * _IN_FLIGHT:
+                        first, future = flying.pop(0)
+                        yield first, future.result()
+                while flying:
+                    first, future = flying.pop(0)
+                    yield first, future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def search(
         self,
@@ -172,7 +209,7 @@ class CxrClient:
         warned: list[tuple[str, tuple[str, ...]]] = []
         waiting: list[StoredCase] = []
         stored = 0
-        for done, (case, outcome) in enumerate(self._embed(cases, limit), start=1):
+        for done, (case, outcome) in enumerate(self.predict_many(cases, timeout_s=limit), start=1):
             if isinstance(outcome, InputError):
                 refused.append((case.id, str(outcome)))
             else:
@@ -263,31 +300,6 @@ class CxrClient:
         outputs = [tensor.name for tensor in MODELS[name].outputs]
         answer = self._triton.infer(name, inputs, outputs, deadline.left())
         return _read_answer(kind, model, answer)
-
-    def _embed(
-        self, cases: Iterable[CaseInput], timeout_s: float
-    ) -> Iterator[tuple[CaseInput, Prediction | InputError]]:
-        """Predict cases in their order with a few requests in flight; a refusal is yielded, not raised."""
-
-        def predict(case: CaseInput) -> Prediction | InputError:
-            try:
-                return self._predict(case.image, case.report, _Deadline(timeout_s))
-            except InputError as error:
-                return error
-
-        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="cxr-index") as pool:
-            flying: list[tuple[CaseInput, Future[Prediction | InputError]]] = []
-            try:
-                for case in cases:
-                    flying.append((case, pool.submit(predict, case)))
-                    if len(flying) == 2 * _IN_FLIGHT:
-                        first, future = flying.pop(0)
-                        yield first, future.result()
-                while flying:
-                    first, future = flying.pop(0)
-                    yield first, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Deadline:

@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,6 +117,50 @@ def write_directory(target: Path) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a copy of a bundle to add files to; sealed anew, it takes the bundle's place at the end.
+
+    The fingerprint stays, because the files that decide the answers do. On any error the bundle is as it was.
+
+    Args:
+        bundle: A verified bundle.
+        changed: Names of files that will be written over; the others must not be, for they are links.
+
+    Raises:
+        ConfigError: `changed` names a file that decides the answers.
+        ArtifactError: The disk refused the write.
+    """
+    if deciding := sorted(set(changed) & set(DECIDING_FILES)):
+        raise ConfigError(f"{', '.join(deciding)} decide the answers of a bundle: train a new one.")
+    names = list(bundle.manifest["files"])
+    details = {key: value for key, value in bundle.manifest.items() if key not in {"files", "fingerprint"}}
+    old = bundle.path.with_name(f".{bundle.path.name}-replaced")
+    with write_directory(bundle.path.with_name(f".{bundle.path.name}-amended")) as scratch:
+        for name in names:
+            _place_file(bundle.path / name, scratch / name, link=name not in changed)
+        yield scratch
+        found = seal_bundle(scratch, details)
+        require_same_fingerprint(
+            bundle.fingerprint, found, expected_from=str(bundle.path), found_from="the amended bundle"
+        )
+    amended = bundle.path.with_name(f".{bundle.path.name}-amended")
+    bundle.path.rename(old)
+    amended.rename(bundle.path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _place_file(source: Path, target: Path, *, link: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            target.hardlink_to(source)
+            return
+        except OSError:
+            pass  # a file system without links
+    shutil.copyfile(source, target)
 
 
 def write_labels(directory: Path, labels: tuple[ServedLabel, ...]) -> None:

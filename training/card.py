@@ -6,6 +6,7 @@ from typing import Any
 from contract.labels import LABEL_NAMES
 from training.config import TrainConfig
 
+_MARKS = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _KIND_NAMES = {"study": "image + report", "image": "image only", "text": "report only"}
 
 
@@ -28,6 +29,16 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_making(config, details),
     ]
     return "\n".join(parts)
+
+
+def insert_evaluation(card: str, summary: str) -> str:
+    """Return a model card with the summary of an evaluation at its end, in the place of an earlier one."""
+    start, end = _MARKS
+    if start in card and end in card:
+        before, rest = card.split(start, 1)
+        card = before.rstrip() + "\n" + rest.split(end, 1)[1]
+    note = "Made by `cxr evaluate`; the whole of it, with plots, lies in `evaluation/`.\n"
+    return f"{card.rstrip()}\n\n{start}\n# Evaluation\n\n{note}\n{summary.rstrip()}\n{end}\n"
 
 
 def _write_data(metrics: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ published.py   the published retrieval metrics, which flatter, to lay figures si
 control.py     TF-IDF: logistic regression and nearest neighbours, what counting words reaches
 plan.py        which studies are asked, in which ways (image, parts of the report, swapped inputs)
 predict.py     asks a bundle's PyTorch model; the served model is asked by the `cxr` command
+ask.py         asks a model everything; compares what two of them said
 measure.py     answers -> results
 report.py      results -> Markdown;  plots.py  results -> pictures
 """

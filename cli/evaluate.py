@@ -1,0 +1,254 @@
+"""`cxr evaluate`: measures a bundle's model, in this process or served, or the controls alone."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cli.progress import show_progress
+from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
+from contract.errors import ConfigError, ParityError, ServerError
+
+if TYPE_CHECKING:
+    from client import CxrClient
+    from client.results import CaseInput
+    from training.evaluation.ask import Asked, Options
+    from training.evaluation.plan import Case, Studies
+    from training.evaluation.predict import Answers, Progress, ReadPixels
+
+FOLDER: Final = "evaluation"
+ALLOWED: Final = {"probabilities": 1e-4, "embeddings": 1e-5}  # as at the parity gate of `cxr export`
+
+
+class ServedPredictor:
+    """A served model, asked with the very files and words that PyTorch is asked with."""
+
+    def __init__(self, client: "CxrClient") -> None:
+        """Ask what is served; see `training.evaluation.predict.Predictor`."""
+        model = client.info()
+        self.fingerprint, self.text_mode = model.fingerprint, model.text_mode
+        self._client, self._size = client, model.embedding_size
+
+    def ask(self, cases: "Sequence[Case]", progress: "Progress | None" = None) -> "Answers":
+        """Answer cases in their order, several requests at a time."""
+        from contract.errors import InputError
+        from training.evaluation.predict import Answers
+
+        answers = Answers.prepare(len(cases), self._size)
+        for row, (_, outcome) in enumerate(self._client.predict_many(self._make_inputs(cases))):
+            if not isinstance(outcome, InputError):
+                answers.probabilities[row] = [finding.probability for finding in outcome.findings]
+                answers.embeddings[row] = outcome.embedding
+            if progress is not None:
+                progress(row + 1, len(cases))
+        return answers
+
+    def _make_inputs(self, cases: "Sequence[Case]") -> "Iterator[CaseInput]":
+        from client.results import CaseInput
+        from training.evaluation.predict import frame_text
+
+        for case in cases:
+            image = Path(case.image).read_bytes() if case.image else None
+            text = frame_text(case.text, self.text_mode) if case.text else None  # type: ignore[arg-type]
+            yield CaseInput(case.study_id, case.study_id, image=image, report=text)
+
+
+def evaluate_bundle(
+    console: Console,
+    bundle: Bundle,
+    table: Path,
+    *,
+    split_file: Path | None,
+    options: "Options",
+    read_pixels: "ReadPixels | None" = None,
+    client: "CxrClient | None" = None,
+) -> tuple["Asked", dict[str, Any]]:
+    """Ask and measure a bundle's model, and with a client the served one, whose answers then count.
+
+    Raises:
+        ArtifactError: The split is not one of this table; the served model is another one (FingerprintError);
+            served answers differ from PyTorch by more than `ALLOWED` (ParityError).
+        ConfigError: A part of the split holds nothing to read.
+    """
+    from contract.bundle import require_same_fingerprint
+    from training.evaluation.ask import ask_model
+    from training.evaluation.measure import measure
+    from training.evaluation.plan import read_parts
+    from training.evaluation.predict import TorchPredictor
+
+    split = split_file or bundle.path / SPLIT
+    parts = read_parts(table, split)
+    with show_progress(console, "Asking PyTorch") as progress:
+        asked = ask_model(parts, TorchPredictor(bundle, read_pixels=read_pixels), options, progress)
+    served = None
+    if client is not None:
+        predictor = ServedPredictor(client)
+        require_same_fingerprint(
+            bundle.fingerprint,
+            predictor.fingerprint,
+            expected_from=str(bundle.path),
+            found_from="what is served",
+        )
+        with show_progress(console, "Asking the served model") as progress:
+            answered = ask_model(parts, predictor, options, progress)
+        served = compare(asked, answered, parts, bundle)
+        asked = answered
+    with console.status("Measuring"):
+        results = measure(asked, parts, bundle, options)
+    results["served"] = served
+    results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), split {split.name}."
+    return asked, results
+
+
+def compare(ours: "Asked", theirs: "Asked", parts: "Mapping[str, Studies]", bundle: Bundle) -> dict[str, Any]:
+    """Hold the served answers against PyTorch, and the macro averages made of them.
+
+    Raises:
+        ParityError: They differ by more than `ALLOWED`.
+    """
+    from training.evaluation.ask import Options, compare_answers
+    from training.evaluation.measure import measure_ways
+
+    try:
+        gaps = compare_answers(ours, theirs)
+    except ConfigError as error:
+        raise ServerError(str(error)) from error
+    thresholds = np.array([label.threshold for label in bundle.labels])
+    rows = [measure_ways(asked, thresholds, Options(resamples=0)) for asked in (ours, theirs)]
+    gaps["macro"] = max(
+        abs(first["macro"][name]["value"] - second["macro"][name]["value"])
+        for first, second in zip(*rows, strict=True)
+        for name in first["macro"]
+    )
+    for name, allowed in ALLOWED.items():
+        if gaps[name] > allowed:
+            raise ParityError(
+                f"The served model's {name} differ from PyTorch by {gaps[name]:.1e}; {allowed:.0e} is allowed."
+            )
+    return {**gaps, "allowed": ALLOWED}
+
+
+def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, out: Path | None) -> Path:
+    """Write evaluation.json, evaluation.md and plots: into the bundle and its card, or into the directory `out`.
+
+    Returns:
+        The directory that holds them.
+    """
+    from training.card import insert_evaluation
+    from training.evaluation.report import write_summary
+
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_files(asked, results, out)
+        return out
+    with amend_bundle(bundle, changed=(MODEL_CARD,)) as scratch:
+        card = (scratch / MODEL_CARD).read_text(encoding="utf-8")
+        (scratch / MODEL_CARD).write_text(insert_evaluation(card, write_summary(results)), encoding="utf-8")
+        shutil.rmtree(scratch / FOLDER, ignore_errors=True)
+        (scratch / FOLDER).mkdir()
+        _write_files(asked, results, scratch / FOLDER)
+    return bundle.path / FOLDER
+
+
+def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) -> None:
+    from training.evaluation.plots import draw_plots
+    from training.evaluation.report import write_report
+
+    write_json(directory / "evaluation.json", results)
+    (directory / "evaluation.md").write_text(write_report(results), encoding="utf-8")
+    draw_plots(asked, results, results["text_mode"], directory)
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print the tables that a person asks for first."""
+    table = _start_table(
+        "Findings: means over labels, 95 % intervals", ("read", "studies", "AUROC", "AP", "F1")
+    )
+    for row in results["classification"]:
+        cells = (_show(row["macro"].get(name)) for name in ("auroc", "ap", "f1"))
+        table.add_row(
+            row["title"], str(row["studies"]), *cells, style="dim" if row["kind"] == "control" else ""
+        )
+    console.print(table)
+    for gallery, blocks in results["retrieval"].items():
+        names = ("p@5", "map", "mrr", "ndcg@5")
+        title = f"Similar cases, {gallery.replace('_', ' ')}, without normal"
+        table = _start_table(title, ("ranked by", "queries", *names))
+        for row in blocks["without_normal"]:
+            cells = (_show(row["values"].get(name), whole=False) for name in names)
+            table.add_row(row["title"], str(row["queries"]), *cells)
+        console.print(table)
+    if results["pairs"]:
+        table = _start_table("Images and their reports", ("search", "R@1", "R@5", "R@10", "median rank"))
+        for row in results["pairs"]:
+            table.add_row(row["title"], *(_show(row["values"][name]) for name in row["values"]))
+        console.print(table)
+    if served := results.get("served"):
+        console.print(
+            f"Served and PyTorch agree on {served['cases']:.0f} answers: probabilities within "
+            f"{served['probabilities']:.1e}, embeddings within {served['embeddings']:.1e} (cosine).",
+            highlight=False,
+        )
+
+
+def evaluate_controls(
+    console: Console, table: Path, *, splits: int, keep_duplicates: bool, options: "Options"
+) -> dict[str, Any]:
+    """Measure the controls alone over several splits of a table; see `training.evaluation.splits`."""
+    from training.evaluation.splits import measure_splits
+
+    with show_progress(console, "Fitting controls") as progress:
+        return measure_splits(table, splits, options, keep_duplicates=keep_duplicates, progress=progress)
+
+
+def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
+    """Print what the controls reach: mean over the splits, lowest and highest."""
+    title = f"TF-IDF + logistic regression: mean of {controls['splits']} splits (lowest-highest)"
+    table = _start_table(title, ("read", "labels", "AUROC", "AP", "F1"))
+    for read, row in controls["findings"].items():
+        table.add_row(
+            read, f"{row['labels']['value']:.0f}", *(_show(row[name]) for name in ("auroc", "ap", "f1"))
+        )
+    console.print(table)
+    split = (
+        "patient alone (nearly equal reports on both sides)"
+        if controls["keep_duplicates"]
+        else "patient and text"
+    )
+    console.print(f"Split by {split}; about {controls['studies']:.0f} test studies.", highlight=False)
+    names = ("p@5", "map", "mrr", "ndcg@5")
+    for block, rows in controls["retrieval"].items():
+        table = _start_table(
+            f"Similar cases, test to train, {block.replace('_', ' ')}", ("ranked by", *names)
+        )
+        for order, row in rows.items():
+            table.add_row(order, *(_show(row.get(name)) for name in names))
+        console.print(table)
+
+
+def _start_table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def _show(interval: Mapping[str, float] | None, *, whole: bool = True) -> str:
+    """Return ".879 (.82-.92)": a row has to fit into a terminal."""
+    if interval is None:
+        return "-"
+    digits = (1, 0) if interval["high"] > 10 else (3, 2)
+    value, low, high = (
+        f"{interval[name]:.{places}f}".replace("0.", ".", 1)
+        if interval[name] < 1
+        else f"{interval[name]:.{places}f}"
+        for name, places in (("value", digits[0]), ("low", digits[1]), ("high", digits[1]))
+    )
+    return f"{value} ({low}-{high})" if whole else value

@@ -1,0 +1,131 @@
+"""Asks a model everything an evaluation needs, and compares what two predictors said."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+from contract.text import TextMode
+from training.evaluation.labels import RESAMPLES
+from training.evaluation.plan import Studies, Way, choose_complete, list_ways, make_cases
+from training.evaluation.predict import Answers, Predictor
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model said to the studies of a split.
+
+    Attributes:
+        test: M test studies that can be read in every way.
+        gallery: G training studies that can be read in every way.
+        answers: Way -> answers (M,) about the test studies; NaN where it was not asked or refused.
+        gallery_answers: Way -> answers (G,) about the training studies.
+        unreadable: How many test studies were left out because an image could not be read.
+    """
+
+    test: Studies
+    gallery: Studies
+    answers: Mapping[Way, Answers]
+    gallery_answers: Mapping[Way, Answers]
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the bootstrap, and of every draw: `seed`, and how many times patients are drawn."""
+
+    seed: int = 0
+    resamples: int = RESAMPLES
+
+
+def ask_model(
+    parts: Mapping[str, Studies], predictor: Predictor, options: Options, progress: Progress | None = None
+) -> Asked:
+    """Ask a model about the test studies in every way, and about the training studies for the search.
+
+    Raises:
+        ConfigError: No study of a part can be read.
+    """
+    mode = predictor.text_mode
+    test, gallery = (choose_complete(parts[part], mode) for part in ("test", "train"))
+    images = bool(test.has_image().any())
+    ways, plain = list_ways(mode, images=images), list_plain_ways(mode, images=images)
+    total = len(ways) * len(test) + len(plain) * len(gallery)
+    done = 0
+
+    def ask(studies: Studies, way: Way) -> Answers:
+        nonlocal done
+        cases, rows = make_cases(studies, way, seed=options.seed)
+        began = done
+        report = (lambda count, _: progress(began + count, total)) if progress else None
+        found = predictor.ask(cases, report)
+        done = began + len(studies)
+        answers = Answers.prepare(len(studies), found.embeddings.shape[1])
+        answers.probabilities[rows], answers.embeddings[rows] = found.probabilities, found.embeddings
+        return answers
+
+    asked = Asked(
+        test,
+        gallery,
+        {way: ask(test, way) for way in ways},
+        {way: ask(gallery, way) for way in plain},
+    )
+    if progress:
+        progress(total, total)
+    return _drop_refused(asked, plain)
+
+
+def list_plain_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:
+    """Return the three ways that a model is made for: study, image and report; without images the last."""
+    return (Way(True, mode), Way(True, None), Way(False, mode)) if images else (Way(False, mode),)
+
+
+def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
+    """Leave out the studies that a plain way refused, so that all rows are about the same ones."""
+
+    def keep(
+        studies: Studies, answers: Mapping[Way, Answers]
+    ) -> tuple[Studies, dict[Way, Answers], NDArray[np.int64]]:
+        rows = np.flatnonzero(np.all([answers[way].answered for way in plain], axis=0))
+        if not len(rows):
+            raise ConfigError(
+                f"The model could read none of {len(studies)} studies (image files: {studies.get_image(0) or 'none'}, "
+                "...): are the files where the table says?"
+            )
+        kept = {
+            way: Answers(found.probabilities[rows], found.embeddings[rows]) for way, found in answers.items()
+        }
+        return studies.take(rows), kept, rows
+
+    test, answers, rows = keep(asked.test, asked.answers)
+    gallery, gallery_answers, _ = keep(asked.gallery, asked.gallery_answers)
+    return Asked(test, gallery, answers, gallery_answers, len(asked.test) - len(rows))
+
+
+def compare_answers(first: Asked, second: Asked) -> dict[str, float]:
+    """Return the largest differences between what two predictors said to the same studies.
+
+    Returns:
+        "probabilities" (largest absolute difference), "embeddings" (largest cosine distance), "cases".
+
+    Raises:
+        ConfigError: They did not answer the same studies in the same ways.
+    """
+    if first.test.study_ids != second.test.study_ids or first.gallery.study_ids != second.gallery.study_ids:
+        raise ConfigError("The two models refused different studies.")
+    probabilities, embeddings, cases = 0.0, 0.0, 0
+    for ours, theirs in ((first.answers, second.answers), (first.gallery_answers, second.gallery_answers)):
+        for way, answers in ours.items():
+            rows = answers.answered
+            if (rows != theirs[way].answered).any():
+                raise ConfigError(f"The two models refused different studies ({way.title}).")
+            gap = np.abs(answers.probabilities[rows] - theirs[way].probabilities[rows])
+            cosine = (answers.embeddings[rows] * theirs[way].embeddings[rows]).sum(1)
+            probabilities = max(probabilities, float(gap.max(initial=0)))
+            embeddings = max(embeddings, float((1 - cosine).max(initial=0)))
+            cases += int(rows.sum())
+    return {"probabilities": probabilities, "embeddings": embeddings, "cases": float(cases)}

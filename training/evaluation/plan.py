@@ -1,0 +1,208 @@
+"""What is asked: the labelled studies of a split, and the ways in which the model reads each of them.
+
+A way is an input: the image, a part of the report, or both; in the controls one of the two is taken from
+another patient. A model that answers as well with a stranger's image does not look at images.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ArtifactError, ConfigError, ReportError
+from contract.text import SECTIONS, TEXT_MODES, Report, TextMode, select_text
+from training.data import make_targets
+from training.openi import read_table
+
+MODE_TITLES: Final[dict[str, str]] = {
+    "indication": "indication",
+    "findings": "findings",
+    "findings_masked": "masked findings",
+    "full": "full report",
+}
+PARTS: Final = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: an image file, what is to be read of a report, or both."""
+
+    study_id: str
+    image: str | None = None
+    text: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to read a study; `text` is the part of the report, `swapped` what comes from another patient."""
+
+    image: bool
+    text: TextMode | None
+    swapped: str = ""  # "", "image" or "report"
+
+    @property
+    def key(self) -> str:
+        """Its name in files, such as "image+findings" or "image+findings/swapped_image"."""
+        inputs = "+".join(name for name in ("image" if self.image else "", self.text or "") if name)
+        return f"{inputs}/swapped_{self.swapped}" if self.swapped else inputs
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        image = "another's image" if self.swapped == "image" else "image"
+        text = MODE_TITLES[self.text] if self.text else ""
+        if self.swapped == "report":
+            text = f"another's {text}"
+        return " + ".join(name for name in (image if self.image else "", text) if name)
+
+
+@dataclass(frozen=True)
+class Studies:
+    """M labelled studies of one part of a split.
+
+    Attributes:
+        rows: Rows of the studies table.
+        texts: Text mode -> M texts; "" where that part of the report holds no words.
+        targets: (M, K).
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    texts: Mapping[str, tuple[str, ...]]
+    targets: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def study_ids(self) -> tuple[str, ...]:
+        """M names."""
+        return tuple(row["study_id"] for row in self.rows)
+
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """M names."""
+        return tuple(row["patient_id"] for row in self.rows)
+
+    def get_image(self, row: int) -> str | None:
+        """Return the file of a study's first (frontal) image."""
+        paths = self.rows[row]["image_paths"]
+        return paths[0] if paths else None
+
+    def has_image(self) -> NDArray[np.bool_]:
+        """Return (M,), which studies have an image."""
+        return np.array([bool(row["image_paths"]) for row in self.rows], dtype=bool)
+
+    def has_text(self, mode: TextMode) -> NDArray[np.bool_]:
+        """Return (M,), which studies have words in that part of the report."""
+        return np.array([bool(text) for text in self.texts[mode]], dtype=bool)
+
+    def take(self, rows: NDArray[np.int64]) -> "Studies":
+        """Return some of the studies."""
+        texts = {mode: tuple(texts[row] for row in rows) for mode, texts in self.texts.items()}
+        return Studies(tuple(self.rows[row] for row in rows), texts, self.targets[rows])
+
+
+def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
+    """Read the labelled studies of every part of a split.
+
+    Raises:
+        ArtifactError: `split_path` is no split of this table.
+    """
+    split, rows = _read_split(split_path), read_table(table).to_pylist()
+    known = {row["study_id"] for row in rows}
+    for ids in split.values():
+        if unknown := [study_id for study_id in ids if study_id not in known]:
+            raise ArtifactError(f"{split_path} names {len(unknown)} studies that {table} does not hold.")
+    return {part: select_studies(rows, ids) for part, ids in split.items()}
+
+
+def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) -> Studies:
+    """Take the labelled studies of these ids, in the order of the table."""
+    wanted = set(study_ids)
+    chosen = tuple(dict(row) for row in rows if row["study_id"] in wanted and row["labelled"])
+    texts = {mode: tuple(_select_text(row, mode) for row in chosen) for mode in TEXT_MODES}
+    return Studies(chosen, texts, make_targets([row["labels"] for row in chosen]))
+
+
+def choose_complete(studies: Studies, mode: TextMode) -> Studies:
+    """Keep the studies that can be read in every way, so that all rows of a table are about the same ones.
+
+    Where there are images at all, a study needs one; and every study needs the text that the model reads.
+
+    Raises:
+        ConfigError: No study is left.
+    """
+    images = studies.has_image()
+    kept = studies.has_text(mode) & (images if images.any() else True)
+    if not kept.any():
+        raise ConfigError("No labelled study of this part of the split can be read.")
+    return studies.take(np.flatnonzero(kept))
+
+
+def list_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:
+    """Return the ways to ask, the controls last; `mode` is the text that the model was trained on."""
+    modes: tuple[TextMode, ...] = ("indication", "findings", "findings_masked", "full")
+    texts = tuple(Way(False, text) for text in modes)
+    if not images:
+        return (*texts, Way(False, mode, "report"))
+    pairs = tuple(Way(True, text) for text in modes)
+    controls = (Way(True, None, "image"), Way(True, mode, "image"), Way(True, mode, "report"))
+    return (Way(True, None), *pairs, *texts, *controls)
+
+
+def make_cases(studies: Studies, way: Way, *, seed: int = 0) -> tuple[list[Case], NDArray[np.int64]]:
+    """Return the questions of one way, and the rows of the studies they are about.
+
+    Studies without that part of the report are left out.
+    """
+    rows = np.flatnonzero(studies.has_text(way.text)) if way.text else np.arange(len(studies))
+    strangers = draw_strangers([studies.patient_ids[row] for row in rows], seed)
+    images = rows[strangers] if way.swapped == "image" else rows
+    texts = rows[strangers] if way.swapped == "report" else rows
+    cases = [
+        Case(
+            studies.study_ids[row],
+            studies.get_image(int(image)) if way.image else None,
+            studies.texts[way.text][int(text)] if way.text else None,
+        )
+        for row, image, text in zip(rows, images, texts, strict=True)
+    ]
+    return cases, rows
+
+
+def draw_strangers(patient_ids: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Return, for each of M studies, the place of a study of another patient; each place once where possible."""
+    order = np.random.default_rng(seed).permutation(len(patient_ids))
+    names = np.asarray(patient_ids, np.str_)[order]
+    _, patients = np.unique(names, return_inverse=True)
+    order, patients = order[np.argsort(patients, kind="stable")], np.sort(patients)
+    # Studies of a patient now lie beside each other: a step as long as the longest run leaves each of them.
+    step = int(np.bincount(patients).max()) if len(patients) else 0
+    chosen = np.empty(len(order), np.int64)
+    chosen[order] = np.roll(order, -step)
+    return chosen
+
+
+def _select_text(row: Mapping[str, Any], mode: TextMode) -> str:
+    try:
+        return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), mode)
+    except ReportError:
+        return ""
+
+
+def _read_split(path: Path) -> dict[str, list[str]]:
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        parts = {
+            part: [str(study_id) for study_id in split[part]] for part in ("train", "validation", "test")
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a split file.") from error
+    ids = [study_id for names in parts.values() for study_id in names]
+    if len(set(ids)) < len(ids):
+        raise ArtifactError(f"{path} names {len(ids) - len(set(ids))} studies twice.")
+    return parts

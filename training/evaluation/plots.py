@@ -1,0 +1,159 @@
+"""Results of an evaluation as pictures: ROC and precision-recall grid, reliability, precision of the search."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+from contract.labels import LABEL_INDEX, LABEL_NAMES
+from contract.text import TextMode
+from training.evaluation.ask import Asked
+from training.evaluation.labels import CALIBRATION_BINS, place_in_bins
+from training.evaluation.plan import Way
+from training.evaluation.report import BLOCKS, GALLERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS: Final = ("#0b6e99", "#d9730d", "#448361")
+_COLUMNS: Final = 6
+Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]  # title -> probabilities, targets (M, K)
+
+
+def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directory: Path) -> list[Path]:
+    """Write roc.png, precision_recall.png, reliability.png and retrieval.png.
+
+    Raises:
+        ConfigError: Matplotlib is not installed.
+    """
+    ways = [way for way in (Way(True, None), Way(True, mode), Way(False, mode)) if way in asked.answers]
+    curves = {way.title: _get_answers(asked, way) for way in ways}
+    by_key = {row["key"]: row for row in results["classification"]}
+    averaged = [by_key[way.key]["averaged"] for way in ways]
+    keys = [key for key in LABEL_INDEX if any(key in names for names in averaged)]
+    figures = {
+        "roc": _draw_grid(curves, keys, _draw_roc, "false positive rate", "true positive rate"),
+        "precision_recall": _draw_grid(curves, keys, _draw_precision_recall, "recall", "precision"),
+        "reliability": _draw_reliability(curves, keys),
+        "retrieval": _draw_retrieval(results),
+    }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+    return paths
+
+
+def _get_answers(asked: Asked, way: Way) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    rows = asked.answers[way].answered
+    return asked.answers[way].probabilities[rows], asked.test.targets[rows]
+
+
+def _make_figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ConfigError("Plots need matplotlib: pip install 'cxr-serving[train]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_grid(curves: Curves, keys: Sequence[str], draw: Any, x_title: str, y_title: str) -> "Figure":
+    """Draw one small picture per label."""
+    rows = max(1, -(-len(keys) // _COLUMNS))
+    figure = _make_figure(2.1 * _COLUMNS, 2.2 * rows + 0.6)
+    axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, key in zip(axes, keys, strict=False):
+        k = LABEL_INDEX[key]
+        for colour, (probabilities, targets) in zip(COLOURS, curves.values(), strict=False):
+            if 0 < targets[:, k].sum() < len(targets):
+                draw(axis, targets[:, k], probabilities[:, k], colour)
+        axis.set_title(f"{_shorten(LABEL_NAMES[key])}", fontsize=7)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(keys) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x_title, fontsize=9)
+    figure.supylabel(y_title, fontsize=9)
+    _add_legend(figure, list(curves))
+    return figure
+
+
+def _draw_roc(axis: "Axes", targets: NDArray[np.bool_], scores: NDArray[np.float32], colour: str) -> None:
+    from sklearn.metrics import roc_curve
+
+    false, true, _ = roc_curve(targets, scores)
+    axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.7, linestyle=":")
+    axis.plot(false, true, color=colour, linewidth=1.2)
+
+
+def _draw_precision_recall(
+    axis: "Axes", targets: NDArray[np.bool_], scores: NDArray[np.float32], colour: str
+) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(targets, scores)
+    axis.axhline(targets.mean(), color="#bbbbbb", linewidth=0.7, linestyle=":")
+    axis.plot(recall, precision, color=colour, linewidth=1.2, drawstyle="steps-post")
+
+
+def _draw_reliability(curves: Curves, keys: Sequence[str]) -> "Figure":
+    """Draw, per way, the share of positives against the mean probability in each bin, all labels together."""
+    figure = _make_figure(3.6 * max(len(curves), 1), 4.0)
+    axes = figure.subplots(1, max(len(curves), 1), sharey=True, squeeze=False).ravel()
+    places = [LABEL_INDEX[key] for key in keys]
+    for axis, colour, (title, (probabilities, targets)) in zip(axes, COLOURS, curves.items(), strict=False):
+        values, truth = probabilities[:, places].ravel(), targets[:, places].ravel()
+        bins = place_in_bins(values)
+        counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+        seen = counts > 0
+        mean = np.bincount(bins, values, CALIBRATION_BINS)[seen] / counts[seen]
+        share = np.bincount(bins, truth, CALIBRATION_BINS)[seen] / counts[seen]
+        axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
+        axis.plot(mean, share, color=colour, linewidth=1.0)
+        axis.scatter(mean, share, s=4 + 60 * np.sqrt(counts[seen] / counts.max()), color=colour, alpha=0.6)
+        axis.set(title=title, xlabel="mean probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes[0].set_ylabel("share of positives")
+    figure.suptitle("Reliability; a dot's size shows how many answers lie in its bin", fontsize=10)
+    return figure
+
+
+def _draw_retrieval(results: Mapping[str, Any]) -> "Figure":
+    """Draw the precision at each place for both galleries, with and without `normal`."""
+    figure = _make_figure(9.0, 6.6)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    for line, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):
+        for axis, block in zip(line, BLOCKS, strict=True):
+            for row in results["retrieval"][gallery][block]:
+                style = {"random": ":", "TF-IDF": "--"}.get(row["title"].split(",")[0].split()[0], "-")
+                axis.plot(
+                    np.arange(1, len(row["curve"]) + 1),
+                    row["curve"],
+                    style,
+                    label=row["title"],
+                    linewidth=1.3,
+                )
+            axis.set_title(f"{title}, {block.replace('_', ' ')}", fontsize=9)
+            axis.set_ylim(0, 1)
+            axis.grid(alpha=0.2)
+    for axis in axes[1]:
+        axis.set_xlabel("cases returned", fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("precision", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _add_legend(figure: "Figure", titles: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour) for colour, _ in zip(COLOURS, titles, strict=False)]
+    figure.legend(handles, titles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 34 else name[:32] + "…"

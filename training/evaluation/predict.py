@@ -1,0 +1,168 @@
+"""Asks a bundle's PyTorch model, and says what an answer is."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract.bundle import Bundle
+from contract.dicom import load_pixels
+from contract.errors import ConfigError, ImageError
+from contract.labels import LABELS
+from contract.text import ReportTokenizer, TextMode, read_report
+from training.evaluation.plan import Case
+from training.model import load_model
+
+Progress = Callable[[int, int], None]
+ReadPixels = Callable[[str], NDArray[np.uint8]]
+_BATCH: Final = 32
+_KEPT_IMAGES: Final = 4096  # images whose tokens are kept for the next way that asks about them
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to M cases; NaN where it refused one.
+
+    Attributes:
+        probabilities: (M, K) float32, calibrated.
+        embeddings: (M, D) float32 of unit length.
+    """
+
+    probabilities: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """(M,), which cases were not refused."""
+        return np.asarray(~np.isnan(self.probabilities).any(1))
+
+    @staticmethod
+    def prepare(count: int, size: int) -> "Answers":
+        """Return the answers of a model, with embeddings of `size`, that refused all of `count` cases."""
+        return Answers(
+            np.full((count, len(LABELS)), np.nan, np.float32), np.full((count, size), np.nan, np.float32)
+        )
+
+
+class Predictor(Protocol):
+    """A model that can be asked, in this process or served."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+
+    @property
+    def text_mode(self) -> TextMode:
+        """The part of a report that the model reads."""
+
+    def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
+        """Answer cases that all have the same inputs, in their order."""
+
+
+def frame_text(text: str, mode: TextMode) -> str:
+    """Return a report of which a model that reads `mode` reads just `text`, whatever part it was taken from."""
+    return f"{'INDICATION' if mode == 'indication' else 'FINDINGS'}: {text}"
+
+
+class TorchPredictor:
+    """A bundle's model in this process, on the GPU where there is one."""
+
+    def __init__(self, bundle: Bundle, *, read_pixels: ReadPixels | None = None) -> None:
+        """Load the model.
+
+        Args:
+            bundle: A verified bundle.
+            read_pixels: Image path -> (1, S, S) uint8, or ImageError; default: `contract.dicom.load_pixels`.
+
+        Raises:
+            ArtifactError: The weights do not fit the config.
+        """
+        self.fingerprint = bundle.fingerprint
+        self.text_mode: TextMode = bundle.config["text_mode"]
+        self._sizes: dict[str, int] = bundle.config["sizes"]
+        self._max_length = int(bundle.config["max_length"])
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_model(bundle).to(self._device)
+        self._tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
+        self._read_pixels = read_pixels or self._decode
+        self._image_tokens: dict[str, Tensor | None] = {}
+
+    @torch.inference_mode()
+    def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
+        """Answer cases that all have the same inputs; see `Predictor`."""
+        answers = Answers.prepare(len(cases), self._sizes["D"])
+        for done, rows in self._draw_batches(cases):
+            readable = [row for row in rows if self._is_readable(cases[row])]
+            if readable:
+                probabilities, embedding = self._answer([cases[row] for row in readable])
+                answers.probabilities[readable] = probabilities.float().cpu().numpy()
+                answers.embeddings[readable] = embedding.float().cpu().numpy()
+            if progress is not None:
+                progress(done, len(cases))
+        return answers
+
+    def _draw_batches(self, cases: Sequence[Case]) -> Iterator[tuple[int, list[int]]]:
+        """Yield how many cases will be done and the rows of a batch; texts of similar length come together."""
+        rows = sorted(range(len(cases)), key=lambda row: len(cases[row].text or ""))
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            self._encode_images([path for row in batch if (path := cases[row].image) is not None])
+            yield start + len(batch), batch
+
+    def _is_readable(self, case: Case) -> bool:
+        return case.image is None or self._image_tokens[case.image] is not None
+
+    def _answer(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+        """Return probabilities (B, K) and embeddings (B, D)."""
+        fusion = self._model.fusion
+        images = [self._image_tokens[case.image] for case in cases if case.image is not None]
+        image_tokens = torch.stack([tokens for tokens in images if tokens is not None]) if images else None
+        texts = [case.text for case in cases if case.text is not None]
+        if not texts:
+            if image_tokens is None:
+                raise ConfigError("A case has neither an image nor a text.")
+            return fusion.forward_image(image_tokens)[:2]
+        read = [read_report(frame_text(text, self.text_mode), self.text_mode) for text in texts]
+        tokens = self._tokenizer.encode(read, self._max_length)
+        ids, mask = (
+            torch.from_numpy(array).to(self._device) for array in (tokens.input_ids, tokens.attention_mask)
+        )
+        text_tokens = self._model.text_encoder(ids, mask)
+        if image_tokens is None:
+            return fusion.forward_text(text_tokens, mask)[:2]
+        return fusion.forward_study(image_tokens, text_tokens, mask)[:2]
+
+    def _encode_images(self, paths: Sequence[str]) -> None:
+        """Put the tokens (N, C) of these images into the store; None for one that cannot be read."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._image_tokens]
+        if not missing:
+            return
+        if len(self._image_tokens) + len(missing) > _KEPT_IMAGES:
+            self._image_tokens = {path: self._image_tokens[path] for path in paths if path not in missing}
+        with ThreadPoolExecutor() as pool:
+            pixels = dict(zip(missing, pool.map(self._try_pixels, missing), strict=True))
+        readable = [path for path in missing if pixels[path] is not None]
+        self._image_tokens.update(dict.fromkeys(missing))
+        if readable:
+            batch = np.stack([pixels[path] for path in readable])  # (B, 1, S, S)
+            encoded = self._model.image_encoder(torch.from_numpy(batch).to(self._device))
+            self._image_tokens.update(zip(readable, encoded, strict=True))
+
+    def _try_pixels(self, path: str) -> NDArray[np.uint8] | None:
+        try:
+            return np.asarray(self._read_pixels(path))
+        except ImageError:
+            return None
+
+    def _decode(self, path: str) -> NDArray[np.uint8]:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        return load_pixels(data, size=self._sizes["S"])

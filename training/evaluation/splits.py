@@ -1,0 +1,139 @@
+"""The controls alone, over several splits of a table: what any model has to be held against."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract.errors import ConfigError
+from contract.text import clean_text
+from training.evaluation.ask import Options
+from training.evaluation.control import compare_texts, run_control
+from training.evaluation.labels import evaluate_labels
+from training.evaluation.measure import NORMAL
+from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
+from training.evaluation.ranking import (
+    compute_gains,
+    evaluate_random,
+    evaluate_ranking,
+    find_same,
+    rank_cases,
+)
+from training.openi import read_table
+from training.split import split_studies
+
+Progress = Callable[[int, int], None]
+_RETRIEVAL = ("p@5", "map", "mrr", "ndcg@5")
+
+
+def measure_splits(
+    table: Path,
+    splits: int,
+    options: Options,
+    *,
+    keep_duplicates: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure TF-IDF with logistic regression, TF-IDF neighbours and a random order on splits of a table.
+
+    Args:
+        table: Studies table.
+        splits: How many; their seeds are `options.seed`, `options.seed` + 1, ...
+        options: Of every draw; no bootstrap is made.
+        keep_duplicates: Split by patient alone, so that nearly equal reports stand on both sides, which flatters.
+        progress: Called with fits done and fits in all.
+
+    Returns:
+        "splits", "studies" (of test, mean), "findings" (rows by part of the report) and "retrieval" (test
+        against train, rows by order, with and without `normal`); each figure as mean, lowest and highest.
+
+    Raises:
+        ConfigError: The table is too small, or its reports share no word.
+    """
+    rows = read_table(table).to_pylist()
+    texts = None
+    if not keep_duplicates:
+        texts = [clean_text(f"{row['findings'] or ''} {row['impression'] or ''}") for row in rows]
+    found: list[dict[str, Any]] = []
+    for number in range(splits):
+        parts = _split(rows, texts, options.seed + number)
+        found.append(_measure_split(parts, options))
+        if progress is not None:
+            progress(number + 1, splits)
+    return {
+        "splits": splits,
+        "keep_duplicates": keep_duplicates,
+        "studies": float(np.mean([len(one["test"]) for one in found])),
+        "findings": _join([one["findings"] for one in found]),
+        "retrieval": {
+            block: _join([one["retrieval"][block] for one in found])
+            for block in ("with_normal", "without_normal")
+        },
+    }
+
+
+def _split(rows: Sequence[Mapping[str, Any]], texts: Sequence[str] | None, seed: int) -> dict[str, Studies]:
+    parts = split_studies(
+        [row["patient_id"] for row in rows], [row["labels"] for row in rows], seed, texts=texts
+    )
+    return {
+        part: select_studies(rows, [rows[row]["study_id"] for row in places])
+        for part, places in parts.items()
+    }
+
+
+def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, Any]:
+    findings = {}
+    for mode, title in MODE_TITLES.items():
+        try:
+            answers = run_control(parts, mode)  # type: ignore[arg-type]
+        except ConfigError:  # too few words in this part of the reports
+            continue
+        test = parts["test"].take(answers.rows)
+        metrics = evaluate_labels(
+            answers.probabilities, test.targets, answers.thresholds, groups=test.patient_ids, resamples=0
+        )
+        findings[title] = {name: metrics.macro[name].value for name in ("auroc", "ap", "f1")} | {
+            "labels": float(len(metrics.averaged))
+        }
+    if not findings:
+        raise ConfigError("The reports are too few for the controls: they share no word.")
+    return {"test": parts["test"], "findings": findings, "retrieval": _measure_search(parts, options)}
+
+
+def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str, dict[str, dict[str, float]]]:
+    """Return block -> order -> metric -> value, of test studies searched for in train by their whole report."""
+    test, gallery = (choose_complete(parts[part], "full") for part in ("test", "train"))
+    same = find_same(test.patient_ids, gallery.patient_ids)
+    similarity = compare_texts(gallery.texts["full"], test.texts["full"], gallery.texts["full"])
+    order = rank_cases(similarity, same, options.seed)
+    chosen: dict[str, Any] = {"groups": test.patient_ids, "seed": options.seed, "resamples": 0}
+    found = {}
+    for block, without in (("with_normal", ()), ("without_normal", (NORMAL,))):
+        gains = compute_gains(test.targets, gallery.targets, without=without)
+        orders = {
+            "TF-IDF, full report": evaluate_ranking(order, gains, same, **chosen),
+            "random order": evaluate_random(gains, same, **chosen),
+        }
+        found[block] = {
+            title: {name: metrics.values[name].value for name in _RETRIEVAL if name in metrics.values}
+            for title, metrics in orders.items()
+        }
+    return found
+
+
+def _join(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return row -> metric -> mean, lowest and highest over the splits that have it."""
+    joined: dict[str, dict[str, dict[str, float]]] = {}
+    for title in dict.fromkeys(title for table in tables for title in table):
+        rows = [table[title] for table in tables if title in table]
+        joined[title] = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows if name in row]
+            joined[title][name] = {
+                "value": round(float(np.mean(values)), 4),
+                "low": round(min(values), 4),
+                "high": round(max(values), 4),
+            }
+    return joined
