@@ -81,7 +81,7 @@ TEXT_ATTENTION: Final = TensorSpec("text_attention", "FP32", ("K", "L"))  # rows
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One served model; `steps` names the models an ensemble runs, in order, and is empty otherwise."""
+    """One served model; `steps` names the models an ensemble runs, in the order of the data, and is empty otherwise."""
 
     name: str
     backend: Literal["python", "onnxruntime", "ensemble"]
@@ -94,8 +94,8 @@ _TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK)
 _STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION)
 _IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION)
 _TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
-# What preprocessing says beside what later steps read. No step may read these: Triton 2.51 prunes an output that
-# a step reads and the client does not ask for, and then waits for it for ever.
+# What preprocessing says beside what later steps read. No step may read these: Triton 2.51 prunes a step whose
+# outputs a request does not ask for, even where another step reads them, and ends in "unexpected deadlock".
 _READING = (REPORT_TEXT, TOKEN_SPANS, REPORT_NOTES)
 
 _SPECS: tuple[ModelSpec, ...] = (

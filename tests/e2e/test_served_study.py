@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cli.cases import get_image, get_report, make_cases
-from client import CxrClient
+from client import CaseInput, CxrClient
 from client.triton import TritonTransport
 from contract.dicom import load_pixels
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
@@ -16,6 +16,8 @@ from contract.labels import LABEL_KEYS
 from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
 from training.model import load_model
+
+LONG = "The heart is enlarged. " * 200  # 1,000 tokens
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,60 @@ def test_wrong_port_and_short_deadline(stack, image):
         nowhere.predict(image)
     with CxrClient(stack.triton_url, stack.retrieval_url) as client, pytest.raises(DeadlineError):
         client.predict(image, timeout_s=0.001)
+
+
+UNUSUAL = {
+    "frontal": ({"image": "frontal"}, []),
+    "lateral": ({"image": "lateral"}, ["lateral view"]),
+    "hand": ({"image": "hand"}, ["HAND, not chest"]),
+    "frames": ({"image": "frames"}, ["3 frames; only the first"]),
+    "long report": ({"report": LONG}, ["longer than 256 tokens"]),
+    "lateral with a long report": ({"image": "lateral", "report": LONG}, ["lateral view", "longer than"]),
+    "frontal with a report": ({"image": "frontal", "report": "No effusion."}, []),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_is_unusual_is_served_with_a_warning(client, chest_files, name):
+    given, words = UNUSUAL[name]
+    given = {kind: chest_files.get(value, value) for kind, value in given.items()}
+    prediction = client.predict(**given)
+    assert tuple(finding.key for finding in prediction.findings) == LABEL_KEYS
+    assert np.linalg.norm(prediction.embedding) == pytest.approx(1, abs=1e-4)
+    assert len(prediction.warnings) == len(words)
+    for sentence, expected in zip(prediction.warnings, words, strict=True):
+        assert expected in sentence
+    found = client.search(**given, k=2)
+    assert len(found) == 2
+    assert found.warnings == prediction.warnings
+
+
+def test_an_unusual_image_is_read_as_a_usual_one_of_the_same_pixels(client, chest_files):
+    """The warning is beside the answer, not in it; view and laterality are reported."""
+    frontal = client.predict(chest_files["frontal"])
+    assert (frontal.image_notes.view, frontal.image_notes.laterality) == ("PA", "U")
+    assert frontal.image_notes.modality == "CR"
+    for name in ("lateral", "hand", "frames"):
+        other = client.predict(chest_files[name])
+        assert float(other.embedding @ frontal.embedding) > 0.9999
+    lateral = client.predict(chest_files["lateral"]).image_notes
+    assert (lateral.view, lateral.laterality) == ("LATERAL", "L")
+
+
+def test_indexing_tells_which_cases_have_a_warning(client, chest_files):
+    cases = [CaseInput(name, "unusual", chest_files[name]) for name in ("frontal", "lateral", "hand")]
+    try:
+        result = client.index(cases)
+    finally:
+        client.delete([case.id for case in cases])
+    assert result.indexed == 3
+    assert [case_id for case_id, _ in result.warned] == ["lateral", "hand"]
+
+
+def test_warnings_served_and_offline_are_the_same(client, trained, chest_files):
+    given = {"image": chest_files["lateral"], "report": LONG}
+    explanation = client.explain(trained.bundle, **given, steps=1)
+    assert explanation.warnings == client.predict(**given).warnings
 
 
 def test_cases_of_another_model_are_refused(client, trained, monkeypatch):
