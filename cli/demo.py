@@ -21,7 +21,7 @@ from contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from client import CxrClient
-    from client.explain import Explanation
+    from client.explanation import Explanation
     from client.results import Prediction, SimilarCase
     from serving.stack import Stack
 
@@ -179,7 +179,8 @@ def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
             make_cases(rows, bundle.config["text_mode"]),
             progress=lambda done: step.progress(done, len(rows)),
         )
-        step.say(f"{result.indexed} cases, {len(result.refused)} refused")
+        warned = f", {len(result.warned)} with a warning" if result.warned else ""
+        step.say(f"{result.indexed} cases, {len(result.refused)} refused{warned}")
     demo.figures["indexed"] = result.indexed
 
 

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from contract.bundle import Bundle, ServedLabel
 from contract.dicom import load_pixels, load_radiograph
@@ -15,6 +16,7 @@ from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.notes import note_image
 from contract.text import ReportTokenizer
+from cxr import app
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
@@ -196,6 +198,18 @@ def test_warnings_are_those_of_the_served_answer(bundle, chest_files, name, word
     assert summary["warnings"] == list(both.warnings)
     assert summary["image_notes"]["view"] == ("LATERAL" if name == "lateral" else "PA")
     assert summary["report_notes"]["tokens"] == 64
+
+
+def test_the_command_prints_the_warnings(bundle, chest_files, tmp_path):
+    image = tmp_path / "lateral.dcm"
+    image.write_bytes(chest_files["lateral"])
+    given = ["explain", str(image), "--bundle", str(bundle.path), "--out", str(tmp_path / "why.png")]
+    shown = CliRunner().invoke(app, [*given, "--steps", "4"])
+    assert shown.exit_code == 0, shown.output
+    assert any(line.startswith("Warning: The image is a lateral view") for line in shown.stdout.splitlines())
+    told = json.loads(CliRunner().invoke(app, [*given, "--steps", "4", "--json"]).stdout)
+    assert told["image_notes"]["view"] == "LATERAL"
+    assert len(told["warnings"]) == 1
 
 
 def test_labels_have_maps_of_their_own(bundle, image):
