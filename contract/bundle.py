@@ -105,18 +105,9 @@ def write_directory(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise ConfigError(f"{target} exists already; choose another directory or remove it.")
-    scratch: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with _open_scratch(target) as scratch:
         yield scratch
-        scratch.chmod(0o755)
         scratch.rename(target)
-    except OSError as error:
-        raise ArtifactError(f"Could not write {target}: {error.strerror or error}.") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -131,25 +122,40 @@ def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[P
 
     Raises:
         ConfigError: `changed` names a file that decides the answers.
+        FingerprintError: Such a file was changed nevertheless.
         ArtifactError: The disk refused the write.
     """
     if deciding := sorted(set(changed) & set(DECIDING_FILES)):
         raise ConfigError(f"{', '.join(deciding)} decide the answers of a bundle: train a new one.")
-    names = list(bundle.manifest["files"])
     details = {key: value for key, value in bundle.manifest.items() if key not in {"files", "fingerprint"}}
-    old = bundle.path.with_name(f".{bundle.path.name}-replaced")
-    with write_directory(bundle.path.with_name(f".{bundle.path.name}-amended")) as scratch:
-        for name in names:
+    with _open_scratch(bundle.path) as scratch:
+        for name in bundle.manifest["files"]:
             _place_file(bundle.path / name, scratch / name, link=name not in changed)
         yield scratch
         found = seal_bundle(scratch, details)
         require_same_fingerprint(
             bundle.fingerprint, found, expected_from=str(bundle.path), found_from="the amended bundle"
         )
-    amended = bundle.path.with_name(f".{bundle.path.name}-amended")
-    bundle.path.rename(old)
-    amended.rename(bundle.path)
-    shutil.rmtree(old, ignore_errors=True)
+        old = scratch.with_name(f"{scratch.name}-old")
+        bundle.path.rename(old)
+        scratch.rename(bundle.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _open_scratch(target: Path) -> Iterator[Path]:
+    """Yield a new directory beside `target`; what is left of it at the end is removed."""
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        scratch.chmod(0o755)
+        yield scratch
+    except OSError as error:
+        raise ArtifactError(f"Could not write {target}: {error.strerror or error}.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _place_file(source: Path, target: Path, *, link: bool) -> None:

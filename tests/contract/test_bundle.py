@@ -13,8 +13,10 @@ from contract.bundle import (
     DECIDING_FILES,
     LABELS_FILE,
     MANIFEST,
+    MODEL_CARD,
     REQUIRED_FILES,
     ServedLabel,
+    amend_bundle,
     check_labels,
     compute_fingerprint,
     compute_sha256,
@@ -325,3 +327,63 @@ def test_equal_values_give_equal_files(tmp_path):
     write_json(tmp_path / "b", {"y": [1.5], "x": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_text().endswith("}\n")
+
+
+# --- amended ---------------------------------------------------------------------------------------------------
+
+
+def test_files_are_added_to_a_bundle_that_stays_the_same_model(sealed):
+    before = load_bundle(sealed)
+    with amend_bundle(before, changed=(MODEL_CARD,)) as scratch:
+        assert not (sealed / "evaluation").exists()
+        (scratch / MODEL_CARD).write_text("A longer card.")
+        (scratch / "evaluation").mkdir()
+        (scratch / "evaluation" / "evaluation.json").write_text("{}")
+    after = load_bundle(sealed)
+    assert after.fingerprint == before.fingerprint
+    assert set(after.manifest["files"]) == {*REQUIRED_FILES, "evaluation/evaluation.json"}
+    assert after.manifest["seed"] == 7
+    assert (sealed / MODEL_CARD).read_text() == "A longer card."
+    assert [path.name for path in sealed.parent.iterdir()] == ["bundle"]
+    with amend_bundle(after, changed=("evaluation/evaluation.json",)) as scratch:
+        (scratch / "evaluation" / "evaluation.json").write_text('{"again": 1}')
+    assert json.loads((sealed / "evaluation" / "evaluation.json").read_text()) == {"again": 1}
+
+
+def amend(bundle, name, text, failure=None) -> None:
+    with amend_bundle(bundle) as scratch:
+        (scratch / name).unlink()
+        (scratch / name).write_text(text)
+        if failure:
+            raise failure
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_a_failure_leaves_the_bundle_as_it_was(sealed, failure):
+    before = load_bundle(sealed)
+    expected = KeyboardInterrupt if failure is KeyboardInterrupt else ArtifactError
+    with pytest.raises(expected):
+        amend(before, MODEL_CARD, "half a card", failure)
+    assert load_bundle(sealed) == before
+    assert [path.name for path in sealed.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", DECIDING_FILES)
+def test_what_decides_the_answers_is_never_amended(sealed, name):
+    before = load_bundle(sealed)
+    with pytest.raises(ConfigError, match="train a new one"), amend_bundle(before, changed=(name,)):
+        pass
+    with pytest.raises(FingerprintError):
+        amend(before, name, "other weights")
+    assert load_bundle(sealed) == before
+
+
+def test_a_bundle_is_amended_on_a_file_system_without_links(sealed, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    before = load_bundle(sealed)
+    with amend_bundle(before) as scratch:
+        (scratch / "note.md").write_text("new")
+    assert load_bundle(sealed).fingerprint == before.fingerprint

@@ -177,11 +177,12 @@ def make_cases(studies: Studies, way: Way, *, seed: int = 0) -> tuple[list[Case]
 def draw_strangers(patient_ids: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Return, for each of M studies, the place of a study of another patient; each place once where possible."""
     order = np.random.default_rng(seed).permutation(len(patient_ids))
-    names = np.asarray(patient_ids, np.str_)[order]
-    _, patients = np.unique(names, return_inverse=True)
-    order, patients = order[np.argsort(patients, kind="stable")], np.sort(patients)
+    _, first, patients = np.unique(
+        np.asarray(patient_ids, np.str_)[order], return_index=True, return_inverse=True
+    )
+    order = order[np.argsort(first[patients], kind="stable")]
     # Studies of a patient now lie beside each other: a step as long as the longest run leaves each of them.
-    step = int(np.bincount(patients).max()) if len(patients) else 0
+    step = int(np.bincount(patients).max()) if len(order) else 0
     chosen = np.empty(len(order), np.int64)
     chosen[order] = np.roll(order, -step)
     return chosen

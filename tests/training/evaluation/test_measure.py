@@ -1,0 +1,190 @@
+"""From a predictor whose answers are known to the figures, the report and the pictures."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from contract.errors import ConfigError
+from contract.labels import LABELS
+from training.card import insert_evaluation
+from training.evaluation.ask import Options, ask_model, compare_answers
+from training.evaluation.measure import measure
+from training.evaluation.plan import Way
+from training.evaluation.plots import draw_plots
+from training.evaluation.report import write_report, write_summary
+
+from .conftest import RulePredictor, make_studies
+
+OPTIONS = Options(seed=0, resamples=30)
+BUNDLE = SimpleNamespace(
+    fingerprint="f" * 64,
+    config={"text_mode": "findings"},
+    labels=[SimpleNamespace(threshold=0.5) for _ in LABELS],
+)
+
+
+@pytest.fixture
+def asked(parts):
+    return ask_model(parts, RulePredictor(), OPTIONS)
+
+
+@pytest.fixture
+def results(asked, parts):
+    return {**measure(asked, parts, BUNDLE, OPTIONS), "data": "Made-up studies.", "served": None}
+
+
+def get_rows(results) -> dict:
+    return {row["key"]: row for row in results["classification"]}
+
+
+def test_every_way_is_asked_and_reported(parts):
+    steps = []
+    predictor = RulePredictor()
+    asked = ask_model(parts, predictor, OPTIONS, lambda done, total: steps.append((done, total)))
+    assert len(asked.answers) == 12
+    assert set(asked.gallery_answers) == {Way(True, "findings"), Way(True, None), Way(False, "findings")}
+    assert steps[-1][0] == steps[-1][1]
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert all(case.study_id for case in predictor.asked)
+
+
+def test_a_model_that_reads_right_is_seen_to(results):
+    rows = get_rows(results)
+    for key in ("image", "image+findings", "findings", "tfidf/findings"):
+        assert rows[key]["macro"]["auroc"]["value"] == 1
+        assert rows[key]["macro"]["f1"]["value"] == 1
+        assert rows[key]["averaged"] == ["cardiac", "pleural", "normal"]
+    assert rows["image+indication"]["studies"] == 48  # every fifth has none
+    assert rows["tfidf/indication"]["studies"] == 48
+    assert rows["findings"]["macro"]["brier"]["value"] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_a_swapped_input_shows_what_a_model_looks_at(results):
+    rows = get_rows(results)
+    for key in ("image/swapped_image", "image+findings/swapped_report"):
+        assert rows[key]["kind"] == "control"
+        assert rows[key]["macro"]["auroc"]["value"] < 0.75
+    assert rows["image+findings/swapped_image"]["macro"]["auroc"]["value"] == 1  # it reads the words
+
+
+def test_subgroups_are_those_of_the_headers(results):
+    groups = {(row["group"], row["value"]): row for row in results["subgroups"] if row["way"] == "image"}
+    assert set(groups) == {
+        ("view", "PA"),
+        ("view", "LATERAL"),
+        ("photometric", "MONOCHROME1"),
+        ("photometric", "MONOCHROME2"),
+        ("brings", "neither"),  # the other group has 15 studies, all share the bits
+    }
+    assert groups["view", "PA"]["studies"] == 30
+
+
+def test_search_leaves_the_patient_out_and_normal_too(results):
+    for gallery, size in (("test_to_test", 60), ("test_to_train", 60)):
+        blocks = results["retrieval"][gallery]
+        for block, queries in (("with_normal", 60), ("without_normal", 40)):
+            rows = {row["title"]: row for row in blocks[block]}
+            assert all((row["queries"], row["gallery"]) == (queries, size) for row in rows.values())
+            best = rows["model, image + findings"]["values"]
+            assert best["p@5"]["value"] == best["map"]["value"] == best["ndcg@5"]["value"] == 1
+            assert 0.2 < rows["random order"]["values"]["p@5"]["value"] < 0.45
+            assert "TF-IDF, findings" in rows
+
+
+def test_pairs_are_found_among_equals(results):
+    for row in results["pairs"]:
+        assert row["studies"] == 60
+        assert row["values"]["median_rank"]["value"] == pytest.approx(1 + 19 / 2)  # 20 studies of each label
+        assert row["chance"]["r@1"] == pytest.approx(1 / 60)
+
+
+def test_published_metrics_do_not_leave_the_query_out(results):
+    rows = {row["title"]: row for row in results["as_published"]["test_to_test"]}
+    assert rows["model, findings"]["mrr"] == rows["model, findings"]["ndcg@5"] == 1
+    assert rows["model, findings"]["map"] == pytest.approx(5 / 20)
+    assert rows["random order"]["ndcg@5"] > 0.5
+
+
+def test_a_refused_image_leaves_its_study_out_of_every_row(parts):
+    asked = ask_model(parts, RulePredictor(refused=["100.dcm", "3.dcm"]), OPTIONS)
+    assert "CXR100" not in asked.test.study_ids
+    assert (len(asked.test), len(asked.gallery), asked.unreadable) == (59, 59, 1)
+    results = measure(asked, parts, BUNDLE, OPTIONS)
+    assert get_rows(results)["findings"]["studies"] == 59
+    assert get_rows(results)["image/swapped_image"]["studies"] == 58  # whoever got that image
+
+
+def test_no_image_can_be_read(parts):
+    refused = [f"{number}.dcm" for number in range(150)]
+    with pytest.raises(ConfigError, match=r"none of 60 studies .*90\.dcm"):
+        ask_model(parts, RulePredictor(refused=refused), OPTIONS)
+
+
+def test_reports_alone(tmp_path):
+    parts = {
+        name: make_studies(range(start, start + 40), image=False)
+        for name, start in (("train", 0), ("validation", 40), ("test", 80))
+    }
+    asked = ask_model(parts, RulePredictor(), OPTIONS)
+    results = {**measure(asked, parts, BUNDLE, OPTIONS), "data": "", "served": None}
+    assert results["subgroups"] == results["pairs"] == []
+    assert "findings/swapped_report" in get_rows(results)
+    assert "Images and their reports" not in write_report(results)
+    draw_plots(asked, results, "findings", tmp_path)
+
+
+def test_two_predictors_are_compared(parts, asked):
+    same = compare_answers(asked, ask_model(parts, RulePredictor(), OPTIONS))
+    assert (same["probabilities"], same["embeddings"]) == (0, 0)
+    assert same["cases"] == sum(int(found.answered.sum()) for found in asked.answers.values()) + 3 * 60
+    other = compare_answers(asked, ask_model(parts, RulePredictor(noise=0.01), OPTIONS))
+    assert other["probabilities"] == pytest.approx(0.01, abs=1e-6)
+    with pytest.raises(ConfigError, match="different studies"):
+        compare_answers(asked, ask_model(parts, RulePredictor(refused=["100.dcm"]), OPTIONS))
+
+
+def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_path):
+    assert json.loads(json.dumps(results, allow_nan=False))["options"] == {"seed": 0, "resamples": 30}
+    report = write_report(results)
+    for title in (
+        "Findings",
+        "Micro averages",
+        "AUROC per label",
+        "Subgroups",
+        "Similar cases",
+        "As published",
+    ):
+        assert f"# {title}\n" in report
+    tables = [line for line in report.splitlines() if line.startswith("|")]
+    widths = {line.count("|") for line in tables}
+    assert all("nan" not in line for line in tables)
+    assert widths
+    paths = draw_plots(asked, results, "findings", tmp_path)
+    assert [path.name for path in paths] == [
+        "roc.png",
+        "precision_recall.png",
+        "reliability.png",
+        "retrieval.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_served_answers_are_told_with_their_distance(results):
+    gaps = {"probabilities": 2e-7, "embeddings": 1e-7, "cases": 900.0, "macro": 0.0}
+    report = write_report(
+        {**results, "served": {**gaps, "allowed": {"probabilities": 1e-4, "embeddings": 1e-5}}}
+    )
+    assert "probability 2.0e-07 (allowed 1e-04)" in report
+
+
+def test_a_card_holds_the_last_evaluation(results):
+    card = insert_evaluation("# Model\n\nText.\n", write_summary(results))
+    assert card.startswith("# Model\n\nText.\n\n<!-- evaluation -->\n")
+    again = insert_evaluation(card, "Other figures.")
+    assert "Other figures." in again
+    assert again.count("<!-- evaluation -->") == 1
+    assert "Similar cases" in card
+    assert "Similar cases" not in again
+    assert np.char.count(again, "Text.") == 1
