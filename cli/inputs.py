@@ -1,6 +1,5 @@
 """What a person types, turned into what the client takes."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -52,9 +51,10 @@ def require_input(image: Path | None, report: str | None) -> None:
 
 
 def read_split(path: Path, part: str) -> list[str]:
-    """Return the study ids of one part (train, validation, test) of a bundle's split.json."""
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))[part]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a split file with a part named {part}.") from error
-    return [str(study_id) for study_id in ids]
+    """Return the study ids of one part (train, validation, test) of a split file; see `training.split_file`."""
+    from training.split_file import read_split_file
+
+    ids = read_split_file(path)[part]
+    if not ids:
+        raise ConfigError(f"{path} names no study for {part}.")
+    return ids

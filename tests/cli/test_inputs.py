@@ -41,7 +41,7 @@ def test_split_file(tmp_path: Path):
     file = tmp_path / "split.json"
     file.write_text('{"train": ["CXR1"]}')
     assert read_split(file, "train") == ["CXR1"]
-    for content in ('{"test": []}', "no json", "[]"):
+    for content, message in (('{"train": []}', "names no study for train"), ("[]", "not a split file")):
         file.write_text(content)
-        with pytest.raises(ConfigError, match="part named train"):
+        with pytest.raises(ConfigError, match=message):
             read_split(file, "train")
