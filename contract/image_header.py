@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 View = Literal["PA", "AP", "LATERAL", "UNKNOWN"]
 VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
 _LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT"}
+_ORIENTATION: Final = 0x0112  # EXIF tag
+_TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
 _CHEST_WORDS: Final = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM")
-_ELEMENTS: Final = (
-    *("Modality", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined"),
-    *("PhotometricInterpretation", "PresentationLUTShape", "BitsStored", "Rows", "Columns", "NumberOfFrames"),
-    *("VOILUTSequence", "WindowCenter", "WindowWidth"),
-)
+# View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
+_VIEW_CODES: Final[dict[str, View]] = {
+    **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
+    **dict.fromkeys(("399348003", "R-10206"), "AP"),
+    **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "LATERAL"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ImageHeader:
     Attributes:
         format: "DICOM", "PNG" or "JPEG".
         modality: DICOM modality, "CR" or "DX" for most radiographs.
-        view: How it was taken.
+        view: How it was taken: by View Position, or by View Code Sequence where that says nothing.
         laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
         body_part: DICOM Body Part Examined.
         photometric: DICOM Photometric Interpretation; MONOCHROME1 stores air white.
@@ -67,8 +70,8 @@ def read_image_header(data: bytes) -> ImageHeader:
         ImageError: The bytes are no image.
     """
     if dicom_file.is_picture(data):
-        return _read_picture_header(data)
-    return describe_dataset(dicom_file.read_header(data, _ELEMENTS))
+        return describe_picture(data)
+    return describe_dataset(dicom_file.read_header(data))
 
 
 def describe_dataset(dataset: "Dataset") -> ImageHeader:
@@ -104,7 +107,12 @@ def list_warnings(header: ImageHeader) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _read_picture_header(data: bytes) -> ImageHeader:
+def describe_picture(data: bytes) -> ImageHeader:
+    """Return the header of a PNG or JPEG file, rows and columns as it is shown.
+
+    Raises:
+        ImageError: It is damaged.
+    """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
@@ -115,8 +123,12 @@ def _read_picture_header(data: bytes) -> ImageHeader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                bits = 16 if image.mode.startswith("I") else 8
-                return ImageHeader(str(image.format), bits=bits, rows=image.height, columns=image.width)
+                png = data[:4] == b"\x89PNG"
+                rows, columns = image.height, image.width
+                if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+                    rows, columns = columns, rows
+                bits = data[24] if png else 8  # IHDR, PNG 11.2.1
+                return ImageHeader("PNG" if png else "JPEG", bits=bits, rows=rows, columns=columns)
     except Exception as error:  # the decoders raise many kinds for damaged files
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
@@ -127,7 +139,10 @@ def _read_view(dataset: "Dataset") -> View:
         return "PA"
     if view == "AP":
         return "AP"
-    return "LATERAL" if view in _LATERAL_CODES or "LATERAL" in view else "UNKNOWN"
+    if view in _LATERAL_CODES or "LATERAL" in view:
+        return "LATERAL"
+    codes = dataset.get("ViewCodeSequence") or [{}]
+    return _VIEW_CODES.get(str(codes[0].get("CodeValue", "")).strip(), "UNKNOWN") if not view else "UNKNOWN"
 
 
 def _read_code(dataset: "Dataset", name: str) -> str:

@@ -23,7 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from contract.dicom import is_inverted, load_pixels
+from contract.dicom import load_pixels
+from contract.dicom_grey import is_inverted
 from contract.errors import ImageError
 from contract.image_header import read_image_header
 
