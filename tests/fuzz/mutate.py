@@ -7,6 +7,7 @@ import bz2
 import gzip
 import lzma
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -334,3 +335,62 @@ def _draw_field(chance: random.Random) -> bytes:
             b"../a.xml",
         )
     )
+
+
+_PIECES: Final = (
+    *(
+        b"<a>",
+        b"</a>",
+        b"<a/>",
+        b"<!-- - -->",
+        b"<![CDATA[<b>]]>",
+        b"<?a b?>",
+        b"&#xD7FF;",
+        b"&#0;",
+        b"&amp;",
+        b"&a;",
+    ),
+    *(
+        b'<uId id="CXR8"/>',
+        b'<uId id="CXR"/>',
+        b'<uId id="CXR\xd9\xa3"/>',
+        b"<uId/>",
+        b"<major>normal</major>",
+    ),
+    *(b"<major>No Indexing</major>", b"<major>/</major>", b"<major/>", b"<parentImage/>", b"<AbstractText>"),
+    *(b'<AbstractText Label="FINDINGS">', b'<AbstractText Label=" impression ">', b"</AbstractText>"),
+    *(
+        b"XXXX",
+        b"findings:",
+        b"\nIMPRESSION :",
+        b"\xc2\xa0",
+        b"\xe2\x80\xa8",
+        b"\x85",
+        b"\xef\xbb\xbf",
+        b"[MASK]",
+        b"_",
+    ),
+)
+
+
+def mutate_text(data: bytes, max_size: int, chance: random.Random, blind: Blind) -> bytes:
+    """Change one to three tags or texts of a report and leave the others whole."""
+    pieces = re.findall(rb"<[^<>]*>|[^<]+|<", data)
+    if not pieces or chance.random() < 0.3:
+        return blind(data, max_size)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        at, other = chance.randrange(len(pieces)), chance.randrange(len(pieces))
+        pieces[at : at + 1] = chance.choice(
+            (
+                (),
+                (pieces[at], pieces[at]),
+                (pieces[other],),
+                (pieces[at], chance.choice(_PIECES)),
+                (chance.choice(_PIECES), pieces[at]),
+                (b"<a>", pieces[at], b"</a>"),
+                (blind(pieces[at], len(pieces[at]) + 8),),
+            )
+        )
+        if not pieces:
+            break
+    return b"".join(pieces)[:max_size]

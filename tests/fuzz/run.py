@@ -10,6 +10,7 @@ import argparse
 import random
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -18,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MEMORY_MB = 2048  # decoding the largest image that is read takes about half of it
 SECONDS_PER_INPUT = 20
+INSTRUMENTED = ["contract", "training", "pydicom", "defusedxml", "xml", "tarfile", "gzip"]
 
 sys.path[:0] = [str(ROOT), str(HERE)]
 
@@ -34,8 +36,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".fuzz", help="Where new inputs are kept.")
     options = parser.parse_args()
 
-    with warnings.catch_warnings(), atheris.instrument_imports(include=["contract", "training", "pydicom"]):
+    with warnings.catch_warnings(), atheris.instrument_imports(include=INSTRUMENTED):
         warnings.simplefilter("ignore")
+        import pydicom.pixels  # noqa: F401 - the readers import it when they run, uninstrumented
         import targets
 
     found = options.work / options.target
@@ -56,23 +59,23 @@ def main() -> None:
     atheris.Setup(
         [sys.argv[0], *arguments, *corpus],
         lambda data: targets.run_target(options.target, data),
-        **find_mutator(options.target),
+        custom_mutator=find_mutator(options.target),
     )
     atheris.Fuzz()
 
 
-def find_mutator(target: str) -> dict:
-    """Return the mutator of a target as `atheris.Setup` takes it; the text target keeps libFuzzer's."""
+def find_mutator(target: str) -> Callable[[bytes, int, int], bytes]:
+    """Return the mutator of a target as `atheris.Setup` takes it."""
     import mutate
 
-    known = {"image": mutate.mutate_dicom, "archive": mutate.mutate_archive}
-    if target not in known:
-        return {}
+    change = {"image": mutate.mutate_dicom, "text": mutate.mutate_text, "archive": mutate.mutate_archive}[
+        target
+    ]
 
     def mutate_input(data: bytes, max_size: int, seed: int) -> bytes:
-        return known[target](data, max_size, random.Random(seed), atheris.Mutate)
+        return change(data, max_size, random.Random(seed), atheris.Mutate)
 
-    return {"custom_mutator": mutate_input}
+    return mutate_input
 
 
 if __name__ == "__main__":
