@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import JPEG2000TransferSyntaxes, RLELossless
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -163,7 +164,12 @@ def name_decoder(data: bytes) -> str:
     if dicom_file.is_picture(data):
         return "pillow"
     dataset = dicom_file.read_radiograph(data)
-    return dicom_file._choose_decoder(dataset) if dicom_file._is_compressed(dataset) else "numpy"
+    syntax = dicom_file.get_syntax(dataset)
+    if not dicom_file.is_compressed(dataset):
+        return "numpy" if dataset.original_encoding[1] else "pydicom"
+    if syntax == RLELossless:
+        return "pydicom"
+    return "openjpeg" if syntax in JPEG2000TransferSyntaxes else "imagecodecs"
 
 
 def _can_run(way: Callable[[], Any]) -> bool:

@@ -165,7 +165,9 @@ def _import_imagecodecs(name: str) -> Any:
     try:
         return importlib.import_module("imagecodecs")
     except ImportError as error:
-        raise ConfigError(f"Writing {name} needs the 'dev' extra: pip install 'cxr-serving[dev]'.") from error
+        raise ConfigError(
+            f"Writing {name} needs the 'image' extra: pip install 'cxr-serving[image]'."
+        ) from error
 
 
 def _write_jpeg(values: Values) -> bytes:
