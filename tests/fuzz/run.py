@@ -68,7 +68,7 @@ def find_mutator(target: str) -> Callable[[bytes, int, int], bytes]:
     """Return the mutator of a target as `atheris.Setup` takes it."""
     import mutate
 
-    change = {"image": mutate.mutate_dicom, "text": mutate.mutate_text, "archive": mutate.mutate_archive}[
+    change = {"image": mutate.mutate_image, "text": mutate.mutate_text, "archive": mutate.mutate_archive}[
         target
     ]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from pydicom import dcmread, dcmwrite
@@ -28,6 +29,14 @@ sys.path.insert(0, str(ROOT))
 from cli.speed_images import draw_radiograph, list_kinds, write_dicom  # noqa: E402
 
 VALUES = draw_radiograph(40, 32)
+
+SHUTTER: dict[str, Any] = {
+    **{"ShutterShape": ["RECTANGULAR", "CIRCULAR", "POLYGONAL"], "ShutterLeftVerticalEdge": 3},
+    **{"ShutterRightVerticalEdge": 30, "ShutterUpperHorizontalEdge": 2, "ShutterLowerHorizontalEdge": 38},
+    **{"CenterOfCircularShutter": [20, 16], "RadiusOfCircularShutter": 15},
+    **{"VerticesOfThePolygonalShutter": [2, 2, 2, 30, 38, 30, 38, 2], "CollimatorShape": "CIRCULAR"},
+    **{"CenterOfCircularCollimator": [20, 16], "RadiusOfCircularCollimator": 12, "WindowWidth": None},
+}
 
 
 def draw_images() -> Iterator[tuple[str, bytes]]:
@@ -49,6 +58,7 @@ def draw_images() -> Iterator[tuple[str, bytes]]:
         "padding": {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 40, "PixelAspectRatio": [2, 1]},
         "voi-lut": {"VOILUTSequence": [make_table(256, 800)]},
         "modality-lut": {"ModalityLUTSequence": [make_table(512, 0)]},
+        "shutter": SHUTTER,
         "frames": {"NumberOfFrames": 2, "PixelData": VALUES.tobytes() * 2},
     }
     for name, changes in shown.items():
@@ -78,6 +88,8 @@ def draw_colours() -> Iterator[tuple[str, bytes]]:
     ybr = plain | {"PhotometricInterpretation": "YBR_FULL_422", "PixelData": encapsulate([file.getvalue()])}
     yield "ybr.dcm", change(write_dicom(red, "1.2.840.10008.1.2.4.50", bits=8, frame=b"\0\0"), ybr)
     yield "rgb-jpeg.img", file.getvalue()
+    deep = cv2.imencode(".png", np.stack([VALUES << 4] * 3 + [VALUES << 2], axis=-1))[1]
+    yield "png-rgba-16.img", deep.tobytes()
     for mode in ("L", "P", "RGBA", "1"):
         file = io.BytesIO()
         Image.fromarray(rgb).convert(mode).save(file, "PNG")

@@ -15,6 +15,7 @@ pytest.importorskip("pyarrow")
 
 import mutate
 import targets
+from mutate_dicom import find_layout
 
 HERE = Path(__file__).parent
 FILES = sorted(path.relative_to(HERE / "corpus") for path in HERE.glob("corpus/*/*"))
@@ -58,7 +59,7 @@ def flip(data: bytes, max_size: int) -> bytes:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_mutations_repeat_and_keep_the_size(path):
     data = (HERE / "corpus" / path).read_bytes()
-    changes = {"image": mutate.mutate_dicom, "text": mutate.mutate_text, "archive": mutate.mutate_archive}
+    changes = {"image": mutate.mutate_image, "text": mutate.mutate_text, "archive": mutate.mutate_archive}
     change = changes[path.parts[0]]
     made = [change(data, 2**14, random.Random(seed), flip) for seed in range(40)]
     assert made == [change(data, 2**14, random.Random(seed), flip) for seed in range(40)]
@@ -75,7 +76,7 @@ def test_mutator_finds_the_elements_that_pydicom_finds(name):
     path = HERE / "corpus" / "image" / f"{name}.dcm"
     dataset = dcmread(path)
     expected = [(tag.group, tag.element) for tag in [*dataset.file_meta, *dataset] for tag in [tag.tag]]
-    elements, big = mutate.find_layout(path.read_bytes())
+    elements, big = find_layout(path.read_bytes())
     assert [element.tag for element in elements] == expected
     assert big == (name == "uncompressed-big-endian")
 
