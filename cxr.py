@@ -91,6 +91,15 @@ def train(
     text_weights: Annotated[str | None, typer.Option(help="BERT weights: a directory or a hub id.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's epochs.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
+    split_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published split to use: JSON with train, validation and test, or CSV with id and split."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model and write it, with its measured results, as a bundle."""
@@ -103,7 +112,7 @@ def train(
     config = make_config(preset, {key: value for key, value in changes.items() if value is not None})
     console = make_console(as_json)
     with show_progress(console, f"Training {preset}") as progress:
-        result = train_model(config, table, out, progress=progress)
+        result = train_model(config, table, out, split_file=split_file, cache=cache, progress=progress)
     if as_json:
         print_json({"bundle": str(result.bundle), "metrics": result.metrics})
     else:

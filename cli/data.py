@@ -15,6 +15,7 @@ from contract.labels import LABELS
 if TYPE_CHECKING:
     from client.results import Health
     from serving.doctor import Check
+    from training.cache import CacheSummary
 
 
 def count_studies(table: Path) -> dict[str, Any]:
@@ -47,6 +48,20 @@ def print_counts(console: Console, counts: dict[str, Any]) -> None:
     for label in LABELS:
         table.add_row(label.name, f"{counts['labels'][label.key]:,}")
     console.print(table)
+
+
+def print_cache(console: Console, directory: Path, summary: "CacheSummary", seconds: float) -> None:
+    """Print what filling a cache came to, and each refused file with the reason."""
+    rate = f", {summary.decoded / seconds:,.0f} a second" if summary.decoded else ""
+    counts = (
+        f"{summary.images:,} images, {summary.decoded:,} decoded now{rate}, {len(summary.refused):,} refused"
+    )
+    console.print(f"{directory}: {counts}", highlight=False, soft_wrap=True)
+    if summary.refused:
+        table = Table("Refused image", "Reason", header_style="bold")
+        for refusal in summary.refused:
+            table.add_row(escape(refusal.image_id), escape(refusal.reason))
+        console.print(table)
 
 
 def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:

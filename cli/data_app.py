@@ -69,6 +69,35 @@ def show_counts(table: Table, as_json: Json = False) -> None:
         print_counts(make_console(False), counts)
 
 
+@data_app.command("cache")
+def make_cache(
+    table: Table,
+    out: Annotated[Path, typer.Option(help="Directory of the cache, to make or to add to.")],
+    size: Annotated[
+        int, typer.Option(min=16, max=4096, help="Side of the images: image_size of the preset to train.")
+    ] = 224,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode every image of a table once, so that `cxr train --cache` starts at once; goes on after an interrupt."""
+    import time
+
+    from cli.data import print_cache
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from training.cache import fill_cache
+
+    console = make_console(as_json)
+    started = time.perf_counter()
+    with show_progress(console, "Decoding images") as progress:
+        summary = fill_cache(table, out, size=size, workers=workers, progress=progress)
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json({"cache": str(out), "size": size, "seconds": round(seconds, 1), **summary.to_dict()})
+    else:
+        print_cache(console, out, summary, seconds)
+
+
 @data_app.command("speed")
 def measure_reading(
     size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the square read into.")] = 224,

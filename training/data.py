@@ -1,4 +1,4 @@
-"""The studies table as arrays: pixels in memory as uint8, token ids, targets; and batches of them."""
+"""The studies table as arrays: pixels (uint8, in memory or a cache), token ids, targets; and batches of them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABELS
 from contract.text import SECTIONS, Report, ReportTokenizer, TextMode, select_text
+from training.cache import open_cache
 from training.openi import read_table
 
 Progress = Callable[[int, int], None]
@@ -34,7 +35,7 @@ class StudySet:
         texts: What the model reads of each report; "" where there is nothing to read.
         impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
-        pixels: (P, 1, S, S) uint8.
+        pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
         targets: (M, K) bool.
         labelled: (M,) bool; False where nobody indexed the report, so that no label means nothing.
         unreadable: How many image files could not be read.
@@ -104,7 +105,9 @@ class Batch:
         )
 
 
-def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | None = None) -> StudySet:
+def read_studies(
+    table: Path, mode: TextMode, size: int, progress: Progress | None = None, *, cache: Path | None = None
+) -> StudySet:
     """Read a studies table and every image it names.
 
     Args:
@@ -112,15 +115,21 @@ def read_studies(table: Path, mode: TextMode, size: int, progress: Progress | No
         mode: Which part of the reports the model reads.
         size: Side of the square images, in pixels.
         progress: Called with images read and images in all.
+        cache: Directory made by `training.cache.fill_cache`, to map images from instead of decoding them.
 
     Raises:
-        ConfigError: No study of the table has anything to read.
+        ConfigError: No study of the table has anything to read, or the cache lacks an image of it.
+        ArtifactError: The table or the cache is damaged.
     """
     rows = [row for row in read_texts(table, mode) if row["image_paths"] or row["text"]]
     if not rows:
         raise ConfigError(f"{table} holds no study with an image or a report.")
     paths = [path for row in rows for path in row["image_paths"]]
-    pixels, places = load_images(paths, size, progress)
+    if cache is None:
+        pixels, places = load_images(paths, size, progress)
+    else:
+        opened = open_cache(cache, size)
+        pixels, places = opened.pixels, opened.find_rows(paths)
     places_left = iter(places)
     views = [[next(places_left) for _ in row["image_paths"]] for row in rows]
     return StudySet(

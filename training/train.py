@@ -38,9 +38,11 @@ from training.data import (
 from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
 from training.losses import compute_positive_weights, contrastive_loss, label_loss
 from training.model import CxrModel
+from training.openi import read_table
 from training.optimizer import make_optimizers, make_schedules
 from training.save import describe_origin, write_bundle
 from training.split import split_studies
+from training.split_file import find_split_rows
 from training.weights import adopt_text_model, load_image_weights, load_text_weights, save_text_tokenizer
 
 WAYS = ("study", "image", "text")  # the ways a study can be read
@@ -71,7 +73,15 @@ class _Run:
     progress: Progress
 
 
-def train(config: TrainConfig, table: Path, out: Path, *, progress: Progress | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    table: Path,
+    out: Path,
+    *,
+    split_file: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
     """Train a model on a studies table and write its bundle.
 
     Equal config, table and machine give equal weights.
@@ -80,10 +90,13 @@ def train(config: TrainConfig, table: Path, out: Path, *, progress: Progress | N
         config: From `training.config.make_config`.
         table: Parquet file made by `training.openi.write_table`.
         out: Bundle directory; must not exist. It appears complete or, on any error, not at all.
+        split_file: Split to use instead of drawing one; see `training.split_file`.
+        cache: Image cache of the table, to read instead of the image files; see `training.cache`.
         progress: Called with steps done and steps in all (images read plus batches trained).
 
     Raises:
-        ConfigError: A setting, the table or pretrained weights cannot be used, or `out` exists.
+        ConfigError: A setting, the table, the split, the cache or pretrained weights cannot be used, or `out`
+            exists.
         ArtifactError: The bundle could not be written.
     """
     config.check()
@@ -91,8 +104,12 @@ def train(config: TrainConfig, table: Path, out: Path, *, progress: Progress | N
     torch.manual_seed(config.seed)
     with files.write_directory(Path(out)) as scratch:
         config = adopt_text_model(config)
-        studies, split, tokens, config = _prepare_data(config, Path(table), scratch, progress)
-        run = _prepare_run(config, studies, split, tokens, progress)
+        report = (lambda done, count: progress(done, count + 1)) if progress else None
+        studies = read_studies(table, config.text_mode, config.model.image_size, report, cache=cache)
+        split = _split(config, studies, table, split_file)
+        tokens, config = _prepare_texts(config, studies, split, scratch)
+        read = 0 if cache else len(studies.pixels) + studies.unreadable
+        run = _prepare_run(config, studies, split, tokens, read, progress)
         history = _fit(run)
         thresholds = _calibrate(run)
         metrics = _measure(run, thresholds) | {"history": history}
@@ -110,14 +127,22 @@ def train(config: TrainConfig, table: Path, out: Path, *, progress: Progress | N
     return TrainResult(Path(out), metrics)
 
 
-def _prepare_data(
-    config: TrainConfig, table: Path, scratch: Path, progress: Progress | None
-) -> tuple[StudySet, dict[str, Rows], Tokens, TrainConfig]:
-    report = (lambda done, count: progress(done, count + 1)) if progress else None
-    studies = read_studies(table, config.text_mode, config.model.image_size, report)
-    labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
-    parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.texts)
-    split = {name: np.array(sorted(rows), dtype=np.int64) for name, rows in parts.items()}
+def _split(config: TrainConfig, studies: StudySet, table: Path, split_file: Path | None) -> dict[str, Rows]:
+    """Read the split from a file, or draw one."""
+    if split_file is not None:
+        columns = read_table(table, ["study_id", "patient_id"]).to_pydict()
+        patients = dict(zip(columns["study_id"], columns["patient_id"], strict=True))
+        parts = find_split_rows(split_file, studies.study_ids, patients)
+    else:
+        labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
+        parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.texts)
+    return {name: np.array(rows, dtype=np.int64) for name, rows in parts.items()}
+
+
+def _prepare_texts(
+    config: TrainConfig, studies: StudySet, split: dict[str, Rows], scratch: Path
+) -> tuple[Tokens, TrainConfig]:
+    """Write the tokenizer and encode all texts; the config comes back with the size of the vocabulary."""
     path = scratch / files.TOKENIZER
     if config.text_weights:
         save_text_tokenizer(config.text_weights, path)
@@ -128,7 +153,7 @@ def _prepare_data(
     tokens = encode_texts(tokenizer, (*studies.texts, *studies.impressions), config.max_length)
     if not config.text_weights:
         config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
-    return studies, split, tokens, config
+    return tokens, config
 
 
 def _prepare_run(
@@ -136,8 +161,10 @@ def _prepare_run(
     studies: StudySet,
     split: dict[str, Rows],
     tokens: Tokens,
+    read: int,
     progress: Progress | None,
 ) -> _Run:
+    """Make the model and what the loop works with; `read` images count as steps done."""
     rows = split["train"][studies.labelled[split["train"]]]
     if not len(rows):
         raise ConfigError("No training study is labelled, so that there is nothing to learn.")
@@ -152,11 +179,10 @@ def _prepare_run(
         model.fusion.pooling.bias.copy_(torch.logit(share))  # start from each label's frequency
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = compute_positive_weights(targets, config.positive_weight_limit).to(device)
-    images = len(studies.pixels) + studies.unreadable
 
     def report(done: int, total: int) -> None:
         if progress is not None:
-            progress(images + done, images + total)
+            progress(read + done, read + total)
 
     return _Run(
         config,

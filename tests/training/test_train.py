@@ -8,6 +8,7 @@ import pytest
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
 from training import train as train_module
+from training.cache import fill_cache
 from training.config import make_config
 from training.openi import build_table, write_table
 from training.phantom import draw_dataset
@@ -69,3 +70,41 @@ def test_an_existing_directory_is_refused_before_the_work(table, tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
         train(make_config("demo", SMALL), table, tmp_path / "bundle")
+
+
+def test_a_cache_and_a_split_file_are_used(table, tmp_path, caplog):
+    """The same bundle comes from the cache as from the files, and from the split of a bundle as from its seed."""
+    config = make_config("demo", SMALL)
+    drawn = load_bundle(train(config, table, tmp_path / "drawn").bundle)
+    fill_cache(table, tmp_path / "cache", size=config.model.image_size, workers=1)
+    steps = []
+    again = train(
+        config,
+        table,
+        tmp_path / "again",
+        cache=tmp_path / "cache",
+        split_file=drawn.path / "split.json",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert load_bundle(again.bundle).fingerprint == drawn.fingerprint
+    assert steps[0][0] == 1, "no image was read, so none counts as a step"
+    split = json.loads((drawn.path / "split.json").read_text())
+    moved = split["train"].pop()
+    split["test"].append(moved)
+    left_out = split["train"].pop()
+    rows = [(number.removeprefix("CXR"), part) for part, ids in split.items() for number in ids]
+    (tmp_path / "split.csv").write_text("uid,split\n" + "".join(f"{uid},{part}\n" for uid, part in rows))
+    other = train(
+        config, table, tmp_path / "other", cache=tmp_path / "cache", split_file=tmp_path / "split.csv"
+    )
+    used = json.loads((other.bundle / "split.json").read_text())
+    assert {part: set(ids) for part, ids in used.items()} == {part: set(ids) for part, ids in split.items()}
+    assert left_out not in str(used)
+    assert "Leaving out 1 studies of the table that split.csv does not mention." in caplog.messages
+
+
+def test_a_cache_of_another_size_is_refused(table, tmp_path):
+    fill_cache(table, tmp_path / "cache", size=16, workers=1)
+    with pytest.raises(ConfigError, match="images of 16 pixels"):
+        train(make_config("demo", SMALL), table, tmp_path / "bundle", cache=tmp_path / "cache")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
