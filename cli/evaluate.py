@@ -120,11 +120,12 @@ def compare(ours: "Asked", theirs: "Asked", parts: "Mapping[str, Studies]", bund
         raise ServerError(str(error)) from error
     thresholds = np.array([label.threshold for label in bundle.labels])
     rows = [measure_ways(asked, thresholds, Options(resamples=0)) for asked in (ours, theirs)]
-    gaps["macro"] = max(
+    between = (
         abs(first["macro"][name]["value"] - second["macro"][name]["value"])
         for first, second in zip(*rows, strict=True)
         for name in first["macro"]
     )
+    gaps["macro"] = max(between, default=0.0)
     for name, allowed in ALLOWED.items():
         if gaps[name] > allowed:
             raise ParityError(
@@ -186,7 +187,8 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     if results["pairs"]:
         table = _start_table("Images and their reports", ("search", "R@1", "R@5", "R@10", "median rank"))
         for row in results["pairs"]:
-            table.add_row(row["title"], *(_show(row["values"][name]) for name in row["values"]))
+            cells = (_show(row["values"][name], whole=name == "median_rank") for name in row["values"])
+            table.add_row(row["title"], *cells)
         console.print(table)
     if served := results.get("served"):
         console.print(
@@ -212,7 +214,7 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     table = _start_table(title, ("read", "labels", "AUROC", "AP", "F1"))
     for read, row in controls["findings"].items():
         table.add_row(
-            read, f"{row['labels']['value']:.0f}", *(_show(row[name]) for name in ("auroc", "ap", "f1"))
+            read, f"{row['labels']['value']:.0f}", *(_show(row.get(name)) for name in ("auroc", "ap", "f1"))
         )
     console.print(table)
     split = (

@@ -24,6 +24,7 @@ from training.openi import read_table
 from training.split import split_studies
 
 Progress = Callable[[int, int], None]
+_FINDINGS = ("auroc", "ap", "f1")
 _RETRIEVAL = ("p@5", "map", "mrr", "ndcg@5")
 
 
@@ -94,8 +95,8 @@ def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, 
         metrics = evaluate_labels(
             answers.probabilities, test.targets, answers.thresholds, groups=test.patient_ids, resamples=0
         )
-        findings[title] = {name: metrics.macro[name].value for name in ("auroc", "ap", "f1")} | {
-            "labels": float(len(metrics.averaged))
+        findings[title] = {"labels": float(len(metrics.averaged))} | {
+            name: interval.value for name, interval in metrics.macro.items() if name in _FINDINGS
         }
     if not findings:
         raise ConfigError("The reports are too few for the controls: they share no word.")
@@ -129,7 +130,7 @@ def _join(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
     for title in dict.fromkeys(title for table in tables for title in table):
         rows = [table[title] for table in tables if title in table]
         joined[title] = {}
-        for name in rows[0]:
+        for name in dict.fromkeys(name for row in rows for name in row):
             values = [row[name] for row in rows if name in row]
             joined[title][name] = {
                 "value": round(float(np.mean(values)), 4),
