@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import dicom_decode, dicom_field, dicom_file, dicom_grey, dicom_picture
+from contract.dicom_grey import Grey
 from contract.errors import ImageError
-from contract.image_header import ImageHeader, describe_dataset, describe_picture
+from contract.image_header import ImageHeader, describe_dataset, describe_picture, make_missing_error
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -60,24 +61,14 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
     if dicom_file.is_picture(data):
-        picture = dicom_picture.decode_picture(data)
-        grey, header = _Grey(picture, 0, np.iinfo(picture.dtype).max), describe_picture(data)
+        grey, header = dicom_picture.decode_picture(data), describe_picture(data)
     else:
         dataset = dicom_file.read_radiograph(data)
         grey, header = _decode_dicom(dataset), describe_dataset(dataset)
     return Radiograph(_fit_square(grey, size)[None], header)
 
 
-@dataclass(frozen=True)
-class _Grey:
-    """An image, (rows, columns) uint8 or uint16, and which of its values are black and white."""
-
-    values: NDArray[Any]
-    black: float
-    white: float
-
-
-def _decode_dicom(dataset: "Dataset") -> _Grey:
+def _decode_dicom(dataset: "Dataset") -> Grey:
     words = dicom_decode.decode_first_frame(dataset)
     shutter = dicom_field.find_shutter(dataset, "Shutter")
     if words.ndim == 3:
@@ -88,11 +79,11 @@ def _decode_dicom(dataset: "Dataset") -> _Grey:
         table = (dicom_grey.make_palette_table if palette else _make_table)(dataset, words)
         ramp = dicom_grey.find_ramp(table[: int(words.max()) + 1])
         if ramp is not None and shutter is None:
-            return _Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white)
+            return Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white)
         grey = np.take(table, words, mode="clip")
     if shutter is not None:
         grey[~shutter] = 0
-    return _Grey(grey, 0, dicom_grey.WHITE)
+    return Grey(grey, 0, dicom_grey.WHITE)
 
 
 def _make_table(dataset: "Dataset", words: NDArray[Any]) -> NDArray[np.uint16]:
@@ -117,7 +108,7 @@ def _make_table(dataset: "Dataset", words: NDArray[Any]) -> NDArray[np.uint16]:
     return dicom_grey.pack_table(dicom_grey.stretch(values, low, high), padding, inverted=inverted)
 
 
-def _fit_square(grey: _Grey, size: int) -> NDArray[np.uint8]:
+def _fit_square(grey: Grey, size: int) -> NDArray[np.uint8]:
     """Fit an image into a black square, aspect ratio kept.
 
     Areas are averaged in rows first and in columns then, which gives the same averages in half the time.
@@ -125,10 +116,10 @@ def _fit_square(grey: _Grey, size: int) -> NDArray[np.uint8]:
     try:
         import cv2
     except ModuleNotFoundError as error:
-        raise dicom_picture.make_missing_error() from error
+        raise make_missing_error() from error
     rows, columns = grey.values.shape
     if grey.values.itemsize == 1:  # averages are whole numbers: of 8 bits, they would be coarse
-        grey = _Grey(grey.values * np.uint16(257), grey.black * 257, grey.white * 257)
+        grey = Grey(grey.values * np.uint16(257), grey.black * 257, grey.white * 257)
     scale = size / max(rows, columns)
     height, width = (max(1, round(side * scale)) for side in (rows, columns))
     if scale < 1:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # A decoder walks over the whole image once for each scan of a progressive JPEG; an encoder makes about ten of them.
 MAX_SCANNED_PIXELS: Final = 4 * dicom_file.MAX_PIXELS
+_LONGEST_TAIL: Final = 1024  # bytes that may follow a stream; one suffices to make its length even
 _MAX_TILES: Final = 4096  # of a JPEG 2000 stream; each costs memory even where it is empty
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
 
@@ -120,6 +121,8 @@ def _check_frame(dataset: "Dataset", frame: bytes) -> None:
         precision, *found = _read_jpeg2000_header(frame)
     if tuple(found) != expected or precision > int(dataset.BitsAllocated):
         raise ValueError(f"The stream claims {found} of {precision} bits, the DICOM header {expected}.")
+    if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-_LONGEST_TAIL:]:
+        raise ValueError("The JPEG stream has no end: libjpeg would fill up the rest.")
     check_scans(frame, expected[0] * expected[1])
 
 

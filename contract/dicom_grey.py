@@ -32,6 +32,15 @@ Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Grey:
+    """An image, (rows, columns) uint8 or uint16, and which of its values are black and white."""
+
+    values: NDArray[Any]
+    black: float
+    white: float
+
+
+@dataclass(frozen=True)
 class Ramp:
     """A table that is level, then rises or falls evenly, then is level again.
 

@@ -18,18 +18,16 @@ from numpy.typing import NDArray
 
 from contract import dicom_file
 from contract.dicom_decode import check_scans
-from contract.dicom_grey import WHITE, measure_luminance
-from contract.errors import ConfigError, ImageError
+from contract.dicom_grey import WHITE, Grey, measure_luminance
+from contract.errors import ImageError
+from contract.image_header import ORIENTATION, TURNED, make_missing_error
 
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
 
 
-def decode_picture(data: bytes) -> NDArray[Any]:
+def decode_picture(data: bytes) -> Grey:
     """Decode a PNG or JPEG file.
-
-    Returns:
-        (rows, columns) uint8 or uint16; the largest value of the type is white.
 
     Raises:
         ImageError: It is damaged, truncated or too large.
@@ -55,25 +53,23 @@ def decode_picture(data: bytes) -> NDArray[Any]:
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
 
-def make_missing_error() -> ConfigError:
-    """Return the error of an installation that cannot read images."""
-    return ConfigError("Reading images needs the 'image' extra: pip install 'cxr-serving[image]'.")
-
-
-def _read_grey(image: Any, data: bytes) -> NDArray[Any]:
-    from PIL import ImageChops, ImageOps
+def _read_grey(image: Any, data: bytes) -> Grey:
+    from PIL import ImageChops
 
     image.load()  # raises for a truncated file, which opencv would fill up
     if _has_deep_colour(data):
-        return _orient(_decode_deep_colour(image, data), image)
-    image = ImageOps.exif_transpose(image)
+        values, top = _decode_deep_colour(image, data)
+        return _spread_bits(_orient(values, image), top, data)
     if image.mode in _DEEP_GREY:
-        return _spread_bits(np.asarray(image, np.uint16), _read_significant_bits(data))
+        values = _orient(np.asarray(image, np.uint16), image)
+        return _spread_bits(values, int(values.max()), data)
     if image.mode == "P" or image.has_transparency_data:
-        image = image.convert("RGBA")
-        # Pillow multiplies as the standard's compositing over black does.
-        return np.asarray(ImageChops.multiply(image.convert("L"), image.getchannel("A")))
-    return np.asarray(image if image.mode == "L" else image.convert("RGB").convert("L"))
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        # The product is what compositing over black gives.
+        shown = ImageChops.multiply(image.convert("L"), image.getchannel("A"))
+    else:
+        shown = image if image.mode == "L" else image.convert("RGB").convert("L")
+    return Grey(_orient(np.asarray(shown), image), 0, 255)
 
 
 def _has_deep_colour(data: bytes) -> bool:
@@ -81,37 +77,41 @@ def _has_deep_colour(data: bytes) -> bool:
     return data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0
 
 
-def _decode_deep_colour(image: Any, data: bytes) -> NDArray[np.uint16]:
+def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], int]:
+    """Return luminance, (rows, columns), and the largest sample."""
     import cv2
 
     dicom_file.check_size(image.height, image.width, 4)
-    colours = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    colours = cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    )
     if colours is None or colours.dtype != np.uint16 or colours.ndim != 3:
         raise ValueError("The PNG image could not be decoded.")
     grey = measure_luminance(colours[..., 2::-1], bits=16)  # opencv has blue first
-    grey = _spread_bits(grey, _read_significant_bits(data), top=int(colours[..., :3].max()))
     if colours.shape[2] == 4:
         grey = np.rint(grey * (colours[..., 3] / np.float32(WHITE))).astype(np.uint16)
-    return np.asarray(grey)
+    return grey, int(colours[..., :3].max())
 
 
-def _orient(grey: NDArray[Any], image: Any) -> NDArray[Any]:
-    """Turn pixels as the EXIF orientation of an image says."""
-    from PIL import Image, ImageOps
+def _orient(values: NDArray[Any], image: Any) -> NDArray[Any]:
+    """Turn pixels as an image's EXIF orientation says: 1 to 8 (EXIF 2.3, 4.6.4)."""
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if orientation in TURNED:
+        values = values.T
+    if orientation in {2, 3, 6, 7}:
+        values = values[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        values = values[::-1]
+    return np.ascontiguousarray(values)
 
-    places = np.arange(grey.size, dtype=np.int32).reshape(grey.shape)
-    turned = Image.fromarray(places)
-    turned.getexif()[0x0112] = image.getexif().get(0x0112, 1)
-    return np.asarray(grey.ravel()[np.asarray(ImageOps.exif_transpose(turned))])
 
-
-def _spread_bits(grey: NDArray[np.uint16], bits: int, *, top: int | None = None) -> NDArray[np.uint16]:
-    """Spread values of fewer bits over all 16."""
-    top = int(grey.max()) if top is None else top
-    bits = bits or max(top.bit_length(), _LEAST_BITS)
-    if bits >= 16 or top >= 2**bits:
-        return grey
-    return np.asarray(grey.astype(np.uint32) * WHITE // (2**bits - 1), np.uint16)
+def _spread_bits(values: NDArray[np.uint16], top: int, data: bytes) -> Grey:
+    """Return values of up to 16 bits with the white that belongs to them."""
+    bits = _read_significant_bits(data) or max(top.bit_length(), _LEAST_BITS)
+    bits = 16 if top >= 2**bits else bits
+    if bits < 10:  # averages are whole numbers: they would be coarse
+        return Grey(values * np.uint16(64), 0, (2**bits - 1) * 64)
+    return Grey(values, 0, 2**bits - 1)
 
 
 def _read_significant_bits(data: bytes) -> int:

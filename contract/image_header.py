@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 View = Literal["PA", "AP", "LATERAL", "UNKNOWN"]
 VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
 _LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT"}
-_ORIENTATION: Final = 0x0112  # EXIF tag
-_TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
+ORIENTATION: Final = 0x0112  # EXIF tag
+TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
 _CHEST_WORDS: Final = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM")
 # View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
 _VIEW_CODES: Final[dict[str, View]] = {
@@ -95,6 +95,11 @@ def describe_dataset(dataset: "Dataset") -> ImageHeader:
     )
 
 
+def make_missing_error() -> ConfigError:
+    """Return the error of an installation that cannot read images."""
+    return ConfigError("Reading images needs the 'image' extra: pip install 'cxr-serving[image]'.")
+
+
 def list_warnings(header: ImageHeader) -> tuple[str, ...]:
     """Return what a reader of the model's answer should know about the image, one sentence each."""
     found = []
@@ -116,16 +121,14 @@ def describe_picture(data: bytes) -> ImageHeader:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Reading images needs the 'image' extra: pip install 'cxr-serving[image]'."
-        ) from error
+        raise make_missing_error() from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 png = data[:4] == b"\x89PNG"
                 rows, columns = image.height, image.width
-                if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+                if image.getexif().get(ORIENTATION, 1) in TURNED:
                     rows, columns = columns, rows
                 bits = data[24] if png else 8  # IHDR, PNG 11.2.1
                 return ImageHeader("PNG" if png else "JPEG", bits=bits, rows=rows, columns=columns)
