@@ -69,6 +69,38 @@ def show_counts(table: Table, as_json: Json = False) -> None:
         print_counts(make_console(False), counts)
 
 
+@data_app.command("audit")
+def audit_data(
+    table: Table,
+    out: Annotated[Path | None, typer.Option(help="HTML page to write, with plots.")] = None,
+    split_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--split", help="Split whose parts are compared: split.json of a bundle, or JSON or CSV."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a table holds and where it is uneven: labels, headings, headers, sections, duplicates, splits."""
+    from cli.audit import print_audit
+    from cli.show import print_json
+    from training.audit import audit_table
+
+    console = make_console(as_json)
+    with console.status("Comparing reports"):
+        audit = audit_table(table, split_file)
+    if out is not None:
+        from training.audit_page import write_page
+
+        write_page(audit, out)
+    if as_json:
+        print_json(audit)
+        return
+    print_audit(console, audit)
+    if out is not None:
+        console.print(f"Page: {out}", highlight=False)
+
+
 @data_app.command("cache")
 def make_cache(
     table: Table,

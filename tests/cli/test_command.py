@@ -17,7 +17,9 @@ def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data draw", "data table", "data show", "data speed"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "data draw", "data table", "data show", "data speed", "data cache", "data audit"]
+)
 def test_help_and_json_everywhere(command):
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
@@ -35,6 +37,8 @@ BAD_CALLS = {
     "no bundle": (("explain", "--report", "Normal.", "--bundle", "missing"), 3, "missing"),
     "no table": (("data", "show", "missing.parquet"), 2, "cxr data table"),
     "no reports": (("demo", "--reports", "missing.tgz"), 2, "missing.tgz"),
+    "no table to audit": (("data", "audit", "missing.parquet", "--out", "audit.html"), 2, "cxr data table"),
+    "no table to cache": (("data", "cache", "missing.parquet", "--out", "cache"), 2, "cxr data table"),
     "unknown preset": (("train", "missing.parquet", "--out", "b", "--preset", "huge"), 2, "huge"),
     "unknown target": (("export", "b", "--table", "t", "--repository", "r", "--target", "tpu"), 2, "tpu"),
 }
@@ -64,6 +68,11 @@ def test_help_is_quick_because_imports_are_cheap():
     assert result.stdout.strip() == "[]"
 
 
+def write_split(directory: Path) -> Path:
+    (directory / "split.csv").write_text("id,split\n1,train\n2,val\n3,test\n")
+    return directory / "split.csv"
+
+
 def test_draw_table_show(tmp_path: Path):
     phantom, table = str(tmp_path / "phantom"), str(tmp_path / "studies.parquet")
     assert run("data", "draw", phantom, "--studies", "6", "--scale", "0.05", "--json").exit_code == 0
@@ -72,3 +81,20 @@ def test_draw_table_show(tmp_path: Path):
     counts = json.loads(run("data", "show", table, "--json").stdout)
     assert counts["studies"] == 6
     assert counts["images"] >= 6
+    page = tmp_path / "audit.html"
+    audit = json.loads(run("data", "audit", table, "--out", str(page), "--json").stdout)
+    assert (audit["studies"], audit["images"]) == (6, counts["images"])
+    assert page.read_text().startswith("<!doctype html>")
+    printed = run("data", "audit", table, "--split", str(write_split(tmp_path))).output
+    assert "studies without any label" in printed
+    assert "on more than one side: 0 patients" in printed
+    assert "transfer syntax" in printed
+    cache = ("data", "cache", table, "--out", str(tmp_path / "cache"), "--size", "32", "--workers", "1")
+    made = json.loads(run(*cache, "--json").stdout)
+    assert made["images"] == made["decoded"] == counts["images"]
+    assert made["refused"] == []
+    next((tmp_path / "phantom").rglob("*.dcm")).write_bytes(b"no image")
+    result = run(*cache)
+    assert result.exit_code == 0
+    assert "1 refused" in result.output
+    assert "Refused image" in result.output

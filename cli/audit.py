@@ -1,0 +1,88 @@
+"""A data audit on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Audit = Mapping[str, Any]
+
+
+def print_audit(console: Console, audit: Audit) -> None:
+    """Print what `training.audit.audit_table` returned; the page shows more."""
+    for name in ("studies", "patients", "images", "labelled"):
+        console.print(f"{name:<26} {audit[name]:>7,}", highlight=False)
+    console.print(_list_labels(audit))
+    if audit["parts"]:
+        _print_parts(console, audit["parts"])
+    _print_headings(console, audit["headings"])
+    console.print(_list_sections(audit))
+    if audit["images"]:
+        console.print(_list_headers(audit["headers"]))
+    for title, kind in (("equal", "equal"), ("nearly equal", "near")):
+        found = audit["duplicates"][kind]
+        console.print(
+            f"{title} reports: {found['groups']:,} groups of {found['studies']:,} studies, the largest of "
+            f"{found['largest']:,}",
+            highlight=False,
+        )
+
+
+def _list_labels(audit: Audit) -> Table:
+    parts = audit["parts"]["described"] if audit["parts"] else {}
+    table = Table("Category", header_style="bold")
+    for title in ("Studies", "Share", *parts):
+        table.add_column(title, justify="right")
+    for key, found in audit["labels"].items():
+        shares = [found["share"], *(part["labels"][key]["share"] for part in parts.values())]
+        table.add_row(found["name"], f"{found['studies']:,}", *(f"{100 * share:.1f} %" for share in shares))
+    return table
+
+
+def _print_parts(console: Console, parts: Mapping[str, Any]) -> None:
+    for part, found in parts["described"].items():
+        lacking = ", ".join(found["missing_labels"]) or "none"
+        console.print(
+            f"{part:<11} {found['studies']:>6,} studies, {found['labels_per_study']:.2f} labels each; labels it "
+            f"lacks: {lacking}",
+            highlight=False,
+        )
+    divided = parts["divided"]
+    console.print(
+        f"on more than one side: {divided['patients']:,} patients, {divided['equal_reports']:,} groups of equal and "
+        f"{divided['near_reports']:,} of nearly equal reports; not mentioned: {parts['not_mentioned']:,} studies",
+        style="yellow" if any(divided.values()) else None,
+        highlight=False,
+    )
+
+
+def _print_headings(console: Console, headings: Mapping[str, Any]) -> None:
+    if headings["unmapped"]:
+        table = Table("Heading without a label", header_style="bold")
+        table.add_column("Studies", justify="right")
+        table.add_column("Why")
+        for entry in headings["unmapped"]:
+            table.add_row(escape(entry["heading"]), f"{entry['studies']:,}", escape(entry["reason"]))
+        console.print(table)
+    console.print(f"studies without any label  {headings['without_label']:>7,}", highlight=False)
+
+
+def _list_sections(audit: Audit) -> Table:
+    sections = audit["sections"]
+    table = Table("Section", header_style="bold")
+    for title in ("Missing", "With XXXX"):
+        table.add_column(title, justify="right")
+    for name, count in sections["missing"].items():
+        table.add_row(name, f"{count:,}", f"{sections['marked'][name]:,}")
+    table.add_row("findings and impression", f"{sections['without_findings_and_impression']:,}", "")
+    table.add_row("the whole report", "", f"{sections['marked_studies']:,}")
+    return table
+
+
+def _list_headers(headers: Mapping[str, Mapping[str, int]]) -> Table:
+    table = Table("Header", "Images", header_style="bold")
+    for title, counts in headers.items():
+        table.add_row(title, escape(", ".join(f"{name}: {count:,}" for name, count in counts.items())))
+    return table
