@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from contract.dicom import load_pixels
-from contract.errors import ConfigError, ImageError, ReportError
+from contract.errors import ConfigError, ReportError
 from contract.labels import LABEL_INDEX, LABELS
 from contract.text import SECTIONS, Report, ReportTokenizer, TextMode, select_text
 from training.cache import open_cache
+from training.decode import DecodedFile, decode_file
 from training.openi import read_table
 
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
+_NAMED_REFUSALS = 5
 _ROWS_PER_POOL = 8  # batches: studies are sorted by text length inside a pool, so that padding stays small
 
 
@@ -118,7 +119,8 @@ def read_studies(
         cache: Directory made by `training.cache.fill_cache`, to map images from instead of decoding them.
 
     Raises:
-        ConfigError: No study of the table has anything to read, or the cache lacks an image of it.
+        ConfigError: No study of the table has anything to read, none of its images can be read, or the cache
+            lacks one.
         ArtifactError: The table or the cache is damaged.
     """
     rows = [row for row in read_texts(table, mode) if row["image_paths"] or row["text"]]
@@ -130,6 +132,10 @@ def read_studies(
     else:
         opened = open_cache(cache, size)
         pixels, places = opened.pixels, opened.find_rows(paths)
+    if paths and all(place is None for place in places):
+        raise ConfigError(
+            f"None of the {len(paths):,} images of {table} can be read, the first being {paths[0]}."
+        )
     places_left = iter(places)
     views = [[next(places_left) for _ in row["image_paths"]] for row in rows]
     return StudySet(
@@ -154,20 +160,27 @@ def load_images(
     nothing has to be copied between processes.
 
     Returns:
-        (P, 1, size, size) uint8 of the images that could be read, and for each path its row, or None.
+        (P, 1, size, size) uint8 of the images that could be read, and for each path its row, or None. The log names
+        the first few of the others.
     """
     pixels = np.zeros((len(paths), 1, size, size), dtype=np.uint8)
     places: list[int | None] = []
-    count = 0
+    refused: list[DecodedFile] = []
     with ThreadPoolExecutor() as pool:
-        for done, image in enumerate(pool.map(lambda path: _load_image(path, size), paths), start=1):
-            places.append(None if image is None else count)
-            if image is not None:
-                pixels[count] = image
-                count += 1
+        for done, file in enumerate(pool.map(lambda path: decode_file(path, size), paths), start=1):
+            if file.pixels is None:
+                refused.append(file)
+                places.append(None)
+            else:
+                places.append(done - 1 - len(refused))
+                pixels[done - 1 - len(refused)] = file.pixels
             if progress is not None:
                 progress(done, len(paths))
-    return pixels[:count], places
+    for file in refused[:_NAMED_REFUSALS]:
+        logger.warning("Leaving out %s: %s", file.path, file.reason)
+    if len(refused) > _NAMED_REFUSALS:
+        logger.warning("Leaving out %d more images.", len(refused) - _NAMED_REFUSALS)
+    return pixels[: len(paths) - len(refused)], places
 
 
 def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
@@ -293,11 +306,3 @@ def _read_text(row: dict[str, Any], mode: TextMode) -> str:
         return select_text(Report(**parts), mode)
     except ReportError:
         return ""
-
-
-def _load_image(path: str, size: int) -> NDArray[np.uint8] | None:
-    try:
-        return load_pixels(Path(path).read_bytes(), size=size)
-    except (ImageError, OSError) as error:
-        logger.warning("Leaving out an image of the table: %s", error)
-        return None

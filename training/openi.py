@@ -208,14 +208,15 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
 
     Args:
         reports: A .tgz archive or a directory tree with XML files.
-        images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image.
+        images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image. The table
+            holds absolute paths.
         progress: Called with (done, total).
 
     Returns:
         One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral.
     """
     studies = read_reports(reports, progress)
-    found = find_images(images) if images else {}
+    found = find_images(images.absolute()) if images else {}  # the table is read from elsewhere, too
     rows = []
     for done, study in enumerate(studies, start=1):
         rows.append(_make_row(study, found))

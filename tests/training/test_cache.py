@@ -263,6 +263,9 @@ def test_a_cache_of_refused_files_alone(table, images, tmp_path):
     for path in images:
         path.write_bytes(b"no image")
     assert len(fill_cache(table, tmp_path / "cache", size=SIZE).refused) == COUNT
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(ConfigError, match=r"None of the 10 images .* can be read, .* being .*0\.png"):
+            read_studies(table, "findings", SIZE, cache=cache)
     assert open_cache(tmp_path / "cache", SIZE).find_rows([str(path) for path in images]) == [None] * COUNT
 
 
@@ -342,7 +345,7 @@ def test_studies_come_from_the_cache(table, images, write_rows, tmp_path, monkey
     images[3].write_bytes(b"no image")
     plain = read_studies(table, "findings", SIZE)
     fill_cache(write_rows(images[::-1], "other.parquet"), tmp_path / "cache", size=SIZE)  # in another order
-    monkeypatch.setattr("training.data.load_pixels", lambda *_, **__: pytest.fail("it was decoded"))
+    monkeypatch.setattr("training.data.decode_file", lambda *_, **__: pytest.fail("it was decoded"))
     cached = read_studies(table, "findings", SIZE, cache=tmp_path / "cache")
     assert cached.unreadable == plain.unreadable == 1
     assert [len(view) for view in cached.views] == [len(view) for view in plain.views] == [2, 1, 2, 2, 2]

@@ -96,7 +96,17 @@ def test_unreadable_images_are_left_out_and_told(tmp_path: Path, caplog):
     assert places == [None, 0, None]
     assert pixels.shape == (1, 1, 16, 16)
     assert seen[-1] == (3, 3)
+    assert "bad.png" in caplog.text
+    assert "No such file" in caplog.text
     assert "MRN-4711" not in caplog.text
+
+
+def test_many_unreadable_images_do_not_flood_the_log(caplog):
+    pixels, places = load_images([f"missing-{number}.png" for number in range(100)], 16)
+    assert pixels.shape == (0, 1, 16, 16)
+    assert places == [None] * 100
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1] == "Leaving out 95 more images."
 
 
 def test_augmented_images_stay_in_range_and_differ():

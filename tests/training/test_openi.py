@@ -473,6 +473,12 @@ def test_table_without_images(reports):
     assert table["findings"].to_pylist() == ["Clear.", "Clear."]
 
 
+def test_paths_of_a_table_do_not_depend_on_where_it_is_read(images, reports, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    row = build_table(reports, Path("images")).to_pylist()[0]
+    assert row["image_paths"] == build_table(reports, images).to_pylist()[0]["image_paths"]
+
+
 def test_missing_image_directory(reports, tmp_path):
     with pytest.raises(ConfigError, match="no image directory"):
         build_table(reports, tmp_path / "missing")
