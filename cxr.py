@@ -152,8 +152,8 @@ def evaluate(
 
     options, console = Options(seed, resamples), make_console(as_json)
     if bundle is None:
-        if served or split_file or out:
-            raise ConfigError("--served, --split-file and --out need --bundle.")
+        if served or split_file or out or cache:
+            raise ConfigError("--served, --split-file, --cache and --out need --bundle.")
         controls = evaluate_controls(
             console, table, splits=splits, keep_duplicates=keep_duplicates, options=options
         )
@@ -167,6 +167,7 @@ def evaluate(
             table,
             split_file=split_file,
             options=options,
+            cache=cache,
             client=client if served else None,
         )
     written = write_results(asked, results, loaded, out)

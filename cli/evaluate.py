@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from client.results import CaseInput
     from training.evaluation.ask import Asked, Options
     from training.evaluation.plan import Case, Studies
-    from training.evaluation.predict import Answers, Progress, ReadPixels
+    from training.evaluation.predict import Answers, Progress
 
 FOLDER: Final = "evaluation"
 ALLOWED: Final = {"probabilities": 1e-4, "embeddings": 1e-5}  # as at the parity gate of `cxr export`
@@ -65,7 +65,7 @@ def evaluate_bundle(
     *,
     split_file: Path | None,
     options: "Options",
-    read_pixels: "ReadPixels | None" = None,
+    cache: Path | None = None,
     client: "CxrClient | None" = None,
 ) -> tuple["Asked", dict[str, Any]]:
     """Ask and measure a bundle's model, and with a client the served one, whose answers then count.
@@ -79,8 +79,9 @@ def evaluate_bundle(
     from training.evaluation.ask import ask_model
     from training.evaluation.measure import measure
     from training.evaluation.plan import read_parts
-    from training.evaluation.predict import TorchPredictor
+    from training.evaluation.predict import TorchPredictor, read_from_cache
 
+    read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
     parts = read_parts(table, split)
     with show_progress(console, "Asking PyTorch") as progress:

@@ -54,8 +54,8 @@ def run_table_control(
         resamples: Of the bootstrap.
 
     Raises:
-        ArtifactError: `split_path` is no split of this table.
-        ConfigError: A part of the split holds no labelled report, or the training reports share no word.
+        ConfigError: `split_path` is no split of this table, a part of it holds no labelled report, or the
+            training reports share no word.
     """
     parts = read_parts(table, split_path)
     answers = run_control(parts, mode)

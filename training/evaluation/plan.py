@@ -4,7 +4,6 @@ A way is an input: the image, a part of the report, or both; in the controls one
 another patient. A model that answers as well with a stranger's image does not look at images.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ArtifactError, ConfigError, ReportError
+from contract.errors import ConfigError, ReportError
 from contract.text import SECTIONS, TEXT_MODES, Report, TextMode, select_text
 from training.data import make_targets
 from training.openi import read_table
+from training.split_file import read_split_file
 
 MODE_TITLES: Final[dict[str, str]] = {
     "indication": "indication",
@@ -24,7 +24,6 @@ MODE_TITLES: Final[dict[str, str]] = {
     "findings_masked": "masked findings",
     "full": "full report",
 }
-PARTS: Final = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,10 @@ def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
     """Read the labelled studies of every part of a split.
 
     Raises:
-        ArtifactError: `split_path` is no split of this table.
+        ConfigError: `split_path` is no split of this table.
     """
-    split, rows = _read_split(split_path), read_table(table).to_pylist()
-    known = {row["study_id"] for row in rows}
-    for ids in split.values():
-        if unknown := [study_id for study_id in ids if study_id not in known]:
-            raise ArtifactError(f"{split_path} names {len(unknown)} studies that {table} does not hold.")
+    rows = read_table(table).to_pylist()
+    split = read_split_file(split_path, [row["study_id"] for row in rows])
     return {part: select_studies(rows, ids) for part, ids in split.items()}
 
 
@@ -193,17 +189,3 @@ def _select_text(row: Mapping[str, Any], mode: TextMode) -> str:
         return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), mode)
     except ReportError:
         return ""
-
-
-def _read_split(path: Path) -> dict[str, list[str]]:
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        parts = {
-            part: [str(study_id) for study_id in split[part]] for part in ("train", "validation", "test")
-        }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a split file.") from error
-    ids = [study_id for names in parts.values() for study_id in names]
-    if len(set(ids)) < len(ids):
-        raise ArtifactError(f"{path} names {len(ids) - len(set(ids))} studies twice.")
-    return parts

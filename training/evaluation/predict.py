@@ -16,6 +16,7 @@ from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABELS
 from contract.text import ReportTokenizer, TextMode, read_report
+from training.cache import open_cache
 from training.evaluation.plan import Case
 from training.model import load_model
 
@@ -68,6 +69,23 @@ class Predictor(Protocol):
 def frame_text(text: str, mode: TextMode) -> str:
     """Return a report of which a model that reads `mode` reads just `text`, whatever part it was taken from."""
     return f"{'INDICATION' if mode == 'indication' else 'FINDINGS'}: {text}"
+
+
+def read_from_cache(directory: Path, size: int) -> ReadPixels:
+    """Return a function that reads images out of an image cache instead of decoding their files.
+
+    Raises:
+        ConfigError, ArtifactError: See `training.cache.open_cache`.
+    """
+    cache = open_cache(directory, size)
+
+    def read_pixels(path: str) -> NDArray[np.uint8]:
+        [row] = cache.find_rows([path])
+        if row is None:
+            raise ImageError(f"{path} was refused when the cache was filled.")
+        return np.asarray(cache.pixels[row])
+
+    return read_pixels
 
 
 class TorchPredictor:
