@@ -127,6 +127,7 @@ def evaluate(
         Path | None, typer.Option(help="Bundle to measure; without it, the TF-IDF controls alone.")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Image cache of the table, for PyTorch.")] = None,
     served: Annotated[
         bool, typer.Option("--served", help="Ask the served model too; its answers count.")
     ] = False,

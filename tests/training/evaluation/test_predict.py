@@ -1,0 +1,116 @@
+"""PyTorch asked by the evaluation: the answers of the model itself, whatever the order, batch or source of pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contract.dicom import load_pixels
+from contract.errors import ConfigError, ImageError
+from contract.text import ReportTokenizer
+from training.cache import fill_cache
+from training.evaluation import predict
+from training.evaluation.plan import Case
+from training.evaluation.predict import TorchPredictor, read_from_cache
+from training.model import load_model
+from training.openi import build_table, read_table, write_table
+from training.phantom import draw_dataset
+
+TEXTS = ("The heart is enlarged.", "Lungs are clear.", "There is a small left effusion today. " * 4)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    draw_dataset(root / "phantom", studies=5, seed=1, scale=0.05)
+    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
+    return root / "studies.parquet"
+
+
+@pytest.fixture(scope="module")
+def paths(table) -> list[str]:
+    return [path for paths in read_table(table)["image_paths"].to_pylist() for path in paths]
+
+
+@pytest.fixture(scope="module")
+def bundle(write_bundle, small_config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bundles") / "bundle"
+    return write_bundle(directory, small_config, seed=3, texts=TEXTS * 3, thresholds=[0.5] * 22)
+
+
+def make_cases(paths, *, image=True, text=True) -> list[Case]:
+    return [
+        Case(str(row), path if image else None, TEXTS[row % len(TEXTS)] if text else None)
+        for row, path in enumerate(paths)
+    ]
+
+
+@pytest.mark.parametrize(("image", "text"), [(True, True), (True, False), (False, True)])
+def test_answers_are_those_of_the_model(bundle, paths, image, text, monkeypatch):
+    monkeypatch.setattr(predict, "_BATCH", 3)
+    cases = make_cases(paths, image=image, text=text)
+    answers = TorchPredictor(bundle).ask(cases)
+    model, tokenizer = load_model(bundle), ReportTokenizer.load(bundle.tokenizer_path)
+    for row, case in enumerate(cases):
+        inputs = []
+        with torch.inference_mode():
+            if case.image:
+                pixels = load_pixels(Path(case.image).read_bytes(), size=56)
+                inputs.append(model.image_encoder(torch.from_numpy(pixels[None])))
+            if case.text:
+                tokens = tokenizer.encode([case.text.strip()], bundle.config["max_length"])
+                mask = torch.from_numpy(tokens.attention_mask)
+                inputs += [model.text_encoder(torch.from_numpy(tokens.input_ids), mask), mask]
+            kind = "study" if image and text else "image" if image else "text"
+            probabilities, embedding, *_ = getattr(model.fusion, f"forward_{kind}")(*inputs)
+        np.testing.assert_allclose(answers.probabilities[row], probabilities[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(answers.embeddings[row], embedding[0].numpy(), atol=1e-5)
+    assert answers.answered.all()
+
+
+def test_an_unreadable_image_is_refused_alone(bundle, paths, tmp_path):
+    (tmp_path / "broken.dcm").write_bytes(b"no image")
+    cases = make_cases([paths[0], str(tmp_path / "broken.dcm"), str(tmp_path / "missing.dcm"), paths[1]])
+    answers = TorchPredictor(bundle).ask(cases)
+    assert list(answers.answered) == [True, False, False, True]
+
+
+def test_images_are_encoded_once_and_not_kept_for_ever(bundle, paths, monkeypatch):
+    read = []
+
+    def read_pixels(path: str):
+        read.append(path)
+        return load_pixels(Path(path).read_bytes(), size=56)
+
+    predictor = TorchPredictor(bundle, read_pixels=read_pixels)
+    first = predictor.ask(make_cases(paths))
+    predictor.ask(make_cases(paths, text=False))
+    assert sorted(read) == sorted(paths)
+    monkeypatch.setattr(predict, "_KEPT_IMAGES", 2)
+    monkeypatch.setattr(predict, "_BATCH", 2)
+    small = TorchPredictor(bundle, read_pixels=read_pixels)
+    again = small.ask(make_cases(paths))
+    np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-5)
+    assert len(small._image_tokens) <= 2
+
+
+def test_pixels_come_from_a_cache(bundle, paths, table, tmp_path):
+    fill_cache(table, tmp_path / "cache", size=56, workers=1)
+    cached = TorchPredictor(bundle, read_pixels=read_from_cache(tmp_path / "cache", 56))
+    np.testing.assert_array_equal(
+        cached.ask(make_cases(paths)).embeddings, TorchPredictor(bundle).ask(make_cases(paths)).embeddings
+    )
+    with pytest.raises(ConfigError):
+        read_from_cache(tmp_path / "cache", 224)
+    with pytest.raises((ConfigError, ImageError)):
+        read_from_cache(tmp_path / "cache", 56)("another.dcm")
+
+
+def test_progress_and_no_input(bundle):
+    steps = []
+    predictor = TorchPredictor(bundle)
+    predictor.ask(make_cases(["", ""], image=False), lambda done, total: steps.append((done, total)))
+    assert steps == [(2, 2)]
+    with pytest.raises(ConfigError, match="neither"):
+        predictor.ask([Case("1")])
