@@ -67,7 +67,7 @@ def _draw_opening(dataset: "Dataset", part: str, kind: str, shape: tuple[int, in
     canvas = np.zeros(shape, np.uint8)
     if kind == "CIRCULAR":
         row, column = _read_places(dataset, f"CenterOfCircular{part}")
-        radius = _read_places(dataset, f"RadiusOfCircular{part}")[0]
+        radius = abs(_read_places(dataset, f"RadiusOfCircular{part}")[0])
         cv2.circle(canvas, (column - 1, row - 1), radius, 1, thickness=-1)
     elif kind == "POLYGONAL":
         places = np.array(_read_places(dataset, f"VerticesOfThePolygonal{part}")).reshape(-1, 2)

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 
@@ -15,6 +17,27 @@ class DicomBuilder:
     """Builds CR images whose header names a patient, whom no message may name."""
 
     secrets = ("QUINCY", "ZOE", "4711")
+
+    @staticmethod
+    def ramp(bits: int, dtype=np.uint16, low: int = 0, side: int = 32) -> np.ndarray:
+        """Values from `low` over the whole range of `bits`, (side, side)."""
+        return (np.linspace(0, 2**bits - 1, side * side).round() + low).astype(dtype).reshape(side, side)
+
+    @staticmethod
+    def show(grey: np.ndarray) -> np.ndarray:
+        """Pixels of grey 0..1."""
+        return np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)[None]
+
+    @staticmethod
+    def window_linear(values: np.ndarray, centre: float, width: float) -> np.ndarray:
+        """The formula of DICOM PS3.3 C.11.2.1.2.1 with an output range of 0 to 1."""
+        return (values - (centre - 0.5)) / (width - 1) + 0.5
+
+    @staticmethod
+    def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: int = 1) -> None:
+        """Pixels differ by `tolerance` at most."""
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= tolerance
 
     def dataset(
         self,
@@ -71,10 +94,35 @@ class DicomBuilder:
         """Return the bytes of a file; settings as for `dataset`."""
         return self.write(self.dataset(values, **settings))
 
-    def compress(self, values: np.ndarray, syntax: UID, *, encoder: dict[str, Any] | None = None) -> bytes:
-        """Return a file whose 12 bit pixels are compressed by pydicom."""
-        dataset = pydicom.dcmread(io.BytesIO(self.build(values)))
-        dataset.compress(syntax, **(encoder or {}))
+    @staticmethod
+    def encode(words: np.ndarray, syntax: UID, *, bits: int, level: int | None = None) -> bytes:
+        """Return a stream of the coding that a transfer syntax names."""
+        import imagecodecs
+
+        if syntax in uid.JPEGLSTransferSyntaxes:
+            return imagecodecs.jpegls_encode(words, level or 0)
+        if syntax in {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}:
+            return imagecodecs.htj2k_encode(words, level, reversible=level is None)
+        if syntax in uid.JPEG2000TransferSyntaxes:
+            return imagecodecs.jpeg2k_encode(words, level or 0, codecformat="j2k", reversible=level is None)
+        if syntax in {uid.JPEGLossless, uid.JPEGLosslessSV1}:
+            predictor = 1 if syntax == uid.JPEGLosslessSV1 else 6
+            return imagecodecs.jpeg8_encode(words, lossless=True, predictor=predictor, bitspersample=bits)
+        return imagecodecs.jpeg8_encode(words, level or 95, bitspersample=12 if words.itemsize == 2 else 8)
+
+    def compress(
+        self, values: np.ndarray, syntax: UID, *, level: int | None = None, **settings: Any
+    ) -> bytes:
+        """Return a file whose pixels, (rows, columns[, 3]), are compressed; settings as for `dataset`."""
+        dataset = self.dataset(values, **settings)
+        if syntax == uid.RLELossless:
+            dataset = pydicom.dcmread(io.BytesIO(self.write(dataset)))
+            dataset.compress(syntax, encoding_plugin="pydicom")
+            return self.write(dataset)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        words = values.view(f"u{values.itemsize}")
+        stream = self.encode(words, syntax, bits=settings.get("bits", 12), level=level)
+        dataset.PixelData = encapsulate([stream])
         return self.write(dataset)
 
 

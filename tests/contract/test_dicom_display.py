@@ -14,25 +14,6 @@ pytest.importorskip("cv2")
 SIDE = 32  # images of this size are not scaled, so that each value can be compared
 
 
-def ramp(bits: int, dtype=np.uint16, low: int = 0) -> np.ndarray:
-    """Values from `low` over the whole range of `bits`, (SIDE, SIDE)."""
-    return (np.linspace(0, 2**bits - 1, SIDE * SIDE).round() + low).astype(dtype).reshape(SIDE, SIDE)
-
-
-def show(grey: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)[None]
-
-
-def window_linear(values: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """The formula of DICOM PS3.3 C.11.2.1.2.1 with an output range of 0 to 1."""
-    return (values - (centre - 0.5)) / (width - 1) + 0.5
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: int = 1) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= tolerance
-
-
 def table(descriptor: list, entries, *, vr: str = "US", entries_vr: str = "US") -> Sequence:
     item = Dataset()
     item.add_new("LUTDescriptor", vr, descriptor)
@@ -46,7 +27,7 @@ def table(descriptor: list, entries, *, vr: str = "US", entries_vr: str = "US") 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID", ""])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_window_functions_are_those_of_pydicom(dicom, function, photometric):
-    values = ramp(12)
+    values = dicom.ramp(12)
     dataset = dicom.dataset(
         values, photometric=photometric, WindowCenter="1500", WindowWidth="1800", VOILUTFunction=function
     )
@@ -54,7 +35,7 @@ def test_window_functions_are_those_of_pydicom(dicom, function, photometric):
     if not function:
         dataset.VOILUTFunction = "LINEAR"
     grey = apply_voi_lut(values, dataset) / 4095
-    assert_close(pixels, show(1 - grey if photometric == "MONOCHROME1" else grey))
+    dicom.assert_close(pixels, dicom.show(1 - grey if photometric == "MONOCHROME1" else grey))
 
 
 @pytest.mark.parametrize(
@@ -77,8 +58,8 @@ def test_window_values_by_hand(dicom, function, value, expected):
 
 
 def test_first_of_many_windows_counts(dicom):
-    one = dicom.build(ramp(12), WindowCenter="1500", WindowWidth="900")
-    many = dicom.build(ramp(12), WindowCenter=["1500", "3000"], WindowWidth=["900", "100"])
+    one = dicom.build(dicom.ramp(12), WindowCenter="1500", WindowWidth="900")
+    many = dicom.build(dicom.ramp(12), WindowCenter=["1500", "3000"], WindowWidth=["900", "100"])
     assert np.array_equal(load_pixels(many, size=SIDE), load_pixels(one, size=SIDE))
 
 
@@ -95,29 +76,29 @@ def test_first_of_many_windows_counts(dicom):
     ],
 )
 def test_without_usable_window_the_image_sets_the_range(dicom, window):
-    values = (ramp(12) // 8 + 900).astype(np.uint16)  # 512 of 4,096 values, as from a detector
+    values = (dicom.ramp(12) // 8 + 900).astype(np.uint16)  # 512 of 4,096 values, as from a detector
     pixels = load_pixels(dicom.build(values, **window), size=SIDE)
     low, high = np.percentile(values, (0.5, 99.5))
-    assert_close(pixels, show((values - low) / (high - low)))
+    dicom.assert_close(pixels, dicom.show((values - low) / (high - low)))
     assert np.ptp(pixels) > 0.9 * 255
     assert len(np.unique(pixels)) > 0.9 * 256
 
 
 def test_window_that_is_no_number_counts_as_absent(dicom):
-    good = dicom.build(ramp(12), WindowCenter="2121", WindowWidth="1313")
+    good = dicom.build(dicom.ramp(12), WindowCenter="2121", WindowWidth="1313")
     bad = good.replace(b"2121", b"2,12").replace(b"1313", b"wide")
     assert bad.count(b"wide") == bad.count(b"2,12") == 1
-    assert np.array_equal(load_pixels(bad, size=SIDE), load_pixels(dicom.build(ramp(12)), size=SIDE))
+    assert np.array_equal(load_pixels(bad, size=SIDE), load_pixels(dicom.build(dicom.ramp(12)), size=SIDE))
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [("2", "-500"), ("0.5", "100"), ("-1", "4095")])
 def test_window_counts_after_rescale(dicom, slope, intercept):
-    values = ramp(12)
+    values = dicom.ramp(12)
     dataset = dicom.dataset(
         values, RescaleSlope=slope, RescaleIntercept=intercept, WindowCenter="1000", WindowWidth="2000"
     )
-    expected = show(window_linear(apply_modality_lut(values, dataset), 1000, 2000))
-    assert_close(load_pixels(dicom.write(dataset), size=SIDE), expected)
+    expected = dicom.show(dicom.window_linear(apply_modality_lut(values, dataset), 1000, 2000))
+    dicom.assert_close(load_pixels(dicom.write(dataset), size=SIDE), expected)
 
 
 @pytest.mark.parametrize(
@@ -126,26 +107,28 @@ def test_window_counts_after_rescale(dicom, slope, intercept):
 )
 def test_nonsense_rescale_is_left_out(dicom, slope, intercept):
     window = {"WindowCenter": "2000", "WindowWidth": "3000"}
-    data = dicom.build(ramp(12), RescaleSlope=slope, RescaleIntercept=intercept, **window)
+    data = dicom.build(dicom.ramp(12), RescaleSlope=slope, RescaleIntercept=intercept, **window)
     assert np.array_equal(
-        load_pixels(data, size=SIDE), load_pixels(dicom.build(ramp(12), **window), size=SIDE)
+        load_pixels(data, size=SIDE), load_pixels(dicom.build(dicom.ramp(12), **window), size=SIDE)
     )
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_modality_table_is_that_of_pydicom(dicom, syntax):
-    values = ramp(12)
+    values = dicom.ramp(12)
     entries = (np.arange(3000) ** 1.3).astype(int).tolist()
     dataset = dicom.dataset(values, syntax=syntax, ModalityLUTSequence=table([3000, 500, 16], entries))
     rescaled = apply_modality_lut(values, dataset).astype(float)
     dataset.WindowCenter, dataset.WindowWidth = 15000, 25000
-    assert_close(load_pixels(dicom.write(dataset), size=SIDE), show(window_linear(rescaled, 15000, 25000)))
+    dicom.assert_close(
+        load_pixels(dicom.write(dataset), size=SIDE), dicom.show(dicom.window_linear(rescaled, 15000, 25000))
+    )
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_voi_table_is_that_of_pydicom_and_goes_before_the_window(dicom, syntax, photometric):
-    values = ramp(12)
+    values = dicom.ramp(12)
     entries = np.linspace(0, 65535**0.5, 1745).__pow__(2).round().astype(int).tolist()
     dataset = dicom.dataset(
         values, syntax=syntax, photometric=photometric, VOILUTSequence=table([1745, 1401, 16], entries)
@@ -153,18 +136,18 @@ def test_voi_table_is_that_of_pydicom_and_goes_before_the_window(dicom, syntax, 
     grey = apply_voi_lut(values, dataset) / 65535
     dataset.WindowCenter, dataset.WindowWidth = 3, 4
     pixels = load_pixels(dicom.write(dataset), size=SIDE)
-    assert_close(pixels, show(1 - grey if photometric == "MONOCHROME1" else grey))
+    dicom.assert_close(pixels, dicom.show(1 - grey if photometric == "MONOCHROME1" else grey))
 
 
 @pytest.mark.parametrize("vr", [b"IS", b"DS", b"LO"])
 def test_voi_descriptor_written_as_text(dicom, vr):
     """In 2,878 headers of Open-i it is text; pydicom does not write that, so the tag is patched."""
     entries = list(range(0, 4096, 2))
-    plain = dicom.build(ramp(12), VOILUTSequence=table([2048, 1000, 16], entries))
+    plain = dicom.build(dicom.ramp(12), VOILUTSequence=table([2048, 1000, 16], entries))
     item = Dataset()
     item.LUTExplanation = "2048\\1000\\16"
     item.add_new("LUTData", "US", entries)
-    text = dicom.build(ramp(12), VOILUTSequence=Sequence([item]))
+    text = dicom.build(dicom.ramp(12), VOILUTSequence=Sequence([item]))
     patched = text.replace(b"\x28\x00\x03\x30LO", b"\x28\x00\x02\x30" + vr)
     assert patched != text
     assert np.array_equal(load_pixels(patched, size=SIDE), load_pixels(plain, size=SIDE))
@@ -174,16 +157,16 @@ def test_voi_descriptor_written_as_text(dicom, vr):
 def test_voi_table_of_8_bits(dicom, packed):
     entries = (np.arange(4096) // 16).astype(np.uint8 if packed else np.uint16)
     sequence = table([4096, 0, 8], entries.tobytes(), entries_vr="OW")
-    pixels = load_pixels(dicom.build(ramp(12), VOILUTSequence=sequence), size=SIDE)
-    assert np.array_equal(pixels[0], ramp(12) // 16)
+    pixels = load_pixels(dicom.build(dicom.ramp(12), VOILUTSequence=sequence), size=SIDE)
+    assert np.array_equal(pixels[0], dicom.ramp(12) // 16)
 
 
 def test_voi_table_of_65536_entries_and_negative_start(dicom):
-    values = ramp(16, np.int16, -32768)
+    values = dicom.ramp(16, np.int16, -32768)
     entries = np.arange(65536, dtype=np.uint16)
     sequence = table([0, -32768, 16], entries.tobytes(), vr="SS", entries_vr="OW")
     pixels = load_pixels(dicom.build(values, bits=16, VOILUTSequence=sequence), size=SIDE)
-    assert_close(pixels, show((values.astype(float) + 32768) / 65535))
+    dicom.assert_close(pixels, dicom.show((values.astype(float) + 32768) / 65535))
 
 
 @pytest.mark.parametrize(
@@ -198,12 +181,12 @@ def test_voi_table_of_65536_entries_and_negative_start(dicom):
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
 def test_broken_table_is_refused(dicom, broken, name):
     with pytest.raises(ImageError, match=r"LUT of the DICOM file is damaged\.$"):
-        load_pixels(dicom.build(ramp(12), **{name: broken}), size=SIDE)
+        load_pixels(dicom.build(dicom.ramp(12), **{name: broken}), size=SIDE)
 
 
 def test_empty_table_sequence_counts_as_absent(dicom):
-    data = dicom.build(ramp(12), VOILUTSequence=Sequence(), ModalityLUTSequence=Sequence())
-    assert np.array_equal(load_pixels(data, size=SIDE), load_pixels(dicom.build(ramp(12)), size=SIDE))
+    data = dicom.build(dicom.ramp(12), VOILUTSequence=Sequence(), ModalityLUTSequence=Sequence())
+    assert np.array_equal(load_pixels(data, size=SIDE), load_pixels(dicom.build(dicom.ramp(12)), size=SIDE))
 
 
 # --- padding -----------------------------------------------------------------------------------------------
@@ -212,7 +195,7 @@ def test_empty_table_sequence_counts_as_absent(dicom):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": "1200", "WindowWidth": "400"}])
 def test_padding_is_black_and_leaves_the_range_alone(dicom, photometric, window):
-    inner = (1000 + ramp(12)[:, : SIDE // 2] // 10).astype(np.uint16)
+    inner = (1000 + dicom.ramp(12)[:, : SIDE // 2] // 10).astype(np.uint16)
     padded = np.hstack([inner, np.full_like(inner, 4000)])
     data = dicom.build(padded, photometric=photometric, PixelPaddingValue=4000, **window)
     pixels = load_pixels(data, size=SIDE)[0]
@@ -222,7 +205,7 @@ def test_padding_is_black_and_leaves_the_range_alone(dicom, photometric, window)
 
 
 def test_padding_range(dicom):
-    values = ramp(12)
+    values = dicom.ramp(12)
     data = dicom.build(
         values,
         photometric="MONOCHROME1",
@@ -237,7 +220,7 @@ def test_padding_range(dicom):
 
 
 def test_signed_padding_written_as_unsigned(dicom):
-    values = ramp(12, np.int16, -1024)
+    values = dicom.ramp(12, np.int16, -1024)
     values[0] = -2000
     dataset = dicom.dataset(values, bits=16, photometric="MONOCHROME1", WindowCenter="0", WindowWidth="9000")
     dataset.add_new("PixelPaddingValue", "US", 63536)
@@ -250,7 +233,8 @@ def test_signed_padding_written_as_unsigned(dicom):
 
 
 def luminance(colours: np.ndarray, top: int) -> np.ndarray:
-    return show(colours.astype(float) @ (0.299, 0.587, 0.114) / top)
+    """Grey 0..1 by ITU-R BT.601."""
+    return colours.astype(float) @ (0.299, 0.587, 0.114) / top
 
 
 @pytest.mark.parametrize("planar", [0, 1])
@@ -262,21 +246,21 @@ def test_rgb_secondary_capture(dicom, planar, dtype):
     data = dicom.build(
         stored, bits=8 * stored.dtype.itemsize, photometric="RGB", Modality="SC", PlanarConfiguration=planar
     )
-    assert_close(load_pixels(data, size=SIDE), luminance(colours, top))
+    dicom.assert_close(load_pixels(data, size=SIDE), dicom.show(luminance(colours, top)))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_palette_secondary_capture(dicom, depth):
     dtype, top = (np.uint8, 255) if depth == 8 else (np.uint16, 65535)
     palette = np.random.default_rng(4).integers(0, top + 1, (256, 3)).astype(dtype)
-    dataset = dicom.dataset(ramp(8, np.uint8), bits=8, photometric="PALETTE COLOR", Modality="OT")
+    dataset = dicom.dataset(dicom.ramp(8, np.uint8), bits=8, photometric="PALETTE COLOR", Modality="OT")
     for column, name in enumerate(("Red", "Green", "Blue")):
         setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [256, 0, depth])
         setattr(dataset, f"{name}PaletteColorLookupTableData", palette[:, column].tobytes())
     pixels = load_pixels(dicom.write(dataset), size=SIDE)
-    assert_close(pixels, luminance(palette[ramp(8, np.uint8)], top))
+    dicom.assert_close(pixels, dicom.show(luminance(palette[dicom.ramp(8, np.uint8)], top)))
 
 
 def test_palette_image_without_palette_is_refused(dicom):
     with pytest.raises(ImageError, match="colour palette"):
-        load_pixels(dicom.build(ramp(8, np.uint8), bits=8, photometric="PALETTE COLOR"), size=SIDE)
+        load_pixels(dicom.build(dicom.ramp(8, np.uint8), bits=8, photometric="PALETTE COLOR"), size=SIDE)

@@ -1,5 +1,6 @@
 """Files that are no radiographs, are damaged or lie: one sentence, no patient data, no memory, no crash."""
 
+import contextlib
 import io
 import random
 import struct
@@ -12,16 +13,22 @@ import zlib
 
 import numpy as np
 import pytest
+from pydicom.datadict import tag_for_keyword
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
@@ -33,6 +40,10 @@ from contract.errors import ImageError
 from contract.image_header import read_image_header
 
 image_module = pytest.importorskip("PIL.Image")
+COMPRESSED = (
+    *(JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless),
+    *(JPEG2000Lossless, HTJ2KLossless, RLELossless),
+)
 VALUES = np.random.default_rng(0).integers(0, 4096, (40, 36)).astype(np.uint16)
 
 
@@ -89,12 +100,22 @@ def test_truncated_anywhere(dicom, syntax):
         refuse(dicom, data[:length])
 
 
-@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless])
+@pytest.mark.parametrize("syntax", COMPRESSED)
 def test_truncated_compressed(dicom, syntax):
-    data = dicom.compress(VALUES, syntax)
+    """The file is cut, or the stream in a whole file is: libjpeg would fill up what is missing."""
+    bits = 8 if syntax == JPEGBaseline8Bit else 12
+    values = (VALUES >> 4).astype(np.uint8) if bits == 8 else VALUES
+    data = dicom.compress(values, syntax, bits=bits)
     load_pixels(data, size=32)
     for length in range(100, len(data) // 2, 97):
         refuse(dicom, data[:length])
+    if syntax == RLELossless:
+        return
+    whole = dicom.encode(values, syntax, bits=bits)
+    for share in (0.1, 0.5, 0.9, 0.99):
+        dataset = dicom.dataset(values, bits=bits, syntax=syntax)
+        dataset.PixelData = encapsulate([whole[: int(share * len(whole))]])
+        refuse(dicom, dicom.write(dataset))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -203,15 +224,175 @@ def stream(size: tuple[int, int], kind: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, JPEGBaseline8Bit])
-def test_huge_claim_costs_nothing(dicom, syntax):
+# Loads a file with 200 MB of address space more than what the imports and a small image took.
+LOAD_IN_LITTLE = """
+import pathlib, resource, sys, time
+from contract.dicom import load_pixels
+from contract.errors import ImageError
+small, large = (pathlib.Path(name).read_bytes() for name in sys.argv[1:])
+load_pixels(small, size=32)
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+start = time.process_time()
+try:
+    load_pixels(large, size=32)
+except ImageError as error:
+    print(time.process_time() - start, error)
+"""
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, *COMPRESSED])
+def test_huge_claim_costs_nothing(dicom, tmp_path, syntax):
+    """65535 x 65535 pixels over 2 kB; the header is refused, or the stream that says the same."""
+    bits = 8 if syntax == JPEGBaseline8Bit else 12
+    values = (VALUES >> 4).astype(np.uint8) if bits == 8 else VALUES
+    (tmp_path / "small").write_bytes(
+        dicom.compress(values, syntax, bits=bits) if syntax.is_compressed else dicom.build(values)
+    )
     dataset = dicom.dataset(VALUES[:28], Rows=65535, Columns=65535)
     dataset.file_meta.TransferSyntaxUID = syntax
     if syntax.is_compressed:
         dataset.PixelData = encapsulate([bytes(2000)])
-    seconds, peak = measure(dicom, dicom.write(dataset))
-    assert seconds < 0.2
-    assert peak < 2**20
+    data = dicom.write(dataset)
+    assert "claims 65535x65535 pixels" in refuse(dicom, data)
+    (tmp_path / "large").write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_IN_LITTLE, str(tmp_path / "small"), str(tmp_path / "large")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert float(done.stdout.split()[0]) < 0.1
+
+
+# --- files of 1 MB that would cost time --------------------------------------------------------------------
+
+MEGABYTE = 2**20 - 4096
+ITEM, OPEN_ITEM = b"\xfe\xff\x00\xe0\0\0\0\0", b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+END_ITEM, END_SEQUENCE = b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+OPEN_SEQUENCE = b"\x08\x00\x18\x22SQ\0\0\xff\xff\xff\xff"
+TINY = b"\x09\x00\x01\x10LO\0\0"
+
+
+def nest(depth: int, *, defined: bool) -> bytes:
+    """Sequences in sequences, of defined or of undefined length."""
+    if not defined:
+        return (OPEN_SEQUENCE + OPEN_ITEM) * depth + (END_ITEM + END_SEQUENCE) * depth
+    inner = b""
+    for _ in range(depth):
+        item = ITEM[:4] + struct.pack("<I", len(inner)) + inner
+        inner = OPEN_SEQUENCE[:8] + struct.pack("<I", len(item)) + item
+    return inner
+
+
+def repeat_charset() -> bytes:
+    names = b"\\".join([b"ISO_IR 100"] * 5900)
+    return b"\x08\x00\x05\x00CS" + struct.pack("<H", len(names) // 2 * 2) + names[: len(names) // 2 * 2]
+
+
+BEFORE_MODALITY = {
+    "elements": TINY * (MEGABYTE // 8),
+    "elements of an item": OPEN_SEQUENCE + OPEN_ITEM + TINY * (MEGABYTE // 8 - 6) + END_ITEM + END_SEQUENCE,
+    "items": OPEN_SEQUENCE + ITEM * (MEGABYTE // 8 - 3) + END_SEQUENCE,
+    "items with an element": OPEN_SEQUENCE + (OPEN_ITEM + TINY + END_ITEM) * (MEGABYTE // 24) + END_SEQUENCE,
+    "5,000 levels": nest(5000, defined=False),
+    "5,000 levels of defined length": nest(5000, defined=True),
+    "26,000 levels": nest(26000, defined=False),
+    "no end": OPEN_SEQUENCE + OPEN_ITEM + bytes(MEGABYTE),
+    "character sets": repeat_charset() * 15,
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_MODALITY)
+def test_hostile_structure(dicom, name):
+    data = dicom.build(VALUES)
+    at = data.index(b"\x08\x00\x60\x00CS")  # Modality
+    assert load_within(data[:at] + BEFORE_MODALITY[name] + data[at:], seconds=2)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        *(
+            "WindowCenter",
+            "WindowWidth",
+            "RescaleSlope",
+            "PixelPaddingValue",
+            "Rows",
+            "ViewPosition",
+            "ShutterShape",
+        ),
+        *(
+            "VerticesOfThePolygonalShutter",
+            "NumberOfFrames",
+            "PixelAspectRatio",
+            "LossyImageCompressionRatio",
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", [b"1\\", b"\\", b"1.5\\"])
+def test_element_of_very_many_values(dicom, element, value):
+    """Implicit VR, where a length has 32 bits; the elements need not be in order."""
+    data = dicom.build(VALUES, syntax=ImplicitVRLittleEndian)
+    at = data.index(b"\xe0\x7f\x10\x00")
+    tag = tag_for_keyword(element)
+    many = value * (MEGABYTE // len(value) // 2 * 2)
+    many += b"1" * (len(many) % 2)
+    hostile = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(many)) + many
+    assert load_within(data[:at] + hostile + data[at:], seconds=2)
+
+
+@pytest.mark.parametrize("sequence", [b"\x28\x00\x10\x30", b"\x28\x00\x00\x30", b"\x54\x00\x20\x02"])
+@pytest.mark.parametrize("content", [ITEM * (MEGABYTE // 8), nest(20_000, defined=True)])
+def test_table_of_very_many_items(dicom, sequence, content):
+    """VOI LUT, modality LUT and view code: pydicom parses sequences of defined length when they are used."""
+    data = dicom.build(VALUES)
+    at = data.index(b"\xe0\x7f\x10\x00")
+    hostile = sequence + b"SQ\0\0" + struct.pack("<I", len(content)) + content
+    assert load_within(data[:at] + hostile + data[at:], seconds=2)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, RLELossless])
+@pytest.mark.parametrize("frames", [1, 99999])
+def test_very_many_fragments(dicom, syntax, frames):
+    dataset = dicom.dataset(VALUES, syntax=syntax, NumberOfFrames=frames)
+    dataset.PixelData = encapsulate([b"x" * 10])
+    data = dicom.write(dataset)
+    at = data.index(b"\xe0\x7f\x10\x00")
+    assert load_within(data[: at + 12] + ITEM * (MEGABYTE // 8) + END_SEQUENCE, seconds=2)
+
+
+def load_within(data: bytes, *, seconds: float) -> bool:
+    """Load or refuse a file; say whether that took less processor time."""
+    assert len(data) <= 2**20
+    start = time.process_time()
+    with contextlib.suppress(ImageError):
+        load_pixels(data, size=224)
+    return time.process_time() - start < seconds
+
+
+BLACK = (8000, 7900)  # nearly as many pixels as are read
+
+
+@pytest.mark.parametrize(
+    "syntax", [DeflatedExplicitVRLittleEndian, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless]
+)
+def test_black_image_of_very_many_pixels(dicom, syntax):
+    """1 kB to 1 MB that decode to 126 MB."""
+    values = np.zeros(BLACK, np.uint16)
+    deflated = syntax == DeflatedExplicitVRLittleEndian
+    data = dicom.build(values, syntax=syntax) if deflated else dicom.compress(values, syntax)
+    assert load_within(data, seconds=2)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "LA", "P", "1", "JPEG"])
+def test_black_picture_of_very_many_pixels(mode):
+    file = io.BytesIO()
+    picture = image_module.new("L" if mode == "JPEG" else mode, BLACK[::-1])
+    picture.save(file, "JPEG" if mode == "JPEG" else "PNG")
+    assert load_within(file.getvalue(), seconds=2)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +423,6 @@ def test_picture_bomb(dicom):
     data += struct.pack(">I", 10) + b"IDAT" + bytes(14)
     assert "too many pixels" in refuse(dicom, data)
     assert "claims 9000x8000 pixels" in refuse(dicom, stream((8000, 9000), "PNG"))
-
-
-def test_deeply_nested_sequences(dicom):
-    data = dicom.build(VALUES)
-    at = data.index(b"\x08\x00\x60\x00CS")  # Modality
-    opening = b"\x08\x00\x18\x22SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    assert "damaged" in refuse(dicom, data[:at] + opening * 50_000)
 
 
 # --- damage at random --------------------------------------------------------------------------------------
@@ -285,7 +459,7 @@ def test_damaged_header_is_read_or_refused(dicom, syntax):
     assert not [secret for secret in dicom.secrets for message in messages if secret in message]
 
 
-# gdcm ends the process on some damaged streams, so this runs in one of its own.
+# Decoders are C: what ends the process would end the tests, so this runs in one of its own.
 DECODE_ALL = """
 import pathlib, sys
 from contract.dicom import load_pixels
@@ -300,41 +474,21 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.dcm")):
 
 
 def test_damaged_compressed_pixels_do_not_end_the_process(dicom, tmp_path):
-    pytest.importorskip("openjpeg")
-    gdcm = pytest.importorskip("gdcm")
-    (tmp_path / "plain").write_bytes(dicom.build(VALUES))
-    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-    reader.SetFileName(str(tmp_path / "plain"))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(tmp_path / "lossless"))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    jpeg = dicom.dataset((VALUES // 16).astype(np.uint8), bits=8, syntax=JPEGBaseline8Bit)
-    picture = io.BytesIO()
-    image_module.fromarray((VALUES // 16).astype(np.uint8)).save(picture, "JPEG")
-    jpeg.PixelData = encapsulate([picture.getvalue()])
-    files = [
-        (tmp_path / "lossless").read_bytes(),
-        dicom.compress(VALUES, JPEG2000Lossless),
-        dicom.write(jpeg),
-    ]
-    for number, data in enumerate(files):
-        start = max(data.rfind(b"\xff\xd8\xff"), data.rfind(b"\xff\x4f\xff\x51"))
-        assert start > 0
-        for seed in range(150):
-            changed = damage(data, seed, start, start + 150)
+    for number, syntax in enumerate(COMPRESSED):
+        bits = 8 if syntax == JPEGBaseline8Bit else 12
+        values = (VALUES >> 4).astype(np.uint8) if bits == 8 else VALUES
+        data = dicom.compress(values, syntax, bits=bits)
+        start = data.index(b"\xe0\x7f\x10\x00") + 20
+        for seed in range(100):
+            changed = damage(data, seed, start, min(start + 200, len(data) - 20))
             (tmp_path / f"{number}-{seed:03}.dcm").write_bytes(changed)
     done = subprocess.run(
         [sys.executable, "-c", DECODE_ALL, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-500:]
     outcomes = done.stdout.split()
-    assert len(outcomes) == 450
-    assert outcomes.count("refused") > 100
+    assert len(outcomes) == 100 * len(COMPRESSED)
+    assert min(outcomes.count("refused"), outcomes.count("read")) > 100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,177 @@
+"""What is read of an image beside its pixels, and what a reader is warned of."""
+
+import csv
+import gzip
+import io
+from collections import Counter
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
+
+from contract.dicom import load_radiograph
+from contract.errors import ImageError
+from contract.image_header import ImageHeader, list_warnings, read_image_header
+
+image_module = pytest.importorskip("PIL.Image")
+
+
+@pytest.mark.parametrize(
+    ("written", "view"),
+    [
+        ("PA", "PA"),
+        ("AP", "AP"),
+        ("ap ", "AP"),
+        ("LL", "LATERAL"),
+        ("RL", "LATERAL"),
+        ("LATERAL", "LATERAL"),
+        ("LARGE LATERAL", "LATERAL"),
+        ("", "UNKNOWN"),
+        ("RLO", "UNKNOWN"),
+        (["PA", "AP"], "UNKNOWN"),
+    ],
+)
+def test_view(dicom, written, view):
+    data = dicom.build(dicom.ramp(12), ViewPosition=written)
+    assert read_image_header(data).view == view
+    assert read_image_header(data[: len(data) // 2]).view == view  # the header is enough
+    assert read_image_header(dicom.build(dicom.ramp(12))).view == "UNKNOWN"
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 zip", b"no image", b"%PDF-1.7"])
+def test_view_of_no_image(data):
+    with pytest.raises(ImageError):
+        read_image_header(data)
+
+
+@pytest.fixture(scope="module")
+def headers(openi_directory) -> list[dict[str, str]]:
+    with gzip.open(openi_directory / "nlmcxr_dicom_metadata.csv.gz", "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_views_of_the_real_headers(dicom, headers):
+    written = Counter(header["View Position"] for header in headers)
+    views: Counter[str] = Counter()
+    for text, count in written.items():
+        views[read_image_header(dicom.build(dicom.ramp(12), ViewPosition=text)).view] += count
+    assert views == {"PA": 3593, "AP": 423, "LATERAL": 867, "UNKNOWN": 2586}
+
+
+@pytest.mark.parametrize(
+    ("code", "view"),
+    [  # SNOMED CT, then SNOMED-RT, of which Open-i has R-10214 and R-10236
+        ("272479007", "PA"),
+        ("399348003", "AP"),
+        ("399067008", "LATERAL"),
+        ("399173006", "LATERAL"),
+        ("399198007", "LATERAL"),
+        ("R-10214", "PA"),
+        ("R-10206", "AP"),
+        ("R-10236", "LATERAL"),
+        ("399182000", "UNKNOWN"),  # oblique
+        ("QUINCY", "UNKNOWN"),
+    ],
+)
+def test_view_by_code(dicom, code, view):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "SCT", "Quincy Zoe"
+    coded = {"ViewCodeSequence": Sequence([item])}
+    assert read_image_header(dicom.build(dicom.ramp(12), **coded)).view == view
+    assert read_image_header(dicom.build(dicom.ramp(12), ViewPosition="AP", **coded)).view == "AP"
+    assert read_image_header(dicom.build(dicom.ramp(12), ViewCodeSequence=Sequence())).view == "UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("elements", "laterality"),
+    [
+        ({"ImageLaterality": "U"}, "U"),
+        ({"Laterality": "L"}, "L"),
+        ({"ImageLaterality": "R", "Laterality": "L"}, "R"),
+        ({"Laterality": "Zoe's left lung"}, ""),
+        ({}, ""),
+    ],
+)
+def test_laterality(dicom, elements, laterality):
+    assert read_image_header(dicom.build(dicom.ramp(12), **elements)).laterality == laterality
+
+
+def test_everything_of_a_file(dicom):
+    elements = {"BodyPartExamined": "CHEST", "ViewPosition": "PA", "PresentationLUTShape": "INVERSE"}
+    window = {"WindowCenter": "2000", "WindowWidth": "3000"}
+    data = dicom.compress(dicom.ramp(12), JPEG2000Lossless, photometric="MONOCHROME1", **elements, **window)
+    expected = ImageHeader(
+        format="DICOM",
+        modality="CR",
+        view="PA",
+        body_part="CHEST",
+        photometric="MONOCHROME1",
+        inverse=True,
+        bits=12,
+        rows=32,
+        columns=32,
+        window=True,
+        syntax=JPEG2000Lossless,
+    )
+    assert read_image_header(data) == load_radiograph(data, size=32).header == expected
+
+
+@pytest.mark.parametrize("secret", ["Quincy^Zoe", "MRN-4711", "zoe quincy of bed 4711"])
+def test_free_text_is_dropped(dicom, secret):
+    header = read_image_header(dicom.build(dicom.ramp(12), BodyPartExamined=secret, ViewPosition=secret))
+    assert header.body_part == ""
+    assert header.view == "UNKNOWN"
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("PNG", 8), ("JPEG", 8), ("PNG", 16)])
+def test_pictures(kind, bits):
+    file = io.BytesIO()
+    image_module.fromarray(np.zeros((20, 30), np.uint16 if bits == 16 else np.uint8)).save(file, kind)
+    assert read_image_header(file.getvalue()) == ImageHeader(kind, bits=bits, rows=20, columns=30)
+
+
+def test_turned_picture_has_the_size_it_is_shown_in():
+    picture = image_module.fromarray(np.zeros((20, 30), np.uint8))
+    picture.getexif()[0x0112] = 6
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=picture.getexif())
+    header = read_image_header(file.getvalue())
+    assert (header.rows, header.columns) == (30, 20)
+
+
+def test_header_of_a_deflated_file(dicom):
+    data = dicom.build(dicom.ramp(12), syntax=DeflatedExplicitVRLittleEndian, ViewPosition="AP")
+    header = read_image_header(data)
+    assert (header.view, header.syntax) == ("AP", DeflatedExplicitVRLittleEndian)
+
+
+def test_the_file_is_parsed_once(dicom, monkeypatch):
+    calls, read = [], pydicom.dcmread
+    monkeypatch.setattr(
+        pydicom, "dcmread", lambda *args, **options: calls.append(1) or read(*args, **options)
+    )
+    load_radiograph(dicom.build(dicom.ramp(12)), size=32)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (ImageHeader("DICOM", view="PA", body_part="CHEST"), []),
+        (ImageHeader("PNG"), []),
+        (ImageHeader("DICOM", body_part="PORTABLE CHEST"), []),
+        (ImageHeader("DICOM", view="LATERAL"), ["lateral"]),
+        (ImageHeader("DICOM", body_part="EXTREMETY"), ["EXTREMETY, not chest"]),
+        (ImageHeader("DICOM", frames=9), ["9 frames; only the first"]),
+        (ImageHeader("DICOM", view="LATERAL", body_part="HAND", frames=2), ["lateral", "HAND", "2 frames"]),
+    ],
+)
+def test_warnings(header, words):
+    found = list_warnings(header)
+    assert len(found) == len(words)
+    assert all(
+        word in sentence and sentence.endswith(".") for word, sentence in zip(words, found, strict=True)
+    )
