@@ -1,12 +1,16 @@
-"""The real Open-i reports, read once for all tests."""
+"""What tests of training share: the real Open-i reports, read once, and reports and tables made up."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from contract.errors import ReportError
 from contract.text import select_text
-from training.openi import Study, read_reports
+from training.openi import SCHEMA, Study, read_reports, write_table
+
+FINDINGS = '<AbstractText Label="FINDINGS">Clear.</AbstractText>'
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,66 @@ def _read_text(study: Study) -> str:
         return select_text(study.report, "full")
     except ReportError:
         return ""
+
+
+@pytest.fixture(scope="session")
+def make_xml() -> Callable[..., bytes]:
+    """A function that writes one Open-i report; see `_make_xml`."""
+    return _make_xml
+
+
+def _make_xml(number=7, *, images=(), major=("normal",), automatic=(), sections=FINDINGS) -> bytes:
+    headings = "".join(f"<major>{heading}</major>" for heading in major)
+    headings += "".join(f"<automatic>{heading}</automatic>" for heading in automatic)
+    parents = "".join(f'<parentImage id="{name}"><figureId>F1</figureId></parentImage>' for name in images)
+    return (
+        f'<eCitation><uId id="CXR{number}"/><MeSH>{headings}</MeSH><MedlineCitation><Article><Abstract>'
+        f"{sections}</Abstract></Article></MedlineCitation>{parents}</eCitation>"
+    ).encode()
+
+
+@pytest.fixture(scope="session")
+def check_sentence() -> Callable[[pytest.ExceptionInfo], None]:
+    """A function that checks the message of an error: one sentence, without what a file held."""
+    return _check_sentence
+
+
+def _check_sentence(info) -> None:
+    message = str(info.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert "4711" not in message
+    assert len(message) < 400
+
+
+@pytest.fixture
+def reports(tmp_path, make_xml) -> Path:
+    """A directory with two reports, the first of seven images."""
+    ids = [f"CXR7_IM-0001-{number}001" for number in range(1, 8)]
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "7.xml").write_bytes(make_xml(images=ids))
+    (tmp_path / "reports" / "8.xml").write_bytes(make_xml(8))
+    return tmp_path / "reports"
+
+
+EMPTY_ROW = {
+    **dict.fromkeys(("image_ids", "image_paths", "views", "headers", "mesh_major", "mesh_automatic"), ()),
+    **dict.fromkeys(("indication", "comparison", "findings", "impression"), ""),
+    "labels": (),
+    "labelled": False,
+}
+
+
+@pytest.fixture
+def write_rows(tmp_path) -> Callable[..., Path]:
+    """A function that writes a studies table of rows; what a row does not say is empty, ids count from 1."""
+
+    def write(rows, name="studies.parquet") -> Path:
+        numbered = [
+            {"study_id": f"CXR{number}", "patient_id": str(number), **EMPTY_ROW, **row}
+            for number, row in enumerate(rows, start=1)
+        ]
+        write_table(pa.Table.from_pylist(numbered, schema=SCHEMA), tmp_path / name)
+        return tmp_path / name
+
+    return write

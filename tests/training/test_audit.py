@@ -5,14 +5,13 @@ import json
 import re
 from html.parser import HTMLParser
 
-import pyarrow as pa
 import pytest
 
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABELS
 from training.audit import audit_table
 from training.audit_page import make_page, write_page
-from training.openi import SCHEMA, build_table, write_table
+from training.openi import build_table, write_table
 
 HEADER = {
     "format": "DICOM",
@@ -33,46 +32,47 @@ TEXT = "The heart is normal in size. The mediastinum is unremarkable. No effusio
 NASTY = '<script>alert("x")</script> & $\\frac{1}{0}$ $sections'
 
 
-def make_row(number, **columns):
-    return {
-        "study_id": f"CXR{number}",
-        "patient_id": str(number),
-        "image_ids": [],
-        "image_paths": [],
-        "views": [],
-        "headers": [],
-        **dict.fromkeys(("indication", "comparison", "findings", "impression"), ""),
-        "mesh_major": ["normal"],
-        "mesh_automatic": [],
-        "labels": ["normal"],
-        "labelled": True,
-    } | columns
-
-
+NORMAL = {"mesh_major": ["normal"], "labels": ["normal"], "labelled": True}
 ROWS = [
-    make_row(
-        1,
-        findings=TEXT,
-        image_ids=["a", "b"],
-        image_paths=["a", "b"],
-        views=["PA", "LATERAL"],
-        headers=[HEADER, HEADER | {"photometric": "MONOCHROME2", "bits": 10, "window": False}],
-    ),
-    make_row(2, findings=TEXT.upper(), indication="XXXX-year-old, XXXX", image_ids=["c"], image_paths=["c"],
-             views=["UNKNOWN"], headers=[HEADER | {"syntax": "", "format": "PNG"}]),
-    make_row(3, findings=TEXT + " XXXX Normal.", comparison="XXXX", mesh_major=["Cardiomegaly", "Kryptonite/lung"],
-             labels=["cardiac", "pleural"]),
-    make_row(4, impression="Large heart.", mesh_major=["No Indexing"], labels=[], labelled=False),
-    make_row(5, mesh_major=[], labels=[], labelled=False),
-    make_row(6, impression="Something else.", patient_id="1", mesh_major=["Pleural Effusion"],
-             labels=["pleural"]),
-]  # fmt: skip
+    {
+        **NORMAL,
+        "findings": TEXT,
+        "image_ids": ["a", "b"],
+        "image_paths": ["a", "b"],
+        "views": ["PA", "LATERAL"],
+        "headers": [HEADER, HEADER | {"photometric": "MONOCHROME2", "bits": 10, "window": False}],
+    },
+    {
+        **NORMAL,
+        "findings": TEXT.upper(),
+        "indication": "XXXX-year-old, XXXX",
+        "image_ids": ["c"],
+        "image_paths": ["c"],
+        "views": ["UNKNOWN"],
+        "headers": [HEADER | {"syntax": "", "format": "PNG"}],
+    },
+    {
+        "findings": TEXT + " XXXX Normal.",
+        "comparison": "XXXX",
+        "mesh_major": ["Cardiomegaly", "Kryptonite/lung"],
+        "labels": ["cardiac", "pleural"],
+        "labelled": True,
+    },
+    {"impression": "Large heart.", "mesh_major": ["No Indexing"]},
+    {},
+    {
+        "impression": "Something else.",
+        "patient_id": "1",
+        "mesh_major": ["Pleural Effusion"],
+        "labels": ["pleural"],
+        "labelled": True,
+    },
+]
 
 
 @pytest.fixture
-def table(tmp_path):
-    write_table(pa.Table.from_pylist(ROWS, schema=SCHEMA), tmp_path / "studies.parquet")
-    return tmp_path / "studies.parquet"
+def table(write_rows):
+    return write_rows(ROWS)
 
 
 @pytest.fixture
@@ -119,12 +119,11 @@ def test_headers(table):
     assert all(sum(counts.values()) == 3 for counts in headers.values())
 
 
-def test_rare_sizes_are_put_together(tmp_path):
+def test_rare_sizes_are_put_together(write_rows):
     headers = [HEADER | {"rows": 100 + number // 2} for number in range(50)]
     names = [str(number) for number in range(50)]
-    row = make_row(1, image_ids=names, image_paths=names, views=["PA"] * 50, headers=headers)
-    write_table(pa.Table.from_pylist([row], schema=SCHEMA), tmp_path / "t.parquet")
-    sizes = audit_table(tmp_path / "t.parquet")["headers"]["rows x columns"]
+    table = write_rows([{"image_ids": names, "image_paths": names, "views": ["PA"] * 50, "headers": headers}])
+    sizes = audit_table(table)["headers"]["rows x columns"]
     assert len(sizes) == 13
     assert sizes["13 other sizes"] == 26
 
@@ -167,10 +166,9 @@ def test_a_split_of_another_table_is_refused(table, split):
         audit_table(table, split)
 
 
-def test_an_empty_table_is_refused(tmp_path):
-    write_table(pa.Table.from_pylist([], schema=SCHEMA), tmp_path / "t.parquet")
+def test_an_empty_table_is_refused(write_rows):
     with pytest.raises(ConfigError, match="holds no study"):
-        audit_table(tmp_path / "t.parquet")
+        audit_table(write_rows([]))
 
 
 def test_real_reports(openi_archive, tmp_path):
@@ -248,26 +246,26 @@ def test_page_needs_nothing_else(table, split):
     assert make_page(audit) == make_page(audit)
 
 
-def test_page_of_a_table_without_images_labels_or_words(tmp_path):
-    rows = [make_row(1, labels=[], labelled=False, mesh_major=[])]
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "t.parquet")
-    assert "The table names no image." in read_page(make_page(audit_table(tmp_path / "t.parquet"))).text
+def test_page_of_a_table_without_images_labels_or_words(write_rows):
+    assert "The table names no image." in read_page(make_page(audit_table(write_rows([{}])))).text
 
 
-def test_everything_is_escaped(tmp_path):
+def test_everything_is_escaped(write_rows, tmp_path):
     """Whatever a table says of itself is text on the page, never a tag."""
-    header = HEADER | dict.fromkeys(
-        ("modality", "photometric", "body_part", "laterality", "syntax", "format"), NASTY
-    )
-    row = make_row(1, study_id=NASTY, findings=TEXT, mesh_major=[NASTY], image_ids=["a"], image_paths=["a"],
-                   views=[NASTY], headers=[header])  # fmt: skip
+    said = ("modality", "photometric", "body_part", "laterality", "syntax", "format")
+    row = {
+        "study_id": NASTY,
+        "findings": TEXT,
+        "mesh_major": [NASTY],
+        "image_ids": ["a"],
+        "image_paths": ["a"],
+        "views": [NASTY],
+        "headers": [HEADER | dict.fromkeys(said, NASTY)],
+    }
     name = NASTY.replace("/", "")
-    write_table(
-        pa.Table.from_pylist([row, row | {"study_id": "CXR2"}], schema=SCHEMA), tmp_path / f"{name}.parquet"
-    )
+    table = write_rows([row, row | {"study_id": "CXR2"}], f"{name}.parquet")
     (tmp_path / f"{name}.json").write_text(json.dumps({"train": [NASTY], "test": ["CXR2"]}))
-    page = make_page(audit_table(tmp_path / f"{name}.parquet", tmp_path / f"{name}.json"))
-    reader = read_page(page)
+    reader = read_page(make_page(audit_table(table, tmp_path / f"{name}.json")))
     assert "script" not in reader.tags
     assert reader.text.count(NASTY) >= 6
     assert name in reader.text

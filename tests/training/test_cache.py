@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -24,7 +23,6 @@ from training import cache as cache_module
 from training.cache import INDEX, PIXELS, REFUSED, fill_cache, open_cache
 from training.data import read_studies
 from training.decode import decode_files
-from training.openi import SCHEMA, write_table
 
 SIZE = 32
 COUNT = 10
@@ -40,30 +38,22 @@ def images(tmp_path) -> list[Path]:
     return paths
 
 
-@pytest.fixture
-def write_rows(tmp_path):
-    def write(paths, name="studies.parquet"):
-        """Write a table with two images a study."""
-        rows = [
-            {
-                "study_id": f"CXR{place}",
-                "patient_id": str(place),
-                "image_ids": [path.stem for path in paths[place : place + 2]],
-                "image_paths": [str(path) for path in paths[place : place + 2]],
-                "labels": ["normal"],
-                "labelled": True,
-            }
-            for place in range(0, len(paths), 2)
-        ]
-        write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / name)
-        return tmp_path / name
-
-    return write
+def make_rows(paths) -> list[dict[str, object]]:
+    """Two images a study."""
+    return [
+        {
+            "image_ids": [path.stem for path in paths[place : place + 2]],
+            "image_paths": [str(path) for path in paths[place : place + 2]],
+            "labels": ["normal"],
+            "labelled": True,
+        }
+        for place in range(0, len(paths), 2)
+    ]
 
 
 @pytest.fixture
 def table(images, write_rows) -> Path:
-    return write_rows(images)
+    return write_rows(make_rows(images))
 
 
 @pytest.fixture
@@ -105,7 +95,7 @@ def test_worker_processes_give_the_pixels_of_load_pixels(table, images, tmp_path
 
 @pytest.mark.usefixtures("in_process")
 def test_rows_are_added(images, write_rows, tmp_path):
-    few, all_images = write_rows(images[:4], "few.parquet"), write_rows(images, "all.parquet")
+    few, all_images = write_rows(make_rows(images[:4]), "few.parquet"), write_rows(make_rows(images))
     assert fill_cache(few, tmp_path / "cache", size=SIZE).decoded == 4
     with pytest.raises(
         ConfigError, match=r"6 are not in the cache .* 0 have changed .* `cxr data cache TABLE --out"
@@ -344,7 +334,9 @@ def test_pixels_that_are_decoded_otherwise_by_now_are_refused(table, tmp_path, m
 def test_studies_come_from_the_cache(table, images, write_rows, tmp_path, monkeypatch):
     images[3].write_bytes(b"no image")
     plain = read_studies(table, "findings", SIZE)
-    fill_cache(write_rows(images[::-1], "other.parquet"), tmp_path / "cache", size=SIZE)  # in another order
+    fill_cache(
+        write_rows(make_rows(images[::-1]), "other.parquet"), tmp_path / "cache", size=SIZE
+    )  # in another order
     monkeypatch.setattr("training.data.decode_file", lambda *_, **__: pytest.fail("it was decoded"))
     cached = read_studies(table, "findings", SIZE, cache=tmp_path / "cache")
     assert cached.unreadable == plain.unreadable == 1
