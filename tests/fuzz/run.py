@@ -7,6 +7,7 @@ the input in `.fuzz/<target>-crash-*`; fix it, and keep the input, made small, a
 """
 
 import argparse
+import os
 import random
 import sys
 import warnings
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / ".fuzz", help="Where new inputs are kept.")
     options = parser.parse_args()
+    _keep_freed_memory_out()
 
     with warnings.catch_warnings(), atheris.instrument_imports(include=INSTRUMENTED):
         warnings.simplefilter("ignore")
@@ -62,6 +64,13 @@ def main() -> None:
         custom_mutator=find_mutator(options.target),
     )
     atheris.Fuzz()
+
+
+def _keep_freed_memory_out() -> None:
+    """Start again with glibc returning large blocks as soon as they are free: what grows then is a leak."""
+    name = "MALLOC_MMAP_THRESHOLD_"
+    if name not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, name: str(2**17)})
 
 
 def find_mutator(target: str) -> Callable[[bytes, int, int], bytes]:
