@@ -7,6 +7,7 @@ compared with the DICOM header before a decoder sees it: a decoder allocates for
 
 import struct
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MAX_SCANNED_PIXELS: Final = 4 * dicom_file.MAX_PIXELS
 _LONGEST_TAIL: Final = 1024  # bytes that may follow a stream; one suffices to make its length even
 _MAX_TILES: Final = 4096  # of a JPEG 2000 stream; each costs memory even where it is empty
+_MAX_BLOCKS: Final = 150_000  # code blocks or precincts; 64 million pixels in blocks of 32x32 are 62,500
+_MAX_SEGMENTS: Final = 100_000
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
 
 
@@ -163,11 +166,46 @@ def _walk_jpeg(frame: bytes) -> tuple[int, tuple[int, ...]]:
 def _read_jpeg2000_header(frame: bytes) -> tuple[int, ...]:
     """Return precision, rows, columns and components of a JPEG 2000 stream (SIZ, ISO/IEC 15444-1 A.5.1)."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if start < 0:
-        raise ValueError("The frame is neither JPEG nor JPEG 2000.")
+    if start < 0 or (start > 0 and frame.count(b"\xff\x4f\xff\x51") > 1):
+        raise ValueError("The frame is neither JPEG nor JPEG 2000, or it holds several streams.")
     right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", frame, start + 8)
     components, depth = struct.unpack_from(">HB", frame, start + 40)
     rows, columns = bottom - top, right - left
     if -(-right // tile_width) * -(-bottom // tile_height) > _MAX_TILES:
         raise ValueError("The JPEG 2000 stream has too many tiles.")
+    smallest = min(_list_block_areas(frame, start + 2))
+    if rows * columns * components > _MAX_BLOCKS * smallest:
+        raise ValueError("The JPEG 2000 stream has too many code blocks.")
     return (depth & 0x7F) + 1, rows, columns, components
+
+
+def _list_block_areas(frame: bytes, at: int) -> Iterator[int]:
+    """Yield the areas, in pixels, of the code blocks and precincts of a JPEG 2000 stream.
+
+    They stand in the main header and in that of each tile (COD and COC, ISO/IEC 15444-1 A.6.1 and A.6.2). openjpeg
+    allocates for each, filled or not: precincts of 2x2 in 1 kB took all memory there was.
+    """
+    tile_end = len(frame)
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > len(frame):
+            return
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if marker == 0xFF90:  # SOT
+            tile_length = struct.unpack_from(">I", frame, at + 6)[0]
+            tile_end = at + tile_length if tile_length else len(frame)
+        elif marker in {0xFF52, 0xFF53}:
+            coding = at + (5 if marker == 0xFF52 else 6)  # after Scod or Scoc
+            levels, width, height = (
+                frame[coding + 4 : coding + 7] if marker == 0xFF52 else frame[coding : coding + 3]
+            )
+            yield 1 << ((width & 15) + (height & 15) + 4)
+            if frame[coding - 1] & 1:
+                first = coding + (9 if marker == 0xFF52 else 5)
+                yield from (1 << ((size & 15) + (size >> 4)) for size in frame[first : first + levels + 1])
+        if marker == 0xFF93:  # SOD
+            if tile_end <= at:
+                raise ValueError("The tiles of the JPEG 2000 stream do not join.")
+            at = tile_end
+        else:
+            at += 2 + length
+    raise ValueError("The JPEG 2000 stream has too many segments.")

@@ -387,6 +387,45 @@ def test_black_image_of_very_many_pixels(dicom, syntax):
     assert load_within(data, seconds=2)
 
 
+def code_blocks(stream: bytes, *, precinct: int | None = None, block: int | None = None) -> bytes:
+    """Change the sizes in COD (ISO/IEC 15444-1 A.6.1), given as exponents of 2."""
+    at = stream.index(b"\xff\x52")
+    length = struct.unpack_from(">H", stream, at + 2)[0]
+    coding = bytearray(stream[at + 4 : at + 14])
+    if block is not None:
+        coding[6] = coding[7] = block - 2
+    if precinct is not None:
+        coding[0] |= 1
+        coding += bytes([precinct << 4 | precinct] * (coding[5] + 1))
+    return stream[:at] + b"\xff\x52" + struct.pack(">H", len(coding) + 2) + coding + stream[at + 2 + length :]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"precinct": 0}, {"precinct": 1}, {"precinct": 3}, {"block": 2}, {"block": 3}]
+)
+def test_jpeg2000_of_very_many_blocks(dicom, sizes):
+    """openjpeg takes gigabytes for the precincts of 900 bytes."""
+    values = np.zeros((4000, 4000), np.uint16)
+    stream = dicom.encode(values, JPEG2000Lossless, bits=12)
+    dataset = dicom.dataset(VALUES, syntax=JPEG2000Lossless, Rows=4000, Columns=4000)
+    dataset.PixelData = encapsulate([code_blocks(stream, **sizes)])
+    seconds, peak = measure(dicom, dicom.write(dataset))
+    assert seconds < 0.2
+    assert peak < 2**20
+    dataset.PixelData = encapsulate([code_blocks(stream, precinct=7, block=6)])
+    load_pixels(dicom.write(dataset), size=32)
+
+
+def test_jpeg2000_of_two_streams(dicom):
+    """A small stream in front of another one would be checked instead of it."""
+    small, large = (
+        dicom.encode(np.zeros((side, side), np.uint16), JPEG2000Lossless, bits=12) for side in (40, 4000)
+    )
+    dataset = dicom.dataset(VALUES[:36, :36], syntax=JPEG2000Lossless, Rows=40, Columns=40)
+    dataset.PixelData = encapsulate([b"box " + small + large])
+    refuse(dicom, dicom.write(dataset))
+
+
 @pytest.mark.parametrize("mode", ["L", "I;16", "LA", "P", "1", "JPEG"])
 def test_black_picture_of_very_many_pixels(mode):
     file = io.BytesIO()
