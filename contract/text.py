@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, ConfigError, ReportError
+from contract.label_words import mask_label_words
 from contract.tensors import LENGTH_BUCKETS
 
 if TYPE_CHECKING:
@@ -36,17 +37,6 @@ _HEADING = re.compile(
 _DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CONTINUING: Final = "\U000f0000"  # the first of 65,534 characters for private use
-# Words that nearly state a category, masked in the mode "findings_masked" so that a model must read the rest.
-_LABEL_WORDS = re.compile(
-    r"\b(?:normal|unremarkable|clear|atelecta\w*|collapse\w*|pneumonia\w*|infect\w*|infiltrat\w*|consolidat\w*|"
-    r"fibro\w*|interstitial|copd|emphysem\w*|hyperinflat\w*|hyperexpan\w*|cardiomegal\w*|enlarged|failure|edema|"
-    r"aort\w*|tortuous|atheroscl\w*|congest\w*|vascular\w*|mass\w*|malignan\w*|tumou?r\w*|metasta\w*|nodul\w*|cyst\w*|"
-    r"granulom\w*|calcifi\w*|sarcoid\w*|tubercul\w*|adenopath\w*|lymphaden\w*|pleural|effusion\w*|thicken\w*|"
-    r"blunt\w*|pneumothora\w*|fracture\w*|degenerat\w*|osteophyt\w*|spondyl\w*|arthrit\w*|scolio\w*|kypho\w*|"
-    r"osteop\w*|hernia\w*|diaphragm\w*|eventrat\w*|catheter\w*|tube\w*|line|pacemaker\w*|device\w*|opacit\w*|"
-    r"scar\w*|deform\w*)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ def select_text(report: Report, mode: TextMode) -> str:
     Args:
         report: The report.
         mode: "indication"; "findings" (the impression when there are no findings); "findings_masked" (the
-            same with words that name a category replaced by [MASK]); "full" (findings and impression).
+            same with the words of `contract.label_words` replaced by [MASK]); "full" (findings and impression).
 
     Raises:
         ReportError: That part of the report holds no words.
@@ -121,7 +111,7 @@ def select_text(report: Report, mode: TextMode) -> str:
     if not re.search(r"\w", text):
         part = "indication" if mode == "indication" else "findings or impression"
         raise ReportError(f"The report holds no words in its {part}.")
-    return _LABEL_WORDS.sub("[MASK]", text) if mode == "findings_masked" else text
+    return mask_label_words(text) if mode == "findings_masked" else text
 
 
 def read_report(data: bytes | str, mode: TextMode) -> str:

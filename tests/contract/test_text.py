@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError, ReportError
+from contract.label_words import LABEL_WORDS
+from contract.labels import LABEL_KEYS
 from contract.text import (
     MAX_REPORT_CHARS,
     MAX_XML_BYTES,
@@ -215,6 +217,10 @@ def test_unknown_mode_lists_the_modes():
         select_text(REPORT, "summary")  # type: ignore[arg-type]
 
 
+def test_words_of_every_category_are_listed():
+    assert tuple(LABEL_WORDS) == LABEL_KEYS
+
+
 @pytest.mark.parametrize(
     ("text", "masked"),
     [
@@ -224,6 +230,9 @@ def test_unknown_mode_lists_the_modes():
         ("clearly seen", "clearly seen"),
         ("the right apex", "the right apex"),
         ("No pneumothorax; osteophytes, tube.", "No [MASK]; [MASK], [MASK]."),
+        ("Dextroscoliosis, tortuosity, hemidiaphragms", "[MASK], [MASK], [MASK]"),
+        ("Hypoinflated lungs, median sternotomy wires.", "[MASK] lungs, median [MASK] [MASK]."),
+        ("patchy streaky ribs, slightly larger heart", "patchy streaky ribs, slightly larger heart"),
     ],
 )
 def test_words_that_name_a_category_are_masked(text, masked):
