@@ -86,14 +86,19 @@ def test_requests_are_batched_by_shape(client):
         ids = np.full((2, length), length, dtype=np.int64)
         return infer(client, "graph", "ids", ids, "INT64")["values"]
 
-    before = client.get_inference_statistics("graph").model_stats[0]
+    def count_executions():
+        return client.get_inference_statistics("graph").model_stats[0].execution_count
+
     lengths = [1, 2, 3] * 6
-    with ThreadPoolExecutor(len(lengths)) as pool:
-        answers = list(pool.map(call, lengths))
-    for length, answer in zip(lengths, answers, strict=True):
-        assert answer.tolist() == [[length**2] * length] * 2
-    after = client.get_inference_statistics("graph").model_stats[0]
-    assert after.execution_count - before.execution_count < len(lengths)
+    for _ in range(20):  # whether requests wait together depends on how busy the machine is
+        before = count_executions()
+        with ThreadPoolExecutor(len(lengths)) as pool:
+            answers = list(pool.map(call, lengths))
+        for length, answer in zip(lengths, answers, strict=True):
+            assert answer.tolist() == [[length**2] * length] * 2
+        if count_executions() - before < len(lengths):
+            return
+    pytest.fail("no two requests ever shared a batch")
 
 
 def test_loading_models_from_outside_is_off(client):
