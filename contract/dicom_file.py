@@ -239,11 +239,12 @@ def _check_kind(dataset: "Dataset") -> None:
     from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    modality = str(dataset.get("Modality", "") or "").strip().upper()
+    modality = read_text(dataset, "Modality")
     if modality and modality not in RADIOGRAPH_MODALITIES:
         shown = modality if re.fullmatch(r"[A-Z0-9_]{1,16}", modality) else "unknown"
         raise ImageError(f"The DICOM file has modality {shown}, which is no radiograph.")
-    kind = UID(str(dataset.get("SOPClassUID", "") or ""), IGNORE).name
+    uid = UID(read_text(dataset, "SOPClassUID"), IGNORE)
+    kind = uid.name if uid.name != uid else ""  # the name of an unknown one is what the file holds there
     if not modality and _FOREIGN_CLASSES.search(kind):
         raise ImageError(f"The DICOM file is of the class {kind}, which is no radiograph.")
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
@@ -261,7 +262,7 @@ def _check_layout(dataset: "Dataset") -> None:
         samples, frames = (int(dataset.get(name) or 1) for name in ("SamplesPerPixel", "NumberOfFrames"))
         allocated, signed = int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
         stored = int(dataset.get("BitsStored", allocated))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ImageError("The DICOM file does not say how its pixels are stored.") from error
     check_size(rows, columns, samples)
     if allocated not in {8, 16} or not 1 <= stored <= allocated:
@@ -291,12 +292,23 @@ def get_photometric(dataset: "Dataset") -> str:
     Raises:
         ImageError: It is none that a radiograph or its secondary capture has.
     """
-    photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip().upper()
+    photometric = read_text(dataset, "PhotometricInterpretation")
     if not re.fullmatch(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)", photometric):
         raise ImageError(
             "The DICOM file does not say what its pixel values mean (Photometric Interpretation)."
         )
     return photometric
+
+
+def read_text(dataset: "Dataset", name: str) -> str:
+    """Return an element's text in capitals: "" where it is absent, "?" where it is no single text.
+
+    A sequence, which a damaged file may have in place of text, would convert to all that it holds.
+    """
+    value = dataset.get(name)
+    if isinstance(value, str):
+        return value.strip().upper()
+    return "" if value is None else "?"
 
 
 def read_numbers(dataset: "Dataset", name: str) -> list[Any]:

@@ -100,8 +100,8 @@ def is_inverted(dataset: "Dataset") -> bool:
     MONOCHROME1 says so, and so does Presentation LUT Shape INVERSE; they are two words for one inversion and
     stand together in DX images (DICOM PS3.3 C.8.11.3.1.2), so it is done once.
     """
-    shape = str(dataset.get("PresentationLUTShape", "") or "").strip().upper()
-    return dicom_file.get_photometric(dataset) == "MONOCHROME1" or shape == "INVERSE"
+    inverse = dicom_file.read_text(dataset, "PresentationLUTShape") == "INVERSE"
+    return dicom_file.get_photometric(dataset) == "MONOCHROME1" or inverse
 
 
 def find_padding(values: NDArray[np.int32], dataset: "Dataset") -> NDArray[np.bool_]:
@@ -110,9 +110,9 @@ def find_padding(values: NDArray[np.int32], dataset: "Dataset") -> NDArray[np.bo
     if not isinstance(value, int):
         return np.zeros(values.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    ends = np.array([value, limit if isinstance(limit, int) else value])
+    words = [value & 0xFFFF, (limit if isinstance(limit, int) else value) & 0xFFFF]
     # Signed images whose padding was written as unsigned are common: 63536 means -2000.
-    ends = ends.astype(np.int16 if int(dataset.PixelRepresentation) else np.uint16)
+    ends = np.array(words, np.uint16).view(np.int16 if int(dataset.PixelRepresentation) else np.uint16)
     return np.asarray((values >= ends.min()) & (values <= ends.max()))
 
 
@@ -136,7 +136,7 @@ def find_ramp(table: NDArray[np.uint16]) -> Ramp | None:
     slope = (int(table[stop]) - int(table[start])) / (stop - start)
     line = int(table[start]) + slope * np.arange(stop - start + 1)
     # The ends of a window lie between two values.
-    if abs(slope) > _STEEPEST or np.abs(line - table[start : stop + 1]).max() > 2 * _STEEPEST:
+    if not slope or abs(slope) > _STEEPEST or np.abs(line - table[start : stop + 1]).max() > 2 * _STEEPEST:
         return None
     black = start - int(table[start]) / slope
     return Ramp(start, stop, black, black + WHITE / slope)
@@ -150,6 +150,8 @@ def make_palette_table(dataset: "Dataset", words: NDArray[Any]) -> NDArray[np.ui
         raise ImageError("The colour palette of the DICOM file is segmented, which is not supported.")
     indices = np.arange(2 ** (8 * words.itemsize), dtype=words.dtype)
     colours = _guard(lambda: np.asarray(apply_color_lut(indices, dataset)), "colour palette")[..., :3]
+    if colours.shape[-1] != 3:  # pydicom goes on without a table that is missing
+        raise ImageError("The colour palette of the DICOM file is damaged.")
     return measure_luminance(colours, bits=8 * colours.itemsize)
 
 
@@ -188,7 +190,7 @@ def _apply_lut(values: NDArray[Any], dataset: "Dataset", sequence: str) -> tuple
 def _read_window(dataset: "Dataset") -> tuple[float, float, str] | None:
     """Return centre, width and function of the first window, None where there is no usable one."""
     centre, width = (_read_number(dataset, name) for name in dicom_file.WINDOW_ELEMENTS)
-    function = str(dataset.get("VOILUTFunction", "LINEAR") or "LINEAR").strip().upper()
+    function = dicom_file.read_text(dataset, "VOILUTFunction") or "LINEAR"
     smallest = 1.0 if function == "LINEAR" else 0.0
     if centre is None or width is None or width <= smallest:
         return None
@@ -200,7 +202,7 @@ def _read_number(dataset: "Dataset", name: str) -> float | None:
     values = dicom_file.read_numbers(dataset, name)
     try:
         number = float(values[0])
-    except (IndexError, TypeError, ValueError):
+    except (IndexError, TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) < _LARGEST_NUMBER else None
 

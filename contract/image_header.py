@@ -144,13 +144,22 @@ def _read_view(dataset: "Dataset") -> View:
         return "AP"
     if view in _LATERAL_CODES or "LATERAL" in view:
         return "LATERAL"
-    codes = dataset.get("ViewCodeSequence") or [{}]
-    return _VIEW_CODES.get(str(codes[0].get("CodeValue", "")).strip(), "UNKNOWN") if not view else "UNKNOWN"
+    return _VIEW_CODES.get(_read_view_code(dataset), "UNKNOWN") if not view else "UNKNOWN"
+
+
+def _read_view_code(dataset: "Dataset") -> str:
+    """Return the code value of the View Code Sequence, "" where there is none or a broken one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return str(dataset.ViewCodeSequence[0].CodeValue).strip()
+    except Exception:  # pydicom converts the item's values here, and raises many kinds for damaged ones
+        return ""
 
 
 def _read_code(dataset: "Dataset", name: str) -> str:
     """Return a coded value; anything that does not look like a code might be a patient's, and is dropped."""
-    value = str(dataset.get(name, "") or "").strip().upper()
+    value = dicom_file.read_text(dataset, name)
     return value if re.fullmatch(r"[A-Z0-9][A-Z0-9_ ]{0,15}", value) else ""
 
 
@@ -158,5 +167,5 @@ def _read_count(dataset: "Dataset", name: str) -> int:
     value: Any = dataset.get(name)
     try:
         return max(int(value or 0), 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
