@@ -18,12 +18,12 @@ _FAISS: Final = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu-cu13")
 # Distribution names as pip knows them; of those joined by | one is enough.
 EXTRAS: Final[dict[str, str]] = {
     "client": "numpy pydicom tritonclient protobuf defusedxml typer rich",
-    "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg python-gdcm",
-    "train": "torch timm transformers tokenizers safetensors pyarrow scikit-learn",
+    "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg imagecodecs",
+    "train": "torch timm transformers tokenizers safetensors pyarrow scikit-learn datasketch iterative-stratification matplotlib",
     "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
     "serve": "nvidia-pytriton tokenizers",
     "retrieval": "grpcio grpcio-health-checking faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",
-    "explain": "captum matplotlib",
+    "explain": "captum",
 }
 
 

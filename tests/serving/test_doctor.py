@@ -1,6 +1,9 @@
 """The doctor answers on any machine."""
 
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 from serving import doctor
 
@@ -32,3 +35,11 @@ def test_two_faiss_packages_are_told(monkeypatch):
     answers = {check.name: check for check in doctor.run_checks()}
     assert answers["faiss"].ok is False
     assert "keep one" in answers["faiss"].detail
+
+
+def test_every_package_of_an_extra_is_looked_for():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = {"client": project["dependencies"], **project["optional-dependencies"]}
+    for extra, listed in doctor.EXTRAS.items():
+        names = {re.split(r"[\[<>=;]", package)[0] for package in extras[extra]} - {"cxr-serving"}
+        assert names - {"torchvision", "scipy"} <= set(re.split(r"[ |]", listed)), extra
