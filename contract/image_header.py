@@ -128,7 +128,8 @@ def describe_picture(data: bytes) -> ImageHeader:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 png = data[:4] == b"\x89PNG"
                 rows, columns = image.height, image.width
-                if image.getexif().get(ORIENTATION, 1) in TURNED:
+                # Of Image, because PNG's own method decodes the whole image to find what may stand behind it.
+                if Image.Image.getexif(image).get(ORIENTATION, 1) in TURNED:
                     rows, columns = columns, rows
                 bits = data[24] if png else 8  # IHDR, PNG 11.2.1
                 return ImageHeader("PNG" if png else "JPEG", bits=bits, rows=rows, columns=columns)

@@ -142,6 +142,21 @@ def test_turned_picture_has_the_size_it_is_shown_in():
     assert (header.rows, header.columns) == (30, 20)
 
 
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_header_of_the_start_of_a_png(orientation):
+    values = np.random.default_rng(0).integers(0, 2**16, (300, 400)).astype(np.uint16)
+    exif = image_module.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    image_module.fromarray(values).save(file, "PNG", exif=exif if orientation else b"")
+    start = file.getvalue()[: 2**16]
+    assert len(start) < len(file.getvalue())
+    assert read_image_header(start) == read_image_header(file.getvalue())
+    shape = (400, 300) if orientation else (300, 400)
+    assert (read_image_header(start).rows, read_image_header(start).columns) == shape
+
+
 def test_header_of_a_deflated_file(dicom):
     data = dicom.build(dicom.ramp(12), syntax=DeflatedExplicitVRLittleEndian, ViewPosition="AP")
     header = read_image_header(data)
