@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.encaps import get_frame
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -19,6 +20,10 @@ from cxr import app
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("cv2")
 VALUES = draw_radiograph(70, 58)
+IMAGECODECS = {
+    **dict.fromkeys(("JPEG extended, 12 bit", "JPEG lossless", "JPEG lossless SV1"), "jpeg8"),
+    **dict.fromkeys(("JPEG-LS", "JPEG-LS near-lossless"), "jpegls"),
+}
 KINDS = {kind.name: kind for kind in list_kinds()}
 
 
@@ -34,11 +39,9 @@ def decode(data: bytes, kind: Kind) -> np.ndarray:
     if not kind.dicom:
         return np.asarray(image_module.open(io.BytesIO(data)))
     dataset = dcmread(io.BytesIO(data))
-    if kind.name == "JPEG extended, 12 bit":  # pydicom brings no decoder for it
-        from pydicom.encaps import get_frame
-
+    if kind.name in IMAGECODECS:  # pydicom decodes it with packages only that this project does not use
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        return pytest.importorskip("imagecodecs").jpeg_decode(frame)
+        return getattr(pytest.importorskip("imagecodecs"), f"{IMAGECODECS[kind.name]}_decode")(frame)
     return dataset.pixel_array
 
 
