@@ -191,16 +191,19 @@ def test_an_interrupted_cache_goes_on_where_it_was(sent, table, images, tmp_path
     directory = tmp_path / "cache"
     command = [sys.executable, tmp_path / "fill.py", table, directory, str(SIZE)]
     environment = os.environ | {"PYTHONPATH": str(Path(cache_module.__file__).parents[1])}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, env=environment, start_new_session=True) as process:
         process.stdout.readline()
         process.stdin.write("\n")
         process.stdin.flush()
         done, *workers = map(int, process.stdout.readline().split())
         assert done == 4
-        process.send_signal(sent)
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as Ctrl-C does: the workers get it too
+        else:
+            process.kill()
         assert process.wait(timeout=30) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sent]
+        assert "Traceback" not in process.stderr.read()
     assert workers
     limit = time.monotonic() + 20
     while any(map(is_alive, workers)):
@@ -238,8 +241,28 @@ def test_a_row_counts_only_when_it_is_written(step, table, images, tmp_path, mon
     assert calls == [3, 6]
     with pytest.raises(ConfigError, match="incomplete"):
         open_cache(tmp_path / "cache", SIZE)
+    images[-1].write_bytes(b"")  # one row less than was begun: nothing may be left behind the last
+    if step == "commit":
+        for path in images[4:]:
+            path.write_bytes(b"")
     assert fill_cache(table, tmp_path / "cache", size=SIZE).decoded == COUNT - 3
-    check_cache(tmp_path / "cache", images)
+    check_cache(tmp_path / "cache", images[:4] if step == "commit" else images[:-1])
+
+
+@pytest.mark.usefixtures("in_process")
+def test_adding_that_was_interrupted_leaves_an_incomplete_cache(images, write_rows, tmp_path, monkeypatch):
+    few, table = write_rows(make_rows(images[:4]), "few.parquet"), write_rows(make_rows(images))
+    fill_cache(few, tmp_path / "cache", size=SIZE)
+
+    def stop(*_: object):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_seal_pixels", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fill_cache(table, tmp_path / "cache", size=SIZE)
+    with pytest.raises(ConfigError, match="incomplete: it was interrupted"):
+        open_cache(tmp_path / "cache", SIZE)
 
 
 def test_a_killed_worker_is_told(monkeypatch):

@@ -32,6 +32,12 @@ def test_alike(other):
     assert group_texts([REPORT, "Large pleural effusion on the left.", other]) == [[0, 2]]
 
 
+@pytest.mark.parametrize("mark", ["XXXX", "XXXXX.", "XXXX, XXXX"])
+def test_marks_of_removed_words_do_not_count(mark):
+    marked = REPORT.replace("is ", f"is {mark} ")
+    assert group_texts([REPORT, marked], similarity=1) == [[0, 1]]
+
+
 @pytest.mark.parametrize(
     "other",
     [
