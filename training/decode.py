@@ -58,7 +58,13 @@ def decode_files(paths: Sequence[str], size: int, workers: int | None = None) ->
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
     pool = ProcessPoolExecutor(min(workers or count_cores(), max(len(paths), 1)), context, _prepare_worker)
     try:
-        yield from pool.map(decode_file, paths, [size] * len(paths), chunksize=_FILES_PER_TASK)
+        # Processes start here and inherit what is blocked: Ctrl-C goes to all of a terminal, and is for this one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            decoded = pool.map(decode_file, paths, [size] * len(paths), chunksize=_FILES_PER_TASK)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from decoded
     except BrokenProcessPool as error:
         raise ConfigError(
             "A process that decodes images was killed; if memory is short, use fewer with --workers."
@@ -97,7 +103,6 @@ def count_cores() -> int:
 def _prepare_worker() -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)  # there is a process for each core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
