@@ -11,7 +11,7 @@ Audit = Mapping[str, Any]
 
 
 def print_audit(console: Console, audit: Audit) -> None:
-    """Print what `training.audit.audit_table` returned; the page shows more."""
+    """Print what `training.audit.figures.audit_table` returned; the page shows more."""
     for name in ("studies", "patients", "images", "labelled"):
         console.print(f"{name:<26} {audit[name]:>7,}", highlight=False)
     console.print(_list_labels(audit))

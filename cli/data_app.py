@@ -84,13 +84,13 @@ def audit_data(
     """Show what a table holds and where it is uneven: labels, headings, headers, sections, duplicates, splits."""
     from cli.audit import print_audit
     from cli.show import print_json
-    from training.audit import audit_table
+    from training.audit.figures import audit_table
 
     console = make_console(as_json)
     with console.status("Comparing reports"):
         audit = audit_table(table, split_file)
     if out is not None:
-        from training.audit_page import write_page
+        from training.audit.page import write_page
 
         write_page(audit, out)
     if as_json:

@@ -169,14 +169,14 @@ def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) ->
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print the tables that a person asks for first."""
     table = _start_table(
-        "Findings: means over labels, 95 % intervals", ("read", "studies", "AUROC", "AP", "F1")
+        "Findings of n test studies: means over labels, 95 % intervals", ("read", "n", "AUROC", "AP", "F1")
     )
     for row in results["classification"]:
         cells = (_show(row["macro"].get(name)) for name in ("auroc", "ap", "f1"))
         table.add_row(
             row["title"], str(row["studies"]), *cells, style="dim" if row["kind"] == "control" else ""
         )
-    console.print(table)
+    console.print(table, "")
     for gallery, blocks in results["retrieval"].items():
         names = ("p@5", "map", "mrr", "ndcg@5")
         title = f"Similar cases, {gallery.replace('_', ' ')}, without normal"
@@ -184,13 +184,13 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         for row in blocks["without_normal"]:
             cells = (_show(row["values"].get(name), whole=False) for name in names)
             table.add_row(row["title"], str(row["queries"]), *cells)
-        console.print(table)
+        console.print(table, "")
     if results["pairs"]:
         table = _start_table("Images and their reports", ("search", "R@1", "R@5", "R@10", "median rank"))
         for row in results["pairs"]:
             cells = (_show(row["values"][name], whole=name == "median_rank") for name in row["values"])
             table.add_row(row["title"], *cells)
-        console.print(table)
+        console.print(table, "")
     if served := results.get("served"):
         console.print(
             f"Served and PyTorch agree on {served['cases']:.0f} answers: probabilities within "
@@ -217,7 +217,7 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         table.add_row(
             read, f"{row['labels']['value']:.0f}", *(_show(row.get(name)) for name in ("auroc", "ap", "f1"))
         )
-    console.print(table)
+    console.print(table, "")
     split = (
         "patient alone (nearly equal reports on both sides)"
         if controls["keep_duplicates"]
@@ -231,12 +231,17 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         )
         for order, row in rows.items():
             table.add_row(order, *(_show(row.get(name)) for name in names))
-        console.print(table)
+        console.print(table, "")
 
 
 def _start_table(title: str, columns: Sequence[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
     )
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", no_wrap=True)
@@ -247,11 +252,14 @@ def _show(interval: Mapping[str, float] | None, *, whole: bool = True) -> str:
     """Return ".879 (.82-.92)": a row has to fit into a terminal."""
     if interval is None:
         return "-"
-    digits = (1, 0) if interval["high"] > 10 else (3, 2)
-    value, low, high = (
-        f"{interval[name]:.{places}f}".replace("0.", ".", 1)
-        if interval[name] < 1
-        else f"{interval[name]:.{places}f}"
-        for name, places in (("value", digits[0]), ("low", digits[1]), ("high", digits[1]))
-    )
-    return f"{value} ({low}-{high})" if whole else value
+    digits, short = (1, 0) if interval["high"] > 10 else (3, 2)
+    value = f"{interval['value']:.{digits}f}"
+    if whole:
+        low, high = (_shorten(f"{interval[name]:.{short}f}") for name in ("low", "high"))
+        return f"{value.removeprefix('0')} ({low}-{high})"
+    return value.removeprefix("0")
+
+
+def _shorten(number: str) -> str:
+    """Return ".92" for "0.92" and "1" for "1.00"."""
+    return number.removeprefix("0") if "." in number and float(number) < 1 else number.removesuffix(".00")

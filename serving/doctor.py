@@ -19,7 +19,10 @@ _FAISS: Final = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu-cu13")
 EXTRAS: Final[dict[str, str]] = {
     "client": "numpy pydicom tritonclient protobuf defusedxml typer rich",
     "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg imagecodecs",
-    "train": "torch timm transformers tokenizers safetensors pyarrow scikit-learn datasketch iterative-stratification matplotlib",
+    "train": (
+        "torch timm transformers tokenizers safetensors pyarrow scikit-learn datasketch iterative-stratification "
+        "matplotlib"
+    ),
     "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
     "serve": "nvidia-pytriton tokenizers",
     "retrieval": "grpcio grpcio-health-checking faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",

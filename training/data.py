@@ -1,7 +1,7 @@
 """The studies table as arrays: pixels (uint8, in memory or a cache), token ids, targets; and batches of them."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ class StudySet:
         patient_ids: M names.
         texts: What the model reads of each report; "" where there is nothing to read.
         impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
+        wordings: Two readings of M texts, from `read_wordings`.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
         pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
         targets: (M, K) bool.
@@ -46,6 +47,7 @@ class StudySet:
     patient_ids: tuple[str, ...]
     texts: tuple[str, ...]
     impressions: tuple[str, ...]
+    wordings: tuple[tuple[str, ...], ...]
     views: tuple[tuple[int, ...], ...]
     pixels: NDArray[np.uint8]
     targets: NDArray[np.bool_]
@@ -143,11 +145,24 @@ def read_studies(
         patient_ids=tuple(row["patient_id"] for row in rows),
         texts=tuple(row["text"] for row in rows),
         impressions=tuple(_read_text({**row, "findings": ""}, mode) for row in rows),
+        wordings=read_wordings(rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
         labelled=np.array([row["labelled"] for row in rows], dtype=bool),
         unreadable=sum(place is None for place in places),
+    )
+
+
+def read_wordings(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the findings and the whole reports of rows of a studies table.
+
+    Studies that are nearly equal in either belong on one side of a split, whichever part the model reads: equal
+    findings are equal inputs, and equal reports come from one template.
+    """
+    return (
+        tuple(_read_text(row, "findings") for row in rows),
+        tuple(_read_text(row, "full") for row in rows),
     )
 
 
@@ -300,7 +315,7 @@ def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
     return [{**row, "text": _read_text(row, mode)} for row in read_table(table).to_pylist()]
 
 
-def _read_text(row: dict[str, Any], mode: TextMode) -> str:
+def _read_text(row: Mapping[str, Any], mode: TextMode) -> str:
     parts = {name: row[name] or "" for name in SECTIONS}
     try:
         return select_text(Report(**parts), mode)

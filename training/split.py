@@ -34,7 +34,7 @@ def split_studies(
     labels: Sequence[Sequence[str]],
     seed: int,
     *,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Sequence[str]] = (),
     fractions: Mapping[str, float] = FRACTIONS,
 ) -> dict[str, list[int]]:
     """Split M studies.
@@ -45,7 +45,8 @@ def split_studies(
         patient_ids: M names.
         labels: M collections of label keys; empty for a study without labels.
         seed: Equal seeds give equal splits.
-        texts: M texts, or None to group by patient alone; "" is like nothing. See `training.duplicates`.
+        texts: Readings, each of M texts; studies that are nearly equal in any of them stay together, and "" is
+            like nothing. Without a reading, patients alone do. See `training.duplicates`.
         fractions: Part -> share of the studies; the shares sum to 1.
 
     Returns:
@@ -73,11 +74,11 @@ def split_studies(
     return found
 
 
-def group_studies(patient_ids: Sequence[str], texts: Sequence[str] | None) -> list[list[int]]:
+def group_studies(patient_ids: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[int]]:
     """Join rows that share a patient or nearly a text, directly or through others."""
     first: dict[str, int] = {}
     links = [(first.setdefault(patient, row), row) for row, patient in enumerate(patient_ids)]
-    for rows in group_texts(texts) if texts is not None else []:
+    for rows in (rows for reading in texts for rows in group_texts(reading)):
         links += [(rows[0], row) for row in rows[1:]]
     return join_rows(len(patient_ids), links)
 

@@ -135,7 +135,7 @@ def _split(config: TrainConfig, studies: StudySet, table: Path, split_file: Path
         parts = find_split_rows(split_file, studies.study_ids, patients)
     else:
         labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
-        parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.texts)
+        parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.wordings)
     return {name: np.array(rows, dtype=np.int64) for name, rows in parts.items()}
 
 

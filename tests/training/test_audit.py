@@ -9,8 +9,8 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABELS
-from training.audit import audit_table
-from training.audit_page import make_page, write_page
+from training.audit.figures import audit_table
+from training.audit.page import make_page, write_page
 from training.openi import build_table, write_table
 
 HEADER = {

@@ -28,6 +28,7 @@ def studies() -> StudySet:
         patient_ids=("a", "b", "c", "d"),
         texts=TEXTS,
         impressions=IMPRESSIONS,
+        wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
         pixels=pixels,
         targets=np.eye(4, 22, dtype=bool),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from contract.errors import ConfigError
-from contract.text import clean_text
+from training.data import read_wordings
 from training.evaluation.ask import Options
 from training.evaluation.control import compare_texts, run_control
 from training.evaluation.labels import evaluate_labels
@@ -53,9 +53,7 @@ def measure_splits(
         ConfigError: The table is too small, or its reports share no word.
     """
     rows = read_table(table).to_pylist()
-    texts = None
-    if not keep_duplicates:
-        texts = [clean_text(f"{row['findings'] or ''} {row['impression'] or ''}") for row in rows]
+    texts = () if keep_duplicates else read_wordings(rows)
     found: list[dict[str, Any]] = []
     for number in range(splits):
         parts = _split(rows, texts, options.seed + number)
@@ -74,7 +72,9 @@ def measure_splits(
     }
 
 
-def _split(rows: Sequence[Mapping[str, Any]], texts: Sequence[str] | None, seed: int) -> dict[str, Studies]:
+def _split(
+    rows: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]], seed: int
+) -> dict[str, Studies]:
     parts = split_studies(
         [row["patient_id"] for row in rows], [row["labels"] for row in rows], seed, texts=texts
     )

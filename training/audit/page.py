@@ -8,7 +8,7 @@ from string import Template
 from typing import Any, Final
 
 from contract.errors import ArtifactError
-from training.audit_plots import draw_counts, draw_prevalence, draw_together
+from training.audit.plots import draw_counts, draw_prevalence, draw_together
 
 Audit = Mapping[str, Any]
 
@@ -33,8 +33,8 @@ def write_page(audit: Audit, path: Path) -> None:
 
 
 def make_page(audit: Audit) -> str:
-    """Return the page of what `training.audit.audit_table` returned."""
-    template = Template((files("training") / "audit.html").read_text(encoding="utf-8"))
+    """Return the page of what `training.audit.figures.audit_table` returned."""
+    template = Template((files("training.audit") / "page.html").read_text(encoding="utf-8"))
     sections = [
         _show_overview(audit),
         _show_split(audit) if audit["parts"] else "",
