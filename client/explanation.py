@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.overlay import find_hottest_region
+from client.regions import find_hottest_region
 from client.results import Kind
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 

@@ -6,77 +6,28 @@ For is orange inside a solid line, against is blue inside a dotted line, so that
 import io
 import os
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.regions import REGION_LEVEL, Array, import_cv2, make_missing_error, smooth_attribution
 from contract.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
 
-SMOOTHING: Final = 0.02  # standard deviation of the Gaussian over the attribution, as a share of the side
 FOR_COLOUR: Final = (255, 140, 26)
 AGAINST_COLOUR: Final = (64, 160, 255)
 ATTENTION_COLOUR: Final = (64, 224, 160)
 STRONGEST: Final = 0.8  # opacity of the largest value
 ATTENTION_TOP: Final = 3.0  # full colour takes this many times even attention: even attention looks even
-REGION_LEVEL: Final = 0.5  # share of the highest value that a region reaches
 PANEL_INCHES: Final = 3.9
 GAP_INCHES: Final = 0.15
 FIGURE_INCHES: Final = (3 * PANEL_INCHES + 4 * GAP_INCHES, PANEL_INCHES + 1.8)
 
-Array = NDArray[np.float32]
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box in the square that the model reads, in shares of its side: 0, 0 is the upper left corner."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the four sides."""
-        return asdict(self)
-
-
-def smooth_attribution(attribution: Array, size: int) -> Array:
-    """Smooth signed attributions (S, S) and scale them to (size, size), from -1 to 1.
-
-    1 is the 99.9th percentile of the absolute values, so that a single pixel does not hide the rest.
-    """
-    cv2 = _import_cv2()
-    sigma = SMOOTHING * len(attribution)
-    smoothed = cv2.GaussianBlur(attribution.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    top = float(np.percentile(np.abs(smoothed), 99.9))
-    scaled = cv2.resize(smoothed / max(top, 1e-12), (size, size), interpolation=cv2.INTER_CUBIC)
-    limited: Array = np.clip(scaled, -1, 1).astype(np.float32)
-    return limited
-
-
-def find_hottest_region(attribution: Array) -> Region | None:
-    """Return the box around the spot that speaks most for the finding; None when nothing does.
-
-    Args:
-        attribution: (S, S), signed.
-    """
-    cv2 = _import_cv2()
-    smoothed = smooth_attribution(attribution, len(attribution))
-    row, column = np.unravel_index(int(smoothed.argmax()), smoothed.shape)
-    highest = float(smoothed[row, column])
-    if highest <= 0:
-        return None
-    _, areas = cv2.connectedComponents((smoothed >= REGION_LEVEL * highest).astype(np.uint8))
-    rows, columns = np.nonzero(areas == areas[row, column])
-    sides = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    return Region(*(round(float(side) / len(attribution), 4) for side in sides))
 
 
 def render_overlay(explanation: "Explanation") -> Picture:
@@ -105,7 +56,7 @@ def render_attention(explanation: "Explanation") -> Picture:
     radiograph, attention = explanation.radiograph, explanation.patch_attention
     if radiograph is None or attention is None:
         raise _no_image()
-    cv2 = _import_cv2()
+    cv2 = import_cv2()
     side = len(radiograph)
     top = max(float(attention.max()), ATTENTION_TOP / attention.size)
     blocks = cv2.resize(attention / top, (side, side), interpolation=cv2.INTER_NEAREST)
@@ -117,7 +68,7 @@ def encode_png(array: NDArray[np.uint8]) -> bytes:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise _missing_extra() from error
+        raise make_missing_error() from error
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -167,7 +118,7 @@ def _draw_figure(explanation: "Explanation") -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise _missing_extra() from error
+        raise make_missing_error() from error
     figure = Figure(figsize=FIGURE_INCHES, dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
     width, height = FIGURE_INCHES
@@ -238,7 +189,7 @@ def _blend(picture: Picture, opacity: Array, colour: tuple[int, int, int]) -> Pi
 
 def _outline(picture: Picture, mask: NDArray[np.bool_], *, dotted: bool) -> Picture:
     """Draw a white line around the areas of a mask, of dots every few pixels when `dotted`."""
-    cv2 = _import_cv2()
+    cv2 = import_cv2()
     drawn = picture.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for contour in contours:
@@ -248,18 +199,6 @@ def _outline(picture: Picture, mask: NDArray[np.bool_], *, dotted: bool) -> Pict
         for point in contour[::6, 0]:
             cv2.circle(drawn, tuple(int(value) for value in point), 1, (255, 255, 255), -1, cv2.LINE_AA)
     return drawn
-
-
-def _import_cv2() -> Any:
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise _missing_extra() from error
-    return cv2
-
-
-def _missing_extra() -> ConfigError:
-    return ConfigError("Drawing explanations needs the 'explain' extra: pip install 'cxr-serving[explain]'.")
 
 
 def _no_image() -> ConfigError:

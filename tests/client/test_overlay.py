@@ -12,13 +12,12 @@ from client import overlay
 from client.explanation import Explanation, WordAttribution
 from client.overlay import (
     encode_png,
-    find_hottest_region,
     render_attention,
     render_overlay,
-    smooth_attribution,
     write_overlay,
     write_whole,
 )
+from client.regions import find_hottest_region, smooth_attribution
 from contract.errors import ArtifactError, ConfigError
 
 pytest.importorskip("matplotlib")
