@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from client import CxrClient
     from client.results import CaseInput
     from training.evaluation.ask import Asked, Options
-    from training.evaluation.plan import Case, Studies
+    from training.evaluation.plan import Case
     from training.evaluation.predict import Answers, Progress
 
 FOLDER: Final = "evaluation"
@@ -97,7 +97,7 @@ def evaluate_bundle(
         )
         with show_progress(console, "Asking the served model") as progress:
             answered = ask_model(parts, predictor, options, progress)
-        served = compare(asked, answered, parts, bundle)
+        served = compare(asked, answered, bundle)
         asked = answered
     with console.status("Measuring"):
         results = measure(asked, parts, bundle, options)
@@ -106,7 +106,7 @@ def evaluate_bundle(
     return asked, results
 
 
-def compare(ours: "Asked", theirs: "Asked", parts: "Mapping[str, Studies]", bundle: Bundle) -> dict[str, Any]:
+def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
     """Hold the served answers against PyTorch, and the macro averages made of them.
 
     Raises:
@@ -150,7 +150,9 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
         return out
     with amend_bundle(bundle, changed=(MODEL_CARD,)) as scratch:
         card = (scratch / MODEL_CARD).read_text(encoding="utf-8")
-        (scratch / MODEL_CARD).write_text(insert_evaluation(card, write_summary(results)), encoding="utf-8")
+        (scratch / MODEL_CARD).write_text(
+            insert_evaluation(card, write_summary(results, FOLDER)), encoding="utf-8"
+        )
         shutil.rmtree(scratch / FOLDER, ignore_errors=True)
         (scratch / FOLDER).mkdir()
         _write_files(asked, results, scratch / FOLDER)
@@ -230,7 +232,7 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
             f"Similar cases, test to train, {block.replace('_', ' ')}", ("ranked by", *names)
         )
         for order, row in rows.items():
-            table.add_row(order, *(_show(row.get(name)) for name in names))
+            table.add_row(order, *(_show(row.get(name), whole=False) for name in names))
         console.print(table, "")
 
 

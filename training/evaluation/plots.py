@@ -25,7 +25,7 @@ Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]  # title ->
 
 
 def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directory: Path) -> list[Path]:
-    """Write roc.png, precision_recall.png, reliability.png and retrieval.png.
+    """Write the pictures of `training.evaluation.report.PLOTS` and return their paths.
 
     Raises:
         ConfigError: Matplotlib is not installed.

@@ -12,6 +12,12 @@ BLOCKS: Final = {
     "with_normal": "`normal` counts as a label",
     "without_normal": "without `normal`: studies with a finding only",
 }
+PLOTS: Final = {
+    "roc": "ROC curves per label",
+    "precision_recall": "Precision and recall per label",
+    "reliability": "Reliability of the probabilities",
+    "retrieval": "Precision of the search by place",
+}
 _FORMULAS: Final = (
     "AUROC, AP (average precision) and F1: higher is better; Brier score and ECE (expected calibration error, 15 "
     "bins): lower is better. Thresholds and calibration were fitted on the validation split."
@@ -30,15 +36,15 @@ def write_report(results: Mapping[str, Any]) -> str:
         write_retrieval(results),
         _write_pairs(results),
         write_as_published(results),
+        _write_plots(""),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def write_summary(results: Mapping[str, Any]) -> str:
-    """Return the part that belongs on a model card."""
-    return "\n".join(
-        part for part in (write_classification(results), write_retrieval(results, brief=True)) if part
-    )
+def write_summary(results: Mapping[str, Any], folder: str) -> str:
+    """Return the part that belongs on a model card; `folder` holds the plots."""
+    parts = (write_classification(results), write_retrieval(results, brief=True), _write_plots(f"{folder}/"))
+    return "\n".join(parts)
 
 
 def write_classification(results: Mapping[str, Any]) -> str:
@@ -191,6 +197,11 @@ def _write_pairs(results: Mapping[str, Any]) -> str:
         "How often an image finds its own report (or one with the same words) among those of all test studies, and a "
         "report its image.\n\n" + _table(["search", "studies", "R@1", "R@5", "R@10", "median rank"], lines)
     )
+
+
+def _write_plots(folder: str) -> str:
+    images = "".join(f"![{title}]({folder}{name}.png)\n\n" for name, title in PLOTS.items())
+    return f"## Plots\n\n{images}".rstrip() + "\n"
 
 
 def _name_averaged(rows: Sequence[Mapping[str, Any]]) -> str:

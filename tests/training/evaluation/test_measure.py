@@ -162,6 +162,7 @@ def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_p
     assert all("nan" not in line for line in tables)
     assert widths
     paths = draw_plots(asked, results, "findings", tmp_path)
+    assert all(f"]({path.name})" in report for path in paths)
     assert [path.name for path in paths] == [
         "roc.png",
         "precision_recall.png",
@@ -180,11 +181,12 @@ def test_served_answers_are_told_with_their_distance(results):
 
 
 def test_a_card_holds_the_last_evaluation(results):
-    card = insert_evaluation("# Model\n\nText.\n", write_summary(results))
+    card = insert_evaluation("# Model\n\nText.\n", write_summary(results, "evaluation"))
     assert card.startswith("# Model\n\nText.\n\n<!-- evaluation -->\n")
     again = insert_evaluation(card, "Other figures.")
     assert "Other figures." in again
     assert again.count("<!-- evaluation -->") == 1
     assert "Similar cases" in card
+    assert "![ROC curves per label](evaluation/roc.png)" in card
     assert "Similar cases" not in again
     assert np.char.count(again, "Text.") == 1
