@@ -12,6 +12,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from contract.dicom import load_pixels
+from contract.errors import ImageError
+
 
 class DicomBuilder:
     """Builds CR images whose header names a patient, whom no message may name."""
@@ -124,6 +127,17 @@ class DicomBuilder:
         stream = self.encode(words, syntax, bits=settings.get("bits", 12), level=level)
         dataset.PixelData = encapsulate([stream])
         return self.write(dataset)
+
+    def refuse(self, data: bytes) -> str:
+        """Check that a file is refused in one sentence that names no patient, and return it."""
+        with pytest.raises(ImageError) as info:
+            load_pixels(data, size=32)
+        message = str(info.value)
+        assert message.endswith(".")
+        assert "\n" not in message
+        assert 10 < len(message) < 200
+        assert not any(secret in message.upper() for secret in self.secrets), message
+        return message
 
 
 @pytest.fixture(scope="session")
