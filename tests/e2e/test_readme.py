@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.cases import get_image
+from training.cache import fill_cache
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +36,8 @@ def place(trained, tmp_path: Path) -> Path:
     (tmp_path / "report.txt").write_text("FINDINGS: Small left pleural effusion.")
     (tmp_path / "demo-output").mkdir()
     (tmp_path / "demo-output" / "bundle").symlink_to(trained.bundle.path)
+    (tmp_path / "studies.parquet").symlink_to(trained.table)
+    shutil.copytree(trained.bundle.path, tmp_path / "bundle")
     return tmp_path
 
 
@@ -52,6 +56,8 @@ def run(command: list[str], place: Path, **environment: str) -> str:
 
 @pytest.mark.parametrize("line", [line for line in find_commands() if not line.startswith(NOT_RUN)])
 def test_command_works_as_written(line, place, stack, client):
+    if "--cache cache" in line:  # of the size that the small model reads
+        fill_cache(place / "studies.parquet", place / "cache", size=112)
     servers = {"CXR_TRITON": stack.triton_url, "CXR_RETRIEVAL": stack.retrieval_url}
     assert run([sys.executable, "-m", *shlex.split(line)], place, **servers)
 
