@@ -360,8 +360,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Tell what this machine has, what is missing and how to get it, and whether the servers answer."""
-    from cli.data import print_checks
-    from cli.show import print_json
+    from cli.show import print_checks, print_json
     from client import CxrClient
     from serving.doctor import run_checks
 

@@ -1,7 +1,6 @@
-"""Counts of a studies table and the checks of `cxr doctor`, for people and programs."""
+"""What the `cxr data` commands print: an audit, and what filling a cache came to."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,45 +8,88 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.cases import read_rows
-from contract.labels import LABELS
-
 if TYPE_CHECKING:
-    from client.results import Health
-    from serving.doctor import Check
     from training.cache import CacheSummary
 
-
-def count_studies(table: Path) -> dict[str, Any]:
-    """Count what a studies table holds: studies, patients, images, views, sections and labels."""
-    rows = read_rows(table)
-    labels = Counter(key for row in rows for key in row["labels"])
-    return {
-        "studies": len(rows),
-        "patients": len({row["patient_id"] for row in rows}),
-        "images": sum(len(row["image_paths"]) for row in rows),
-        "without_image": sum(not row["image_paths"] for row in rows),
-        "without_findings": sum(not row["findings"] for row in rows),
-        "without_impression": sum(not row["impression"] for row in rows),
-        "unlabelled": sum(not row["labelled"] for row in rows),
-        "views": dict(Counter(view for row in rows for view in row["views"])),
-        "labels": {label.key: labels[label.key] for label in LABELS},
-    }
+Audit = Mapping[str, Any]
 
 
-def print_counts(console: Console, counts: dict[str, Any]) -> None:
-    """Print the counts, labels last."""
-    for name, value in counts.items():
-        if not isinstance(value, dict):
-            console.print(f"{name.replace('_', ' '):<20} {value:>7,}", highlight=False)
-    views = ", ".join(f"{view} {count:,}" for view, count in sorted(counts["views"].items()))
-    console.print(f"{'views':<20} {views or '-'}", highlight=False)
-    table = Table(header_style="bold")
-    table.add_column("Category")
-    table.add_column("Studies", justify="right")
-    for label in LABELS:
-        table.add_row(label.name, f"{counts['labels'][label.key]:,}")
-    console.print(table)
+def print_audit(console: Console, audit: Audit) -> None:
+    """Print what `training.audit.figures.audit_table` returned; the page shows more."""
+    for name in ("studies", "patients", "images", "labelled"):
+        console.print(f"{name:<26} {audit[name]:>7,}", highlight=False)
+    console.print(_list_labels(audit))
+    if audit["parts"]:
+        _print_parts(console, audit["parts"])
+    _print_headings(console, audit["headings"])
+    console.print(_list_sections(audit))
+    if audit["images"]:
+        console.print(_list_headers(audit["headers"]))
+    for title, kind in (("equal", "equal"), ("nearly equal", "near")):
+        found = audit["duplicates"][kind]
+        console.print(
+            f"{title} reports: {found['groups']:,} groups of {found['studies']:,} studies, the largest of "
+            f"{found['largest']:,}",
+            highlight=False,
+        )
+
+
+def _list_labels(audit: Audit) -> Table:
+    parts = audit["parts"]["described"] if audit["parts"] else {}
+    table = Table("Category", header_style="bold")
+    for title in ("Studies", "Share", *parts):
+        table.add_column(title, justify="right")
+    for key, found in audit["labels"].items():
+        shares = [found["share"], *(part["labels"][key]["share"] for part in parts.values())]
+        table.add_row(found["name"], f"{found['studies']:,}", *(f"{100 * share:.1f} %" for share in shares))
+    return table
+
+
+def _print_parts(console: Console, parts: Mapping[str, Any]) -> None:
+    for part, found in parts["described"].items():
+        lacking = ", ".join(found["missing_labels"]) or "none"
+        console.print(
+            f"{part:<11} {found['studies']:>6,} studies, {found['labels_per_study']:.2f} labels each; labels it "
+            f"lacks: {lacking}",
+            highlight=False,
+        )
+    divided = parts["divided"]
+    console.print(
+        f"on more than one side: {divided['patients']:,} patients, {divided['equal_reports']:,} groups of equal and "
+        f"{divided['near_reports']:,} of nearly equal reports; not mentioned: {parts['not_mentioned']:,} studies",
+        style="yellow" if any(divided.values()) else None,
+        highlight=False,
+    )
+
+
+def _print_headings(console: Console, headings: Mapping[str, Any]) -> None:
+    if headings["unmapped"]:
+        table = Table("Heading without a label", header_style="bold")
+        table.add_column("Studies", justify="right")
+        table.add_column("Why")
+        for entry in headings["unmapped"]:
+            table.add_row(escape(entry["heading"]), f"{entry['studies']:,}", escape(entry["reason"]))
+        console.print(table)
+    console.print(f"studies without any label  {headings['without_label']:>7,}", highlight=False)
+
+
+def _list_sections(audit: Audit) -> Table:
+    sections = audit["sections"]
+    table = Table("Section", header_style="bold")
+    for title in ("Missing", "With XXXX"):
+        table.add_column(title, justify="right")
+    for name, count in sections["missing"].items():
+        table.add_row(name, f"{count:,}", f"{sections['marked'][name]:,}")
+    table.add_row("findings and impression", f"{sections['without_findings_and_impression']:,}", "")
+    table.add_row("the whole report", "", f"{sections['marked_studies']:,}")
+    return table
+
+
+def _list_headers(headers: Mapping[str, Mapping[str, int]]) -> Table:
+    table = Table("Header", "Images", header_style="bold")
+    for title, counts in headers.items():
+        table.add_row(title, escape(", ".join(f"{name}: {count:,}" for name, count in counts.items())))
+    return table
 
 
 def print_cache(console: Console, directory: Path, summary: "CacheSummary", seconds: float) -> None:
@@ -62,18 +104,3 @@ def print_cache(console: Console, directory: Path, summary: "CacheSummary", seco
         for refusal in summary.refused:
             table.add_row(escape(refusal.image_id), escape(refusal.reason))
         console.print(table)
-
-
-def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:
-    """Print what the machine has and whether the servers answer."""
-    for check in checks:
-        mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
-        console.print(
-            f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
-        )
-    for name, trouble in (("triton server", health.triton), ("retrieval sidecar", health.retrieval)):
-        mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
-        console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)
-    if health.fingerprint:
-        served = f"model {health.fingerprint[:12]}, {health.cases or 0} cases indexed"
-        console.print(f"        {'served':<22} {served}", highlight=False)

@@ -56,19 +56,6 @@ def make_table(
         console.print(f"{table.num_rows} studies in {out}", highlight=False)
 
 
-@data_app.command("show")
-def show_counts(table: Table, as_json: Json = False) -> None:
-    """Count studies, images and labels of a studies table."""
-    from cli.data import count_studies, print_counts
-    from cli.show import print_json
-
-    counts = count_studies(table)
-    if as_json:
-        print_json(counts)
-    else:
-        print_counts(make_console(False), counts)
-
-
 @data_app.command("audit")
 def audit_data(
     table: Table,
@@ -82,7 +69,7 @@ def audit_data(
     as_json: Json = False,
 ) -> None:
     """Show what a table holds and where it is uneven: labels, headings, headers, sections, duplicates, splits."""
-    from cli.audit import print_audit
+    from cli.data import print_audit
     from cli.show import print_json
     from training.audit.figures import audit_table
 

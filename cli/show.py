@@ -12,8 +12,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
-    from client.results import IndexResult, Prediction, SimilarCase
+    from client.results import Health, IndexResult, Prediction, SimilarCase
     from contract.notes import ImageNotes
+    from serving.doctor import Check
 
 NOTICE: Final = "Research and teaching only: never a diagnosis."
 KIND_TITLES: Final = {"study": "image and report", "image": "image alone", "text": "report alone"}
@@ -165,3 +166,18 @@ def _rank_words(explanation: "Explanation") -> dict[str, list[str]]:
         "for": [text for word, text in signed if word.attribution > 0][:_SHOWN_WORDS],
         "against": [text for word, text in signed if word.attribution < 0][:_SHOWN_WORDS],
     }
+
+
+def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:
+    """Print what the machine has and whether the servers answer."""
+    for check in checks:
+        mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
+        console.print(
+            f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
+        )
+    for name, trouble in (("triton server", health.triton), ("retrieval sidecar", health.retrieval)):
+        mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
+        console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)
+    if health.fingerprint:
+        served = f"model {health.fingerprint[:12]}, {health.cases or 0} cases indexed"
+        console.print(f"        {'served':<22} {served}", highlight=False)
