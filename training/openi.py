@@ -4,10 +4,8 @@ Ids join as in the collection: `parentImage@id` CXR<n>_IM-... is the DICOM file 
 file CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, CXR1_1_IM-0001-3001.
 """
 
-import lzma
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -133,15 +131,9 @@ def _texts(root: Element, path: str) -> tuple[str, ...]:
 def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         yield from _iterate_directory(source) if source.is_dir() else _iterate_archive(source)
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+    except InputError:
+        raise
+    except Exception as error:  # tarfile and the decompressors raise many kinds for damaged archives
         raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
 
 
