@@ -148,6 +148,8 @@ def _iterate_archive(source: Path) -> Iterator[tuple[str, bytes]]:
     """Read the plain XML files of an archive; nothing is unpacked, so a member's path cannot do harm."""
     with tarfile.open(source, "r:*") as archive:
         for member in archive:
+            if archive.offset <= member.offset:  # of a negative size; tarfile would read in a circle
+                raise tarfile.ReadError("A file of the archive ends before it begins.")
             if member.isfile() and member.name.endswith(".xml"):
                 _check_file_size(member.name, member.size)
                 file = archive.extractfile(member)
