@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from contract.errors import ConfigError, ReportError
+from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABELS
-from contract.text import SECTIONS, Report, ReportTokenizer, TextMode, select_text
+from contract.text import ReportTokenizer, TextMode
 from training.cache import open_cache
 from training.decode import DecodedFile, decode_file
-from training.openi import read_table
+from training.openi import read_table, read_text
 
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def read_studies(
         study_ids=tuple(row["study_id"] for row in rows),
         patient_ids=tuple(row["patient_id"] for row in rows),
         texts=tuple(row["text"] for row in rows),
-        impressions=tuple(_read_text({**row, "findings": ""}, mode) for row in rows),
+        impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
         wordings=read_wordings(rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,
@@ -161,8 +161,8 @@ def read_wordings(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], t
     findings are equal inputs, and equal reports come from one template.
     """
     return (
-        tuple(_read_text(row, "findings") for row in rows),
-        tuple(_read_text(row, "full") for row in rows),
+        tuple(read_text(row, "findings") for row in rows),
+        tuple(read_text(row, "full") for row in rows),
     )
 
 
@@ -312,12 +312,4 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
     """Return the rows of a studies table, each with "text": what the model reads of its report, or ""."""
-    return [{**row, "text": _read_text(row, mode)} for row in read_table(table).to_pylist()]
-
-
-def _read_text(row: Mapping[str, Any], mode: TextMode) -> str:
-    parts = {name: row[name] or "" for name in SECTIONS}
-    try:
-        return select_text(Report(**parts), mode)
-    except ReportError:
-        return ""
+    return [{**row, "text": read_text(row, mode)} for row in read_table(table).to_pylist()]

@@ -6,14 +6,23 @@ file CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, 
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.image_header import ImageHeader, read_image_header
-from contract.text import MAX_XML_DEPTH, SECTIONS, Report, collect_sections, is_too_deep
+from contract.text import (
+    MAX_XML_DEPTH,
+    SECTIONS,
+    Report,
+    TextMode,
+    collect_sections,
+    is_too_deep,
+    select_text,
+)
 from training.mesh import is_labelled, map_headings
 
 try:
@@ -251,6 +260,14 @@ def _read_header(path: Path) -> ImageHeader:
         return read_image_header(data)
     except InputError:
         return ImageHeader("")
+
+
+def read_text(row: Mapping[str, Any], mode: TextMode) -> str:
+    """Return what a model that reads `mode` reads of the report in a row of a studies table, "" for no words."""
+    try:
+        return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), mode)
+    except ReportError:
+        return ""
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from pydicom.config import IGNORE
 from pydicom.uid import UID
 
-from contract.errors import ConfigError, ReportError
+from contract.errors import ConfigError
 from contract.labels import LABELS
-from contract.text import SECTIONS, Report, clean_text, select_text
+from contract.text import SECTIONS, clean_text
 from training.duplicates import SIMILARITY, group_texts
 from training.mesh import UNMAPPED, map_heading, split_heading
-from training.openi import read_table
+from training.openi import read_table, read_text
 from training.split_file import read_split_file
 
 Row = Mapping[str, Any]
@@ -54,7 +54,7 @@ def audit_table(table: Path, split_path: Path | None = None) -> Audit:
     ids = [row["study_id"] for row in rows]
     parts = read_split_file(split_path, ids) if split_path else None
     labelled = [row for row in rows if row["labelled"]]
-    texts = [_read_text(row) for row in rows]
+    texts = [read_text(row, "full") for row in rows]
     groups = {"equal": group_texts(texts, 1), "near": group_texts(texts)}
     return {
         "table": table.name,
@@ -74,13 +74,6 @@ def audit_table(table: Path, split_path: Path | None = None) -> Audit:
         "duplicates": _audit_duplicates(ids, groups),
         "parts": _audit_parts(rows, groups, parts) if parts else None,
     }
-
-
-def _read_text(row: Row) -> str:
-    try:
-        return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), "full")
-    except ReportError:
-        return ""
 
 
 def _count(values: Iterable[Any]) -> dict[str, int]:

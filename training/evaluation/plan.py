@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ConfigError, ReportError
-from contract.text import SECTIONS, TEXT_MODES, Report, TextMode, select_text
+from contract.errors import ConfigError
+from contract.text import TEXT_MODES, TextMode
 from training.data import make_targets
-from training.openi import read_table
+from training.openi import read_table, read_text
 from training.split_file import read_split_file
 
 MODE_TITLES: Final[dict[str, str]] = {
@@ -120,7 +120,7 @@ def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) 
     """Take the labelled studies of these ids, in the order of the table."""
     wanted = set(study_ids)
     chosen = tuple(dict(row) for row in rows if row["study_id"] in wanted and row["labelled"])
-    texts = {mode: tuple(_select_text(row, mode) for row in chosen) for mode in TEXT_MODES}
+    texts = {mode: tuple(read_text(row, mode) for row in chosen) for mode in TEXT_MODES}
     return Studies(chosen, texts, make_targets([row["labels"] for row in chosen]))
 
 
@@ -182,10 +182,3 @@ def draw_strangers(patient_ids: Sequence[str], seed: int) -> NDArray[np.int64]:
     chosen = np.empty(len(order), np.int64)
     chosen[order] = np.roll(order, -step)
     return chosen
-
-
-def _select_text(row: Mapping[str, Any], mode: TextMode) -> str:
-    try:
-        return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), mode)
-    except ReportError:
-        return ""
