@@ -8,5 +8,6 @@ plan.py        which studies are asked, in which ways (image, parts of the repor
 predict.py     asks a bundle's PyTorch model; the served model is asked by the `cxr` command
 ask.py         asks a model everything; compares what two of them said
 measure.py     answers -> results
+splits.py      the controls alone, over several splits of a table
 report.py      results -> Markdown;  plots.py  results -> pictures
 """

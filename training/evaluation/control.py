@@ -57,7 +57,17 @@ def run_table_control(
         ConfigError: `split_path` is no split of this table, a part of it holds no labelled report, or the
             training reports share no word.
     """
-    parts = read_parts(table, split_path)
+    return evaluate_control(read_parts(table, split_path), mode, seed=seed, resamples=resamples)
+
+
+def evaluate_control(
+    parts: Mapping[str, Studies], mode: TextMode, *, seed: int = 0, resamples: int = RESAMPLES
+) -> LabelMetrics:
+    """Measure the control on the test studies that have words to read; as `run_table_control`.
+
+    Raises:
+        ConfigError: A part of the split holds no labelled report, or the training reports share no word.
+    """
     answers = run_control(parts, mode)
     test = parts["test"].take(answers.rows)
     return evaluate_labels(
@@ -119,12 +129,13 @@ def fit_control(
 
 
 def compare_texts(
-    train: Sequence[str], queries: Sequence[str], gallery: Sequence[str]
-) -> NDArray[np.float64]:
-    """Return (Q, G), the cosine similarity of TF-IDF vectors whose weights come from `train`."""
+    train: Sequence[str], queries: Sequence[str], *galleries: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """Return (Q, G) for each gallery, the cosine similarity of TF-IDF vectors whose weights come from `train`."""
     vectorizer = _fit_vectorizer(train)
-    product = vectorizer.transform(queries) @ vectorizer.transform(gallery).T  # rows have unit length
-    return np.asarray(product.toarray(), dtype=np.float64)
+    asked = vectorizer.transform(queries)  # rows have unit length
+    products = (asked @ vectorizer.transform(gallery).T for gallery in galleries)
+    return [np.asarray(product.toarray(), dtype=np.float64) for product in products]
 
 
 def _fit_vectorizer(texts: Sequence[str]) -> "TfidfVectorizer":

@@ -11,7 +11,7 @@ from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX
 from contract.text import TextMode
 from training.evaluation.ask import Asked, Options
-from training.evaluation.control import compare_texts, run_control
+from training.evaluation.control import compare_texts, evaluate_control
 from training.evaluation.labels import LabelMetrics, evaluate_labels
 from training.evaluation.plan import MODE_TITLES, Studies, Way
 from training.evaluation.published import REASONS, evaluate_as_published
@@ -27,6 +27,8 @@ from training.evaluation.ranking import (
 
 MIN_SUBGROUP: Final = 20  # studies; fewer say nothing
 NORMAL: Final = LABEL_INDEX["normal"]
+
+Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 
 
 def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options: Options) -> dict[str, Any]:
@@ -70,20 +72,13 @@ def measure_controls(test: Studies, parts: Mapping[str, Studies], options: Optio
     rows: list[dict[str, Any]] = []
     for mode, title in MODE_TITLES.items():
         try:
-            answers = run_control({**parts, "test": test}, mode)  # type: ignore[arg-type]
+            metrics = evaluate_control(
+                {**parts, "test": test}, mode, seed=options.seed, resamples=options.resamples
+            )
         except ConfigError:  # too few words in this part of the reports
             continue
-        studies = test.take(answers.rows)
-        metrics = _evaluate(
-            studies, answers.probabilities, np.arange(len(studies)), answers.thresholds, options
-        )
         rows.append(
-            {
-                "key": f"tfidf/{mode}",
-                "title": f"TF-IDF, {title}",
-                "kind": "control",
-                **metrics.to_dict(),
-            }
+            {"key": f"tfidf/{mode}", "title": f"TF-IDF, {title}", "kind": "control", **metrics.to_dict()}
         )
     return rows
 
@@ -123,52 +118,64 @@ def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
 
 def measure_retrieval(asked: Asked, mode: TextMode, options: Options) -> dict[str, Any]:
     """Return, for each gallery and with and without `normal`, a row for each kind of embedding and control."""
-    galleries = {
-        "test": (asked.test, asked.answers),
-        "train": (asked.gallery, asked.gallery_answers),
+    similarities = compare_embeddings(asked)
+    for text in dict.fromkeys((mode, "full")):
+        train, test = asked.gallery.texts[text], asked.test.texts[text]
+        try:
+            compared = compare_texts(train, test, test, train)
+        except ConfigError:  # too few words
+            continue
+        for found, values in zip(similarities.values(), compared, strict=True):
+            found[f"TF-IDF, {MODE_TITLES[text]}"] = values
+    return {
+        f"test_to_{name}": {
+            block: [{"title": title, **metrics.to_dict()} for title, metrics in rows.items()]
+            for block, rows in evaluate_search(asked.test, gallery, similarities[name], options).items()
+        }
+        for name, gallery in (("test", asked.test), ("train", asked.gallery))
     }
-    found: dict[str, Any] = {}
-    for name, (gallery, answers) in galleries.items():
-        same = find_same(asked.test.patient_ids, gallery.patient_ids)
-        similarities = {
+
+
+def compare_embeddings(asked: Asked) -> dict[str, Similarities]:
+    """Return, for the galleries "test" and "train", how similar test studies are to it by each embedding."""
+    galleries = {"test": asked.answers, "train": asked.gallery_answers}
+    return {
+        name: {
             f"model, {way.title}": asked.answers[way].embeddings @ answers[way].embeddings.T
             for way in asked.gallery_answers
         }
-        for text in dict.fromkeys((mode, "full")):
-            compared = _compare_texts(asked, gallery, text)
-            if compared is not None:
-                similarities[f"TF-IDF, {MODE_TITLES[text]}"] = compared
-        orders = {title: rank_cases(values, same, options.seed) for title, values in similarities.items()}
-        found[f"test_to_{name}"] = {
-            block: _measure_gallery(asked.test, gallery, same, orders, without, options)
-            for block, without in (("with_normal", ()), ("without_normal", (NORMAL,)))
-        }
-    return found
-
-
-def _compare_texts(asked: Asked, gallery: Studies, mode: TextMode) -> NDArray[np.float64] | None:
-    try:
-        return compare_texts(asked.gallery.texts[mode], asked.test.texts[mode], gallery.texts[mode])
-    except ConfigError:  # too few words
-        return None
-
-
-def _measure_gallery(
-    test: Studies,
-    gallery: Studies,
-    same: NDArray[np.bool_],
-    orders: Mapping[str, NDArray[np.int64]],
-    without: tuple[int, ...],
-    options: Options,
-) -> list[dict[str, Any]]:
-    gains = compute_gains(test.targets, gallery.targets, without=without)
-    chosen = {"groups": test.patient_ids, "seed": options.seed, "resamples": options.resamples}
-    rows: dict[str, RankingMetrics] = {
-        title: evaluate_ranking(order, gains, same, **chosen)  # type: ignore[arg-type]
-        for title, order in orders.items()
+        for name, answers in galleries.items()
     }
-    rows["random order"] = evaluate_random(gains, same, **chosen)  # type: ignore[arg-type]
-    return [{"title": title, **metrics.to_dict()} for title, metrics in rows.items()]
+
+
+def evaluate_search(
+    test: Studies, gallery: Studies, similarities: Similarities, options: Options
+) -> dict[str, dict[str, RankingMetrics]]:
+    """Measure rankings of a gallery, the query's patient left out, beside a random order.
+
+    Args:
+        test: Q queries.
+        gallery: G studies.
+        similarities: Title -> (Q, G).
+        options: Of the bootstrap and the random order.
+
+    Returns:
+        "with_normal" and "without_normal" -> title -> metrics.
+    """
+    same = find_same(test.patient_ids, gallery.patient_ids)
+    orders = {title: rank_cases(values, same, options.seed) for title, values in similarities.items()}
+    chosen: dict[str, Any] = {
+        "groups": test.patient_ids,
+        "seed": options.seed,
+        "resamples": options.resamples,
+    }
+    found = {}
+    for block, without in (("with_normal", ()), ("without_normal", (NORMAL,))):
+        gains = compute_gains(test.targets, gallery.targets, without=without)
+        found[block] = {
+            title: evaluate_ranking(order, gains, same, **chosen) for title, order in orders.items()
+        } | {"random order": evaluate_random(gains, same, **chosen)}
+    return found
 
 
 def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[str, Any]]:
@@ -196,20 +203,14 @@ def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[s
 
 def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[str, Any]]]:
     """Return the published retrieval metrics of the model and of a random order."""
-    galleries = {
-        "test_to_test": (asked.test, asked.answers),
-        "test_to_train": (asked.gallery, asked.gallery_answers),
-    }
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, (gallery, answers) in galleries.items():
+    for (name, similarities), gallery in zip(
+        compare_embeddings(asked).items(), (asked.test, asked.gallery), strict=True
+    ):
         relevant = compute_gains(asked.test.targets, gallery.targets) > 0
         nothing = np.zeros_like(relevant)
         noise = np.random.default_rng(options.seed).random(relevant.shape)
-        similarities: dict[str, NDArray[Any]] = {
-            f"model, {way.title}": asked.answers[way].embeddings @ answers[way].embeddings.T
-            for way in asked.gallery_answers
-        }
-        found[name] = [
+        found[f"test_to_{name}"] = [
             {
                 "title": title,
                 **{

@@ -5,7 +5,7 @@ nothing to do with the query, up to 1 for one with exactly its labels. A gallery
 itself, or of the same patient, is excluded: it neither fills a place nor counts as found or missed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,12 +107,7 @@ def evaluate_ranking(
         seed: Of the bootstrap.
         resamples: How many times patients are drawn.
     """
-    gains = np.where(excluded, 0.0, gains)
-    kept = np.flatnonzero((gains > 0).any(1))
-    tables, curve = _measure(order[kept], gains[kept])
-    weights = draw_weights([groups[row] for row in kept], seed, resamples)
-    values = {name: _average(row, weights) for name, row in tables.items()} if len(kept) else {}
-    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve) if len(kept) else ())
+    return _evaluate([order], gains, excluded, groups, seed, resamples)
 
 
 def evaluate_random(
@@ -124,17 +119,9 @@ def evaluate_random(
     resamples: int = RESAMPLES,
 ) -> RankingMetrics:
     """Measure rankings in a random order, the mean of `_RANDOM_DRAWS` for each query; as `evaluate_ranking`."""
-    gains = np.where(excluded, 0.0, gains)
-    kept = np.flatnonzero((gains > 0).any(1))
-    drawn = []
-    for draw in range(_RANDOM_DRAWS):
-        noise = np.random.default_rng((seed, draw)).random(gains.shape)
-        drawn.append(_measure(rank_cases(noise, excluded, seed)[kept], gains[kept]))
-    tables = {name: np.mean([table[name] for table, _ in drawn], axis=0) for name in drawn[0][0]}
-    weights = draw_weights([groups[row] for row in kept], seed, resamples)
-    values = {name: _average(row, weights) for name, row in tables.items()} if len(kept) else {}
-    curve = np.mean([curve for _, curve in drawn], axis=0) if len(kept) else ()
-    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve))
+    noises = (np.random.default_rng((seed, draw)).random(gains.shape) for draw in range(_RANDOM_DRAWS))
+    orders = (rank_cases(noise, excluded, seed) for noise in noises)
+    return _evaluate(orders, gains, excluded, groups, seed, resamples)
 
 
 def evaluate_pairs(
@@ -168,6 +155,27 @@ def evaluate_pairs(
     return found | {"median_rank": Interval(float(np.median(ranks)), float(low), float(high))}
 
 
+def _evaluate(
+    orders: Iterable[NDArray[np.int64]],
+    gains: Floats,
+    excluded: NDArray[np.bool_],
+    groups: Sequence[str],
+    seed: int,
+    resamples: int,
+) -> RankingMetrics:
+    """Average over the orders for each query, and then over the queries that have a similar case."""
+    gains = np.where(excluded, 0.0, gains)
+    kept = np.flatnonzero((gains > 0).any(1))
+    if not len(kept):
+        return RankingMetrics(0, gains.shape[1], {}, ())
+    drawn = [_measure(order[kept], gains[kept]) for order in orders]
+    tables = {name: np.mean([table[name] for table, _ in drawn], axis=0) for name in drawn[0][0]}
+    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    values = {name: _average(row, weights) for name, row in tables.items()}
+    curve = np.mean([curve for _, curve in drawn], axis=0)
+    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve))
+
+
 def _measure(order: NDArray[np.int64], gains: Floats) -> tuple[dict[str, Floats], Floats]:
     """Return metric name -> (Q,), and the mean precision at each place."""
     ranked = np.take_along_axis(gains, order, axis=1)  # (Q, G) gains as found
@@ -185,7 +193,7 @@ def _measure(order: NDArray[np.int64], gains: Floats) -> tuple[dict[str, Floats]
     precision = found / places
     table["map"] = (precision * hits).sum(1) / total
     table["mrr"] = 1 / (hits.argmax(1) + 1)
-    return table, precision[:, :CURVE].mean(0) if len(precision) else precision[:0].sum(0)
+    return table, precision[:, :CURVE].mean(0)
 
 
 def _average(values: Floats, weights: Floats) -> Interval:

@@ -9,17 +9,9 @@ import numpy as np
 from contract.errors import ConfigError
 from training.data import read_wordings
 from training.evaluation.ask import Options
-from training.evaluation.control import compare_texts, run_control
-from training.evaluation.labels import evaluate_labels
-from training.evaluation.measure import NORMAL
+from training.evaluation.control import compare_texts, evaluate_control
+from training.evaluation.measure import evaluate_search
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
-from training.evaluation.ranking import (
-    compute_gains,
-    evaluate_random,
-    evaluate_ranking,
-    find_same,
-    rank_cases,
-)
 from training.openi import read_table
 from training.split import split_studies
 
@@ -88,13 +80,9 @@ def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, 
     findings = {}
     for mode, title in MODE_TITLES.items():
         try:
-            answers = run_control(parts, mode)  # type: ignore[arg-type]
+            metrics = evaluate_control(parts, mode, resamples=0)  # type: ignore[arg-type]
         except ConfigError:  # too few words in this part of the reports
             continue
-        test = parts["test"].take(answers.rows)
-        metrics = evaluate_labels(
-            answers.probabilities, test.targets, answers.thresholds, groups=test.patient_ids, resamples=0
-        )
         findings[title] = {"labels": float(len(metrics.averaged))} | {
             name: interval.value for name, interval in metrics.macro.items() if name in _FINDINGS
         }
@@ -106,22 +94,17 @@ def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, 
 def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str, dict[str, dict[str, float]]]:
     """Return block -> order -> metric -> value, of test studies searched for in train by their whole report."""
     test, gallery = (choose_complete(parts[part], "full") for part in ("test", "train"))
-    same = find_same(test.patient_ids, gallery.patient_ids)
-    similarity = compare_texts(gallery.texts["full"], test.texts["full"], gallery.texts["full"])
-    order = rank_cases(similarity, same, options.seed)
-    chosen: dict[str, Any] = {"groups": test.patient_ids, "seed": options.seed, "resamples": 0}
-    found = {}
-    for block, without in (("with_normal", ()), ("without_normal", (NORMAL,))):
-        gains = compute_gains(test.targets, gallery.targets, without=without)
-        orders = {
-            "TF-IDF, full report": evaluate_ranking(order, gains, same, **chosen),
-            "random order": evaluate_random(gains, same, **chosen),
-        }
-        found[block] = {
+    [similarity] = compare_texts(gallery.texts["full"], test.texts["full"], gallery.texts["full"])
+    found = evaluate_search(
+        test, gallery, {"TF-IDF, full report": similarity}, Options(options.seed, resamples=0)
+    )
+    return {
+        block: {
             title: {name: metrics.values[name].value for name in _RETRIEVAL if name in metrics.values}
-            for title, metrics in orders.items()
+            for title, metrics in rows.items()
         }
-    return found
+        for block, rows in found.items()
+    }
 
 
 def _join(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
