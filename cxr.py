@@ -6,6 +6,7 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -161,7 +162,7 @@ def evaluate(
         print_json(controls) if as_json else print_controls(console, controls)
         return
     loaded = load_bundle(bundle)
-    with CxrClient(triton, timeout_s=timeout) as client:
+    with CxrClient(triton, timeout_s=timeout) if served else nullcontext() as client:
         asked, results = evaluate_bundle(
             console,
             loaded,
@@ -169,7 +170,7 @@ def evaluate(
             split_file=split_file,
             options=options,
             cache=cache,
-            client=client if served else None,
+            client=client,
         )
     written = write_results(asked, results, loaded, out)
     if as_json:

@@ -13,6 +13,7 @@ from rich.table import Table
 from cli.progress import show_progress
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError
+from contract.tensors import EMBEDDING, PROBABILITIES, TOLERANCES
 
 if TYPE_CHECKING:
     from client import CxrClient
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from training.evaluation.predict import Answers, Progress
 
 FOLDER: Final = "evaluation"
-ALLOWED: Final = {"probabilities": 1e-4, "embeddings": 1e-5}  # as at the parity gate of `cxr export`
+ALLOWED: Final = {"probabilities": TOLERANCES[PROBABILITIES.name], "embeddings": TOLERANCES[EMBEDDING.name]}
 
 
 class ServedPredictor:

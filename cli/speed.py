@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import JPEG2000TransferSyntaxes, RLELossless
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,7 +18,9 @@ from cli.progress import ProgressCallback
 from cli.speed_images import Kind, Values, draw_radiograph, list_kinds
 from contract import dicom_file
 from contract.dicom import load_pixels
+from contract.dicom_decode import choose_decoder
 from contract.errors import ConfigError, ImageError
+from contract.image_header import make_missing_error
 
 ROWS, COLUMNS = 2828, 2320  # of a 35 x 43 cm radiograph at 0.15 mm
 
@@ -163,13 +164,7 @@ def name_decoder(data: bytes) -> str:
     """Return the package that decodes a file in `load_pixels`."""
     if dicom_file.is_picture(data):
         return "pillow"
-    dataset = dicom_file.read_radiograph(data)
-    syntax = dicom_file.get_syntax(dataset)
-    if not dicom_file.is_compressed(dataset):
-        return "numpy" if dataset.original_encoding[1] else "pydicom"
-    if syntax == RLELossless:
-        return "pydicom"
-    return "openjpeg" if syntax in JPEG2000TransferSyntaxes else "imagecodecs"
+    return choose_decoder(dicom_file.read_radiograph(data))
 
 
 def _can_run(way: Callable[[], Any]) -> bool:
@@ -204,7 +199,5 @@ def _import_cv2() -> Any:
     try:
         import cv2
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Reading images needs the 'image' extra: pip install 'cxr-serving[image]'."
-        ) from error
+        raise make_missing_error() from error
     return cv2

@@ -43,10 +43,11 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if dicom_file.is_compressed(dataset):
-                values = _decode_compressed(dataset)
-            elif int(dataset.get("SamplesPerPixel") or 1) == 1 and dataset.original_encoding[1]:
+            decoder = choose_decoder(dataset)
+            if decoder == "numpy":
                 return _view_words(dataset)
+            if dicom_file.is_compressed(dataset):
+                values = _decode_compressed(dataset, decoder)
             else:
                 values = _decode_by_pydicom(dataset)
     except ImageError:
@@ -55,6 +56,27 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
         raise ImageError("The pixel data of the DICOM file is damaged or truncated.") from error
     words = np.dtype(f"u{int(dataset.BitsAllocated) // 8}")
     return values.astype(words, copy=False)
+
+
+def choose_decoder(dataset: "Dataset") -> str:
+    """Return the package that decodes the pixels: "numpy", "pydicom", "imagecodecs" or "openjpeg".
+
+    Raises:
+        ImageError: They are compressed in a way that is not supported.
+    """
+    from pydicom import uid
+
+    syntax = dicom_file.get_syntax(dataset)
+    if not dicom_file.is_compressed(dataset):
+        grey = int(dataset.get("SamplesPerPixel") or 1) == 1
+        return "numpy" if grey and dataset.original_encoding[1] else "pydicom"
+    if syntax == uid.RLELossless:
+        return "pydicom"
+    if syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
+        return "imagecodecs"
+    if syntax in uid.JPEG2000TransferSyntaxes:
+        return "openjpeg"
+    raise ImageError(f"The DICOM file is compressed as {syntax.name}, which is not supported.")
 
 
 def _view_words(dataset: "Dataset") -> NDArray[Any]:
@@ -74,20 +96,15 @@ def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
     return np.asarray(pixel_array(dataset, index=0, decoding_plugin=plugin))
 
 
-def _decode_compressed(dataset: "Dataset") -> NDArray[Any]:
-    from pydicom import uid
+def _decode_compressed(dataset: "Dataset", decoder: str) -> NDArray[Any]:
     from pydicom.encaps import get_frame
 
-    syntax = dicom_file.get_syntax(dataset)
-    if syntax == uid.RLELossless:  # states no size of its own
+    if decoder == "pydicom":  # RLE, which states no size of its own
         return _decode_by_pydicom(dataset, "pydicom")
-    jpeg = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes}
-    if syntax not in jpeg and syntax not in uid.JPEG2000TransferSyntaxes:
-        raise ImageError(f"The DICOM file is compressed as {syntax.name}, which is not supported.")
-    _check_decoder(syntax, "imagecodecs" if syntax in jpeg else "openjpeg")
+    _check_decoder(dicom_file.get_syntax(dataset), decoder)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
     _check_frame(dataset, frame)
-    if syntax in jpeg:
+    if decoder == "imagecodecs":
         return _decode_jpeg(dataset, frame)
     return _decode_by_pydicom(dataset, "pylibjpeg")
 

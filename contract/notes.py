@@ -6,7 +6,7 @@ models send these notes as UTF-8 JSON, the client parses them, and offline expla
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from contract.errors import ArtifactError
@@ -19,8 +19,22 @@ _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
 
 
+class _Notes:
+    """What both kinds of notes do."""
+
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {**vars(self), "warnings": list(self.warnings)}
+
+    def to_json(self) -> bytes:
+        """Return the fields as UTF-8 JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False).encode()
+
+
 @dataclass(frozen=True)
-class ImageNotes:
+class ImageNotes(_Notes):
     """How an image was taken, and what to be warned of; what the file does not say is "".
 
     Attributes:
@@ -34,14 +48,6 @@ class ImageNotes:
     laterality: str = ""
     modality: str = ""
     warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return {**asdict(self), "warnings": list(self.warnings)}
-
-    def to_json(self) -> bytes:
-        """Return the fields as UTF-8 JSON."""
-        return _dump(self.to_dict())
 
     @classmethod
     def from_json(cls, data: bytes) -> "ImageNotes":
@@ -60,7 +66,7 @@ class ImageNotes:
 
 
 @dataclass(frozen=True)
-class ReportNotes:
+class ReportNotes(_Notes):
     """How much of a report was read, and what to be warned of.
 
     Attributes:
@@ -72,14 +78,6 @@ class ReportNotes:
     tokens: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return {**asdict(self), "warnings": list(self.warnings)}
-
-    def to_json(self) -> bytes:
-        """Return the fields as UTF-8 JSON."""
-        return _dump(self.to_dict())
 
     @classmethod
     def from_json(cls, data: bytes) -> "ReportNotes":
@@ -127,10 +125,6 @@ def _describe_cut(text_mode: str, max_length: int) -> str:
             "they fit, but its end (the impression) was not read."
         )
     return f"The report is longer than {max_length} tokens: its end was not read."
-
-
-def _dump(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode()
 
 
 def _parse(data: bytes, types: Mapping[str, type]) -> dict[str, Any]:

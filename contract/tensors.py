@@ -62,6 +62,16 @@ class TensorSpec:
             )
 
 
+# How far the outputs of one model may differ between PyTorch, its ONNX graphs and a server: see `export.parity`.
+TOLERANCES: Final[dict[str, float]] = {
+    "image_tokens": 1e-3,
+    "text_tokens": 1e-3,
+    "probabilities": 1e-4,
+    "embedding": 1e-5,
+    "image_attention": 1e-4,
+    "text_attention": 1e-4,
+}
+
 IMAGE_BYTES: Final = TensorSpec("image_bytes", "BYTES", (1,))
 REPORT: Final = TensorSpec("report", "BYTES", (1,))
 PIXELS: Final = TensorSpec("pixels", "UINT8", (1, "S", "S"))

@@ -21,21 +21,13 @@ from numpy.typing import NDArray
 
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError, ParityError
-from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS
+from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
 from contract.text import ReportTokenizer
 from export.checks import read_fingerprint, read_sizes
 from training.model import CxrModel, load_model
 
 Arrays = dict[str, NDArray[Any]]
 Kind = Literal["study", "image", "text"]
-TOLERANCES: Final[dict[str, float]] = {
-    "image_tokens": 1e-3,
-    "text_tokens": 1e-3,
-    "probabilities": 1e-4,
-    "embedding": 1e-5,
-    "image_attention": 1e-4,
-    "text_attention": 1e-4,
-}
 MEASURES: Final[dict[str, str]] = {
     "image_tokens": "difference / largest value",
     "text_tokens": "difference / largest value",
