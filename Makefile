@@ -1,13 +1,16 @@
 # make demo   install into .venv and run the whole path once
 # make test   install what the tests need and run them
 # make fuzz   hostile images, reports and archives for FUZZ_SECONDS (60) each
+# make ablation   draw 3,000 phantom studies, train the rows of the ablation on them, print the table (hours)
+# make phantoms   the same studies, the config that reads images best
+# make reports    the real reports (REPORTS) on three splits, beside TF-IDF
 # make check  what CI holds every change to: lint, format, types, import rules, tests
 PYTHON ?= python3
 BIN := .venv/bin
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test slow fuzz check proto clean
+.PHONY: demo test slow fuzz check proto clean ablation phantoms reports
 
 demo: .venv/installed
 	$(BIN)/cxr demo
@@ -36,6 +39,48 @@ proto:
 	.venv-proto/bin/pip install --quiet grpcio-tools==1.62.3 'setuptools<80'
 	.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. contract/proto/retrieval.proto
 	rm -rf .venv-proto
+
+# Figures of docs/training.md. Each line is made once: an interrupted series goes on where it stopped.
+RESULTS ?= results
+REPORTS ?= ../shared/data/openi/NLMCXR_reports.tgz
+ROWS := bce focal contrastive queries dropout views
+SEEDS := 0 1 2
+CXR := $(BIN)/cxr
+.PRECIOUS: $(RESULTS)/%/bundle/manifest.json $(RESULTS)/phantom.parquet $(RESULTS)/reports.parquet
+.SECONDARY:
+
+ablation: $(ROWS:%=$(RESULTS)/ablation/%/evaluated)
+	$(CXR) train table $(ROWS:%=$(RESULTS)/ablation/%/bundle) --column 'image AUROC' --column 'two views AUROC' --column 'findings AUROC' \
+		--column 'study AUROC' --column 'P@5 by image' --column 'report → image R@10'
+
+phantoms: $(RESULTS)/phantoms/evaluated
+	$(CXR) train table $(RESULTS)/phantoms/bundle
+
+reports: $(SEEDS:%=$(RESULTS)/reports/%/evaluated)
+	$(CXR) train table $(SEEDS:%=$(RESULTS)/reports/%/bundle)
+
+$(RESULTS)/phantom.parquet: | .venv/installed
+	rm -rf $(RESULTS)/phantom && mkdir -p $(RESULTS)
+	$(CXR) data draw $(RESULTS)/phantom --studies 3000 --seed 1
+	$(CXR) data table $(RESULTS)/phantom --images $(RESULTS)/phantom --out $@
+
+$(RESULTS)/cache/%: $(RESULTS)/phantom.parquet
+	$(CXR) data cache $< --size $* --out $@
+
+$(RESULTS)/reports.parquet: | .venv/installed
+	mkdir -p $(RESULTS) && $(CXR) data table $(REPORTS) --out $@
+
+$(RESULTS)/ablation/%/evaluated: $(RESULTS)/cache/112
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/phantom.parquet --config ablation/$* --cache $< --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/phantom.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/phantoms/evaluated: $(RESULTS)/cache/112
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/phantom.parquet --config phantoms --cache $< --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/phantom.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/reports/%/evaluated: $(RESULTS)/reports.parquet
+	rm -rf $(@D)/bundle && $(CXR) train $< --config reports --seed $* --out $(@D)/bundle --resume
+	$(CXR) evaluate $< --bundle $(@D)/bundle && touch $@
 
 clean:
 	rm -rf .venv demo-output build dist *.egg-info

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from cli.data_app import data_app
 from cli.options import Image, Json, ReportText, RetrievalUrl, Table, Timeout, TritonUrl, make_console
+from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
 
 TRITON = "127.0.0.1:8001"
@@ -56,6 +57,7 @@ app = typer.Typer(
     help="Chest X-ray prediction, similar cases and explanations. Research and teaching only: never a diagnosis.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
 
 
 @app.command()
@@ -79,46 +81,6 @@ def demo(
     summary = run_demo(make_console(as_json), reports=reports, out=out, keep=keep, studies=studies, seed=seed)
     if as_json:
         print_json(summary)
-
-
-@app.command()
-def train(
-    table: Table,
-    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
-    preset: Annotated[str, typer.Option(help="demo, reports, tiny or base.")] = "demo",
-    image_weights: Annotated[
-        str | None, typer.Option(help="Swin weights: a file or a timm / hub id.")
-    ] = None,
-    text_weights: Annotated[str | None, typer.Option(help="BERT weights: a directory or a hub id.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's epochs.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
-    split_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Published split to use: JSON with train, validation and test, or CSV with id and split."
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Train a model and write it, with its measured results, as a bundle."""
-    from cli.progress import show_progress
-    from cli.show import print_json, print_metrics
-    from training.config import make_config
-    from training.train import train as train_model
-
-    changes = {"image_weights": image_weights, "text_weights": text_weights, "epochs": epochs, "seed": seed}
-    config = make_config(preset, {key: value for key, value in changes.items() if value is not None})
-    console = make_console(as_json)
-    with show_progress(console, f"Training {preset}") as progress:
-        result = train_model(config, table, out, split_file=split_file, cache=cache, progress=progress)
-    if as_json:
-        print_json({"bundle": str(result.bundle), "metrics": result.metrics})
-    else:
-        print_metrics(console, result.metrics)
-        console.print(f"Bundle: {result.bundle}", highlight=False)
 
 
 @app.command()
@@ -183,30 +145,25 @@ def evaluate(
 @app.command()
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
-    table: Annotated[Path, typer.Option(help="Studies table whose cases the parity gate runs.")],
-    repository: Annotated[Path, typer.Option(help="Model repository to publish into.")],
+    table: Annotated[
+        Path | None, typer.Option(help="Studies table whose cases the parity gate runs.")
+    ] = None,
+    repository: Annotated[Path | None, typer.Option(help="Model repository to publish into.")] = None,
     target: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    hub_folder: Annotated[
+        Path | None, typer.Option(help="Folder to write for the Hugging Face hub; must not exist.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a bundle to ONNX, hold it against PyTorch on real cases, and publish it for Triton."""
-    from cli.cases import make_parity_cases, read_rows
-    from cli.progress import show_progress
+    """Convert a bundle to ONNX, hold it against PyTorch on real cases, publish it for Triton or the hub."""
+    from cli.export import export_bundle, print_export
     from cli.show import print_json
-    from contract.bundle import load_bundle
-    from export.pipeline import export as export_bundle
 
-    if target not in {"cpu", "gpu"}:
-        raise ConfigError(f"--target must be cpu or gpu, not {target}.")
-    loaded = load_bundle(bundle)
-    cases = make_parity_cases(read_rows(table), loaded.config["text_mode"], loaded.config["sizes"]["S"])
     console = make_console(as_json)
-    with show_progress(console, "Exporting") as progress:
-        result = export_bundle(bundle, repository, cases, progress=progress, target=target)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        console.print(result.parity.to_markdown(), highlight=False)
-        console.print(f"Published into {result.repository}", highlight=False)
+    result = export_bundle(
+        console, bundle, table=table, repository=repository, hub_folder=hub_folder, target=target
+    )
+    print_json(result.to_dict()) if as_json else print_export(console, result)
 
 
 @app.command()
@@ -271,6 +228,10 @@ def index_cases(
 def predict(
     image: Image = None,
     report: ReportText = None,
+    finding: Annotated[
+        list[str] | None,
+        typer.Option(help="Finding in free words to score, as a similarity, not a probability; repeatable."),
+    ] = None,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 10.0,
     as_json: Json = False,
@@ -278,16 +239,20 @@ def predict(
     """Predict the 22 finding categories from a radiograph, a report, or both."""
     from cli.inputs import read_image, read_report, require_input
     from cli.show import NOTICE, print_json, print_prediction
+    from cli.zero_shot import describe_scores, print_scores, read_findings
     from client import CxrClient
 
     require_input(image, report)
+    findings = read_findings(finding)
     with CxrClient(triton, timeout_s=timeout) as client:
         prediction = client.predict(read_image(image), read_report(report))
+        scores = client.score_findings(findings, prediction) if findings else ()
     if as_json:
-        print_json({**prediction.to_dict(), "notice": NOTICE})
+        print_json({**prediction.to_dict(), **describe_scores(scores), "notice": NOTICE})
         return
     console = make_console(False)
     print_prediction(console, prediction)
+    print_scores(console, scores)
     console.print(NOTICE)
 
 

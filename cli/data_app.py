@@ -93,7 +93,8 @@ def make_cache(
     table: Table,
     out: Annotated[Path, typer.Option(help="Directory of the cache, to make or to add to.")],
     size: Annotated[
-        int, typer.Option(min=16, max=4096, help="Side of the images: image_size of the preset to train.")
+        int,
+        typer.Option(min=16, max=4096, help="Side of the images: model.image_size of the config to train."),
     ] = 224,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
     as_json: Json = False,

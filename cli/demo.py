@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cli.cases import Row, get_image, get_report, has_text, make_cases, make_parity_cases, read_rows
 from cli.inputs import read_split
-from cli.progress import Steps
+from cli.progress import Steps, TrainingBar
 from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
 from contract.bundle import Bundle, load_bundle, write_json
 from contract.errors import ConfigError
@@ -126,13 +126,13 @@ def _read(demo: Demo) -> None:
 
 
 def _train(demo: Demo) -> Bundle:
-    from training.config import make_config
+    from training.config_file import load_config
     from training.train import train
 
-    preset = "reports" if demo.reports else "demo"
-    with demo.steps.step(f"Train the {preset} model (Swin + BERT + cross-modal fusion)") as step:
-        config = make_config(preset, {"seed": demo.seed})
-        result = train(config, demo.table, demo.out / "bundle", progress=step.progress)
+    name = "reports" if demo.reports else "demo"
+    with demo.steps.step(f"Train the {name} model (Swin + BERT + cross-modal fusion)") as step:
+        config = load_config(name, {"seed": demo.seed})
+        result = train(config, demo.table, demo.out / "bundle", watcher=TrainingBar(step.progress))
         bundle = load_bundle(result.bundle)
         step.say(f"bundle {bundle.fingerprint[:12]}")
     demo.figures["metrics"] = result.metrics

@@ -80,13 +80,15 @@ def evaluate_bundle(
     from training.evaluation.ask import ask_model
     from training.evaluation.measure import measure
     from training.evaluation.plan import read_parts
-    from training.evaluation.predict import TorchPredictor, read_from_cache
+    from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
+    from training.evaluation.zero_shot import measure_zero_shot
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
     parts = read_parts(table, split)
     with show_progress(console, "Asking PyTorch") as progress:
-        asked = ask_model(parts, TorchPredictor(bundle, read_pixels=read_pixels), options, progress)
+        predictor: Predictor = TorchPredictor(bundle, read_pixels=read_pixels)
+        asked = ask_model(parts, predictor, options, progress)
     served = None
     if client is not None:
         predictor = ServedPredictor(client)
@@ -102,6 +104,7 @@ def evaluate_bundle(
         asked = answered
     with console.status("Measuring"):
         results = measure(asked, parts, bundle, options)
+    results["zero_shot"] = measure_zero_shot(asked, predictor, options)
     results["served"] = served
     results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), split {split.name}."
     return asked, results

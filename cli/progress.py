@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+if TYPE_CHECKING:
+    from training.watch import EpochReport, StepReport
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -69,3 +73,24 @@ def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(escape(title), total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@dataclass
+class TrainingBar:
+    """A `training.watch.Watcher` that shows a run as one bar: images read, then steps."""
+
+    progress: ProgressCallback
+
+    def on_images(self, done: int, total: int) -> None:
+        """Move the bar; it is never full while training is to come."""
+        self.progress(done, total + 1)
+
+    def on_step(self, report: "StepReport") -> None:
+        """Move the bar."""
+        self.progress(report.step, report.steps)
+
+    def on_epoch(self, report: "EpochReport") -> None:
+        """Show nothing."""
+
+    def on_note(self, text: str) -> None:
+        """Show nothing."""

@@ -12,12 +12,18 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
-    from client.results import Health, IndexResult, Prediction, SimilarCase
+    from client.results import Finding, Health, IndexResult, Prediction, SimilarCase
     from contract.notes import ImageNotes
     from serving.doctor import Check
 
 NOTICE: Final = "Research and teaching only: never a diagnosis."
-KIND_TITLES: Final = {"study": "image and report", "image": "image alone", "text": "report alone"}
+KIND_TITLES: Final = {
+    "study": "image and report",
+    "image": "image alone",
+    "text": "report alone",
+    "study_views": "both views and report",
+    "views": "both views",
+}
 _METRICS: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1"}
 _SHOWN_WORDS: Final = 6
 _SHOWN_WARNED: Final = 10
@@ -32,7 +38,7 @@ def print_json(value: Any) -> None:
 def print_prediction(
     console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
 ) -> None:
-    """Print the most likely findings with their thresholds, how the image was taken, and the warnings."""
+    """Print the most likely findings, the labels not to be left out, how the image was taken, and the warnings."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column, justify in (
         ("Finding", "left"),
@@ -43,13 +49,37 @@ def print_prediction(
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     ranked = sorted(prediction.findings, key=lambda finding: -finding.probability)
     for finding in ranked[:top]:
-        mark = "[bold]present[/bold]" if finding.present else "[dim]below[/dim]"
-        table.add_row(finding.name, f"{finding.probability:.3f}", f"{finding.threshold:.3f}", mark)
+        table.add_row(
+            finding.name, f"{finding.probability:.3f}", f"{finding.threshold:.3f}", _mark_decision(finding)
+        )
     console.print(table)
+    _print_set(console, prediction)
     if prediction.image_notes is not None:
         said = escape(describe_image(prediction.image_notes))
         console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
     print_warnings(console, prediction.warnings)
+
+
+def _mark_decision(finding: "Finding") -> str:
+    if finding.decision == "uncertain":
+        band = f"{finding.uncertain_low:.3f} to {finding.uncertain_high:.3f}"
+        return f"[bold yellow]uncertain[/bold yellow] [dim]({band})[/dim]"
+    return "[bold]present[/bold]" if finding.decision == "present" else "[dim]below[/dim]"
+
+
+def _print_set(console: Console, prediction: "Prediction") -> None:
+    """Print which labels cannot be left out, where the model states how sure that is."""
+    found = prediction.conformal_set
+    if found is None:
+        return
+    names = {finding.key: finding.name for finding in prediction.findings}
+    listed = ", ".join(names[key] for key in found.keys) or "none"
+    console.print(
+        f"[dim]Not to be left out (holds {found.stated_recall:.0%} of a study's labels on average): "
+        f"{escape(listed)}[/dim]",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def describe_image(notes: "ImageNotes") -> str:
@@ -115,7 +145,7 @@ def _print_results(console: Console, rows: Mapping[str, Mapping[str, Any]]) -> N
     for name in _METRICS.values():
         table.add_column(name, justify="right", no_wrap=True)
     for title, result in rows.items():
-        table.add_row(title, *(_format_interval(result["macro"].get(name)) for name in _METRICS))
+        table.add_row(title, *(format_interval(result["macro"].get(name)) for name in _METRICS))
     console.print(table)
     console.print(f"[dim]{_describe_results(rows)}[/dim]", highlight=False, soft_wrap=True)
 
@@ -129,7 +159,8 @@ def _describe_results(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _format_interval(interval: Mapping[str, float] | None) -> str:
+def format_interval(interval: Mapping[str, float] | None) -> str:
+    """Write a figure with its 95 % interval."""
     if interval is None:
         return "-"
     return f"{interval['value']:.3f} ({interval['low']:.2f}-{interval['high']:.2f})"

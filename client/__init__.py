@@ -12,6 +12,7 @@ Explanations (`client.explain`) run offline on a bundle and need the `explain` e
 from client.client import CxrClient
 from client.results import (
     CaseInput,
+    ConformalSet,
     Finding,
     Health,
     IndexResult,
@@ -20,11 +21,14 @@ from client.results import (
     ServedModel,
     SimilarCase,
 )
+from client.zero_shot import FindingScore
 
 __all__ = [
     "CaseInput",
+    "ConformalSet",
     "CxrClient",
     "Finding",
+    "FindingScore",
     "Health",
     "IndexResult",
     "Prediction",

@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.exchange import make_inputs, read_answer
 from client.results import (
     CaseInput,
-    Finding,
     Health,
     IndexResult,
-    Kind,
     Prediction,
     SearchResult,
     ServedModel,
@@ -29,22 +28,11 @@ from client.results import (
 )
 from client.retrieval import IndexInfo, RetrievalTransport, StoredCase
 from client.triton import Arrays, TritonTransport
+from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.dicom import MAX_IMAGE_BYTES
-from contract.errors import ConfigError, CxrError, DeadlineError, ImageError, InputError
-from contract.notes import ImageNotes, ReportNotes
+from contract.errors import ConfigError, CxrError, DeadlineError, InputError
 from contract.tensors import (
-    EMBEDDING,
-    IMAGE_ATTENTION,
-    IMAGE_BYTES,
-    IMAGE_NOTES,
     MODELS,
-    PROBABILITIES,
-    REPORT,
-    REPORT_NOTES,
-    REPORT_TEXT,
-    TEXT_ATTENTION,
-    TOKEN_SPANS,
 )
 
 if TYPE_CHECKING:
@@ -182,6 +170,25 @@ class CxrClient:
         limit = self._timeout_s if timeout_s is None else timeout_s
         return self._retrieval.search(fingerprint, embedding, k, tuple(exclude_studies), limit)
 
+    def score_findings(
+        self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
+    ) -> tuple[FindingScore, ...]:
+        """Score findings in free words, such as "rib fracture", against a prediction; see `client.zero_shot`.
+
+        Raises:
+            FingerprintError: The prediction was made by another model than is served.
+            InputError: A finding is empty, too long, a whole sentence, or has no word that the model knows.
+            ConfigError: No finding was given.
+            ServiceError: As in `predict`.
+        """
+        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        model = self.info(timeout_s=deadline.left())
+
+        def infer(name: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+            return self._triton.infer(name, inputs, outputs, deadline.left())
+
+        return score_findings(findings, prediction, model, infer)
+
     def index(
         self,
         cases: Iterable[CaseInput],
@@ -294,12 +301,12 @@ class CxrClient:
         self.close()
 
     def _predict(self, image: bytes | None, report: bytes | str | None, deadline: "_Deadline") -> Prediction:
-        kind, inputs = _make_inputs(image, report)
+        kind, inputs = make_inputs(image, report)
         model = self.info(timeout_s=deadline.left())
         name = f"predict_{kind}"
         outputs = [tensor.name for tensor in MODELS[name].outputs]
         answer = self._triton.infer(name, inputs, outputs, deadline.left())
-        return _read_answer(kind, model, answer)
+        return read_answer(kind, model, answer)
 
 
 class _Deadline:
@@ -317,47 +324,6 @@ class _Deadline:
         if left <= 0:
             raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
         return left
-
-
-def _make_inputs(image: bytes | None, report: bytes | str | None) -> tuple[Kind, Arrays]:
-    inputs: Arrays = {}
-    if image is not None:
-        if len(image) > MAX_IMAGE_BYTES:
-            raise ImageError(f"The image has {len(image):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
-        inputs[IMAGE_BYTES.name] = np.array([[image]], dtype=np.object_)  # (1, 1)
-    if report is not None:
-        data = report.encode("utf-8", errors="surrogatepass") if isinstance(report, str) else report
-        inputs[REPORT.name] = np.array([[data]], dtype=np.object_)
-    if not inputs:
-        raise ConfigError("Give an image, a report, or both.")
-    kind: Kind = "study" if len(inputs) == 2 else "image" if image is not None else "text"
-    return kind, inputs
-
-
-def _read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
-    findings = tuple(
-        Finding(key, name, float(probability), threshold)
-        for (key, name, threshold), probability in zip(
-            model.labels, answer[PROBABILITIES.name][0], strict=True
-        )
-    )
-
-    def first(name: str) -> Any:
-        return answer[name][0] if name in answer else None
-
-    text, image_notes, report_notes = map(first, (REPORT_TEXT.name, IMAGE_NOTES.name, REPORT_NOTES.name))
-    return Prediction(
-        kind=kind,
-        findings=findings,
-        embedding=answer[EMBEDDING.name][0],
-        fingerprint=model.fingerprint,
-        image_attention=first(IMAGE_ATTENTION.name),
-        text_attention=first(TEXT_ATTENTION.name),
-        report_text=None if text is None else bytes(text[0]).decode("utf-8"),
-        token_spans=first(TOKEN_SPANS.name),
-        image_notes=None if image_notes is None else ImageNotes.from_json(bytes(image_notes[0])),
-        report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
-    )
 
 
 def _make_stored(case: CaseInput, prediction: Prediction) -> StoredCase:

@@ -6,7 +6,8 @@
 Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the pooled logit of one label, before
 calibration, through the whole model: both encoders, fusion and pooling. With an image and a report the
 integral runs along one straight path through both, so the attributions of pixels and words share one unit
-(logits) and together sum to logit - baseline logit.
+(logits) and together sum to logit - baseline logit. What the lexical part (`training.lexical`) adds to a logit is a
+sum over n-grams: its share of each token is read off, not integrated, and its baseline is a text without any.
 """
 
 from collections.abc import Sequence
@@ -189,8 +190,24 @@ def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int) -> Att
     method = IntegratedGradients(compute_logit)
     parts = iter(method.attribute(values, baselines, n_steps=steps, internal_batch_size=CHUNK))
     pixels = None if inputs.pixels is None else next(parts)[0, 0].numpy().astype(np.float32)
-    tokens = None if inputs.input_ids is None else next(parts)[0].sum(-1).numpy().astype(np.float32)
-    return Attributions(pixels, tokens, logit, baseline_logit)
+    if inputs.input_ids is None:
+        return Attributions(pixels, None, logit, baseline_logit)
+    tokens = next(parts)[0].sum(-1).numpy().astype(np.float32)
+    words, bias = _attribute_words(model, inputs, index)
+    return Attributions(
+        pixels, tokens + words, logit + float(words.sum(dtype=np.float64)) + bias, baseline_logit + bias
+    )
+
+
+def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float]:
+    """Return what the lexical part, if any, adds to a logit: by each token (L,), and for a text without words."""
+    lexical = model.fusion.lexical
+    if lexical is None:
+        return np.zeros((), np.float32), 0.0
+    with torch.no_grad():
+        added = lexical.attribute(inputs.input_ids, inputs.attention_mask)[0, :, index]  # (L,)
+        bias = lexical.find_bias(inputs.input_ids)[0, index]
+    return added.numpy().astype(np.float32), float(bias)
 
 
 def _check_arguments(image: bytes | None, report: bytes | str | None, label: str | None, steps: int) -> None:
@@ -208,9 +225,9 @@ def _make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[tuple[Tensor, ...]
     if inputs.pixels is not None:
         ends.append((inputs.pixels, torch.zeros_like(inputs.pixels)))
     if inputs.input_ids is not None:
-        embed = model.text_encoder.bert.embeddings
+        embed = model.text_encoder.embed
         with torch.no_grad():
-            ends.append((embed(input_ids=inputs.input_ids), embed(input_ids=inputs.baseline_ids)))
+            ends.append((embed(inputs.input_ids), embed(inputs.baseline_ids)))
     values, baselines = zip(*ends, strict=True)
     return values, baselines
 

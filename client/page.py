@@ -86,8 +86,13 @@ def _make_summary(
     """Show the radiograph and, beside it, what each kind of input makes the model say."""
     rows = [("Labels of this study", _name_labels(truth)), *_describe_image(predictions, explanation)]
     for kind, prediction in predictions.items():
-        present = tuple(finding.key for finding in prediction.findings if finding.present)
-        rows.append((f"Present: {_KIND_TITLES.get(kind, kind).lower()}", _name_labels(present)))
+        read = _KIND_TITLES.get(kind, kind).lower()
+        decided: dict[str, list[str]] = {"present": [], "uncertain": [], "absent": []}
+        for finding in prediction.findings:
+            decided[finding.decision].append(finding.key)
+        rows.append((f"Present: {read}", _name_labels(decided["present"])))
+        if decided["uncertain"]:
+            rows.append((f"Uncertain: {read}", _name_labels(decided["uncertain"])))
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{names}</dd>" for term, names in rows)
     figure = _make_radiograph(predictions, explanation)
     warnings = _make_warnings(predictions, explanation)
@@ -151,10 +156,12 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
         tag = ' <span class="tag truth">labelled</span>' if labelled else ""
         name = f'<th scope="row">{escape(finding.name)}{tag}</th>'
         rows.append(f'<tr class="{"truth" if labelled else "other"}">{name}{cells}</tr>')
+    drawn = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
+    banded = " A hatched stretch is the band in which the model does not decide." if drawn else ""
     return _make_section(
         "Findings",
         '<p class="note">Calibrated probabilities, ordered by the first column. The upright mark is the '
-        "threshold from which a finding counts as present.</p>"
+        f"threshold from which a finding counts as present.{banded}</p>{_make_sets(predictions)}"
         f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table><thead><tr>'
         f'<th scope="col">Finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
     )
@@ -163,16 +170,39 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
 def _make_bar(finding: Finding | None) -> str:
     if finding is None:
         return '<span class="quiet">not given</span>'
-    state = "present" if finding.present else "absent"
+    state = finding.decision
+    said = {"present": "● present", "uncertain": "◐ uncertain", "absent": "○ below"}[state]
     width, limit = (100 * min(max(value, 0.0), 1.0) for value in (finding.probability, finding.threshold))
     return (
         f'<div class="probability {state}" title="probability {finding.probability:.3f}, '
         f'threshold {finding.threshold:.3f}"><div class="track" aria-hidden="true">'
-        f'<div class="fill" style="width: {width:.1f}%"></div>'
+        f'<div class="fill" style="width: {width:.1f}%"></div>{_make_band(finding)}'
         f'<div class="limit" style="left: {limit:.1f}%"></div></div>'
         f'<span class="value">{finding.probability:.2f}</span>'
-        f'<span class="state">{"● present" if finding.present else "○ below"}</span></div>'
+        f'<span class="state">{said}</span></div>'
     )
+
+
+def _make_band(finding: Finding) -> str:
+    """Draw the band of uncertain probabilities; nothing where there is none."""
+    low, high = finding.uncertain_low, finding.uncertain_high
+    if low is None or high is None or low >= high:
+        return ""
+    return f'<div class="band" style="left: {100 * low:.1f}%; width: {100 * (high - low):.1f}%"></div>'
+
+
+def _make_sets(predictions: Mapping[str, Prediction]) -> str:
+    """Say which labels cannot be left out, where the model states how sure that is."""
+    lines = []
+    for kind, prediction in predictions.items():
+        found = prediction.conformal_set
+        if found is not None:
+            names = ", ".join(LABEL_NAMES.get(key, key) for key in found.keys) or "none"
+            lines.append(
+                f"<li>{escape(_KIND_TITLES.get(kind, kind))} (holds {found.stated_recall:.0%} of a study's labels "
+                f"on average): {escape(names)}</li>"
+            )
+    return f'<p class="note">Not to be left out:</p><ul class="note">{"".join(lines)}</ul>' if lines else ""
 
 
 def _make_explanation(explanation: "Explanation | None") -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.bundle import Decision, ServedLabel, decide
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
@@ -14,21 +15,54 @@ Kind = Literal["study", "image", "text"]  # which inputs a prediction was made f
 
 @dataclass(frozen=True)
 class Finding:
-    """One category: its calibrated probability (0 to 1) and the threshold of the served model."""
+    """One category: its calibrated probability (0 to 1), and the threshold and band of the served model.
+
+    A probability from `uncertain_low` up to, but without, `uncertain_high` is uncertain; both are None in a model
+    without a band.
+    """
 
     key: str
     name: str
     probability: float
     threshold: float
+    uncertain_low: float | None = None
+    uncertain_high: float | None = None
 
     @property
     def present(self) -> bool:
         """Whether the probability reaches the threshold."""
         return self.probability >= self.threshold
 
+    @property
+    def confidence(self) -> float:
+        """How probable it is that `present` is right, 0 to 1."""
+        return self.probability if self.present else 1 - self.probability
+
+    @property
+    def decision(self) -> Decision:
+        """Like `present`, but "uncertain" inside the band; a model without bands is uncertain about nothing."""
+        return decide(self.probability, self.threshold, self.uncertain_low, self.uncertain_high)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and `present`."""
-        return {**asdict(self), "present": self.present}
+        """Return the fields, `present`, `decision` and `confidence`."""
+        derived = {"present": self.present, "decision": self.decision, "confidence": self.confidence}
+        return {**asdict(self), **derived}
+
+
+@dataclass(frozen=True)
+class ConformalSet:
+    """The labels that cannot be left out: together they are likely to hold nearly all that a case has.
+
+    `stated_recall` is the share of a study's labels that such a set holds on average, at least, as fitted on the
+    validation split for the image, the report and both.
+    """
+
+    keys: tuple[str, ...]
+    stated_recall: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {"keys": list(self.keys), "stated_recall": self.stated_recall}
 
 
 @dataclass(frozen=True)
@@ -46,6 +80,7 @@ class Prediction:
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
+        conformal_set: The labels that cannot be left out; None from a model that states nothing about them.
     """
 
     kind: Kind
@@ -58,6 +93,7 @@ class Prediction:
     token_spans: NDArray[np.int32] | None = None
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
+    conformal_set: ConformalSet | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -65,11 +101,12 @@ class Prediction:
         return join_warnings(self.image_notes, self.report_notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return kind, fingerprint, findings, embedding, notes and warnings."""
+        """Return kind, fingerprint, findings, conformal set, embedding, notes and warnings."""
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
             "findings": [finding.to_dict() for finding in self.findings],
+            "conformal_set": None if self.conformal_set is None else self.conformal_set.to_dict(),
             "embedding": [round(float(value), 6) for value in self.embedding],
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
@@ -157,7 +194,8 @@ class IndexResult:
 class ServedModel:
     """What the served model says about itself.
 
-    `grid` is the side of the square that the N image tokens form; `labels` are (key, name, threshold).
+    `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
+    `temperature` divided the similarities of the contrastive loss, None where the model does not say.
     """
 
     fingerprint: str
@@ -166,12 +204,12 @@ class ServedModel:
     image_size: int
     embedding_size: int
     grid: int
-    labels: tuple[tuple[str, str, float], ...]
+    labels: tuple[ServedLabel, ...]
+    temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
-        labels = [{"key": key, "name": name, "threshold": limit} for key, name, limit in self.labels]
-        return {**asdict(self), "labels": labels}
+        return {**asdict(self), "labels": [label.describe() for label in self.labels]}
 
 
 @dataclass(frozen=True)

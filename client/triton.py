@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
@@ -12,11 +13,14 @@ from tritonclient.utils import InferenceServerException
 
 from client.results import ServedModel
 from client.status import make_error
+from contract.bundle import ServedLabel, check_numbers
 from contract.errors import ArtifactError, CxrError
 from contract.labels import LABEL_KEYS
 from contract.tensors import MODELS
 
 Arrays = dict[str, NDArray[Any]]
+
+_LABEL_FIELDS: Final = {field.name for field in fields(ServedLabel)}  # a newer server may say more
 
 _CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
@@ -95,7 +99,10 @@ class TritonTransport:
     def _parse_model(self, config: Mapping[str, Any]) -> ServedModel:
         try:
             values = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
-            labels = tuple((x["key"], x["name"], float(x["threshold"])) for x in json.loads(values["labels"]))
+            labels = tuple(
+                ServedLabel(**{name: value for name, value in entry.items() if name in _LABEL_FIELDS})
+                for entry in json.loads(values["labels"])
+            )
             model = ServedModel(
                 fingerprint=values["fingerprint"],
                 text_mode=values["text_mode"],
@@ -104,14 +111,17 @@ class TritonTransport:
                 embedding_size=int(values["embedding_size"]),
                 grid=int(values["image_tokens_grid"]),
                 labels=labels,
+                temperature=float(values["temperature"]) if "temperature" in values else None,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"Triton at {self.url} serves models that `cxr export` did not publish: their parameters "
                 "lack labels or sizes."
             ) from error
-        if tuple(key for key, *_ in labels) != LABEL_KEYS:
+        if tuple(label.key for label in labels) != LABEL_KEYS:
             raise ArtifactError(f"Triton at {self.url} serves other categories than this client knows.")
+        for label in labels:
+            check_numbers(label, source=f"Triton at {self.url}")
         return model
 
     def _check_outputs(self, config: Mapping[str, Any]) -> None:

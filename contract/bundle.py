@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.labels import LABEL_KEYS, LABEL_NAMES
@@ -34,13 +34,35 @@ MODEL_CARD: Final = "MODEL_CARD.md"
 DECIDING_FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, LABELS_FILE)
 REQUIRED_FILES: Final = (*DECIDING_FILES, METRICS, SPLIT, MODEL_CARD)
 
+Decision = Literal["present", "absent", "uncertain"]
+
+
+def decide(probability: float, threshold: float, low: float | None, high: float | None) -> Decision:
+    """Return "uncertain" from `low` up to, but without, `high`; else whether the threshold is reached."""
+    if low is not None and high is not None and low <= probability < high:
+        return "uncertain"
+    return "present" if probability >= threshold else "absent"
+
 
 @dataclass(frozen=True)
 class ServedLabel:
     """A category as one model serves it.
 
-    `threshold` is the probability (0 to 1) from which the finding counts as present. The calibrated
-    probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
+    The calibrated probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
+    What follows `bias` is None in a model that states nothing about it; see `training.selective`.
+
+    Attributes:
+        key: Short name, as in `contract.labels`.
+        name: For people.
+        threshold: Probability, 0 to 1, from which the finding counts as present.
+        scale: Of the logit.
+        bias: Of the scaled logit.
+        uncertain_low: Lower edge of the band of uncertain probabilities; at most the threshold.
+        uncertain_high: Its upper edge, the first probability above it; at least the threshold.
+        stated_missed: Largest expected share of the studies with the finding that is decided "absent".
+        stated_false_alarms: Largest expected share of the studies without it that is decided "present".
+        include: Probability from which the label belongs to the conformal set.
+        stated_recall: Smallest expected share of a study's labels that its conformal set holds.
     """
 
     key: str
@@ -48,6 +70,24 @@ class ServedLabel:
     threshold: float
     scale: float = 1.0
     bias: float = 0.0
+    uncertain_low: float | None = None
+    uncertain_high: float | None = None
+    stated_missed: float | None = None
+    stated_false_alarms: float | None = None
+    include: float | None = None
+    stated_recall: float | None = None
+
+    def decide(self, probability: float) -> Decision:
+        """Return what a probability of this label means; see `decide`."""
+        return decide(probability, self.threshold, self.uncertain_low, self.uncertain_high)
+
+    def describe(self) -> dict[str, str | float]:
+        """Return what a client needs of it: all but the calibration, and nothing that is not stated."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and name not in {"scale", "bias"}
+        }
 
 
 @dataclass(frozen=True)
@@ -170,8 +210,11 @@ def _place_file(source: Path, target: Path, *, link: bool) -> None:
 
 
 def write_labels(directory: Path, labels: tuple[ServedLabel, ...]) -> None:
-    """Write labels.json."""
-    write_json(directory / LABELS_FILE, {"labels": [asdict(label) for label in labels]})
+    """Write labels.json; what a label does not state is left out, as it was before it could be stated."""
+    entries = [
+        {name: value for name, value in asdict(label).items() if value is not None} for label in labels
+    ]
+    write_json(directory / LABELS_FILE, {"labels": entries})
 
 
 def write_json(path: Path, value: object) -> None:
@@ -241,16 +284,36 @@ def check_labels(labels: tuple[ServedLabel, ...], *, source: str) -> None:
     if any(label.name != LABEL_NAMES[label.key] for label in labels):
         raise ArtifactError(f"{source} names a category differently from this version of the software.")
     for label in labels:
-        numbers = (label.threshold, label.scale, label.bias)
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise ArtifactError(f"{source} holds something else than numbers for {label.key}.")
-        if not 0 <= label.threshold <= 1:
-            raise ArtifactError(f"{source} gives {label.key} the threshold {label.threshold}, not 0 to 1.")
+        check_numbers(label, source=source)
+
+
+def check_numbers(label: ServedLabel, *, source: str) -> None:
+    """Raise ArtifactError unless the numbers of a label are usable; see `ServedLabel` for their ranges."""
+    values = {name: value for name, value in asdict(label).items() if name not in {"key", "name"}}
+    stated = {name: value for name, value in values.items() if value is not None}
+    needed = {"threshold", "scale", "bias"}
+    if not needed <= stated.keys() or not all(
+        isinstance(number, int | float) and math.isfinite(number) for number in stated.values()
+    ):
+        raise ArtifactError(f"{source} holds something else than numbers for {label.key}.")
+    for name in stated.keys() - {"scale", "bias"}:
+        if not 0 <= stated[name] <= 1:
+            said = name.replace("_", " ")
+            raise ArtifactError(f"{source} gives {label.key} the {said} {stated[name]}, not 0 to 1.")
+    for first, second in (("uncertain_low", "uncertain_high"), ("include", "stated_recall")):
+        if (first in stated) != (second in stated):
+            raise ArtifactError(f"{source} gives {label.key} only one of {first} and {second}.")
+    low, high = (stated.get(name, label.threshold) for name in ("uncertain_low", "uncertain_high"))
+    if not low <= label.threshold <= high:
+        raise ArtifactError(
+            f"{source} gives {label.key} the band {low} to {high}, which does not hold its threshold "
+            f"{label.threshold}."
+        )
 
 
 def _verify_file(directory: Path, name: str, expected: object) -> None:
     file = directory / name
-    if not file.resolve().is_relative_to(directory.resolve()):
+    if not any(file.resolve().is_relative_to(root) for root in _find_roots(directory)):
         raise ArtifactError(f"{directory / MANIFEST} lists a file outside the bundle.")
     if not file.is_file():
         raise ArtifactError(f"The bundle {directory} lacks {name}.")
@@ -263,6 +326,16 @@ def _verify_file(directory: Path, name: str, expected: object) -> None:
             f"{file} was changed after the bundle was written (SHA-256 {found[:12]}, manifest "
             f"{str(expected)[:12]}): restore it or train again."
         )
+
+
+def _find_roots(directory: Path) -> list[Path]:
+    """Return where a bundle's files may lie: in it or, for a snapshot in the hub's cache, in the cache's blobs.
+
+    The cache keeps <repository>/blobs and <repository>/snapshots/<commit>, whose files are links to blobs.
+    """
+    real = directory.resolve()
+    blobs = real.parent.parent / "blobs"
+    return [real, blobs] if real.parent.name == "snapshots" else [real]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -113,9 +113,9 @@ _SPECS: tuple[ModelSpec, ...] = (
     ModelSpec("preprocess_text", "python", (REPORT,), (*_TEXT_INPUTS, *_READING)),
     ModelSpec("image_encoder", "onnxruntime", (PIXELS,), (IMAGE_TOKENS,)),
     ModelSpec("text_encoder", "onnxruntime", _TEXT_INPUTS, (TEXT_TOKENS,)),
-    ModelSpec("fusion_study", "onnxruntime", (IMAGE_TOKENS, TEXT_TOKENS, ATTENTION_MASK), _STUDY_OUTPUTS),
+    ModelSpec("fusion_study", "onnxruntime", (IMAGE_TOKENS, TEXT_TOKENS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
     ModelSpec("fusion_image", "onnxruntime", (IMAGE_TOKENS,), _IMAGE_OUTPUTS),
-    ModelSpec("fusion_text", "onnxruntime", (TEXT_TOKENS, ATTENTION_MASK), _TEXT_OUTPUTS),
+    ModelSpec("fusion_text", "onnxruntime", (TEXT_TOKENS, *_TEXT_INPUTS), _TEXT_OUTPUTS),
     ModelSpec(
         "predict_study",
         "ensemble",

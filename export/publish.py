@@ -109,15 +109,17 @@ def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) 
     if spec.name == "preprocess_text":
         values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
     if spec.backend == "ensemble":
-        labels = [{"key": x.key, "name": x.name, "threshold": x.threshold} for x in bundle.labels]
         values |= {
-            "labels": json.dumps(labels),
+            "labels": json.dumps([label.describe() for label in bundle.labels]),
             "text_mode": _read_setting(bundle, "text_mode"),
             "max_length": _read_setting(bundle, "max_length"),
             "image_size": str(sizes["S"]),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
         }
+    temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
+    if spec.backend == "ensemble" and temperature:
+        values["temperature"] = str(temperature)
     return values
 
 

@@ -97,13 +97,17 @@ def _write_bundle(
     thresholds: Sequence[float],
     biases: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> "Bundle":
-    """Write a bundle that reads findings; its tokenizer learns `texts`, `biases` calibrate study, image, text."""
+    """Write a bundle that reads findings; its tokenizer learns `texts`, `biases` calibrate study, image, text.
+
+    A lexical part holds random tables too.
+    """
     import torch
     from safetensors.torch import save_file
 
     from contract import bundle as parts
+    from contract.label_words import MASK
     from contract.labels import LABELS
-    from contract.text import train_tokenizer
+    from contract.text import SPECIAL_TOKENS, train_tokenizer
     from training.model import CxrModel
 
     directory.mkdir(parents=True)
@@ -114,6 +118,11 @@ def _write_bundle(
             parameter.mul_(1.5)
         for kind, bias in zip(("study", "image", "text"), biases, strict=True):
             getattr(model.fusion, f"bias_{kind}").fill_(bias)
+        if (lexical := model.fusion.lexical) is not None:
+            for table in (lexical.unigrams, lexical.bigrams, lexical.bias):
+                table.copy_(torch.randn(table.shape))
+                table[..., -1] += 4  # the squares of idf are at least 1
+            lexical.mask_id.fill_(SPECIAL_TOKENS.index(MASK))
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, directory / parts.WEIGHTS)
     length = min(config.text_positions, 256)

@@ -1,13 +1,72 @@
-"""The model card: MODEL_CARD.md, written from what was measured, for people."""
+"""The model card: MODEL_CARD.md, written from what was measured, for people and for the Hugging Face hub.
 
-from collections.abc import Mapping
-from typing import Any
+It opens with the hub's metadata (a YAML block: licence, tags, results as `model-index`); the sections follow
+Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from contract.labels import LABEL_NAMES
 from training.config import TrainConfig
+from training.config_file import format_config
 
-_MARKS = ("<!-- evaluation -->", "<!-- end of evaluation -->")
-_KIND_NAMES = {"study": "image + report", "image": "image only", "text": "report only"}
+LICENCE_FILE: Final = "LICENSE.md"  # `export.hub` writes it from the card's section "Licence"
+RARE: Final = 10  # training cases; a label with fewer is named among the limits
+_MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
+_WAYS: Final = {
+    "study": "image + report",
+    "image": "image only",
+    "text": "report only",
+    "study_views": "two views + report",
+    "views": "two views",
+}
+_METRICS: Final = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+_HUB_METRICS: Final = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1"}
+_TEXT_MODES: Final = {
+    "findings": "the findings, or the impression of a report without findings",
+    "findings_masked": "the findings (or else the impression), with the words that state a label hidden",
+    "full": "findings and impression",
+    "indication": "the indication alone, which was written before the image was read",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A collection of studies: `key` stands in the metadata, the rest is prose."""
+
+    key: str
+    name: str
+    about: str
+    limit: str
+
+
+_SOURCES: Final = {
+    "openi": _Source(
+        "open-i",
+        "Open-i (Indiana University chest X-ray collection)",
+        "Radiographs and reports of the Open-i collection of the U.S. National Library of Medicine "
+        "(Demner-Fushman et al. 2016), de-identified by its makers.",
+        "One collection's data; other scanners, patients and wordings were not tested.",
+    ),
+    "phantom": _Source(
+        "cxr-phantom",
+        "Phantoms drawn by cxr-serving",
+        "Phantoms: radiographs and reports that a program drew, in the layout of Open-i. No patient is in them.",
+        "**Trained on drawn phantoms: the figures say that the software works, and nothing about patients.**",
+    ),
+}
 
 
 def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
@@ -16,93 +75,316 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
     Args:
         config: The training run.
         metrics: What metrics.json holds.
-        details: What the manifest holds: versions, git commit, data hash, seed.
+        details: What the manifest holds: versions, git commit, data hash, seed, device, seconds. Optional are
+            "data_source" ("openi", "phantom", or another name in words) and "datasets" (ids of data sets on the hub).
     """
+    source = _find_source(details)
     parts = [
-        f"# Chest X-ray model, preset `{config.preset}`\n",
-        "Predicts 22 finding categories from a chest radiograph, its report, or both; places cases in one "
-        "embedding space for search; shows attention per finding.\n\n"
-        "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n",
-        _write_data(metrics),
+        _write_metadata(config, metrics, details, source),
+        _write_summary(config, metrics),
+        _write_use(),
+        _write_data(metrics, source),
         _write_results(metrics),
-        _write_limits(config, metrics),
-        _write_making(config, details),
+        _write_labels(metrics),
+        _write_calibration(),
+        _write_limits(config, metrics, source),
+        _write_training(config, details),
+        _write_licence(config, details),
+        _write_citations(config, details),
     ]
-    return "\n".join(parts)
+    note = (
+        "Not run yet. `cxr evaluate` puts the controls here: word counts (TF-IDF), another patient's image or "
+        "report, masked label words, and search. Without them the results above cannot be judged."
+    )
+    return _append_evaluation("\n".join(parts), note)
 
 
 def insert_evaluation(card: str, summary: str) -> str:
     """Return a model card with the summary of an evaluation at its end, in the place of an earlier one."""
     start, end = _MARKS
-    if start in card and end in card:
-        before, rest = card.split(start, 1)
-        card = before.rstrip() + "\n" + rest.split(end, 1)[1]
-    note = "Made by `cxr evaluate`; the whole of it, with plots, lies in `evaluation/`.\n"
-    return f"{card.rstrip()}\n\n{start}\n# Evaluation\n\n{note}\n{summary.rstrip()}\n{end}\n"
+    before, found, rest = card.partition(start)
+    _, closed, after = rest.partition(end)
+    if found and closed:
+        card = before.rstrip() + "\n" + after
+    note = "Made by `cxr evaluate`; the whole of it, with plots, lies in `evaluation/`."
+    return _append_evaluation(card, f"{note}\n\n{summary.rstrip()}")
 
 
-def _write_data(metrics: Mapping[str, Any]) -> str:
-    counts = metrics["studies"]
+def _append_evaluation(card: str, text: str) -> str:
+    start, end = _MARKS
+    return f"{card.rstrip()}\n\n{start}\n# Evaluation\n\n{text}\n{end}\n"
+
+
+def _find_source(details: Mapping[str, Any]) -> _Source:
+    named = details.get("data_source")
+    if named in _SOURCES:
+        return _SOURCES[named]
+    name = str(named) if named else f"studies table {details['data_sha256'][:12]}"
+    about = f"Source: {named}." if named else "The training record does not say which collection this was."
+    return _Source(
+        "custom", name, about, "One data set; other scanners, patients and wordings were not tested."
+    )
+
+
+def _write_metadata(
+    config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any], source: _Source
+) -> str:
+    """Return the YAML block; hub-docs/modelcard.md names its keys."""
+    results = list(_make_results(metrics, details, source))
+    data = ModelCardData(
+        language="en",
+        **_choose_licence(config, details),
+        library_name="cxr-serving",
+        pipeline_tag="image-classification" if "image" in metrics["test"] else "text-classification",
+        tags=["chest-x-ray", "radiology", "medical", "multi-label", "multimodal", "retrieval", source.key],
+        datasets=list(details.get("datasets", ())) or None,
+        base_model=_find_base_models(config) or None,
+        metrics=list(_HUB_METRICS.values()),
+        model_name=f"cxr-serving {config.name}" if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _make_results(
+    metrics: Mapping[str, Any], details: Mapping[str, Any], source: _Source
+) -> Iterator[EvalResult]:
+    """Yield the macro means on the test split; the way a study is read takes the place of a data set's config."""
+    for way, result in _list_ways(metrics):
+        for name, hub_name in _HUB_METRICS.items():
+            found = result["macro"].get(name)
+            if found is None or not math.isfinite(found["value"]):
+                continue
+            yield EvalResult(
+                task_type="text-classification" if way == "text" else "image-classification",
+                task_name=f"22 finding categories from {_name_way(way)}",
+                dataset_type=source.key,
+                dataset_name=source.name,
+                dataset_config=way,
+                dataset_split="test",
+                dataset_args={"table_sha256": details["data_sha256"], "studies": result.get("studies")},
+                metric_type=hub_name,
+                metric_name=f"{_METRICS[name]}, macro mean",
+                metric_value=float(found["value"]),
+                metric_args={
+                    "average": "macro",
+                    "low_95": float(found["low"]),
+                    "high_95": float(found["high"]),
+                },
+            )
+
+
+def _choose_licence(config: TrainConfig, details: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hub's licence keys: MIT only where nobody else's data or weights are in the model."""
+    if details.get("data_source") == "phantom" and not any((config.weights.image, config.weights.text)):
+        return {"license": "mit"}
+    return {"license": "other", "license_name": "depends-on-training-data", "license_link": LICENCE_FILE}
+
+
+def _find_base_models(config: TrainConfig) -> list[str]:
+    """Return the hub ids among the pretrained weights; a file or directory has none."""
+    ids = []
+    for source in (config.weights.image, config.weights.text):
+        name = (source or "").removeprefix("hf-hub:").removeprefix("hf_hub:")
+        owner, _, rest = name.partition("/")
+        if owner and rest and "/" not in rest and owner[0] not in ".~" and not Path(name).exists():
+            ids.append(name)
+    return ids
+
+
+def _write_summary(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
+    model = config.model
+    ways = ", ".join(_name_way(way) for way, _ in _list_ways(metrics)) or "none"
+    return (
+        f"# Chest X-ray model, config `{config.name}`\n\n"
+        "Predicts 22 finding categories from a chest radiograph, its report, or both; places cases in one "
+        "embedding space for search; shows attention per finding.\n\n"
+        "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n\n"
+        f"- Image: a Swin Transformer, stages {', '.join(map(str, model.image_depths))}, width {model.image_width}, "
+        f"{model.image_size} x {model.image_size} pixels, {config.data.views} view(s) of a study.\n"
+        f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "
+        f"{config.data.max_length} word pieces. It reads `{config.data.text_mode}`: "
+        f"{_TEXT_MODES[config.data.text_mode]}.\n"
+        f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}, embedding size "
+        f"{model.embedding_size}. One set of weights reads image and report together or either alone; tested: {ways}.\n"
+    )
+
+
+def _write_use() -> str:
+    return (
+        "## Intended use\n\n"
+        "Research on multimodal models and on serving them, and teaching: what such a model sees, finds again and "
+        "misses. `cxr export` of `cxr-serving` publishes it for Triton.\n\n"
+        "Out of scope: any decision about a patient (diagnosis, triage, screening, second reading); images of other "
+        "parts of the body or of other modalities; reports in other languages than English. 22 coarse categories are "
+        "not a radiology report.\n"
+    )
+
+
+def _write_data(metrics: Mapping[str, Any], source: _Source) -> str:
     rows = "".join(
         f"| {part} | {count['studies']} | {count['image']} | {count['text']} | {count['labelled']} |\n"
-        for part, count in counts.items()
+        for part, count in metrics["studies"].items()
     )
+    unreadable = metrics.get("unreadable_images", 0)
+    note = f"\n{unreadable} image(s) could not be read and were left out.\n" if unreadable else ""
     return (
-        "## Data\n\nSplit by patient. Labels come from the MeSH major headings that indexers gave each "
-        "report, never from phrases in the text that the model reads.\n\n"
-        f"| part | studies | with image | with report | labelled |\n|---|---|---|---|---|\n{rows}"
+        f"## Data\n\n{source.about} Split by patient; `split.json` holds the study ids. Labels come from the MeSH "
+        "major headings that indexers gave each report, never from phrases in the text that the model reads.\n\n"
+        f"| part | studies | with image | with report | labelled |\n|---|---|---|---|---|\n{rows}{note}"
     )
 
 
 def _write_results(metrics: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"| {_KIND_NAMES[kind]} | "
-        + " | ".join(_cell(result, name) for name in ("auroc", "ap", "f1"))
+        f"| {_name_way(way)} | {result.get('studies', '-')} | "
+        + " | ".join(_cell(result["macro"].get(name)) for name in _METRICS)
         + " |\n"
-        for kind, result in metrics["test"].items()
+        for way, result in _list_ways(metrics)
     )
     return (
         "## Results on the test split\n\nMacro means over the labels with enough cases, with 95 % intervals "
-        "from bootstrapping patients. Thresholds and calibration were fitted on the validation split.\n\n"
-        f"| input | AUROC | average precision | F1 |\n|---|---|---|---|\n{rows}"
+        "from bootstrapping patients. AUROC, average precision and F1: higher is better; Brier score and expected "
+        "calibration error: lower is better.\n\n"
+        f"| input | studies | {' | '.join(_METRICS.values())} |\n|{'---|' * (len(_METRICS) + 2)}\n{rows}"
     )
 
 
-def _write_limits(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
-    unseen = [name for key, name in LABEL_NAMES.items() if metrics["training_positives"].get(key, 0) < 10]
+def _write_labels(metrics: Mapping[str, Any]) -> str:
+    """Return each label's figures, for the first way that was tested."""
+    way, result = next(iter(_list_ways(metrics)), ("study", {}))
+    measured, trained = result.get("labels", {}), metrics["training_positives"]
+    rows = []
+    for key, name in LABEL_NAMES.items():
+        values = measured.get(key, {})
+        cells = " | ".join(_cell(values.get(metric)) for metric in _HUB_METRICS)
+        rows.append(f"| {name} | {trained.get(key, 0)} | {values.get('positives', '-')} | {cells} |\n")
+    head = " | ".join(_METRICS[name] for name in _HUB_METRICS)
+    return (
+        f"### By category, from {_name_way(way)}\n\n"
+        f"| category | training cases | test cases | {head} |\n|---|---|---|---|---|---|\n{''.join(rows)}"
+    )
+
+
+def _write_calibration() -> str:
+    return (
+        "## Calibration, thresholds and abstention\n\n"
+        "Probabilities are calibrated for each category and each way of reading (Platt scaling). A category counts "
+        "as present from its threshold in `labels.json` on, chosen for the highest F1 over all ways; where the "
+        "validation split has too few cases it stays at 0.5. All of it was fitted on the validation split, none on the "
+        "test split. Calibration holds where findings are as frequent as in this data; elsewhere probabilities and "
+        "thresholds need fitting anew.\n\n"
+        "A category that states a band in `labels.json` (`uncertain_low` to `uncertain_high`) is called uncertain "
+        "inside it; the others are always decided. The band keeps two shares at or below what is stated, in "
+        "expectation: of the studies with the finding those decided absent, and of those without it those decided "
+        "present (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). That supposes cases like the "
+        "validation split, on which calibration and thresholds were fitted too: hold it against what the evaluation "
+        "measured.\n"
+    )
+
+
+def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: _Source) -> str:
+    known = metrics["training_positives"]
+    unseen = [name for key, name in LABEL_NAMES.items() if known.get(key, 0) < RARE]
     lines = [
-        "- The text model reads "
-        f"`{config.text_mode}` of the report. A report can state its labels in words, so figures with the "
-        "report say how well the text is read, not how well the image is.",
-        "- One institution's data; other scanners, patients and wordings were not tested.",
-        "- Attention shows where the model looked, not why.",
+        source.limit,
+        f"The text model reads `{config.data.text_mode}` of the report. A report can state its labels in words, so "
+        "figures with the report say how well the text is read, not how well the image is.",
+        "The macro means leave out the categories with too few test cases, which are often the ones that matter.",
+        "The figures are not broken down by age, sex or scanner.",
+        "Attention shows where the model looked, not why.",
     ]
     if "image" not in metrics["test"]:
         lines.append(
-            "- **No images were used: the image encoder is untrained, and image predictions mean nothing.**"
+            "**No images were used: the image encoder is untrained, and image predictions mean nothing.**"
         )
     if unseen:
-        lines.append(f"- Fewer than 10 training cases, not to be relied on: {', '.join(unseen)}.")
-    return "## Limits\n\n" + "\n".join(lines) + "\n"
+        lines.append(f"Fewer than {RARE} training cases, not to be relied on: {', '.join(unseen)}.")
+    return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _write_making(config: TrainConfig, details: Mapping[str, Any]) -> str:
+def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in details["versions"].items())
-    model = config.model
     return (
-        "## How it was made\n\n"
-        f"Swin (stages {model.image_depths}, width {model.image_width}, {model.image_size} pixels) and BERT "
-        f"({model.text_layers} layers, width {model.text_width}), {model.fusion_layers} fusion layers, token "
-        f"width {model.width}, embedding size {model.embedding_size}. Image weights: "
-        f"{config.image_weights or 'from scratch'}; text weights: {config.text_weights or 'from scratch'}. "
-        f"{config.epochs} epochs, batch {config.batch_size}, seed {config.seed}.\n\n"
-        f"Code {details['git_commit'] or 'unknown'}; table SHA-256 {details['data_sha256'][:12]}; "
-        f"trained in {details['seconds']:.0f} s on {details['device']}; {versions}.\n"
+        "## Training\n\n"
+        f"Image weights: {_name_weights(config.weights.image)}; text weights: {_name_weights(config.weights.text)}. "
+        f"{config.loop.epochs} epochs, batch {config.loop.batch_size}, seed {config.seed}; "
+        f"{details['seconds']:.0f} s on {details['device']}.\n\n"
+        f"- Code: commit {details['git_commit'] or 'unknown'}\n"
+        f"- Data: studies table with SHA-256 {details['data_sha256']}\n"
+        f"- Versions: {versions}\n\n"
+        f"Every setting, as `cxr train --config` reads it:\n\n```toml\n{format_config(config).rstrip()}\n```\n"
     )
 
 
-def _cell(result: Mapping[str, Any], name: str) -> str:
-    value = result["macro"].get(name)
-    if value is None:
+def _write_licence(config: TrainConfig, details: Mapping[str, Any]) -> str:
+    named = details.get("data_source")
+    pretrained = [source for source in (config.weights.image, config.weights.text) if source]
+    if named == "openi":
+        text = (
+            "The weights were trained on Open-i, whose reports state CC BY-NC-ND 4.0 (attribution, not commercial, no "
+            "derivatives). Whether that binds weights trained on them is not settled: take them as for non-commercial "
+            "research with attribution, and clear anything else with the collection's makers."
+        )
+    elif named == "phantom":
+        text = "The weights were trained on phantoms that the MIT-licensed code drew: nobody else's data is in them."
+    else:
+        text = (
+            "The licence of the weights depends on the data that they were trained on, which the training record does "
+            "not name or does not know the terms of: whoever publishes them has to state it."
+        )
+    if pretrained:
+        text += f" They start from {' and '.join(f'`{source}`' for source in pretrained)}; those licences hold as well."
+    return f"## Licence\n\nThe code (cxr-serving) is under the MIT licence. {text}\n"
+
+
+def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
+    """Return the papers behind what this run used."""
+    loss, lines = config.loss, []
+    if details.get("data_source") == "openi":
+        lines.append(
+            "Data: Demner-Fushman et al. 2016, Preparing a collection of radiology examinations for distribution and "
+            "retrieval, JAMIA 23(2)"
+        )
+    lines += [
+        "Image encoder: Liu et al. 2021, Swin Transformer, arXiv:2103.14030",
+        "Text encoder: Devlin et al. 2019, BERT, arXiv:1810.04805",
+        "Adapters: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
+        "Calibration: Platt 1999, Probabilistic Outputs for Support Vector Machines",
+    ]
+    if loss.labels == "asymmetric":
+        lines.append(
+            "Loss: Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification, arXiv:2009.14119"
+        )
+    elif loss.bce_share < 1:
+        lines.append("Loss: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002")
+    if loss.contrastive_weight:
+        lines.append(
+            "Contrastive loss: Radford et al. 2021, CLIP, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362"
+        )
+    if config.optimizer.name == "muon":
+        lines.append("Optimizer: Liu et al. 2025, Muon is Scalable for LLM Training, arXiv:2502.16982")
+    else:
+        lines.append("Optimizer: Loshchilov and Hutter 2019, Decoupled Weight Decay, arXiv:1711.05101")
+    return "## Methods to cite\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _list_ways(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the results on the test split by way, in the order of `_WAYS`; JSON sorts them by name."""
+    known = [way for way in _WAYS if way in metrics["test"]]
+    others = [way for way in metrics["test"] if way not in _WAYS]
+    return [(way, metrics["test"][way]) for way in (*known, *others)]
+
+
+def _name_way(way: str) -> str:
+    return _WAYS.get(way, way)
+
+
+def _name_weights(source: str | None) -> str:
+    return f"`{source}`" if source else "from scratch"
+
+
+def _cell(found: Mapping[str, float] | None) -> str:
+    if found is None:
         return "too few cases"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

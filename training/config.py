@@ -1,16 +1,30 @@
-"""Every setting of a model and of its training, and the presets that have names.
+"""Every setting of a model and of its training, as frozen dataclasses; `training.config_file` reads them from TOML.
 
-cxr train studies.parquet --preset demo      small Swin + small BERT, from scratch, phantom data, 2 CPU cores
-cxr train studies.parquet --preset reports   larger BERT from scratch, for studies without images
-cxr train studies.parquet --preset tiny      Swin-T + BERT-base, one GPU; give --image-weights, --text-weights
-cxr train studies.parquet --preset base      Swin-B + BERT-base, the size of the published model, one GPU
+A named config is a file in `training/configs/`; its header says how long it took and what it reached.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from contract.errors import ConfigError
+from contract.text import TEXT_MODES, TextMode
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_shares(section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(0 <= value <= 1, f"{section}.{name} must lie between 0 and 1, not {value}.")
+
+
+def _require_positive(section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value > 0, f"{section}.{name} must be above 0, not {value}.")
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,15 @@ class ModelConfig:
     text_heads: int = 4
     text_feedforward: int = 512
     text_positions: int = 256
+    lexical_buckets: int = 0  # rows of the table of hashed pairs of word pieces; 0: no lexical part
     width: int = 128  # C
     embedding_size: int = 128  # D
     fusion_layers: int = 1
     fusion_heads: int = 4
     adapter_rank: int = 16
+    pooling: str = (
+        "queries"  # a learned query per label; or "mean", the same mean of all tokens for every label
+    )
     dropout: float = 0.1
 
     @property
@@ -55,165 +73,256 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ConfigError where sizes do not fit each other."""
-        if self.image_stem not in {"patch", "conv"}:
-            raise ConfigError(f"image_stem must be patch or conv, not {self.image_stem!r}.")
-        if self.image_stem == "conv" and self.image_patch not in {2, 4, 8, 16}:
-            raise ConfigError(f"A conv stem makes patches of 2, 4, 8 or 16 pixels, not {self.image_patch}.")
+        _require(
+            self.image_stem in {"patch", "conv"},
+            f"model.image_stem must be patch or conv, not {self.image_stem!r}.",
+        )
+        _require(
+            self.pooling in {"queries", "mean"},
+            f"model.pooling must be queries or mean, not {self.pooling!r}.",
+        )
+        _require(
+            self.image_stem == "patch" or self.image_patch in {2, 4, 8, 16},
+            f"A conv stem makes patches of 2, 4, 8 or 16 pixels, not {self.image_patch}.",
+        )
+        _require(
+            len(self.image_depths) == len(self.image_heads),
+            f"model.image_depths {self.image_depths} and image_heads {self.image_heads} differ in length.",
+        )
+        _require(
+            self.lexical_buckets >= 0,
+            f"model.lexical_buckets must not be negative, but is {self.lexical_buckets}.",
+        )
         stride = self.image_patch * 2 ** (len(self.image_depths) - 1)
-        if self.image_size % stride or (self.image_size // stride) % self.image_window:
-            raise ConfigError(
-                f"image_size {self.image_size} must be a multiple of {stride * self.image_window} "
-                f"(patch {self.image_patch}, {len(self.image_depths)} stages, window {self.image_window})."
-            )
+        _require(
+            self.image_size % (stride * self.image_window) == 0,
+            f"model.image_size {self.image_size} must be a multiple of {stride * self.image_window} "
+            f"(patch {self.image_patch}, {len(self.image_depths)} stages, window {self.image_window}).",
+        )
         for name, width, heads in (
             ("width", self.width, self.fusion_heads),
             ("text_width", self.text_width, self.text_heads),
         ):
-            if width % heads:
-                raise ConfigError(f"{name} {width} must be a multiple of its {heads} heads.")
+            _require(width % heads == 0, f"model.{name} {width} must be a multiple of its {heads} heads.")
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Pretrained weights of the two encoders, and what may change of them.
+
+    `image` is a file of Swin weights or a hub id, `text` a directory or hub id of a BERT model; None: from scratch.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    freeze: tuple[str, ...] = ()  # of "image", "text": encoders that are not trained
+    checkpointing: bool = (
+        False  # forget activations of the encoders and compute them again: less memory, slower
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for an encoder that is not there."""
+        unknown = set(self.freeze) - {"image", "text"}
+        _require(not unknown, f"weights.freeze names image, text or both, not {', '.join(sorted(unknown))}.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read of a study, and what is left out at random in training.
+
+    With two `views`, the first is seen alone as often as the other (`lateral_share`), and both else.
+    """
+
+    text_mode: TextMode = "findings"  # the part of a report that is read (`contract.text`)
+    max_length: int = 256  # word pieces
+    views: int = 1  # images of a study that are fused; the first is the frontal one
+    lateral_share: float = 0.5  # how often another view than the first is seen alone, where there is one
+    impression_share: float = 0.0  # how often the impression is read in the place of the text
+    masked_share: float = 0.0  # how often the words that state a label are hidden from the text
+    shuffled_share: float = 0.0  # how often the sentences of the text come in another order
+    word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
+    text_dropout: float = 0.0  # share of batches of which only the images are read (modality dropout)
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(
+            self.text_mode in TEXT_MODES,
+            f"data.text_mode must be one of {', '.join(TEXT_MODES)}, not {self.text_mode!r}.",
+        )
+        _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
+        shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
+        _require_shares("data", self, *shares, "text_dropout")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How radiographs are changed in training (`training.augment`); 0 switches a change off.
+
+    No mirroring by default: the heart lies on one side, and a mirrored chest has another finding.
+    """
+
+    rotation_degrees: float = 5.0
+    scale: float = 0.1  # up to 10 % larger or smaller
+    shift: float = 0.05  # of the image's side
+    gamma: float = 0.25  # exposure: an exponent between exp(-0.25) and exp(0.25)
+    gain: float = 0.1
+    noise: float = 0.0  # largest standard deviation of added noise, of the range 0 to 1
+    occlusion: float = 0.0  # largest side of a blackened rectangle, of the image's side
+    flip: bool = False  # left-right; only for labels that know no side
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_shares("augment", self, "scale", "shift", "gain", "noise", "occlusion")
+        _require(
+            0 <= self.rotation_degrees <= 45,
+            f"augment.rotation_degrees must lie between 0 and 45, not {self.rotation_degrees}.",
+        )
+        _require(0 <= self.gamma <= 2, f"augment.gamma must lie between 0 and 2, not {self.gamma}.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses of every way in which a batch is read (`training.losses`).
+
+    "bce_focal": `bce_share` of BCE with positive weights and the rest of focal loss. "asymmetric": the asymmetric
+    loss. Beside it `contrastive_weight` times InfoNCE between the image, text and study embeddings.
+    """
+
+    labels: str = "bce_focal"
+    bce_share: float = 0.7
+    positive_weight_limit: float = 5.0
+    focal_gamma: float = 2.0
+    asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
+    asymmetric_clip: float = 0.05
+    contrastive_weight: float = 0.1
+    temperature: float = 0.125
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(
+            self.labels in {"bce_focal", "asymmetric"},
+            f"loss.labels must be bce_focal or asymmetric, not {self.labels!r}.",
+        )
+        _require_shares("loss", self, "bce_share", "asymmetric_clip")
+        _require_positive("loss", self, "positive_weight_limit", "temperature")
+        _require(
+            self.contrastive_weight >= 0 and self.focal_gamma >= 0 and min(self.asymmetric_gammas) >= 0,
+            "loss.contrastive_weight, focal_gamma and asymmetric_gammas must not be negative.",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are changed; the rate warms up linearly and then falls along half a cosine."""
+
+    name: str = "adamw"  # or "muon" (`training.optimizer`)
+    learning_rate: float = 1e-3
+    encoder_rate: float = 1.0  # learning rate of the encoders, relative to the rest
+    layer_decay: float = 1.0  # rate of each layer of an encoder, relative to the layer above it
+    weight_decay: float = 0.05
+    warmup_share: float = 0.1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is then kept; 0: none
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.name in {"adamw", "muon"}, f"optimizer.name must be adamw or muon, not {self.name!r}.")
+        _require_positive("optimizer", self, "learning_rate", "encoder_rate", "layer_decay", "clip_norm")
+        _require_shares("optimizer", self, "warmup_share")
+        _require(0 <= self.ema_decay < 1, f"optimizer.ema_decay must lie in [0, 1), not {self.ema_decay}.")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how a model is trained; `epochs` counts passes over the training studies."""
+
+    epochs: int = 30
+    batch_size: int = 32  # studies in one step of all processes together
+    accumulate: int = 1  # parts in which a batch is computed one after the other, where memory is short
+    precision: str = "auto"  # "fp32", "bf16", "fp16"; auto: bf16 where the processor computes in it
+    compile: bool = False  # torch.compile
+    deterministic: bool = (
+        False  # refuse operations whose result differs from run to run (GPUs only have some)
+    )
+    validate_every: int = 2  # epochs
+    patience: int = 0  # validations without a better score after which training ends; 0: never
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_positive("loop", self, "epochs", "batch_size", "accumulate", "validate_every")
+        precisions = ("auto", "fp32", "bf16", "fp16")
+        _require(
+            self.precision in precisions,
+            f"loop.precision must be one of {', '.join(precisions)}, not {self.precision!r}.",
+        )
+        _require(self.patience >= 0, f"loop.patience must not be negative, but is {self.patience}.")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"loop.batch_size {self.batch_size} must be a multiple of loop.accumulate {self.accumulate}.",
+        )
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Masked-language training of the text encoder on the training split's reports, before everything else."""
+
+    epochs: int = 0  # 0: none
+    learning_rate: float = 1e-3
+    masked_share: float = 0.15  # of the word pieces
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.epochs >= 0, f"pretraining.epochs must not be negative, but is {self.epochs}.")
+        _require_positive("pretraining", self, "learning_rate", "masked_share")
+        _require_shares("pretraining", self, "masked_share")
+
+
+@dataclass(frozen=True)
+class LexicalConfig:
+    """How the lexical part is fitted (`training.lexical`), where `model.lexical_buckets` asks for one."""
+
+    C: float = 10.0  # inverse strength of the L2 penalty of its logistic regressions
+    weight: float = 1.0  # of its logits, beside those of the rest of the model
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_positive("lexical", self, "C", "weight")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run; `epochs` counts passes over the training studies.
+    """One training run."""
 
-    `image_weights` is a file of Swin weights or a hub id, `text_weights` a directory or hub id of a BERT
-    model. `text_mode` names the part of the report that is read (`contract.text`).
-    Each batch is read with image and report, by image alone and by report alone; with probability
-    `text_dropout` only its images are read. `lateral_share` is how often another view than the first (frontal) one
-    of a study is seen, where it has one, `impression_share` how often its impression is read alone, so that a
-    single sentence is no stranger to the model.
-    Losses: `bce_share` of BCE and the rest of focal loss on the labels, plus `contrastive_weight` times
-    InfoNCE between the image, text and study embeddings.
-    """
-
-    preset: str = "demo"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    text_mode: str = "findings"
-    max_length: int = 256
-    image_weights: str | None = None
-    text_weights: str | None = None
-    epochs: int = 30
-    batch_size: int = 32
-    optimizer: str = "adamw"  # or "muon" (training.optimizer)
-    learning_rate: float = 1e-3
-    encoder_rate: float = 1.0  # learning rate of the two encoders, relative to the rest
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    clip_norm: float = 1.0
-    text_dropout: float = 0.0
-    lateral_share: float = 0.5
-    impression_share: float = 0.0
-    bce_share: float = 0.7
-    focal_gamma: float = 2.0
-    positive_weight_limit: float = 5.0
-    contrastive_weight: float = 0.1
-    temperature: float = 0.125
-    validate_every: int = 2
-    bfloat16: bool | None = None  # None: where the processor computes in it
+    name: str = "demo"
     seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
-        self.model.check()
-        for name in ("epochs", "batch_size", "learning_rate", "temperature", "validate_every", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("bce_share", "text_dropout", "lateral_share", "impression_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
-        if self.optimizer not in {"adamw", "muon"}:
-            raise ConfigError(f"optimizer must be adamw or muon, not {self.optimizer!r}.")
-        if not 32 <= self.max_length <= self.model.text_positions:
-            raise ConfigError(
-                f"max_length must lie between 32 and {self.model.text_positions}, not {self.max_length}."
-            )
+        for name in SECTIONS:
+            getattr(self, name).check()
+        _require(
+            32 <= self.data.max_length <= self.model.text_positions,
+            f"data.max_length must lie between 32 and {self.model.text_positions}, not {self.data.max_length}.",
+        )
 
 
-_REPORTS = ModelConfig(text_width=256, text_layers=4, text_heads=4, text_feedforward=1024)
-_TINY = ModelConfig(
-    image_size=224,
-    image_stem="patch",
-    image_patch=4,
-    image_width=96,
-    image_depths=(2, 2, 6, 2),
-    image_heads=(3, 6, 12, 24),
-    image_drop_path=0.1,
-    vocabulary_size=28996,
-    text_width=768,
-    text_layers=12,
-    text_heads=12,
-    text_feedforward=3072,
-    text_positions=512,
-    width=512,
-    embedding_size=256,
-    fusion_layers=3,
-    fusion_heads=8,
-    adapter_rank=32,
+SECTIONS: Final = (
+    "model",
+    "weights",
+    "data",
+    "augment",
+    "loss",
+    "optimizer",
+    "loop",
+    "pretraining",
+    "lexical",
 )
-_BASE = replace(
-    _TINY,
-    image_width=128,
-    image_depths=(2, 2, 18, 2),
-    image_heads=(4, 8, 16, 32),
-    image_drop_path=0.2,
-    width=1024,
-    embedding_size=512,
-    fusion_layers=5,
-    adapter_rank=64,
-)
-
-PRESETS: Final[dict[str, TrainConfig]] = {
-    "demo": TrainConfig(
-        epochs=32,
-        optimizer="muon",
-        learning_rate=2e-3,
-        text_dropout=0.6,
-        lateral_share=0.2,
-        impression_share=0.3,
-        validate_every=4,
-    ),
-    "reports": TrainConfig(preset="reports", model=_REPORTS, epochs=4, optimizer="muon", learning_rate=2e-3),
-    "tiny": TrainConfig(preset="tiny", model=_TINY, epochs=30, learning_rate=1e-4, encoder_rate=0.3),
-    "base": TrainConfig(preset="base", model=_BASE, epochs=30, learning_rate=6e-5, encoder_rate=0.3),
-}
-
-
-def make_config(preset: str, changes: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Return a preset with some settings changed.
-
-    Args:
-        preset: A key of `PRESETS`.
-        changes: Values of `TrainConfig` fields (or, under "model", of `ModelConfig` fields) to replace.
-
-    Raises:
-        ConfigError: No such preset or setting, or a value out of its range.
-    """
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    values = dict(changes or {})
-    base = PRESETS[preset]
-    if isinstance(values.get("model"), Mapping):
-        values["model"] = _replace_known(base.model, values["model"])
-    config: TrainConfig = _replace_known(base, values)
-    config.check()
-    return config
-
-
-def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Return the model config that a bundle's config.json holds under "model".
-
-    Raises:
-        ConfigError: A setting is unknown or sizes do not fit each other.
-    """
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    config: ModelConfig = _replace_known(ModelConfig(), lists)
-    config.check()
-    return config
-
-
-def _replace_known(base: Any, values: Mapping[str, Any]) -> Any:
-    unknown = set(values) - {entry.name for entry in fields(base)}
-    if unknown:
-        raise ConfigError(f"Unknown setting {', '.join(sorted(unknown))} of {type(base).__name__}.")
-    return replace(base, **values)

@@ -1,21 +1,18 @@
-"""The studies table as arrays: pixels (uint8, in memory or a cache), token ids, targets; and batches of them."""
+"""The studies table in memory: pixels (uint8, decoded or of a cache), texts, targets."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABELS
-from contract.text import ReportTokenizer, TextMode
+from contract.text import TextMode
 from training.cache import open_cache
 from training.decode import DecodedFile, decode_file
 from training.openi import read_table, read_text
@@ -23,7 +20,6 @@ from training.openi import read_table, read_text
 Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
 _NAMED_REFUSALS = 5
-_ROWS_PER_POOL = 8  # batches: studies are sorted by text length inside a pool, so that padding stays small
 
 
 @dataclass(frozen=True)
@@ -57,55 +53,11 @@ class StudySet:
     def __len__(self) -> int:
         return len(self.study_ids)
 
-    def get_text(self, place: int) -> str:
-        """Return the text of a row of `Tokens`: a report's, or behind them all an impression's."""
-        return self.texts[place] if place < len(self) else self.impressions[place - len(self)]
-
     def has(self, kind: str) -> NDArray[np.bool_]:
         """Return (M,) bool: which studies can be read as "image", "text" or "study" (both)."""
         image = np.array([bool(rows) for rows in self.views], dtype=bool)
         text = np.array([bool(words) for words in self.texts], dtype=bool)
         return {"image": image, "text": text, "study": image & text}[kind]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token ids and mask of M texts and then of M impressions, (2 M, L) int64; those of "" hold no token."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B studies; the image tensors hold only the rows that have one, and the same for text.
-
-    `image_rows` and `text_rows` (bool, (B,)) say which rows those are.
-    """
-
-    pixels: Tensor  # (B_image, 1, S, S) uint8
-    input_ids: Tensor  # (B_text, L)
-    attention_mask: Tensor  # (B_text, L)
-    image_rows: Tensor
-    text_rows: Tensor
-    targets: Tensor  # (B, K) float
-    labelled: Tensor  # (B,) bool
-    groups: Tensor  # (B,) int64, equal for equal texts
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-    def drop_text(self) -> "Batch":
-        """Return the batch with its images alone, or unchanged where it has none."""
-        if not len(self.pixels):
-            return self
-        return replace(
-            self,
-            input_ids=self.input_ids[:0],
-            attention_mask=self.attention_mask[:0],
-            text_rows=torch.zeros_like(self.text_rows),
-        )
 
 
 def read_studies(
@@ -204,110 +156,6 @@ def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
     for row, keys in enumerate(labels):
         targets[row, [LABEL_INDEX[key] for key in keys]] = True
     return targets
-
-
-def encode_texts(tokenizer: ReportTokenizer, texts: Sequence[str], max_length: int) -> Tokens:
-    """Encode all texts at once; a text of "" becomes a row without tokens."""
-    encoded = tokenizer.encode([text or "none" for text in texts], max_length)
-    mask = torch.from_numpy(encoded.attention_mask).clone()
-    mask[[not text for text in texts]] = 0
-    return Tokens(torch.from_numpy(encoded.input_ids).clone(), mask)
-
-
-def draw_batches(
-    rows: NDArray[np.int64], tokens: Tokens, batch_size: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Shuffle rows into batches whose texts have similar lengths."""
-    lengths = tokens.attention_mask.sum(1).numpy()
-    shuffled = generator.permutation(rows)
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(shuffled), batch_size * _ROWS_PER_POOL):
-        pool = shuffled[start : start + batch_size * _ROWS_PER_POOL]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
-    return [batches[place] for place in generator.permutation(len(batches))]
-
-
-def make_batch(
-    studies: StudySet,
-    tokens: Tokens,
-    rows: NDArray[np.int64],
-    generator: np.random.Generator | None = None,
-    *,
-    lateral_share: float = 0.5,
-    impression_share: float = 0.0,
-) -> Batch:
-    """Gather the studies `rows`.
-
-    Args:
-        studies: All studies.
-        tokens: Their encoded texts and impressions.
-        rows: (B,) places in `studies`.
-        generator: Picks one view of each study at random; without it the first (frontal) view is taken.
-        lateral_share: How often another view than the first is picked, where there is one.
-        impression_share: How often the impression is read in the place of the text, where there is one.
-    """
-    views = [studies.views[row] for row in rows]
-    chosen = [_pick_view(view, generator, lateral_share) for view in views if view]
-    read = np.array(
-        [_pick_text(studies, int(row), generator, impression_share) for row in rows], dtype=np.int64
-    )
-    mask = tokens.attention_mask[read]
-    text_rows = mask.sum(1) > 0
-    length = max(int(mask.sum(1).max()), 1)
-    names: dict[str, int] = {}
-    words = [studies.get_text(place) or studies.study_ids[row] for place, row in zip(read, rows, strict=True)]
-    groups = [names.setdefault(text, len(names)) for text in words]
-    return Batch(
-        pixels=torch.from_numpy(studies.pixels[chosen]),
-        input_ids=tokens.input_ids[read][text_rows, :length],
-        attention_mask=mask[text_rows, :length],
-        image_rows=torch.tensor([bool(view) for view in views]),
-        text_rows=text_rows,
-        targets=torch.from_numpy(studies.targets[rows]).float(),
-        labelled=torch.from_numpy(studies.labelled[rows]),
-        groups=torch.tensor(groups),
-    )
-
-
-def _pick_text(
-    studies: StudySet, row: int, generator: np.random.Generator | None, impression_share: float
-) -> int:
-    """Return the row of `Tokens` that is read of one study."""
-    if generator is None or not studies.impressions[row] or generator.random() >= impression_share:
-        return row
-    return len(studies) + row
-
-
-def _pick_view(view: tuple[int, ...], generator: np.random.Generator | None, lateral_share: float) -> int:
-    if generator is None or len(view) == 1 or generator.random() >= lateral_share:
-        return view[0]
-    return view[int(generator.integers(1, len(view)))]
-
-
-def iterate_in_order(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield rows in batches, in their order."""
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
-
-
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift, scale and expose (B, 1, S, S) images a little differently; returns float32 of 0 to 255.
-
-    No mirroring: the heart lies on one side. Borders are filled with black, as `load_pixels` pads.
-    """
-    count = len(pixels)
-    images = pixels.float() / 255.0
-    draw = torch.rand((count, 6), generator=generator).to(pixels.device) * 2.0 - 1.0  # -1 to 1
-    scale, turn = 1.0 + 0.1 * draw[:, 0], 0.09 * draw[:, 1]  # up to 10 % and 5 degrees
-    cosine, sine = scale * torch.cos(turn), scale * torch.sin(turn)
-    shift = 0.1 * draw[:, 2:4]
-    matrix = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1).view(count, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, align_corners=False)
-    gamma = torch.exp(0.25 * draw[:, 4]).view(-1, 1, 1, 1)
-    gain = (1.0 + 0.1 * draw[:, 5]).view(-1, 1, 1, 1)
-    return (moved.clamp(1e-4, 1.0) ** gamma * gain).clamp(0.0, 1.0) * 255.0
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:

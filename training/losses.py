@@ -1,10 +1,14 @@
-"""Losses: weighted BCE plus focal loss on the labels, and InfoNCE between the embeddings."""
+"""Losses: BCE with focal loss, or the asymmetric loss, on the labels; InfoNCE between the embeddings.
+
+Each is exact under data-parallel training, where every process sees its own rows and the gradients of all processes
+are averaged: `label_loss` by its `count`, `contrastive_loss` on rows from `training.gather.gather_rows`.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import TrainConfig
+from training.config import LossConfig
 
 
 def compute_positive_weights(targets: Tensor, limit: float) -> Tensor:
@@ -14,7 +18,10 @@ def compute_positive_weights(targets: Tensor, limit: float) -> Tensor:
 
     Args:
         targets: (M, K) bool, the labelled training studies.
-        limit: The largest weight.
+        limit: The largest weight, at least 1.
+
+    Returns:
+        (K,) float32.
     """
     positives = targets.sum(0).float()
     return ((len(targets) - positives) / positives.clamp(min=1.0)).clamp(1.0, limit)
@@ -23,29 +30,89 @@ def compute_positive_weights(targets: Tensor, limit: float) -> Tensor:
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Return (1 - p_t)^gamma times BCE for each entry, with p_t the probability of the *true* value.
 
-    Lin et al. 2017, Focal Loss for Dense Object Detection, equation 4. Shapes are (B, K) throughout.
+    Lin et al. 2017, Focal Loss for Dense Object Detection (arXiv:1708.02002), equation 4, without its alpha.
+    `torchvision.ops.sigmoid_focal_loss` is the same but gives NaN gradients for a gamma below 1 where p_t rounds to 1.
+
+    Args:
+        logits: (B, K) float.
+        targets: (B, K) float of 0 and 1.
+        gamma: Focusing, at least 0; 0 is BCE.
+
+    Returns:
+        (B, K) of the logits' dtype.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (1.0 - torch.exp(-entropy)) ** gamma * entropy
+    return _focus(-torch.expm1(-entropy), gamma) * entropy
+
+
+def asymmetric_loss(logits: Tensor, targets: Tensor, gammas: tuple[float, float], clip: float) -> Tensor:
+    """Return focal loss with a focusing of its own for positives and negatives, deaf to the easiest negatives.
+
+    Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification (arXiv:2009.14119): with p the probability,
+    a positive costs -(1 - p)^gamma_positive log(p), and a negative -p_m^gamma_negative log(1 - p_m) of the shifted
+    probability p_m = max(p - clip, 0) ("asymmetric focusing" and "probability shifting" in its section 2). Gradients
+    flow through the focusing weights too, as the paper derives them and its code (Alibaba-MIIL/ASL) does by default.
+    Equal gammas without clip give focal loss, gammas of 0 without clip BCE.
+
+    `timm.loss.AsymmetricLossMultiLabel` is the same between logits of -18 and 18; beyond, its clamp of p leaves the
+    worst mistakes without a gradient. Here logarithms are taken of logits.
+
+    Args:
+        logits: (B, K) float.
+        targets: (B, K) float of 0 and 1.
+        gammas: Focusing of positives and of negatives, at least 0.
+        clip: Probability, 0 to 1, up to which a negative costs nothing.
+
+    Returns:
+        (B, K) of the logits' dtype.
+    """
+    positive = _focus(torch.sigmoid(-logits), gammas[0]) * -F.logsigmoid(logits)
+    # log(1 - p_m) = log(min((1 - p) + clip, 1)); 1 - p alone would round to 0 for large logits
+    margin = logits.new_tensor(clip).log()
+    log_rest = torch.logaddexp(F.logsigmoid(-logits), margin).clamp(max=0.0)
+    negative = _focus(torch.sigmoid(logits) - clip, gammas[1]) * -log_rest
+    return targets * positive + (1.0 - targets) * negative
+
+
+def _focus(share: Tensor, gamma: float) -> Tensor:
+    """Return share^gamma; a share of 0 is raised a little, because a power below 1 has no gradient there."""
+    return share.clamp(min=torch.finfo(share.dtype).tiny) ** gamma
 
 
 def label_loss(
-    logits: Tensor, targets: Tensor, labelled: Tensor, weights: Tensor, config: TrainConfig
+    logits: Tensor,
+    targets: Tensor,
+    labelled: Tensor,
+    weights: Tensor,
+    config: LossConfig,
+    *,
+    count: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean label loss of the labelled studies of a batch; 0 when there are none.
+    """Return the label loss: mean over labels, summed over labelled studies, divided by their count.
 
     Args:
-        logits: (B, K).
+        logits: (B, K) float32.
         targets: (B, K) float of 0 and 1.
         labelled: (B,) bool; the others have no known labels and count for nothing.
-        weights: (K,) weight of the positives in the BCE part.
-        config: Holds `bce_share` and `focal_gamma`.
+        weights: (K,) weight of the positives in BCE; the asymmetric loss has none.
+        config: Which loss, and its settings.
+        count: () labelled studies of all processes together divided by the number of processes, so that the mean of
+            the processes' losses and gradients is that of the whole batch. None: the labelled studies here.
+
+    Returns:
+        () loss; 0 where no study is labelled.
     """
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
-    focal = focal_loss(logits, targets, config.focal_gamma)
-    mixed = config.bce_share * entropy + (1.0 - config.bce_share) * focal
-    rows = labelled.to(mixed.dtype)
-    return (mixed.mean(1) * rows).sum() / rows.sum().clamp(min=1.0)
+    if config.labels == "asymmetric":
+        entries = asymmetric_loss(logits, targets, config.asymmetric_gammas, config.asymmetric_clip)
+    else:
+        entropy = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+        focal = focal_loss(logits, targets, config.focal_gamma)
+        entries = config.bce_share * entropy + (1.0 - config.bce_share) * focal
+    rows = labelled.to(entries.dtype)
+    if count is None:
+        count = rows.sum()
+    # not clamped to 1: one labelled study for two processes is a count of 0.5
+    return (entries.mean(1) * rows).sum() / torch.where(count > 0, count, 1.0)
 
 
 def contrastive_loss(first: Tensor, second: Tensor, groups: Tensor, temperature: float) -> Tensor:
@@ -53,17 +120,25 @@ def contrastive_loss(first: Tensor, second: Tensor, groups: Tensor, temperature:
 
     Studies of one group (equal report text) are positives of each other: pushing apart two cases whose
     reports read the same would teach noise. Radford et al. 2021 (arXiv:2103.00020), with several positives
-    as in Khosla et al. 2020 (arXiv:2004.11362).
+    as in Khosla et al. 2020 (arXiv:2004.11362), equation 2.
+
+    Under data-parallel training every process gives the rows of all processes, from `gather_rows`; each then
+    computes the loss of the whole batch. Always in float32: in bfloat16 a cosine is off by up to 0.004, which a
+    temperature of 0.1 makes ten times larger.
 
     Args:
-        first: (B, D) of unit length.
+        first: (B, D) of unit length, B at least 1.
         second: (B, D) of unit length, row by row of the same studies.
         groups: (B,) int64; equal values mark equal reports.
-        temperature: Divides the cosine similarities.
+        temperature: Above 0; divides the cosine similarities.
+
+    Returns:
+        () float32 loss.
     """
-    similarity = first @ second.T / temperature  # (B, B)
-    same = (groups[:, None] == groups[None, :]).to(similarity.dtype)
-    wanted = same / same.sum(1, keepdim=True)
-    forward = -(wanted * similarity.log_softmax(dim=1)).sum(1).mean()
-    backward = -(wanted * similarity.T.log_softmax(dim=1)).sum(1).mean()
-    return (forward + backward) / 2
+    with torch.autocast(first.device.type, enabled=False):
+        similarity = first.float() @ second.float().T / temperature  # (B, B)
+        same = (groups[:, None] == groups[None, :]).to(similarity.dtype)
+        wanted = same / same.sum(1, keepdim=True)
+        forward = -(wanted * similarity.log_softmax(dim=1)).sum(1).mean()
+        backward = -(wanted * similarity.T.log_softmax(dim=1)).sum(1).mean()
+        return (forward + backward) / 2

@@ -1,32 +1,60 @@
-"""Optimizers and the learning rate over a run.
+"""Optimizers, the learning rate of every layer, and how rates run over the steps.
 
 "adamw" is AdamW for everything. "muon" orthogonalises the updates of the weight matrices inside the model
 (Jordan et al. 2024; scaled to AdamW's step as in Liu et al. 2025, Muon is Scalable for LLM Training,
 arXiv:2502.16982) and leaves the rest to AdamW: from scratch on little data the Swin learns far faster by it.
+
+Layer-wise rates, for pretrained encoders: what lies deep is general and should change little. Clark et al. 2020,
+ELECTRA, arXiv:2003.10555 (for BERT); Bao et al. 2021, BEiT, arXiv:2106.08254 (for vision transformers).
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from torch import Tensor, nn, optim
 
-from training.config import TrainConfig
+from training.config import OptimizerConfig, TrainConfig
 
-_ENCODERS = (".swin.", ".bert.")
+REST: Final = "rest"
+_ENCODERS: Final = ("swin", "bert")
+_Depth = tuple[float, float]  # of a layer in its encoder, ordered from the input to the output
+_DEEPEST: Final[_Depth] = (-1, 0)
+_TOP: Final[_Depth] = (math.inf, 0)
+
+
+class LayerRate(NamedTuple):
+    """The peak learning rate of one layer; `name` is `REST` for everything outside the encoders."""
+
+    name: str
+    rate: float
+    parameters: int
+
+
+class _Layer(NamedTuple):
+    encoder: str
+    name: str
+    depth: _Depth
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimizer]:
-    """Return the optimizers that together update every parameter of the model once.
+    """Return the optimizers that together update every trainable parameter of the model once.
 
-    Vectors (norms, biases) and single embeddings are not decayed; the encoders learn at `encoder_rate` times
-    the rate of the rest.
+    Vectors (norms, biases, single embeddings) are not decayed. Frozen parameters are left out. Rates are those of
+    `describe_rates`.
+
+    Args:
+        model: The model or a wrapper around it: encoders are found by the "swin" and "bert" in parameters' names.
+        config: Its section `optimizer` decides.
     """
-    matrices = _find_matrices(model) if config.optimizer == "muon" else set()
+    matrices = _find_matrices(model) if config.optimizer.name == "muon" else set()
+    layers = _find_layers(model)
+    scales = _scale_layers(layers, config.optimizer)
     groups: dict[bool, dict[tuple[float, float], list[Tensor]]] = {True: {}, False: {}}
-    for name, parameter in model.named_parameters():
-        slower = any(part in name for part in _ENCODERS)
-        rate = config.learning_rate * (config.encoder_rate if slower else 1.0)
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+    for name, parameter in _list_trainable(model):
+        rate = config.optimizer.learning_rate * scales[layers[name]]
+        decay = config.optimizer.weight_decay if parameter.ndim > 1 else 0.0
         groups[name in matrices].setdefault((rate, decay), []).append(parameter)
     made: list[optim.Optimizer] = []
     if groups[True]:
@@ -34,6 +62,26 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimiz
     if groups[False]:
         made.append(optim.AdamW(_list_groups(groups[False])))
     return made
+
+
+def describe_rates(model: nn.Module, config: TrainConfig) -> list[LayerRate]:
+    """Return the peak learning rate of each trainable layer, each encoder from its input to its output, then the rest.
+
+    A layer d layers below the top of its encoder learns at `learning_rate * encoder_rate * layer_decay ** d`; the
+    rest, new in every run, at `learning_rate`. From the input on, the layers of the Swin are the patch embedding,
+    each block (the first of a stage together with the patch merging before it) and the last norm; those of BERT are
+    the embeddings and each layer.
+    """
+    layers = _find_layers(model)
+    scales = _scale_layers(layers, config.optimizer)
+    sizes = dict.fromkeys(sorted(scales, key=_order), 0)
+    for name, parameter in _list_trainable(model):
+        sizes[layers[name]] += parameter.numel()
+    return [
+        LayerRate(layer.name, config.optimizer.learning_rate * scales[layer], size)
+        for layer, size in sizes.items()
+        if size
+    ]
 
 
 def make_schedules(
@@ -52,6 +100,49 @@ def scale_rate(step: int, steps: int, warmup_share: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _list_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _find_layers(model: nn.Module) -> dict[str, _Layer]:
+    """Return the layer of each parameter, by the parameter's name; frozen ones count as layers, too."""
+    return {name: _find_layer(name) for name, _ in model.named_parameters()}
+
+
+def _find_layer(name: str) -> _Layer:
+    for encoder in _ENCODERS:
+        _, found, inside = f".{name}".partition(f".{encoder}.")
+        if not found:
+            continue
+        if block := re.search(r"\blayers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", inside):
+            stage, index = int(block[1]), int(block[2] or 0)
+            return _Layer(encoder, f"{encoder}.layers.{stage}.blocks.{index}", (stage, index))
+        if layer := re.search(r"\blayer\.(\d+)\.", inside):
+            return _Layer(encoder, f"{encoder}.encoder.layer.{layer[1]}", (int(layer[1]), 0))
+        if inside.startswith(("patch_embed.", "embeddings.")):
+            return _Layer(encoder, f"{encoder}.{inside.split('.')[0]}", _DEEPEST)
+        return _Layer(encoder, f"{encoder}.norm", _TOP)
+    return _Layer(REST, REST, _TOP)
+
+
+def _order(layer: _Layer) -> tuple[int, _Depth]:
+    return (*_ENCODERS, REST).index(layer.encoder), layer.depth
+
+
+def _scale_layers(layers: Mapping[str, _Layer], config: OptimizerConfig) -> dict[_Layer, float]:
+    """Return the learning rate of each layer, relative to that of the rest."""
+    scales = {}
+    for layer in set(layers.values()):
+        above = {
+            other.depth
+            for other in layers.values()
+            if other.encoder == layer.encoder and other.depth > layer.depth
+        }
+        scale = config.encoder_rate * config.layer_decay ** len(above)
+        scales[layer] = 1.0 if layer.encoder == REST else scale
+    return scales
 
 
 def _find_matrices(model: nn.Module) -> set[str]:

@@ -17,6 +17,7 @@ from contract.labels import LABELS
 from training.card import write_card
 from training.config import TrainConfig
 from training.model import CxrModel
+from training.selective import Selection
 
 
 def write_bundle(
@@ -26,6 +27,7 @@ def write_bundle(
     *,
     split_ids: Mapping[str, list[str]],
     thresholds: NDArray[np.float64],
+    selection: Selection | None = None,
     metrics: Mapping[str, Any],
     details: Mapping[str, Any],
 ) -> None:
@@ -37,6 +39,7 @@ def write_bundle(
         model: The trained and calibrated model.
         split_ids: Study ids of "train", "validation" and "test".
         thresholds: (K,) probabilities from which a finding counts as present.
+        selection: From which probabilities on the model is uncertain, and its conformal set.
         metrics: Becomes metrics.json.
         details: Becomes part of the manifest; from `describe_origin`.
     """
@@ -47,6 +50,8 @@ def write_bundle(
         files.ServedLabel(label.key, label.name, float(threshold), one_scale, one_bias)
         for label, threshold, one_scale, one_bias in zip(LABELS, thresholds, scale, bias, strict=True)
     )
+    if selection is not None:
+        labels = selection.add_to(labels)
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, directory / files.WEIGHTS
     )
@@ -63,8 +68,8 @@ def make_bundle_config(config: TrainConfig) -> dict[str, Any]:
     training = asdict(config)
     return {
         "model": training.pop("model"),
-        "text_mode": config.text_mode,
-        "max_length": config.max_length,
+        "text_mode": config.data.text_mode,
+        "max_length": config.data.max_length,
         "sizes": config.model.sizes,
         "training": training,
     }

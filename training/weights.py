@@ -1,107 +1,369 @@
-"""Pretrained weights: from a file or directory, or from the hub."""
+"""Pretrained weights of the two encoders: where they come from, what of them fits, and what stays as it is.
 
+A source is a weight file (safetensors, or a PyTorch state dict, of which only tensors are read), a directory laid
+out as on the Hugging Face hub, or a hub id. Nothing in a source is executed.
+"""
+
+import contextlib
 import json
-import logging
-from dataclasses import replace
+import math
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from contract.errors import ConfigError
-from training.config import TrainConfig
+from training.config import TrainConfig, WeightsConfig
+from training.config_file import change_settings
 from training.model import CxrModel
-from training.swin import create_swin
 
-logger = logging.getLogger(__name__)
-_LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-)  # what timm and transformers raise, offline or not
+_HUB_TIMEOUT_S: Final = 10.0
+_WEIGHT_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+_CHECKPOINT_KEYS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm looks for them
+_TABLE: Final = "relative_position_bias_table"
+_PROJECTION: Final = "patch_embed.proj.weight"
+_COMPUTED: Final = ("relative_position_index", "attn_mask", "position_ids", "token_type_ids")
+_LAYER: Final = re.compile(r"(layers|encoder\.layer)\.\d+\.")
+_READ_ERRORS: Final = (
+    *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+
+
+class _Encoder(NamedTuple):
+    module: str  # its last name inside a model
+    anchor: str  # a tensor that every such encoder has; what stands before it in a file is the prefix of all
+    title: str
+
+
+_ENCODERS: Final = {
+    "image": _Encoder("swin", _PROJECTION, "Swin weights in timm's names"),
+    "text": _Encoder("bert", "embeddings.word_embeddings.weight", "BERT weights in transformers' names"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What was taken from a source of pretrained weights, and what was not."""
+
+    kind: str  # "image" or "text"
+    source: str
+    loaded: int  # tensors
+    parameters: int  # numbers in them, as the model holds them
+    absent: tuple[str, ...] = ()  # tensors of the encoder that the file lacks; never parameters
+    ignored: tuple[str, ...] = ()  # tensors of the file without a place in the encoder, by their names there
+    resized: tuple[str, ...] = ()  # tensors that were summed over colours or interpolated to another window
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        text = (
+            f"{self.kind} weights from {self.source}: {self.loaded} tensors, {self.parameters:,} parameters"
+        )
+        for title, names in (
+            ("absent", self.absent),
+            ("ignored", self.ignored),
+            ("resized", self.resized),
+        ):
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                text += f"; {len(names)} {title} ({', '.join(names[:3])}{more})"
+        return text
 
 
 def adopt_text_model(config: TrainConfig) -> TrainConfig:
-    """Return the config with the text encoder's sizes taken from `text_weights`, where that is given."""
-    if config.text_weights is None:
+    """Return the config with the text encoder's sizes taken from `weights.text`, where that is given.
+
+    Raises:
+        ConfigError: Nothing there, no BERT, a BERT that computes otherwise than the text encoder, or one that
+            reads fewer tokens than `data.max_length`.
+    """
+    source = config.weights.text
+    if source is None:
         return config
     from transformers import BertConfig
 
-    source = config.text_weights
+    path = _find_file("text", source, ("config.json",))
     try:
-        found = BertConfig.from_pretrained(source)
-    except _LOAD_ERRORS as error:
-        raise _not_found("text", source) from error
-    if getattr(found, "model_type", "bert") != "bert":
-        raise ConfigError(
-            f"Text weights {source} are of type {found.model_type}; this model reads BERT weights."
-        )
-    model = replace(
-        config.model,
-        vocabulary_size=found.vocab_size,
-        text_width=found.hidden_size,
-        text_layers=found.num_hidden_layers,
-        text_heads=found.num_attention_heads,
-        text_feedforward=found.intermediate_size,
-        text_positions=found.max_position_embeddings,
-    )
-    return replace(config, model=model)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = BertConfig.from_dict(values)
+    except Exception as error:  # transformers 5 has errors of its own for values of another type
+        raise ConfigError(f"The config.json of the text weights {source} cannot be read.") from error
+    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+    for name, value in expected.items():
+        given = values.get(name, None if name == "model_type" else value)
+        if given != value:
+            raise ConfigError(f"The text weights {source} have {name} {given}; this model reads {value}.")
+    sizes = {
+        "vocabulary_size": found.vocab_size,
+        "text_width": found.hidden_size,
+        "text_layers": found.num_hidden_layers,
+        "text_heads": found.num_attention_heads,
+        "text_feedforward": found.intermediate_size,
+        "text_positions": found.max_position_embeddings,
+    }
+    model = change_settings(config.model, sizes, "model")
+    adopted = replace(config, model=model)
+    adopted.check()
+    return adopted
 
 
-def load_image_weights(model: CxrModel, source: str) -> None:
-    """Put pretrained Swin weights into the image encoder.
+def load_image_weights(model: CxrModel, source: str) -> LoadedWeights:
+    """Put pretrained Swin weights, in the names of timm or of the authors' release, into the image encoder.
+
+    Two tensors may have another shape. The patch projection of RGB images is summed over the colours, which gives
+    what it gives on a grey image repeated in three channels. A table of relative position biases of another window
+    is interpolated (bicubic), as the authors of Swin do before they fine-tune on larger windows.
 
     Args:
-        model: Changed in place.
-        source: A weight file (safetensors or state dict), or a hub id such as
-            "timm/swin_tiny_patch4_window7_224.ms_in1k". RGB weights are summed to one channel.
+        model: Changed in place, if nothing is wrong with the weights.
+        source: A weight file, a directory or a hub id such as "timm/swin_tiny_patch4_window7_224.ms_in1k" ("timm/"
+            may be left out).
 
     Raises:
-        ConfigError: Nothing there, no network, or weights of another architecture.
+        ConfigError: Nothing there, no network, unreadable, or weights of another architecture; the message names a
+            tensor and both shapes.
     """
     if model.config.image_stem != "patch":
-        raise ConfigError('Pretrained Swin weights need the image_stem "patch": use the preset tiny or base.')
-    overlay: dict[str, Any] = {
-        "num_classes": 0,
-        "input_size": (3, model.config.image_size, model.config.image_size),
-    }
-    if Path(source).exists():
-        overlay |= {"file": source}
-    else:
-        name = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
-        overlay |= {"hf_hub_id": name if "/" in name else f"timm/{name}", "file": None, "url": None}
-    try:
-        swin = create_swin(model.config, pretrained=True, pretrained_cfg_overlay=overlay)
-    except _LOAD_ERRORS as error:
-        raise _not_found("image", source) from error
-    model.image_encoder.swin.load_state_dict(swin.state_dict())
+        raise ConfigError(
+            'Pretrained Swin weights need model.image_stem "patch", as the configs tiny and base.'
+        )
+    return _load("image", model, source)
 
 
-def load_text_weights(model: CxrModel, source: str) -> None:
-    """Put pretrained BERT weights, a directory or a hub id, into the text encoder; raises ConfigError."""
-    from transformers import BertModel
+def load_text_weights(model: CxrModel, source: str) -> LoadedWeights:
+    """Put pretrained BERT weights into the text encoder.
 
-    try:
-        bert = BertModel.from_pretrained(source, add_pooling_layer=False, attn_implementation="eager")
-        model.text_encoder.bert.load_state_dict(bert.state_dict())
-    except _LOAD_ERRORS as error:
-        raise _not_found("text", source) from error
+    Args:
+        model: Changed in place, if nothing is wrong with the weights; made from a config of `adopt_text_model`.
+        source: A weight file, a directory or a hub id such as "emilyalsentzer/Bio_ClinicalBERT".
+
+    Raises:
+        ConfigError: As `load_image_weights`; here no tensor may have another shape.
+    """
+    return _load("text", model, source)
 
 
 def save_text_tokenizer(source: str, path: Path) -> None:
     """Write the tokenizer that belongs to text weights as one tokenizer.json; raises ConfigError."""
     from transformers import AutoTokenizer
 
+    directory = _find_file("text", source, ("config.json",)).parent
+    _find_file("text", source, ("tokenizer.json", "vocab.txt"))
+    with contextlib.suppress(
+        ConfigError
+    ):  # says whether letters are lowered, where vocab.txt is all there is
+        _find_file("text", source, ("tokenizer_config.json",))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-    except (*_LOAD_ERRORS, AttributeError) as error:
-        raise _not_found("text", source) from error
+    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+        raise ConfigError(f"The tokenizer of the text weights {source} cannot be read.") from error
     state |= {"padding": None, "truncation": None}
     path.write_text(json.dumps(state), encoding="utf-8")
 
 
-def _not_found(kind: str, source: str) -> ConfigError:
-    return ConfigError(
-        f"The {kind} weights {source} could not be loaded: give a local path, or check the hub id, the "
-        f"network and that the preset has the same architecture."
+def freeze_encoders(model: nn.Module, weights: WeightsConfig) -> None:
+    """Exclude the encoders in `weights.freeze` from training: the Swin, the BERT, or both.
+
+    Their parameters no longer ask for gradients, and no activations are kept for them. What is new beside them stays
+    trainable: projections and positions. `requires_grad` does not stop BatchNorm (of a conv stem) from following the
+    training images with its running statistics, nor dropout and stochastic depth from changing the features at
+    random: both obey the training mode alone. So begin every epoch with `set_training_mode`, which keeps frozen
+    encoders in evaluation mode: an image then has the same features always.
+
+    Args:
+        model: The model or a wrapper around it; changed in place.
+        weights: The section `weights` of a config.
+    """
+    for kind in weights.freeze:
+        _get_encoder(model, kind).requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module, frozen: Iterable[str]) -> None:
+    """Put a model into training mode, all but its frozen encoders ("image", "text"): the place of `model.train()`."""
+    model.train()
+    for kind in frozen:
+        _get_encoder(model, kind).eval()
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Keep only the input of each Swin block and BERT layer for the backward pass, which computes the rest again.
+
+    Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174. Gradients stay the same,
+    dropout included (the state of the random generator is kept). A conv stem is left alone: computed twice, its
+    BatchNorm would count every batch twice. Layers are wrapped here because `TextEncoder` runs them itself, and
+    older transformers checkpoint only in a loop of their own.
+
+    Args:
+        model: Changed in place, once; before it is compiled or made parallel. Names of parameters stay.
+    """
+    _get_encoder(model, "image").set_grad_checkpointing(True)
+    for layer in _get_encoder(model, "text").encoder.layer:
+        if "forward" not in vars(layer):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _get_encoder(model: nn.Module, kind: str) -> Any:
+    """Return the Swin ("image") or BERT ("text") inside a model, wrapped or not."""
+    wanted = _ENCODERS[kind].module
+    return next(module for name, module in model.named_modules() if name.split(".")[-1] == wanted)
+
+
+def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
+    encoder = _get_encoder(model, kind)
+    places = encoder.state_dict()
+    tensors, ignored = _match_names(kind, source, _read_tensors(kind, source), places)
+    parameters = {name for name, _ in encoder.named_parameters()}
+    absent = sorted(places.keys() - tensors.keys())
+    missing = [name for name in absent if name in parameters]
+    if missing:
+        raise ConfigError(
+            f"The {kind} weights {source} lack {len(missing)} of the encoder's {len(parameters)} tensors, "
+            f"{missing[0]} among them: they are of another architecture than the config's model."
+        )
+    fitted = {name: _fit(encoder, name, tensors[name], places[name]) for name in places if name in tensors}
+    for name, tensor in fitted.items():
+        if tensor.shape != places[name].shape:
+            given, wanted = tuple(tensors[name].shape), tuple(places[name].shape)
+            raise ConfigError(
+                f"The {kind} weights {source} hold {name} of shape {given}, where the config's model has {wanted}."
+            )
+    encoder.load_state_dict(fitted, strict=False)
+    return LoadedWeights(
+        kind,
+        source,
+        loaded=len(fitted),
+        parameters=sum(tensor.numel() for tensor in fitted.values()),
+        absent=tuple(absent),
+        ignored=tuple(sorted(ignored)),
+        resized=tuple(sorted(name for name in fitted if fitted[name] is not tensors[name])),
     )
+
+
+def _match_names(
+    kind: str, source: str, read: Mapping[str, Tensor], places: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors that have a place, by the encoder's names, and the names of the others in the file."""
+    anchor = _ENCODERS[kind].anchor
+    prefixes = [name[: -len(anchor)] for name in read if name == anchor or name.endswith(f".{anchor}")]
+    if len(prefixes) != 1:
+        raise ConfigError(
+            f"{source} holds {len(prefixes) or 'no'} {_ENCODERS[kind].title}, where one set is needed."
+        )
+    [prefix] = prefixes
+    early = any(name.startswith(f"{prefix}layers.0.downsample.") for name in read)
+    tensors: dict[str, Tensor] = {}
+    ignored: list[str] = []
+    for name, tensor in read.items():
+        own = _rename(name.removeprefix(prefix), early) if name.startswith(prefix) else ""
+        if own in places:
+            tensors[own] = tensor
+        elif not own.endswith(_COMPUTED):
+            ignored.append(name)
+            if _LAYER.match(own):
+                raise ConfigError(
+                    f"The {kind} weights {source} hold {name}, for which the config's model has no layer: they are "
+                    f"of another architecture."
+                )
+    return tensors, ignored
+
+
+def _rename(name: str, early: bool) -> str:
+    """Return today's name of a tensor. `early`: patches are merged at the end of a stage, not at the next's start."""
+    if early:
+        name = re.sub(
+            r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name
+        )
+    # As in the first releases of BERT; bert-base-uncased still has them.
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _fit(encoder: nn.Module, name: str, tensor: Tensor, place: Tensor) -> Tensor:
+    """Return a tensor in the shape of its place where `load_image_weights` says how, else as it is."""
+    if tensor.shape == place.shape:
+        return tensor
+    if name == _PROJECTION and tensor.ndim == 4 and tensor.shape[1] == 3 and place.shape[1] == 1:
+        return tensor.float().sum(dim=1, keepdim=True)
+    square = tensor.ndim == 2 and math.isqrt(len(tensor)) ** 2 == len(tensor)
+    if name.endswith(_TABLE) and square and tensor.shape[1] == place.shape[1]:
+        window = encoder.get_submodule(name.removesuffix(f".{_TABLE}")).window_size
+        return resize_rel_pos_bias_table_simple(tensor.float(), window, tuple(place.shape))
+    return tensor
+
+
+def _read_tensors(kind: str, source: str) -> dict[str, Tensor]:
+    path = Path(source).expanduser()
+    path = path if path.is_file() else _find_file(kind, source, _WEIGHT_FILES)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in _CHECKPOINT_KEYS:
+            state = state.get(key) or state
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    except _READ_ERRORS as error:
+        raise ConfigError(
+            f"The {kind} weights {source} cannot be read as safetensors or as a state dict of tensors alone."
+        ) from error
+
+
+def _find_file(kind: str, source: str, names: tuple[str, ...]) -> Path:
+    """Return the first of some files that a directory, a weight file's directory or a hub repository has."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return _fetch(kind, source, names)
+    directory = path.parent if path.is_file() else path
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    raise ConfigError(f"The directory {directory} of {kind} weights has no {' or '.join(names)}.")
+
+
+def _fetch(kind: str, source: str, names: tuple[str, ...]) -> Path:
+    """Return the first of some files of a hub repository, from the cache where one is there, else downloaded."""
+    repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    if kind == "image" and "/" not in repository:
+        repository = f"timm/{repository}"
+    try:
+        for name in names:
+            if isinstance(cached := try_to_load_from_cache(repository, name), str):
+                return Path(cached)
+        for name in names:
+            # Asked first, because a download tries a connection again for half a minute before it gives up.
+            with contextlib.suppress(_AbsentFromHubError):
+                _ask_hub(repository, name)
+                return Path(hf_hub_download(repository, name))
+    except (
+        Exception
+    ) as error:  # the hub's library raises errors of requests, httpx or its own, by its version
+        raise ConfigError(
+            f"There are no {kind} weights {source}: no such file or directory is here, and the Hugging Face hub was "
+            f"not reached or has none of that name; get them where there is a network and give their local path to "
+            f"--{kind}-weights."
+        ) from error
+    raise ConfigError(f"The {kind} weights {repository} on the hub have no {' or '.join(names)}.")
+
+
+class _AbsentFromHubError(Exception):
+    """The hub answered: the repository has no such file."""
+
+
+def _ask_hub(repository: str, name: str) -> None:
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S)
+    except LocalEntryNotFoundError:  # an EntryNotFoundError, but it means that the hub was not reached
+        raise
+    except EntryNotFoundError as error:
+        raise _AbsentFromHubError from error

@@ -18,7 +18,17 @@ def run(*arguments: str):
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, "data draw", "data table", "data speed", "data cache", "data audit"]
+    "command",
+    [
+        *COMMANDS,
+        "data draw",
+        "data table",
+        "data speed",
+        "data cache",
+        "data audit",
+        "train compare",
+        "train configs",
+    ],
 )
 def test_help_and_json_everywhere(command):
     result = run(*command.split(), "--help")
@@ -38,7 +48,14 @@ BAD_CALLS = {
     "no table": (("data", "audit", "missing.parquet"), 2, "cxr data table"),
     "no reports": (("demo", "--reports", "missing.tgz"), 2, "missing.tgz"),
     "no table to cache": (("data", "cache", "missing.parquet", "--out", "cache"), 2, "cxr data table"),
-    "unknown preset": (("train", "missing.parquet", "--out", "b", "--preset", "huge"), 2, "huge"),
+    "unknown config": (("train", "missing.parquet", "--out", "b", "--config", "huge"), 2, "huge"),
+    "unknown setting": (
+        ("train", "missing.parquet", "--out", "b", "--set", "lerning_rate=1"),
+        2,
+        "optimizer.learning_rate",
+    ),
+    "unknown tracker": (("train", "missing.parquet", "--out", "b", "--log-with", "paper"), 2, "wandb"),
+    "no run to compare": (("train", "compare", ".", "."), 2, "neither a bundle nor the run directory"),
     "unknown target": (("export", "b", "--table", "t", "--repository", "r", "--target", "tpu"), 2, "tpu"),
 }
 

@@ -32,7 +32,7 @@ REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effu
 def bundle(write_bundle, small_config, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(
         tmp_path_factory.mktemp("bundles") / "small",
-        small_config,
+        replace(small_config, lexical_buckets=50),
         seed=3,
         texts=[REPORT.replace("Pneumoperitoneum, ", "")],
         thresholds=[0.4] * len(LABELS),
@@ -136,6 +136,29 @@ def test_padding_and_special_tokens_get_nothing(bundle, image):
     assert len(others) > 2  # there is padding
     assert np.abs(parts.tokens[read]).min() > 0
     assert not parts.tokens[others].any()
+
+
+@pytest.mark.parametrize("first", ["Enlarged", "[MASK]"])
+def test_words_are_told_what_the_lexical_part_adds(bundle, first):
+    """The rest is integrated as without the part, so the differences are exact; together they are complete."""
+    index = LABEL_INDEX["pleural"]
+    inputs = read_inputs(bundle, image=None, report=f"{first}. The heart. The heart.")
+    model = load_model(bundle)
+    with_words = attribute(model, inputs, index, steps=8)
+    lexical, model.fusion.lexical = model.fusion.lexical, None
+    without = attribute(model, inputs, index, steps=8)
+    added = with_words.tokens - without.tokens
+    bias = float(lexical.bias[int(first == "[MASK]"), index])
+    logit = float(lexical(inputs.input_ids, inputs.attention_mask)[0, index])
+    assert abs(logit) > 0.1
+    assert with_words.logit - without.logit == pytest.approx(logit, abs=1e-5)
+    assert with_words.baseline_logit - without.baseline_logit == pytest.approx(bias, abs=1e-5)
+    assert added.sum() == pytest.approx(logit - bias, abs=1e-5)
+    assert with_words.convergence_delta == pytest.approx(without.convergence_delta, abs=1e-5)
+    pieces = [inputs.text[start:end] for start, end in inputs.spans.tolist()]
+    first, second = (place for place, piece in enumerate(pieces) if piece == "heart")
+    assert added[first] != 0
+    assert added[second] == 0  # said before, and so were its pairs
 
 
 def test_black_sides_get_nothing(study):

@@ -12,7 +12,7 @@ import pytest
 from client.explanation import Explanation, WordAttribution
 from client.overlay import encode_png
 from client.page import write_report_page
-from client.results import Finding, Prediction, SimilarCase
+from client.results import ConformalSet, Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
 from contract.labels import LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReportNotes
@@ -309,3 +309,22 @@ def test_path_that_cannot_be_written(tmp_path: Path, explanation, cases):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="Could not write"):
         write(tmp_path / "file" / "page.html", explanation, cases)
+
+
+def test_a_band_is_drawn_and_its_findings_are_uncertain(tmp_path: Path, explanation, cases, page):
+    assert "uncertain" not in re.sub(r"<style>.*</style>", "", page, flags=re.DOTALL).lower()
+    plain = predict("image", 0.3)
+    findings = tuple(
+        replace(finding, uncertain_low=0.25, uncertain_high=0.5) if finding.key == "pleural" else finding
+        for finding in plain.findings
+    )
+    stated = ConformalSet(("pleural", "cardiac"), 0.9)
+    banded = replace(plain, findings=findings, conformal_set=stated)
+    page = write(tmp_path / "banded.html", explanation, cases, predictions={"image": banded})
+    read_outline(page)
+    assert page.count("◐ uncertain") == 1
+    assert '<div class="probability uncertain"' in page
+    assert '<div class="band" style="left: 25.0%; width: 25.0%"></div>' in page
+    assert f"<dt>Uncertain: image alone</dt><dd>{LABEL_NAMES['pleural']}</dd>" in page
+    names = f"{LABEL_NAMES['pleural']}, {LABEL_NAMES['cardiac']}"
+    assert f"Image alone (holds 90% of a study's labels on average): {names}" in page

@@ -12,6 +12,7 @@ from cli.show import print_indexed
 from client import CaseInput, CxrClient
 from client.results import IndexResult, ServedModel, SimilarCase
 from client.triton import TritonTransport
+from contract.bundle import ServedLabel
 from contract.errors import ArtifactError, InputError
 from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReportNotes
@@ -19,7 +20,7 @@ from contract.tensors import MODELS, NUMPY_DTYPES
 from cxr import app
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple((x.key, x.name, 0.5) for x in LABELS))
+MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
 LATERAL = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view [of sorts].",))
 FRONTAL = ImageNotes("PA", "", "DX")
 CUT = ReportNotes(64, True, ("The report is longer than 64 tokens: its end was not read.",))

@@ -32,6 +32,15 @@ from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.labels import LABEL_KEYS, LABELS
 
 SERVED = tuple(ServedLabel(label.key, label.name, 0.5, 1.5, -0.25) for label in LABELS)
+BANDED = replace(
+    SERVED[0],
+    uncertain_low=0.3,
+    uncertain_high=0.7,
+    stated_missed=0.1,
+    stated_false_alarms=0.05,
+    include=0.2,
+    stated_recall=0.9,
+)
 
 
 @pytest.fixture
@@ -227,6 +236,17 @@ def test_no_bundle(tmp_path):
         ((replace(SERVED[0], bias=float("inf")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
         ((replace(SERVED[0], threshold=1.5), *SERVED[1:]), "threshold 1.5, not 0 to 1"),
         ((replace(SERVED[0], threshold=-0.1), *SERVED[1:]), "threshold -0.1, not 0 to 1"),
+        ((replace(SERVED[0], threshold=None), *SERVED[1:]), "numbers for|not a label file"),
+        ((replace(BANDED, uncertain_low=-0.1), *SERVED[1:]), "uncertain low -0.1, not 0 to 1"),
+        ((replace(BANDED, uncertain_high=1.1), *SERVED[1:]), "uncertain high 1.1, not 0 to 1"),
+        ((replace(BANDED, uncertain_low=float("nan")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
+        ((replace(BANDED, include="0.1"), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
+        ((replace(BANDED, uncertain_low=None), *SERVED[1:]), "only one of uncertain_low and uncertain_high"),
+        ((replace(BANDED, stated_recall=None), *SERVED[1:]), "only one of include and stated_recall"),
+        ((replace(BANDED, include=2.0), *SERVED[1:]), "include 2.0, not 0 to 1"),
+        ((replace(BANDED, stated_missed=-1.0), *SERVED[1:]), "stated missed -1.0, not 0 to 1"),
+        ((replace(BANDED, uncertain_low=0.6), *SERVED[1:]), "band 0.6 to 0.7, which does not hold"),
+        ((replace(BANDED, uncertain_high=0.4), *SERVED[1:]), "band 0.3 to 0.4, which does not hold"),
     ],
 )
 def test_wrong_labels(tmp_path, labels, words):
@@ -235,6 +255,39 @@ def test_wrong_labels(tmp_path, labels, words):
     write_labels(tmp_path, labels)
     with pytest.raises(ArtifactError, match=words):
         read_labels(tmp_path / LABELS_FILE)
+
+
+def test_what_is_stated_is_read_back(tmp_path):
+    labels = (BANDED, *SERVED[1:])
+    write_labels(tmp_path, labels)
+    assert read_labels(tmp_path / LABELS_FILE) == labels
+    entries = json.loads((tmp_path / LABELS_FILE).read_text())["labels"]
+    assert set(entries[1]) == {
+        "key",
+        "name",
+        "threshold",
+        "scale",
+        "bias",
+    }  # as older versions wrote and read
+    assert BANDED.describe().keys() == entries[0].keys() - {"scale", "bias"}
+    assert SERVED[0].describe() == {"key": BANDED.key, "name": BANDED.name, "threshold": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("probability", "plain", "banded"),
+    [
+        (0.29, "absent", "absent"),
+        (0.3, "absent", "uncertain"),
+        (0.49, "absent", "uncertain"),
+        (0.5, "present", "uncertain"),
+        (0.69, "present", "uncertain"),
+        (0.7, "present", "present"),
+    ],
+)
+def test_decisions(probability, plain, banded):
+    assert SERVED[0].decide(probability) == plain
+    assert BANDED.decide(probability) == banded
+    assert replace(BANDED, uncertain_low=0.5, uncertain_high=0.5).decide(probability) == plain
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from client import CxrClient
 from contract.bundle import Bundle, load_bundle
 from export.pipeline import export
 from serving.stack import Ports, Stack
-from training.config import make_config
+from training.config_file import load_config
 from training.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
@@ -34,7 +34,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     draw_dataset(root / "phantom", studies=80, seed=3, scale=0.08)
     table = root / "studies.parquet"
     write_table(build_table(root / "phantom", root / "phantom"), table)
-    train(make_config("demo", {"epochs": 1, "seed": 3}), table, root / "bundle")
+    changes = {"loop.epochs": 1, "seed": 3, "model.lexical_buckets": 1009}
+    train(load_config("demo", changes), table, root / "bundle")
     bundle = load_bundle(root / "bundle")
     split = bundle.path / "split.json"
     train_rows = read_rows(table, study_ids=read_split(split, "train"))

@@ -56,9 +56,9 @@ def test_served_answer_is_the_model_answer(client, trained, row, image):
     pixels = load_pixels(image, size=config["sizes"]["S"])
     with torch.inference_mode():
         image_tokens = model.image_encoder(torch.from_numpy(pixels[None]))
-        mask = torch.from_numpy(tokens.attention_mask)
-        text_tokens = model.text_encoder(torch.from_numpy(tokens.input_ids), mask)
-        probabilities, embedding, *_ = model.fusion.forward_study(image_tokens, text_tokens, mask)
+        ids, mask = (torch.from_numpy(array) for array in (tokens.input_ids, tokens.attention_mask))
+        text_tokens = model.text_encoder(ids, mask)
+        probabilities, embedding, *_ = model.fusion.forward_study(image_tokens, text_tokens, ids, mask)
     served = client.predict(image, get_report(row))
     assert served.report_text == text
     np.testing.assert_allclose(

@@ -36,15 +36,16 @@ def make_cases() -> list:
 def make_bundle(
     write_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Bundle]:
-    """Write a bundle of the demo preset with random weights."""
-    from training.config import PRESETS
+    """Write a bundle of the size of the demo with random weights."""
+    from training.config_file import load_config
 
     root = tmp_path_factory.mktemp("bundles")
     thresholds = [round(float(value), 3) for value in np.linspace(0.2, 0.6, len(LABELS))]
 
     def make(seed: int) -> Bundle:
         given = {"seed": seed, "texts": SENTENCES, "thresholds": thresholds}
-        return write_bundle(root / str(seed), PRESETS["demo"].model, **given)
+        model = load_config("demo", {"model.lexical_buckets": 997}).model
+        return write_bundle(root / str(seed), model, **given)
 
     return make
 

@@ -38,6 +38,18 @@ def test_graph_answers_any_batch_and_length(name, graphs, bundle):
                 assert answer.shape[1 + tensor.shape.index("L")] == length
 
 
+def test_graph_without_a_lexical_part_has_the_same_inputs(write_bundle, small_config, tmp_path, monkeypatch):
+    """One contract for every bundle; `export_graphs` holds names and shapes to the table."""
+    given = {"seed": 1, "texts": ["Lungs are clear."], "thresholds": [0.5] * 22}
+    plain = write_bundle(tmp_path / "bundle", small_config, **given)
+    monkeypatch.setattr(graphs_module, "GRAPHS", ("fusion_text",))
+    path = export_graphs(plain, tmp_path)["fusion_text"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = make_feed(MODELS["fusion_text"], read_sizes(plain), 3, 20)
+    assert [entry.name for entry in session.get_inputs()] == list(feed)
+    assert len(session.run(None, feed)[0]) == 3
+
+
 def test_graph_carries_the_fingerprint_and_an_old_enough_opset(graphs, bundle):
     for path in graphs.values():
         assert read_fingerprint(path) == bundle.fingerprint

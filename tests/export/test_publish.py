@@ -17,7 +17,7 @@ from contract.labels import LABEL_KEYS
 from contract.tensors import GRAPHS, MODELS
 from export import parity, pipeline
 from export.checks import read_sizes
-from export.publish import MARKER, TEMPLATES, publish
+from export.publish import MARKER, TEMPLATES, fill_config, publish
 
 
 def read_config(repository: Path, name: str):
@@ -92,6 +92,21 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
         "embedding_size": "128",
         "image_tokens_grid": "7",
     }
+
+
+def test_what_a_label_states_travels_with_it(bundle):
+    stated = {
+        "uncertain_low": 0.1,
+        "uncertain_high": 0.9,
+        "stated_missed": 0.1,
+        "include": 0.05,
+        "stated_recall": 0.9,
+    }
+    labels = (replace(bundle.labels[0], **stated), *bundle.labels[1:])
+    config = fill_config(replace(bundle, labels=labels), MODELS["predict_text"])
+    first, second = json.loads(config.parameters["labels"].string_value)[:2]
+    assert {name: first[name] for name in stated} == stated
+    assert set(second) == {"key", "name", "threshold"}
 
 
 def test_preprocessing_gets_its_settings(repository):

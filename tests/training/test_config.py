@@ -1,20 +1,57 @@
-"""Settings: presets fit together, and a wrong setting is named."""
+"""Settings: every config file fits together and comes back as written, and a wrong setting is named."""
+
+import shlex
+from dataclasses import asdict
 
 import pytest
 
 from contract.errors import ConfigError
-from training.config import PRESETS, ModelConfig, make_config, read_model_config
+from training.config import ModelConfig, TrainConfig
+from training.config_file import (
+    flatten_settings,
+    format_config,
+    list_configs,
+    load_config,
+    parse_settings,
+    read_header,
+    read_model_config,
+)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_fits_together(name):
-    config = make_config(name)
-    config.check()
+@pytest.fixture
+def write_config(tmp_path):
+    def write(text: str, name: str = "mine.toml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_config_fits_together_and_comes_back_as_written(name, write_config):
+    config = load_config(name)
+    assert config.name == name
     assert config.model.sizes["N"] == config.model.grid**2
+    assert load_config(write_config(format_config(config))) == config
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_config_opens_with_the_command_that_runs_it(name):
+    from typer.main import get_command
+
+    from cli.train_app import train_app
+
+    line, *prose = read_header(name)
+    program, command, *arguments = shlex.split(line)
+    assert (program, command) == ("cxr", "train")
+    parsed = get_command(train_app).commands["run"].make_context("train", arguments)  # parses, runs nothing
+    assert parsed.params["config"] == name
+    assert str(parsed.params["table"]) == "studies.parquet"
+    assert any(prose)
 
 
 def test_base_has_the_sizes_of_the_published_model():
-    model = make_config("base").model
+    model = load_config("base").model
     assert (model.image_size, model.image_patch, model.image_stem, model.image_window) == (224, 4, "patch", 7)
     assert (model.image_width, model.image_depths, model.image_heads) == (128, (2, 2, 18, 2), (4, 8, 16, 32))
     assert (model.text_width, model.text_layers, model.text_positions) == (768, 12, 512)
@@ -22,28 +59,141 @@ def test_base_has_the_sizes_of_the_published_model():
 
 
 BAD_SETTINGS = {
-    "optimizer": {"optimizer": "sgd"},
-    "epochs": {"epochs": 0},
-    "text_dropout": {"text_dropout": 1.5},
-    "impression_share": {"impression_share": -0.1},
-    "max_length": {"max_length": 1000},
-    "image_stem": {"model": {"image_stem": "linear"}},
-    "image_size": {"model": {"image_size": 100}},
-    "text_width": {"model": {"text_width": 130}},
-    "ephocs": {"ephocs": 3},
-    "imagesize": {"model": {"imagesize": 3}},
+    "optimizer.name": "sgd",
+    "loop.epochs": 0,
+    "loop.batch_size": 3.5,
+    "loop.compile": 1,
+    "seed": True,
+    "data.text_dropout": 1.5,
+    "data.impression_share": -0.1,
+    "data.max_length": 1000,
+    "data.text_mode": "poem",
+    "model.image_stem": "linear",
+    "model.image_size": 100,
+    "model.text_width": 130,
+    "model.image_depths": 3,
+    "loss.asymmetric_gammas": [1.0],
+    "optimizer.learning_rate": float("inf"),
+    "weights.image": 3,
 }
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_wrong_setting_is_named(name):
+def test_a_wrong_value_is_named(name):
     with pytest.raises(ConfigError, match=name):
-        make_config("demo", BAD_SETTINGS[name])
+        load_config("demo", {name: BAD_SETTINGS[name]})
 
 
-def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(ConfigError, match="demo, reports, tiny, base"):
-        make_config("huge")
+UNKNOWN = {
+    "ephocs": "did you mean loop.epochs or pretraining.epochs?",
+    "lerning_rate": "did you mean optimizer.learning_rate or pretraining.learning_rate?",
+    "optimizer.epochs": "did you mean loop.epochs or pretraining.epochs?",
+    "model.imagesize": "did you mean model.image_size?",
+    "optimiser.name": "did you mean optimizer?",
+    "sead": "did you mean seed?",
+    "augment.zzz": "known are rotation_degrees, scale",
+    "optimizer": "write [optimizer]",
+    "seed.value": "seed must be a whole number",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_setting_comes_with_the_one_that_was_meant(name):
+    with pytest.raises(ConfigError) as info:
+        load_config("demo", {name: 1})
+    message = str(info.value)
+    assert UNKNOWN[name] in message
+    assert message.endswith((".", "?"))
+    assert not message.endswith("?.")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("huge", "one of ablation/bce, "),
+        ("dmo", "did you mean demo?"),
+        ("missing.toml", "no config file"),
+        ("../config", "no config"),
+        (".", "no config"),
+    ],
+)
+def test_an_unknown_config_names_those_there_are(name, words):
+    with pytest.raises(ConfigError) as info:
+        load_config(name)
+    assert words in str(info.value)
+
+
+def test_a_file_extends_another_and_the_command_line_has_the_last_word(write_config):
+    write_config('extends = "tiny"\n[loop]\nepochs = 7\n[weights]\ntext = "some/bert"\n', "parent.toml")
+    path = write_config('extends = "parent.toml"\nseed = 4\n[optimizer]\nlearning_rate = 1\n', "child.toml")
+    config = load_config(path, parse_settings(["loop.batch_size=64", "weights.text=none", "loop.patience=2"]))
+    assert (config.name, config.seed) == ("child", 4)
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert (config.loop.epochs, config.loop.batch_size, config.loop.patience) == (7, 64, 2)
+    assert config.weights.text is None
+    assert config.model == load_config("tiny").model
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('extends = "mine.toml"', "extends itself"),
+        ("extends = 3", "extends must name one config"),
+        ('extends = "nobody"', "mine.toml: There is no config"),
+        ("[loop\nepochs = 3", "is no TOML"),
+        ("[loop]\nephocs = 3", "mine.toml: There is no setting loop.ephocs"),
+        ("loop = 3", "loop is a section"),
+    ],
+)
+def test_a_bad_file_is_named(text, words, write_config):
+    with pytest.raises(ConfigError) as info:
+        load_config(write_config(text))
+    assert "mine.toml" in str(info.value)
+    assert words in str(info.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="no UTF-8"):
+        load_config(str(tmp_path / "mine.toml"))
+
+
+def test_settings_are_read_as_typed():
+    pairs = ["a=1e-3", "b.c=true", "d=[1, 2]", "e=muon", "f=a/path#1", 'g="5"', "h=", "i=x=y"]
+    assert parse_settings(pairs) == {
+        "a": 1e-3,
+        "b.c": True,
+        "d": [1, 2],
+        "e": "muon",
+        "f": "a/path#1",
+        "g": "5",
+        "h": "",
+        "i": "x=y",
+    }
+
+
+@pytest.mark.parametrize("pair", ["epochs", "=3", "loop..epochs=3", " =3", "loop.=3"])
+def test_a_setting_without_name_or_value_is_refused(pair):
+    with pytest.raises(ConfigError, match=r"section\.name=value"):
+        parse_settings([pair])
+
+
+def test_texts_beyond_ascii_come_back_as_written(write_config):
+    config = load_config("demo", {"weights.image": 'gewicht "é" \\ 😀', "name": "x"})
+    assert load_config(write_config(format_config(config))) == config
+
+
+def test_a_header_is_the_comment_at_the_top(write_config):
+    path = write_config("# cxr train t --out b\n#\n# Prose.\nseed = 1\n# not this\n")
+    assert read_header(path) == ["cxr train t --out b", "", "Prose."]
+    assert read_header(write_config("seed = 1\n")) == []
+
+
+def test_flattened_settings_have_dotted_names():
+    flat = flatten_settings(asdict(TrainConfig()))
+    assert flat["optimizer.learning_rate"] == TrainConfig().optimizer.learning_rate
+    assert load_config("demo", {key: value for key, value in flat.items() if key != "name"}) == TrainConfig()
 
 
 def test_a_bundle_gives_back_its_model_config():

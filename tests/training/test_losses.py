@@ -1,9 +1,44 @@
 import numpy as np
+import pytest
 import torch
+from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
-from training.config import TrainConfig
-from training.losses import compute_positive_weights, contrastive_loss, focal_loss, label_loss
+from training.config import LossConfig
+from training.losses import (
+    asymmetric_loss,
+    compute_positive_weights,
+    contrastive_loss,
+    focal_loss,
+    label_loss,
+)
+
+EXTREME = torch.tensor([[-200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 200.0]])
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return 3 * torch.randn(5, 22), (torch.rand(5, 22) > 0.5).float()
+
+
+def differentiate(function, logits):
+    """Return the values of a loss and the gradient of their sum."""
+    logits = logits.clone().requires_grad_()
+    values = function(logits)
+    values.sum().backward()
+    return values.detach(), logits.grad
+
+
+def cross_entropy(logits, targets):
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def assert_same(one, other, logits):
+    """Compare two losses by values and by gradients."""
+    for found, expected in zip(differentiate(one, logits), differentiate(other, logits), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_focal_loss_weighs_by_the_probability_of_the_true_value():
@@ -14,20 +49,124 @@ def test_focal_loss_weighs_by_the_probability_of_the_true_value():
     torch.testing.assert_close(focal_loss(logits, targets, 2.0)[0], expected)
 
 
-def test_focal_loss_without_focus_is_cross_entropy():
-    torch.manual_seed(0)
-    logits, targets = torch.randn(5, 22), (torch.rand(5, 22) > 0.5).float()
-    expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    torch.testing.assert_close(focal_loss(logits, targets, 0.0), expected)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_focal_loss_is_that_of_torchvision(batch, gamma):
+    logits, targets = batch
+    assert_same(
+        lambda x: focal_loss(x, targets, gamma),
+        lambda x: sigmoid_focal_loss(x, targets, alpha=-1, gamma=gamma, reduction="none"),
+        logits,
+    )
+
+
+def test_focal_loss_without_focus_is_cross_entropy(batch):
+    logits, targets = batch
+    assert_same(lambda x: focal_loss(x, targets, 0.0), lambda x: cross_entropy(x, targets), logits)
+
+
+def test_asymmetric_loss_without_focus_is_cross_entropy(batch):
+    logits, targets = batch
+    for values in (logits, EXTREME):
+        truth = targets if values is logits else torch.ones_like(values)
+        for wanted in (truth, 1 - truth):
+            assert_same(
+                lambda x, y=wanted: asymmetric_loss(x, y, (0.0, 0.0), 0.0),
+                lambda x, y=wanted: cross_entropy(x, y),
+                values,
+            )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
+def test_asymmetric_loss_of_equal_gammas_is_focal_loss(batch, gamma):
+    logits, targets = batch
+    assert_same(
+        lambda x: asymmetric_loss(x, targets, (gamma, gamma), 0.0),
+        lambda x: focal_loss(x, targets, gamma),
+        logits,
+    )
+
+
+@pytest.mark.parametrize(("gammas", "clip"), [((1.0, 4.0), 0.05), ((0.0, 2.0), 0.0), ((2.0, 1.0), 0.2)])
+def test_asymmetric_loss_is_that_of_timm(batch, gammas, clip):
+    logits, targets = batch
+    reference = AsymmetricLossMultiLabel(
+        gamma_pos=gammas[0], gamma_neg=gammas[1], clip=clip, disable_torch_grad_focal_loss=False
+    )
+    values, gradient = differentiate(lambda x: asymmetric_loss(x, targets, gammas, clip), logits)
+    for row, column in np.ndindex(*logits.shape):  # of one entry, every version's sum is the entry
+        one = (slice(row, row + 1), slice(column, column + 1))
+        expected = differentiate(lambda x, one=one: reference(x, targets[one]), logits[one])
+        torch.testing.assert_close(values[row, column], expected[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient[one], expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_asymmetric_loss_spares_negatives_below_the_clip():
+    logits = torch.logit(torch.tensor([[0.04, 0.06]]))
+    values, gradient = differentiate(
+        lambda x: asymmetric_loss(x, torch.zeros(1, 2), (0.0, 1.0), 0.05), logits
+    )
+    assert values[0, 0] == 0
+    assert gradient[0, 0] == 0
+    torch.testing.assert_close(values[0, 1], torch.tensor(-0.01 * np.log(0.99), dtype=torch.float32))
+    assert gradient[0, 1] > 0
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("clip", [0.0, 1e-9, 0.05, 1.0])
+def test_losses_of_extreme_logits_are_finite(target, gamma, clip):
+    targets = torch.full_like(EXTREME, target)
+    for function in (
+        lambda x: asymmetric_loss(x, targets, (gamma, gamma), clip),
+        lambda x: focal_loss(x, targets, gamma),
+    ):
+        for found in differentiate(function, EXTREME):
+            assert found.isfinite().all()
+
+
+def test_the_worst_mistakes_keep_their_gradient():
+    _, gradient = differentiate(lambda x: asymmetric_loss(x, torch.ones(1, 7), (1.0, 4.0), 0.05), EXTREME)
+    torch.testing.assert_close(gradient[0, :2], torch.tensor([-1.0, -1.0]))
 
 
 def test_unlabelled_studies_give_neither_loss_nor_gradient():
     logits = torch.randn(3, 22, requires_grad=True)
     targets, weights = torch.zeros(3, 22), torch.ones(22)
-    label_loss(logits, targets, torch.tensor([True, False, True]), weights, TrainConfig()).backward()
+    label_loss(logits, targets, torch.tensor([True, False, True]), weights, LossConfig()).backward()
     assert (logits.grad[1] == 0).all()
     assert (logits.grad[0] != 0).all()
-    assert label_loss(logits, targets, torch.zeros(3, dtype=torch.bool), weights, TrainConfig()) == 0
+    nobody = torch.zeros(3, dtype=torch.bool)
+    for count in (None, torch.tensor(0.0)):
+        assert label_loss(logits, targets, nobody, weights, LossConfig(), count=count) == 0
+    assert label_loss(logits[:0], targets[:0], nobody[:0], weights, LossConfig()) == 0
+
+
+def test_label_loss_mixes_weighted_cross_entropy_and_focal_loss(batch):
+    logits, targets = batch
+    weights = torch.linspace(1, 5, 22)
+    weighted = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+    expected = 0.6 * weighted + 0.4 * focal_loss(logits, targets, 1.5).mean()
+    config = LossConfig(bce_share=0.6, focal_gamma=1.5)
+    everybody = torch.ones(5, dtype=torch.bool)
+    torch.testing.assert_close(label_loss(logits, targets, everybody, weights, config), expected)
+
+
+def test_label_loss_can_be_asymmetric(batch):
+    logits, targets = batch
+    config = LossConfig(labels="asymmetric", asymmetric_gammas=(0.5, 3.0), asymmetric_clip=0.1)
+    labelled = torch.tensor([True, True, False, True, False])
+    found = label_loss(logits, targets, labelled, torch.full((22,), 9.0), config)
+    expected = asymmetric_loss(logits, targets, (0.5, 3.0), 0.1)[labelled].mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_count_below_one_is_taken_as_it_is(batch):
+    logits, targets = batch
+    one = torch.tensor([True, False, False, False, False])
+    weights = torch.ones(22)
+    alone = label_loss(logits, targets, one, weights, LossConfig())
+    shared = label_loss(logits, targets, one, weights, LossConfig(), count=torch.tensor(0.5))
+    torch.testing.assert_close(shared, 2 * alone)
 
 
 def test_positive_weights_are_clamped():
@@ -47,6 +186,24 @@ def test_contrastive_loss_prefers_matching_pairs():
     shuffled = contrastive_loss(first, first.roll(1, 0), groups, 0.1)
     assert matched < shuffled
     torch.testing.assert_close(matched, F.cross_entropy(first @ first.T / 0.1, groups))
+
+
+def test_contrastive_loss_reads_both_ways():
+    torch.manual_seed(0)
+    first, second = (F.normalize(torch.randn(6, 8), dim=-1) for _ in range(2))
+    places = torch.arange(6)
+    similarity = first @ second.T / 0.1
+    expected = (F.cross_entropy(similarity, places) + F.cross_entropy(similarity.T, places)) / 2
+    torch.testing.assert_close(contrastive_loss(first, second, places, 0.1), expected)
+
+
+def test_contrastive_loss_is_computed_in_float32_under_autocast():
+    torch.manual_seed(0)
+    first, second = (F.normalize(torch.randn(16, 32), dim=-1) for _ in range(2))
+    expected = contrastive_loss(first, second, torch.arange(16), 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_loss(first, second, torch.arange(16), 0.05)
+    assert torch.equal(found, expected)
 
 
 def test_equal_reports_are_not_pushed_apart():

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from contract.bundle import WEIGHTS, Bundle
-from contract.errors import ArtifactError, ConfigError
+from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
-from training.config import PRESETS, make_config, read_model_config
+from training.config_file import list_configs, load_config, read_model_config
 from training.model import CxrModel, graph_modules, load_model
 
 
@@ -98,7 +98,8 @@ def test_calibration_moves_probabilities_of_its_own_kind_only(model):
     model.fusion.bias_text.fill_(3.0)
     torch.testing.assert_close(model.fusion.forward_image(drawn["image_tokens"])[0], before)
     logits = model.fusion(None, drawn["text_tokens"], drawn["attention_mask"]).logits
-    found = model.fusion.forward_text(drawn["text_tokens"], drawn["attention_mask"])[0]
+    texts = (drawn[name] for name in ("text_tokens", "input_ids", "attention_mask"))
+    found = model.fusion.forward_text(*texts)[0]
     torch.testing.assert_close(found, torch.sigmoid(logits + 3.0))
     model.fusion.bias_text.zero_()
 
@@ -114,24 +115,71 @@ def test_bundle_weights_load_into_an_equal_model(model, tmp_path):
         load_model(Bundle(tmp_path, "0" * 64, {"model": other}, (), {}))
 
 
-def test_presets_hold_together_and_have_a_square_grid():
-    for name, preset in PRESETS.items():
-        preset.check()
-        assert preset.preset == name
-        assert preset.model.sizes["N"] == 49
-    assert read_model_config(asdict(PRESETS["base"].model)) == PRESETS["base"].model
+def test_named_configs_have_a_square_grid_of_49_tokens_and_come_back_from_a_bundle():
+    for name in list_configs():
+        model = load_config(name).model
+        assert model.sizes["N"] in {49, 196}
+        assert read_model_config(asdict(model)) == model
 
 
-@pytest.mark.parametrize(
-    ("preset", "changes", "message"),
-    [
-        ("huge", {}, "no preset"),
-        ("demo", {"epoch": 3}, "Unknown setting epoch"),
-        ("demo", {"epochs": 0}, "above 0"),
-        ("demo", {"model": {"image_size": 100}}, "multiple of"),
-        ("demo", {"max_length": 600}, "max_length"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_refused(preset, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        make_config(preset, changes)
+def test_a_second_view_counts_where_there_is_one(model):
+    drawn = _draw(model, 3, 32)
+    first, second = drawn["image_tokens"], torch.randn_like(drawn["image_tokens"])
+    fusion, text = model.fusion, (drawn["text_tokens"], drawn["attention_mask"])
+    with torch.inference_mode():
+        tokens, mask = fusion.join_views(first, second, torch.tensor([True, True, False]))
+        both = fusion(tokens, *text, mask)
+        alone = fusion(first, *text)
+        swapped = fusion(*fusion.join_views(second, first, torch.ones(3, dtype=bool))[:1], *text)
+    assert both.image_attention.shape == (3, 22, 2 * model.sizes["N"])
+    assert (both.image_attention[2, :, model.sizes["N"] :] == 0).all()
+    torch.testing.assert_close(both.logits[2], alone.logits[2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(both.embedding[2], alone.embedding[2], atol=1e-5, rtol=0)
+    assert not torch.allclose(both.logits[:2], alone.logits[:2], atol=1e-4)
+    assert torch.allclose(both.logits[:2], swapped.logits[:2], atol=1e-4)  # no view embedding learned yet
+    with torch.no_grad():
+        fusion.view.fill_(1.0)
+        tokens, _ = fusion.join_views(first, second, torch.ones(3, dtype=bool))
+        fusion.view.zero_()
+    torch.testing.assert_close(tokens[:, model.sizes["N"] :], second + 1.0)
+
+
+def test_the_lexical_part_is_added_where_a_text_is_read_with_its_ids(small_config):
+    torch.manual_seed(0)
+    model = CxrModel(replace(small_config, lexical_buckets=50)).eval()
+    drawn = _draw(model, 2, 32)
+    pixels, ids, mask = (drawn[name] for name in ("pixels", "input_ids", "attention_mask"))
+    fusion, tokens = model.fusion, (drawn["text_tokens"], mask)
+    with torch.inference_mode():
+        empty = fusion(None, *tokens, input_ids=ids).logits
+        assert torch.equal(empty, fusion(None, *tokens).logits)  # a new part says nothing
+        for table in (fusion.lexical.unigrams, fusion.lexical.bigrams, fusion.lexical.bias):
+            table.copy_(torch.rand(table.shape))
+        added = fusion.lexical(ids, mask)
+        assert torch.equal(fusion(None, *tokens).logits, empty)
+        torch.testing.assert_close(fusion(None, *tokens, input_ids=ids).logits, empty + added)
+        torch.testing.assert_close(
+            fusion.forward_text(drawn["text_tokens"], ids, mask)[0], torch.sigmoid(empty + added)
+        )
+        both = fusion(drawn["image_tokens"], *tokens)
+        found = fusion.forward_study(drawn["image_tokens"], drawn["text_tokens"], ids, mask)
+        torch.testing.assert_close(found[0], torch.sigmoid(both.logits + added))
+        torch.testing.assert_close(found[1], both.embedding)
+        alone = model(pixels).logits
+        torch.testing.assert_close(alone, fusion(model.image_encoder(pixels), None, None).logits)
+        torch.testing.assert_close(
+            model(None, ids, mask).logits, fusion(None, model.text_encoder(ids, mask), mask).logits + added
+        )
+    assert added.abs().min() > 0.01
+    assert not dict(fusion.lexical.named_parameters())
+
+
+def test_mean_pooling_gives_every_label_the_same_attention(small_config):
+    torch.manual_seed(0)
+    model = CxrModel(replace(small_config, pooling="mean")).eval()
+    drawn = _draw(model, 2, 32)
+    with torch.inference_mode():
+        out = model(drawn["pixels"], drawn["input_ids"] % 100, drawn["attention_mask"])
+    torch.testing.assert_close(out.image_attention, torch.full_like(out.image_attention, 1 / 49))
+    torch.testing.assert_close(out.text_attention[0, :, :16], torch.full((22, 16), 1 / 16))
+    assert (out.text_attention[0, :, 16:] == 0).all()

@@ -1,23 +1,55 @@
 """A whole training run on a few phantoms: the bundle is complete, repeatable, and all or nothing."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
+from training import loop as loop_module
 from training import train as train_module
 from training.cache import fill_cache
-from training.config import make_config
+from training.config_file import load_config
+from training.model import load_model
 from training.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
+from training.watch import EpochReport, Silent, StepReport
 
 SMALL = {
-    "epochs": 1,
-    "model": {"image_width": 16, "image_heads": (2, 2), "text_width": 32, "text_layers": 1, "text_heads": 2},
+    "loop.epochs": 1,
+    "model.image_width": 16,
+    "model.image_heads": [2, 2],
+    "model.text_width": 32,
+    "model.text_layers": 1,
+    "model.text_heads": 2,
 }
+
+
+class Listener(Silent):
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[int, int]] = []
+        self.steps: list[StepReport] = []
+        self.epochs: list[EpochReport] = []
+        self.notes: list[str] = []
+
+    def on_images(self, done: int, total: int) -> None:
+        self.images.append((done, total))
+
+    def on_step(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def on_epoch(self, report: EpochReport) -> None:
+        self.epochs.append(report)
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +62,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, tmp_path):
     def fingerprint(name: str, seed: int) -> str:
-        train(make_config("demo", {**SMALL, "seed": seed}), table, tmp_path / name)
+        train(load_config("demo", {**SMALL, "seed": seed}), table, tmp_path / name)
         return load_bundle(tmp_path / name).fingerprint
 
     assert fingerprint("a", 0) == fingerprint("b", 0)
@@ -38,56 +70,124 @@ def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, tmp_path):
 
 
 def test_bundle_says_what_it_was_made_from(table, tmp_path):
-    steps = []
-    result = train(
-        make_config("demo", SMALL),
-        table,
-        tmp_path / "bundle",
-        progress=lambda done, total: steps.append((done, total)),
+    listener = Listener()
+    config = load_config(
+        "demo", {**SMALL, "loop.epochs": 2, "loop.validate_every": 2, "data.text_dropout": 0.0}
     )
+    result = train(config, table, tmp_path / "bundle", watcher=listener)
     bundle = load_bundle(result.bundle)
     split = json.loads((bundle.path / "split.json").read_text())
     ids = [study for part in ("train", "validation", "test") for study in split[part]]
     assert len(ids) == len(set(ids)) == sum(part["studies"] for part in result.metrics["studies"].values())
     assert set(result.metrics["test"]) == {"study", "image", "text"}
-    assert bundle.config["training"]["epochs"] == 1
+    assert bundle.config["training"]["loop"]["epochs"] == 2
     assert bundle.manifest["seed"] == 0
     assert "never" in (bundle.path / "MODEL_CARD.md").read_text()
-    assert steps[-1][0] == steps[-1][1]
+    assert listener.images[-1] == (sum(map(bool, listener.images)), listener.images[-1][1])
+    assert [report.step for report in listener.steps] == list(range(1, listener.steps[-1].steps + 1))
+    assert [bool(report.validation) for report in listener.epochs] == [False, True]
+    assert set(listener.epochs[0].losses) == {"labels/image", "labels/text", "labels/study", "contrastive"}
+    lines = (tmp_path / "bundle.run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(report) for report in listener.epochs]
+    assert result.metrics["history"] == [asdict(report) for report in listener.epochs]
+    assert not list((tmp_path / "bundle.run").glob("checkpoint-*"))
 
 
-def test_a_failure_in_the_middle_leaves_nothing(table, tmp_path, monkeypatch):
+def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table, tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "_calibrate", fail)
-    with pytest.raises(KeyboardInterrupt):
-        train(make_config("demo", SMALL), table, tmp_path / "bundle")
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "calibrate", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_config("demo", SMALL), table, tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.run"]
+    with pytest.raises(ConfigError, match="--resume"):
+        train(load_config("demo", SMALL), table, tmp_path / "bundle")
+    with pytest.raises(ConfigError, match=r"other settings \(seed = 0\)"):
+        train(load_config("demo", {**SMALL, "seed": 1}), table, tmp_path / "bundle", resume=True)
+    listener = Listener()
+    resumed = train(load_config("demo", SMALL), table, tmp_path / "bundle", resume=True, watcher=listener)
+    assert listener.steps == []
+    assert "Going on after epoch 1 of 1." in listener.notes
+    straight = train(load_config("demo", SMALL), table, tmp_path / "straight")
+    assert load_bundle(resumed.bundle).fingerprint == load_bundle(straight.bundle).fingerprint
+
+
+def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    monkeypatch.setattr(loop_module, "score", lambda *given: {"score": next(scores)})
+    listener = Listener()
+    config = load_config("demo", {**SMALL, "loop.epochs": 5, "loop.validate_every": 1, "loop.patience": 2})
+    result = train(config, table, tmp_path / "bundle", watcher=listener)
+    assert [report.validation["score"] for report in listener.epochs] == [0.5, 0.7, 0.6, 0.65]
+    assert result.metrics["best_epoch"] == 2
+    assert listener.notes == ["Stopped early: no better score since epoch 2."]
+    twice = load_config("demo", {**SMALL, "loop.epochs": 5, "loop.validate_every": 1, "loop.patience": 2})
+    scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    monkeypatch.setattr(loop_module, "score", lambda *given: {"score": next(scores)})
+    assert (
+        load_bundle(train(twice, table, tmp_path / "twice").bundle).fingerprint
+        == load_bundle(result.bundle).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.ema_decay": 0.5},
+        {"loop.accumulate": 4},
+        {"loop.precision": "fp32", "loop.deterministic": True},
+        {"data.views": 2},
+        {"pretraining.epochs": 1},
+        {"model.pooling": "mean"},
+        {"loss.labels": "asymmetric"},
+        {"weights.freeze": ["text"], "weights.checkpointing": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_option_trains_another_model(table, tmp_path, changes):
+    plain = {**SMALL, "data.text_dropout": 0.0, "loop.batch_size": 24}
+    settings = {**plain, **changes}
+    result = train(load_config("demo", settings), table, tmp_path / "bundle")
+    usual = train(load_config("demo", plain), table, tmp_path / "usual")
+    ours, theirs = (load_file(run.bundle / "model.safetensors") for run in (result, usual))
+    assert not torch.equal(ours["fusion.pooling.weight"], theirs["fusion.pooling.weight"])
+    assert all(bool(torch.isfinite(value).all()) for value in ours.values())
+    assert set(result.metrics["test"]) >= {"study", "image", "text"}
+    assert ("views" in result.metrics["test"]) == (changes.get("data.views") == 2)
+    load_model(load_bundle(result.bundle))
+
+
+def test_half_precision_needs_a_gpu(table, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        train(load_config("demo", {**SMALL, "loop.precision": "fp16"}), table, tmp_path / "bundle")
 
 
 def test_an_existing_directory_is_refused_before_the_work(table, tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(ConfigError, match="exists already"):
-        train(make_config("demo", SMALL), table, tmp_path / "bundle")
+        train(load_config("demo", SMALL), table, tmp_path / "bundle")
 
 
 def test_a_cache_and_a_split_file_are_used(table, tmp_path, caplog):
     """The same bundle comes from the cache as from the files, and from the split of a bundle as from its seed."""
-    config = make_config("demo", SMALL)
+    config = load_config("demo", SMALL)
     drawn = load_bundle(train(config, table, tmp_path / "drawn").bundle)
     fill_cache(table, tmp_path / "cache", size=config.model.image_size, workers=1)
-    steps = []
+    listener = Listener()
     again = train(
         config,
         table,
         tmp_path / "again",
         cache=tmp_path / "cache",
         split_file=drawn.path / "split.json",
-        progress=lambda done, total: steps.append((done, total)),
+        watcher=listener,
     )
     assert load_bundle(again.bundle).fingerprint == drawn.fingerprint
-    assert steps[0][0] == 1, "no image was read, so none counts as a step"
+    assert listener.images == [], "no image was read"
     split = json.loads((drawn.path / "split.json").read_text())
     moved = split["train"].pop()
     split["test"].append(moved)
@@ -106,5 +206,5 @@ def test_a_cache_and_a_split_file_are_used(table, tmp_path, caplog):
 def test_a_cache_of_another_size_is_refused(table, tmp_path):
     fill_cache(table, tmp_path / "cache", size=16, workers=1)
     with pytest.raises(ConfigError, match="images of 16 pixels"):
-        train(make_config("demo", SMALL), table, tmp_path / "bundle", cache=tmp_path / "cache")
+        train(load_config("demo", SMALL), table, tmp_path / "bundle", cache=tmp_path / "cache")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

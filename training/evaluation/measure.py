@@ -10,6 +10,7 @@ from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX
 from contract.text import TextMode
+from training.evaluation.abstention import measure_abstention
 from training.evaluation.ask import Asked, Options
 from training.evaluation.control import compare_texts, evaluate_control
 from training.evaluation.labels import LabelMetrics, evaluate_labels
@@ -48,6 +49,7 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
             *measure_ways(asked, thresholds, options),
             *measure_controls(asked.test, parts, options),
         ],
+        "abstention": measure_abstention(asked, bundle.labels, options),
         "subgroups": measure_subgroups(asked, mode, thresholds, options),
         "retrieval": measure_retrieval(asked, mode, options),
         "pairs": measure_pairs(asked, mode, options),

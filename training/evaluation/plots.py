@@ -1,4 +1,4 @@
-"""Results of an evaluation as pictures: ROC and precision-recall grid, reliability, precision of the search."""
+"""Results of an evaluation as pictures: ROC and precision-recall grid, reliability, abstention, search."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +39,7 @@ def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directo
         "roc": _draw_grid(curves, keys, _draw_roc, "false positive rate", "true positive rate"),
         "precision_recall": _draw_grid(curves, keys, _draw_precision_recall, "recall", "precision"),
         "reliability": _draw_reliability(curves, keys),
+        "risk_coverage": _draw_risk_coverage(results),
         "retrieval": _draw_retrieval(results),
     }
     paths = []
@@ -118,6 +119,28 @@ def _draw_reliability(curves: Curves, keys: Sequence[str]) -> "Figure":
         axis.set(title=title, xlabel="mean probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes[0].set_ylabel("share of positives")
     figure.suptitle("Reliability; a dot's size shows how many answers lie in its bin", fontsize=10)
+    return figure
+
+
+def _draw_risk_coverage(results: Mapping[str, Any]) -> "Figure":
+    """Draw the mean risk over the labels by coverage, that of the oracle, and where the bands put the model."""
+    figure = _make_figure(6.0, 4.4)
+    axis = figure.subplots()
+    mode, by_key = results["text_mode"], {row["key"]: row for row in results["abstention"]}
+    # in the order of the other pictures, for its colours
+    rows = [by_key[key] for key in ("image", f"image+{mode}", mode) if key in by_key]
+    for colour, row in zip(COLOURS, rows, strict=False):
+        curve, macro = row["curve"], row["macro"]
+        axis.plot(curve["coverage"], curve["risk"], color=colour, linewidth=1.3, label=row["title"])
+        axis.plot(curve["coverage"], curve["oracle"], color=colour, linewidth=0.8, linestyle=":")
+        if "error" in macro:
+            axis.scatter(macro["coverage"]["value"], macro["error"]["value"], color=colour, s=30, zorder=3)
+    axis.set(xlabel="coverage: share of decisions kept", ylabel="risk: share of these that are wrong")
+    axis.set(xlim=(0, 1.02), ylim=(0, None))
+    axis.grid(alpha=0.2)
+    axis.set_title("Risk by coverage; dotted: oracle, dot: outside the bands", fontsize=10)
+    if rows:
+        axis.legend(fontsize=8, frameon=False)
     return figure
 
 

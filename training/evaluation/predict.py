@@ -153,8 +153,8 @@ class TorchPredictor:
         )
         text_tokens = self._model.text_encoder(ids, mask)
         if image_tokens is None:
-            return fusion.forward_text(text_tokens, mask)[:2]
-        return fusion.forward_study(image_tokens, text_tokens, mask)[:2]
+            return fusion.forward_text(text_tokens, ids, mask)[:2]
+        return fusion.forward_study(image_tokens, text_tokens, ids, mask)[:2]
 
     def _encode_images(self, paths: Sequence[str]) -> None:
         """Put the tokens (N, C) of these images into the store; None for one that cannot be read."""

@@ -16,6 +16,7 @@ PLOTS: Final = {
     "roc": "ROC curves per label",
     "precision_recall": "Precision and recall per label",
     "reliability": "Reliability of the probabilities",
+    "risk_coverage": "Risk by coverage",
     "retrieval": "Precision of the search by place",
 }
 _FORMULAS: Final = (
@@ -32,6 +33,8 @@ def write_report(results: Mapping[str, Any]) -> str:
         write_classification(results),
         _write_micro(results),
         _write_labels(results),
+        write_abstention(results),
+        _write_zero_shot(results),
         _write_subgroups(results),
         write_retrieval(results),
         _write_pairs(results),
@@ -156,6 +159,115 @@ def _write_labels(results: Mapping[str, Any]) -> str:
 def _choose_ways(rows: Sequence[Mapping[str, Any]], mode: str) -> list[Mapping[str, Any]]:
     keys = ("image", f"image+{mode}", mode, f"tfidf/{mode}")
     return [row for key in keys for row in rows if row["key"] == key]
+
+
+def write_abstention(results: Mapping[str, Any]) -> str:
+    """Return the tables of `training.evaluation.abstention`; "" where it was not measured."""
+    rows = results.get("abstention")
+    if not rows:
+        return ""
+    names = {
+        "coverage": "coverage",
+        "error": "error outside",
+        "error_all": "error of all",
+        "missed": "missed",
+        "false_alarms": "false alarms",
+        "aurc": "AURC",
+        "aurc_excess": "excess AURC",
+    }
+    lines = [
+        [row["title"], str(row["studies"]), *(_cell(row["macro"].get(name)) for name in names)]
+        for row in rows
+    ]
+    bands = "" if _count_bands(rows) else "**This model has no bands: nothing is uncertain to it.** "
+    return (
+        "## Abstention\n\n"
+        f'{bands}Means over labels, also those without limits. Inside the band of a label the answer is "uncertain"; '
+        "coverage is the share of answers outside, of which the error outside is the share of wrong ones. Missed: "
+        'studies with the finding that are told "absent"; false alarms: studies without it that are told "present". '
+        "These two are what a band limits. The plain error may even be larger outside it, where a weak model may no "
+        'longer say the "absent" that is right for most studies. AURC: area under the curve of risk by coverage, lower '
+        "is better; its excess over a perfect order of refusal is the fault of the confidence.\n\n"
+        + _table(["read", "studies", *names.values()], lines)
+        + _write_bands(rows)
+        + _write_sets(rows)
+    )
+
+
+def _count_bands(rows: Sequence[Mapping[str, Any]]) -> int:
+    return sum(found["band"] is not None for row in rows for found in row["labels"].values())
+
+
+def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each label states, and how many of its cases were missed or raised a false alarm."""
+    if not _count_bands(rows):
+        return ""
+    lines = []
+    for key in dict.fromkeys(key for row in rows for key in row["labels"]):
+        stated = next(row["labels"][key] for row in rows if key in row["labels"])
+        band = "-" if stated["band"] is None else "{:.3f} to {:.3f}".format(*stated["band"])
+        limits = (stated[f"stated_{name}"] for name in ("missed", "false_alarms"))
+        said = ["-" if limit is None else f"{limit:.2f}" for limit in limits]
+        lines.append(
+            [LABEL_NAMES[key], band, *said, *(_tell_decisions(row["labels"].get(key)) for row in rows)]
+        )
+    head = ["label", "band", "missed, stated", "false alarms, stated", *(row["title"] for row in rows)]
+    return (
+        "\n### Bands per label\n\n"
+        "Limits as fitted on the validation split, and what was reached here in each way: coverage / missed / false "
+        "alarms.\n\n" + _table(head, lines)
+    )
+
+
+def _tell_decisions(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return " / ".join(_cell(found.get(name), whole=False) for name in ("coverage", "missed", "false_alarms"))
+
+
+def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
+    sets = [(row["title"], row["set"]) for row in rows if row["set"]]
+    if not sets:
+        return ""
+    lines = [
+        [
+            title,
+            f"{found['stated_recall']:.2f}",
+            *(_cell(found[name]) for name in ("recall", "size", "labels")),
+        ]
+        for title, found in sets
+    ]
+    return (
+        "\n### Conformal sets\n\n"
+        "The set names every label that cannot be left out: on average it is stated to hold at least this share of a "
+        "study's labels, in each way.\n\n"
+        + _table(["read", "recall, stated", "recall, reached", "labels in the set", "labels it has"], lines)
+    )
+
+
+def _write_zero_shot(results: Mapping[str, Any]) -> str:
+    """Return the tables of `training.evaluation.zero_shot`; "" where it was not measured."""
+    rows = results.get("zero_shot")
+    if not rows:
+        return ""
+    metrics = ("auroc", "ap")
+    averages = [
+        [row["title"], str(row["studies"]), *(_cell(row["macro"].get(name)) for name in metrics)]
+        for row in rows
+    ]
+    labels = [
+        [LABEL_NAMES[key], str(found["positives"]), *(_cell(row["labels"][key]["auroc"]) for row in rows)]
+        for key, found in rows[0]["labels"].items()
+    ]
+    return (
+        "## Zero-shot\n\n"
+        "Labels put into words: a study scores by how much nearer its embedding is to sentences that state the label "
+        "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. A report "
+        "states its own findings: the row of the image alone is the one to read.\n\n"
+        + _table(["read", "studies", *(TITLES[name] for name in metrics)], averages)
+        + "\n### Zero-shot AUROC per label\n\n"
+        + _table(["label", "positive", *(row["title"] for row in rows)], labels)
+    )
 
 
 def _write_subgroups(results: Mapping[str, Any]) -> str:

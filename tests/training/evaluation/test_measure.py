@@ -1,11 +1,13 @@
 """From a predictor whose answers are known to the figures, the report and the pictures."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from contract.bundle import ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABELS
 from training.card import insert_evaluation
@@ -21,7 +23,7 @@ OPTIONS = Options(seed=0, resamples=30)
 BUNDLE = SimpleNamespace(
     fingerprint="f" * 64,
     config={"text_mode": "findings"},
-    labels=[SimpleNamespace(threshold=0.5) for _ in LABELS],
+    labels=tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS),
 )
 
 
@@ -67,6 +69,34 @@ def test_a_swapped_input_shows_what_a_model_looks_at(results):
         assert rows[key]["kind"] == "control"
         assert rows[key]["macro"]["auroc"]["value"] < 0.75
     assert rows["image+findings/swapped_image"]["macro"]["auroc"]["value"] == 1  # it reads the words
+
+
+def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tmp_path):
+    rows = {row["key"]: row for row in results["abstention"]}
+    assert set(rows) == {"image", "image+findings", "findings"}
+    for row in rows.values():
+        assert row["macro"]["coverage"]["value"] == 1
+        assert row["macro"]["error"]["value"] == row["macro"]["aurc"]["value"] == 0
+        assert row["set"] is None
+    report = write_report(results)
+    assert "This model has no bands" in report
+    assert "Conformal sets" not in report
+    assert "# Abstention" not in write_report({**results, "abstention": None})  # of an older evaluation
+    stated = {"uncertain_low": 0.05, "uncertain_high": 0.95, "stated_missed": 0.1}
+    labels = tuple(replace(x, **stated, include=0.5, stated_recall=0.9) for x in BUNDLE.labels)
+    bundle = SimpleNamespace(**{**vars(BUNDLE), "labels": labels})
+    banded = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    for row in banded["abstention"]:
+        assert row["macro"]["coverage"]["value"] == 0
+        assert row["set"]["recall"]["value"] == row["set"]["size"]["value"] == 1
+    json.dumps(banded, allow_nan=False)
+    report = write_report(banded)
+    assert (
+        "| Pleural Disease (Effusion / Thickening) | 0.050 to 0.950 | 0.10 | - | 0.000 / 0.000 / 0.000 |"
+        in report
+    )
+    assert "| image | 0.90 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |" in report
+    draw_plots(asked, banded, "findings", tmp_path)
 
 
 def test_subgroups_are_those_of_the_headers(results):
@@ -167,6 +197,7 @@ def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_p
         "roc.png",
         "precision_recall.png",
         "reliability.png",
+        "risk_coverage.png",
         "retrieval.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -1,0 +1,45 @@
+"""`cxr predict --finding`: findings in free words, read and shown."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from client import FindingScore
+
+SCORE_NOTICE: Final = (
+    "A score says how much nearer the case is to sentences that state the finding than to sentences that deny it: "
+    "a similarity, not a calibrated probability."
+)
+
+
+def read_findings(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Take findings as typed, before any server is asked; see `contract.prompts.clean_findings`."""
+    from contract.prompts import clean_findings
+
+    return clean_findings(values) if values else ()
+
+
+def describe_scores(scores: Sequence["FindingScore"]) -> dict[str, Any]:
+    """Return what --json shows of the scores; nothing where none was asked for."""
+    if not scores:
+        return {}
+    return {"finding_scores": [score.to_dict() for score in scores], "finding_scores_notice": SCORE_NOTICE}
+
+
+def print_scores(console: Console, scores: Sequence["FindingScore"]) -> None:
+    """Print the scores in the order of the question; nothing where none was asked for."""
+    if not scores:
+        return
+    table = Table(title="Findings in your words", title_justify="left", header_style="bold")
+    table.add_column("Finding")
+    for column in ("Score", "Cosine to present", "Cosine to absent"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        values = (score.score, score.similarity_present, score.similarity_absent)
+        table.add_row(escape(score.finding), *(f"{value:.3f}" for value in values))
+    console.print(table)
+    console.print(f"[dim]{SCORE_NOTICE}[/dim]", highlight=False, soft_wrap=True)

@@ -1,0 +1,125 @@
+"""Prompts of zero-shot classification: sentences that say a finding is there or is not, and the score made of them.
+
+    finding ── make_prompts ──> sentences ── text encoder ──> embeddings ── average_prompts ──> present, absent (D,)
+    embedding of a case ── cosine with each ── compute_scores ──> 0 to 1
+
+Sentences of one side are averaged in the embedding space: prompt ensembling, Radford et al. 2021 (arXiv:2103.00020,
+section 3.1.4). The score is a softmax over the two sides, as in CheXzero: Tiu et al. 2022, Expert-level detection of
+pathologies from unannotated chest X-ray images via self-supervised learning, Nature Biomedical Engineering 6.
+The templates are the commonest ways in which the reports of Open-i state and deny a finding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError, InputError
+from contract.text import Report, clean_text, format_report
+
+PRESENT_TEMPLATES: Final = (
+    "{finding}.",
+    "There is {finding}.",
+    "{finding} is present.",
+    "{finding} is seen.",
+    "Findings consistent with {finding}.",
+)
+ABSENT_TEMPLATES: Final = (
+    "No {finding}.",
+    "There is no {finding}.",
+    "No evidence of {finding}.",
+    "No {finding} is seen.",
+    "Negative for {finding}.",
+)
+MAX_FINDING_CHARS: Final = 200
+# Of the contrastive loss of `training.config.LossConfig`; for a served model that does not state its own.
+DEFAULT_TEMPERATURE: Final = 0.125
+
+_SENTENCE_STARTS: Final = ("no", "not", "without", "negative", "there", "absence", "absent")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Sentences that say that a finding is there, and sentences that say that it is not."""
+
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def clean_findings(findings: Sequence[str]) -> tuple[str, ...]:
+    """Return findings as the templates take them: on one line, without de-identification marks and a last full stop.
+
+    Raises:
+        InputError: A finding is empty, longer than `MAX_FINDING_CHARS`, no printable text, or a sentence such as
+            "There is no effusion"; with several findings the message says which, by its number.
+        ConfigError: There is none.
+    """
+    if not findings:
+        raise ConfigError("Give at least one finding to score.")
+    numbered = len(findings) > 1
+    return tuple(
+        _clean_finding(text, f"Finding {number}" if numbered else "The finding")
+        for number, text in enumerate(findings, start=1)
+    )
+
+
+def _clean_finding(text: str, name: str) -> str:
+    """Return one finding; the message never repeats it, because it may come from a report."""
+    if len(text) > MAX_FINDING_CHARS:
+        raise InputError(f"{name} has {len(text):,} characters; at most {MAX_FINDING_CHARS} are read.")
+    cleaned = clean_text(text).rstrip(".,;:!? ")
+    if not cleaned.isprintable():
+        raise InputError(f"{name} holds characters that cannot be printed, so it is not text.")
+    if not any(letter.isalnum() for letter in cleaned):
+        raise InputError(f"{name} is empty: name one, such as 'rib fracture'.")
+    if cleaned.split()[0].lower() in _SENTENCE_STARTS:
+        raise InputError(
+            f"{name} must be a name such as 'rib fracture', not a sentence that states or denies it."
+        )
+    return cleaned
+
+
+def make_prompts(*findings: str) -> Prompts:
+    """Return the sentences of one finding, or of several names for the same one; see `clean_findings`."""
+    return Prompts(*(_fill(templates, findings) for templates in (PRESENT_TEMPLATES, ABSENT_TEMPLATES)))
+
+
+def _fill(templates: Sequence[str], findings: Sequence[str]) -> tuple[str, ...]:
+    sentences = (template.format(finding=finding) for finding in findings for template in templates)
+    return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def frame_prompt(sentence: str) -> str:
+    """Return a report of which a model reads the sentence and nothing else, whatever its text mode."""
+    return format_report(Report(indication=sentence, findings=sentence))
+
+
+def average_prompts(embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the mean (D,) of the embeddings (P, D) of one side's sentences, at unit length.
+
+    Radford et al. 2021, section 3.1.4.
+    """
+    mean = np.asarray(embeddings, np.float64).mean(0)
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
+
+
+def compute_scores(
+    present: NDArray[np.floating[Any]], absent: NDArray[np.floating[Any]], temperature: float
+) -> NDArray[np.float64]:
+    """Return exp(p / t) / (exp(p / t) + exp(a / t)): how much nearer a case is to "present" than to "absent".
+
+    Tiu et al. 2022; they divide by no temperature, which scales the score and changes no order of cases.
+    The score is a similarity and no calibrated probability: 0.5 says only that both sides are equally near.
+
+    Args:
+        present: p, cosine similarities to the sentences of presence, -1 to 1.
+        absent: a, cosine similarities to the sentences of absence, of the same shape.
+        temperature: t above 0, of the contrastive loss that the model was trained with.
+
+    Returns:
+        Of the same shape, 0 to 1.
+    """
+    difference = (np.asarray(present, np.float64) - np.asarray(absent, np.float64)) / temperature
+    return np.asarray((1 + np.tanh(difference / 2)) / 2)  # the logistic function, without overflow

@@ -1,0 +1,146 @@
+"""Present, absent or uncertain: from the served model's parameters to the client's answer and the terminal."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cli.show import print_prediction
+from client import CxrClient
+from client.results import Finding
+from client.triton import TritonTransport
+from contract.bundle import ServedLabel
+from contract.errors import ArtifactError
+from contract.labels import LABEL_KEYS, LABELS
+from contract.notes import ImageNotes, ReportNotes
+from contract.tensors import MODELS, NUMPY_DTYPES
+
+SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
+STATED = {"uncertain_low": 0.25, "uncertain_high": 0.75, "include": 0.1, "stated_recall": 0.9}
+PLAIN = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
+BANDED = tuple(replace(label, **STATED) for label in PLAIN)
+PROBABILITIES = [0.05, 0.25, 0.5, 0.75, *[0.0] * 18]
+
+
+class Server:
+    """Stands for tritonclient's own client; it serves labels that say what they are told to."""
+
+    def __init__(self, labels) -> None:
+        self.labels = labels
+
+    def get_model_config(self, *_arguments, **_settings):
+        values = {
+            "fingerprint": "ab" * 32,
+            "labels": json.dumps(self.labels),
+            "text_mode": "full",
+            "max_length": "64",
+            "image_size": "56",
+            "embedding_size": "16",
+            "image_tokens_grid": "7",
+        }
+        parameters = {name: {"string_value": value} for name, value in values.items()}
+        outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
+        return {"config": {"parameters": parameters, "output": outputs}}
+
+
+def infer(model, _inputs, outputs, _timeout_s):
+    specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
+    shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
+    answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
+    notes = {
+        "image_notes": ImageNotes("PA", "", "DX").to_json(),
+        "report_notes": ReportNotes(9).to_json(),
+        "report_text": b"",
+    }
+    for name in notes.keys() & answer.keys():
+        answer[name] = np.array([[notes[name]]], dtype=np.object_)
+    answer["probabilities"] = np.array([PROBABILITIES], np.float32)
+    return answer
+
+
+def predict(monkeypatch, labels):
+    monkeypatch.setattr(TritonTransport, "_client", lambda _self: Server(labels))
+    with CxrClient() as client:
+        monkeypatch.setattr(client._triton, "infer", infer)
+        return client.info(), client.predict(report="Clear.")
+
+
+def test_decisions_come_with_the_served_model(monkeypatch):
+    info, prediction = predict(monkeypatch, [label.describe() for label in BANDED])
+    assert info.labels == BANDED
+    assert info.to_dict()["labels"][0] == {
+        "key": PLAIN[0].key,
+        "name": PLAIN[0].name,
+        "threshold": 0.5,
+        **STATED,
+    }
+    decisions = [finding.decision for finding in prediction.findings]
+    assert decisions == ["absent", "uncertain", "uncertain", "present", *["absent"] * 18]
+    assert [finding.present for finding in prediction.findings[:4]] == [False, False, True, True]
+    assert [finding.confidence for finding in prediction.findings[:4]] == pytest.approx(
+        [0.95, 0.75, 0.5, 0.75]
+    )
+    assert prediction.conformal_set.keys == LABEL_KEYS[1:4]
+    said = json.loads(json.dumps(prediction.to_dict()))
+    assert said["conformal_set"] == {"keys": list(LABEL_KEYS[1:4]), "stated_recall": 0.9}
+    assert said["findings"][1]["decision"] == "uncertain"
+    assert said["findings"][1]["uncertain_high"] == 0.75
+
+
+def test_a_model_without_bands_decides_everything(monkeypatch):
+    info, prediction = predict(monkeypatch, [label.describe() for label in PLAIN])
+    assert info.labels == PLAIN
+    assert {finding.decision for finding in prediction.findings} == {"present", "absent"}
+    assert all((finding.decision == "present") == finding.present for finding in prediction.findings)
+    assert prediction.conformal_set is None
+    assert prediction.to_dict()["conformal_set"] is None
+    assert Finding("x", "X", 0.5, 0.5).decision == "present"
+
+
+def test_a_set_needs_a_statement_about_every_label(monkeypatch):
+    labels = (*BANDED[:-1], PLAIN[-1])
+    assert predict(monkeypatch, [label.describe() for label in labels])[1].conformal_set is None
+
+
+def test_what_a_newer_server_says_besides_is_passed_over(monkeypatch):
+    info, _ = predict(monkeypatch, [{**label.describe(), "colour": "blue"} for label in BANDED])
+    assert info.labels == BANDED
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"uncertain_low": 0.6}, "band 0.6 to 0.75, which does not hold its threshold"),
+        ({"uncertain_high": 1.5}, "uncertain high 1.5, not 0 to 1"),
+        ({"threshold": "0.5"}, "something else than numbers"),
+        ({"include": None}, "only one of include and stated_recall"),
+        ({"key": "other"}, "other categories"),
+    ],
+)
+def test_a_server_whose_labels_make_no_sense_is_refused(monkeypatch, changes, words):
+    labels = [label.describe() for label in BANDED]
+    with pytest.raises(ArtifactError, match=words):
+        predict(monkeypatch, [{**labels[0], **changes}, *labels[1:]])
+    with pytest.raises(ArtifactError, match="did not publish"):
+        predict(monkeypatch, [5])
+
+
+def show(prediction) -> str:
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_prediction(console, prediction, top=4)
+    return console.export_text()
+
+
+def test_the_terminal_says_uncertain(monkeypatch):
+    shown = show(predict(monkeypatch, [label.describe() for label in BANDED])[1])
+    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    assert "uncertain (0.250 to 0.750)" in rows[PLAIN[1].name]
+    assert "present" in rows[PLAIN[3].name]
+    assert "below" in rows[PLAIN[0].name]
+    assert "Not to be left out (holds 90% of a study's labels on average): " + PLAIN[1].name in shown
+    shown = show(predict(monkeypatch, [label.describe() for label in PLAIN])[1])
+    assert "uncertain" not in shown
+    assert "left out" not in shown

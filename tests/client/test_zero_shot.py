@@ -1,0 +1,238 @@
+"""Findings in free words: sentences through the served model, scores out, refusals before or after it is asked."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import client.client as client_module
+from client import CxrClient, FindingScore
+from client.results import ServedModel
+from client.triton import TritonTransport
+from contract.bundle import ServedLabel
+from contract.errors import ConfigError, FingerprintError, InputError
+from contract.labels import LABELS
+from contract.notes import ImageNotes, ReportNotes
+from contract.prompts import DEFAULT_TEMPERATURE
+from contract.tensors import MODELS, NUMPY_DTYPES
+from contract.text import read_report
+from cxr import app
+
+D = 8
+SIZES = {"S": 56, "N": 49, "C": 32, "D": D}
+IMAGE = np.eye(D, dtype=np.float32)[0]
+VOCABULARY = {
+    word: number for number, word in enumerate(["fracture", "effusion", "rib", "no", "of", "there"], start=5)
+}
+
+
+def make_model(**changes: object) -> ServedModel:
+    labels = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
+    values = {"fingerprint": "ab" * 32, "text_mode": "findings", "labels": labels, "temperature": None}
+    sizes = {"max_length": 64, "image_size": 56, "embedding_size": D, "grid": 7}
+    return ServedModel(**{**values, **sizes, **changes})
+
+
+class FakeTriton:
+    """An image that shows a fracture: sentences that state one lie near it, those that deny one lie away from it."""
+
+    model = make_model()
+    truncated = False
+
+    def __init__(self, _url: str = "") -> None:
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def read_model(self, _timeout_s: float) -> ServedModel:
+        return self.model
+
+    def infer(self, model, inputs, outputs, timeout_s):
+        assert timeout_s > 0
+        for tensor in MODELS[model].inputs:
+            tensor.check(inputs[tensor.name])
+        [count] = {len(array) for array in inputs.values()}
+        texts = [read_report(data, self.model.text_mode) for [data] in inputs.get("report", ())]
+        assert count <= 32
+        self.asked.append((model, tuple(texts)))
+        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
+        shapes = {name: (count, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
+        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
+        notes = ReportNotes(9, self.truncated).to_json()
+        values = {"image_notes": [ImageNotes().to_json()] * count, "report_notes": [notes] * count}
+        values["report_text"] = [text.encode() for text in texts]
+        for name in set(values) & set(answer):
+            answer[name] = np.array(values[name], dtype=np.object_)[:, None]
+        if "embedding" in answer:
+            answer["embedding"] = np.stack([self._embed(text) for text in texts] or [IMAGE] * count)
+        if "input_ids" in answer:
+            rows = [[2, *(VOCABULARY.get(word, 1) for word in text.lower().split()), 3] for text in texts]
+            for row, ids in enumerate(rows):
+                answer["input_ids"][row, : len(ids)] = ids
+                answer["attention_mask"][row, : len(ids)] = 1
+        return answer
+
+    def _embed(self, text: str) -> np.ndarray:
+        denied = text.lower().startswith(("no ", "there is no ", "negative "))
+        cosine = (-0.25 if denied else 0.25) if "fracture" in text.lower() else 0.1
+        other = 1 + len(text) % (D - 1)  # every sentence has another direction beside that of the image
+        return (cosine * IMAGE + (1 - cosine**2) ** 0.5 * np.eye(D)[other]).astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(monkeypatch):
+    monkeypatch.setattr(client_module, "TritonTransport", FakeTriton)
+    with CxrClient() as client:
+        yield client
+
+
+def serve(monkeypatch, **changes: object) -> None:
+    monkeypatch.setattr(FakeTriton, "model", make_model(**changes))
+
+
+def test_a_finding_that_the_image_shows_scores_above_one_that_it_does_not(client):
+    shown, other = client.score_findings(["rib fracture.", "effusion"], client.predict(b"image"))
+    assert isinstance(shown, FindingScore)
+    assert (shown.finding, other.finding) == ("rib fracture", "effusion")
+    assert shown.similarity_present > 0 > shown.similarity_absent
+    difference = shown.similarity_present - shown.similarity_absent
+    assert shown.score == pytest.approx(1 / (1 + np.exp(-difference / DEFAULT_TEMPERATURE)))
+    assert shown.score > 0.95
+    assert abs(other.score - 0.5) < 0.2
+    assert json.loads(json.dumps(shown.to_dict())) == vars(shown)
+
+
+def test_sides_are_averaged_at_unit_length(client):
+    """Cosines are to the mean of a side's sentences, which is nearer to the image than each of them is."""
+    [found] = client.score_findings(["fracture"], client.predict(b"image"))
+    present = [text for name, texts in client._triton.asked if name == "predict_text" for text in texts][:5]
+    mean = np.mean([client._triton._embed(text) for text in present], axis=0)
+    assert found.similarity_present == pytest.approx(mean[0] / np.linalg.norm(mean), abs=1e-6)
+    assert found.similarity_present > 0.26
+
+
+def test_temperature_is_the_models_own_where_it_says(client, monkeypatch):
+    serve(monkeypatch, temperature=0.5)
+    [found] = client.score_findings(["fracture"], client.predict(b"image"))
+    difference = found.similarity_present - found.similarity_absent
+    assert found.score == pytest.approx(1 / (1 + np.exp(-difference / 0.5)))
+
+
+def test_many_findings_go_in_few_full_batches(client):
+    findings = ["fracture" if number % 2 else "effusion" for number in range(40)]
+    scores = client.score_findings(findings, client.predict(b"image"))
+    assert [score.score > 0.9 for score in scores] == [bool(number % 2) for number in range(40)]
+    sizes = [len(texts) for name, texts in client._triton.asked if name == "predict_text"]
+    assert sizes == [32] * 12 + [16]
+
+
+@pytest.mark.parametrize("mode", ["indication", "findings", "full"])
+def test_every_text_mode_reads_the_sentences(client, monkeypatch, mode):
+    serve(monkeypatch, text_mode=mode)
+    [found] = client.score_findings(["fracture"], client.predict(b"image"))
+    assert found.score > 0.95
+    [texts] = [texts for name, texts in client._triton.asked if name == "predict_text"]
+    assert texts[0] == "Fracture."
+
+
+@pytest.mark.parametrize(("image", "report"), [(b"image", "A report."), (None, "A report.")])
+def test_a_study_and_a_report_are_scored_too(client, image, report):
+    [found] = client.score_findings(["fracture"], client.predict(image, report))
+    assert 0 < found.score < 1
+
+
+@pytest.mark.parametrize(
+    ("findings", "words"),
+    [
+        (["  "], "The finding is empty"),
+        (["fracture", "x" * 201], "Finding 2 has 201 characters"),
+        (["no fracture"], "not a sentence"),
+        (["肋骨 骨折"], "The finding has no word that the model knows"),
+        (["fracture", "骨折"], "Finding 2 has no word that the model knows"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(client, findings, words):
+    prediction = client.predict(b"image")
+    with pytest.raises(InputError, match=words):
+        client.score_findings(findings, prediction)
+    assert "predict_text" not in [name for name, _ in client._triton.asked]
+
+
+def test_a_finding_with_one_known_word_is_scored(client):
+    assert client.score_findings(["骨折 fracture"], client.predict(b"image"))
+
+
+def test_a_finding_that_is_cut_off_is_refused(client, monkeypatch):
+    prediction = client.predict(b"image")
+    monkeypatch.setattr(FakeTriton, "truncated", True)
+    with pytest.raises(InputError, match="too long for the model"):
+        client.score_findings(["fracture"], prediction)
+
+
+def test_a_model_that_reads_masked_findings_refuses_what_it_cannot_read(client, monkeypatch):
+    serve(monkeypatch, text_mode="findings_masked")
+    with pytest.raises(InputError, match="findings_masked"):
+        client.score_findings(["rib fracture"], client.predict(b"image"))
+    assert client.score_findings(["rib"], client.predict(b"image"))
+
+
+def test_no_finding_and_a_prediction_of_another_model(client, monkeypatch):
+    prediction = client.predict(b"image")
+    with pytest.raises(ConfigError):
+        client.score_findings([], prediction)
+    other = type(prediction)(**{**vars(prediction), "fingerprint": "cd" * 32})
+    with pytest.raises(FingerprintError):
+        client.score_findings(["fracture"], other)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def test_command_prints_scores_and_says_what_they_are(client, tmp_path):
+    (tmp_path / "image").write_bytes(b"image")
+    asked = ("predict", str(tmp_path / "image"), "--finding", "rib fracture", "--finding", "[red] effusion")
+    shown = run(*asked)
+    assert shown.exit_code == 0, shown.output
+    assert "[red] effusion" in shown.stdout  # a finding is shown as typed, not as markup
+    assert "not a calibrated probability" in shown.stdout
+    told = json.loads(run(*asked, "--json").stdout)
+    assert [score["finding"] for score in told["finding_scores"]] == ["rib fracture", "[red] effusion"]
+    assert set(told["finding_scores"][0]) == {"finding", "score", "similarity_present", "similarity_absent"}
+    assert "not a calibrated probability" in told["finding_scores_notice"]
+    assert "findings" in told
+    plain = run("predict", str(tmp_path / "image"), "--json")
+    assert "finding_scores" not in json.loads(plain.stdout)
+    assert "similarity" in " ".join(run("predict", "--help").stdout.split())
+
+
+def test_command_refuses_a_bad_finding_before_it_asks_a_server():
+    result = run("predict", "--report", "A report.", "--finding", "", "--triton", "127.0.0.1:9")
+    assert result.exit_code == 2
+    assert "The finding is empty" in result.stderr
+
+
+def test_findings_are_not_logged(client, caplog):
+    caplog.set_level(logging.DEBUG)
+    client.score_findings(["zebrafish fracture"], client.predict(b"image"))
+    assert "zebrafish" not in caplog.text
+
+
+@pytest.mark.parametrize(("stated", "expected"), [({}, None), ({"temperature": "0.07"}, 0.07)])
+def test_temperature_is_read_from_the_served_parameters(monkeypatch, stated, expected):
+    labels = json.dumps([{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS])
+    sizes = {"max_length": "64", "image_size": "56", "embedding_size": "8", "image_tokens_grid": "7"}
+    values = {"fingerprint": "ab" * 32, "labels": labels, "text_mode": "full", **sizes, **stated}
+    parameters = {name: {"string_value": value} for name, value in values.items()}
+    outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
+
+    class Server:
+        def get_model_config(self, *_arguments, **_settings):
+            return {"config": {"parameters": parameters, "output": outputs}}
+
+    transport = TritonTransport("localhost:1")
+    monkeypatch.setattr(transport, "_client", Server)
+    assert transport.read_model(1).temperature == expected

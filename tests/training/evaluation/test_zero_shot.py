@@ -1,0 +1,139 @@
+"""Zero-shot results of a predictor whose embeddings are known."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from contract.bundle import ServedLabel
+from contract.errors import ConfigError
+from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
+from contract.prompts import clean_findings
+from training.evaluation.ask import Options, ask_model
+from training.evaluation.labels import evaluate_labels
+from training.evaluation.measure import measure
+from training.evaluation.predict import Answers
+from training.evaluation.report import write_report
+from training.evaluation.zero_shot import (
+    LABEL_PHRASES,
+    NORMAL_PROMPTS,
+    evaluate_scores,
+    make_label_prompts,
+    measure_zero_shot,
+)
+
+from .conftest import RulePredictor, make_studies
+
+OPTIONS = Options(seed=0, resamples=30)
+PROMPTS = make_label_prompts()
+
+
+class PromptPredictor(RulePredictor):
+    """Reads studies by the rule; a sentence lies on the axis of its label, and one that denies it opposite to that.
+
+    Images are read as they should be, or with `blind` all alike.
+    """
+
+    def __init__(self, *, mode: str = "findings", blind: bool = False, refuses: str = "") -> None:
+        super().__init__()
+        self.text_mode, self.blind, self.refuses = mode, blind, refuses
+
+    def ask(self, cases, progress=None):
+        if not cases[0].study_id.startswith("prompt"):
+            answers = super().ask(cases, progress)
+            if self.blind:
+                answers.embeddings[:] = answers.embeddings[0]
+            return answers
+        answers = Answers.prepare(len(cases), len(LABELS))
+        for row, case in enumerate(cases):
+            assert case.image is None
+            if case.text == self.refuses:
+                continue
+            [(place, sign)] = {
+                (place, sign)
+                for place, both in enumerate(PROMPTS)
+                for sign, side in ((1, both.present), (-1, both.absent))
+                if case.text in side
+            }
+            answers.probabilities[row] = 0.5
+            answers.embeddings[row] = sign * np.eye(len(LABELS), dtype=np.float32)[place]
+        return answers
+
+
+def test_every_label_has_sentences_of_its_own():
+    assert (*LABEL_PHRASES, "normal") == LABEL_KEYS
+    assert PROMPTS[LABEL_INDEX["normal"]] == NORMAL_PROMPTS
+    sentences = [sentence for both in PROMPTS for side in (both.present, both.absent) for sentence in side]
+    assert len(set(sentences)) == len(sentences)
+    for phrases in LABEL_PHRASES.values():
+        assert clean_findings(phrases) == phrases
+
+
+def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
+    predictor = PromptPredictor()
+    rows = measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    assert [row["key"] for row in rows] == ["image", "image+findings", "findings"]
+    for row in rows:
+        assert row["studies"] == 60
+        assert row["averaged"] == ["cardiac", "pleural", "normal"]
+        assert row["macro"]["auroc"]["value"] == row["macro"]["ap"]["value"] == 1
+        assert row["labels"]["cardiac"]["positives"] == 20
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_model_that_does_not_look_at_images_is_at_chance(parts):
+    predictor = PromptPredictor(blind=True)
+    [image, *_] = measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    assert image["macro"]["auroc"]["value"] == 0.5
+
+
+def test_scores_are_measured_as_probabilities_are(parts):
+    scores, test = np.random.default_rng(0).random((60, len(LABELS))), parts["test"]
+    given = {"groups": test.patient_ids}
+    ours = evaluate_scores(scores, test.targets, options=OPTIONS, **given)
+    theirs = evaluate_labels(scores, test.targets, np.full(22, 0.5), seed=0, resamples=30, **given).to_dict()
+    assert ours["averaged"] == theirs["averaged"]
+    for name in ("auroc", "ap"):
+        assert ours["macro"][name] == theirs["macro"][name]
+        assert ours["labels"]["pleural"][name] == theirs["labels"]["pleural"][name]
+
+
+def test_too_few_studies_give_no_average():
+    targets = np.zeros((6, len(LABELS)), bool)
+    found = evaluate_scores(np.zeros((6, len(LABELS))), targets, groups=list("abcdef"), options=OPTIONS)
+    assert found == {"averaged": [], "macro": {}, "labels": {}}
+
+
+def test_masked_findings_are_not_measured(parts):
+    predictor = PromptPredictor(mode="findings_masked")
+    assert measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS) == []
+
+
+def test_a_refused_sentence_is_an_error(parts):
+    predictor = PromptPredictor(refuses="No pneumothorax.")
+    with pytest.raises(ConfigError, match="refused a sentence"):
+        measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_report_shows_it(image):
+    parts = {
+        name: make_studies(range(start, start + 60), image=image)
+        for name, start in (("train", 0), ("validation", 60), ("test", 120))
+    }
+    predictor = PromptPredictor()
+    asked = ask_model(parts, predictor, OPTIONS)
+    bundle = SimpleNamespace(
+        fingerprint="f" * 64,
+        config={"text_mode": "findings"},
+        labels=[ServedLabel(label.key, label.name, 0.5) for label in LABELS],
+    )
+    results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    assert "Zero-shot" not in write_report(results)
+    results["zero_shot"] = measure_zero_shot(asked, predictor, OPTIONS)
+    report = write_report(results)
+    [block] = [part for part in report.split("\n## ") if part.startswith("Zero-shot")]
+    assert ("| image | 60 | 1.000 (1.000-1.000) |" in block) == image
+    assert "| findings | 60 | 1.000 (1.000-1.000) |" in block
+    assert "| Cardiomegaly / Heart Failure | 20 |" in block

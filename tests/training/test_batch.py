@@ -1,0 +1,140 @@
+"""Studies become batches: which views, which text, and what is left out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from contract.text import ReportTokenizer, train_tokenizer
+from training.batch import choose_batch, draw_batch, draw_order, iterate_in_order, make_batch
+from training.config import DataConfig
+from training.data import StudySet
+
+TEXTS = (
+    "small effusion on the left. heart is large.",
+    "",
+    "the heart is large and the aorta is tortuous",
+    "small effusion on the left. heart is large.",
+)
+IMPRESSIONS = ("effusion", "", "large heart", "")
+PLAIN = DataConfig(lateral_share=0.0, max_length=64)
+HIDDEN = "[MASK]"
+
+
+@pytest.fixture(scope="module")
+def studies() -> StudySet:
+    pixels = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)
+    return StudySet(
+        study_ids=("a", "b", "c", "d"),
+        patient_ids=("a", "b", "c", "d"),
+        texts=TEXTS,
+        impressions=IMPRESSIONS,
+        wordings=(TEXTS, TEXTS),
+        views=((0, 1), (2,), (), (3,)),
+        pixels=pixels,
+        targets=np.eye(4, 22, dtype=bool),
+        labelled=np.array([True, True, True, False]),
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ReportTokenizer:
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.json"
+    train_tokenizer([text for text in TEXTS if text] * 4, path, 200)
+    return ReportTokenizer.load(path)
+
+
+def draw(studies, rows, config, seed=0):
+    return draw_batch(studies, np.asarray(rows), config, np.random.default_rng(seed))
+
+
+def test_a_batch_holds_only_the_rows_that_have_an_image_or_a_text(studies, tokenizer):
+    batch = make_batch(studies, tokenizer, choose_batch(studies, np.arange(4), PLAIN), PLAIN)
+    assert batch.image_rows.tolist() == [True, True, False, True]
+    assert batch.text_rows.tolist() == [True, False, True, True]
+    assert batch.pixels[:, 0, 0, 0].tolist() == [0, 2, 3]  # the first view of each
+    assert not batch.second_rows.any()
+    assert len(batch.input_ids) == len(batch.attention_mask) == 3
+    assert batch.input_ids.shape[1] == int(batch.attention_mask.sum(1).max())  # no longer than the longest
+    assert batch.groups[0] == batch.groups[3]  # equal texts
+    assert len(set(batch.groups.tolist())) == 3
+    assert batch.labelled.tolist() == [True, True, True, False]
+
+
+def test_two_views_come_behind_all_first_ones(studies, tokenizer):
+    batch = make_batch(studies, tokenizer, choose_batch(studies, np.arange(4), PLAIN, views=2), PLAIN)
+    assert batch.pixels[:, 0, 0, 0].tolist() == [0, 2, 3, 1]
+    assert batch.second_rows.tolist() == [True, False, False]
+    assert len(batch.changes) == len(batch.pixels)
+
+
+@pytest.mark.parametrize(
+    ("views", "share", "expected"),
+    [(1, 0.0, {(0, -1)}), (1, 1.0, {(1, -1)}), (1, 0.5, {(0, -1), (1, -1)}), (2, 0.0, {(0, 1)})],
+)
+def test_lateral_share_picks_the_views(studies, views, share, expected):
+    config = replace(PLAIN, views=views, lateral_share=share)
+    seen = draw(studies, np.zeros(64, np.int64), config).views
+    assert {tuple(row) for row in seen.tolist()} == expected
+
+
+def test_two_views_are_seen_together_first_alone_and_second_alone(studies):
+    seen = draw(studies, np.zeros(600, np.int64), replace(PLAIN, views=2, lateral_share=0.25)).views.tolist()
+    shares = [np.mean([row == wanted for row in seen]) for wanted in ([0, 1], [0, -1], [1, -1])]
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.07)
+
+
+def test_impressions_are_read_where_there_are_some(studies):
+    config = replace(PLAIN, impression_share=1.0)
+    found = draw(studies, [0, 2, 3], config)
+    assert found.texts == ("effusion", "large heart", TEXTS[3])
+    assert len(set(found.groups.tolist())) == 3  # no longer the same words
+
+
+def test_masked_and_shuffled_texts(studies):
+    assert draw(studies, [2], replace(PLAIN, masked_share=1.0)).texts == (
+        f"the heart is large and the {HIDDEN} is {HIDDEN}",
+    )
+    config = replace(PLAIN, shuffled_share=1.0)
+    seen = {draw(studies, [0], config, seed).texts[0] for seed in range(20)}
+    assert seen == {TEXTS[0], "heart is large. small effusion on the left."}
+
+
+def test_word_dropout_hides_word_pieces_and_nothing_else(studies, tokenizer):
+    config = replace(PLAIN, word_dropout=0.5)
+    rows = np.zeros(50, np.int64)
+    plain = make_batch(studies, tokenizer, draw(studies, rows, PLAIN), PLAIN)
+    hidden = make_batch(studies, tokenizer, draw(studies, rows, config), config)
+    changed = plain.input_ids != hidden.input_ids
+    assert (hidden.input_ids[changed] == tokenizer.mask_id).all()
+    ends = (plain.input_ids == tokenizer.cls_id) | (plain.input_ids == tokenizer.sep_id)
+    assert not changed[ends].any()
+    assert 0.4 < float(changed[~ends].float().mean()) < 0.6
+    chosen = choose_batch(studies, rows, config)
+    assert (make_batch(studies, tokenizer, chosen, config).input_ids == plain.input_ids).all()
+
+
+def test_dropped_text_leaves_the_images_and_never_a_text_alone(studies, tokenizer):
+    config = replace(PLAIN, text_dropout=1.0)
+    batch = make_batch(studies, tokenizer, draw(studies, np.arange(4), config), config)
+    assert not batch.text_rows.any()
+    assert len(batch.input_ids) == len(batch.attention_mask) == 0
+    assert len(batch.pixels) == 3
+    assert draw(studies, [2], config).texts == (TEXTS[2],)
+
+
+def test_shares_of_a_draw_are_the_draw(studies, tokenizer):
+    whole = draw(studies, np.arange(4), replace(PLAIN, word_dropout=0.3))
+    parts = whole.split(3)
+    assert [part.rows.tolist() for part in parts] == [[0, 3], [1], [2]]
+    assert sorted(name for part in parts for name in part.groups.tolist()) == sorted(whole.groups.tolist())
+    assert parts[0].groups[0] == parts[0].groups[1]
+    np.testing.assert_array_equal(parts[0].changes, whole.changes[[0, 3]])
+    assert len(draw(studies, [0, 1], PLAIN).split(5)) == 2
+
+
+def test_every_row_is_drawn_once(studies):
+    batches = draw_order(np.arange(4), studies, 3, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3]
+    assert max(map(len, batches)) == 3
+    assert [rows.tolist() for rows in iterate_in_order(np.arange(5), 2)] == [[0, 1], [2, 3], [4]]

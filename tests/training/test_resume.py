@@ -1,0 +1,92 @@
+"""A run that is killed and one in two processes end as one that is left alone in one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from contract.bundle import load_bundle
+from training.openi import build_table, write_table
+from training.phantom import draw_dataset
+
+SETTINGS = (
+    *(
+        "model.image_width=16",
+        "model.image_heads=[2,2]",
+        "model.image_stem=patch",
+        "model.image_drop_path=0.0",
+    ),
+    *("model.text_width=32", "model.text_layers=1", "model.text_heads=2", "loop.precision=fp32"),
+    *("loop.epochs=3", "loop.validate_every=1", "data.text_dropout=0.3"),
+)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+    draw_dataset(root / "phantom", studies=60, seed=5, scale=0.05)
+    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
+    return root / "studies.parquet"
+
+
+def make_command(table: Path, out: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    settings = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+    command = [sys.executable, *launcher, "-m", "cxr", "train", str(table), "--out", str(out), *settings]
+    return [*command, "--log-with", "none", "--json"]
+
+
+def run(command: list[str]) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def read_epochs(run_directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("more", [(), ("optimizer.ema_decay=0.9",)], ids=["plain", "average"])
+def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, tmp_path, more):
+    run(make_command(table, tmp_path / "straight", *more))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(
+        make_command(table, tmp_path / "killed", *more), stdout=subprocess.DEVNULL, env=environment
+    )
+    first = tmp_path / "killed.run" / "checkpoint-1"
+    deadline = time.monotonic() + 200
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(30)
+    assert not (tmp_path / "killed").exists()
+    run([*make_command(table, tmp_path / "killed", *more), "--resume"])
+    straight, resumed = (load_bundle(tmp_path / name) for name in ("straight", "killed"))
+    assert resumed.fingerprint == straight.fingerprint
+    losses = [
+        [epoch["loss"] for epoch in read_epochs(tmp_path / f"{name}.run")] for name in ("straight", "killed")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_two_processes_train_as_one_does(table, tmp_path):
+    """Without dropout, which is drawn in every process by itself; batches of 31 of which one process gets one more."""
+    plain = ("model.dropout=0.0", "loop.batch_size=31", "data.text_dropout=0.0")
+    run(make_command(table, tmp_path / "one", *plain))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run(make_command(table, tmp_path / "two", *plain, launcher=launcher))
+    one, two = (read_epochs(tmp_path / f"{name}.run") for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["losses"].keys() == theirs["losses"].keys()
+        for name, value in ours["losses"].items():
+            assert theirs["losses"][name] == pytest.approx(value, rel=2e-3), name
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-3)
+        for name, value in ours["validation"].items():
+            assert theirs["validation"][name] == pytest.approx(value, abs=0.03), name
+    assert load_bundle(tmp_path / "two").config == load_bundle(tmp_path / "one").config

@@ -1,0 +1,144 @@
+"""Radiographs changed a little at random in training: moved, exposed otherwise, made noisy, partly covered.
+
+What happens to an image depends on its own row of `draws`, which comes from outside, and on nothing else of the
+batch. So every process of a data-parallel run changes an image as one process would; only the values of the added
+noise, if there is any, differ.
+
+Each change has its own columns of a row: switching one off leaves the others as they were.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.config import AugmentConfig
+
+COLUMNS: Final = (  # what the numbers of a row of draws decide
+    *("turn", "zoom", "right", "down"),
+    *("gamma", "gain", "noise", "mirrored"),
+    *("covered", "side", "aspect", "left", "top"),
+)
+DRAWS: Final[int] = len(COLUMNS)  # numbers that decide about one image
+_COVERED_SHARE: Final = 0.5  # the probability p of random erasing
+_LARGEST_ASPECT: Final = 1 / 0.3  # its r_2 = 1 / r_1
+_WHITE: Final = 255.0
+
+
+def augment(pixels: Tensor, config: AugmentConfig, draws: Tensor, generator: torch.Generator) -> Tensor:
+    """Change every image at random, as far as the config allows.
+
+    In this order:
+
+    - `flip`: mirrored left-right, every second image.
+    - `gamma`, `gain`: grey v of 0 to 1 becomes min(1, gain * v ** gamma), with gamma log-uniform between
+      exp(-`gamma`) and exp(`gamma`) and gain uniform between 1 - `gain` and 1 + `gain`. Black stays black.
+    - `rotation_degrees`, `scale`, `shift`: turned about the centre by an angle uniform between plus and minus
+      `rotation_degrees` (positive: counter-clockwise), enlarged by a factor log-uniform between 1 / (1 + `scale`)
+      and 1 + `scale`, then shifted in x and y by up to `shift` of the side either way, uniformly; one bilinear
+      interpolation. What comes in from outside is black, as `contract.dicom.load_pixels` pads.
+    - `noise`: Gaussian, independent in every pixel, of a standard deviation uniform between 0 and `noise` of the
+      range; but black, which is around the image and where it is covered, stays black.
+    - `occlusion`: with probability 0.5 a rectangle wholly inside the image is blackened. Its longer side is uniform
+      between 0 and `occlusion` of the image's, its aspect ratio log-uniform between 0.3 and 1 / 0.3, its place
+      uniform: the rectangle, probability and ratios of random erasing (Zhong et al. 2017, arXiv:1708.04896), filled
+      with one value as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552).
+
+    A change whose setting is 0 (False) is not computed, so that with none the values come back as they were. Nothing
+    waits for a GPU, and torch.compile makes one graph of it unless there is noise.
+
+    Args:
+        pixels: (B, 1, S, S) uint8; B may be 0.
+        config: How much of each change.
+        draws: (B, DRAWS) float32 in [0, 1), uniform, on the device of `pixels`; one row per image.
+        generator: Draws the noise and nothing else; on the device of `pixels`.
+
+    Returns:
+        (B, 1, S, S) float32, 0 to 255.
+
+    Raises:
+        ValueError: Pixels or draws have another shape or type: a mistake of the caller, not of a user.
+    """
+    _check(pixels, draws)
+    # In float64, so that a row gives the same float32 numbers at whatever place of a batch it stands.
+    drawn = dict(zip(COLUMNS, draws.double().unbind(1), strict=True))
+    if config.flip:
+        pixels = torch.where(_spread(drawn["mirrored"] < 0.5), pixels.flip(-1), pixels)
+    exposed = config.gamma > 0 or config.gain > 0
+    images = _expose(pixels, config, drawn) if exposed else pixels.float()
+    if config.rotation_degrees > 0 or config.scale > 0 or config.shift > 0:
+        images = _move(images, config, drawn)
+    if config.noise > 0:
+        deviation = _spread(_WHITE * config.noise * drawn["noise"]).float()
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        images = noise.mul_(deviation).mul_(images > 0).add_(images).clamp_(0.0, _WHITE)
+    if config.occlusion > 0:
+        images.masked_fill_(_cover(images.shape[-1], config, drawn), 0.0)
+    return images
+
+
+def _check(pixels: Tensor, draws: Tensor) -> None:
+    shape = tuple(pixels.shape)
+    if len(shape) != 4 or shape[1] != 1 or shape[2] != shape[3] or pixels.dtype != torch.uint8:
+        raise ValueError(f"pixels must be (B, 1, S, S) uint8, not {shape} {pixels.dtype}.")
+    if tuple(draws.shape) != (shape[0], DRAWS) or draws.dtype != torch.float32:
+        raise ValueError(
+            f"draws must be ({shape[0]}, {DRAWS}) float32, not {tuple(draws.shape)} {draws.dtype}."
+        )
+
+
+def _spread(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), one value for a whole image."""
+    return values[:, None, None, None]
+
+
+def _sign(draw: Tensor) -> Tensor:
+    """[0, 1) -> [-1, 1)."""
+    return 2.0 * draw - 1.0
+
+
+def _expose(pixels: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Look up the new grey of each of the 256 old ones, (B, 1, S, S): quicker than a power for every pixel."""
+    exponent = torch.exp(config.gamma * _sign(drawn["gamma"]))
+    gain = 1.0 + config.gain * _sign(drawn["gain"])
+    levels = torch.arange(256, dtype=torch.float64, device=pixels.device) / _WHITE
+    table = (gain[:, None] * levels ** exponent[:, None]).clamp(max=1.0) * _WHITE  # (B, 256)
+    return table.float().gather(1, pixels.flatten(1).long()).view(pixels.shape)
+
+
+def _move(images: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Turn, scale and shift (B, 1, S, S) images."""
+    turn = math.radians(config.rotation_degrees) * _sign(drawn["turn"])
+    zoom = (1.0 + config.scale) ** _sign(drawn["zoom"])
+    across, along = torch.cos(turn) / zoom, torch.sin(turn) / zoom
+    # The place in the old image of each new pixel; both run from -1 to 1, so that the side is 2. (Not by
+    # `F.affine_grid`: on a CPU it takes longer than the sampling, and autocast would round it to bfloat16.)
+    places = 2.0 * _centre(images.shape[-1], images.device) - 1.0  # (S,)
+    x = places - 2.0 * config.shift * _sign(drawn["right"])[:, None]  # (B, S)
+    y = places - 2.0 * config.shift * _sign(drawn["down"])[:, None]
+    across_x, across_y, along_x, along_y = (
+        (weight[:, None] * place).float() for weight in (across, along) for place in (x, y)
+    )  # (B, S)
+    columns, rows = torch.stack([across_x, along_x], 1), torch.stack([-along_y, across_y], 1)  # (B, 2, S)
+    grid = (columns[:, :, None, :] + rows[:, :, :, None]).permute(0, 2, 3, 1)  # (B, S, S, 2)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _cover(size: int, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Return (B, 1, S, S) bool: the pixels whose centres lie in the rectangles."""
+    longer = config.occlusion * drawn["side"] * (drawn["covered"] < _COVERED_SHARE)
+    aspect = _LARGEST_ASPECT ** _sign(drawn["aspect"])  # height to width
+    height, width = longer * aspect.clamp(max=1.0), longer / aspect.clamp(min=1.0)
+    top, left = drawn["top"] * (1.0 - height), drawn["left"] * (1.0 - width)
+    places = _centre(size, longer.device)
+    rows = (places >= top[:, None]) & (places < (top + height)[:, None])  # (B, S)
+    columns = (places >= left[:, None]) & (places < (left + width)[:, None])
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _centre(size: int, device: torch.device) -> Tensor:
+    """Return the centres of the pixels along a side of length 1, (S,) float64."""
+    return (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size

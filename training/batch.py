@@ -1,0 +1,191 @@
+"""Batches: chance decides what is seen of each study (`Draw`), then it becomes tensors (`Batch`)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract.label_words import mask_label_words
+from contract.text import ReportTokenizer
+from training.augment import DRAWS
+from training.config import DataConfig
+from training.data import StudySet
+
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
+_ROWS_PER_POOL: Final = (
+    8  # batches: studies are sorted by text length inside a pool, so that padding stays small
+)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What chance decided about a batch of B studies, before anything is computed; cheap, and the same everywhere.
+
+    Every process of a data-parallel run draws the whole batch and computes its own rows of it (`take`).
+
+    Attributes:
+        rows: (B,) int64 places in the `StudySet`.
+        texts: B texts to read; "" for none.
+        views: (B, 2) int64 rows of `StudySet.pixels`; -1 for none.
+        groups: (B,) int64, equal for equal texts.
+        changes: (B, 2, DRAWS) float32 in [0, 1) for `training.augment`.
+        blanks: (B, max_length) float32 in [0, 1): word pieces below `word_dropout` are hidden.
+    """
+
+    rows: NDArray[np.int64]
+    texts: tuple[str, ...]
+    views: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    changes: NDArray[np.float32]
+    blanks: NDArray[np.float32]
+
+    def take(self, places: slice) -> "Draw":
+        """Return some of the studies."""
+        return Draw(**{name: values[places] for name, values in vars(self).items()})
+
+    def split(self, parts: int) -> "list[Draw]":
+        """Return the studies dealt to at most `parts` batches, none of them empty."""
+        return [self.take(slice(part, None, parts)) for part in range(min(parts, len(self.rows)))]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B studies as tensors; those of images hold only the B_image rows that have one, and the same for text."""
+
+    pixels: Tensor  # (B_image + B_second, 1, S, S) uint8: the first views, then the second ones
+    changes: Tensor  # (B_image + B_second, DRAWS) float32, for `training.augment`
+    input_ids: Tensor  # (B_text, L)
+    attention_mask: Tensor  # (B_text, L)
+    image_rows: Tensor  # (B,) bool
+    second_rows: Tensor  # (B_image,) bool: which have a second view
+    text_rows: Tensor  # (B,) bool
+    targets: Tensor  # (B, K) float
+    labelled: Tensor  # (B,) bool
+    groups: Tensor  # (B,) int64, equal for equal texts
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
+
+def draw_order(
+    rows: NDArray[np.int64], studies: StudySet, batch_size: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Shuffle rows into batches whose texts have similar lengths."""
+    lengths = np.array([len(text) for text in studies.texts])
+    shuffled = generator.permutation(rows)
+    batches: list[NDArray[np.int64]] = []
+    for start in range(0, len(shuffled), batch_size * _ROWS_PER_POOL):
+        pool = shuffled[start : start + batch_size * _ROWS_PER_POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+    return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def draw_batch(
+    studies: StudySet, rows: NDArray[np.int64], config: DataConfig, generator: np.random.Generator
+) -> Draw:
+    """Decide which views and which text of each study are seen in training, and how they are changed."""
+    views = np.stack([_draw_views(studies.views[row], config, generator) for row in rows])
+    texts = [_draw_text(studies, int(row), config, generator) for row in rows]
+    if generator.random() < config.text_dropout and (views >= 0).any():
+        texts = [""] * len(rows)
+    return _make_draw(studies, rows, views, texts, config.max_length, generator)
+
+
+def choose_batch(studies: StudySet, rows: NDArray[np.int64], config: DataConfig, *, views: int = 1) -> Draw:
+    """Return studies as they are measured: nothing left out, the first view or (2) both."""
+    chosen = np.full((len(rows), 2), -1, np.int64)
+    for place, row in enumerate(rows):
+        seen = studies.views[row][:views]
+        chosen[place, : len(seen)] = seen
+    return _make_draw(studies, rows, chosen, [studies.texts[row] for row in rows], config.max_length, None)
+
+
+def _make_draw(
+    studies: StudySet,
+    rows: NDArray[np.int64],
+    views: NDArray[np.int64],
+    texts: Sequence[str],
+    max_length: int,
+    generator: np.random.Generator | None,
+) -> Draw:
+    names: dict[str, int] = {}
+    words = [text or studies.study_ids[row] for text, row in zip(texts, rows, strict=True)]
+    shapes = ((len(rows), 2, DRAWS), (len(rows), max_length))
+    changes, blanks = (
+        np.ones(shape, np.float32) if generator is None else generator.random(shape, np.float32)
+        for shape in shapes
+    )
+    groups = np.array([names.setdefault(text, len(names)) for text in words], np.int64)
+    return Draw(rows, tuple(texts), views, groups, changes, blanks)
+
+
+def _draw_views(seen: Sequence[int], config: DataConfig, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows of the pixels that are seen of one study, (2,); -1 for none."""
+    chance, other = generator.random(), int(generator.integers(1, max(2, len(seen))))
+    if not seen:
+        return np.array([-1, -1], np.int64)
+    if len(seen) > 1 and chance < config.lateral_share:
+        return np.array([seen[other], -1], np.int64)
+    if len(seen) == 1 or config.views == 1 or chance < 2 * config.lateral_share:
+        return np.array([seen[0], -1], np.int64)
+    return np.array([seen[0], seen[other]], np.int64)
+
+
+def _draw_text(studies: StudySet, row: int, config: DataConfig, generator: np.random.Generator) -> str:
+    """Return the text that is read of one study."""
+    impression, shuffled, masked = generator.random(3)
+    text = studies.texts[row]
+    if impression < config.impression_share:
+        text = studies.impressions[row] or text
+    if shuffled < config.shuffled_share:
+        sentences = _SENTENCE_END.split(text)
+        text = " ".join(sentences[place] for place in generator.permutation(len(sentences)))
+    return mask_label_words(text) if masked < config.masked_share else text
+
+
+def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config: DataConfig) -> Batch:
+    """Gather the studies of a draw as tensors in memory."""
+    image_rows, second_rows = draw.views[:, 0] >= 0, draw.views[:, 1] >= 0
+    text_rows = np.array([bool(text) for text in draw.texts], bool)
+    ids, mask = _encode(tokenizer, [text for text in draw.texts if text], draw.blanks[text_rows], config)
+    places = np.concatenate([draw.views[image_rows, 0], draw.views[second_rows, 1]])
+    changes = np.concatenate([draw.changes[image_rows, 0], draw.changes[second_rows, 1]])
+    return Batch(
+        pixels=torch.from_numpy(studies.pixels[places]),
+        changes=torch.from_numpy(changes),
+        input_ids=ids,
+        attention_mask=mask,
+        image_rows=torch.from_numpy(image_rows),
+        second_rows=torch.from_numpy(second_rows[image_rows]),
+        text_rows=torch.from_numpy(text_rows),
+        targets=torch.from_numpy(studies.targets[draw.rows]).float(),
+        labelled=torch.from_numpy(studies.labelled[draw.rows]),
+        groups=torch.from_numpy(draw.groups),
+    )
+
+
+def _encode(
+    tokenizer: ReportTokenizer, texts: Sequence[str], blanks: NDArray[np.float32], config: DataConfig
+) -> tuple[Tensor, Tensor]:
+    """Return ids and mask (B_text, L), as short as the texts allow, with some word pieces hidden."""
+    if not texts:
+        return torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.int64)
+    encoded = tokenizer.encode(texts, config.max_length)
+    length = int(encoded.attention_mask.sum(1).max())
+    ids, mask = encoded.input_ids[:, :length].copy(), encoded.attention_mask[:, :length].copy()
+    kept = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id]
+    ids[(blanks[:, :length] < config.word_dropout) & ~np.isin(ids, kept)] = tokenizer.mask_id
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def iterate_in_order(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield rows in batches, in their order."""
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]

@@ -1,0 +1,247 @@
+"""What abstention is worth: risk by coverage, decisions outside the bands, and the conformal sets.
+
+The confidence of a decision is the probability that it is right: p for "present", 1 - p for "absent". Where p is
+calibrated, refusing the decisions with the lowest one first is the best order there is for the plain error (Chow
+1970, On Optimum Recognition Error and Reject Tradeoff); the distance of p from its threshold would not be, for
+thresholds away from 0.5. The curve of the error among the decisions kept, by the share kept, and the area
+under it (AURC) measure that order (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017). The oracle refuses the
+wrong decisions first; the excess over it is what the order can be blamed for (Geifman, Uziel and El-Yaniv 2019).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import ServedLabel
+from training.evaluation.ask import Asked, Options
+from training.evaluation.labels import MIN_POSITIVES, Floats, draw_weights, summarise
+
+METRICS: Final = (
+    "coverage",  # share of the decisions that are not "uncertain"
+    "error",  # share of these that are wrong
+    "error_all",  # share of wrong decisions where the threshold decides everything
+    "missed",  # share of the studies with the finding that is decided "absent"
+    "false_alarms",  # share of the studies without it that is decided "present"
+    "aurc",
+    "aurc_oracle",
+    "aurc_excess",
+)
+_POINTS: Final = 50  # of a drawn curve
+_BLOCK: Final = 4_000_000  # weights that are worked on at once: 32 MB
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """A risk-coverage curve over M decisions, the most confident first.
+
+    Attributes:
+        coverage: (M,), share of the decisions kept: 1 / M to 1.
+        risk: (M,), share of wrong ones among them. Decisions of equal confidence share their wrong ones evenly, as
+            a random order among them would on average.
+    """
+
+    coverage: Floats
+    risk: Floats
+
+    @property
+    def area(self) -> float:
+        """AURC, 0 to 1: the mean risk over all coverages; lower is better."""
+        return float(self.risk.mean())
+
+
+def measure_confidence(
+    probabilities: NDArray[np.floating], thresholds: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """Return how probable it is that the decision at the threshold is right, 0 to 1, for (M, K) or (M,)."""
+    return np.where(probabilities >= thresholds, probabilities, 1 - probabilities)
+
+
+def risk_coverage(confidence: NDArray[np.floating], wrong: NDArray[np.bool_]) -> RiskCoverage:
+    """Return the curve of M >= 1 decisions, given the confidence (M,) of each and whether it is wrong (M,)."""
+    kept, wrong_kept = _count_kept(confidence, wrong, np.ones((1, len(wrong))))
+    places = np.arange(1, len(wrong) + 1)
+    summed = np.interp(places, np.concatenate([[0], kept[0]]), np.concatenate([[0], wrong_kept[0]]))
+    return RiskCoverage(places / len(wrong), summed / places)
+
+
+def compute_aurc(confidence: NDArray[np.floating], wrong: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Return the area under the risk-coverage curve for each row of weights.
+
+    A study drawn several times is that many decisions of equal confidence. Over a run of g equal ones with w wrong,
+    after n with W wrong, the risks (W + w j / g) / (n + j), j = 1 to g, add up to
+    w + (W - w n / g) (H(n + g) - H(n)) with the harmonic numbers H.
+
+    Args:
+        confidence: (M,).
+        wrong: (M,).
+        weights: (R, M), how often each decision counts: whole numbers.
+
+    Returns:
+        (R,), NaN where no decision counts.
+    """
+    kept, wrong_kept = _count_kept(confidence, wrong, weights)  # (R, runs)
+    counts = np.rint(kept).astype(np.int64)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, max(1, int(counts.max(initial=0))) + 1))])
+    before, wrong_before = (np.pad(values, ((0, 0), (1, 0)))[:, :-1] for values in (counts, wrong_kept))
+    run, wrong_run = counts - before, wrong_kept - wrong_before
+    slope = np.divide(wrong_run, run, out=np.zeros_like(wrong_run), where=run > 0)
+    areas = wrong_run + (wrong_before - slope * before) * (harmonic[counts] - harmonic[before])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(areas.sum(1) / counts[:, -1])
+
+
+def _count_kept(
+    confidence: NDArray[np.floating], wrong: NDArray[np.bool_], weights: Floats
+) -> tuple[Floats, Floats]:
+    """Return, at the end of each run of equal confidence, how many decisions and wrong ones came: (R, runs)."""
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    drawn = weights[:, order]
+    return (
+        np.add.reduceat(drawn, starts, axis=1).cumsum(1),
+        np.add.reduceat(drawn * wrong[order], starts, axis=1).cumsum(1),
+    )
+
+
+def measure_abstention(asked: Asked, labels: Sequence[ServedLabel], options: Options) -> list[dict[str, Any]]:
+    """Return a row for the study, the image and the report: decisions, curve and conformal sets.
+
+    Labels count that have `MIN_POSITIVES` studies with and without them. A model without bands is uncertain about
+    nothing; without a conformal threshold its "set" is None.
+    """
+    rows = []
+    for way in asked.gallery_answers:  # the plain ways
+        answers = asked.answers[way]
+        answered = np.flatnonzero(answers.answered)
+        patients = [asked.test.patient_ids[row] for row in answered]
+        weights = draw_weights(patients, options.seed, options.resamples)
+        weights = np.concatenate([np.ones((1, len(answered))), weights])
+        found = measure_decisions(
+            answers.probabilities[answered], asked.test.targets[answered], labels, weights
+        )
+        rows.append({"key": way.key, "title": way.title, "studies": len(answered), **found})
+    return rows
+
+
+def measure_decisions(
+    probabilities: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    labels: Sequence[ServedLabel],
+    weights: Floats,
+) -> dict[str, Any]:
+    """Measure the decisions about M studies.
+
+    Args:
+        probabilities: (M, K).
+        targets: (M, K).
+        labels: K.
+        weights: (1 + R, M), the first row ones, the others how often each study was drawn.
+
+    Returns:
+        "averaged" (keys), "macro", "labels", "curve" (means over the labels, by coverage) and "set".
+    """
+    positives = targets.sum(0)
+    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    tables = {k: _measure_label(probabilities[:, k], targets[:, k], labels[k], weights) for k in usable}
+    macro = {name: _summarise([table[name] for table in tables.values()]) for name in METRICS}
+    return {
+        "averaged": [labels[k].key for k in usable],
+        "macro": {name: value for name, value in macro.items() if value is not None},
+        "labels": {labels[k].key: _describe_label(labels[k], tables[k], int(positives[k])) for k in usable},
+        "curve": _average_curves(probabilities[:, usable], targets[:, usable], [labels[k] for k in usable]),
+        "set": _measure_sets(probabilities, targets, labels, weights),
+    }
+
+
+def _measure_label(
+    probabilities: NDArray[np.floating], targets: NDArray[np.bool_], label: ServedLabel, weights: Floats
+) -> dict[str, Floats]:
+    """Return every metric (1 + R,) of one label."""
+    decisions = np.array([label.decide(value) for value in probabilities.tolist()])
+    wrong = (probabilities >= label.threshold) != targets
+    decided = decisions != "uncertain"
+    everything = np.ones_like(decided)
+    confidence = measure_confidence(probabilities, np.array(label.threshold))
+    step = max(1, _BLOCK // max(1, len(targets)))
+    blocks = [weights[start : start + step] for start in range(0, len(weights), step)]
+    aurc, oracle = (
+        np.concatenate([compute_aurc(order, wrong, rows) for rows in blocks])
+        for order in (confidence, (~wrong).astype(np.float64))
+    )
+    return {
+        "coverage": _share(decided, everything, weights),
+        "error": _share(wrong & decided, decided, weights),
+        "error_all": _share(wrong, everything, weights),
+        "missed": _share(targets & (decisions == "absent"), targets, weights),
+        "false_alarms": _share(~targets & (decisions == "present"), ~targets, weights),
+        "aurc": aurc,
+        "aurc_oracle": oracle,
+        "aurc_excess": aurc - oracle,
+    }
+
+
+def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_], weights: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((weights @ part) / (weights @ whole))
+
+
+def _summarise(rows: Sequence[Floats]) -> dict[str, float] | None:
+    """Return the mean over the labels for which a metric is defined, with its interval; None where there is none."""
+    defined = [row for row in rows if not np.isnan(row[0])]
+    return summarise(np.stack(defined)).to_dict() if defined else None
+
+
+def _describe_label(label: ServedLabel, table: Mapping[str, Floats], positives: int) -> dict[str, Any]:
+    metrics = {name: _summarise([table[name]]) for name in METRICS}
+    return {
+        **{name: value for name, value in metrics.items() if value is not None},
+        "positives": positives,
+        "band": None if label.uncertain_low is None else [label.uncertain_low, label.uncertain_high],
+        "stated_missed": label.stated_missed,
+        "stated_false_alarms": label.stated_false_alarms,
+    }
+
+
+def _average_curves(
+    probabilities: NDArray[np.floating], targets: NDArray[np.bool_], labels: Sequence[ServedLabel]
+) -> dict[str, list[float]]:
+    """Return the mean risk over the labels at `_POINTS` coverages, and that of the oracle; empty without labels."""
+    if not labels:
+        return {"coverage": [], "risk": [], "oracle": []}
+    coverage = np.linspace(0.02, 1, _POINTS)
+    risks = np.zeros((2, _POINTS))
+    for k, label in enumerate(labels):
+        wrong = (probabilities[:, k] >= label.threshold) != targets[:, k]
+        confidence = measure_confidence(probabilities[:, k], np.array(label.threshold))
+        for place, order in enumerate((confidence, (~wrong).astype(np.float64))):
+            curve = risk_coverage(order, wrong)
+            risks[place] += np.interp(coverage, curve.coverage, curve.risk) / len(labels)
+    values = {"coverage": coverage, "risk": risks[0], "oracle": risks[1]}
+    return {name: [round(float(value), 4) for value in row] for name, row in values.items()}
+
+
+def _measure_sets(
+    probabilities: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    labels: Sequence[ServedLabel],
+    weights: Floats,
+) -> dict[str, Any] | None:
+    """Return stated and reached recall of the conformal sets over the studies with a label, and their mean size."""
+    stated, limits = labels[0].stated_recall, [label.include for label in labels]
+    counted = targets.any(1)
+    if stated is None or None in limits or not counted.any():
+        return None
+    included = (probabilities >= np.array(limits, np.float64))[counted]
+    truth, weights = targets[counted], weights[:, counted]
+    values = {
+        "recall": (included & truth).sum(1) / truth.sum(1),
+        "size": included.sum(1),
+        "labels": truth.sum(1),  # how many a study has
+    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = {name: (weights @ value) / weights.sum(1) for name, value in values.items()}
+    return {"stated_recall": stated, **{name: _summarise([row]) for name, row in means.items()}}

@@ -1,0 +1,155 @@
+"""How well sentences alone sort studies: the labels put into words, and compared with what the model sees.
+
+No label was trained for this: only images were trained to lie near their reports. The row of the image alone is
+the one to read (CheXzero, Tiu et al. 2022, measures the same); a report states its own findings.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+from contract.labels import LABEL_KEYS
+from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
+from training.evaluation.ask import Asked, Options, list_plain_ways
+from training.evaluation.labels import (
+    MIN_POSITIVES,
+    Floats,
+    compute_ap,
+    compute_auroc,
+    draw_weights,
+    summarise,
+)
+from training.evaluation.plan import Case
+from training.evaluation.predict import Predictor
+
+# Label key -> names under which reports speak of it: the commonest MeSH headings of `training.mesh`, in prose.
+LABEL_PHRASES: Final[dict[str, tuple[str, ...]]] = {
+    "general_radiographic": ("opacity", "low lung volumes", "prominent lung markings"),
+    "general_disease": ("cystic fibrosis", "hypovolemia"),
+    "atelectasis": ("atelectasis", "volume loss"),
+    "infection": ("pneumonia", "airspace disease", "consolidation", "infiltrate"),
+    "fibrosis_ild": ("scarring", "pulmonary fibrosis", "interstitial lung disease"),
+    "copd_emphysema": ("emphysema", "hyperinflation", "chronic obstructive pulmonary disease"),
+    "cardiac": ("cardiomegaly", "an enlarged heart", "pulmonary edema"),
+    "aortic_vascular": ("a tortuous aorta", "atherosclerosis of the aorta"),
+    "pulmonary_vascular": ("pulmonary vascular congestion", "pulmonary arterial hypertension"),
+    "malignancy": ("a mass", "malignancy"),
+    "nodule_cyst": ("a nodule", "a pulmonary nodule"),
+    "granulomatous": ("a calcified granuloma", "granulomatous disease"),
+    "lymphadenopathy": ("lymphadenopathy", "enlarged lymph nodes"),
+    "pleural": ("pleural effusion", "pleural thickening", "blunting of the costophrenic angle"),
+    "air_leak": ("pneumothorax", "subcutaneous emphysema"),
+    "msk_trauma": ("rib fracture", "fracture"),
+    "msk_degenerative": ("degenerative changes of the spine", "osteophytes", "spondylosis"),
+    "msk_other": ("scoliosis", "kyphosis", "osteopenia"),
+    "hernia_diaphragm": ("hiatal hernia", "an elevated hemidiaphragm", "eventration of the diaphragm"),
+    "abdominal_gi": ("free air under the diaphragm", "gallstones"),
+    "miscellaneous": ("a catheter", "a pacemaker", "surgical clips"),
+}
+# No template fits a study without findings.
+NORMAL_PROMPTS: Final = Prompts(
+    present=(
+        "Normal chest.",
+        "The lungs are clear.",
+        "No acute cardiopulmonary abnormality.",
+        "The heart and lungs are normal.",
+    ),
+    absent=(
+        "Abnormal chest.",
+        "The lungs are abnormal.",
+        "There is an acute cardiopulmonary abnormality.",
+        "The heart and lungs are abnormal.",
+    ),
+)
+MASKED_MODE: Final = "findings_masked"
+_METRICS: Final = {"auroc": compute_auroc, "ap": compute_ap}
+
+
+def make_label_prompts() -> tuple[Prompts, ...]:
+    """Return the sentences of the K labels, in the order of the logits."""
+    return tuple(
+        NORMAL_PROMPTS if key == "normal" else make_prompts(*LABEL_PHRASES[key]) for key in LABEL_KEYS
+    )
+
+
+def measure_zero_shot(asked: Asked, predictor: Predictor, options: Options) -> list[dict[str, Any]]:
+    """Return a row for the image, the report and both: AUROC and average precision of zero-shot scores.
+
+    Args:
+        asked: What the model said to the test studies; its embeddings are compared with the sentences.
+        predictor: The same model, asked here about the sentences alone.
+        options: Of the bootstrap.
+
+    Returns:
+        Rows as in `training.evaluation.measure`, the image first; none for a model that reads masked findings,
+        which never sees the words that make up the sentences.
+
+    Raises:
+        ConfigError: The model refused a sentence.
+    """
+    if predictor.text_mode == MASKED_MODE:
+        return []
+    sides = embed_prompts(make_label_prompts(), predictor)
+    images = bool(asked.test.has_image().any())
+    ways = sorted(list_plain_ways(predictor.text_mode, images=images), key=lambda way: bool(way.text))
+    rows = []
+    for way in ways:
+        scores = score_labels(asked.answers[way].embeddings, sides)
+        metrics = evaluate_scores(scores, asked.test.targets, groups=asked.test.patient_ids, options=options)
+        rows.append({"key": way.key, "title": way.title, "studies": len(asked.test), **metrics})
+    return rows
+
+
+def embed_prompts(prompts: Sequence[Prompts], predictor: Predictor) -> NDArray[np.float64]:
+    """Return the averaged embeddings (K, 2, D) of the sentences that state, and that deny, each label."""
+    sentences = [sentence for both in prompts for side in (both.present, both.absent) for sentence in side]
+    answers = predictor.ask([Case(f"prompt-{row}", text=text) for row, text in enumerate(sentences)])
+    if not answers.answered.all():
+        raise ConfigError("The model refused a sentence of the zero-shot prompts.")
+    ends = np.cumsum([len(side) for both in prompts for side in (both.present, both.absent)])[:-1]
+    averages = [average_prompts(part) for part in np.split(answers.embeddings, ends)]
+    return np.stack(averages).reshape(len(prompts), 2, -1)
+
+
+def score_labels(embeddings: NDArray[np.floating], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return scores (M, K), 0 to 1, of studies (M, D) against sentences (K, 2, D)."""
+    similarity = np.einsum("md,ksd->mks", embeddings.astype(np.float64), sides)
+    return compute_scores(similarity[..., 0], similarity[..., 1], temperature=1.0)  # it changes no order
+
+
+def evaluate_scores(
+    scores: NDArray[np.float64], targets: NDArray[np.bool_], *, groups: Sequence[str], options: Options
+) -> dict[str, Any]:
+    """Measure scores (M, K) that sort studies but are no probabilities.
+
+    Args:
+        scores: (M, K).
+        targets: (M, K).
+        groups: M patient ids; the bootstrap draws patients.
+        options: Of the bootstrap.
+
+    Returns:
+        "averaged" (keys of the labels with enough studies), "macro" (metric -> interval) and "labels" (key ->
+        metric -> interval, and "positives").
+    """
+    positives = targets.sum(0)
+    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    weights = np.concatenate(
+        [np.ones((1, len(targets))), draw_weights(groups, options.seed, options.resamples)]
+    )  # (1+R, M)
+    tables: Mapping[str, list[Floats]] = {
+        name: [compute(scores[:, k], targets[:, k], weights) for k in usable]
+        for name, compute in _METRICS.items()
+    }
+    labels = {
+        LABEL_KEYS[k]: {
+            **{name: summarise(table[place][None]).to_dict() for name, table in tables.items()},
+            "positives": int(positives[k]),
+        }
+        for place, k in enumerate(usable)
+    }
+    macro = {name: summarise(np.stack(table)).to_dict() for name, table in tables.items() if table}
+    return {"averaged": list(labels), "macro": macro, "labels": labels}

@@ -1,0 +1,137 @@
+"""What training minimises: the losses of a batch over every way in which its studies can be read.
+
+A study with an image and a report is read by image and report together, by the image alone and by the report alone,
+so that one set of weights serves all three; one without an image trains the report side only, and the other way
+round; one that nobody indexed takes part in the contrastive loss alone.
+"""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from training.batch import Batch
+from training.config import LossConfig
+from training.fusion import FusionOutput
+from training.gather import gather_rows
+from training.losses import contrastive_loss, label_loss
+from training.model import CxrModel
+
+WAYS = ("study", "image", "text")  # the ways a study can be read
+Reading = dict[str, tuple[FusionOutput, Tensor]]  # way -> output (B_way, ...), rows of the batch (B,) bool
+
+
+def read_batch(
+    model: CxrModel, batch: Batch, pixels: Tensor | None = None, *, lexical: bool = True
+) -> Reading:
+    """Run the model every way the batch allows.
+
+    The two encoders run once; only the fusion, which is small, runs for each way.
+
+    Args:
+        model: The model.
+        batch: The studies.
+        pixels: (B_image + B_second, 1, S, S) to read in the place of the batch's, changed for training.
+        lexical: Whether the lexical part, where there is one, adds its logits; not in training, where the rest of
+            the model would then learn only what the words leave open.
+    """
+    ids = batch.input_ids if lexical else None  # (B_text, L)
+    outputs: Reading = {}
+    if batch.image_rows.any():
+        image_tokens, image_mask = _encode_images(model, batch, batch.pixels if pixels is None else pixels)
+        outputs["image"] = (model.fusion(image_tokens, None, None, image_mask), batch.image_rows)
+    if batch.text_rows.any():
+        text_tokens = model.text_encoder(batch.input_ids, batch.attention_mask)  # (B_text, L, C)
+        out = model.fusion(None, text_tokens, batch.attention_mask, input_ids=ids)
+        outputs["text"] = (out, batch.text_rows)
+    both = batch.image_rows & batch.text_rows
+    if both.any():
+        images, texts = both[batch.image_rows], both[batch.text_rows]
+        out = model.fusion(
+            image_tokens[images],
+            text_tokens[texts],
+            batch.attention_mask[texts],
+            None if image_mask is None else image_mask[images],
+            None if ids is None else ids[texts],
+        )
+        outputs["study"] = (out, both)
+    return outputs
+
+
+def _encode_images(model: CxrModel, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the tokens (B_image, N, C), or of two views (B_image, 2 N, C) and their mask."""
+    tokens = model.image_encoder(pixels)
+    count = len(batch.second_rows)
+    if len(tokens) == count:
+        return tokens, None
+    first = tokens[:count]
+    second = torch.zeros_like(first)
+    second[batch.second_rows] = tokens[count:]
+    return model.fusion.join_views(first, second, batch.second_rows)
+
+
+class Objective(nn.Module):
+    """A model with its losses; one call computes the loss of one batch."""
+
+    def __init__(self, model: CxrModel, positive_weights: Tensor, config: LossConfig) -> None:
+        """Take the model.
+
+        Args:
+            model: The model.
+            positive_weights: (K,) weights of the positives in BCE.
+            config: The losses.
+        """
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.register_buffer("positive_weights", positive_weights, persistent=False)
+
+    def forward(
+        self, batch: Batch, pixels: Tensor, counts: dict[str, float], share: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Return "loss", the sum that training minimises, and its parts.
+
+        Args:
+            batch: The studies of this process.
+            pixels: The batch's pixels as changed for training.
+            counts: For each way, how many labelled studies all processes read together that way, divided by the
+                number of processes: their mean gradient is then that of the whole batch.
+            share: Of the contrastive loss that counts, where the batch is one of several whose gradients are summed.
+        """
+        readings = read_batch(self.model, batch, pixels, lexical=False)
+        parts: dict[str, Tensor] = {}
+        for way, (out, rows) in readings.items():
+            parts[f"labels/{way}"] = label_loss(
+                out.logits.float(),
+                batch.targets[rows],
+                batch.labelled[rows],
+                self.positive_weights,
+                self.config,
+                count=batch.targets.new_tensor(counts[way]),
+            )
+        total = torch.stack(list(parts.values())).sum()
+        if self.config.contrastive_weight:
+            parts["contrastive"] = share * self._contrast(readings, batch)
+            total = total + self.config.contrastive_weight * parts["contrastive"]
+        return {"loss": total, **parts}
+
+    def _contrast(self, readings: Reading, batch: Batch) -> Tensor:
+        """Return the mean InfoNCE between the embeddings of image, text and study, over all processes."""
+        both = batch.image_rows & batch.text_rows
+        groups = gather_rows(batch.groups[both])
+        if len(groups) < 2:
+            return batch.targets.new_zeros(())
+        size = self.model.config.embedding_size
+        gathered = {
+            way: gather_rows(
+                readings[way][0].embedding.float()[both[readings[way][1]]]
+                if way in readings
+                else batch.targets.new_zeros((0, size))
+            )
+            for way in WAYS
+        }
+        losses = [
+            contrastive_loss(gathered[a], gathered[b], groups, self.config.temperature)
+            for a, b in combinations(WAYS, 2)
+        ]
+        return torch.stack(losses).mean()

@@ -1,0 +1,132 @@
+"""Several evaluated bundles as the rows of one table: what an ablation or a series of seeds reached.
+
+Figures come from `cxr evaluate` (those of two views from training), with the intervals it found; nothing is added.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from contract import bundle as files
+from contract.errors import ConfigError
+
+EVALUATION: Final = Path("evaluation") / "evaluation.json"
+Figure = tuple[float, float, float]  # value, and the 95 % interval's ends
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bundle: its config's name, seed, training time in seconds, and figures by the titles of columns."""
+
+    name: str
+    seed: int
+    seconds: float
+    figures: dict[str, Figure]
+
+
+def read_rows(bundles: Sequence[Path]) -> list[Row]:
+    """Read evaluated bundles.
+
+    Raises:
+        ConfigError: One was not evaluated yet, or evaluated without intervals.
+        ArtifactError: One is no bundle or damaged.
+    """
+    return [_read_row(path) for path in bundles]
+
+
+def choose_columns(rows: Sequence[Row], wanted: Sequence[str] = ()) -> list[str]:
+    """Return the titles of the figures to show: those wanted, or all that some row has, in a fixed order.
+
+    Raises:
+        ConfigError: There is no such figure.
+    """
+    unknown = [title for title in wanted if title not in _COLUMNS]
+    if unknown:
+        raise ConfigError(f"There is no column {unknown[0]!r}; choose of {', '.join(_COLUMNS)}.")
+    return list(wanted) or [title for title in _COLUMNS if any(title in row.figures for row in rows)]
+
+
+def format_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
+    """Return the rows as a Markdown table; `columns` as in `choose_columns`."""
+    columns = choose_columns(rows, columns)
+    lines = [f"| config | seed | {' | '.join(columns)} | s |", f"|---|---|{'---|' * (len(columns) + 1)}"]
+    for row in rows:
+        cells = [format_figure(row.figures.get(title)) for title in columns]
+        lines.append(f"| {row.name} | {row.seed} | {' | '.join(cells)} | {row.seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def format_figure(figure: Figure | None) -> str:
+    """Write a figure with its interval."""
+    return "-" if figure is None else f"{figure[0]:.3f} ({figure[1]:.2f}-{figure[2]:.2f})"
+
+
+def _read_row(path: Path) -> Row:
+    bundle = files.load_bundle(path)
+    try:
+        results = json.loads((bundle.path / EVALUATION).read_text(encoding="utf-8"))
+        results["trained"] = json.loads((bundle.path / files.METRICS).read_text(encoding="utf-8")).get(
+            "test", {}
+        )
+        figures = {title: found for title, read in _COLUMNS.items() if (found := read(results)) is not None}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} was not evaluated: run `cxr evaluate` with --bundle {path} first."
+        ) from error
+    training = bundle.config.get("training", {})
+    name, seed = str(training.get("name", path.name)), int(training.get("seed", 0))
+    return Row(name, seed, float(bundle.manifest.get("seconds", 0.0)), figures)
+
+
+def _read_macro(results: Mapping[str, Any], key: str, metric: str) -> Figure | None:
+    for row in results["classification"]:
+        if row["key"] == key:
+            return _read_interval(row["macro"].get(metric))
+    return None
+
+
+def _read_trained(results: Mapping[str, Any], way: str, metric: str) -> Figure | None:
+    """Return a figure that training itself measured: what is served reads one view."""
+    return _read_interval(results["trained"].get(way, {}).get("macro", {}).get(metric))
+
+
+def _read_search(results: Mapping[str, Any], title: str, metric: str) -> Figure | None:
+    rows = results["retrieval"]["test_to_train"]["without_normal"]
+    return next((_read_interval(row["values"].get(metric)) for row in rows if row["title"] == title), None)
+
+
+def _read_pairs(results: Mapping[str, Any], title: str, metric: str) -> Figure | None:
+    return next(
+        (_read_interval(row["values"].get(metric)) for row in results["pairs"] if row["title"] == title), None
+    )
+
+
+def _read_interval(interval: Mapping[str, float] | None) -> Figure | None:
+    return None if interval is None else (interval["value"], interval["low"], interval["high"])
+
+
+_COLUMNS: Final = {
+    "image AUROC": lambda found: _read_macro(found, "image", "auroc"),
+    "image AP": lambda found: _read_macro(found, "image", "ap"),
+    "two views AUROC": lambda found: _read_trained(found, "views", "auroc"),
+    "findings AUROC": lambda found: _read_macro(found, "findings", "auroc"),
+    "findings AP": lambda found: _read_macro(found, "findings", "ap"),
+    "findings F1": lambda found: _read_macro(found, "findings", "f1"),
+    "TF-IDF AP": lambda found: _read_macro(found, "tfidf/findings", "ap"),
+    "TF-IDF F1": lambda found: _read_macro(found, "tfidf/findings", "f1"),
+    "masked AUROC": lambda found: _read_macro(found, "findings_masked", "auroc"),
+    "masked AP": lambda found: _read_macro(found, "findings_masked", "ap"),
+    "masked F1": lambda found: _read_macro(found, "findings_masked", "f1"),
+    "TF-IDF masked AP": lambda found: _read_macro(found, "tfidf/findings_masked", "ap"),
+    "TF-IDF masked F1": lambda found: _read_macro(found, "tfidf/findings_masked", "f1"),
+    "study AUROC": lambda found: _read_macro(found, "image+findings", "auroc"),
+    "P@5 by image": lambda found: _read_search(found, "model, image", "p@5"),
+    "P@5 by findings": lambda found: _read_search(found, "model, findings", "p@5"),
+    "P@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "p@5"),
+    "P@5 random": lambda found: _read_search(found, "random order", "p@5"),
+    "nDCG@5 by findings": lambda found: _read_search(found, "model, findings", "ndcg@5"),
+    "nDCG@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "ndcg@5"),
+    "report → image R@10": lambda found: _read_pairs(found, "report → image", "r@10"),
+}

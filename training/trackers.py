@@ -1,0 +1,254 @@
+"""Where the figures of a run go beside its own metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
+
+    with track_run(watcher, make_trackers(["tensorboard"]), run, asdict(config)) as watcher:
+        ...  # whoever tells `watcher` of the progress tells the trackers, too
+
+Only the first process of a run makes trackers. The packages are called here and not through
+`accelerate.tracking`, whose trackers set up a process group of their own to learn which process they are in.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from contract.errors import ConfigError
+from training.config_file import flatten_settings
+from training.watch import EpochReport, StepReport, Watcher
+
+LOG_EVERY: Final = 10  # steps; a server that is asked at every step would slow down short ones
+_PROJECT: Final = "cxr-serving"
+_LONGEST_VALUE: Final = 500  # characters of a parameter, which any MLflow server takes
+_MOST_VALUES: Final = 100  # parameters of one request to MLflow
+
+
+class Tracker(Protocol):
+    """Keeps the figures of one run somewhere."""
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Open the record.
+
+        Args:
+            run: The run's directory; its name becomes the run's name.
+            config: Every setting, by section.
+        """
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add figures of one optimizer step."""
+
+    def finish(self) -> None:
+        """Write what is left and close the record; does nothing where it was not opened."""
+
+
+class TensorBoardTracker:
+    """Event files in `<run>/tensorboard`, for `tensorboard --logdir`."""
+
+    def __init__(self) -> None:
+        """Find the package."""
+        _require_package("tensorboard")
+        self._writer: Any = None
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Open an event file; the settings become a text of it."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run / "tensorboard"))
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add one scalar per name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbTracker:
+    """A run of Weights & Biases; its WANDB_* variables decide about project, server and offline mode."""
+
+    def __init__(self) -> None:
+        """Find the package."""
+        self._wandb = _require_package("wandb")
+        self._run: Any = None
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Open a run, or go on with the one of this directory that was cut off."""
+        self._run = self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=run.name,
+            dir=str(run),
+            config=dict(config),
+            resume="auto",
+        )
+        # A step of its own: W&B drops what comes with a smaller step, and every stage counts from 1.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add figures, with the step as the axis they are drawn over."""
+        self._run.log({**values, "step": step})
+
+    def finish(self) -> None:
+        """Upload what is left."""
+        if self._run is not None:
+            self._run.finish()
+
+
+class MlflowTracker:
+    """A run of MLflow, kept where MLFLOW_TRACKING_URI says or, without it, where MLflow keeps runs by itself."""
+
+    def __init__(self) -> None:
+        """Find the package."""
+        self._mlflow = _require_package("mlflow")
+        self._open = False
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Open a run; settings become its parameters."""
+        self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
+        self._mlflow.start_run(run_name=run.name)
+        self._open = True
+        settings = [(name, str(value)[:_LONGEST_VALUE]) for name, value in flatten_settings(config).items()]
+        for start in range(0, len(settings), _MOST_VALUES):
+            self._mlflow.log_params(dict(settings[start : start + _MOST_VALUES]))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add figures in one request."""
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def finish(self) -> None:
+        """End the run."""
+        if self._open:
+            self._mlflow.end_run()
+
+
+TRACKERS: Final = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "mlflow": MlflowTracker}
+
+
+def make_trackers(names: Sequence[str]) -> list[Tracker]:
+    """Return a tracker per name of `TRACKERS`, each once; "none" stands for none.
+
+    Raises:
+        ConfigError: A name is unknown, "none" stands beside others, or a package is not installed.
+    """
+    wanted = list(dict.fromkeys(names))
+    if unknown := [name for name in wanted if name not in {*TRACKERS, "none"}]:
+        raise ConfigError(f"There is no tracker {unknown[0]!r}: use {', '.join(TRACKERS)} or none.")
+    if "none" in wanted and len(wanted) > 1:
+        raise ConfigError("The tracker none cannot stand beside others.")
+    return [TRACKERS[name]() for name in wanted if name != "none"]
+
+
+@contextmanager
+def track_run(
+    watcher: Watcher, trackers: Sequence[Tracker], run: Path, config: Mapping[str, Any]
+) -> Iterator["TrackingWatcher"]:
+    """Start trackers, yield a watcher that tells `watcher` and them, and finish them whatever happens.
+
+    Args:
+        watcher: Is told first, and of a tracker that fails.
+        trackers: From `make_trackers`.
+        run: The run's directory; exists.
+        config: Every setting, by section: `dataclasses.asdict` of a TrainConfig.
+
+    Raises:
+        ConfigError: A tracker does not start: no login, no server.
+    """
+    tracking = TrackingWatcher(watcher, trackers)
+    try:
+        for tracker in trackers:
+            _start(tracker, run, config)
+        yield tracking
+    finally:
+        tracking.finish()
+
+
+def _start(tracker: Tracker, run: Path, config: Mapping[str, Any]) -> None:
+    try:
+        tracker.start(run, config)
+    except Exception as error:
+        raise ConfigError(f"{_describe(tracker, error)}; train without it or mend that.") from error
+
+
+class TrackingWatcher:
+    """Hands what it is told to a watcher and to trackers; a tracker that fails is left out from then on."""
+
+    def __init__(self, watcher: Watcher, trackers: Sequence[Tracker]) -> None:
+        """Take a watcher and trackers, which are started by someone else."""
+        self._watcher = watcher
+        self._trackers = list(trackers)
+        self._step = 0
+
+    def on_images(self, done: int, total: int) -> None:
+        """Tell the watcher."""
+        self._watcher.on_images(done, total)
+
+    def on_step(self, report: StepReport) -> None:
+        """Log one step in `LOG_EVERY`, and the last one."""
+        self._watcher.on_step(report)
+        self._step = report.step
+        if report.step % LOG_EVERY and report.step != report.steps:
+            return
+        values = {
+            "loss": report.loss,
+            **{f"loss/{name}": value for name, value in report.losses.items()},
+            "learning_rate": report.learning_rate,
+            "studies_per_s": report.studies_per_s,
+            "epoch": report.epoch,
+        }
+        self._log({f"{report.stage}/{name}": float(value) for name, value in values.items()})
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Log the means of an epoch, its rates and its validation, at the step it ended with."""
+        self._watcher.on_epoch(report)
+        values = {
+            "epoch/loss": report.loss,
+            **{f"epoch/loss/{name}": value for name, value in report.losses.items()},
+            "epoch/seconds": report.seconds,
+            **{f"rates/{name}": value for name, value in report.rates.items()},
+            **{f"validation/{name}": value for name, value in report.validation.items()},
+        }
+        self._log({name: float(value) for name, value in values.items()})
+
+    def on_note(self, text: str) -> None:
+        """Tell the watcher; trackers keep figures."""
+        self._watcher.on_note(text)
+
+    def finish(self) -> None:
+        """Finish every tracker that did not fail."""
+        self._each(lambda tracker: tracker.finish())
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.log(values, self._step))
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        self._trackers = [tracker for tracker in self._trackers if self._succeeds(action, tracker)]
+
+    def _succeeds(self, action: Callable[[Tracker], None], tracker: Tracker) -> bool:
+        """Return whether a tracker took it: a run of hours does not end because a server is away."""
+        try:
+            action(tracker)
+        except Exception as error:
+            self._watcher.on_note(f"{_describe(tracker, error)}; it is left out from here on.")
+            return False
+        return True
+
+
+def _describe(tracker: Tracker, error: Exception) -> str:
+    name = type(tracker).__name__.removesuffix("Tracker")
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"The tracker {name} failed ({reason.rstrip('.')})"
+
+
+def _require_package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--log-with {name} needs a package that is not installed: pip install {name}."
+        ) from error
