@@ -21,7 +21,7 @@ EXTRAS: Final[dict[str, str]] = {
     "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg imagecodecs",
     "train": (
         "torch timm transformers tokenizers safetensors pyarrow scikit-learn datasketch iterative-stratification "
-        "matplotlib"
+        "matplotlib accelerate tensorboard huggingface_hub mapie"
     ),
     "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
     "serve": "nvidia-pytriton tokenizers",

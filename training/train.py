@@ -199,7 +199,7 @@ def _make_model(examined: Examined, accelerator: Accelerator, watcher: Watcher, 
     if fresh and config.weights.text:
         watcher.on_note(load_text_weights(model, config.weights.text).describe())
     if config.weights.checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, config.weights.freeze)
     if fresh and config.pretraining.epochs:
         _pretrain(examined, model, accelerator, watcher)
     freeze_encoders(model, config.weights)

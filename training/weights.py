@@ -198,7 +198,7 @@ def set_training_mode(model: nn.Module, frozen: Iterable[str]) -> None:
         _get_encoder(model, kind).eval()
 
 
-def enable_checkpointing(model: nn.Module) -> None:
+def enable_checkpointing(model: nn.Module, frozen: Iterable[str] = ()) -> None:
     """Keep only the input of each Swin block and BERT layer for the backward pass, which computes the rest again.
 
     Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174. Gradients stay the same,
@@ -208,9 +208,11 @@ def enable_checkpointing(model: nn.Module) -> None:
 
     Args:
         model: Changed in place, once; before it is compiled or made parallel. Names of parameters stay.
+        frozen: Encoders ("image", "text") to leave alone: of a frozen one nothing is kept anyway.
     """
-    _get_encoder(model, "image").set_grad_checkpointing(True)
-    for layer in _get_encoder(model, "text").encoder.layer:
+    if "image" not in frozen:
+        _get_encoder(model, "image").set_grad_checkpointing(True)
+    for layer in _get_encoder(model, "text").encoder.layer if "text" not in frozen else ():
         if "forward" not in vars(layer):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 

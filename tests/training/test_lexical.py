@@ -145,6 +145,7 @@ def test_too_few_texts_are_refused():
 
 def test_a_single_text_with_hidden_words_is_left_to_the_rest_of_the_model():
     ids, mask = make_texts(60, 0)
+    ids[ids == MASK] = 4
     ids[5, 1] = MASK
     head, plain = (LexicalHead(VOCABULARY, BUCKETS, LABELS) for _ in range(2))
     fit_lexical(head, ids, mask, make_targets(ids, mask), mask_id=MASK)

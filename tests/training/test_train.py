@@ -159,6 +159,24 @@ def test_every_option_trains_another_model(table, tmp_path, changes):
     load_model(load_bundle(result.bundle))
 
 
+def test_the_lexical_part_is_fitted_beside_the_rest_and_adds_to_reports_alone(table, tmp_path):
+    with_words, without = (
+        train(
+            load_config("demo", {**SMALL, "model.lexical_buckets": buckets}), table, tmp_path / str(buckets)
+        )
+        for buckets in (509, 0)
+    )
+    ours, theirs = (load_file(run.bundle / "model.safetensors") for run in (with_words, without))
+    tables = {name for name in ours if name.startswith("fusion.lexical.")}
+    assert ours.keys() - theirs.keys() == tables
+    assert ours["fusion.lexical.unigrams"].abs().sum() > 0
+    assert torch.equal(ours["fusion.pooling.weight"], theirs["fusion.pooling.weight"])
+    test, plain = with_words.metrics["test"], without.metrics["test"]
+    assert test["image"]["macro"]["auroc"] == plain["image"]["macro"]["auroc"]
+    assert test["text"]["macro"]["auroc"] != plain["text"]["macro"]["auroc"]
+    load_model(load_bundle(with_words.bundle))
+
+
 def test_half_precision_needs_a_gpu(table, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

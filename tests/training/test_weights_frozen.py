@@ -84,12 +84,12 @@ def test_checkpointing_keeps_gradients_and_saves_memory(training_model, frozen):
     names = list(training_model.state_dict())
     other = copy.deepcopy(training_model)
     expected, kept = train_step(other)
-    enable_checkpointing(training_model)
+    enable_checkpointing(training_model, frozen)
     found, kept_less = train_step(training_model)
     assert list(training_model.state_dict()) == names
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    # Nothing of encoders that are frozen all is kept anyway; checkpointing keeps the inputs of their layers.
-    assert kept_less < {(): 0.5, ("text",): 0.9}.get(frozen, 1.1) * kept
+    # Of encoders that are frozen nothing is kept anyway.
+    assert kept_less < {(): 0.5, ("text",): 0.9}.get(frozen, 1.0 + 1e-9) * kept
     # BatchNorm has seen the batch once.
     torch.testing.assert_close(dict(training_model.named_buffers()), dict(other.named_buffers()))
 
