@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from contract.bundle import Bundle
     from training.config import ModelConfig
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cxr.py
+
 OPENI = Path(__file__).resolve().parents[2] / "shared" / "data" / "openi"
 
 
