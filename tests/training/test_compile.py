@@ -12,6 +12,7 @@ from training.train import train
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
+@pytest.mark.filterwarnings("ignore")  # what the compiler says to its developers
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path):
     draw_dataset(tmp_path / "phantom", studies=60, seed=2, scale=0.05)
