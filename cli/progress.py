@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-if TYPE_CHECKING:
-    from training.watch import EpochReport, StepReport
+from training.watch import Silent, StepReport
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -76,7 +74,7 @@ def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
 
 
 @dataclass
-class TrainingBar:
+class TrainingBar(Silent):
     """A `training.watch.Watcher` that shows a run as one bar: images read, then steps."""
 
     progress: ProgressCallback
@@ -85,12 +83,6 @@ class TrainingBar:
         """Move the bar; it is never full while training is to come."""
         self.progress(done, total + 1)
 
-    def on_step(self, report: "StepReport") -> None:
+    def on_step(self, report: StepReport) -> None:
         """Move the bar."""
         self.progress(report.step, report.steps)
-
-    def on_epoch(self, report: "EpochReport") -> None:
-        """Show nothing."""
-
-    def on_note(self, text: str) -> None:
-        """Show nothing."""

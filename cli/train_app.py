@@ -107,6 +107,7 @@ def train(
     """
     from cli.show import print_json, print_metrics
     from cli.watch import show_training
+    from training.checkpoint import name_run
     from training.config_file import load_config, parse_settings
     from training.trackers import make_trackers
 
@@ -122,7 +123,7 @@ def train(
     chosen = load_config(config, changes)
     first = os.environ.get("RANK", "0") == "0"
     trackers = make_trackers(log_with or ["tensorboard"]) if first else []
-    run = run or out.with_name(f"{out.name}.run")
+    run = run or name_run(out)
     console = make_console(as_json) if first else Console(quiet=True)
     if not as_json:
         _print_config(console, chosen)

@@ -28,6 +28,11 @@ _PREFIX: Final = "checkpoint-"
 _PARTIAL: Final = ".partial"
 
 
+def name_run(bundle: Path) -> Path:
+    """Return the directory of the run that makes a bundle, where no other is named."""
+    return bundle.with_name(f"{bundle.name}.run")
+
+
 class RunDirectory:
     """A run on the disk. Only the first process of a data-parallel run writes."""
 
@@ -35,16 +40,13 @@ class RunDirectory:
         """Name the directory; nothing is touched yet."""
         self.path = path
 
-    def open(self, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool) -> Path | None:
-        """Make the directory, or find the checkpoint to go on from.
+    def open(self, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool) -> None:
+        """Make the directory, or see that the run in it can be gone on with; `find_checkpoints` says from where.
 
         Args:
             config: The run's config; on resuming it must be that of the run.
             origin: What else must be equal on resuming: hashes of table and split.
             resume: Go on where the run stopped; a run that never reached a checkpoint starts anew.
-
-        Returns:
-            The newest whole checkpoint, or None to start anew.
 
         Raises:
             ConfigError: There is a run and `resume` is not set, or it had another config or other data.
@@ -60,8 +62,6 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / CONFIG).write_text(format_config(config), encoding="utf-8")
             (self.path / ORIGIN).write_text(json.dumps(dict(origin)), encoding="utf-8")
-        found = self.find_checkpoints()
-        return found[-1] if found else None
 
     def find_checkpoints(self) -> list[Path]:
         """Return whole checkpoints, oldest first."""

@@ -115,7 +115,7 @@ def fit(loop: Loop, checkpoint: Path | None) -> None:
 
     Args:
         loop: A new loop; afterwards its history and best score are those of the whole run.
-        checkpoint: From `RunDirectory.open`, to go on from.
+        checkpoint: From `RunDirectory.find_checkpoints`, to go on from.
 
     Raises:
         ArtifactError: The checkpoint is damaged.

@@ -24,7 +24,7 @@ from contract.errors import ConfigError
 from contract.label_words import mask_label_words
 from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer, train_tokenizer
-from training.checkpoint import RunDirectory
+from training.checkpoint import RunDirectory, name_run
 from training.config import TrainConfig
 from training.data import StudySet, read_studies
 from training.lexical import fit_lexical
@@ -37,7 +37,7 @@ from training.selective import fit_selection
 from training.split import split_studies
 from training.split_file import find_split_rows
 from training.trackers import Tracker, track_run
-from training.validate import Examined, calibrate, measure
+from training.validate import Examined, calibrate, measure, predict_part
 from training.watch import Silent, Watcher
 from training.weights import (
     adopt_text_model,
@@ -100,7 +100,7 @@ def train(
             table, config.data.text_mode, config.model.image_size, watcher.on_images, cache=cache
         )
         split = _split(config, studies, table, split_file)
-        directory = RunDirectory(Path(run or f"{out}.run"))
+        directory = RunDirectory(run or name_run(out))
         origin = {"table": files.compute_sha256(table), "split": _hash_split(studies, split)}
         checkpoint = _open_run(accelerator, directory, config, origin, resume)
         tokenizer = _prepare_tokenizer(accelerator, config, studies, split, directory.path / files.TOKENIZER)
@@ -250,9 +250,10 @@ def _finish(loop: Loop, out: Path, table: Path, seconds: float) -> dict[str, Any
     """Fit the lexical part, calibrate, measure and write the bundle."""
     examined, model = loop.examined, loop.model
     _fit_lexical(examined, model)
-    found = calibrate(examined, model)
+    predictions = {part: predict_part(examined, model, part) for part in ("test", "validation")}
+    found = calibrate(examined, model, predictions["validation"])
     selection = fit_selection(found.probabilities, found.targets, found.thresholds, ways=found.ways)
-    metrics = measure(examined, model, found.thresholds) | {
+    metrics = measure(examined, model, found.thresholds, predictions) | {
         "history": [asdict(report) for report in loop.history],
         "best_epoch": loop.best_epoch,
     }

@@ -1,5 +1,6 @@
 """A model's answers to a part of the split while it is trained: scores, calibration, thresholds, final figures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +92,25 @@ class Calibrated:
     ways: NDArray[np.str_]
 
 
-def calibrate(examined: Examined, model: CxrModel) -> Calibrated:
+def predict_part(examined: Examined, model: CxrModel, part: str) -> Predictions:
+    """Return the logits of a part's labelled studies by way, and by the names of `TWO_VIEWS` where two are fused."""
+    rows = examined.select_rows(part)
+    predictions = predict_rows(examined, model, rows)
+    if examined.config.data.views > 1:
+        both = predict_rows(examined, model, rows, views=2)
+        predictions |= {TWO_VIEWS[way]: found for way, found in both.items() if way in TWO_VIEWS}
+    return predictions
+
+
+def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> Calibrated:
     """Fit the calibration of each way (into the model) and one threshold per label, on the validation split.
 
-    A label has one threshold whatever the input is, so it is fitted on the probabilities of all ways.
+    What two views together say is read with the calibration of one. A label has one threshold whatever the input is,
+    so it is fitted on the probabilities of all ways.
     """
     probabilities, targets, ways = [], [], []
-    for way, (logits, rows) in predict_rows(examined, model, examined.select_rows("validation")).items():
+    for way in (way for way in WAYS if way in validation):
+        logits, rows = validation[way]
         scale, bias = fit_platt(logits, examined.studies.targets[rows])
         getattr(model.fusion, f"scale_{way}").copy_(torch.from_numpy(scale))
         getattr(model.fusion, f"bias_{way}").copy_(torch.from_numpy(bias))
@@ -109,8 +122,13 @@ def calibrate(examined: Examined, model: CxrModel) -> Calibrated:
     return Calibrated(thresholds, *known, np.concatenate(ways))
 
 
-def measure(examined: Examined, model: CxrModel, thresholds: NDArray[np.float64]) -> dict[str, Any]:
-    """Return what metrics.json holds: results per way on validation and test, and what they rest on."""
+def measure(
+    examined: Examined,
+    model: CxrModel,
+    thresholds: NDArray[np.float64],
+    predictions: Mapping[str, Predictions],
+) -> dict[str, Any]:
+    """Return what metrics.json holds: results per part of `predictions` and way, and what they rest on."""
     studies = examined.studies
     counts = {
         part: {
@@ -123,8 +141,8 @@ def measure(examined: Examined, model: CxrModel, thresholds: NDArray[np.float64]
     }
     positives = studies.targets[examined.select_rows("train")].sum(0).tolist()
     results = {
-        part: {way: found.to_dict() for way, found in _evaluate(examined, model, part, thresholds).items()}
-        for part in ("test", "validation")
+        part: {way: result.to_dict() for way, result in _evaluate(examined, model, thresholds, found).items()}
+        for part, found in predictions.items()
     }
     return {
         **results,
@@ -135,13 +153,8 @@ def measure(examined: Examined, model: CxrModel, thresholds: NDArray[np.float64]
 
 
 def _evaluate(
-    examined: Examined, model: CxrModel, part: str, thresholds: NDArray[np.float64]
+    examined: Examined, model: CxrModel, thresholds: NDArray[np.float64], predictions: Predictions
 ) -> dict[str, LabelMetrics]:
-    rows = examined.select_rows(part)
-    predictions = predict_rows(examined, model, rows)
-    if examined.config.data.views > 1:
-        both = predict_rows(examined, model, rows, views=2)
-        predictions |= {TWO_VIEWS[way]: found for way, found in both.items() if way in TWO_VIEWS}
     calibrated = {title: way for way, title in TWO_VIEWS.items()}
     metrics = {}
     for title, (logits, places) in predictions.items():
