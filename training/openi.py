@@ -40,6 +40,13 @@ IMAGE_SUFFIXES = {".dcm", ".png", ".jpg", ".jpeg"}
 _HEADER_BYTES = 2**16  # more than the header of any Open-i file; the pixels follow
 _VIEW_ORDER = {"PA": 0, "AP": 1, "UNKNOWN": 2, "LATERAL": 3}
 
+# What a report's <title> says -> what a table's metadata and a model card call the collection.
+COLLECTIONS = {
+    "Indiana University Chest X-ray Collection": "openi",
+    "Phantom Chest X-ray Collection": "phantom",
+}
+_COLLECTION_KEY = b"collection"
+
 # One field for each of `ImageHeader`; the view has a column of its own.
 _HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64()}
 HEADER = pa.struct(
@@ -74,6 +81,7 @@ class Study:
     image_ids: tuple[str, ...]
     labels: frozenset[str]
     labelled: bool
+    collection: str = ""  # a value of `COLLECTIONS`, or "" for one not known
 
 
 def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
@@ -130,6 +138,7 @@ def parse_study(data: bytes, *, name: str) -> Study:
         image_ids=tuple(image.get("id", "") for image in root.iter("parentImage")),
         labels=map_headings(major),
         labelled=is_labelled(major),
+        collection=COLLECTIONS.get("".join(_texts(root, "title")), ""),
     )
 
 
@@ -216,7 +225,8 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         progress: Called with (done, total).
 
     Returns:
-        One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral.
+        One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral. The metadata
+        name the collection where all reports are of one that is known (`read_collection`).
     """
     studies = read_reports(reports, progress)
     found = find_images(images.absolute()) if images else {}  # the table is read from elsewhere, too
@@ -225,7 +235,15 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         rows.append(_make_row(study, found))
         if progress and found and (done % 50 == 0 or done == len(studies)):
             progress(done, len(studies))
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    collections = {study.collection for study in studies}
+    metadata = {_COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
+    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def read_collection(path: Path) -> str | None:
+    """Return "openi" or "phantom", where a studies table says which collection all of it is from."""
+    named = (pq.read_schema(path).metadata or {}).get(_COLLECTION_KEY, b"").decode()
+    return named if named in COLLECTIONS.values() else None
 
 
 def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:

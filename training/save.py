@@ -17,6 +17,7 @@ from contract.labels import LABELS
 from training.card import write_card
 from training.config import TrainConfig
 from training.model import CxrModel
+from training.openi import read_collection
 from training.selective import Selection
 
 
@@ -86,6 +87,7 @@ def describe_origin(config: TrainConfig, table: Path, device: torch.device, seco
         | {name: str(module.__version__) for name, module in modules.items()},
         "git_commit": _read_commit(),
         "data_sha256": files.compute_sha256(table),
+        "data_source": read_collection(table),
         "seed": config.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "seconds": round(seconds, 1),

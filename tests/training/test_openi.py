@@ -50,6 +50,10 @@ def test_studies_are_ordered_by_number(real_studies):
     assert [study.patient_id for study in real_studies] == [str(number) for number in numbers]
 
 
+def test_every_report_names_its_collection(real_studies):
+    assert {study.collection for study in real_studies} == {"openi"}
+
+
 def test_directory_and_archive_are_read_alike(openi_archive, real_studies, tmp_path):
     with tarfile.open(openi_archive) as archive:
         for member in archive:

@@ -21,6 +21,7 @@ from training.openi import (
     build_table,
     find_images,
     get_image_key,
+    read_collection,
     read_table,
     write_table,
 )
@@ -178,3 +179,26 @@ def test_an_image_that_cannot_be_opened_is_named(images, reports, monkeypatch, c
     with pytest.raises(InputError, match=r"gone\.dcm cannot be read: No such file") as info:
         build_table(reports, images)
     check_sentence(info)
+
+
+def title(name: str) -> bytes:
+    return (
+        f'<eCitation><uId id="CXR1"/><title>{name}</title><Abstract/><MeSH><major>normal</major></MeSH></eCitation>'
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("titles", "collection"),
+    [
+        (["Phantom Chest X-ray Collection"], "phantom"),
+        (["Indiana University Chest X-ray Collection"], "openi"),
+        (["Indiana University Chest X-ray Collection", "Phantom Chest X-ray Collection"], None),
+        (["A lab's own"], None),
+        (["Indiana University Chest X-ray Collection", ""], None),
+    ],
+)
+def test_table_says_which_collection_it_is_of(tmp_path, titles, collection):
+    for number, name in enumerate(titles, start=1):
+        (tmp_path / f"{number}.xml").write_bytes(title(name).replace(b"CXR1", f"CXR{number}".encode()))
+    write_table(build_table(tmp_path, None), tmp_path / "studies.parquet")
+    assert read_collection(tmp_path / "studies.parquet") == collection

@@ -83,6 +83,8 @@ def test_bundle_says_what_it_was_made_from(table, tmp_path):
     assert set(result.metrics["test"]) == {"study", "image", "text"}
     assert bundle.config["training"]["loop"]["epochs"] == 2
     assert bundle.manifest["seed"] == 0
+    assert bundle.manifest["data_source"] == "phantom"
+    assert "nothing about patients" in (bundle.path / "MODEL_CARD.md").read_text()
     assert "never" in (bundle.path / "MODEL_CARD.md").read_text()
     assert listener.images[-1] == (sum(map(bool, listener.images)), listener.images[-1][1])
     assert [report.step for report in listener.steps] == list(range(1, listener.steps[-1].steps + 1))
