@@ -27,6 +27,8 @@ EXTRAS: Final[dict[str, str]] = {
     "serve": "nvidia-pytriton tokenizers",
     "retrieval": "grpcio grpcio-health-checking faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",
     "explain": "captum",
+    "openvino": "openvino",
+    "bench": "hdrhistogram psutil matplotlib",
 }
 
 
@@ -52,6 +54,7 @@ def run_checks() -> list[Check]:
         *((f"extra: {name}", lambda name=name: _check_extra(name)) for name in EXTRAS),  # type: ignore[misc]
         ("tritonserver", _check_triton),
         ("onnxruntime", _check_onnxruntime),
+        ("openvino", _check_openvino),
         ("faiss", _check_faiss),
         ("gpu", _check_gpu),
     ]
@@ -124,6 +127,16 @@ def _check_onnxruntime() -> tuple[bool, str]:
         return False, "not installed: pip install 'cxr-serving[cpu]' (or [gpu])"
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     return True, f"{onnxruntime.__version__} with {', '.join(providers)}"
+
+
+def _check_openvino() -> tuple[bool, str]:
+    try:
+        import openvino
+    except ImportError:
+        return True, "not installed; only the profile bf16 needs it: pip install 'cxr-serving[openvino]'"
+    has = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    version = openvino.__version__.partition("-")[0]
+    return True, f"{version}, bfloat16 {'yes' if has else 'no: use the profile fp32 or int8'}"
 
 
 def _check_faiss() -> tuple[bool, str]:

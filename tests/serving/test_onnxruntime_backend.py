@@ -1,5 +1,6 @@
 """The python-based onnxruntime backend in the real Triton, called through gRPC as clients do."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,15 +12,28 @@ grpc_client = pytest.importorskip("tritonclient.grpc")
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def client(small_repository, tmp_path_factory):
+ACCELERATOR = """
+optimization { execution_accelerators { cpu_execution_accelerator [ {
+  name: "openvino" parameters { key: "precision" value: "fp32" } } ] } }
+"""
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def client(request, small_repository, tmp_path_factory):
     pytest.importorskip("pytriton")
     place = tmp_path_factory.mktemp("backend")
-    with Stack(small_repository, place / "store", ports=Ports.free(), log_dir=place / "logs") as stack:
+    repository = shutil.copytree(small_repository, place / "repository")
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+        config = repository / "graph" / "config.pbtxt"
+        config.write_text(config.read_text() + ACCELERATOR)
+    with Stack(repository, place / "store", ports=Ports.free(), log_dir=place / "logs") as stack:
         stack.wait_ready(60)
         client = grpc_client.InferenceServerClient(stack.triton_url)
         yield client
         client.close()
+    runtime = "OpenVINO 20" if request.param == "openvino" else "ONNX Runtime 1."
+    assert f"graph: {runtime}" in (place / "logs" / "triton.log").read_text()
 
 
 def infer(client, model, name, array, dtype, outputs=None):
@@ -104,4 +118,5 @@ def test_requests_are_batched_by_shape(client):
 def test_loading_models_from_outside_is_off(client):
     status, message = catch(client.unload_model, "graph")
     assert status != "StatusCode.OK"
-    assert "not allowed" in message
+    assert "restricted" in message
+    assert infer_text(client, b"3").tolist() == [[1, 9]]  # it is still there

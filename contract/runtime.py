@@ -1,0 +1,258 @@
+"""Runs one published graph on this machine: the ONE place for it.
+
+Triton's backend (`serving/backends/onnxruntime`), the parity gate (`export.parity`) and the in-process
+baseline (`serving.inprocess`) all open their graphs here, so that what was checked is what is served.
+
+A graph runs on ONNX Runtime, or, where its config.pbtxt names the accelerator "openvino", on OpenVINO itself
+(`contract.runtime_openvino`), which reads the same model.onnx. Both packages are imported when a session is
+opened, never before.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from numpy.typing import NDArray
+
+from contract.bundle import require_same_fingerprint
+from contract.errors import ArtifactError, ConfigError, ServerError, TensorError
+
+Array = NDArray[Any]
+Config = Mapping[str, Any]  # config.pbtxt as Triton's JSON
+Provider = tuple[str, dict[str, str]]
+
+MAX_DEFAULT_THREADS: Final = 4  # per model instance; several models share the cores
+_MAX_ERROR_CHARS: Final = 300
+
+
+class Session(Protocol):
+    """One loaded graph. It is not safe to call from several threads at once."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the ONNX file, `fingerprint` among it."""
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute the outputs `names`, in their order.
+
+        Args:
+            names: Outputs of the graph.
+            feeds: Every input of the graph, batched. They may be overwritten once this returns.
+
+        Returns:
+            One array for each name; the caller owns them.
+
+        Raises:
+            TensorError: An input does not fit the graph, or holds an index that is out of range.
+            ServerError: The runtime failed.
+        """
+
+    def describe(self) -> str:
+        """Return runtime, version, precision and threads in a few words."""
+
+
+def open_session(path: Path, config: Config, *, kind: str = "CPU", device: str = "0") -> Session:
+    """Load a graph on the runtime and with the threads that its configuration asks for.
+
+    Args:
+        path: The ONNX file.
+        config: The model's config.pbtxt as Triton's JSON. Read are `optimization.execution_accelerators`,
+            `instance_group` and the parameters `intra_op_thread_count`, `inter_op_thread_count`.
+        kind: "CPU" or "GPU" (also with "KIND_" before it), as Triton resolved the instance group.
+        device: Id of the instance's GPU.
+
+    Raises:
+        ConfigError: A package or a capability of this machine that the configuration needs is missing, or
+            a setting is not usable.
+        ArtifactError: The file is missing or no graph that the runtime can read.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"There is no graph {path}: publish the model again with `cxr export`.")
+    accelerators = read_accelerators(config, kind)
+    if not _is_gpu(kind) and [name for name, _ in accelerators] == ["openvino"]:
+        from contract.runtime_openvino import OpenVinoSession
+
+        return OpenVinoSession(path, accelerators[0][1], threads=count_threads(config))
+    return _OnnxSession(path, config, kind=kind, device=device)
+
+
+def require_fingerprint(session: Session, config: Config, version: str = "1") -> None:
+    """Raise FingerprintError, with both values, unless a graph and its config.pbtxt come from one model.
+
+    One config.pbtxt serves several versions of a model: `fingerprint_<version>`, where there is one, comes
+    before `fingerprint`, which is the newest version's.
+    """
+    require_same_fingerprint(
+        read_parameter(config, f"fingerprint_{version}") or read_parameter(config, "fingerprint"),
+        session.metadata.get("fingerprint", ""),
+        expected_from="config.pbtxt",
+        found_from="model.onnx",
+    )
+
+
+def read_accelerators(config: Config, kind: str) -> list[tuple[str, dict[str, str]]]:
+    """Return (name, parameters) of the execution accelerators for this kind of instance, most wanted first.
+
+    Raises:
+        ConfigError: An accelerator does not exist for this kind of instance.
+    """
+    place = "gpu" if _is_gpu(kind) else "cpu"
+    known = "tensorrt" if _is_gpu(kind) else "openvino"
+    listed = config.get("optimization", {}).get("execution_accelerators", {})
+    found: list[tuple[str, dict[str, str]]] = []
+    for entry in listed.get(f"{place}_execution_accelerator", []):
+        if entry["name"] != known:
+            raise ConfigError(
+                f"The execution accelerator {entry['name']} is not known here for a {place.upper()}: "
+                f"use {known} or none."
+            )
+        found.append((entry["name"], dict(entry.get("parameters", {}))))
+    return found
+
+
+def read_parameter(config: Config, name: str, default: str = "") -> str:
+    """Return a parameter of config.pbtxt as text."""
+    return str(config.get("parameters", {}).get(name, {}).get("string_value", default))
+
+
+def count_threads(config: Config) -> int:
+    """Return how many threads one instance computes with.
+
+    That is the parameter `intra_op_thread_count`; 0 or none means this machine's usable cores, at most 4,
+    shared out among the instances of the model.
+
+    Raises:
+        ConfigError: The parameter is not a whole number from 0 on.
+    """
+    threads = _read_count(config, "intra_op_thread_count")
+    if threads:
+        return threads
+    groups = config.get("instance_group", [])
+    instances = sum(int(group.get("count", 1)) for group in groups) if groups else 1
+    cores = min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
+    return max(1, cores // max(1, instances))
+
+
+def _read_count(config: Config, name: str) -> int:
+    text = read_parameter(config, name, "0")
+    if not text.isdecimal():
+        raise ConfigError(f"The parameter {name} must be a whole number from 0 on, not {text!r}.")
+    return int(text)
+
+
+def _is_gpu(kind: str) -> bool:
+    return kind.removeprefix("KIND_") == "GPU"
+
+
+class _OnnxSession:
+    """A graph on ONNX Runtime."""
+
+    def __init__(self, path: Path, config: Config, *, kind: str, device: str) -> None:
+        onnxruntime = _import_onnxruntime()
+        self._version: str = onnxruntime.__version__
+        self._threads = count_threads(config)
+        providers = choose_providers(config, kind, device)
+        options = build_options(config)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        except Exception as error:  # onnxruntime's errors share no base class but Exception
+            raise ArtifactError(f"ONNX Runtime cannot load {path}: {_shorten(error)}") from error
+        self._provider: str = self._session.get_providers()[0]
+        if self._provider != providers[0][0]:
+            raise ConfigError(
+                f"onnxruntime could not start {providers[0][0]}; look for its message above in the log."
+            )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the ONNX file."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute the outputs; see `Session.run`."""
+        try:
+            return list(self._session.run(list(names), dict(feeds)))
+        except Exception as error:  # see __init__
+            failure = TensorError if _is_invalid_argument(error) else ServerError
+            raise failure(_shorten(error)) from error
+
+    def describe(self) -> str:
+        """Return runtime, version, provider and threads."""
+        name = self._provider.removesuffix("ExecutionProvider")
+        threads = f", {self._threads} thread{'s' * (self._threads > 1)}" if name == "CPU" else ""
+        return f"ONNX Runtime {self._version} {name}{threads}"
+
+
+def build_options(config: Config) -> Any:
+    """Return onnxruntime's session options for a configuration; see `count_threads`.
+
+    Raises:
+        ConfigError: A thread count is not a number, or onnxruntime is not installed.
+    """
+    options = _import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = count_threads(config)
+    options.inter_op_num_threads = max(1, _read_count(config, "inter_op_thread_count"))
+    # Spinning threads of one model would take the cores from the next one in the ensemble.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
+    """Return onnxruntime's providers for an instance, most wanted first.
+
+    Args:
+        config: The model's configuration.
+        kind: "GPU" or "CPU", as Triton resolved the instance group.
+        device: Id of the instance's GPU.
+
+    Raises:
+        ConfigError: The installed onnxruntime lacks what the configuration asks for.
+    """
+    providers: list[Provider] = []
+    if _is_gpu(kind):
+        for _, parameters in read_accelerators(config, kind):
+            options = {**read_tensorrt(parameters), "device_id": device}
+            providers.append(("TensorrtExecutionProvider", options))
+        providers.append(("CUDAExecutionProvider", {"device_id": device}))
+    available = _import_onnxruntime().get_available_providers()
+    missing = [name for name, _ in providers if name not in available]
+    if missing:
+        raise ConfigError(
+            f"config.pbtxt asks for {missing[0]}, but the installed onnxruntime has {', '.join(available)}: "
+            "pip install 'cxr-serving[gpu]' or use KIND_CPU."
+        )
+    return [*providers, ("CPUExecutionProvider", {})]
+
+
+def read_tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Translate the C++ backend's TensorRT parameters to onnxruntime's names; `trt_*` pass as they are."""
+    options = {name: value for name, value in parameters.items() if name.startswith("trt_")}
+    if "max_workspace_size_bytes" in parameters:
+        options["trt_max_workspace_size"] = parameters["max_workspace_size_bytes"]
+    precision = parameters.get("precision_mode", "FP32")
+    if precision != "FP32":
+        options[f"trt_{precision.lower()}_enable"] = "1"
+    return options
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            "Running a graph needs onnxruntime: pip install 'cxr-serving[cpu]' (or [gpu])."
+        ) from error
+    return onnxruntime
+
+
+def _is_invalid_argument(error: Exception) -> bool:
+    # onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument; a missing input is a plain ValueError.
+    return type(error).__name__ == "InvalidArgument" or isinstance(error, ValueError)
+
+
+def _shorten(error: Exception) -> str:
+    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : text": names, shapes and indices, never content.
+    return str(error).partition("\n")[0].rpartition(" : ")[2][:_MAX_ERROR_CHARS]

@@ -1,0 +1,187 @@
+"""A published graph on OpenVINO: `contract.runtime.Session` for the accelerator "openvino".
+
+OpenVINO reads the ONNX file itself. Beside ONNX Runtime's own float32 it is there for bfloat16, which
+processors with AVX512-BF16 or AMX multiply two to sixteen times as fast.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ArtifactError, ConfigError, ServerError, TensorError
+
+Array = NDArray[Any]
+
+_PRECISIONS: Final = {"bf16": "bf16", "fp32": "f32"}  # ours -> OpenVINO's
+_MAX_ERROR_CHARS: Final = 300
+_SAME_VALUES: Final = frozenset(
+    {"Convert", "Reshape", "Squeeze", "Unsqueeze"}
+)  # operations that keep the numbers
+
+
+class OpenVinoSession:
+    """A graph on OpenVINO with one infer request, so for one caller at a time."""
+
+    def __init__(self, path: Path, parameters: Mapping[str, str], *, threads: int) -> None:
+        """Read and compile a graph.
+
+        Args:
+            path: The ONNX file.
+            parameters: Of the accelerator: `precision`, "bf16" or "fp32" (the default).
+            threads: How many threads compute.
+
+        Raises:
+            ConfigError: OpenVINO is not installed, a parameter is unknown, or the processor lacks bfloat16.
+            ArtifactError: OpenVINO cannot read or compile the file.
+        """
+        openvino = _import_openvino()
+        self._openvino = openvino
+        self._threads = threads
+        self._precision = read_precision(parameters)
+        core = openvino.Core()
+        _require_capability(core, self._precision)
+        try:
+            model = core.read_model(path)
+            self._metadata = _read_metadata(model)
+            compiled = core.compile_model(model, "CPU", build_properties(self._precision, threads))
+        except Exception as error:  # OpenVINO raises RuntimeError and pybind11's own
+            raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
+        self._request = compiled.create_infer_request()
+        self._inputs = {port.get_any_name(): port for port in compiled.inputs}
+        # A tensor may have several names, any of which is its "any name".
+        self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
+        self._dtypes = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
+        self._rows = find_table_rows(model)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the ONNX file."""
+        return dict(self._metadata)
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute the outputs; see `contract.runtime.Session.run`."""
+        self._check(names, feeds)
+        # The request reads the caller's memory, so the arrays must live until it is done. OpenVINO wraps none
+        # that is read-only, though it writes into none: such a one is copied.
+        arrays = {name: np.require(feeds[name], requirements=("C", "W")) for name in self._inputs}
+        try:
+            for name, array in arrays.items():
+                tensor = self._openvino.Tensor(array, shared_memory=True)
+                self._request.set_tensor(self._inputs[name], tensor)
+            self._request.infer()
+            # The next run overwrites the request's outputs: each is copied, once.
+            return [np.array(self._request.get_tensor(self._outputs[name]).data) for name in names]
+        except Exception as error:  # see __init__
+            raise ServerError(f"OpenVINO failed: {_shorten(error)}") from error
+
+    def describe(self) -> str:
+        """Return runtime, version, precision and threads."""
+        version = self._openvino.__version__.partition("-")[0]
+        return f"OpenVINO {version} {self._precision}, {self._threads} thread{'s' * (self._threads > 1)}"
+
+    def _check(self, names: Sequence[str], feeds: Mapping[str, Array]) -> None:
+        if unknown := [name for name in names if name not in self._outputs]:
+            raise TensorError(f"The graph has no output {', '.join(unknown)}.")
+        if set(feeds) != set(self._inputs):
+            raise TensorError(
+                f"The graph reads {', '.join(self._inputs)}, not {', '.join(feeds) or 'nothing'}."
+            )
+        for name, array in feeds.items():
+            self._check_input(name, array)
+
+    def _check_input(self, name: str, array: Array) -> None:
+        shape = self._inputs[name].get_partial_shape()
+        if array.dtype != self._dtypes[name]:
+            raise TensorError(f"Tensor {name} must be {self._dtypes[name]}, not {array.dtype}.")
+        if not shape.compatible(self._openvino.PartialShape(list(array.shape))):
+            raise TensorError(f"Tensor {name} must have shape {shape}, not {list(array.shape)}.")
+        rows = self._rows.get(name)
+        if rows is not None and array.size and not -rows <= array.min() <= array.max() < rows:
+            index = int(array.max() if array.max() >= rows else array.min())
+            raise TensorError(
+                f"Tensor {name} holds an index out of range: idx={index} must be from {-rows} to {rows - 1}."
+            )
+
+
+def find_table_rows(model: Any) -> dict[str, int]:
+    """Return, for each input whose numbers select rows of a table, the rows of the smallest such table.
+
+    OpenVINO answers an index beyond the table with a row of zeros (Gather-8 in its operation set), where ONNX
+    Runtime refuses it, so the session looks itself.
+    """
+    rows: dict[str, int] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Gather" or node.input_value(2).get_node().get_type_name() != "Constant":
+            continue
+        source = node.input_value(1).get_node()
+        while source.get_type_name() in _SAME_VALUES:
+            source = source.input_value(0).get_node()
+        table = node.input_value(0).get_partial_shape()
+        axis = int(node.input_value(2).get_node().get_data().reshape(-1)[0])
+        if source.get_type_name() != "Parameter" or table.rank.is_dynamic or table[axis].is_dynamic:
+            continue
+        name = source.output(0).get_any_name()
+        rows[name] = min(rows.get(name, table[axis].get_length()), table[axis].get_length())
+    return rows
+
+
+def read_precision(parameters: Mapping[str, str]) -> str:
+    """Return the accelerator's precision, "bf16" or "fp32".
+
+    Raises:
+        ConfigError: It is neither, or another parameter is given, which would be passed over.
+    """
+    if unknown := sorted(set(parameters) - {"precision"}):
+        raise ConfigError(f"The accelerator openvino has no parameter {unknown[0]}: only precision.")
+    precision = parameters.get("precision", "fp32")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"The precision of openvino must be bf16 or fp32, not {precision!r}.")
+    return precision
+
+
+def build_properties(precision: str, threads: int) -> dict[str, Any]:
+    """Return OpenVINO's properties (names as in `ov::hint` and `ov`) for one request at a time."""
+    return {
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        # Every model is its own process: pinned, they would all take the first cores and leave the others.
+        "ENABLE_CPU_PINNING": False,
+        # Otherwise the latency hint takes one thread of each physical core, whatever the count says.
+        "ENABLE_HYPER_THREADING": True,
+    }
+
+
+def _require_capability(core: Any, precision: str) -> None:
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ConfigError(
+            "The profile bf16 needs a processor with AVX512-BF16 or AMX, which this one lacks: "
+            "export with the profile fp32 or int8."
+        )
+
+
+def _read_metadata(model: Any) -> dict[str, str]:
+    """Return the metadata that OpenVINO's ONNX reader keeps under "framework" in the model's run-time info."""
+    if not model.has_rt_info("framework"):
+        return {}
+    return {str(key): str(value) for key, value in model.get_rt_info("framework").value.items()}
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigError(
+            "This model was published for OpenVINO: pip install 'cxr-serving[openvino]'."
+        ) from error
+    return openvino
+
+
+def _shorten(error: Exception) -> str:
+    """Return the last line, which holds the reason; those above name OpenVINO's source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:_MAX_ERROR_CHARS]

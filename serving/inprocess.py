@@ -1,0 +1,260 @@
+"""A published model in this process, without Triton: the same files, configs, runtime and threads.
+
+It is what serving is measured against, and a way to use a published model where no server is wanted:
+
+    model = InProcess(Path("model_repository"))
+    answer = model.run("predict_image", {"image_bytes": pack([Path("chest.dcm").read_bytes()])})
+    answer["probabilities"]  # (1, 22) float32
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ArtifactError, ConfigError, TensorError
+from contract.runtime import Session, open_session, read_parameter, require_fingerprint
+from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
+from serving.triton import read_fingerprint
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+_MOST_AT_ONCE: Final = 2  # an image and a text step
+Run = Callable[[Mapping[str, Array]], Arrays]
+
+_SPECS: Final[dict[str, ModelSpec]] = {
+    name: spec for layout in LAYOUTS.values() for name, spec in layout.items() if spec.backend != "ensemble"
+}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One model at one version, loaded: its tensors, and what it does."""
+
+    spec: ModelSpec
+    run: Run
+    description: str
+
+
+class InProcess:
+    """The models of one published repository, each loaded when it is first needed. For one caller at a time.
+
+    Args:
+        repository: What `cxr export` wrote.
+        concurrent: Whether steps that do not need each other (the two encoders) run at once, as they do in
+            Triton, and not one after the other.
+
+    Raises:
+        ArtifactError: There is no published repository.
+    """
+
+    def __init__(self, repository: Path, *, concurrent: bool = False) -> None:
+        self.repository = repository.absolute()
+        self.fingerprint = read_fingerprint(self.repository)
+        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE) if concurrent else None
+        self._configs: dict[str, dict[str, Any]] = {}
+        self._plans: dict[str, list[list[_Step]]] = {}
+        self._steps: dict[tuple[str, str], _Step] = {}
+
+    def run(self, model: str, inputs: Mapping[str, Array]) -> Arrays:
+        """Answer one batch as the served model does.
+
+        Args:
+            model: An ensemble, raw (`predict_study`) or of tensors (`predict_study_tensors`), or one step.
+            inputs: Its inputs by name, batched; `image_bytes` and `report` are (B, 1) objects, see `pack`.
+
+        Returns:
+            Its outputs by name.
+
+        Raises:
+            ConfigError: The repository serves no such model.
+            ArtifactError: A file of the repository is missing or damaged.
+            InputError: An input is missing, does not fit, or cannot be read.
+            ServerError: The runtime failed.
+        """
+        waves = self._plan(model)
+        config = self._read_config(model)
+        tensors = dict(inputs)
+        _check_batch(model, [entry["name"] for entry in config["input"]], tensors)
+        for wave in waves:
+            for step in wave:
+                _check_tensors(step.spec, tensors)
+            for found in self._run_wave(wave, tensors):
+                tensors |= found
+        return {entry["name"]: tensors[entry["name"]] for entry in config["output"]}
+
+    def describe(self, model: str) -> dict[str, str]:
+        """Return step -> runtime, precision and threads, of the steps of a model."""
+        return {step.spec.name: step.description for wave in self._plan(model) for step in wave}
+
+    def _run_wave(self, wave: Sequence[_Step], tensors: Mapping[str, Array]) -> list[Arrays]:
+        if self._pool is not None and len(wave) > 1:
+            return list(self._pool.map(lambda step: step.run(tensors), wave))
+        return [step.run(tensors) for step in wave]
+
+    def _plan(self, model: str) -> list[list[_Step]]:
+        """Return the steps of a model in waves: those of one wave need nothing of each other."""
+        if model not in self._plans:
+            self._plans[model] = self._make_plan(model)
+        return self._plans[model]
+
+    def _make_plan(self, model: str) -> list[list[_Step]]:
+        config = self._read_config(model)
+        listed = config.get("ensemble_scheduling", {}).get("step") or [{"model_name": model}]
+        waiting = [self._load(entry["model_name"], str(entry.get("model_version", "-1"))) for entry in listed]
+        made_later = {tensor.name for step in waiting for tensor in step.spec.outputs}
+        waves: list[list[_Step]] = []
+        while waiting:
+            ready = [step for step in waiting if not made_later & {x.name for x in step.spec.inputs}]
+            if not ready:
+                raise ArtifactError(f"The steps of {model} in {self.repository} wait for each other.")
+            waiting = [step for step in waiting if step not in ready]
+            made_later -= {tensor.name for step in ready for tensor in step.spec.outputs}
+            waves.append(ready)
+        return waves
+
+    def _load(self, name: str, version: str) -> _Step:
+        if (name, version) not in self._steps:
+            if name not in _SPECS:
+                raise ConfigError(f"{self.repository} holds {name}, which this version does not know.")
+            config = self._read_config(name)
+            directory = _find_version(self.repository / name, version)
+            spec = _SPECS[name]
+            if spec.backend == "python":
+                made = _Step(spec, _PREPROCESSING[name](config, directory), "contract")
+            else:
+                session = _open_graph(config, directory)
+                made = _Step(spec, _bind(session, spec), session.describe())
+            self._steps[name, version] = made
+        return self._steps[name, version]
+
+    def _read_config(self, name: str) -> dict[str, Any]:
+        if name not in self._configs:
+            path = self.repository / name / "config.pbtxt"
+            if not path.is_file():
+                raise ConfigError(f"{self.repository} serves no model {name}.")
+            self._configs[name] = read_config(path)
+        return self._configs[name]
+
+
+def pack(values: Iterable[bytes]) -> Array:
+    """Return files or reports as a BYTES tensor, (B, 1) objects."""
+    return np.array([[value] for value in values], dtype=np.object_)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.pbtxt as the JSON that Triton hands to a python model.
+
+    Raises:
+        ConfigError: tritonclient is not installed.
+        ArtifactError: The file cannot be read or is no config.
+    """
+    try:
+        from google.protobuf import json_format, text_format
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise ConfigError("Reading config.pbtxt needs tritonclient: pip install cxr-serving.") from error
+    try:
+        message = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ArtifactError(f"{path} cannot be read as a Triton config: {type(error).__name__}.") from error
+    return dict(json_format.MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _find_version(directory: Path, version: str) -> Path:
+    """Return the directory of a version; "-1" is the newest."""
+    if version != "-1":
+        return directory / version
+    numbers = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
+    if not numbers:
+        raise ArtifactError(f"{directory} holds no version: publish the model again.")
+    return directory / str(max(numbers))
+
+
+def _open_graph(config: Mapping[str, Any], directory: Path) -> Session:
+    groups = config.get("instance_group", [])
+    kind = groups[0].get("kind", "KIND_CPU") if groups else "KIND_CPU"
+    path = directory / (config.get("default_model_filename") or "model.onnx")
+    session = open_session(path, config, kind=kind)
+    require_fingerprint(session, config, directory.name)
+    return session
+
+
+def _bind(session: Session, spec: ModelSpec) -> Run:
+    inputs, outputs = ([tensor.name for tensor in side] for side in (spec.inputs, spec.outputs))
+
+    def run(tensors: Mapping[str, Array]) -> Arrays:
+        found = session.run(outputs, {name: tensors[name] for name in inputs})
+        return dict(zip(outputs, found, strict=True))
+
+    return run
+
+
+def _check_batch(model: str, names: Sequence[str], tensors: Mapping[str, Array]) -> None:
+    """Raise TensorError unless every input is there, for the same number of items."""
+    if missing := [name for name in names if name not in tensors]:
+        raise TensorError(f"{model} needs the tensor {missing[0]}.")
+    counts = {len(tensors[name]) if tensors[name].ndim else 0 for name in names}
+    if len(counts) > 1 or 0 in counts:
+        raise TensorError(f"The inputs of {model} must hold the same number of items, from 1 on.")
+
+
+def _check_tensors(spec: ModelSpec, tensors: Mapping[str, Array]) -> None:
+    for tensor in spec.inputs:
+        tensor.check(tensors[tensor.name])
+
+
+def _prepare_images(config: Mapping[str, Any], _: Path) -> Run:
+    """Return what `model_repository/preprocess_image` does."""
+    from contract.dicom import load_radiograph
+    from contract.notes import note_image
+
+    size = int(read_parameter(config, "image_size"))
+
+    def run(tensors: Mapping[str, Array]) -> Arrays:
+        files = _unpack(tensors[IMAGE_BYTES.name])
+        radiographs = [load_radiograph(data, size=size) for data in files]
+        return {
+            "pixels": np.stack([each.pixels for each in radiographs]),
+            "image_notes": pack(note_image(each.header).to_json() for each in radiographs),
+        }
+
+    return run
+
+
+def _prepare_reports(config: Mapping[str, Any], directory: Path) -> Run:
+    """Return what `model_repository/preprocess_text` does."""
+    from contract.notes import note_reports
+    from contract.text import ReportTokenizer, read_report
+
+    mode: Any = read_parameter(config, "text_mode")
+    max_length = int(read_parameter(config, "max_length"))
+    tokenizer = ReportTokenizer.load(directory / "tokenizer.json")
+
+    def run(tensors: Mapping[str, Array]) -> Arrays:
+        texts = [read_report(data, mode) for data in _unpack(tensors[REPORT.name])]
+        tokens = tokenizer.encode(texts, max_length)
+        notes = note_reports(tokens, text_mode=mode, max_length=max_length)
+        return {
+            "input_ids": tokens.input_ids,
+            "attention_mask": tokens.attention_mask,
+            "report_text": pack(text.encode() for text in texts),
+            "token_spans": tokens.spans,
+            "report_notes": pack(note.to_json() for note in notes),
+        }
+
+    return run
+
+
+def _unpack(values: Array) -> Iterator[bytes]:
+    return (bytes(value) for value in values.reshape(-1))
+
+
+_PREPROCESSING: Final[dict[str, Callable[[Mapping[str, Any], Path], Run]]] = {
+    "preprocess_image": _prepare_images,
+    "preprocess_text": _prepare_reports,
+}
