@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ OPSET: Final = (
     18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
 )
 EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
+_ANY_SIZE: Final = 2**40  # bytes; no limit
 _EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
 _AXIS_NAMES: Final = {"B": "batch", "L": "length"}
 _NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -77,6 +79,8 @@ def _write_graph(
             dynamo=True,
             verbose=False,
         )
+    fold_weights(program.model)
+    keep_reduced_axes(program.model)
     program.model.metadata_props.update({FINGERPRINT_KEY: fingerprint, "graph": spec.name})
     weight_bytes = sum(weight.nbytes for weight in module.state_dict().values())
     try:
@@ -84,6 +88,47 @@ def _write_graph(
         program.save(path, external_data=weight_bytes > EXTERNAL_DATA_FROM_BYTES)
     except OSError as error:
         raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+
+
+def fold_weights(model: Any) -> None:
+    """Compute what depends on weights alone, in place: transposed weights and the tables of relative positions.
+
+    The exporter leaves those that two operators read; OpenVINO then multiplies by them in float32 in any precision.
+
+    Args:
+        model: An `onnx_ir.Model`; none of its weights grows.
+    """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def keep_reduced_axes(model: Any) -> None:
+    """Write each Reduce* without `keepdims` as one with it and a Squeeze: the same numbers, in place.
+
+    OpenVINO 2026.4 on a processor joins such a reduction with the addition of a constant behind it and adds the
+    wrong elements: probabilities were off by up to 0.77. It leaves a Squeeze between the two alone.
+
+    Args:
+        model: An `onnx_ir.Model`.
+    """
+    for node in list(model.graph):
+        if not node.op_type.startswith("Reduce") or node.attributes.get_int("keepdims", 1):
+            continue
+        if len(node.inputs) < 2 or node.inputs[1] is None:  # over all axes: torch writes none of these
+            continue
+        reduced, axes = node.outputs[0], node.inputs[1]
+        squeeze = ir.node("Squeeze", [reduced, axes], name=f"{node.name}_squeeze")
+        model.graph.insert_after(node, squeeze)
+        reduced.replace_all_uses_with(squeeze.outputs[0], replace_graph_outputs=True)
+        squeeze.replace_input_with(0, reduced)
+        node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
+        squeeze.outputs[0].name, reduced.name = reduced.name, f"{reduced.name}_kept"
+        squeeze.outputs[0].shape, squeeze.outputs[0].type = reduced.shape, reduced.type
+        reduced.shape = None
 
 
 def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:

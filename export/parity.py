@@ -39,10 +39,14 @@ _SHORT_WORDS: Final = 4
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One real case: `pixels` (1, S, S) uint8, `text` the part of the report that the model reads."""
+    """One real case: `pixels` (1, S, S) uint8, `text` the part of the report that the model reads.
+
+    `labels` (K,) bool, in the order of `contract.labels`, are what is known to be there; None: nothing is known.
+    """
 
     pixels: NDArray[np.uint8] | None = None
     text: str | None = None
+    labels: NDArray[np.bool_] | None = None
 
     @property
     def has_text(self) -> bool:
@@ -141,7 +145,7 @@ def check_parity(
         FingerprintError: A graph comes from another bundle.
         ParityError: A difference is above its tolerance; the message names graph, output and difference.
     """
-    completed = _complete_cases(bundle, cases)
+    completed = complete_cases(bundle, cases)
     runner = _Runner(bundle, graphs)
     batches = list(_make_batches(bundle, completed))
     record = _Record()
@@ -163,8 +167,13 @@ class _Batch:
     inputs: Arrays  # by tensor name, batched
 
 
-def _complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
-    """Check the cases; where none has both inputs, add one, so that every graph is asked something."""
+def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
+    """Check the cases; where none has both inputs, add one, so that every graph is asked something.
+
+    Raises:
+        ConfigError: No case has text.
+        TensorError: Pixels have another size than the model's.
+    """
     sizes = read_sizes(bundle)
     for case in cases:
         if case.pixels is not None:

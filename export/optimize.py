@@ -1,0 +1,165 @@
+"""The fused operators of ONNX Runtime, put into graphs where they help, and counted.
+
+onnxscript's `optimize_for_ort` fuses what torch's exporter writes: attention becomes one MultiHeadAttention, the five
+operators of a Gelu become one Gelu or BiasGelu, an addition and the LayerNormalization behind it one
+SkipLayerNormalization (operators of the domain com.microsoft; onnxruntime, docs/ContribOperators.md). Neither OpenVINO
+nor TensorRT knows that domain: optimised files are for ONNX Runtime alone.
+
+How many of them a graph must hold follows from the model's config. A fusion that is missing, because a new torch
+writes another pattern, say, is an error.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+
+from contract.bundle import Bundle
+from contract.errors import ArtifactError
+from contract.tensors import GRAPHS, MODELS
+from export.checks import check_graph, read_sizes
+
+EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
+# On a processor the fusion graphs stay as they are: their SkipLayerNormalization took 5 % longer than Add and
+# LayerNormalization. The encoders gained 1 to 3 %.
+_HELPED: Final[dict[str, tuple[str, ...]]] = {"cpu": ("image_encoder", "text_encoder"), "gpu": GRAPHS}
+_FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # what counts as what
+    "MultiHeadAttention": ("MultiHeadAttention", "Attention"),
+    "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
+    "Gelu": ("Gelu", "BiasGelu", "FastGelu"),
+}
+
+
+@dataclass(frozen=True)
+class OptimizedGraphs:
+    """The files by graph name, and how many fused operators of each family stand in those that were optimised."""
+
+    paths: dict[str, Path]
+    fusions: dict[str, dict[str, int]]
+
+
+def optimize_graphs(
+    bundle: Bundle, graphs: Mapping[str, Path], out: Path, *, target: str = "cpu"
+) -> OptimizedGraphs:
+    """Put ONNX Runtime's fused operators into the graphs that gain from them.
+
+    Args:
+        bundle: The bundle that the graphs were made from.
+        graphs: Graph name -> file, as `export.graphs.export_graphs` wrote them.
+        out: Directory for the new files; made if needed.
+        target: "cpu" or "gpu", which decides what gains.
+
+    Returns:
+        Every graph: the new file, or the given one where nothing is gained.
+
+    Raises:
+        ArtifactError: A fused operator is missing, the graph no longer fits the tensor table, or the disk refused.
+    """
+    sizes = read_sizes(bundle)
+    paths, fusions = dict(graphs), {}
+    for name in graphs:
+        if name not in _HELPED[target]:
+            continue
+        paths[name] = out / f"{name}.onnx"
+        _optimize(graphs[name], paths[name])
+        check_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
+        fusions[name] = count_fusions(paths[name])
+        check_fusions(name, fusions[name], expect_fusions(bundle, name))
+    return OptimizedGraphs(paths, fusions)
+
+
+def count_fusions(path: Path) -> dict[str, int]:
+    """Return how many operators of each family an ONNX file holds: MultiHeadAttention, LayerNormalization, Gelu."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    found = Counter(node.op_type for node in nodes)
+    return {family: sum(found[name] for name in members) for family, members in _FAMILIES.items()}
+
+
+def expect_fusions(bundle: Bundle, graph: str) -> dict[str, int]:
+    """Return how many operators of each family a graph of this model must hold at least.
+
+    A Swin stage of d blocks has 2 d LayerNormalizations and d attentions and Gelus; blocks whose windows are shifted
+    add a mask in another shape and stay unfused. Beside them normalise the patches, each merging of patches and the
+    end (Liu et al. 2021, arXiv:2103.14030). A BERT layer has 2, 1 and 1, and the embeddings one LayerNormalization.
+    A fusion block: see `training.fusion.FusionBlock`.
+
+    Raises:
+        ArtifactError: The bundle's config lacks a size.
+    """
+    try:
+        return _count_parts(bundle.config["model"], graph)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ArtifactError(f"The config of {bundle.path} lacks the sizes of its model.") from error
+
+
+def check_fusions(graph: str, found: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """Raise ArtifactError, naming operator, found and expected, where a family has fewer members than expected."""
+    for family, count in expected.items():
+        if found.get(family, 0) < count:
+            raise ArtifactError(
+                f"The optimised {graph} holds {found.get(family, 0)} fused {family} operators, but its model needs "
+                f"{count}: onnxscript no longer knows what torch writes. Install the versions that were tested."
+            )
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights beside it in `<name>.onnx.data` where they pass 1.5 GB.
+
+    Raises:
+        ArtifactError: The disk refused the write.
+    """
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    beside = f"{path.name}.data" if size > EXTERNAL_DATA_FROM_BYTES else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(model, path, external_data=beside)
+    except OSError as error:
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+
+
+def _optimize(source: Path, path: Path) -> None:
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    model = ir.load(source)
+    inputs = list(model.graph.inputs)
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        fused, _ = optimize_for_ort(model)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    fused.graph.inputs[:] = inputs  # one that nothing reads stays too: the tensor table names it
+    fused.metadata_props.update(model.metadata_props)
+    save_graph(fused, path)
+
+
+def _count_parts(config: Mapping[str, Any], graph: str) -> dict[str, int]:
+    if graph == "image_encoder":
+        depths = config["image_depths"]
+        side, window = config["image_size"] // config["image_patch"], config["image_window"]
+        whole = sum(
+            (depth + 1) // 2 if side >> stage > window else depth for stage, depth in enumerate(depths)
+        )
+        norms = 2 * sum(depths) + len(depths) + 1
+        return _name_counts(whole, norms, sum(depths))
+    if graph == "text_encoder":
+        layers = config["text_layers"]
+        return _name_counts(layers, 2 * layers + 1, layers)
+    layers, kinds = config["fusion_layers"], 2 if graph == "fusion_study" else 1
+    # Self-attention and, between two kinds, attention to the other; a norm before each and before the feed-forward.
+    attentions = layers * kinds * kinds
+    norms = attentions + layers * kinds + kinds
+    return _name_counts(attentions, norms, 2 * layers * kinds + 1)
+
+
+def _name_counts(attentions: int, norms: int, gelus: int) -> dict[str, int]:
+    return {"MultiHeadAttention": attentions, "LayerNormalization": norms, "Gelu": gelus}

@@ -1,0 +1,192 @@
+"""Precision profiles: how graphs are converted, what runs them, and how far their answers may move.
+
+`profiles.toml` holds them and says what each key means.
+"""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from contract.errors import ConfigError
+from contract.tensors import GRAPHS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Conversion = Literal["none", "bf16", "fp16", "int8_dynamic"]
+Machine = Literal["cpu", "gpu"]
+PROFILES: Final = Path(__file__).with_name("profiles.toml")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a profile may be from float32; the field names are those of `profiles.toml`.
+
+    Attributes:
+        probability_difference: Largest absolute difference, 0 to 1.
+        embedding_cosine: Smallest cosine, 0 to 1.
+        flip_share: Largest share of flipped decisions, 0 to 1.
+        auroc_change: Largest absolute change of the macro AUROC, 0 to 1.
+        ap_change: Largest absolute change of the macro average precision, 0 to 1.
+        neighbour_overlap: Smallest mean share of common neighbours, 0 to 1.
+    """
+
+    probability_difference: float
+    embedding_cosine: float
+    flip_share: float
+    auroc_change: float
+    ap_change: float
+    neighbour_overlap: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One precision profile.
+
+    Attributes:
+        name: Its table in `profiles.toml`.
+        description: For people, half a sentence.
+        target: The machine that it runs on.
+        accelerator: Triton's execution accelerator; "" is ONNX Runtime alone.
+        parameters: Of the accelerator.
+        conversion: What is done to the graphs (`export.convert`).
+        limits: How far answers may move (`export.precision`).
+        graphs: The graphs that are converted.
+        faster_than: Name of the profile that this one must beat to be published; "" for none.
+    """
+
+    name: str
+    description: str
+    target: Machine
+    accelerator: str
+    parameters: dict[str, str]
+    conversion: Conversion
+    limits: Limits
+    graphs: tuple[str, ...] = GRAPHS
+    faster_than: str = ""
+
+    def make_optimization(self) -> dict[str, Any]:
+        """Return what goes under `optimization` of each graph's config.pbtxt, in Triton's JSON form; {} is nothing."""
+        if not self.accelerator:
+            return {}
+        entry: dict[str, Any] = {"name": self.accelerator}
+        if self.parameters:
+            entry["parameters"] = dict(self.parameters)
+        return {"execution_accelerators": {f"{self.target}_execution_accelerator": [entry]}}
+
+
+def list_profiles() -> list[str]:
+    """Return the names of the profiles, in the order of `profiles.toml`."""
+    return list(_read_tables(PROFILES))
+
+
+def load_profile(name: str, path: Path = PROFILES) -> Profile:
+    """Return a profile.
+
+    Args:
+        name: Its table in the file.
+        path: Another file of profiles.
+
+    Raises:
+        ConfigError: There is no such profile or file, a key is unknown (the message suggests a near one) or missing,
+            or a value is out of its range.
+    """
+    tables = _read_tables(path)
+    if name not in tables:
+        raise ConfigError(f"There is no precision profile {name!r}; {_suggest(name, tables)}")
+    title = f"{path.name}, [{name}]"
+    values = _read_table(path.name, name, tables[name])
+    _check_keys(
+        title,
+        values,
+        Profile,
+        given={"name"},
+        optional={"accelerator", "parameters", "graphs", "faster_than"},
+    )
+    parameters = _read_table(title, "parameters", values.get("parameters", {}))
+    profile = Profile(
+        name=name,
+        description=str(values["description"]),
+        target=_read_choice(title, "target", values["target"], get_args(Machine)),
+        accelerator=str(values.get("accelerator", "")),
+        parameters={key: str(value) for key, value in parameters.items()},
+        conversion=_read_choice(title, "conversion", values["conversion"], get_args(Conversion)),
+        limits=_read_limits(title, values["limits"]),
+        graphs=_read_graphs(title, values.get("graphs", list(GRAPHS))),
+        faster_than=str(values.get("faster_than", "")),
+    )
+    _check_references(title, profile, tables)
+    return profile
+
+
+@cache
+def _read_tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The profiles {path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
+
+
+def _check_keys(
+    title: str,
+    values: Mapping[str, Any],
+    kind: type,
+    *,
+    given: frozenset[str] | set[str] = frozenset(),
+    optional: frozenset[str] | set[str] = frozenset(),
+) -> None:
+    known = [field.name for field in fields(kind) if field.name not in given]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{title}: there is no setting {key}; {_suggest(key, known)}")
+    if missing := [key for key in known if key not in values and key not in optional]:
+        raise ConfigError(f"{title}: {missing[0]} is missing.")
+
+
+def _read_limits(title: str, values: Any) -> Limits:
+    _check_keys(f"{title}, limits", _read_table(title, "limits", values), Limits)
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ConfigError(f"{title}, limits: {key} must be a number from 0 to 1, not {value!r}.")
+    return Limits(**{key: float(value) for key, value in values.items()})
+
+
+def _read_table(title: str, key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{title}: {key} must be a table.")
+    return value
+
+
+def _read_graphs(title: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names:
+        raise ConfigError(f"{title}: graphs must be a list of names, at least one.")
+    if unknown := [name for name in names if name not in GRAPHS]:
+        raise ConfigError(f"{title}: there is no graph {unknown[0]}; {_suggest(str(unknown[0]), GRAPHS)}")
+    return tuple(names)
+
+
+def _read_choice(title: str, key: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise ConfigError(f"{title}: {key} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def _check_references(title: str, profile: Profile, tables: Mapping[str, Any]) -> None:
+    if profile.faster_than and profile.faster_than not in tables:
+        raise ConfigError(
+            f"{title}: there is no profile {profile.faster_than} to be faster than; "
+            f"{_suggest(profile.faster_than, tables)}"
+        )
+
+
+def _suggest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
