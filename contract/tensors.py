@@ -7,7 +7,7 @@ N image tokens (patches), L text tokens, C token width, D embedding size, K numb
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -154,3 +154,37 @@ _SPECS: tuple[ModelSpec, ...] = (
 
 MODELS: Final[dict[str, ModelSpec]] = {spec.name: spec for spec in _SPECS}
 GRAPHS: Final[tuple[str, ...]] = tuple(spec.name for spec in _SPECS if spec.backend == "onnxruntime")
+
+# The encoders and the fusion of one kind of question as ONE graph (`export.fuse`): fused graph -> its parts.
+FUSED_PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "fused_study": ("image_encoder", "text_encoder", "fusion_study"),
+    "fused_image": ("image_encoder", "fusion_image"),
+    "fused_text": ("text_encoder", "fusion_text"),
+}
+FUSED: Final[dict[str, ModelSpec]] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec("fused_study", "onnxruntime", (PIXELS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
+        ModelSpec("fused_image", "onnxruntime", (PIXELS,), _IMAGE_OUTPUTS),
+        ModelSpec("fused_text", "onnxruntime", _TEXT_INPUTS, _TEXT_OUTPUTS),
+    )
+}
+
+
+def _fuse_steps(spec: ModelSpec) -> ModelSpec:
+    """Return an ensemble with the one fused graph in the place of its encoders and its fusion."""
+    fused = f"fused_{spec.name.split('_')[1]}"
+    kept = tuple(step for step in spec.steps if step not in FUSED_PARTS[fused])
+    return replace(spec, steps=(*kept, fused))
+
+
+# What a repository holds, by how its graphs are laid out. Clients call the same `predict_*` in both.
+Layout = Literal["split", "fused"]
+LAYOUTS: Final[dict[Layout, dict[str, ModelSpec]]] = {
+    "split": MODELS,
+    "fused": {
+        **{name: spec for name, spec in MODELS.items() if spec.backend == "python"},
+        **FUSED,
+        **{name: _fuse_steps(spec) for name, spec in MODELS.items() if spec.backend == "ensemble"},
+    },
+}

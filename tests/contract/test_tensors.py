@@ -3,6 +3,7 @@
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from contract.errors import TensorError
 from contract.labels import LABELS
 from contract.tensors import (
     EMBEDDING,
+    FUSED,
+    FUSED_PARTS,
     GRAPHS,
     IMAGE_BYTES,
     IMAGE_TOKENS,
     INPUT_IDS,
+    LAYOUTS,
     LENGTH_BUCKETS,
     MODELS,
     NUMPY_DTYPES,
@@ -123,13 +127,34 @@ def test_only_ensembles_have_steps(model):
         assert len(tensors) == len(set(tensors))
 
 
-def find_faults(ensemble: ModelSpec) -> list[str]:
+def test_layouts():
+    """Clients see no difference: the ensembles have the same names, inputs and outputs."""
+    split, fused = LAYOUTS["split"], LAYOUTS["fused"]
+    assert split is MODELS
+    assert set(split) - set(fused) == set(GRAPHS)
+    assert set(fused) - set(split) == set(FUSED) == {"fused_study", "fused_image", "fused_text"}
+    for model in MODELS.values():
+        if model.name not in GRAPHS:
+            assert replace(fused[model.name], steps=()) == replace(model, steps=())
+    assert fused["predict_study"].steps == ("preprocess_image", "preprocess_text", "fused_study")
+    assert fused["predict_image"].steps == ("preprocess_image", "fused_image")
+    assert fused["predict_text_tensors"].steps == ("fused_text",)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_graph_stands_for_the_steps_between_tensors(name):
+    ensemble = MODELS[f"{name.replace('fused', 'predict')}_tensors"]
+    assert FUSED_PARTS[name] == ensemble.steps
+    assert FUSED[name] == ModelSpec(name, "onnxruntime", ensemble.inputs, ensemble.outputs)
+
+
+def find_faults(ensemble: ModelSpec, models: dict[str, ModelSpec] = MODELS) -> list[str]:
     """Walk the steps of an ensemble as Triton wires them, by tensor name."""
     there: set[TensorSpec] = set(ensemble.inputs)
     consumed: set[TensorSpec] = set()
     faults = []
     for name in ensemble.steps:
-        step = MODELS.get(name)
+        step = models.get(name)
         if step is None or step.backend == "ensemble":
             faults.append(f"{name} is no model")
             continue
@@ -142,7 +167,7 @@ def find_faults(ensemble: ModelSpec) -> list[str]:
     left = [
         name
         for name in ensemble.steps
-        if name in MODELS and not (consumed | set(ensemble.outputs)) & set(MODELS[name].outputs)
+        if name in models and not (consumed | set(ensemble.outputs)) & set(models[name].outputs)
     ]
     return faults + [f"nothing uses what {name} makes" for name in left]
 
@@ -154,6 +179,11 @@ def test_ensembles_are_wired(ensemble):
     steps = " ".join(ensemble.steps)
     assert ("image" in steps.replace("fusion_", "")) is (modality != "text")
     assert ("text" in steps.replace("fusion_", "")) is (modality != "image")
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda model: model.name)
+def test_fused_ensembles_are_wired(ensemble):
+    assert find_faults(LAYOUTS["fused"][ensemble.name], LAYOUTS["fused"]) == []
 
 
 def test_wrong_wiring_is_found():

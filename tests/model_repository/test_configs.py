@@ -8,16 +8,25 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import model_repository
-from contract.tensors import MAX_BATCH_SIZE, MODELS
+from contract.tensors import FUSED, LAYOUTS, MAX_BATCH_SIZE, MODELS
+from export.fuse import fuse_ensemble
 
 TEMPLATES = Path(model_repository.__file__).parent
+TEMPLATED = {**MODELS, **FUSED}
 ENSEMBLES = [name for name, spec in MODELS.items() if spec.backend == "ensemble"]
-OTHERS = [name for name in MODELS if name not in ENSEMBLES]
+OTHERS = [name for name in TEMPLATED if name not in ENSEMBLES]
+in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def read_config(name):
     text = (TEMPLATES / name / "config.pbtxt").read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def read_ensemble(layout, name):
+    """Return an ensemble as it is published: only the split layout is in git, the other is made of it."""
+    config = read_config(name)
+    return config if layout == "split" else fuse_ensemble(config, name.split("_")[1])
 
 
 def describe(entries):
@@ -30,12 +39,12 @@ def expect(tensors):
 
 
 def test_there_is_one_directory_for_each_model():
-    assert sorted(path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")) == sorted(MODELS)
+    assert sorted(path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")) == sorted(TEMPLATED)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TEMPLATED)
 def test_config_agrees_with_the_tensor_table(name):
-    config, spec = read_config(name), MODELS[name]
+    config, spec = read_config(name), TEMPLATED[name]
     assert config.name == name
     assert config.max_batch_size == MAX_BATCH_SIZE
     assert describe(config.input) == expect(spec.inputs)
@@ -44,40 +53,41 @@ def test_config_agrees_with_the_tensor_table(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_model_batches_and_refuses_when_its_queue_is_full(name):
+def test_template_leaves_to_the_targets_what_they_set(name):
+    """`export/targets.toml` is the one place for it; tests/export/test_targets.py reads what comes of it."""
     config = read_config(name)
-    assert config.backend == MODELS[name].backend
+    assert config.backend == TEMPLATED[name].backend
     assert not config.platform
-    (group,) = config.instance_group
-    assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    assert 0 < config.dynamic_batching.max_queue_delay_microseconds <= 5_000
-    policy = config.dynamic_batching.default_queue_policy
-    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
-    assert 0 < policy.default_timeout_microseconds <= 10_000_000
-    assert policy.allow_timeout_override
-    assert MAX_BATCH_SIZE <= policy.max_queue_size <= 1024
+    assert not config.instance_group
+    assert not config.model_warmup
+    assert not config.HasField("dynamic_batching")
+    assert not config.HasField("optimization")
+    assert not config.HasField("version_policy")
 
 
+@in_both_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_ensemble_runs_its_steps(name):
-    config = read_config(name)
+def test_ensemble_runs_its_steps(layout, name):
+    config = read_ensemble(layout, name)
     assert config.platform == "ensemble"
     assert not config.backend
     assert not config.instance_group
     assert not config.HasField("dynamic_batching")
     steps = config.ensemble_scheduling.step
-    assert sorted(step.model_name for step in steps) == sorted(MODELS[name].steps)
+    assert sorted(step.model_name for step in steps) == sorted(LAYOUTS[layout][name].steps)
     assert all(step.model_version == -1 for step in steps)
 
 
+@in_both_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_ensemble_is_wired_without_a_loose_end(name):
-    spec, config = MODELS[name], read_config(name)
+def test_ensemble_is_wired_without_a_loose_end(layout, name):
+    models, config = LAYOUTS[layout], read_ensemble(layout, name)
+    spec = models[name]
     steps = {step.model_name: step for step in config.ensemble_scheduling.step}
     known = {tensor.name: tensor for tensor in spec.inputs}
     used = set()
     for step_name in spec.steps:  # in the order of the data; Triton runs a step when its inputs are there
-        step, model = steps[step_name], MODELS[step_name]
+        step, model = steps[step_name], models[step_name]
         assert set(step.input_map) == {tensor.name for tensor in model.inputs}
         assert set(step.output_map) == {tensor.name for tensor in model.outputs}
         for tensor in model.inputs:
@@ -133,10 +143,11 @@ def find_needed(config, requested):
     return found
 
 
+@in_both_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_any_outputs_may_be_asked_for(name):
+def test_any_outputs_may_be_asked_for(layout, name):
     """Triton runs every step that makes what was asked for, and no other."""
-    config = read_config(name)
+    config = read_ensemble(layout, name)
     names = [output.name for output in config.output]
     for count in range(1, len(names) + 1):
         for requested in combinations(names, count):
@@ -154,3 +165,16 @@ def test_the_rehearsed_pruning_shows_what_triton_does_wrong():
     assert "preprocess_image" not in prune(ordered, ["image_notes"])
     config.output.add(name="text_tokens")
     assert "text_encoder" not in prune(config, ["probabilities"])
+
+
+def test_the_fused_step_comes_first_for_a_reason():
+    """Behind preprocessing, the report that is not needed would cost the image step its one wanted output."""
+    config = read_ensemble("fused", "predict_study")
+    assert config.ensemble_scheduling.step[0].model_name == "fused_study"
+    fused, *others = config.ensemble_scheduling.step
+    turned = model_config_pb2.ModelConfig()
+    turned.CopyFrom(config)
+    del turned.ensemble_scheduling.step[:]
+    turned.ensemble_scheduling.step.extend([*others, fused])
+    assert prune(config, ["image_notes"]) == {"preprocess_image"}
+    assert "preprocess_image" not in prune(turned, ["image_notes"])
