@@ -1,26 +1,44 @@
 """`cxr export`: a bundle into a model repository for Triton, into a folder for the Hugging Face hub, or both."""
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from cli.progress import show_progress
 from contract.bundle import Bundle, load_bundle
-from contract.errors import ConfigError
+from contract.errors import ConfigError, CxrError, ServerError
 
 if TYPE_CHECKING:
     from export.hub import HubFolder
     from export.pipeline import ExportResult
+    from export.versions import Published
+    from serving.reload import Reload
+
+
+@dataclass(frozen=True)
+class Publication:
+    """How a bundle is published: `export.configs.Deployment`, and the running server that takes it, if any."""
+
+    target: str = "cpu"
+    variant: str = "latency"
+    profile: str = "fp32"
+    graphs: str = "split"
+    replace: bool = False
+    load: str | None = None
+    admin_key: Path | None = None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the published repository, the hub folder, or both."""
+    """What was written: the published repository, the hub folder, or both; and what a running server took."""
 
     published: "ExportResult | None"
     hub_folder: "HubFolder | None"
+    loaded: "Reload | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; the repository's fields stand at the top."""
@@ -30,7 +48,24 @@ class Exported:
                 "fingerprint": self.hub_folder.fingerprint,
                 "hub_folder": self.hub_folder.to_dict(),
             }
-        return values
+        return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Which version answers now, and what a running server took."""
+
+    published: "Published"
+    loaded: "Reload | None"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        values = {
+            "repository": str(self.published.repository),
+            "version": self.published.version,
+            "fingerprint": self.published.fingerprint,
+        }
+        return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
 
 
 def export_bundle(
@@ -40,39 +75,72 @@ def export_bundle(
     table: Path | None,
     repository: Path | None,
     hub_folder: Path | None,
-    target: str,
+    publication: Publication | None = None,
 ) -> Exported:
     """Publish a bundle into `repository` behind the parity gate, then write the hub folder with those graphs.
 
     Raises:
         ConfigError: An option is missing or unknown, or a directory is not free.
         ArtifactError: The bundle is damaged, a graph answers differently, or the disk refused the write.
+        ServiceError: The running server did not take the new version. One that it could not load is withdrawn.
     """
     from export.hub import check_free, write_hub_folder
 
-    _check_options(table, repository, hub_folder, target)
+    publication = publication or Publication()
+    _check_options(table, repository, hub_folder, publication)
     if hub_folder:
         check_free(hub_folder)  # before the slow part
     bundle = load_bundle(path)
-    published = None
+    published = loaded = folder = None
     if table and repository:
-        published = _publish(console, bundle, table, repository, target)
-    folder = None
+        published = _publish(console, bundle, table, repository, publication)
+        loaded = _load_new_version(console, published, publication)
     if hub_folder:
-        folder = write_hub_folder(bundle, hub_folder, repository=published.repository if published else None)
-    return Exported(published, folder)
+        folder = write_hub_folder(bundle, hub_folder, repository=_find_plain_graphs(published, publication))
+    return Exported(published, folder, loaded)
 
 
-def _check_options(table: Path | None, repository: Path | None, hub_folder: Path | None, target: str) -> None:
-    if target not in {"cpu", "gpu"}:
-        raise ConfigError(f"--target must be cpu or gpu, not {target}.")
+def roll_back(console: Console, repository: Path, *, load: str | None, admin_key: Path) -> RolledBack:
+    """Let the previous version answer, on disk and in the running server; where that fails, neither changes.
+
+    Raises:
+        ConfigError: There is no previous version, or no admin key.
+        ServiceError: The running server did not take it.
+    """
+    from export.versions import rollback
+    from serving.triton import read_admin_key
+
+    if load:
+        read_admin_key(admin_key)
+    published = rollback(repository)
+    loaded = None
+    if load:
+        loaded = _load(console, repository, load, admin_key, undo=lambda: rollback(repository))
+    return RolledBack(published, loaded)
+
+
+def _check_options(
+    table: Path | None, repository: Path | None, hub_folder: Path | None, publication: Publication
+) -> None:
+    from export.targets import check_target
+    from serving.triton import read_admin_key
+
+    check_target(publication.target, publication.variant)
     if (table is None) is not (repository is None):
         raise ConfigError("--repository and --table belong together: the parity gate runs the table's cases.")
     if repository is None and hub_folder is None:
         raise ConfigError("Give --repository with --table, --hub-folder, or all three.")
+    if publication.load and (repository is None or publication.replace):
+        raise ConfigError(
+            "--load takes a new version into a server: it needs --repository, without --replace."
+        )
+    if publication.load:
+        read_admin_key(_require_key(publication))  # before the slow part
 
 
-def _publish(console: Console, bundle: Bundle, table: Path, repository: Path, target: str) -> "ExportResult":
+def _publish(
+    console: Console, bundle: Bundle, table: Path, repository: Path, publication: Publication
+) -> "ExportResult":
     from cli.cases import make_parity_cases, read_rows
     from export.pipeline import export
 
@@ -84,15 +152,72 @@ def _publish(console: Console, bundle: Bundle, table: Path, repository: Path, ta
             repository,
             cases,
             progress=progress,
-            target=cast(Literal["cpu", "gpu"], target),
+            target=publication.target,
+            variant=publication.variant,
+            profile=publication.profile,
+            layout=publication.graphs,
+            replace=publication.replace,
         )
+
+
+def _load_new_version(
+    console: Console, published: "ExportResult", publication: Publication
+) -> "Reload | None":
+    from export.versions import read_published, withdraw
+
+    if not publication.load:
+        return None
+    repository, version = published.repository, published.version
+    has_other = read_published(repository).previous is not None
+    undo = (lambda: withdraw(repository, version)) if has_other else None
+    return _load(console, repository, publication.load, _require_key(publication), undo=undo)
+
+
+def _load(
+    console: Console, repository: Path, url: str, admin_key: Path, *, undo: Callable[[], object] | None
+) -> "Reload":
+    """Let the server at `url` take what the repository says; `undo` it on disk and there if it cannot."""
+    from serving.reload import reload_models
+    from serving.triton import read_admin_key
+
+    key = read_admin_key(admin_key)
+    try:
+        with console.status(f"Loading into Triton at {url}"):
+            return reload_models(url, repository, key)
+    except ServerError as error:
+        if undo is None:
+            raise
+        undo()
+        with contextlib.suppress(CxrError):  # it serves the old version; this makes it report ready again
+            reload_models(url, repository, key)
+        raise ServerError(f"{error} The change was taken back; the version before it answers.") from error
+
+
+def _require_key(publication: Publication) -> Path:
+    if publication.admin_key is None:
+        raise ConfigError("--load needs --admin-key.")
+    return publication.admin_key
+
+
+def _find_plain_graphs(published: "ExportResult | None", publication: Publication) -> Path | None:
+    """Return the repository whose graphs go into the hub folder: those in fp32, one file per model."""
+    plain = (publication.profile, publication.graphs) == ("fp32", "split")
+    return published.repository if published and plain else None
 
 
 def print_export(console: Console, exported: Exported) -> None:
     """Print the parity gate's table, and where everything lies."""
     if exported.published:
         console.print(exported.published.parity.to_markdown(), highlight=False)
-        console.print(f"Published into {exported.published.repository}", highlight=False, markup=False)
+        if exported.published.precision:
+            console.print(exported.published.precision.to_markdown(), highlight=False)
+        console.print(
+            f"Published into {exported.published.repository} as version {exported.published.version}",
+            highlight=False,
+            markup=False,
+        )
+    if exported.loaded:
+        _print_loaded(console, exported.loaded)
     if folder := exported.hub_folder:
         megabytes = sum(folder.files.values()) / 1e6
         console.print(
@@ -102,3 +227,21 @@ def print_export(console: Console, exported: Exported) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def print_rollback(console: Console, result: RolledBack) -> None:
+    """Print which version answers now."""
+    published = result.published
+    console.print(
+        f"{published.repository} answers with version {published.version} "
+        f"(model {published.fingerprint[:12]}).",
+        highlight=False,
+        markup=False,
+    )
+    if result.loaded:
+        _print_loaded(console, result.loaded)
+
+
+def _print_loaded(console: Console, loaded: "Reload") -> None:
+    seconds = sum(loaded.seconds.values())
+    console.print(f"Triton took model {loaded.fingerprint[:12]} in {seconds:.1f} s.", highlight=False)

@@ -1,53 +1,31 @@
 """`cxr train`: train a model, compare two runs, list configs."""
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
-from typer.core import TyperGroup
 
+from cli.default_command import DefaultCommandGroup
 from cli.options import Json, Table, make_console
 
 if TYPE_CHECKING:
     from training.compare import Comparison, Difference, TrainingRun
     from training.config import TrainConfig
 
-_TRAIN: Final = "run"  # the command that `cxr train TABLE` stands for
 _MOST_EPOCHS: Final = 20  # validated epochs that a comparison prints; --json has all
 
 
-class _TrainGroup(TyperGroup):
-    """A group with a command that needs no name: what is no other command's name is its first argument."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
-            asked = not args or any(name in args for name in ctx.help_option_names)
-            args = ["--help"] if asked else [_TRAIN, *args]
-        return super().parse_args(ctx, args)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return "" if name == _TRAIN else name, command, rest  # usage says `cxr train TABLE`, as it is typed
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the arguments of `cxr train TABLE`, and the other commands below them."""
-        command, shown = self.commands[_TRAIN], copy.copy(self)
-        shown.help, shown.params, shown.subcommand_metavar = command.help, command.params, ""
-        TyperGroup.format_help(shown, ctx, formatter)
+train_app = typer.Typer(cls=DefaultCommandGroup, help="Train a model; compare two runs; list configs.")
 
 
-train_app = typer.Typer(cls=_TrainGroup, help="Train a model; compare two runs; list configs.")
-
-
-@train_app.command(_TRAIN, hidden=True)
+@train_app.command(DefaultCommandGroup.default, hidden=True)
 def train(
     table: Table,
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],

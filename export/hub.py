@@ -104,11 +104,12 @@ def _copy(source: Path, target: Path) -> None:
 def _find_graphs(bundle: Bundle, repository: Path) -> dict[str, Path]:
     """Return the files of every graph, each by its name in onnx/, made from this bundle."""
     from export.checks import read_fingerprint
-    from export.publish import VERSION
+    from export.versions import find_version
 
     files: dict[str, Path] = {}
+    version = str(find_version(repository))
     for name in GRAPHS:
-        graph = repository / name / VERSION / "model.onnx"
+        graph = repository / name / version / "model.onnx"
         found = read_fingerprint(graph)
         require_same_fingerprint(
             bundle.fingerprint, found, expected_from=str(bundle.path), found_from=str(graph)

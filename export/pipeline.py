@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from contract.bundle import load_bundle
 from contract.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from export.configs import Deployment
     from export.parity import ParityCase, ParityReport
+    from export.precision_report import PrecisionReport
+    from export.profiles import Profile
 
 Progress = Callable[[int, int], None]
 _PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -19,20 +22,24 @@ _PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `export` did: where the repository is, how the gate went, how large each graph is."""
+    """What `export` did: where the repository is, how the gate went, how large each graph is, which version it is."""
 
     repository: Path
     parity: "ParityReport"
     graph_bytes: dict[str, int]
     fingerprint: str
+    version: int = 1
+    precision: "PrecisionReport | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
         return {
             "repository": str(self.repository),
             "fingerprint": self.fingerprint,
+            "version": self.version,
             "graph_bytes": self.graph_bytes,
             "parity": self.parity.to_dict(),
+            **({"precision": self.precision.to_dict()} if self.precision else {}),
         }
 
 
@@ -42,39 +49,102 @@ def export(
     cases: "Sequence[ParityCase]",
     progress: Progress | None = None,
     *,
-    target: Literal["cpu", "gpu"] = "cpu",
+    target: str = "cpu",
+    variant: str = "latency",
+    profile: str = "fp32",
+    layout: str = "split",
+    replace: bool = False,
 ) -> ExportResult:
     """Export a bundle, check the graphs against the model and publish them.
 
     Args:
         bundle_path: The bundle's directory.
-        repository: Where the repository goes; one published earlier is replaced.
+        repository: Where the repository goes; one published earlier gets a new version of every model.
         cases: Real cases for the parity gate, best with image and report (`check_parity`).
         progress: Called with (percent done, 100).
-        target: What the graphs run on once served.
+        target: What the graphs run on once served: cpu, gpu or tensorrt.
+        variant: What the server is tuned for: latency or throughput.
+        profile: Precision profile of the graphs (`export.profiles`).
+        layout: "split", or "fused" for encoders and fusion in one graph per kind of question.
+        replace: Replace a repository published earlier whole.
 
     Raises:
-        ConfigError: The `export` extra is missing, `repository` is not ours to replace, or no case
-            has a report.
+        ConfigError: The `export` extra is missing, a name is unknown, no case has a report, or `repository` is
+            not ours or holds models of which this cannot be a version.
         ArtifactError: The bundle is damaged or the disk refused the write.
         ParityError: A graph answers differently from the model. Nothing is published, and an older
             repository stays as it was.
     """
     _require_extra()
-    from export.graphs import export_graphs
-    from export.parity import check_parity
-    from export.publish import check_replaceable, publish
+    from export.publish import check_fits, check_replaceable, publish
+    from export.versions import find_version
 
-    bundle = load_bundle(bundle_path)
-    check_replaceable(Path(repository))  # before the slow part
+    bundle, chosen = load_bundle(bundle_path), _load_profile(profile)
+    deployment = _make_deployment(chosen, target, variant, layout)
+    repository = Path(repository)
+    if check_replaceable(repository) and not replace:
+        check_fits(bundle, repository, deployment)  # before the slow part
     with _make_scratch() as scratch:
-        graphs = export_graphs(bundle, Path(scratch), _scale(progress, 0, 60))
-        parity = check_parity(bundle, graphs, cases, _scale(progress, 60, 95))
-        published = publish(bundle, graphs, Path(repository), target)
-        graph_bytes = {name: _count_bytes(path) for name, path in graphs.items()}
+        graphs, parity, precision = _make_graphs(bundle, Path(scratch), cases, deployment, chosen, progress)
+        published = publish(bundle, graphs, repository, deployment, replace=replace)
+        graph_bytes = {name: _count_bytes(graphs[name]) for name in deployment.graphs}
     if progress:
         progress(100, 100)
-    return ExportResult(published, parity, graph_bytes, bundle.fingerprint)
+    return ExportResult(
+        published, parity, graph_bytes, bundle.fingerprint, find_version(published), precision
+    )
+
+
+def _load_profile(name: str) -> "Profile":
+    from export.profiles import load_profile
+
+    return load_profile(name)
+
+
+def _make_deployment(profile: "Profile", target: str, variant: str, layout: str) -> "Deployment":
+    from export.configs import Deployment
+    from export.targets import make_optimization
+
+    deployment = Deployment(target, variant, profile.name, layout, make_optimization(target, profile))
+    deployment.check()
+    return deployment
+
+
+def _make_graphs(
+    bundle: Any,
+    scratch: Path,
+    cases: "Sequence[ParityCase]",
+    deployment: "Deployment",
+    profile: "Profile",
+    progress: Progress | None,
+) -> "tuple[dict[str, Path], ParityReport, PrecisionReport]":
+    """Return the graphs of the deployment, which have passed both gates, and the gates' reports."""
+    from export.convert import convert_graphs
+    from export.fuse import fuse_graphs
+    from export.graphs import export_graphs
+    from export.parity import check_parity
+    from export.precision import check_precision
+    from export.speed import compare_speed, require_faster
+
+    plain = export_graphs(bundle, scratch, _scale(progress, 0, 40))
+    parity = check_parity(bundle, plain, cases, _scale(progress, 40, 65))
+    converted = convert_graphs(
+        bundle,
+        plain,
+        profile,
+        scratch / "converted",
+        target=deployment.target,
+        progress=_scale(progress, 65, 75),
+    )
+    graphs = converted.paths
+    precision = check_precision(bundle, graphs, profile, cases, _scale(progress, 75, 95), reference=plain)
+    if profile.faster_than:
+        rival = _load_profile(profile.faster_than)
+        slower = convert_graphs(bundle, plain, rival, scratch / "rival", target=deployment.target).paths
+        require_faster(compare_speed(bundle, [(profile, graphs), (rival, slower)], cases))
+    if deployment.layout == "fused":
+        graphs = fuse_graphs(graphs, scratch / "fused")
+    return graphs, parity, precision
 
 
 def _require_extra() -> None:

@@ -1,141 +1,100 @@
 """Templates in `model_repository/` + graphs -> a repository that Triton loads as it is.
 
-The repository appears in one rename, complete, and replaces an older one the same way. Every config carries
-the fingerprint; the `predict_*` configs carry what a client needs to read the answers (labels,
-thresholds, sizes).
-
-Targets: `cpu` runs the graphs on the processor. `gpu` asks for an instance of each graph on every GPU
-(KIND_GPU); preprocessing stays on the processor. For TensorRT on NVIDIA's Triton image publish for `gpu` and
-add to the config of an encoder, in the published repository:
-
-    optimization { execution_accelerators { gpu_execution_accelerator : [ {
-      name : "tensorrt" parameters { key: "precision_mode" value: "FP32" } } ] } }
+A new repository appears in one rename, complete. Into one that was published earlier goes a new version of every
+model, beside the one that answers (`export.versions` says how it takes over and how it is taken back). Every config
+carries the fingerprint; the `predict_*` configs carry what a client needs to read the answers (labels, thresholds,
+sizes). What a target and a variant set is in `export/targets.toml`.
 """
 
-import json
-import math
+import datetime
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
-import model_repository
-from contract.bundle import Bundle, compute_sha256, require_same_fingerprint, write_directory, write_json
+from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import GRAPHS, MODELS, ModelSpec
 from export.checks import read_fingerprint, read_sizes
+from export.configs import TEMPLATES, Deployment, fill_config, find_difference
+from export.targets import is_rate_limited
+from export.versions import (
+    CONFIG_NAME,
+    MARKER,
+    Published,
+    apply_state,
+    format_config,
+    hash_version,
+    lock,
+    pin,
+    read_config,
+    read_published,
+    remove_leftovers,
+    render,
+    render_marker,
+    restore,
+    stage_directory,
+)
 
-Target = Literal["cpu", "gpu"]
-MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
-TEMPLATES: Final = Path(model_repository.__file__).parent
-VERSION: Final = "1"
+FIRST_VERSION: Final = 1
 _CODE: Final = "model.py"
-_CONFIG_NAME: Final = "config.pbtxt"
+_TEMPLATE_VERSION: Final = "1"
 
 
-def publish(bundle: Bundle, graphs: Mapping[str, Path], repository: Path, target: Target = "cpu") -> Path:
-    """Write the repository of one model, all or nothing.
+@dataclass(frozen=True)
+class _Source:
+    """What a version is made of."""
+
+    bundle: Bundle
+    graphs: Mapping[str, Path]
+    deployment: Deployment
+
+
+def publish(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    repository: Path,
+    deployment: Deployment | None = None,
+    *,
+    replace: bool = False,
+) -> Path:
+    """Write a repository, or a new version of every model into one that was published earlier, all or nothing.
+
+    The new version answers from the next load on. The one that answered before is kept, an older one is removed.
 
     Args:
         bundle: The verified bundle.
-        graphs: Graph name -> ONNX file made from this bundle (`export.graphs.export_graphs`).
-        repository: Where it goes. A repository published earlier is replaced once the new one is complete;
-            anything else there is left alone.
-        target: What the graphs run on.
+        graphs: Graph name -> ONNX file made from this bundle (`export.graphs.export_graphs`, `export.fuse`).
+        repository: Where it goes. What was not published by this function is left alone.
+        deployment: How the models run; the default is plain fp32 on the processor.
+        replace: Replace an earlier repository whole, with all its versions.
 
     Returns:
         The repository's absolute path.
 
     Raises:
-        ConfigError: `repository` holds something that was not published by this function, or a setting of the
-            bundle or the target is unknown.
+        ConfigError: `repository` holds something that was not published by this function, or models that cannot
+            share a config with this one; or a setting of the bundle or the deployment is unknown.
         FingerprintError: A graph comes from another bundle.
-        ArtifactError: A graph or a template is missing, or the disk refused the write; nothing is left.
+        ArtifactError: A graph or a template is missing, or the disk refused the write; all is as it was.
     """
-    if target not in ("cpu", "gpu"):
-        raise ConfigError(f"The target must be cpu or gpu, not {target}.")
+    source = _Source(bundle, graphs, deployment or Deployment())
+    source.deployment.check()
     repository = repository.absolute()
-    replaces = check_replaceable(repository)
-    _check_graphs(bundle, graphs)
-    if not replaces:
+    exists = check_replaceable(repository)
+    _check_graphs(source)
+    if exists and not replace and (repository / MARKER).is_file():
+        _add_version(repository, source)
+    elif not exists:
         with write_directory(repository) as scratch:
-            _fill(scratch, bundle, graphs, target)
-        return repository
-    fresh = _reserve_name(repository)
-    with write_directory(fresh) as scratch:
-        _fill(scratch, bundle, graphs, target)
-    _swap(fresh, repository)
+            _fill(scratch, source)
+    else:
+        fresh = _reserve_name(repository)
+        with write_directory(fresh) as scratch:
+            _fill(scratch, source)
+        _swap(fresh, repository)
     return repository
-
-
-def read_template(name: str) -> Any:
-    """Parse the template config of one model into a Triton `ModelConfig` message.
-
-    Raises:
-        ArtifactError: The template is missing or not a config.
-    """
-    path = TEMPLATES / name / _CONFIG_NAME
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except OSError as error:
-        raise ArtifactError(f"This installation lacks {path}: install the package again.") from error
-    except text_format.ParseError as error:
-        raise ArtifactError(f"{path} is not a Triton config: {error}.") from error
-
-
-def fill_config(bundle: Bundle, spec: ModelSpec, target: Target = "cpu") -> Any:
-    """Return the `ModelConfig` of one model with its sizes, parameters and device filled in."""
-    sizes = read_sizes(bundle)
-    config = read_template(spec.name)
-    for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
-        for entry, tensor in zip(entries, tensors, strict=True):
-            entry.dims[:] = tensor.dims(sizes)
-    for key, value in _make_parameters(bundle, spec, sizes).items():
-        config.parameters[key].string_value = value
-    if target == "gpu" and spec.backend == "onnxruntime":
-        for group in config.instance_group:
-            group.kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
-    return config
-
-
-def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
-    values: dict[str, str] = {"fingerprint": bundle.fingerprint}
-    if spec.name == "preprocess_image":
-        values["image_size"] = str(sizes["S"])
-    if spec.name == "preprocess_text":
-        values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
-    if spec.backend == "ensemble":
-        values |= {
-            "labels": json.dumps([label.describe() for label in bundle.labels]),
-            "text_mode": _read_setting(bundle, "text_mode"),
-            "max_length": _read_setting(bundle, "max_length"),
-            "image_size": str(sizes["S"]),
-            "embedding_size": str(sizes["D"]),
-            "image_tokens_grid": str(_read_grid(bundle, sizes)),
-        }
-    temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
-    if spec.backend == "ensemble" and temperature:
-        values["temperature"] = str(temperature)
-    return values
-
-
-def _read_setting(bundle: Bundle, key: str) -> str:
-    value = bundle.config.get(key)
-    if value in (None, ""):
-        raise ConfigError(f"The config of {bundle.path} lacks {key}.")
-    return str(value)
-
-
-def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:
-    """Return the side of the square that the image tokens form, row by row."""
-    grid = math.isqrt(sizes["N"])
-    if grid * grid != sizes["N"]:
-        raise ConfigError(f"The {sizes['N']} image tokens of {bundle.path} do not form a square.")
-    return grid
 
 
 def check_replaceable(repository: Path) -> bool:
@@ -155,29 +114,86 @@ def check_replaceable(repository: Path) -> bool:
     raise ConfigError(f"{repository} is not a directory: choose another path.")
 
 
-def _check_graphs(bundle: Bundle, graphs: Mapping[str, Path]) -> None:
-    if missing := [name for name in GRAPHS if name not in graphs]:
+def check_fits(bundle: Bundle, repository: Path, deployment: Deployment) -> None:
+    """Raise ConfigError if the repository's models and the bundle's could not be versions of one another.
+
+    Nothing is checked where nothing was published yet.
+    """
+    if (repository / MARKER).is_file():
+        _check_fits(read_published(repository), _Source(bundle, {}, deployment))
+
+
+def _check_graphs(source: _Source) -> None:
+    wanted = source.deployment.graphs
+    if missing := [name for name in wanted if name not in source.graphs]:
         raise ArtifactError(f"No graph was given for {', '.join(missing)}.")
-    for name in GRAPHS:
-        found = read_fingerprint(graphs[name])
+    for name in wanted:
+        found = read_fingerprint(source.graphs[name])
         require_same_fingerprint(
-            bundle.fingerprint, found, expected_from=str(bundle.path), found_from=str(graphs[name])
+            source.bundle.fingerprint,
+            found,
+            expected_from=str(source.bundle.path),
+            found_from=str(source.graphs[name]),
         )
 
 
-def _fill(scratch: Path, bundle: Bundle, graphs: Mapping[str, Path], target: Target) -> None:
-    for name, spec in MODELS.items():
-        version = scratch / name / VERSION  # an ensemble needs it too, empty
-        version.mkdir(parents=True)
-        config = text_format.MessageToString(fill_config(bundle, spec, target))
-        head = f"# Written by `cxr export` for model {bundle.fingerprint[:12]}, target {target}.\n"
-        (scratch / name / _CONFIG_NAME).write_text(head + config, encoding="utf-8")
-        if spec.backend == "onnxruntime":
-            _copy_graph(graphs[name], version)
-        elif spec.backend == "python":
-            _copy_code(name, version)
-    shutil.copyfile(bundle.tokenizer_path, scratch / "preprocess_text" / VERSION / bundle.tokenizer_path.name)
-    _write_marker(scratch, bundle, target)
+def _fill(scratch: Path, source: _Source) -> None:
+    """Write a whole new repository into an empty directory."""
+    for name in source.deployment.models:
+        _write_version(scratch / name / str(FIRST_VERSION), name, FIRST_VERSION, source)
+    versions = {FIRST_VERSION: _record(scratch, FIRST_VERSION, source)}
+    state = Published(scratch, FIRST_VERSION, versions, _describe(source))
+    for name, text in render(state).items():
+        (scratch / name / CONFIG_NAME).write_text(text, encoding="utf-8")
+    (scratch / MARKER).write_text(render_marker(state), encoding="utf-8")
+
+
+def _add_version(repository: Path, source: _Source) -> None:
+    """Put a new version beside the one that answers and let it take over; on any error all is as it was."""
+    with lock(repository):
+        state = restore(repository)  # first of all what an earlier interruption left
+        _check_fits(state, source)
+        number = max(state.versions) + 1
+        try:
+            _place_version(repository, number, source)
+            kept = {state.version: state.versions[state.version], number: _record(repository, number, source)}
+            changed = Published(repository, number, kept, _describe(source))
+            apply_state(changed)
+        except BaseException as error:
+            remove_leftovers(state)
+            if isinstance(error, OSError):
+                raise ArtifactError(
+                    f"Could not write {repository}: {error.strerror or error}. It is as it was."
+                ) from error
+            raise
+        remove_leftovers(changed)
+
+
+def _place_version(repository: Path, number: int, source: _Source) -> None:
+    """Write the version directory of every model beside its place, then rename them all."""
+    staged = {}
+    for name in source.deployment.models:
+        staged[name] = stage_directory(repository / name, number)
+        _write_version(staged[name], name, number, source)
+    for name, path in staged.items():
+        path.rename(repository / name / str(number))
+
+
+def _write_version(directory: Path, name: str, number: int, source: _Source) -> None:
+    """Write what one version of one model consists of, with the config that it is published with."""
+    spec = source.deployment.models[name]
+    directory.mkdir(parents=True, exist_ok=True)
+    config = fill_config(source.bundle, spec, source.deployment)
+    if spec.backend == "ensemble":
+        pin(config, number)
+    head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
+    (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
+    if spec.backend == "onnxruntime":
+        _copy_graph(source.graphs[name], directory)
+    elif spec.backend == "python":
+        _copy_code(name, directory)
+    if name == "preprocess_text":
+        shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
 
 
 def _copy_graph(graph: Path, version: Path) -> None:
@@ -188,22 +204,56 @@ def _copy_graph(graph: Path, version: Path) -> None:
 
 
 def _copy_code(name: str, version: Path) -> None:
-    code = TEMPLATES / name / VERSION / _CODE
+    code = TEMPLATES / name / _TEMPLATE_VERSION / _CODE
     if not code.is_file():
         raise ArtifactError(f"This installation lacks {code}: install the package again.")
     shutil.copyfile(code, version / _CODE)
 
 
-def _write_marker(scratch: Path, bundle: Bundle, target: Target) -> None:
-    files = sorted(path for path in scratch.rglob("*") if path.is_file())
-    hashes = {path.relative_to(scratch).as_posix(): compute_sha256(path) for path in files}
-    marker = {
-        "fingerprint": bundle.fingerprint,
-        "target": target,
-        "sizes": read_sizes(bundle),
-        "files": hashes,
+def _record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
+    """Return what the marker says about one version."""
+    deployment = source.deployment
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "fingerprint": source.bundle.fingerprint,
+        "created": now.isoformat(timespec="seconds"),
+        "target": deployment.target,
+        "variant": deployment.variant,
+        "profile": deployment.profile,
+        "rate_limited": is_rate_limited(deployment.target, deployment.variant),
+        "files": hash_version(repository, number),
     }
-    write_json(scratch / MARKER, marker)
+
+
+def _describe(source: _Source) -> dict[str, Any]:
+    """Return what the marker says about all versions together: they agree in it, or cannot be versions."""
+    return {
+        "sizes": read_sizes(source.bundle),
+        "labels": [label.key for label in source.bundle.labels],
+        "layout": source.deployment.layout,
+    }
+
+
+def _check_fits(state: Published, source: _Source) -> None:
+    """Raise ConfigError unless the new version can share each model's one config with the one that answers."""
+    target = str(state.versions[state.version].get("target"))
+    pairs = [("target", target, source.deployment.target)]
+    pairs += [(key, state.details.get(key), value) for key, value in _describe(source).items()]
+    for what, there, here in pairs:
+        if there != here:
+            raise _refuse(state.repository, f"its {what} is {there}, the new one's is {here}")
+    for name, spec in source.deployment.models.items():
+        old = read_config(state.repository / name / str(state.version) / CONFIG_NAME)
+        new = fill_config(source.bundle, spec, source.deployment)
+        if (field_name := find_difference(old, new)) is not None:
+            raise _refuse(state.repository, f"the new {name} has another {field_name} in its config")
+
+
+def _refuse(repository: Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{repository} cannot take this model as a new version: {reason}. Publish into a new directory, or replace "
+        "the repository whole with --replace."
+    )
 
 
 def _reserve_name(repository: Path) -> Path:

@@ -21,6 +21,7 @@ from typing import Final
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from serving.process import ChildProcess, wait_until
 from serving.triton import (
+    ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
     INSTALL_HINT,
     TritonAddresses,
@@ -29,7 +30,9 @@ from serving.triton import (
     build_command,
     build_environment,
     find_triton,
+    is_rate_limited,
     list_import_paths,
+    make_admin_key,
     name_regions,
     read_fingerprint,
     remove_regions,
@@ -122,6 +125,11 @@ class Stack:
         """Fingerprint of the served model; ArtifactError if the repository is not a published one."""
         return read_fingerprint(self.repository)
 
+    @property
+    def admin_key_path(self) -> Path:
+        """File with the key that loading a new version takes (`serving.reload`); written at the start."""
+        return self.log_dir / "runtime" / ADMIN_KEY_FILE
+
     def describe(self) -> dict[str, str]:
         """Return what a person or a program needs to call the stack: addresses, model and logs."""
         return {
@@ -131,6 +139,7 @@ class Stack:
             "retrieval": self.retrieval_url,
             "fingerprint": self.fingerprint,
             "logs": str(self.log_dir),
+            "admin_key": str(self.admin_key_path),
         }
 
     @property
@@ -263,7 +272,15 @@ class Stack:
         addresses = TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics)
         return ChildProcess(
             "Triton",
-            build_command(installation, self.repository, backends, addresses, name_regions(self.log_dir)),
+            build_command(
+                installation,
+                self.repository,
+                backends,
+                addresses,
+                name_regions(self.log_dir),
+                make_admin_key(self.admin_key_path),
+                rate_limited=is_rate_limited(self.repository),
+            ),
             log_path=self.log_dir / "triton.log",
             environment=build_environment(installation, python),
             directory=runtime,  # the models import from the current directory first: one without surprises

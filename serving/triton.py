@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from contract.errors import ArtifactError, ConfigError
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
 PUBLISHED: Final = ".published.json"  # written by the exporter at the top of a model repository
+ADMIN_HEADER: Final = "cxr-admin-key"
+ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
 EXIT_TIMEOUT_S: Final = 3  # for requests under way; unloading python models one by one would take about 10 s
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _BACKENDS: Final = Path(__file__).parent / "backends"
@@ -146,12 +149,28 @@ def build_command(
     backends: Path,
     addresses: TritonAddresses,
     region_prefix: str,
+    admin_key: str,
+    *,
+    rate_limited: bool = False,
 ) -> list[str]:
     """Return the command line of a Triton that answers on loopback only and serves every model or ends.
 
-    Model control is "none": the models are those of the repository at the start, and no client can change
-    them. Configurations are complete, so auto-complete is off, which also saves one start of Python a model.
+    Model control is "explicit": every model of the repository is loaded at the start, and a new version when
+    `serving.reload` asks for it. Who asks must show the key: the model-repository calls are restricted on gRPC and
+    HTTP alike, so no client changes models. (A user of this machine who may read other processes' command
+    lines can read the key there; Triton takes it in no other way.) Configurations are complete, so
+    auto-complete is off, which also saves one start of Python a model.
+
+    Args:
+        installation: Where the wheel lies.
+        repository: The published model repository.
+        backends: What `assemble_backends` made.
+        addresses: Loopback ports.
+        region_prefix: Of the shared-memory regions (`name_regions`).
+        admin_key: What a caller must show to change models (`make_admin_key`).
+        rate_limited: Whether the configs hold rate limits to keep (`is_rate_limited`).
     """
+    restricted = f"model-repository:{ADMIN_HEADER}={admin_key}"
     return [
         str(installation.server),
         f"--model-repository={repository}",
@@ -159,7 +178,11 @@ def build_command(
         f"--cache-directory={installation.caches}",
         f"--backend-config=python,shm-region-prefix-name={region_prefix}",
         f"--backend-config=onnxruntime,shm-region-prefix-name={region_prefix}",
-        "--model-control-mode=none",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--grpc-restricted-protocol={restricted}",
+        f"--http-restricted-api={restricted}",
+        f"--rate-limit={'execution_count' if rate_limited else 'off'}",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
@@ -173,6 +196,43 @@ def build_command(
         "--log-verbose=0",
         "--log-info=true",
     ]
+
+
+def make_admin_key(path: Path) -> str:
+    """Write a new random key into a file (replaced) that only this user may read; return the key.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    key = secrets.token_urlsafe(32)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be somebody's link
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="ascii") as file:
+            file.write(f"{key}\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return key
+
+
+def read_admin_key(path: Path) -> str:
+    """Return the key of a running stack from its file.
+
+    Raises:
+        ConfigError: There is no such file, it cannot be read or it is empty.
+    """
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no admin key {path}: `cxr serve` writes it into its logs directory; name it with --admin-key."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The admin key {path} cannot be read: {type(error).__name__}.") from error
+    if not key:
+        raise ConfigError(f"The admin key {path} is empty.")
+    return key
 
 
 def name_regions(log_dir: Path) -> str:
@@ -193,18 +253,30 @@ def read_fingerprint(repository: Path) -> str:
     Raises:
         ArtifactError: The directory is no published model repository.
     """
+    fingerprint = _read_marker(repository).get("fingerprint")
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ArtifactError(f"{repository / PUBLISHED} holds no fingerprint.")
+    return fingerprint
+
+
+def is_rate_limited(repository: Path) -> bool:
+    """Return whether the configs of a published repository hold rate limits; ArtifactError if it is none."""
+    return _read_marker(repository).get("rate_limited") is True
+
+
+def _read_marker(repository: Path) -> dict[str, Any]:
     marker = repository / PUBLISHED
     try:
-        fingerprint = json.loads(marker.read_text(encoding="utf-8"))["fingerprint"]
+        content = json.loads(marker.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{repository} is not a published model repository (no {PUBLISHED}): run `cxr export` first."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{marker} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(fingerprint, str) or not fingerprint:
-        raise ArtifactError(f"{marker} holds no fingerprint.")
-    return fingerprint
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{marker} cannot be read: it is not what the publisher wrote.")
+    return content
 
 
 def find_missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:

@@ -245,7 +245,7 @@ def test_command_publishes_and_takes_the_graphs_along(small, tmp_path, monkeypat
         def to_dict(self) -> dict:
             return {"passed": True}
 
-    def publish(path, repository, cases, progress=None, *, target="cpu"):
+    def publish(path, repository, cases, progress=None, *, target="cpu", **others):
         assert (path, cases, target) == (small.path, ["a case"], "gpu")
         write_repository(repository, small.fingerprint)
         return pipeline.ExportResult(repository, Parity(), {}, small.fingerprint)

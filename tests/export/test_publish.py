@@ -14,10 +14,12 @@ from tritonclient.grpc import model_config_pb2
 from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
-from contract.tensors import GRAPHS, MODELS
+from contract.tensors import FUSED, GRAPHS, LAYOUTS, MODELS
 from export import parity, pipeline
 from export.checks import read_sizes
-from export.publish import MARKER, TEMPLATES, fill_config, publish
+from export.configs import TEMPLATES, Deployment, fill_config
+from export.publish import publish
+from export.versions import MARKER, read_published
 
 
 def read_config(repository: Path, name: str):
@@ -46,12 +48,14 @@ def test_repository_is_complete(repository, bundle, graphs):
     for name, spec in MODELS.items():
         files = {path.name for path in (repository / name / "1").iterdir()}
         if spec.backend == "onnxruntime":
-            assert files == {"model.onnx"}
+            assert files == {"model.onnx", "config.pbtxt"}
             assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(graphs[name])
         elif spec.backend == "ensemble":
-            assert files == set()
+            assert files == {"config.pbtxt"}
         else:
-            assert files == {"model.py"} | ({"tokenizer.json"} if name == "preprocess_text" else set())
+            assert files == {"model.py", "config.pbtxt"} | (
+                {"tokenizer.json"} if name == "preprocess_text" else set()
+            )
             code = TEMPLATES / name / "1" / "model.py"
             assert (repository / name / "1" / "model.py").read_bytes() == code.read_bytes()
     tokenizer = repository / "preprocess_text" / "1" / "tokenizer.json"
@@ -59,12 +63,15 @@ def test_repository_is_complete(repository, bundle, graphs):
     assert repository.stat().st_mode & 0o777 == 0o755
 
 
-def test_marker_lists_every_file(repository, bundle):
+def test_marker_lists_every_file_of_a_version(repository, bundle):
     marker = json.loads((repository / MARKER).read_text())
-    assert marker["fingerprint"] == bundle.fingerprint
-    files = {p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()}
-    assert set(marker["files"]) | {MARKER} == files
-    assert all(compute_sha256(repository / name) == value for name, value in marker["files"].items())
+    assert (marker["fingerprint"], marker["version"]) == (bundle.fingerprint, 1)
+    assert (marker["target"], marker["variant"], marker["profile"]) == ("cpu", "latency", "fp32")
+    version = marker["versions"]["1"]
+    assert version["created"].endswith("+00:00")
+    files = {p.relative_to(repository).as_posix() for p in repository.glob("*/1/**/*") if p.is_file()}
+    assert set(version["files"]) == files
+    assert all(compute_sha256(repository / name) == value for name, value in version["files"].items())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -75,6 +82,12 @@ def test_sizes_and_fingerprint_are_stamped(name, repository, bundle):
         for entry, tensor in zip(entries, tensors, strict=True):
             assert (-1 in entry.dims) == ("L" in tensor.shape)
     assert config.parameters["fingerprint"].string_value == bundle.fingerprint
+    own = (
+        config.parameters["fingerprint_1"].string_value if spec.backend != "ensemble" else bundle.fingerprint
+    )
+    assert own == bundle.fingerprint
+    assert list(config.version_policy.specific.versions) == [1]
+    assert all(step.model_version == 1 for step in config.ensemble_scheduling.step)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.backend == "ensemble"])
@@ -118,25 +131,54 @@ def test_preprocessing_gets_its_settings(repository):
     assert text["max_length"].string_value == "256"
 
 
-@pytest.mark.parametrize(("target", "kind"), [("cpu", "KIND_CPU"), ("gpu", "KIND_GPU")])
+@pytest.mark.parametrize(
+    ("target", "kind"), [("cpu", "KIND_CPU"), ("gpu", "KIND_GPU"), ("tensorrt", "KIND_GPU")]
+)
 def test_target_moves_only_the_graphs(target, kind, bundle, graphs, tmp_path):
-    repository = publish(bundle, graphs, tmp_path / "r", target)
+    repository = publish(bundle, graphs, tmp_path / "r", Deployment(target))
     kinds = model_config_pb2.ModelInstanceGroup.Kind
     for name, spec in MODELS.items():
         groups = [kinds.Name(group.kind) for group in read_config(repository, name).instance_group]
         assert groups == {"ensemble": [], "python": ["KIND_CPU"], "onnxruntime": [kind]}[spec.backend]
 
 
-def test_unknown_target_is_refused(bundle, graphs, tmp_path):
-    with pytest.raises(ConfigError, match="cpu or gpu, not tpu"):
-        publish(bundle, graphs, tmp_path / "r", "tpu")
+@pytest.mark.parametrize(
+    ("deployment", "words"),
+    [
+        (Deployment("tpu"), "cpu, gpu or tensorrt, not tpu"),
+        (Deployment(variant="speed"), "latency or throughput, not speed"),
+        (Deployment(layout="whole"), "split or fused, not whole"),
+        (Deployment(optimization={"execution_accelerator": []}), "no such optimization"),
+    ],
+)
+def test_unknown_settings_are_refused(deployment, words, bundle, graphs, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        publish(bundle, graphs, tmp_path / "r", deployment)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_published_repository_is_replaced(repository, bundle, graphs):
-    (repository / "image_encoder" / "1" / "model.onnx").write_bytes(b"old")
+def test_replaced_whole_when_asked(repository, bundle, graphs):
     publish(bundle, graphs, repository)
+    (repository / "image_encoder" / "1" / "model.onnx").write_bytes(b"old")
+    publish(bundle, graphs, repository, replace=True)
     assert (repository / "image_encoder" / "1" / "model.onnx").stat().st_size > 1000
+    assert list(read_published(repository).versions) == [1]
+    assert not (repository / "image_encoder" / "2").exists()
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]
+
+
+def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
+    from export.fuse import fuse_graphs
+
+    fused = fuse_graphs(graphs, tmp_path / "fused")
+    repository = publish(bundle, fused, tmp_path / "repository", Deployment(layout="fused"))
+    assert sorted(path.name for path in repository.iterdir() if path.is_dir()) == sorted(LAYOUTS["fused"])
+    for name in FUSED:
+        assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(fused[name])
+    steps = read_config(repository, "predict_study").ensemble_scheduling.step
+    assert {step.model_name for step in steps} == {"preprocess_image", "preprocess_text", "fused_study"}
+    with pytest.raises(ConfigError, match=r"its layout is fused, the new one's is split.*--replace"):
+        publish(bundle, graphs, repository)
 
 
 def test_empty_directory_is_filled(bundle, graphs, tmp_path):
@@ -186,7 +228,7 @@ def test_full_disk_leaves_nothing(bundle, graphs, tmp_path):
 def test_full_disk_keeps_the_older_repository(repository, bundle, graphs):
     before = (repository / MARKER).read_text()
     with full_disk(1_000_000), pytest.raises(ArtifactError, match="Could not write"):
-        publish(bundle, graphs, repository)
+        publish(bundle, graphs, repository, replace=True)
     assert (repository / MARKER).read_text() == before
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
@@ -201,7 +243,7 @@ def test_failed_swap_puts_the_older_repository_back(repository, bundle, graphs, 
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(ArtifactError, match=r"Could not replace .* busy"):
-        publish(bundle, graphs, repository, "gpu")
+        publish(bundle, graphs, repository, Deployment("gpu"), replace=True)
     assert (repository / MARKER).read_text() == before
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]
 
@@ -222,6 +264,7 @@ def test_export_goes_the_whole_way_and_leaves_no_scratch(bundle, cases, tmp_path
     )
     assert result.repository == tmp_path / "repository"
     assert result.parity.passed
+    assert result.version == 1
     assert result.fingerprint == bundle.fingerprint
     assert set(result.graph_bytes) == set(GRAPHS)
     assert min(result.graph_bytes.values()) > 100_000

@@ -1,0 +1,150 @@
+"""The config of one served model: the template in git, filled with a bundle's sizes and a target's settings."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+import model_repository
+from contract.bundle import Bundle
+from contract.errors import ArtifactError, ConfigError
+from contract.tensors import LAYOUTS, ModelSpec
+from export.checks import read_sizes
+from export.fuse import fuse_ensemble
+from export.targets import apply_settings, check_target
+from export.versions import CONFIG_NAME, pin
+
+TEMPLATES: Final = Path(model_repository.__file__).parent
+# What a config may change from version to version: the others are Triton's for all versions of a model at once.
+_FREE_FIELDS: Final = ("version_policy", "instance_group", "dynamic_batching", "model_warmup")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How the models of one bundle are to run once published.
+
+    `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.fuse`); `optimization` is
+    Triton's, in JSON form (`export.targets.make_optimization`), of every graph.
+    """
+
+    target: str = "cpu"
+    variant: str = "latency"
+    profile: str = "fp32"
+    layout: str = "split"
+    optimization: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ConfigError when a name is unknown."""
+        check_target(self.target, self.variant)
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"The graphs must be {' or '.join(LAYOUTS)}, not {self.layout}.")
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        """The served models of this layout."""
+        return LAYOUTS[self.layout]  # type: ignore[index]
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The models that are ONNX graphs."""
+        return tuple(name for name, spec in self.models.items() if spec.backend == "onnxruntime")
+
+
+def read_template(name: str) -> Any:
+    """Parse the template config of one model into a Triton `ModelConfig` message.
+
+    Raises:
+        ArtifactError: The template is missing or not a config.
+    """
+    path = TEMPLATES / name / CONFIG_NAME
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except OSError as error:
+        raise ArtifactError(f"This installation lacks {path}: install the package again.") from error
+    except text_format.ParseError as error:
+        raise ArtifactError(f"{path} is not a Triton config: {error}.") from error
+
+
+def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None = None) -> Any:
+    """Return the `ModelConfig` of one model with its sizes, parameters and settings filled in."""
+    deployment = deployment or Deployment()
+    sizes = read_sizes(bundle)
+    config = read_template(spec.name)
+    if deployment.layout == "fused" and spec.backend == "ensemble":
+        config = fuse_ensemble(config, spec.name.split("_")[1])
+    for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
+        for entry, tensor in zip(entries, tensors, strict=True):
+            entry.dims[:] = tensor.dims(sizes)
+    for key, value in _make_parameters(bundle, spec, sizes).items():
+        config.parameters[key].string_value = value
+    apply_settings(
+        config,
+        spec,
+        target=deployment.target,
+        variant=deployment.variant,
+        sizes=sizes,
+        max_length=int(_read_setting(bundle, "max_length")),
+        optimization=deployment.optimization,
+    )
+    return config
+
+
+def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
+    values: dict[str, str] = {"fingerprint": bundle.fingerprint}
+    if spec.name == "preprocess_image":
+        values["image_size"] = str(sizes["S"])
+    if spec.name == "preprocess_text":
+        values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
+    if spec.backend == "ensemble":
+        values |= {
+            "labels": json.dumps([label.describe() for label in bundle.labels]),
+            "text_mode": _read_setting(bundle, "text_mode"),
+            "max_length": _read_setting(bundle, "max_length"),
+            "image_size": str(sizes["S"]),
+            "embedding_size": str(sizes["D"]),
+            "image_tokens_grid": str(_read_grid(bundle, sizes)),
+        }
+    temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
+    if spec.backend == "ensemble" and temperature:
+        values["temperature"] = str(temperature)
+    return values
+
+
+def _read_setting(bundle: Bundle, key: str) -> str:
+    value = bundle.config.get(key)
+    if value in (None, ""):
+        raise ConfigError(f"The config of {bundle.path} lacks {key}.")
+    return str(value)
+
+
+def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:
+    """Return the side of the square that the image tokens form, row by row."""
+    grid = math.isqrt(sizes["N"])
+    if grid * grid != sizes["N"]:
+        raise ConfigError(f"The {sizes['N']} image tokens of {bundle.path} do not form a square.")
+    return grid
+
+
+def find_difference(old: Any, new: Any) -> str | None:
+    """Return the name of a field in which two configs of one model differ although versions share it, or None.
+
+    The parameters of an ensemble are its version's own: each version of it is served with its own config.
+    """
+    configs = []
+    for config in (old, new):
+        copy = type(config)()
+        copy.CopyFrom(config)
+        for name in _FREE_FIELDS:
+            copy.ClearField(name)
+        copy.parameters.pop("fingerprint", None)
+        if copy.platform == "ensemble":
+            copy.ClearField("parameters")
+            pin(copy, 1)
+        configs.append(copy)
+    names = [entry.name for entry in configs[0].DESCRIPTOR.fields]
+    return next((name for name in names if getattr(configs[0], name) != getattr(configs[1], name)), None)

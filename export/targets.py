@@ -1,0 +1,180 @@
+"""What each target and variant writes into the configs of the published models: `targets.toml`, checked.
+
+The fields are those of Triton's `ModelConfig` (model_config.proto): instance groups, the dynamic batcher with its
+queue policies and priorities, rate limits, warm-up requests and the execution accelerator.
+"""
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.errors import ConfigError
+from contract.tensors import LENGTH_BUCKETS, ModelSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Target = Literal["cpu", "gpu", "tensorrt"]
+Variant = Literal["latency", "throughput"]
+Role = Literal["preprocess", "encoder", "fusion", "fused"]
+TARGETS: Final[tuple[Target, ...]] = ("cpu", "gpu", "tensorrt")
+VARIANTS: Final[tuple[Variant, ...]] = ("latency", "throughput")
+SETTINGS: Final = Path(__file__).with_name("targets.toml")
+_RESOURCE: Final = "compute"  # the name of the one thing that rate-limited models share
+_DTYPES: Final[dict[str, int]] = {
+    "UINT8": model_config_pb2.TYPE_UINT8,
+    "INT32": model_config_pb2.TYPE_INT32,
+    "INT64": model_config_pb2.TYPE_INT64,
+    "FP32": model_config_pb2.TYPE_FP32,
+}
+
+
+def check_target(target: str, variant: str = "latency") -> None:
+    """Raise ConfigError, with the known names, unless both are names of `targets.toml`."""
+    if target not in TARGETS:
+        raise ConfigError(f"The target must be {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, not {target}.")
+    if variant not in VARIANTS:
+        raise ConfigError(f"The variant must be {' or '.join(VARIANTS)}, not {variant}.")
+
+
+def find_role(spec: ModelSpec) -> Role:
+    """Return the role of a model that is no ensemble; the settings of a model are those of its role."""
+    if spec.backend == "python":
+        return "preprocess"
+    if spec.name.startswith("fused_"):
+        return "fused"
+    return "fusion" if spec.name.startswith("fusion_") else "encoder"
+
+
+def make_optimization(target: str, profile: Any = None) -> dict[str, Any]:
+    """Return Triton's `optimization` (JSON form) of every graph of a target and a precision profile.
+
+    Args:
+        target: A name of `TARGETS`.
+        profile: An `export.profiles.Profile`; None is plain fp32.
+
+    Raises:
+        ConfigError: The profile is made for another target.
+    """
+    check_target(target)
+    wanted = dict(profile.make_optimization()) if profile is not None else {}
+    changes_graphs = profile is not None and (wanted or profile.conversion != "none")
+    machine = "cpu" if target == "cpu" else "gpu"
+    if changes_graphs and profile.target != machine:
+        raise ConfigError(
+            f"The profile {profile.name} runs on the {profile.target}, not on the target {target}."
+        )
+    accelerator = _read_settings()["target"][target].get("accelerator")
+    if accelerator is None:
+        return wanted
+    parameters = dict(accelerator["parameters"])
+    if profile is not None and profile.conversion == "fp16":
+        parameters["precision_mode"] = "FP16"
+    entry = {"name": accelerator["name"], "parameters": parameters}
+    return {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}
+
+
+def apply_settings(
+    config: Any,
+    spec: ModelSpec,
+    *,
+    target: str,
+    variant: str = "latency",
+    sizes: Mapping[str, int],
+    max_length: int,
+    optimization: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the settings of a target and variant into one model's `ModelConfig`, over what was there.
+
+    Args:
+        config: The message; an ensemble has none of these settings and stays as it is.
+        spec: The model's entry in the tensor table.
+        target: A name of `TARGETS`.
+        variant: A name of `VARIANTS`.
+        sizes: S, N, C and D of the model.
+        max_length: Most text tokens that the model reads; larger buckets are not warmed up.
+        optimization: Triton's `optimization` in JSON form (`make_optimization`).
+
+    Raises:
+        ConfigError: Target or variant is unknown, or Triton knows no such optimization.
+    """
+    check_target(target, variant)
+    if spec.backend == "ensemble":
+        return
+    settings, role = _read_settings(), find_role(spec)
+    machine = settings["target"][target]
+    for name in ("instance_group", "dynamic_batching", "model_warmup", "optimization"):
+        config.ClearField(name)
+    _set_instances(config, role, machine, variant)
+    _set_batching(config.dynamic_batching, settings, role, machine[variant], variant)
+    if spec.backend != "onnxruntime":
+        return
+    _set_warm_up(config, spec, machine["warm_up"], sizes, max_length)
+    try:
+        json_format.ParseDict(dict(optimization or {}), config.optimization)
+    except json_format.ParseError as error:
+        raise ConfigError(f"Triton knows no such optimization of {spec.name}: {error}.") from error
+
+
+def is_rate_limited(target: str, variant: str) -> bool:
+    """Return whether Triton must run with `--rate-limit=execution_count` for the limits to count."""
+    check_target(target, variant)
+    return bool(_read_settings()["target"][target][variant]["rate_limited"])
+
+
+@cache
+def _read_settings() -> dict[str, Any]:
+    return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
+
+
+def _set_instances(config: Any, role: Role, machine: Mapping[str, Any], variant: str) -> None:
+    kind = "KIND_CPU" if role == "preprocess" else machine["kind"]
+    group = config.instance_group.add(
+        count=machine[variant]["instances"][role], kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind)
+    )
+    if role in machine[variant]["rate_limited"]:
+        group.rate_limiter.resources.add(name=_RESOURCE, count=1)
+
+
+def _set_batching(
+    batching: Any, settings: Mapping[str, Any], role: Role, machine: Mapping[str, Any], variant: str
+) -> None:
+    queue = settings["queue"]
+    batching.max_queue_delay_microseconds = settings["variant"][variant]["delay_us"][role]
+    if role != "preprocess":
+        batching.preferred_batch_size.extend(machine.get("preferred_batch_sizes", ()))
+    batching.priority_levels = queue["priority_levels"]
+    batching.default_priority_level = queue["default_priority_level"]
+    _set_policy(batching.default_queue_policy, queue)
+    _set_policy(batching.priority_queue_policy[queue["priority_levels"]], queue["batch"])
+
+
+def _set_policy(policy: Any, queue: Mapping[str, Any]) -> None:
+    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
+    policy.default_timeout_microseconds = queue["timeout_us"]
+    policy.allow_timeout_override = True
+    policy.max_queue_size = queue["max_size"]
+
+
+def _set_warm_up(
+    config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], max_length: int
+) -> None:
+    """Add a request of zeros for every batch size and length: 0 is a valid token id, pixel and mask."""
+    reads_text = any("L" in tensor.shape for tensor in spec.inputs)
+    buckets = [bucket for bucket in LENGTH_BUCKETS if bucket < max_length]
+    for length in [*buckets, max_length] if reads_text else [0]:
+        for size in batch_sizes:
+            name = f"batch {size}, length {length}" if reads_text else f"batch {size}"
+            sample = config.model_warmup.add(name=name, batch_size=size)
+            for tensor in spec.inputs:
+                entry = sample.inputs[tensor.name]
+                entry.data_type = _DTYPES[tensor.dtype]
+                entry.dims.extend(length if dim == -1 else dim for dim in tensor.dims(sizes))
+                entry.zero_data = True

@@ -1,0 +1,375 @@
+"""Versions of the model in one published repository: which there are, which one answers, and how that changes.
+
+On disk, for every served model:
+
+    <model>/config.pbtxt       what Triton reads now
+    <model>/<N>/config.pbtxt   the config that version N was published with; Triton passes over it
+    <model>/<N>/...            the graph or code of version N; nothing for an ensemble
+    .published.json            the marker: the current version, and fingerprint, date and files of each
+
+Triton has one config.pbtxt for all versions of a model. Graphs and preprocessing therefore serve every version of
+the marker side by side (`version_policy`), and the ensembles are the switch: each is pinned, step by step, to
+one version, so no request mixes the encoder of one model with the fusion of another. The config of a graph
+names the newest model in the parameter `fingerprint` and each version's own in `fingerprint_<N>`.
+
+A change is staged completely beside the files and then consists of renames, the marker last. A rename that fails is
+undone. After a kill in their midst `settle` makes everything again what the marker says.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.bundle import compute_sha256
+from contract.errors import ArtifactError, ConfigError
+
+MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
+CONFIG_NAME: Final = "config.pbtxt"
+KEPT_VERSIONS: Final = 2
+_STAGED: Final = ".new-"  # a directory that is no number, and hidden: Triton passes over it
+_FINGERPRINT: Final = "fingerprint"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a repository holds.
+
+    `versions` has for each number what was recorded: fingerprint, created (ISO 8601, UTC), profile, target, variant,
+    files (path in the repository -> SHA-256). `details` is what all versions share: sizes, labels, layout.
+    """
+
+    repository: Path
+    version: int  # the one that answers
+    versions: Mapping[int, Mapping[str, Any]]
+    details: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that answers."""
+        return str(self.versions[self.version][_FINGERPRINT])
+
+    @property
+    def previous(self) -> int | None:
+        """The other version that is kept, or None."""
+        return next((number for number in sorted(self.versions) if number != self.version), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the marker; fingerprint, target, profile and variant are the current version's."""
+        now = self.versions[self.version]
+        return {
+            **self.details,
+            **{key: value for key, value in now.items() if key not in ("files", "created")},
+            "version": self.version,
+            "versions": {str(number): dict(entry) for number, entry in sorted(self.versions.items())},
+        }
+
+
+def read_published(repository: Path) -> Published:
+    """Read the marker of a repository.
+
+    Raises:
+        ConfigError: It was published by an older version of this software, or not at all.
+        ArtifactError: The marker is damaged.
+    """
+    content = _read_marker(repository)
+    if "versions" not in content:
+        raise ConfigError(
+            f"{repository} was published by an older version of cxr, which kept one model: publish into a new "
+            "directory, or replace it whole with --replace."
+        )
+    try:
+        versions = {int(number): dict(entry) for number, entry in content.pop("versions").items()}
+        current = int(content.pop("version"))
+        keys = set(versions[current])
+        details = {key: value for key, value in content.items() if key not in keys}
+        if any(not isinstance(entry[_FINGERPRINT], str) for entry in versions.values()):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{repository / MARKER} is damaged: publish again with --replace.") from error
+    return Published(repository, current, versions, details)
+
+
+def _read_marker(repository: Path) -> dict[str, Any]:
+    path = repository / MARKER
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{repository} was not published by cxr (it has no {MARKER}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read: {type(error).__name__}.") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} must hold a JSON object.")
+    return content
+
+
+def find_version(repository: Path) -> int:
+    """Return the version that answers; 1 where there is no marker, or one of an older version of this software."""
+    try:
+        return read_published(repository).version
+    except ConfigError:
+        return 1
+
+
+def rollback(repository: Path) -> Published:
+    """Make the other version answer: the previous one, and when called again the newer one again.
+
+    Returns:
+        What the repository holds now. A running Triton goes on as it was until `serving.reload` tells it.
+
+    Raises:
+        ConfigError: There is no other version, the repository is not a published one, or another process is
+            publishing into it.
+        ArtifactError: The disk refused the write; the repository is as it was.
+    """
+    repository = repository.absolute()
+    with lock(repository):
+        state = restore(repository)
+        if state.previous is None:
+            raise ConfigError(
+                f"{repository} holds version {state.version} only: there is nothing to go back to."
+            )
+        changed = replace(state, version=state.previous)
+        apply_state(changed)
+    return changed
+
+
+def withdraw(repository: Path, version: int) -> Published:
+    """Remove a version that cannot be served; the other one answers.
+
+    Raises:
+        ConfigError: There is no such version, or no other one.
+        ArtifactError: The disk refused the write; the repository is as it was.
+    """
+    repository = repository.absolute()
+    with lock(repository):
+        state = restore(repository)
+        kept = {number: entry for number, entry in state.versions.items() if number != version}
+        if version not in state.versions or not kept:
+            raise ConfigError(f"{repository} has no version {version} beside another one.")
+        changed = replace(state, versions=kept, version=next(iter(kept)))
+        apply_state(changed)
+        remove_leftovers(changed)
+    return changed
+
+
+def settle(repository: Path) -> None:
+    """Finish what an interrupted publish left: afterwards everything is as the marker says.
+
+    Nothing is written where nothing was interrupted. A repository of an older version is left as it is.
+
+    Raises:
+        ConfigError: It is no published repository, or another process is publishing into it.
+        ArtifactError: A file is missing, or the disk refused the write.
+    """
+    if "versions" in _read_marker(repository):
+        with lock(repository.absolute()):
+            restore(repository.absolute())
+
+
+def restore(repository: Path) -> Published:
+    """As `settle`, for a caller that holds the lock: return what the repository holds, and make it so."""
+    state = read_published(repository)
+    apply_state(state)
+    remove_leftovers(state)
+    return state
+
+
+@contextlib.contextmanager
+def lock(repository: Path) -> Iterator[None]:
+    """Keep other processes from changing the repository meanwhile; ConfigError when one is at it."""
+    try:
+        handle = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigError(f"{repository} cannot be opened: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Another process is publishing into {repository}: wait until it is done."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def list_models(repository: Path) -> list[str]:
+    """Return the names of the served models, ensembles last: they are what switches."""
+    names = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}"))
+    return sorted(names, key=lambda name: read_config(repository / name / CONFIG_NAME).platform == "ensemble")
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config.pbtxt; raises ArtifactError when it is missing or is none."""
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: publish again with --replace.") from error
+    except text_format.ParseError as error:
+        raise ArtifactError(f"{path} is not a Triton config: {error}.") from error
+
+
+def pin(config: Any, version: int) -> None:
+    """Bind an ensemble to one version of itself and of each of its steps."""
+    config.version_policy.specific.versions[:] = [version]
+    for step in config.ensemble_scheduling.step:
+        step.model_version = version
+
+
+def apply_state(state: Published) -> None:
+    """Write every config and the marker as `state` says, those that differ, in the order in which it is safe.
+
+    Graphs and preprocessing come first: they serve both versions. Then the ensembles switch, then the marker.
+
+    Raises:
+        ArtifactError: A version lacks a config, or the disk refused the write; all is as it was.
+    """
+    texts = render(state)
+    files = {state.repository / name / CONFIG_NAME: text for name, text in texts.items()}
+    files[state.repository / MARKER] = render_marker(state)
+    changed = {path: text for path, text in files.items() if _read_text(path) != text}
+    try:
+        _switch(changed)
+    except OSError as error:
+        raise ArtifactError(
+            f"Could not write {state.repository}: {error.strerror or error}. It is as it was."
+        ) from error
+
+
+def render(state: Published) -> dict[str, str]:
+    """Return the config.pbtxt of each model, ensembles last.
+
+    An ensemble has the config that the current version was published with, a shared model that of the newest.
+    """
+    newest = max(state.versions)
+    models = sorted(path.parents[1].name for path in state.repository.glob(f"*/{newest}/{CONFIG_NAME}"))
+    shared, switches = {}, {}
+    for name in models:
+        config = read_config(state.repository / name / str(newest) / CONFIG_NAME)
+        if config.platform == "ensemble":
+            path = state.repository / name / str(state.version) / CONFIG_NAME
+            read_config(path)  # is it whole?
+            switches[name] = path.read_text(encoding="utf-8")
+        else:
+            shared[name] = _render_shared(config, state)
+    return {**shared, **switches}
+
+
+def _render_shared(config: Any, state: Published) -> str:
+    numbers = sorted(state.versions)
+    config.version_policy.specific.versions[:] = numbers
+    config.parameters[_FINGERPRINT].string_value = state.versions[numbers[-1]][_FINGERPRINT]
+    for number in numbers:
+        parameter = config.parameters[f"{_FINGERPRINT}_{number}"]
+        parameter.string_value = state.versions[number][_FINGERPRINT]
+    return f"# Written by `cxr export`: versions {', '.join(map(str, numbers))}.\n" + format_config(config)
+
+
+def format_config(config: Any) -> str:
+    """Return a `ModelConfig` as config.pbtxt has it."""
+    return str(text_format.MessageToString(config))
+
+
+def render_marker(state: Published) -> str:
+    """Return the text of the marker."""
+    return json.dumps(state.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def hash_version(repository: Path, version: int) -> dict[str, str]:
+    """Return path in the repository -> SHA-256 for the files of one version."""
+    files = sorted(path for path in repository.glob(f"*/{version}/**/*") if path.is_file())
+    return {path.relative_to(repository).as_posix(): compute_sha256(path) for path in files}
+
+
+def stage_directory(model: Path, version: int) -> Path:
+    """Make a directory in a model's own, on the same file system, that becomes its version by a rename."""
+    path = model / f"{_STAGED}{version}"
+    path.mkdir(parents=True)
+    path.chmod(0o755)
+    return path
+
+
+def remove_leftovers(state: Published) -> None:
+    """Remove version directories that the marker does not name, and what an interruption left; best effort."""
+    for model in (path.parent for path in state.repository.glob(f"*/{CONFIG_NAME}")):
+        for entry in model.iterdir():
+            old = entry.name.isdecimal() and int(entry.name) not in state.versions
+            if old or entry.name.startswith((_STAGED, f".{CONFIG_NAME}")):
+                _remove(entry)
+    for entry in state.repository.glob(f"{MARKER}.*"):
+        _remove(entry)
+
+
+def _switch(files: Mapping[Path, str]) -> None:
+    """Give each file its new text: all are written beside first, so that a full disk stops before any is changed."""
+    done: list[Path] = []
+    try:
+        for path, text in files.items():
+            _write_synced(_name(path, "new"), text)
+            if path.exists():
+                _keep_copy(path, _name(path, "old"))
+        for path in files:
+            done.append(path)  # before: an interrupt may come between the rename and the note
+            _name(path, "new").replace(path)
+    except BaseException:
+        for path in reversed(done):
+            _undo(path)
+        raise
+    finally:
+        for path in files:
+            _remove(_name(path, "new"))
+            _remove(_name(path, "old"))
+
+
+def _undo(path: Path) -> None:
+    """Put the earlier file back by a rename, which a full disk allows; a file that was not there goes."""
+    if (old := _name(path, "old")).exists():
+        old.replace(path)
+    elif not _name(path, "new").exists():
+        path.unlink(missing_ok=True)
+
+
+def _name(path: Path, ending: str) -> Path:
+    prefix = "" if path.name.startswith(".") else "."
+    return path.with_name(f"{prefix}{path.name}.{ending}")
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _keep_copy(path: Path, copy: Path) -> None:
+    copy.unlink(missing_ok=True)
+    try:
+        copy.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, copy)
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""`cxr export`: the bundle needs no command's name, a rollback has one, and a running server is told or left alone."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli import export as command
+from cli.export_app import export_app
+from contract.errors import ConfigError, ServerError, UnavailableError
+from serving.reload import Reload
+
+app = typer.Typer()
+app.add_typer(export_app, name="export")
+STATE = SimpleNamespace(repository=Path("r"), version=1, fingerprint="a" * 64, previous=2)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Nothing is exported or loaded: what would be is kept."""
+    kept = []
+
+    def keep(name, answer):
+        return lambda *given, **options: (kept.append((name, given, options)), answer)[1]
+
+    exported = command.Exported(None, None)
+    monkeypatch.setattr(command, "export_bundle", keep("export", exported))
+    monkeypatch.setattr("export.versions.rollback", keep("rollback", STATE))
+    monkeypatch.setattr("export.versions.withdraw", keep("withdraw", STATE))
+    monkeypatch.setattr("export.versions.read_published", keep("read", STATE))
+    monkeypatch.setattr("serving.reload.reload_models", keep("reload", Reload("a" * 64, {"x": 0.5})))
+    monkeypatch.setattr("serving.triton.read_admin_key", lambda path: f"key of {path}")
+    return kept
+
+
+def test_bundle_needs_no_command_name(calls):
+    result = run(
+        "some/bundle", "--table", "t", "--repository", "r", "--target", "gpu", "--profile", "fp16", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    ((name, (_, bundle), options),) = calls
+    assert (name, bundle) == ("export", Path("some/bundle"))
+    publication = options["publication"]
+    assert (publication.target, publication.variant, publication.profile) == ("gpu", "latency", "fp16")
+    assert (publication.graphs, publication.replace, publication.load) == ("split", False, None)
+
+
+def test_help_shows_the_options_and_the_other_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    for word in ("--variant", "--replace", "rollback", "tensorrt"):
+        assert word in result.output
+
+
+def test_rollback_tells_the_server(calls):
+    result = run("rollback", "r", "--load", "here:1", "--admin-key", "k", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["version"], told["loaded"]["fingerprint"]) == (1, "a" * 64)
+    assert [name for name, *_ in calls] == ["rollback", "reload"]
+    assert calls[1][1] == ("here:1", Path("r"), "key of k")
+    assert "version 1" in run("rollback", "r").output
+
+
+@pytest.mark.parametrize(("error", "taken_back"), [(ServerError, True), (UnavailableError, False)])
+def test_rollback_that_the_server_cannot_take_is_taken_back(error, taken_back, calls, monkeypatch):
+    def fail(*_):
+        raise error("No.")
+
+    monkeypatch.setattr("serving.reload.reload_models", fail)
+    result = run("rollback", "r", "--load", "here:1")
+    assert isinstance(result.exception, error)
+    assert [name for name, *_ in calls] == ["rollback"] * (1 + taken_back)
+
+
+def test_version_that_the_server_cannot_load_is_withdrawn(calls, monkeypatch):
+    def fail(*_):
+        raise ServerError("No.")
+
+    published = SimpleNamespace(repository=Path("r"), version=2)
+    publication = command.Publication(load="here:1", admin_key=Path("k"))
+    assert command._load_new_version(Console(quiet=True), published, publication).fingerprint == "a" * 64
+    monkeypatch.setattr("serving.reload.reload_models", fail)
+    with pytest.raises(ServerError, match=r"No\. The change was taken back"):
+        command._load_new_version(Console(quiet=True), published, publication)
+    assert calls[-1][:2] == ("withdraw", (Path("r"), 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"load": "x:1"}, "it needs --repository"),
+        ({"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")}, "without --replace"),
+        ({"load": "x:1", "repository": Path("r"), "table": Path("t")}, "--admin-key"),
+        ({"target": "tpu", "hub_folder": Path("f")}, "tpu"),
+        ({"variant": "speed", "hub_folder": Path("f")}, "speed"),
+        ({"table": Path("t")}, "belong together"),
+        ({}, "Give --repository"),
+    ],
+)
+def test_options_that_do_not_go_together(options, words):
+    places = {name: options.pop(name, None) for name in ("table", "repository", "hub_folder")}
+    if options.get("load") and places["repository"] is None:
+        places["hub_folder"] = Path("f")
+    with pytest.raises(ConfigError, match=words):
+        command.export_bundle(
+            Console(quiet=True), Path("bundle"), **places, publication=command.Publication(**options)
+        )

@@ -1,0 +1,198 @@
+"""Every config of every target and variant agrees with the tensor table and holds what `targets.toml` says."""
+
+import itertools
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.errors import ConfigError
+from contract.tensors import LAYOUTS, LENGTH_BUCKETS, MAX_BATCH_SIZE, MODELS
+from export.checks import read_sizes
+from export.configs import Deployment, fill_config
+from export.publish import publish
+from export.targets import TARGETS, VARIANTS, find_role, is_rate_limited, make_optimization
+
+KIND = model_config_pb2.ModelInstanceGroup.Kind
+CASES = list(itertools.product(TARGETS, VARIANTS, LAYOUTS))
+
+
+def fill_all(bundle, target, variant, layout, profile=None):
+    deployment = Deployment(target, variant, "fp32", layout, make_optimization(target, profile))
+    for name, spec in LAYOUTS[layout].items():
+        config = fill_config(bundle, spec, deployment)
+        text = text_format.MessageToString(config)  # as it lies on disk
+        yield name, spec, text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def describe(entries):
+    types = model_config_pb2.DataType
+    return [(x.name, types.Name(x.data_type).removeprefix("TYPE_"), tuple(x.dims)) for x in entries]
+
+
+def expect(tensors, sizes):
+    return [(x.name, "STRING" if x.dtype == "BYTES" else x.dtype, x.dims(sizes)) for x in tensors]
+
+
+@pytest.mark.parametrize(("target", "variant", "layout"), CASES)
+def test_config_agrees_with_the_tensor_table(target, variant, layout, bundle):
+    sizes = read_sizes(bundle)
+    for name, spec, config in fill_all(bundle, target, variant, layout):
+        assert (config.name, config.max_batch_size) == (name, MAX_BATCH_SIZE)
+        assert describe(config.input) == expect(spec.inputs, sizes)
+        assert describe(config.output) == expect(spec.outputs, sizes)
+        assert [step.model_name for step in config.ensemble_scheduling.step] != [] or not spec.steps
+        assert (config.backend or config.platform) == spec.backend
+
+
+@pytest.mark.parametrize(("target", "variant", "layout"), CASES)
+def test_batching_queues_and_instances(target, variant, layout, bundle):
+    for _, spec, config in fill_all(bundle, target, variant, layout):
+        if spec.backend == "ensemble":
+            assert not config.instance_group
+            assert not config.HasField("dynamic_batching")
+            continue
+        (group,) = config.instance_group
+        on_gpu = target != "cpu" and spec.backend == "onnxruntime"
+        assert KIND.Name(group.kind) == ("KIND_GPU" if on_gpu else "KIND_CPU")
+        assert 1 <= group.count <= 4
+        batching = config.dynamic_batching
+        assert batching.max_queue_delay_microseconds <= (500 if variant == "latency" else 10_000)
+        assert all(size <= MAX_BATCH_SIZE for size in batching.preferred_batch_size)
+        assert (batching.priority_levels, batching.default_priority_level) == (2, 1)
+        person, job = batching.default_queue_policy, batching.priority_queue_policy[2]
+        for policy in (person, job):
+            assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+            assert policy.allow_timeout_override
+            assert MAX_BATCH_SIZE <= policy.max_queue_size <= 1024
+        assert 0 < person.default_timeout_microseconds <= 10_000_000 < job.default_timeout_microseconds
+
+
+@pytest.mark.parametrize(("target", "variant", "layout"), CASES)
+def test_every_bucket_is_warmed_up_with_what_the_model_takes(target, variant, layout, bundle):
+    sizes, limit = read_sizes(bundle), bundle.config["max_length"]
+    for _, spec, config in fill_all(bundle, target, variant, layout):
+        if spec.backend != "onnxruntime":
+            assert not config.model_warmup
+            continue
+        seen = set()
+        for sample in config.model_warmup:
+            lengths = set()
+            assert set(sample.inputs) == {tensor.name for tensor in spec.inputs}
+            for tensor in spec.inputs:
+                entry, dims = sample.inputs[tensor.name], tensor.dims(sizes)
+                assert model_config_pb2.DataType.Name(entry.data_type) == f"TYPE_{tensor.dtype}"
+                assert entry.zero_data
+                assert len(entry.dims) == len(dims)
+                pairs = list(zip(dims, entry.dims, strict=True))
+                assert all(found == wanted for wanted, found in pairs if wanted != -1)
+                lengths |= {found for wanted, found in pairs if wanted == -1}
+            assert len(lengths) <= 1  # every text tensor has the one length
+            seen.add((sample.batch_size, *lengths))
+        batch_sizes = {entry[0] for entry in seen}
+        assert 1 in batch_sizes
+        assert max(batch_sizes) <= MAX_BATCH_SIZE
+        reads_text = any("L" in tensor.shape for tensor in spec.inputs)
+        buckets = [(bucket,) for bucket in LENGTH_BUCKETS if bucket <= limit] if reads_text else [()]
+        assert seen == {(size, *bucket) for size in batch_sizes for bucket in buckets}
+        assert len(config.model_warmup) == len(seen)
+
+
+@pytest.mark.parametrize(("limit", "lengths"), [(64, {32, 64}), (100, {32, 64, 100}), (20, {20})])
+def test_no_length_is_warmed_up_that_the_model_cannot_read(limit, lengths, bundle):
+    from dataclasses import replace
+
+    short = replace(bundle, config={**bundle.config, "max_length": limit})
+    config = fill_config(short, MODELS["text_encoder"])
+    assert {sample.inputs["input_ids"].dims[0] for sample in config.model_warmup} == lengths
+
+
+def test_configs_agree_with_the_onnx_files(bundle, graphs, tmp_path):
+    """Names, data types and shapes as Triton's C++ backend compares them when it loads the file."""
+    repository = publish(bundle, graphs, tmp_path / "repository")
+    for name, spec in MODELS.items():
+        if spec.backend != "onnxruntime":
+            continue
+        text = (repository / name / "config.pbtxt").read_text()
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+        graph = onnx.load(repository / name / "1" / "model.onnx", load_external_data=False).graph
+        for entries, values in ((config.input, graph.input), (config.output, graph.output)):
+            found = {}
+            for value in values:
+                tensor = value.type.tensor_type
+                dims = [dim.dim_value or -1 for dim in tensor.shape.dim]
+                assert dims[0] == -1  # the batch
+                found[value.name] = (onnx.TensorProto.DataType.Name(tensor.elem_type), dims[1:])
+            expected = {
+                entry.name: (
+                    model_config_pb2.DataType.Name(entry.data_type)
+                    .removeprefix("TYPE_")
+                    .replace("FP32", "FLOAT"),
+                    list(entry.dims),
+                )
+                for entry in entries
+            }
+            assert found == expected
+
+
+def make_profile(**given):
+    values = {"name": "x", "target": "cpu", "conversion": "none", "accelerator": {}, **given}
+    return SimpleNamespace(make_optimization=lambda: values["accelerator"], **values)
+
+
+def test_tensorrt_is_asked_of_the_onnxruntime_backend(bundle):
+    for profile, precision in (
+        (None, "FP32"),
+        (make_profile(), "FP32"),
+        (make_profile(target="gpu", conversion="fp16"), "FP16"),
+    ):
+        for _, spec, config in fill_all(bundle, "tensorrt", "latency", "split", profile):
+            accelerators = config.optimization.execution_accelerators
+            if spec.backend != "onnxruntime":
+                assert not config.HasField("optimization")
+                continue
+            (entry,) = accelerators.gpu_execution_accelerator
+            assert entry.name == "tensorrt"
+            assert entry.parameters["precision_mode"] == precision
+            assert not accelerators.cpu_execution_accelerator
+
+
+def test_accelerator_of_a_profile_reaches_every_graph(bundle):
+    entry = {"name": "openvino", "parameters": {"precision": "bf16"}}
+    accelerator = {"execution_accelerators": {"cpu_execution_accelerator": [entry]}}
+    for _, spec, config in fill_all(bundle, "cpu", "latency", "split", make_profile(accelerator=accelerator)):
+        found = json_format.MessageToDict(config.optimization, preserving_proto_field_name=True)
+        assert found == (accelerator if spec.backend == "onnxruntime" else {})
+
+
+@pytest.mark.parametrize(
+    ("target", "profile"),
+    [
+        ("gpu", make_profile(accelerator={"execution_accelerators": {}})),
+        ("cpu", make_profile(target="gpu", conversion="fp16")),
+        ("tensorrt", make_profile(conversion="int8_dynamic")),
+    ],
+)
+def test_profile_of_another_machine_is_refused(target, profile):
+    with pytest.raises(ConfigError, match=rf"profile x runs on the .*not on the target {target}"):
+        make_optimization(target, profile)
+
+
+def test_rate_limits_are_announced_where_configs_hold_them(bundle):
+    for target, variant in itertools.product(TARGETS, VARIANTS):
+        limited = {
+            find_role(spec)
+            for layout in LAYOUTS
+            for _, spec, config in fill_all(bundle, target, variant, layout)
+            if any(group.rate_limiter.resources for group in config.instance_group)
+        }
+        assert bool(limited) is is_rate_limited(target, variant)
+        assert limited <= {"encoder", "fused"}  # what waits for an encoder must not wait for its turn too
+
+
+@pytest.mark.parametrize("names", [("tpu", "latency"), ("cpu", "speed")])
+def test_unknown_names_are_refused(names, bundle):
+    with pytest.raises(ConfigError, match=r"must be .*not (tpu|speed)"):
+        fill_config(bundle, MODELS["text_encoder"], Deployment(*names))
