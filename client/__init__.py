@@ -11,6 +11,7 @@ Explanations (`client.explain`) run offline on a bundle and need the `explain` e
 
 from client.client import CxrClient
 from client.results import (
+    BatchPrediction,
     CaseInput,
     ConformalSet,
     Finding,
@@ -24,6 +25,7 @@ from client.results import (
 from client.zero_shot import FindingScore
 
 __all__ = [
+    "BatchPrediction",
     "CaseInput",
     "ConformalSet",
     "CxrClient",

@@ -6,18 +6,19 @@
 Every call has a deadline, shared by all that it sends. Errors are those of `contract.errors`.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.exchange import make_inputs, read_answer
+from client.channel import Calls, Carrier, ChannelSettings, Compression
+from client.exchange import check_tensors, make_inputs, read_answer, read_batch
+from client.many import predict_in_order
 from client.results import (
+    BatchPrediction,
     CaseInput,
     Health,
     IndexResult,
@@ -27,18 +28,18 @@ from client.results import (
     SimilarCase,
 )
 from client.retrieval import IndexInfo, RetrievalTransport, StoredCase
-from client.triton import Arrays, TritonTransport
+from client.served import ServedModels
+from client.triton import Answer, Arrays, TritonTransport
 from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ConfigError, CxrError, DeadlineError, InputError
-from contract.tensors import (
-    MODELS,
-)
+from contract.errors import ConfigError, CxrError, DeadlineError, InputError, UnavailableError
+from contract.tensors import MODELS
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
 
 _IN_FLIGHT: Final = 8  # requests at once when there are many cases: enough to fill Triton's batches
+_ATTEMPTS: Final = 3  # at an answer whose model was replaced before anything could be asked about it
 _CASES_PER_REQUEST: Final = 64
 
 
@@ -50,6 +51,10 @@ class CxrClient:
         triton_url: str = "127.0.0.1:8001",
         retrieval_url: str = "127.0.0.1:8005",
         timeout_s: float = 10.0,
+        *,
+        transport: Carrier = "auto",
+        compression: Compression = "none",
+        keepalive_s: float | None = None,
     ) -> None:
         """Describe the servers; nothing is sent yet.
 
@@ -57,12 +62,20 @@ class CxrClient:
             triton_url: host:port of Triton's gRPC service.
             retrieval_url: host:port of the retrieval sidecar.
             timeout_s: Default deadline of each call, in seconds.
+            transport: How tensors reach Triton: "grpc"; "shared_memory" on one host; "cuda_shared_memory" for
+                preprocessed inputs and a GPU; "auto" takes shared memory for large calls to a loopback address.
+                A server that does not take shared memory is called over gRPC.
+            compression: "none", "gzip" or "deflate" of gRPC messages. It pays off on networks below about 12 MB/s
+                with images that are not compressed already; on one host it always costs.
+            keepalive_s: Seconds between pings of idle connections, at least 10; see `client.channel`. None: no pings.
+
+        Raises:
+            ConfigError: A setting does not exist.
         """
         self._timeout_s = timeout_s
-        self._triton = TritonTransport(triton_url)
+        self._triton = TritonTransport(triton_url, ChannelSettings(transport, compression, keepalive_s))
         self._retrieval = RetrievalTransport(retrieval_url)
-        self._model: ServedModel | None = None
-        self._lock = threading.Lock()
+        self._models = ServedModels(self._triton.read_model)
 
     def predict(
         self,
@@ -88,42 +101,59 @@ class CxrClient:
         deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
         return self._predict(image, report, deadline)
 
+    def predict_tensors(
+        self,
+        pixels: NDArray[np.uint8] | None = None,
+        input_ids: NDArray[np.int64] | None = None,
+        attention_mask: NDArray[np.int64] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> BatchPrediction:
+        """Predict a batch of cases that the caller preprocessed with `contract.dicom` and `contract.text`.
+
+        Args:
+            pixels: (B, 1, S, S) uint8, B at most 32, S the `image_size` of `info()`.
+            input_ids: (B, L) int64.
+            attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+            timeout_s: Deadline in seconds; None means the client's own.
+
+        Raises:
+            TensorError: A tensor has the wrong type or shape.
+            ConfigError: No tensor was given, or token ids without their mask.
+            ServiceError: As in `predict`.
+        """
+        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        size = self._models.require(deadline.left).image_size
+        kind, inputs = check_tensors(pixels, input_ids, attention_mask, image_size=size)
+        name = f"predict_{kind}_tensors"
+        answer, model = self._ask(name, inputs, [entry.name for entry in MODELS[name].outputs], deadline)
+        return read_batch(kind, model, answer)
+
     def predict_many(
-        self, cases: Iterable[CaseInput], *, timeout_s: float | None = None
+        self, cases: Iterable[CaseInput], *, in_flight: int = _IN_FLIGHT, timeout_s: float | None = None
     ) -> Iterator[tuple[CaseInput, Prediction | InputError]]:
         """Predict cases in their order with a few requests in flight.
 
+        Closing the iterator before its end cancels the requests in flight, here and at the server.
+
         Args:
-            cases: Read as they are needed; only a few are held in memory.
+            cases: Read as they are needed; at most twice as many as are in flight are held in memory.
+            in_flight: Requests at the server at once, at least 1.
             timeout_s: Deadline of each request, in seconds; None means the client's own.
 
         Yields:
             Each case with its prediction, or with the error of one that the model refused.
 
         Raises:
-            ServiceError: The server is down, slow or failed.
+            ConfigError: `in_flight` is below 1.
+            ServiceError: The server is down, busy, slow or failed.
         """
-        limit = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
 
-        def predict(case: CaseInput) -> Prediction | InputError:
-            try:
-                return self._predict(case.image, case.report, _Deadline(limit))
-            except InputError as error:
-                return error
+        def predict(case: CaseInput, calls: Calls) -> Prediction:
+            return self._predict(case.image, case.report, _Deadline(limit_s), calls)
 
-        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="cxr-predict") as pool:
-            flying: list[tuple[CaseInput, Future[Prediction | InputError]]] = []
-            try:
-                for case in cases:
-                    flying.append((case, pool.submit(predict, case)))
-                    if len(flying) == 2 * _IN_FLIGHT:
-                        first, future = flying.pop(0)
-                        yield first, future.result()
-                while flying:
-                    first, future = flying.pop(0)
-                    yield first, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        return predict_in_order(predict, cases, in_flight)
 
     def search(
         self,
@@ -185,7 +215,11 @@ class CxrClient:
         model = self.info(timeout_s=deadline.left())
 
         def infer(name: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-            return self._triton.infer(name, inputs, outputs, deadline.left())
+            if not name.startswith("predict_"):
+                return self._triton.infer(name, inputs, outputs, deadline.left())
+            answer, answering = self._ask(name, inputs, outputs, deadline)
+            _require_unchanged(prediction.fingerprint, answering.fingerprint)
+            return answer
 
         return score_findings(findings, prediction, model, infer)
 
@@ -207,7 +241,7 @@ class CxrClient:
             timeout_s: Deadline of each call, in seconds.
 
         Raises:
-            FingerprintError: The store belongs to another model.
+            FingerprintError: The store belongs to another model, or the server switched to one under way.
             ServiceError: A server is down or failed; what was stored before stays.
         """
         limit = self._timeout_s if timeout_s is None else timeout_s
@@ -220,6 +254,7 @@ class CxrClient:
             if isinstance(outcome, InputError):
                 refused.append((case.id, str(outcome)))
             else:
+                _require_unchanged(fingerprint, outcome.fingerprint)
                 waiting.append(_make_stored(case, outcome))
                 warned += [(case.id, outcome.warnings)] if outcome.warnings else []
             if len(waiting) == _CASES_PER_REQUEST:
@@ -255,11 +290,8 @@ class CxrClient:
         return explain(bundle, image=image, report=report, label=label, steps=steps)
 
     def info(self, *, timeout_s: float | None = None) -> ServedModel:
-        """Return what the served model says about itself; asked once per client."""
-        with self._lock:
-            if self._model is None:
-                self._model = self._triton.read_model(self._timeout_s if timeout_s is None else timeout_s)
-            return self._model
+        """Return what the served model says about itself now; a server may have switched to a newer one."""
+        return self._models.read_latest(self._timeout_s if timeout_s is None else timeout_s)
 
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
         """Return what the index holds and which model it belongs to."""
@@ -300,13 +332,38 @@ class CxrClient:
     ) -> None:
         self.close()
 
-    def _predict(self, image: bytes | None, report: bytes | str | None, deadline: "_Deadline") -> Prediction:
+    def _predict(
+        self,
+        image: bytes | None,
+        report: bytes | str | None,
+        deadline: "_Deadline",
+        calls: Calls | None = None,
+    ) -> Prediction:
         kind, inputs = make_inputs(image, report)
-        model = self.info(timeout_s=deadline.left())
         name = f"predict_{kind}"
         outputs = [tensor.name for tensor in MODELS[name].outputs]
-        answer = self._triton.infer(name, inputs, outputs, deadline.left())
+        answer, model = self._ask(name, inputs, outputs, deadline, calls)
         return read_answer(kind, model, answer)
+
+    def _ask(
+        self,
+        name: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        deadline: "_Deadline",
+        calls: Calls | None = None,
+    ) -> tuple[Answer, ServedModel]:
+        """Run one of `predict_*`; return its answer and what the very version that gave it says about itself."""
+        self._models.require(deadline.left)
+        for _ in range(_ATTEMPTS):
+            sent_at = time.monotonic()
+            answer = self._triton.infer(name, inputs, outputs, deadline.left(), calls=calls)
+            model = self._models.resolve(name, answer.model_version, sent_at, deadline.left)
+            if model is not None:
+                return answer, model
+        raise UnavailableError(
+            "Triton switches from model to model: try again when its repository is at rest."
+        )
 
 
 class _Deadline:
@@ -324,6 +381,12 @@ class _Deadline:
         if left <= 0:
             raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
         return left
+
+
+def _require_unchanged(expected: str, found: str) -> None:
+    require_same_fingerprint(
+        expected, found, expected_from="the model at the start", found_from="the model that answered"
+    )
 
 
 def _make_stored(case: CaseInput, prediction: Prediction) -> StoredCase:

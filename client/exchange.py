@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from client.results import ConformalSet, Finding, Kind, Prediction, ServedModel
+from client.results import BatchPrediction, ConformalSet, Finding, Kind, Prediction, ServedModel
 from client.triton import Arrays
 from contract.dicom import MAX_IMAGE_BYTES
-from contract.errors import ConfigError, ImageError
+from contract.errors import ConfigError, ImageError, TensorError
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import (
+    ATTENTION_MASK,
     EMBEDDING,
     IMAGE_ATTENTION,
     IMAGE_BYTES,
     IMAGE_NOTES,
+    INPUT_IDS,
+    MAX_BATCH_SIZE,
+    PIXELS,
     PROBABILITIES,
     REPORT,
     REPORT_NOTES,
@@ -38,6 +43,53 @@ def make_inputs(image: bytes | None, report: bytes | str | None) -> tuple[Kind, 
         raise ConfigError("Give an image, a report, or both.")
     kind: Kind = "study" if len(inputs) == 2 else "image" if image is not None else "text"
     return kind, inputs
+
+
+def check_tensors(
+    pixels: NDArray[np.uint8] | None,
+    input_ids: NDArray[np.int64] | None,
+    attention_mask: NDArray[np.int64] | None,
+    *,
+    image_size: int,
+) -> tuple[Kind, Arrays]:
+    """Return how a batch of preprocessed cases is read and its tensors.
+
+    Raises:
+        ConfigError: There is nothing, or token ids without their mask, or a mask alone.
+        TensorError: A tensor has the wrong type or shape, or the batch is none of 1 to 32 cases in all of them.
+    """
+    if (input_ids is None) != (attention_mask is None):
+        raise ConfigError("Give input_ids and attention_mask together.")
+    given = ((PIXELS, pixels), (INPUT_IDS, input_ids), (ATTENTION_MASK, attention_mask))
+    inputs: Arrays = {entry.name: array for entry, array in given if array is not None}
+    if not inputs:
+        raise ConfigError("Give pixels, input_ids with attention_mask, or all three.")
+    for entry, array in given:
+        if array is not None:
+            entry.check(array, {"S": image_size})
+    if input_ids is not None and attention_mask is not None and input_ids.shape != attention_mask.shape:
+        raise TensorError(
+            f"Tensors input_ids and attention_mask must have one shape, not {list(input_ids.shape)} and "
+            f"{list(attention_mask.shape)}."
+        )
+    sizes = {len(array) for array in inputs.values()}
+    if len(sizes) > 1 or not 1 <= min(sizes) <= MAX_BATCH_SIZE:
+        said = " and ".join(str(size) for size in sorted(sizes))
+        raise TensorError(f"The tensors must hold the same 1 to {MAX_BATCH_SIZE} cases, not {said}.")
+    kind: Kind = "text" if pixels is None else "image" if input_ids is None else "study"
+    return kind, inputs
+
+
+def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPrediction:
+    """Return the tensors of an answer to preprocessed cases as they are."""
+    return BatchPrediction(
+        kind=kind,
+        model=model,
+        probabilities=answer[PROBABILITIES.name],
+        embedding=answer[EMBEDDING.name],
+        image_attention=answer.get(IMAGE_ATTENTION.name),
+        text_attention=answer.get(TEXT_ATTENTION.name),
+    )
 
 
 def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:

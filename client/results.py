@@ -213,6 +213,32 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class BatchPrediction:
+    """Answers for a batch of B cases that the caller preprocessed; K labels, N image tokens, L text tokens.
+
+    Attributes:
+        kind: "study", "image" or "text".
+        model: That answered, with labels and thresholds.
+        probabilities: (B, K) float32, calibrated, in the order of `contract.labels`.
+        embedding: (B, D) float32 of unit length.
+        image_attention: (B, K, N) float32, each row summing to 1; None without images.
+        text_attention: (B, K, L) float32, each row summing to 1, 0 on padding; None without reports.
+    """
+
+    kind: Kind
+    model: ServedModel
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    image_attention: NDArray[np.float32] | None = None
+    text_attention: NDArray[np.float32] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that answered."""
+        return self.model.fingerprint
+
+
+@dataclass(frozen=True)
 class Health:
     """Whether the servers answer; an error is one sentence, None where all is well."""
 

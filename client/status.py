@@ -3,6 +3,8 @@
 from typing import Final
 
 from contract.errors import (
+    BusyError,
+    CancelledError,
     CxrError,
     DeadlineError,
     FingerprintError,
@@ -11,17 +13,24 @@ from contract.errors import (
     UnavailableError,
 )
 
+# Triton also says UNAVAILABLE where its queue is full; `client.triton` tells the two apart by asking it whether
+# it serves the model, and then looks up RESOURCE_EXHAUSTED.
 ERRORS: Final[dict[str, type[CxrError]]] = {
     "INVALID_ARGUMENT": InputError,
     "OUT_OF_RANGE": InputError,
     "NOT_FOUND": ServerError,
     "FAILED_PRECONDITION": FingerprintError,
     "DEADLINE_EXCEEDED": DeadlineError,
-    "CANCELLED": DeadlineError,
+    "CANCELLED": CancelledError,
     "UNAVAILABLE": UnavailableError,
-    "RESOURCE_EXHAUSTED": UnavailableError,
+    "RESOURCE_EXHAUSTED": BusyError,
 }
 _MAX_CHARS: Final = 400
+
+
+def strip_code(status: str | None) -> str:
+    """Return the bare name of a gRPC status code, such as NOT_FOUND; empty when unknown."""
+    return (status or "").rpartition(".")[2]
 
 
 def make_error(status: str | None, message: str, *, server: str, url: str, timeout_s: float) -> CxrError:
@@ -34,13 +43,16 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
         url: Its address, host:port.
         timeout_s: The deadline that the call had, in seconds.
     """
-    name = (status or "").rpartition(".")[2]
-    kind = ERRORS.get(name, ServerError)
+    kind = ERRORS.get(strip_code(status), ServerError)
     said = _shorten(message)
     if kind is DeadlineError:
-        return DeadlineError(f"{server} at {url} did not answer within {timeout_s:g} s.")
+        return DeadlineError(f"{server} at {url} did not answer within {round(timeout_s, 3):g} s.")
     if kind is UnavailableError:
         return UnavailableError(f"{server} at {url} does not answer: is `cxr serve` running there? ({said})")
+    if kind is BusyError:
+        return BusyError(f"{server} at {url} is busy, its queue is full: try again in a moment. ({said})")
+    if kind is CancelledError:
+        return CancelledError(f"The call to {url} was cancelled before its answer.")
     if kind is ServerError:
         return ServerError(f"{server} at {url} failed: {said}")
     return kind(f"{server} refused the request: {said}")

@@ -11,7 +11,9 @@ CxrError
 │   └── ParityError            an exported graph answers differently
 └── ServiceError               a server did not answer as it should                    exit 4
     ├── UnavailableError       nothing answers at the address
+    ├── BusyError              the server's queue is full
     ├── DeadlineError          no answer within the time given
+    ├── CancelledError         the call was given up before its answer
     └── ServerError            the server failed
 
 A message is one sentence for a person: what is wrong and, where known, what to do. It never holds a
@@ -73,8 +75,16 @@ class UnavailableError(ServiceError):
     """Nothing answers at the address, or the server is not ready."""
 
 
+class BusyError(ServiceError):
+    """The server is there, but its queue is full: the same request may succeed in a moment."""
+
+
 class DeadlineError(ServiceError):
     """No answer came within the time given."""
+
+
+class CancelledError(ServiceError):
+    """The call was given up before its answer, by this client or by the server."""
 
 
 class ServerError(ServiceError):

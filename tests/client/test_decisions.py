@@ -11,7 +11,7 @@ from rich.console import Console
 from cli.show import print_prediction
 from client import CxrClient
 from client.results import Finding
-from client.triton import TritonTransport
+from client.triton import Answer, TritonTransport
 from contract.bundle import ServedLabel
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABELS
@@ -46,7 +46,7 @@ class Server:
         return {"config": {"parameters": parameters, "output": outputs}}
 
 
-def infer(model, _inputs, outputs, _timeout_s):
+def infer(model, _inputs, outputs, _timeout_s, **_):
     specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
     shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
     answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
@@ -58,7 +58,7 @@ def infer(model, _inputs, outputs, _timeout_s):
     for name in notes.keys() & answer.keys():
         answer[name] = np.array([[notes[name]]], dtype=np.object_)
     answer["probabilities"] = np.array([PROBABILITIES], np.float32)
-    return answer
+    return Answer(answer)
 
 
 def predict(monkeypatch, labels):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cli.show import print_indexed
 from client import CaseInput, CxrClient
 from client.results import IndexResult, ServedModel, SimilarCase
-from client.triton import TritonTransport
+from client.triton import Answer, TritonTransport
 from contract.bundle import ServedLabel
 from contract.errors import ArtifactError, InputError
 from contract.labels import LABEL_KEYS, LABELS
@@ -30,13 +30,13 @@ WHOLE = ReportNotes(9)
 class FakeTriton:
     """Answers every case; an image b"lateral" and a report b"long" come back with a warning, b"bad" not at all."""
 
-    def __init__(self, _url: str = "") -> None:
+    def __init__(self, _url: str = "", _settings: object = None) -> None:
         self.damage = None
 
     def read_model(self, _timeout_s: float) -> ServedModel:
         return MODEL
 
-    def infer(self, model, inputs, outputs, _timeout_s):
+    def infer(self, model, inputs, outputs, _timeout_s, **_):
         image, report = (inputs[name][0, 0] if name in inputs else None for name in ("image_bytes", "report"))
         if image == b"bad":
             raise InputError("preprocess_image: no image")
@@ -50,7 +50,7 @@ class FakeTriton:
         }
         for name in set(values) & set(answer):
             answer[name] = np.array([[self.damage or values[name]]], dtype=np.object_)
-        return answer
+        return Answer(answer)
 
     def close(self) -> None:
         pass

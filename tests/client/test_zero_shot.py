@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import client.client as client_module
 from client import CxrClient, FindingScore
 from client.results import ServedModel
-from client.triton import TritonTransport
+from client.triton import Answer, TritonTransport
 from contract.bundle import ServedLabel
 from contract.errors import ConfigError, FingerprintError, InputError
 from contract.labels import LABELS
@@ -41,13 +41,13 @@ class FakeTriton:
     model = make_model()
     truncated = False
 
-    def __init__(self, _url: str = "") -> None:
+    def __init__(self, _url: str = "", _settings: object = None) -> None:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
     def read_model(self, _timeout_s: float) -> ServedModel:
         return self.model
 
-    def infer(self, model, inputs, outputs, timeout_s):
+    def infer(self, model, inputs, outputs, timeout_s, **_):
         assert timeout_s > 0
         for tensor in MODELS[model].inputs:
             tensor.check(inputs[tensor.name])
@@ -70,7 +70,7 @@ class FakeTriton:
             for row, ids in enumerate(rows):
                 answer["input_ids"][row, : len(ids)] = ids
                 answer["attention_mask"][row, : len(ids)] = 1
-        return answer
+        return Answer(answer)
 
     def _embed(self, text: str) -> np.ndarray:
         denied = text.lower().startswith(("no ", "there is no ", "negative "))

@@ -1,0 +1,47 @@
+"""Many cases, a few requests in flight, answers in the order of the cases."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from client.channel import Calls
+from client.results import CaseInput, Prediction
+from contract.errors import ConfigError, InputError
+
+Outcome = Prediction | InputError
+
+
+def predict_in_order(
+    predict: Callable[[CaseInput, Calls], Prediction], cases: Iterable[CaseInput], in_flight: int
+) -> Iterator[tuple[CaseInput, Outcome]]:
+    """See `CxrClient.predict_many`; `predict` predicts one case and may be called by several threads at once."""
+    if in_flight < 1:
+        raise ConfigError(f"At least 1 request must be in flight, not {in_flight}.")
+    return _predict_in_order(predict, cases, in_flight)
+
+
+def _predict_in_order(
+    predict: Callable[[CaseInput, Calls], Prediction], cases: Iterable[CaseInput], in_flight: int
+) -> Iterator[tuple[CaseInput, Outcome]]:
+    calls = Calls()
+
+    def try_predict(case: CaseInput) -> Outcome:
+        try:
+            return predict(case, calls)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="cxr-predict") as pool:
+        waiting: deque[tuple[CaseInput, Future[Outcome]]] = deque()
+        try:
+            for case in cases:
+                waiting.append((case, pool.submit(try_predict, case)))
+                if len(waiting) == 2 * in_flight:  # the next ones are at hand when the first are done
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            calls.cancel()  # those that no one will read; the pool then waits for their threads only

@@ -1,0 +1,259 @@
+"""A server that switches models: no answer is read with the labels of another model than made it."""
+
+import numpy as np
+import pytest
+
+import client.served as served_module
+from client import CaseInput, CxrClient
+from client.results import ServedModel
+from client.triton import Answer
+from contract.bundle import ServedLabel
+from contract.errors import (
+    ArtifactError,
+    ConfigError,
+    FingerprintError,
+    ServerError,
+    TensorError,
+    UnavailableError,
+)
+from contract.labels import LABELS
+from contract.notes import ImageNotes, ReportNotes
+from contract.tensors import MODELS, NUMPY_DTYPES
+
+SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
+
+
+def make_model(fingerprint: str, threshold: float) -> ServedModel:
+    labels = tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS)
+    return ServedModel(fingerprint * 64, "full", 64, 56, 16, 7, labels)
+
+
+MODELS_BY_VERSION = {"1": make_model("a", 0.2), "2": make_model("b", 0.8)}
+
+
+class Triton:
+    """Serves one version of every model at a time and answers 0.5 for every label."""
+
+    def __init__(self, _url: str, _settings: object) -> None:
+        self.version = "1"
+        self.reads: list[tuple[str, str]] = []
+        self.models = dict(MODELS_BY_VERSION)
+        self.switches: list[str] = []  # versions that are switched to right after each answer
+        self.asked = 0
+
+    def read_model(self, timeout_s, model="predict_study", version=""):
+        assert timeout_s > 0
+        self.reads.append((model, version))
+        if version not in ("", self.version):
+            raise ServerError("no such version")
+        return self.models[self.version]
+
+    def infer(self, model, inputs, outputs, timeout_s, *, calls=None):
+        self.asked += 1
+        [batch] = {len(array) for array in inputs.values()}
+        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
+        shapes = {name: (batch, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
+        arrays = {name: np.full(shape, 0, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
+        if "probabilities" in arrays:
+            arrays["probabilities"] += 0.5
+        notes = {
+            "image_notes": ImageNotes().to_json(),
+            "report_notes": ReportNotes(9).to_json(),
+            "report_text": b"",
+        }
+        for name in notes.keys() & arrays.keys():
+            arrays[name] = np.array([[notes[name]]] * batch, dtype=np.object_)
+        answer = Answer(arrays, self.version)
+        if self.switches:
+            self.version = self.switches.pop(0)
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+class Retrieval:
+    def __init__(self, _url: str) -> None:
+        self.added: list = []
+
+    def add(self, fingerprint, cases, _timeout_s):
+        self.added.append((fingerprint, len(cases)))
+        return len(cases)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(monkeypatch):
+    monkeypatch.setattr("client.client.TritonTransport", Triton)
+    monkeypatch.setattr("client.client.RetrievalTransport", Retrieval)
+    with CxrClient() as client:
+        yield client
+
+
+@pytest.fixture
+def triton(client) -> Triton:
+    return client._triton
+
+
+def check(prediction, version: str) -> None:
+    model = MODELS_BY_VERSION[version]
+    assert prediction.fingerprint == model.fingerprint
+    assert {finding.threshold for finding in prediction.findings} == {model.labels[0].threshold}
+    assert {finding.present for finding in prediction.findings} == {version == "1"}
+
+
+def test_an_answer_is_read_with_the_labels_of_the_version_that_made_it(client, triton):
+    check(client.predict(report="Clear."), "1")
+    triton.version = "2"
+    check(client.predict(report="Clear."), "2")
+    check(client.predict(b"image", "Clear."), "2")
+    triton.version = "1"  # rolled back
+    check(client.predict(report="Clear."), "1")
+    assert client.info() == MODELS_BY_VERSION["1"]
+
+
+def test_a_model_is_not_asked_about_for_every_answer(client, triton):
+    for _ in range(20):
+        client.predict(report="Clear.")
+    assert triton.reads == [("predict_study", ""), ("predict_text", "1")]
+
+
+def test_another_model_under_the_same_number_is_noticed_after_a_restart(client, triton, monkeypatch):
+    """A server that was stopped and started takes longer than what was read about the old one is believed."""
+    now = [1000.0]
+    monkeypatch.setattr(served_module.time, "monotonic", lambda: now[0])
+    check(client.predict(report="Clear.", timeout_s=1e6), "1")
+    triton.models["1"] = MODELS_BY_VERSION["2"]
+    now[0] += 2.5
+    assert client.predict(report="Clear.", timeout_s=1e6).fingerprint == MODELS_BY_VERSION["2"].fingerprint
+
+
+def test_a_version_that_is_gone_before_it_was_asked_about_is_asked_again(client, triton):
+    client.predict(report="Clear.")
+    triton.version, triton.switches = "0", ["2"]
+    triton.models["0"] = make_model("c", 0.1)
+    check(client.predict(report="Clear."), "2")
+    assert triton.asked == 3
+
+
+def test_a_server_that_never_comes_to_rest_is_given_up(client, triton):
+    client.predict(report="Clear.")
+    triton.version, triton.switches = "2", ["3", "4", "5"]
+    client._models._read = fail_by_version
+    with pytest.raises(UnavailableError, match="switches"):
+        client.predict(report="Clear.")
+
+
+def fail_by_version(_timeout_s, *_arguments):
+    raise ServerError("no such version")
+
+
+def test_a_new_model_that_this_client_cannot_read_is_an_error(client, triton):
+    client.predict(report="Clear.")
+    triton.version = "2"
+
+    def refuse(*_arguments):
+        raise ArtifactError("other categories")
+
+    client._models._read = refuse
+    with pytest.raises(ArtifactError, match="categories"):
+        client.predict(report="Clear.")
+
+
+def test_indexing_stops_when_the_model_changes_under_way(client, triton):
+    def read_cases():
+        for number in range(80):
+            if number == 70:
+                triton.version = "2"
+            yield CaseInput(str(number), str(number), report="Clear.")
+
+    with pytest.raises(FingerprintError, match="aaaaaaaaaaaa"):
+        client.index(read_cases())
+    assert {fingerprint for fingerprint, _ in client._retrieval.added} <= {"a" * 64}
+
+
+def test_findings_are_not_scored_by_another_model(client, triton, monkeypatch):
+    prediction = client.predict(b"image")
+
+    def score(_findings, _prediction, _model, infer):
+        triton.version = "2"
+        infer("predict_text", {"report": np.array([[b"x"]], np.object_)}, ["embedding"])
+
+    monkeypatch.setattr("client.client.score_findings", score)
+    with pytest.raises(FingerprintError, match="bbbbbbbbbbbb"):
+        client.score_findings(["effusion"], prediction)
+
+
+def test_health_tells_of_the_model_served_now(client, triton, monkeypatch):
+    monkeypatch.setattr(triton, "check_ready", lambda _timeout_s: None, raising=False)
+    stored = type("Info", (), {"fingerprint": "", "case_count": 0})()
+    monkeypatch.setattr(client._retrieval, "read_info", lambda _timeout_s: stored, raising=False)
+    client.predict(report="Clear.")
+    triton.version = "2"
+    assert client.health().fingerprint == "b" * 64
+
+
+def make_tensors(batch: int = 3, length: int = 32) -> dict:
+    ids = np.ones((batch, length), np.int64)
+    return {"pixels": np.zeros((batch, 1, 56, 56), np.uint8), "input_ids": ids, "attention_mask": ids}
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("pixels", "input_ids", "attention_mask"), "study"),
+        (("pixels",), "image"),
+        (("input_ids", "attention_mask"), "text"),
+    ],
+)
+def test_preprocessed_cases_are_predicted_as_a_batch(client, names, kind):
+    tensors = make_tensors()
+    batch = client.predict_tensors(**{name: tensors[name] for name in names})
+    assert batch.kind == kind
+    assert batch.fingerprint == "a" * 64
+    assert batch.model.labels[0].threshold == 0.2
+    assert batch.probabilities.shape == (3, 22)
+    assert batch.embedding.shape == (3, 16)
+    assert (batch.image_attention is None) == (kind == "text")
+    assert (batch.text_attention is None) == (kind == "image")
+
+
+REFUSED = {
+    "nothing": ({}, (), ConfigError, "Give pixels"),
+    "ids without a mask": ({}, ("input_ids",), ConfigError, "together"),
+    "a mask alone": ({}, ("attention_mask",), ConfigError, "together"),
+    "float pixels": ({"pixels": np.zeros((1, 1, 56, 56), np.float32)}, ("pixels",), TensorError, "UINT8"),
+    "another size": ({"pixels": np.zeros((1, 1, 64, 64), np.uint8)}, ("pixels",), TensorError, "56, 56"),
+    "no batch": ({"pixels": np.zeros((1, 56, 56), np.uint8)}, ("pixels",), TensorError, "shape"),
+    "an empty batch": ({"pixels": np.zeros((0, 1, 56, 56), np.uint8)}, ("pixels",), TensorError, "not 0"),
+    "33 cases": ({"pixels": np.zeros((33, 1, 56, 56), np.uint8)}, ("pixels",), TensorError, "1 to 32"),
+    "unequal batches": (
+        {"pixels": np.zeros((2, 1, 56, 56), np.uint8)},
+        ("pixels", "input_ids", "attention_mask"),
+        TensorError,
+        "not 2 and 3",
+    ),
+    "unequal lengths": (
+        {"input_ids": np.ones((3, 64), np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "one shape",
+    ),
+    "int32 ids": (
+        {"input_ids": np.ones((3, 32), np.int32)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "INT64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tensors_that_do_not_fit_are_refused_before_they_are_sent(client, triton, name):
+    changes, names, kind, words = REFUSED[name]
+    tensors = {**make_tensors(), **changes}
+    with pytest.raises(kind, match=words):
+        client.predict_tensors(**{name: tensors[name] for name in names})
+    assert not triton.asked
