@@ -28,6 +28,11 @@ def run(*arguments: str):
         "data audit",
         "train compare",
         "train configs",
+        "export rollback",
+        "export tensorrt",
+        "bench run",
+        "bench compare",
+        "bench table",
     ],
 )
 def test_help_and_json_everywhere(command):

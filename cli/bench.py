@@ -1,0 +1,388 @@
+"""`cxr bench`: real cases as requests, the served model and what stands beside it as rows, a report."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from client.bench.arrivals import Arrivals
+    from client.bench.budget import Found
+    from client.bench.compare import Ratio
+    from client.bench.inputs import Arrays, RawCase
+    from client.bench.load import Observer, Phases, Request
+    from client.bench.measure import Subject
+    from client.bench.requests import Signature
+    from client.bench.sample import Sample
+    from client.triton import TritonTransport
+
+_PHANTOM_SCALE = 0.125  # of a real radiograph's side
+_BOTH_AT_ONCE = "in-process, encoders at once"
+_SHOWN = ("p50_ms", "cases_per_s")  # of the ratios; the files hold the others too
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person asked for; see the help of `cxr bench run`."""
+
+    triton: str
+    model: str
+    table: Path | None = None
+    cases: int = 16
+    concurrency: tuple[int, ...] = (1,)
+    rates: tuple[float, ...] = ()
+    arrivals: "Arrivals" = "poisson"
+    in_flight: int = 64
+    batch: int = 1
+    length: int | None = None
+    duration_s: float = 10.0
+    count: int | None = None
+    repeats: int = 5
+    warmup_max_s: float = 30.0
+    tolerance: float = 0.1
+    budget: str | None = None
+    resolution: float = 0.05
+    repository: Path | None = None
+    bundle: Path | None = None
+    baseline_batches: tuple[int, ...] = ()
+    server_pids: tuple[int, ...] = ()
+    metrics_url: str | None = None
+    via: Literal["bytes", "client"] = "bytes"
+    seed: int = 0
+    timeout_s: float = 30.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that figures depend on, JSON-ready."""
+        paths = {"table", "repository", "bundle"}
+        return {name: value for name, value in asdict(self).items() if name not in paths}
+
+    @property
+    def phases(self) -> "Phases":
+        """How long each row is warmed up and measured, over all its repeats."""
+        from client.bench.load import Phases
+
+        return Phases(
+            duration_s=self.duration_s,
+            count=self.count,
+            warmup_max_s=self.warmup_max_s,
+            tolerance=self.tolerance,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The requests, one for each case, and where they come from."""
+
+    signature: "Signature"
+    requests: "list[Arrays]"
+    source: str
+    remake: "Callable[[int], list[Arrays]]"  # the same cases in batches of another size
+
+
+def run_bench(console: Console, options: Options) -> dict[str, Any]:
+    """Measure what is asked for and return the report.
+
+    Raises:
+        ConfigError: Options do not fit each other or the model.
+        InputError, ServiceError: The first request fails.
+    """
+    from client.bench.budget import Budget
+    from client.bench.inputs import describe_inputs
+    from client.bench.measure import measure
+    from client.bench.report import make_report
+    from client.triton import TritonTransport
+
+    budget = Budget.parse(options.budget) if options.budget else None
+    with ExitStack() as stack, console.status("Preparing requests") as status:
+        transport = TritonTransport(options.triton)
+        stack.callback(transport.close)
+        inputs = _prepare(options, transport)
+        request = _make_served(stack, options, transport, inputs)
+        request(0)  # an address, a model or an input that cannot work says so now
+        observer = _make_observer(stack, options)
+        subjects = _make_subjects(options, inputs, request, observer)
+        rows = measure(
+            subjects,
+            options.phases,
+            repeats=options.repeats,
+            progress=lambda done, total, name: status.update(f"[{done}/{total}] {name}".replace("[", "\\[")),
+        )
+        best = max(
+            (x.throughput for row in rows[: len(options.concurrency)] for x in row.samples), default=10.0
+        )
+        found = budget and _search(budget, options, request, 0.5 * best, status.update)
+        data = {"source": inputs.source, **describe_inputs(inputs.requests)}
+        return make_report(rows, model=options.model, data=data, settings=options.describe(), budget=found)
+
+
+def _prepare(options: Options, transport: "TritonTransport") -> Inputs:
+    from client.bench.inputs import draw_inputs, prepare_inputs
+    from client.bench.requests import read_signature
+
+    signature = read_signature(options.triton, options.model, options.timeout_s)
+    names = tuple(signature.inputs)
+
+    def ask(model: str, inputs: Any, outputs: Sequence[str]) -> "Arrays":
+        return transport.infer(model, inputs, outputs, options.timeout_s)
+
+    if options.table is not None:
+        text_mode = transport.read_model(options.timeout_s).text_mode
+        cases = _read_cases(options.table, options, text_mode)
+        source = f"{len(cases)} real cases of the studies table {options.table.name}"
+    elif (drawn := _draw_phantoms(options)) is not None:
+        cases, source = drawn, f"{len(drawn)} drawn phantoms, no real radiographs"
+    else:
+        model = transport.read_model(options.timeout_s)
+        sizes = {"image_size": model.image_size, "length": options.length or min(128, model.max_length)}
+
+        def draw(batch: int) -> "list[Arrays]":
+            return draw_inputs(names, **sizes, batch=batch, count=options.cases, seed=options.seed)
+
+        return Inputs(signature, draw(options.batch), "random pixels and token ids", draw)
+
+    def make(batch: int) -> "list[Arrays]":
+        return prepare_inputs(ask, names, cases, batch=batch, length=options.length)
+
+    return Inputs(signature, make(options.batch), source, make)
+
+
+def _read_cases(table: Path, options: Options, text_mode: str) -> "list[RawCase]":
+    from cli.cases import read_rows
+
+    rows = read_rows(table)
+    order = np.random.default_rng(options.seed).permutation(len(rows))
+    return _make_cases((rows[place] for place in order), options.cases, text_mode)
+
+
+def _make_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -> "list[RawCase]":
+    """Return the first `count` studies with an image and text, as files; ConfigError when there is none."""
+    from cli.cases import get_image, get_report, has_text
+    from client.bench.inputs import RawCase
+
+    cases: list[RawCase] = []
+    for row in rows:
+        image = get_image(row)
+        if image is None or not image.is_file() or not has_text(row, text_mode):
+            continue
+        cases.append(RawCase(image.read_bytes(), get_report(row).encode()))
+        if len(cases) == count:
+            break
+    if not cases:
+        raise ConfigError("No study of the table has both an image file on this machine and a report.")
+    return cases
+
+
+def _draw_phantoms(options: Options) -> "list[RawCase] | None":
+    """Return drawn studies; None where the `train` extra, which draws them, is missing."""
+    try:
+        from training.openi import build_table
+        from training.phantom import draw_dataset
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory) / "phantoms"
+        draw_dataset(root, studies=options.cases, seed=options.seed, scale=_PHANTOM_SCALE, workers=1)
+        return _make_cases(iter(build_table(root, root).to_pylist()), options.cases, "findings")
+
+
+def _make_served(
+    stack: ExitStack, options: Options, transport: "TritonTransport", inputs: Inputs
+) -> "Request":
+    from client.bench.requests import BytesSender, make_client_request, serialise
+
+    if options.via == "client":
+        outputs = inputs.signature.outputs
+        return make_client_request(transport, options.model, inputs.requests, outputs, options.timeout_s)
+    payloads = [serialise(inputs.signature, request) for request in inputs.requests]
+    sender = BytesSender(options.triton, payloads, options.timeout_s)
+    stack.callback(sender.close)
+    return sender
+
+
+def _make_observer(stack: ExitStack, options: Options) -> "Observer":
+    from client.bench.process import ProcessTree, find_server
+    from client.bench.server import ServerObserver, read_gpus
+
+    pids = list(options.server_pids)
+    if not pids and (found := find_server(options.triton)) is not None:
+        pids = [found]
+    if options.metrics_url:
+        read_gpus(options.metrics_url)  # an address that cannot work says so now
+    observer = ServerObserver(
+        options.triton,
+        timeout_s=options.timeout_s,
+        processes=ProcessTree(pids) if pids else None,
+        metrics_url=options.metrics_url,
+    )
+    stack.callback(observer.close)
+    return observer
+
+
+def _make_subjects(
+    options: Options, inputs: Inputs, request: "Request", observer: "Observer"
+) -> "list[Subject]":
+    from client.bench.load import ClosedLoop, OpenLoop
+    from client.bench.measure import SERVED, Subject
+
+    loads: list[ClosedLoop | OpenLoop] = [ClosedLoop(workers) for workers in options.concurrency]
+    loads += [OpenLoop(rate, options.arrivals, options.in_flight, options.seed) for rate in options.rates]
+    subjects = [Subject(SERVED, request, load, options.batch, observer) for load in loads]
+    for batch in options.baseline_batches or (options.batch,):
+        requests = inputs.requests if batch == options.batch else inputs.remake(batch)
+        for target, baseline in _make_baselines(options, inputs.signature, requests):
+            baseline(0)
+            subjects.append(Subject(target, baseline, ClosedLoop(1), batch))
+    return subjects
+
+
+def _make_baselines(
+    options: Options, signature: "Signature", requests: "list[Arrays]"
+) -> "Iterator[tuple[str, Request]]":
+    """Yield what answers the same requests without a server."""
+    if options.repository is not None:
+        from serving.inprocess import InProcess
+
+        one = InProcess(options.repository)
+        yield "in-process", lambda number: _drop(one.run(options.model, requests[number % len(requests)]))
+        if len(one.describe(options.model)) > 2 and "study" in options.model:
+            both = InProcess(options.repository, concurrent=True)
+            yield (
+                _BOTH_AT_ONCE,
+                lambda number: _drop(both.run(options.model, requests[number % len(requests)])),
+            )
+    if options.bundle is not None:
+        yield "torch eager fp32", make_eager(options.bundle, signature, requests)
+
+
+def make_eager(path: Path, signature: "Signature", requests: "list[Arrays]") -> "Request":
+    """Return the bundle's PyTorch model as a `Request`, without compilation, with a thread for each core.
+
+    Raises:
+        ConfigError: The model does not read tensors, or the `train` extra is missing.
+        ArtifactError: The bundle is damaged.
+    """
+    from client.bench.machine import count_cores
+    from contract.bundle import load_bundle
+    from contract.tensors import ATTENTION_MASK, INPUT_IDS, PIXELS
+
+    order = (PIXELS.name, INPUT_IDS.name, ATTENTION_MASK.name)
+    if set(signature.inputs) - set(order):
+        raise ConfigError(f"--bundle needs a model that reads tensors; {signature.model} reads raw files.")
+    import torch
+
+    from training.model import load_model
+
+    torch.set_num_threads(count_cores())
+    model = load_model(load_bundle(path))
+    tensors = [{name: torch.from_numpy(array) for name, array in request.items()} for request in requests]
+
+    def request(number: int) -> None:
+        chosen = tensors[number % len(tensors)]
+        with torch.inference_mode():
+            model(*(chosen.get(name) for name in order))
+
+    return request
+
+
+def _search(budget: Any, options: Options, request: "Request", start: float, say: Say) -> "Found":
+    from dataclasses import replace
+
+    from client.bench.budget import find_rate
+    from client.bench.load import OpenLoop, run_load
+
+    trials = 0
+
+    def try_rate(rate: float) -> "Sample":
+        nonlocal trials
+        trials += 1
+        say(f"{budget.name}: trying {rate:.2f} requests/s (trial {trials})")
+        lasts = max(options.duration_s, budget.least_requests / rate)
+        phases = replace(options.phases.shorten(), duration_s=lasts, count=None)
+        load = OpenLoop(rate, options.arrivals, options.in_flight, options.seed + trials)
+        return run_load(request, load, phases)
+
+    return find_rate(try_rate, budget, start=start, resolution=options.resolution)
+
+
+def _drop(_answer: Any) -> None:
+    """Answers of a baseline are not kept."""
+
+
+def parse_numbers(text: str | None, option: str, kind: "type[int] | type[float]") -> tuple[Any, ...]:
+    """Read a list such as 1,2,4; ConfigError names the option."""
+    try:
+        values = tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between them, such as 1,2,4.") from error
+    if any(not value > 0 for value in values):
+        raise ConfigError(f"{option} takes numbers above 0.")
+    return values
+
+
+def print_bench(console: Console, report: dict[str, Any]) -> None:
+    """Print the rows, the ratios and the budget."""
+    columns = ("cases/s", "p50 ms", "p90", "p99", "p99.9", "failed")
+    table = _make_table(f"{report['model']}: {report['data']['source']}", "Load", columns)
+    for row in report["rows"]:
+        times = [row.get(name) for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")]
+        shown = ["-" if value is None else f"{value:.2f}" for value in times]
+        failed = sum(row["failed"].values()) + row["unsent"]
+        table.add_row(row["name"], f"{row['cases_per_s']:.2f}", *shown, str(failed))
+    console.print(table)
+    for row in report["rows"]:
+        for text in row["warnings"]:
+            line = f"[yellow]{escape(row['name'])}: {escape(text)}[/yellow]"
+            console.print(line, highlight=False, soft_wrap=True)
+    if report["ratios"]:
+        shown = [ratio for ratio in report["ratios"] if ratio["metric"] in _SHOWN]
+        print_ratios(console, shown, "Served (B) / baseline (A)")
+    if report["budget"]:
+        rate = report["budget"]["rate"]
+        verdict = "no rate meets it" if rate is None else f"met up to {rate:.2f} requests/s"
+        console.print(f"Budget {report['budget']['budget']}: {verdict}.", highlight=False)
+
+
+def print_ratios(console: Console, ratios: Sequence[dict[str, Any]], title: str) -> None:
+    """Print ratios, those beyond the noise of the repeats in bold."""
+    table = _make_table(title, "Row", ("figure", "A", "B", "B / A", "differs"))
+    for ratio in ratios:
+        mark = "[bold]{}[/bold]" if ratio["differs"] else "{}"
+        values = (f"{ratio['a']:.2f}", f"{ratio['b']:.2f}", mark.format(f"{ratio['ratio']:.3f}"))
+        differs = f"yes (chance {ratio['chance']:.1%})" if ratio["differs"] else "no"
+        table.add_row(escape(ratio["row"]), ratio["metric"], *values, differs)
+    console.print(table)
+
+
+def compare_files(first: Path, second: Path) -> tuple["list[Ratio]", list[str]]:
+    """Return the ratios of two reports, and in what else they differ."""
+    from client.bench.compare import compare_reports, list_mismatches, read_report
+
+    reports = read_report(first), read_report(second)
+    return compare_reports(*reports), list_mismatches(*reports)
+
+
+def strip_histograms(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report as --json prints it: the histograms are in the file."""
+    copy = json.loads(json.dumps(report))
+    for row in copy["rows"]:
+        row.pop("histogram", None)
+    return dict(copy)
+
+
+def _make_table(title: str, first: str, others: Sequence[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

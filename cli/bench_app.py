@@ -1,0 +1,186 @@
+"""`cxr bench`: how fast a served model answers, beside the same work without a server."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cli.options import Json, Timeout, TritonUrl, make_console
+
+TRITON = "127.0.0.1:8001"
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure a served model: latency, throughput, where the time goes, the highest rate within a budget.",
+)
+
+
+@bench_app.command("run")
+def run(
+    model: Annotated[
+        str,
+        typer.Option(help="Served model: predict_study takes files, predict_study_tensors takes tensors."),
+    ] = "predict_study_tensors",
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Studies table whose cases are sent; without it phantoms are drawn, or random tensors."
+        ),
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many different cases.")] = 16,
+    concurrency: Annotated[
+        str, typer.Option(help="Closed loop: requests in flight; with commas, a sweep.")
+    ] = "1,2,4,8",
+    rate: Annotated[
+        str | None, typer.Option(help="Open loop: requests a second; with commas, several rates.")
+    ] = None,
+    arrivals: Annotated[
+        Literal["constant", "poisson"], typer.Option(help="Gaps of the open loop.")
+    ] = "poisson",
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=1024, help="Open loop: at most so many wait for an answer at once.")
+    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Cases in a request.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens: pad shorter text to them and leave out longer.")
+    ] = None,
+    duration: Annotated[
+        float, typer.Option(min=0.1, help="Seconds measured for each load, over all its repeats.")
+    ] = 10.0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Requests measured for each load, instead of a duration.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=100, help="How often each load is measured, in turn with the others.")
+    ] = 5,
+    warmup: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait, at most, for steady answers.")
+    ] = 30.0,
+    tolerance: Annotated[
+        float, typer.Option(min=0.001, help="Steady: three windows differ by no more than this part.")
+    ] = 0.1,
+    budget: Annotated[
+        str | None, typer.Option(help="Find the highest open-loop rate within it, such as p99=50ms.")
+    ] = None,
+    resolution: Annotated[
+        float, typer.Option(min=0.001, help="How closely that rate is found, as a part of it.")
+    ] = 0.05,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Also run the same requests in this process: --repository, --bundle or both are needed.",
+        ),
+    ] = False,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository whose graphs the baseline runs.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle whose PyTorch model is a baseline too (eager, fp32).")
+    ] = None,
+    baseline_batch: Annotated[
+        str | None, typer.Option(help="Cases in a request of the baselines; with commas, a sweep.")
+    ] = None,
+    server_pid: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Process of the server, for cores and memory; found where it listens here; repeatable."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Triton's metrics, http://host:8002/metrics, for GPU use and memory.")
+    ] = None,
+    via: Annotated[
+        Literal["bytes", "client"],
+        typer.Option(help="Send ready-made bytes (measures the server) or call this project's client."),
+    ] = "bytes",
+    out: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md and plots.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of cases and of arrivals.")] = 0,
+    triton: TritonUrl = TRITON,
+    timeout: Timeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Send requests to a served model in closed and open loops, and report what was found."""
+    from cli.bench import Options, parse_numbers, print_bench, run_bench, strip_histograms
+    from cli.show import print_json
+    from client.bench.report import write_report
+    from contract.errors import ConfigError
+
+    if baseline and repository is None and bundle is None:
+        raise ConfigError("--baseline needs --repository, --bundle or both.")
+    options = Options(
+        triton=triton,
+        model=model,
+        table=table,
+        cases=cases,
+        concurrency=parse_numbers(concurrency, "--concurrency", int),
+        rates=parse_numbers(rate, "--rate", float),
+        arrivals=arrivals,
+        in_flight=in_flight,
+        batch=batch,
+        length=length,
+        duration_s=duration,
+        count=count,
+        repeats=repeats,
+        warmup_max_s=warmup,
+        tolerance=tolerance,
+        budget=budget,
+        resolution=resolution,
+        repository=repository,
+        bundle=bundle,
+        baseline_batches=parse_numbers(baseline_batch, "--baseline-batch", int),
+        server_pids=tuple(server_pid or ()),
+        metrics_url=metrics,
+        via=via,
+        seed=seed,
+        timeout_s=timeout,
+    )
+    console = make_console(as_json)
+    report = run_bench(console, options)
+    files = write_report(report, out) if out else []
+    if as_json:
+        print_json(strip_histograms(report))
+        return
+    print_bench(console, report)
+    if files:
+        console.print(f"Report: {files[1]}", highlight=False, soft_wrap=True)
+
+
+@bench_app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="Report A: bench.json or its directory.")],
+    second: Annotated[Path, typer.Argument(help="Report B.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two reports: B / A for each row of the same name, and whether that is more than noise."""
+    from cli.bench import compare_files, print_ratios
+    from cli.show import print_json
+
+    ratios, mismatches = compare_files(first, second)
+    values = [ratio.to_dict() for ratio in ratios]
+    if as_json:
+        print_json({"ratios": values, "mismatches": mismatches})
+        return
+    console = make_console(False)
+    print_ratios(console, values, f"{second} / {first}")
+    for text in mismatches:
+        console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+
+
+@bench_app.command("table")
+def table(
+    root: Annotated[Path, typer.Argument(help="Directory that `make bench` filled with studies and models.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for table.json and table.md; default: ROOT.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long each load is measured.")] = 15.0,
+    only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold serving against its targets: ratios of what was measured in one run, with pass or fail for each row."""
+    from cli.bench_table import measure_table, print_table
+    from cli.show import print_json
+
+    console = make_console(as_json)
+    report = measure_table(console, root, out or root, seconds=seconds, only=only or ())
+    print_json(report) if as_json else print_table(console, report)

@@ -1,0 +1,160 @@
+"""`cxr bench table`: the latency budget of this project, measured in one run, with a verdict for each row.
+
+Every figure is a ratio of two things that were measured in turn on the same machine in the same minutes. What is
+measured stands in `cli/bench_rows.py`; `make bench` makes the models that it measures.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from contract.errors import ArtifactError, ConfigError
+
+JSON_FILE: Final = "table.json"
+MARKDOWN_FILE: Final = "table.md"
+Bound = Literal["at most", "at least"]
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One line of the table.
+
+    Attributes:
+        name: What is divided by what.
+        bound: Whether `limit` must not be passed or must be reached.
+        limit: In `unit`.
+        value: What was measured; None where it could not be.
+        unit: "x" for a ratio.
+        detail: What was measured, in a sentence; or why nothing was.
+        conditions: Further demands that the row makes, in words -> whether they were met.
+    """
+
+    name: str
+    bound: Bound
+    limit: float
+    value: float | None
+    unit: str = "x"
+    detail: str = ""
+    conditions: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the row is met; None where it was not measured."""
+        if self.value is None:
+            return None
+        within = self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
+        return within and all(self.conditions.values())
+
+    @property
+    def verdict(self) -> str:
+        """The same as a word."""
+        return {True: "pass", False: "FAIL", None: "not measured"}[self.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        value = None if self.value is None else round(self.value, 4)
+        return {**asdict(self), "value": value, "passed": self.passed}
+
+
+Measurement = Callable[[], Sequence[TargetRow]]
+
+
+def measure_table(
+    console: Console, root: Path, out: Path, *, seconds: float, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure all rows and write them after each part, so that an interrupt loses little.
+
+    Args:
+        console: Where progress is shown.
+        root: Directory that `make bench` filled: studies.parquet, tiny/ and base/ with bundle and repositories.
+        out: Directory of table.json and table.md.
+        seconds: How long each load is measured.
+        only: Names of parts; empty for all.
+
+    Raises:
+        ConfigError: `root` lacks something, or a part is unknown.
+        ServiceError: A server failed.
+    """
+    from cli.bench_rows import list_parts
+    from client.bench.machine import describe_command, describe_machine
+
+    parts = list_parts(root, seconds)
+    if unknown := sorted(set(only) - set(parts)):
+        raise ConfigError(f"There is no part {unknown[0]}: choose from {', '.join(parts)}.")
+    report: dict[str, Any] = {
+        "command": describe_command(),
+        "machine": describe_machine(),
+        "seconds": seconds,
+        "rows": [],
+    }
+    for name, part in parts.items():
+        if only and name not in only:
+            continue
+        with console.status(f"Measuring: {name}"):
+            rows = part()
+        report["rows"] += [row.to_dict() for row in rows]
+        write_table(report, out)
+        for row in rows:
+            console.print(f"{row.name}: {_show_value(row)} ({row.verdict})", highlight=False, markup=False)
+    return report
+
+
+def write_table(report: dict[str, Any], out: Path) -> None:
+    """Write table.json and table.md; ArtifactError when the disk refuses."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (out / MARKDOWN_FILE).write_text(to_markdown(report), encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"Could not write into {out}: {error.strerror or error}.") from error
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the table for people."""
+    machine = report["machine"]
+    said = ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int))
+    lines = [
+        f"`{report['command']}`, {report['seconds']:g} s a load; {said}",
+        "",
+        "| | wanted | found | | |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in report["rows"]:
+        row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
+        lines.append(
+            f"| {row.name} | {row.bound} {row.limit:g}{_show_unit(row)} | {_show_value(row)} | {row.verdict} "
+            f"| {_show_detail(row)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def print_table(console: Console, report: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("", "wanted", "found", "", ""):
+        table.add_column(name, overflow="fold")
+    for entry in report["rows"]:
+        row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
+        wanted = f"{row.bound} {row.limit:g}{_show_unit(row)}"
+        table.add_row(row.name, wanted, _show_value(row), row.verdict, _show_detail(row))
+    console.print(table)
+
+
+def _show_value(row: TargetRow) -> str:
+    return "-" if row.value is None else f"{row.value:.3g}{_show_unit(row)}"
+
+
+def _show_unit(row: TargetRow) -> str:
+    return row.unit if row.unit == "x" else f" {row.unit}"
+
+
+def _show_detail(row: TargetRow) -> str:
+    unmet = [name for name, met in row.conditions.items() if not met]
+    said = [row.detail] if row.detail else []
+    return "; ".join(said + [f"not met: {name}" for name in unmet])

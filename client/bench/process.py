@@ -1,0 +1,90 @@
+"""Processor time and memory of a server on this machine: a process and all that it started."""
+
+import time
+from collections.abc import Collection
+from typing import Any, Final
+
+from contract.errors import ConfigError
+
+try:
+    import psutil  # type: ignore[import-untyped]
+except ImportError as missing:
+    raise ConfigError(
+        "The load generator needs the 'bench' extra: pip install 'cxr-serving[bench]'."
+    ) from missing
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+class ProcessTree:
+    """Measures processes with their children; those that end meanwhile are left out."""
+
+    def __init__(self, pids: Collection[int]) -> None:
+        """Choose the roots.
+
+        Raises:
+            ConfigError: There is no such process.
+        """
+        self.pids = tuple(pids)
+        for pid in self.pids:
+            if not psutil.pid_exists(pid):
+                raise ConfigError(f"There is no process {pid} on this machine (--server-pid).")
+        self._started, self._cpu_s = 0.0, {}  # type: float, dict[int, float]
+
+    def begin(self) -> None:
+        """Remember the processor time so far."""
+        self._cpu_s = {process.pid: cpu_s for process, cpu_s, _ in self._read()}
+        self._started = time.perf_counter()
+
+    def end(self) -> dict[str, Any]:
+        """Return the cores that were busy since `begin`, and the memory now.
+
+        `rss_mib` adds up the resident memory of all processes; pages that they share count for each of them.
+        """
+        lasted = max(time.perf_counter() - self._started, 1e-9)
+        found = self._read()
+        used = sum(max(0.0, cpu_s - self._cpu_s.get(process.pid, 0.0)) for process, cpu_s, _ in found)
+        return {
+            "cpu_cores": round(used / lasted, 3),
+            "rss_mib": round(sum(rss for *_, rss in found) / 2**20, 1),
+            "processes": len(found),
+        }
+
+    def _read(self) -> list[tuple[Any, float, int]]:
+        found = []
+        for process in self._list():
+            try:
+                times, memory = process.cpu_times(), process.memory_info()
+            except psutil.Error:
+                continue
+            found.append((process, times.user + times.system, int(memory.rss)))
+        return found
+
+    def _list(self) -> list[Any]:
+        trees = [_list_tree(pid) for pid in self.pids]
+        return list({process.pid: process for tree in trees for process in tree}.values())
+
+
+def _list_tree(pid: int) -> list[Any]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def find_server(url: str) -> int | None:
+    """Return the process on this machine that listens at `url` (host:port), or None where it cannot be told."""
+    host, _, port = url.rpartition(":")
+    if host not in _LOOPBACK or not port.isdigit():
+        return None
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.Error:  # some systems tell only the administrator
+        return None
+    pids = {
+        connection.pid
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port) and connection.pid
+    }
+    return int(min(pids)) if pids else None
