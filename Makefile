@@ -4,13 +4,14 @@
 # make ablation   draw 3,000 phantom studies, train the rows of the ablation on them, print the table (hours)
 # make phantoms   the same studies, the config that reads images best
 # make reports    the real reports (REPORTS) on three splits, beside TF-IDF
+# make bench      draw studies, make models of the published sizes, measure serving against its targets (half an hour)
 # make check  what CI holds every change to: lint, format, types, import rules, tests
 PYTHON ?= python3
 BIN := .venv/bin
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test slow fuzz check proto clean ablation phantoms reports
+.PHONY: demo test slow fuzz check proto clean ablation phantoms reports bench
 
 demo: .venv/installed
 	$(BIN)/cxr demo
@@ -99,3 +100,25 @@ clean:
 	@echo 'Installing into .venv with the tools for tests ...'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/installed
+
+# Figures of docs/benchmarks.md. Speed does not depend on what weights hold: the models train for one short epoch.
+BENCH := $(RESULTS)/bench
+BEST ?= --profile bf16
+SHORT := --set loop.epochs=1 --set loop.batch_size=8 --set loop.precision=fp32 --set weights.checkpointing=true
+
+bench: $(BENCH)/tiny/fp32/.published.json $(BENCH)/tiny/best/.published.json $(BENCH)/base/best/.published.json
+	$(CXR) bench table $(BENCH)
+
+$(BENCH)/studies.parquet: | .venv/installed
+	rm -rf $(BENCH)/phantom && mkdir -p $(BENCH)
+	$(CXR) data draw $(BENCH)/phantom --studies 60 --seed 3 --scale 1
+	$(CXR) data table $(BENCH)/phantom --images $(BENCH)/phantom --out $@
+
+$(BENCH)/%/bundle/manifest.json: $(BENCH)/studies.parquet
+	rm -rf $(@D) && $(CXR) train $< --config $* $(SHORT) --out $(@D) --resume
+
+$(BENCH)/%/fp32/.published.json: $(BENCH)/%/bundle/manifest.json
+	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace
+
+$(BENCH)/%/best/.published.json: $(BENCH)/%/bundle/manifest.json
+	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace $(BEST)

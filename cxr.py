@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from cli.bench_app import bench_app
 from cli.data_app import data_app
+from cli.export_app import export_app
 from cli.options import Image, Json, ReportText, RetrievalUrl, Table, Timeout, TritonUrl, make_console
 from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
@@ -63,6 +65,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(export_app, name="export")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
@@ -148,30 +152,6 @@ def evaluate(
 
 
 @app.command()
-def export(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
-    table: Annotated[
-        Path | None, typer.Option(help="Studies table whose cases the parity gate runs.")
-    ] = None,
-    repository: Annotated[Path | None, typer.Option(help="Model repository to publish into.")] = None,
-    target: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
-    hub_folder: Annotated[
-        Path | None, typer.Option(help="Folder to write for the Hugging Face hub; must not exist.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Convert a bundle to ONNX, hold it against PyTorch on real cases, publish it for Triton or the hub."""
-    from cli.export import export_bundle, print_export
-    from cli.show import print_json
-
-    console = make_console(as_json)
-    result = export_bundle(
-        console, bundle, table=table, repository=repository, hub_folder=hub_folder, target=target
-    )
-    print_json(result.to_dict()) if as_json else print_export(console, result)
-
-
-@app.command()
 def serve(
     repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
     store: Annotated[Path, typer.Option(help="Directory of the case store; made when missing.")],
@@ -184,8 +164,13 @@ def serve(
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
     from cli.show import print_json
+    from export.versions import MARKER, settle
     from serving.stack import Ports, Stack
 
+    if os.access(repository / MARKER, os.W_OK):
+        settle(
+            repository
+        )  # a publication that was killed midway ends here, before Triton reads the directory
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = make_console(as_json)
     with Stack(repository, store, ports=ports, log_dir=logs) as stack:
