@@ -147,7 +147,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 
 
 def _show_value(row: TargetRow) -> str:
-    return "-" if row.value is None else f"{row.value:.3g}{_show_unit(row)}"
+    return "-" if row.value is None else f"{row.value:.4g}{_show_unit(row)}"
 
 
 def _show_unit(row: TargetRow) -> str:
