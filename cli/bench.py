@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from client.bench.requests import Signature
     from client.bench.sample import Sample
     from client.triton import TritonTransport
+    from serving.inprocess import InProcess
 
 _PHANTOM_SCALE = 0.125  # of a real radiograph's side
 _BOTH_AT_ONCE = "in-process, encoders at once"
@@ -162,10 +163,10 @@ def _read_cases(table: Path, options: Options, text_mode: str) -> "list[RawCase]
 
     rows = read_rows(table)
     order = np.random.default_rng(options.seed).permutation(len(rows))
-    return _make_cases((rows[place] for place in order), options.cases, text_mode)
+    return make_raw_cases((rows[place] for place in order), options.cases, text_mode)
 
 
-def _make_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -> "list[RawCase]":
+def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -> "list[RawCase]":
     """Return the first `count` studies with an image and text, as files; ConfigError when there is none."""
     from cli.cases import get_image, get_report, has_text
     from client.bench.inputs import RawCase
@@ -193,7 +194,7 @@ def _draw_phantoms(options: Options) -> "list[RawCase] | None":
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory) / "phantoms"
         draw_dataset(root, studies=options.cases, seed=options.seed, scale=_PHANTOM_SCALE, workers=1)
-        return _make_cases(iter(build_table(root, root).to_pylist()), options.cases, "findings")
+        return make_raw_cases(iter(build_table(root, root).to_pylist()), options.cases, "findings")
 
 
 def _make_served(
@@ -254,18 +255,15 @@ def _make_baselines(
         from serving.inprocess import InProcess
 
         one = InProcess(options.repository)
-        yield "in-process", lambda number: _drop(one.run(options.model, requests[number % len(requests)]))
+        yield "in-process", answer_here(one, options.model, requests)
         if len(one.describe(options.model)) > 2 and "study" in options.model:
             both = InProcess(options.repository, concurrent=True)
-            yield (
-                _BOTH_AT_ONCE,
-                lambda number: _drop(both.run(options.model, requests[number % len(requests)])),
-            )
+            yield _BOTH_AT_ONCE, answer_here(both, options.model, requests)
     if options.bundle is not None:
         yield "torch eager fp32", make_eager(options.bundle, signature, requests)
 
 
-def make_eager(path: Path, signature: "Signature", requests: "list[Arrays]") -> "Request":
+def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]") -> "Request":
     """Return the bundle's PyTorch model as a `Request`, without compilation, with a thread for each core.
 
     Raises:
@@ -315,8 +313,13 @@ def _search(budget: Any, options: Options, request: "Request", start: float, say
     return find_rate(try_rate, budget, start=start, resolution=options.resolution)
 
 
-def _drop(_answer: Any) -> None:
-    """Answers of a baseline are not kept."""
+def answer_here(published: "InProcess", model: str, requests: "Sequence[Arrays]") -> "Request":
+    """Return a `Request` that a published model answers in this process, in turn; the answers are not kept."""
+
+    def request(number: int) -> None:
+        published.run(model, requests[number % len(requests)])
+
+    return request
 
 
 def parse_numbers(text: str | None, option: str, kind: "type[int] | type[float]") -> tuple[Any, ...]:

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from cli.bench import answer_here, make_eager, make_raw_cases
 from cli.bench_table import Measurement, TargetRow
-from cli.cases import get_image, get_report, has_text, read_rows
-from client.bench.inputs import Arrays, RawCase, prepare_inputs
+from cli.cases import read_rows
+from client.bench.inputs import Arrays, RawCase, join_cases, prepare_inputs
 from client.bench.load import ClosedLoop, Phases, Request
-from client.bench.machine import count_cores, describe_machine
+from client.bench.machine import describe_machine
 from client.bench.measure import Row, Subject, measure
-from client.bench.requests import BytesSender, read_signature, serialise
+from client.bench.requests import BytesSender, Signature, read_signature, serialise
 from contract.bundle import Bundle, load_bundle
-from contract.errors import ConfigError
+from contract.tensors import MODELS
 
 if TYPE_CHECKING:
     from serving.inprocess import InProcess
@@ -37,6 +38,11 @@ TENSORS: Final = "predict_study_tensors"
 RAW: Final = "predict_study"
 LENGTH: Final = 128  # tokens, of the rows that fix it
 PUBLISHED_LENGTH: Final = 512  # what the published model pads every text to
+_SIGNATURE: Final = Signature(
+    TENSORS,
+    {tensor.name: tensor.dtype for tensor in MODELS[TENSORS].inputs},
+    tuple(tensor.name for tensor in MODELS[TENSORS].outputs),
+)
 _CONCURRENCY: Final = 8
 _BATCHES: Final = (1, 4, 8, 16)
 _REPEATS: Final = 3
@@ -87,12 +93,8 @@ class Model:
         Raises:
             ConfigError: There is none.
         """
-        mode = self.bundle.config["text_mode"]
         rows = read_rows(self.root / "studies.parquet")
-        both = [(image, row) for row in rows if (image := get_image(row)) and has_text(row, mode)][:count]
-        if not both:
-            raise ConfigError(f"No study in {self.root / 'studies.parquet'} has an image and a report.")
-        return [RawCase(image.read_bytes(), get_report(row).encode()) for image, row in both]
+        return make_raw_cases(iter(rows), count or len(rows), self.bundle.config["text_mode"])
 
     @contextmanager
     def serve(self, repository: Path | None = None) -> Iterator[tuple["Stack", float]]:
@@ -121,8 +123,8 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
         latency = measure(
             [
                 Subject("served", served, ClosedLoop(1)),
-                Subject("in-process", _call(alone, TENSORS, fixed), ClosedLoop(1)),
-                Subject("in-process, encoders at once", _call(together, TENSORS, fixed), ClosedLoop(1)),
+                Subject("in-process", answer_here(alone, TENSORS, fixed), ClosedLoop(1)),
+                Subject("in-process, encoders at once", answer_here(together, TENSORS, fixed), ClosedLoop(1)),
             ],
             phases,
             repeats=_REPEATS,
@@ -130,7 +132,9 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
         throughput = measure(
             [Subject("served", served, ClosedLoop(_CONCURRENCY))]
             + [
-                Subject("in-process", _call(alone, TENSORS, _batch(fixed, size)), ClosedLoop(1), batch=size)
+                Subject(
+                    "in-process", answer_here(alone, TENSORS, _batch(fixed, size)), ClosedLoop(1), batch=size
+                )
                 for size in _BATCHES
             ],
             phases,
@@ -140,7 +144,7 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
         files = measure(
             [
                 Subject("served", served_raw, ClosedLoop(1)),
-                Subject("in-process", _call(alone, RAW, raw), ClosedLoop(1)),
+                Subject("in-process", answer_here(alone, RAW, raw), ClosedLoop(1)),
             ],
             phases,
             repeats=_REPEATS,
@@ -181,9 +185,9 @@ def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
     fixed = _prepare(best, TENSORS, model.read_cases(), length=LENGTH)
     rows = measure(
         [
-            Subject("best profile", _call(best, TENSORS, fixed), ClosedLoop(1)),
-            Subject("ONNX Runtime fp32", _call(fp32, TENSORS, fixed), ClosedLoop(1)),
-            Subject("torch eager fp32", _call_torch(model.bundle, fixed), ClosedLoop(1)),
+            Subject("best profile", answer_here(best, TENSORS, fixed), ClosedLoop(1)),
+            Subject("ONNX Runtime fp32", answer_here(fp32, TENSORS, fixed), ClosedLoop(1)),
+            Subject("torch eager fp32", make_eager(model.bundle.path, _SIGNATURE, fixed), ClosedLoop(1)),
         ],
         phases,
         repeats=_REPEATS,
@@ -222,11 +226,15 @@ def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
         stack, _ = open_now.enter_context(model.serve())
         cases = model.read_cases()
         ours = _prepare(InProcess(model.best), TENSORS, cases)
-        padded = [_pad(inputs, PUBLISHED_LENGTH) for inputs in ours]
+        padded = [join_cases([inputs], PUBLISHED_LENGTH) for inputs in ours]
         rows = measure(
             [
                 Subject("served", open_now.enter_context(_send(stack, TENSORS, ours)), ClosedLoop(1)),
-                Subject("torch eager fp32, padded", _call_torch(model.bundle, padded), ClosedLoop(1)),
+                Subject(
+                    "torch eager fp32, padded",
+                    make_eager(model.bundle.path, _SIGNATURE, padded),
+                    ClosedLoop(1),
+                ),
             ],
             phases,
             repeats=_REPEATS,
@@ -348,35 +356,26 @@ def compare_answers(
 
 
 def _publish_again(model: Model, repository: Path, stack: "Stack") -> None:
-    from export.configs import Deployment
+    from export.pipeline import make_deployment
+    from export.profiles import load_profile
     from export.publish import publish
-    from export.versions import find_version, read_published
+    from export.versions import read_published
     from serving.reload import reload_models
     from serving.triton import read_admin_key
 
-    entry = read_published(repository).to_dict()
-    deployment = read_deployment(entry, Deployment)
-    version = str(find_version(repository))
+    published = read_published(repository)
+    entry = published.to_dict()
+    profile = load_profile(entry["profile"])
+    deployment = make_deployment(profile, entry["target"], entry["variant"], entry["layout"])
+    version = str(published.version)
     graphs = {name: model.best / name / version / "model.onnx" for name in deployment.graphs}
     publish(model.bundle, graphs, repository, deployment)
     reload_models(stack.triton_url, repository, read_admin_key(stack.admin_key_path))
 
 
-def read_deployment(entry: dict[str, Any], make: Callable[..., Any]) -> Any:
-    """Return the deployment that a repository's marker records, with the optimisation of its profile."""
-    from export.profiles import load_profile
-    from export.targets import make_optimization
-
-    profile = load_profile(entry["profile"])
-    names = {key: entry[key] for key in ("target", "variant", "profile", "layout")}
-    return make(**names, optimization=make_optimization(entry["target"], profile))
-
-
 def _prepare(
     model: "InProcess", name: str, cases: Sequence[RawCase], *, length: int | None = None
 ) -> list[Arrays]:
-    from contract.tensors import MODELS
-
     def ask(step: str, inputs: Any, outputs: Sequence[str]) -> Arrays:
         answer = model.run(step, inputs)
         return {output: answer[output] for output in outputs}
@@ -395,44 +394,11 @@ def _send(stack: "Stack", name: str, requests: Sequence[Arrays]) -> Iterator[Req
         sender.close()
 
 
-def _call(model: "InProcess", name: str, requests: Sequence[Arrays]) -> Request:
-    return lambda number: void(model.run(name, requests[number % len(requests)]))
-
-
-def _call_torch(bundle: Bundle, requests: Sequence[Arrays]) -> Request:
-    import torch
-
-    from training.model import load_model
-
-    torch.set_num_threads(count_cores())
-    model = load_model(bundle)
-    tensors = [{name: torch.from_numpy(array) for name, array in inputs.items()} for inputs in requests]
-
-    def request(number: int) -> None:
-        with torch.inference_mode():
-            model(**tensors[number % len(tensors)])
-
-    return request
-
-
-def void(_: Any) -> None:
-    """Drop an answer."""
-
-
 def _batch(requests: Sequence[Arrays], size: int) -> list[Arrays]:
-    groups = [
-        [requests[(start + step) % len(requests)] for step in range(size)] for start in range(len(requests))
+    places = range(len(requests))
+    return [
+        join_cases([requests[(start + step) % len(requests)] for step in range(size)]) for start in places
     ]
-    return [{name: np.concatenate([x[name] for x in group]) for name in group[0]} for group in groups]
-
-
-def _pad(inputs: Arrays, length: int) -> Arrays:
-    """Return a request whose text has `length` tokens, padded with zeros."""
-    missing = length - inputs["input_ids"].shape[1]
-    return {
-        name: np.pad(array, [(0, 0), (0, missing)]) if name in ("input_ids", "attention_mask") else array
-        for name, array in inputs.items()
-    }
 
 
 def _median(row: Row) -> float:

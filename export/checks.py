@@ -12,6 +12,7 @@ from contract.tensors import DataType, ModelSpec, TensorSpec
 
 SIZE_LETTERS: Final = ("S", "N", "C", "D")
 FINGERPRINT_KEY: Final = "fingerprint"
+EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
 _ONNX_TYPES: Final[dict[DataType, int]] = {
     "UINT8": onnx.TensorProto.UINT8,
     "INT32": onnx.TensorProto.INT32,
@@ -36,7 +37,7 @@ def read_fingerprint(graph: Path) -> str:
     Raises:
         ArtifactError: The file is no ONNX graph.
     """
-    properties = _read_graph(graph).metadata_props
+    properties = load_graph(graph).metadata_props
     return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
 
 
@@ -53,7 +54,7 @@ def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerpri
         FingerprintError: It was made from another bundle.
         ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
     """
-    graph = _read_graph(path).graph
+    graph = load_graph(path).graph
     require_same_fingerprint(
         fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
     )
@@ -82,7 +83,8 @@ def _check_value(
         raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {found}.")
 
 
-def _read_graph(path: Path) -> onnx.ModelProto:
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file without its external weights; raises ArtifactError when it is none."""
     try:
         return onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:

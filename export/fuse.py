@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import FUSED, FUSED_PARTS, MODELS, ModelSpec, TensorSpec
-from export.checks import FINGERPRINT_KEY, check_graph, read_fingerprint
+from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, check_graph, read_fingerprint
 
 _PRODUCER: Final = "cxr export"
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
@@ -262,8 +262,6 @@ def _name_data(path: Path) -> Path:
 
 def _save(model: ModelProto, path: Path, *, weight_bytes: int) -> None:
     """Write a composed graph; large weights go into one file beside it."""
-    from export.graphs import EXTERNAL_DATA_FROM_BYTES  # here: that module loads torch
-
     external = weight_bytes > EXTERNAL_DATA_FROM_BYTES
     data = _name_data(path)
     try:

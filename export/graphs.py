@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
-from export.checks import FINGERPRINT_KEY, check_graph, read_sizes
+from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, check_graph, read_sizes
 from training.model import graph_modules, load_model
 
 OPSET: Final = (
     18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
 )
-EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
 _ANY_SIZE: Final = 2**40  # bytes; no limit
 _EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
 _AXIS_NAMES: Final = {"B": "batch", "L": "length"}

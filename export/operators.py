@@ -12,6 +12,7 @@ from typing import Any, Final
 import onnx
 
 from contract.errors import ArtifactError
+from export.checks import load_graph
 from export.operator_table import (
     CONSTANT_INPUTS,
     DATA_DEPENDENT,
@@ -84,16 +85,6 @@ def require_operators(path: Path, version: Version = RELEASE) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         release = ".".join(map(str, version))
         raise ArtifactError(f"TensorRT {release} cannot take {path}: {problems[0]}{more}.")
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file without its external weights; raises ArtifactError when it is none."""
-    try:
-        return onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"There is no graph {path}.") from error
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ArtifactError(f"{path} is not an ONNX graph.") from error
 
 
 def read_attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -22,9 +22,8 @@ import onnx_ir as ir
 from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
-from export.checks import check_graph, read_sizes
+from export.checks import EXTERNAL_DATA_FROM_BYTES, check_graph, read_sizes
 
-EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
 # On a processor the fusion graphs stay as they are: their SkipLayerNormalization took 5 % longer than Add and
 # LayerNormalization. The encoders gained 1 to 3 %.
 _HELPED: Final[dict[str, tuple[str, ...]]] = {"cpu": ("image_encoder", "text_encoder"), "gpu": GRAPHS}

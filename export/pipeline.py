@@ -80,7 +80,7 @@ def export(
     from export.versions import find_version
 
     bundle, chosen = load_bundle(bundle_path), _load_profile(profile)
-    deployment = _make_deployment(chosen, target, variant, layout)
+    deployment = make_deployment(chosen, target, variant, layout)
     repository = Path(repository)
     if check_replaceable(repository) and not replace:
         check_fits(bundle, repository, deployment)  # before the slow part
@@ -101,7 +101,8 @@ def _load_profile(name: str) -> "Profile":
     return load_profile(name)
 
 
-def _make_deployment(profile: "Profile", target: str, variant: str, layout: str) -> "Deployment":
+def make_deployment(profile: "Profile", target: str, variant: str, layout: str) -> "Deployment":
+    """Return how the graphs of a profile are to run; ConfigError when a name is unknown or does not fit the profile."""
     from export.configs import Deployment
     from export.targets import make_optimization
 

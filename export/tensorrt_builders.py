@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from contract.errors import ArtifactError, ConfigError
-from export.operators import Version, load_graph, name_node
+from export.checks import load_graph
+from export.operators import Version, name_node
 from export.tensorrt_graph import OLDEST_RELEASE, PlanRequest, ShapeRange
 
 _BF16_SINCE: Final = (8, 0)  # compute capability: Ampere

@@ -10,7 +10,8 @@ import onnx
 
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import LENGTH_BUCKETS, MAX_BATCH_SIZE
-from export.operators import Version, infer_types, load_graph, name_node
+from export.checks import load_graph
+from export.operators import Version, infer_types, name_node
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

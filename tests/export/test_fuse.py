@@ -9,6 +9,7 @@ from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.runtime import open_session
 from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, MODELS
 from contract.text import ReportTokenizer
+from export import fuse as fuse_module
 from export import graphs as graphs_module
 from export.checks import FINGERPRINT_KEY, check_graph, read_sizes
 from export.configs import read_template
@@ -147,7 +148,7 @@ def test_fused_graph_tells_inputs_apart(fused, bundle, cases):
 
 
 def test_large_weights_lie_beside_the_graph(graphs, fused, bundle, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs_module, "EXTERNAL_DATA_FROM_BYTES", 1_000_000)
+    monkeypatch.setattr(fuse_module, "EXTERNAL_DATA_FROM_BYTES", 1_000_000)
     sizes = []
     for _ in range(2):  # a second run writes anew, not behind the first
         paths = fuse_graphs(graphs, tmp_path)
