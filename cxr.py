@@ -20,7 +20,18 @@ from typer.core import TyperGroup
 from cli.bench_app import bench_app
 from cli.data_app import data_app
 from cli.export_app import export_app
-from cli.options import Image, Json, ReportText, RetrievalUrl, Table, Timeout, TritonUrl, make_console
+from cli.options import (
+    Compression,
+    Image,
+    Json,
+    ReportText,
+    RetrievalUrl,
+    Table,
+    Timeout,
+    Transport,
+    TritonUrl,
+    make_console,
+)
 from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
 
@@ -194,6 +205,8 @@ def index_cases(
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     timeout: Timeout = 30.0,
+    transport: Transport = "auto",
+    compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
@@ -205,7 +218,8 @@ def index_cases(
 
     rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
     console = make_console(as_json)
-    with CxrClient(triton, retrieval, timeout) as client, show_progress(console, "Indexing") as progress:
+    connected = CxrClient(triton, retrieval, timeout, transport=transport, compression=compression)
+    with connected as client, show_progress(console, "Indexing") as progress:
         text_mode = client.info().text_mode
         result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
     if as_json:
@@ -224,6 +238,8 @@ def predict(
     ] = None,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 10.0,
+    transport: Transport = "auto",
+    compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both."""
@@ -234,7 +250,7 @@ def predict(
 
     require_input(image, report)
     findings = read_findings(finding)
-    with CxrClient(triton, timeout_s=timeout) as client:
+    with CxrClient(triton, timeout_s=timeout, transport=transport, compression=compression) as client:
         prediction = client.predict(read_image(image), read_report(report))
         scores = client.score_findings(findings, prediction) if findings else ()
     if as_json:
@@ -255,6 +271,8 @@ def search(
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     timeout: Timeout = 10.0,
+    transport: Transport = "auto",
+    compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
     """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
@@ -263,7 +281,7 @@ def search(
     from client import CxrClient
 
     require_input(image, report)
-    with CxrClient(triton, retrieval, timeout) as client:
+    with CxrClient(triton, retrieval, timeout, transport=transport, compression=compression) as client:
         found = client.search(
             read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )

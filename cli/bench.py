@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from client.bench.measure import Subject
     from client.bench.requests import Signature
     from client.bench.sample import Sample
+    from client.channel import Carrier, Compression
     from client.triton import TritonTransport
     from serving.inprocess import InProcess
 
@@ -62,6 +63,8 @@ class Options:
     via: Literal["bytes", "client"] = "bytes"
     seed: int = 0
     timeout_s: float = 30.0
+    carrier: "Carrier" = "auto"
+    compression: "Compression" = "none"
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that figures depend on, JSON-ready."""
@@ -102,11 +105,12 @@ def run_bench(console: Console, options: Options) -> dict[str, Any]:
     from client.bench.inputs import describe_inputs
     from client.bench.measure import measure
     from client.bench.report import make_report
+    from client.channel import ChannelSettings
     from client.triton import TritonTransport
 
     budget = Budget.parse(options.budget) if options.budget else None
     with ExitStack() as stack, console.status("Preparing requests") as status:
-        transport = TritonTransport(options.triton)
+        transport = TritonTransport(options.triton, ChannelSettings(options.carrier, options.compression))
         stack.callback(transport.close)
         inputs = _prepare(options, transport)
         request = _make_served(stack, options, transport, inputs)

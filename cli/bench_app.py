@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.options import Json, Timeout, TritonUrl, make_console
+from cli.options import Compression, Json, Timeout, Transport, TritonUrl, make_console
 
 TRITON = "127.0.0.1:8001"
 
@@ -98,6 +98,8 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of cases and of arrivals.")] = 0,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 30.0,
+    transport: Transport = "auto",
+    compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
     """Send requests to a served model in closed and open loops, and report what was found."""
@@ -108,6 +110,8 @@ def run(
 
     if baseline and repository is None and bundle is None:
         raise ConfigError("--baseline needs --repository, --bundle or both.")
+    if via == "bytes" and (transport, compression) != ("auto", "none"):
+        raise ConfigError("--transport and --compression are the client's: add --via client.")
     options = Options(
         triton=triton,
         model=model,
@@ -134,6 +138,8 @@ def run(
         via=via,
         seed=seed,
         timeout_s=timeout,
+        carrier=transport,
+        compression=compression,
     )
     console = make_console(as_json)
     report = run_bench(console, options)

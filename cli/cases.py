@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from contract.errors import ConfigError, InputError
 from contract.text import SECTIONS, Report, format_report
 
@@ -77,19 +79,46 @@ def make_parity_cases(
     rows: Sequence[Row], text_mode: str, image_size: int, *, count: int = 8
 ) -> list["ParityCase"]:
     """Decode real cases for the parity gate: the shortest, the longest and evenly spaced reports between."""
-    from contract.dicom import load_pixels
-    from contract.text import read_report
-    from export.parity import ParityCase
-
     readable = [row for row in rows if is_readable(row, text_mode)]
     readable.sort(key=lambda row: (not row["image_paths"], len(get_report(row))))
     with_image = [row for row in readable if row["image_paths"]] or readable
-    positions = {round(index * (len(with_image) - 1) / max(count - 1, 1)) for index in range(count)}
-    cases = []
-    for position in sorted(positions):
-        row = with_image[position]
-        image = get_image(row)
-        pixels = load_pixels(image.read_bytes(), size=image_size) if image else None
-        text = read_report(get_report(row), text_mode) if has_text(row, text_mode) else None  # type: ignore[arg-type]
-        cases.append(ParityCase(pixels=pixels, text=text))
-    return cases
+    return [_make_case(row, text_mode, image_size) for row in _space(with_image, count)]
+
+
+def make_precision_cases(
+    rows: Sequence[Row], test_ids: Collection[str], text_mode: str, image_size: int, *, most: int = 256
+) -> list["ParityCase"]:
+    """Decode the cases that a precision profile is held to: the test split, with what is known of each.
+
+    Args:
+        rows: Of a studies table.
+        test_ids: Study ids of the model's test split; a table that holds none of them is taken whole.
+        text_mode: The part of a report that the model reads.
+        image_size: Side of the pixels.
+        most: Evenly spaced ones of more.
+    """
+    readable = [row for row in rows if is_readable(row, text_mode)]
+    held_out = [row for row in readable if row["study_id"] in test_ids] or readable
+    return [_make_case(row, text_mode, image_size) for row in _space(held_out, most)]
+
+
+def _space(rows: Sequence[Row], count: int) -> list[Row]:
+    """Return `count` evenly spaced rows, the first and the last among them; all where there are no more."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
+    from contract.dicom import load_pixels
+    from contract.labels import LABELS
+    from contract.text import read_report
+    from export.parity import ParityCase
+
+    image = get_image(row)
+    known = np.array([label.key in row["labels"] for label in LABELS]) if row["labelled"] else None
+    return ParityCase(
+        pixels=load_pixels(image.read_bytes(), size=image_size) if image else None,
+        text=read_report(get_report(row), text_mode) if has_text(row, text_mode) else None,  # type: ignore[arg-type]
+        labels=known,
+    )

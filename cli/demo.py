@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cli.cases import Row, get_image, get_report, has_text, make_cases, make_parity_cases, read_rows
+from cli.cases import (
+    Row,
+    get_image,
+    get_report,
+    has_text,
+    make_cases,
+    make_parity_cases,
+    make_precision_cases,
+    read_rows,
+)
 from cli.inputs import read_split
 from cli.progress import Steps, TrainingBar
 from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
@@ -153,9 +162,16 @@ def _export(demo: Demo, bundle: Bundle) -> None:
     from export.pipeline import export
 
     with demo.steps.step("Export to ONNX, hold against PyTorch, publish for Triton") as step:
-        rows = read_rows(demo.table, study_ids=read_split(bundle.path / "split.json", "test"))
-        cases = make_parity_cases(rows, bundle.config["text_mode"], bundle.config["sizes"]["S"])
-        result = export(bundle.path, demo.repository, cases, progress=step.progress)
+        held_out = read_split(bundle.path / "split.json", "test")
+        rows = read_rows(demo.table, study_ids=held_out)
+        reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
+        result = export(
+            bundle.path,
+            demo.repository,
+            make_parity_cases(rows, *reads),
+            progress=step.progress,
+            precision_cases=make_precision_cases(rows, held_out, *reads),
+        )
         demo.figures["parity"] = result.parity.to_dict()
         step.say(result.parity.to_sentence())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cli.progress import show_progress
-from contract.bundle import Bundle, load_bundle
+from contract.bundle import SPLIT, Bundle, load_bundle
 from contract.errors import ConfigError, CxrError, ServerError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def export_bundle(
         published = _publish(console, bundle, table, repository, publication)
         loaded = _load_new_version(console, published, publication)
     if hub_folder:
-        folder = write_hub_folder(bundle, hub_folder, repository=_find_plain_graphs(published, publication))
+        folder = write_hub_folder(path, hub_folder, repository=_find_plain_graphs(published, publication))
     return Exported(published, folder, loaded)
 
 
@@ -141,17 +141,20 @@ def _check_options(
 def _publish(
     console: Console, bundle: Bundle, table: Path, repository: Path, publication: Publication
 ) -> "ExportResult":
-    from cli.cases import make_parity_cases, read_rows
+    from cli.cases import make_parity_cases, make_precision_cases, read_rows
     from export.pipeline import export
+    from training.split_file import read_split_file
 
     rows = read_rows(table)
-    cases = make_parity_cases(rows, bundle.config["text_mode"], bundle.config["sizes"]["S"])
+    reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
+    held_out = set(read_split_file(bundle.path / SPLIT)["test"])
     with show_progress(console, "Exporting") as progress:
         return export(
             bundle.path,
             repository,
-            cases,
+            make_parity_cases(rows, *reads),
             progress=progress,
+            precision_cases=make_precision_cases(rows, held_out, *reads),
             target=publication.target,
             variant=publication.variant,
             profile=publication.profile,
@@ -211,6 +214,8 @@ def print_export(console: Console, exported: Exported) -> None:
         console.print(exported.published.parity.to_markdown(), highlight=False)
         if exported.published.precision:
             console.print(exported.published.precision.to_markdown(), highlight=False)
+        report = exported.published.precision_path or "nowhere: the bundle cannot be written"
+        console.print(f"Precision report: {report}", highlight=False, markup=False, soft_wrap=True)
         console.print(
             f"Published into {exported.published.repository} as version {exported.published.version}",
             highlight=False,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,18 @@ ReportText = Annotated[
 TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
 RetrievalUrl = Annotated[
     str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
+]
+Transport = Annotated[
+    Literal["auto", "grpc", "shared_memory", "cuda_shared_memory"],
+    typer.Option(
+        "--transport",
+        envvar="CXR_TRANSPORT",
+        help="How tensors reach Triton: auto takes shared memory for large calls on one host.",
+    ),
+]
+Compression = Annotated[
+    Literal["none", "gzip", "deflate"],
+    typer.Option("--compression", envvar="CXR_COMPRESSION", help="Of gRPC messages: for slow networks only."),
 ]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Deadline of each call, in seconds.")]
 Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]

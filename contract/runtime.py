@@ -22,6 +22,7 @@ Array = NDArray[Any]
 Config = Mapping[str, Any]  # config.pbtxt as Triton's JSON
 Provider = tuple[str, dict[str, str]]
 
+FINGERPRINT_FILE: Final = "fingerprint"  # in the directory of a published version
 MAX_DEFAULT_THREADS: Final = 4  # per model instance; several models share the cores
 _MAX_ERROR_CHARS: Final = 300
 
@@ -77,18 +78,23 @@ def open_session(path: Path, config: Config, *, kind: str = "CPU", device: str =
     return _OnnxSession(path, config, kind=kind, device=device)
 
 
-def require_fingerprint(session: Session, config: Config, version: str = "1") -> None:
-    """Raise FingerprintError, with both values, unless a graph and its config.pbtxt come from one model.
+def require_fingerprint(session: Session, config: Config, directory: Path) -> None:
+    """Raise FingerprintError, with both values, unless a graph and what was published with it are of one model.
 
-    One config.pbtxt serves several versions of a model: `fingerprint_<version>`, where there is one, comes
-    before `fingerprint`, which is the newest version's.
+    Args:
+        session: The loaded graph.
+        config: The model's config.pbtxt, which serves all its versions.
+        directory: That of the version. Its file `fingerprint` comes before the parameter `fingerprint`.
     """
-    require_same_fingerprint(
-        read_parameter(config, f"fingerprint_{version}") or read_parameter(config, "fingerprint"),
-        session.metadata.get("fingerprint", ""),
-        expected_from="config.pbtxt",
-        found_from="model.onnx",
-    )
+    file = directory / FINGERPRINT_FILE
+    try:
+        expected, source = file.read_text(encoding="ascii").strip(), str(file)
+    except FileNotFoundError:
+        expected, source = read_parameter(config, "fingerprint"), "config.pbtxt"
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{file} cannot be read: {type(error).__name__}.") from error
+    found = session.metadata.get("fingerprint", "")
+    require_same_fingerprint(expected, found, expected_from=source, found_from="model.onnx")
 
 
 def read_accelerators(config: Config, kind: str) -> list[tuple[str, dict[str, str]]]:

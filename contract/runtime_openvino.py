@@ -4,6 +4,7 @@ OpenVINO reads the ONNX file itself. Beside ONNX Runtime's own float32 it is the
 processors with AVX512-BF16 or AMX multiply two to sixteen times as fast.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -37,17 +38,20 @@ class OpenVinoSession:
             ConfigError: OpenVINO is not installed, a parameter is unknown, or the processor lacks bfloat16.
             ArtifactError: OpenVINO cannot read or compile the file.
         """
-        openvino = _import_openvino()
-        self._openvino = openvino
+        self._openvino = _import_openvino()
         self._threads = threads
         self._precision = read_precision(parameters)
-        core = openvino.Core()
-        _require_capability(core, self._precision)
+        core = get_core()
         try:
             model = core.read_model(path)
-            self._metadata = _read_metadata(model)
-            compiled = core.compile_model(model, "CPU", build_properties(self._precision, threads))
         except Exception as error:  # OpenVINO raises RuntimeError and pybind11's own
+            raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
+        if self._precision == "bf16" or _states_bf16(model):
+            _require_bf16()
+        self._metadata = _read_metadata(model)
+        try:
+            compiled = core.compile_model(model, "CPU", build_properties(self._precision, threads))
+        except Exception as error:  # as above
             raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
         self._request = compiled.create_infer_request()
         self._inputs = {port.get_any_name(): port for port in compiled.inputs}
@@ -106,6 +110,25 @@ class OpenVinoSession:
             )
 
 
+@functools.cache
+def get_core() -> Any:
+    """Return this process's one OpenVINO core, which is never closed.
+
+    Its CPU plugin gives the thread that loads it another stack for signal handlers, and takes that memory away when
+    the last core goes. Where another thread lets it go, the first one keeps an address that is gone: its next
+    signal, a Ctrl-C say, ends the process with a segmentation fault (OpenVINO 2026.4).
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
+    return _import_openvino().Core()
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX); ConfigError without OpenVINO."""
+    return "BF16" in get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def find_table_rows(model: Any) -> dict[str, int]:
     """Return, for each input whose numbers select rows of a table, the rows of the smallest such table.
 
@@ -156,8 +179,17 @@ def build_properties(precision: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _require_capability(core: Any, precision: str) -> None:
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+def _states_bf16(model: Any) -> bool:
+    """Whether the graph itself holds bfloat16, which OpenVINO would compute in float32 elsewhere: slower than fp32."""
+    return any(
+        port.get_element_type().get_type_name() == "bf16"
+        for node in model.get_ordered_ops()
+        for port in node.outputs()
+    )
+
+
+def _require_bf16() -> None:
+    if not has_bf16():
         raise ConfigError(
             "The profile bf16 needs a processor with AVX512-BF16 or AMX, which this one lacks: "
             "export with the profile fp32 or int8."

@@ -13,4 +13,4 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
   CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]
 # The published repository is mounted at /models, read-only.
-ENTRYPOINT ["tritonserver", "--model-repository=/models", "--strict-readiness=true", "--exit-on-error=true"]
+ENTRYPOINT ["/opt/cxr/docker/serve_triton.sh"]

@@ -11,6 +11,7 @@ from contract.bundle import load_bundle
 from contract.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from contract.bundle import Bundle
     from export.configs import Deployment
     from export.parity import ParityCase, ParityReport
     from export.precision_report import PrecisionReport
@@ -30,6 +31,9 @@ class ExportResult:
     fingerprint: str
     version: int = 1
     precision: "PrecisionReport | None" = None
+    precision_path: Path | None = (
+        None  # of the report in the bundle; None where the bundle could not be written
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
@@ -40,6 +44,7 @@ class ExportResult:
             "graph_bytes": self.graph_bytes,
             "parity": self.parity.to_dict(),
             **({"precision": self.precision.to_dict()} if self.precision else {}),
+            "precision_path": None if self.precision_path is None else str(self.precision_path),
         }
 
 
@@ -49,6 +54,7 @@ def export(
     cases: "Sequence[ParityCase]",
     progress: Progress | None = None,
     *,
+    precision_cases: "Sequence[ParityCase] | None" = None,
     target: str = "cpu",
     variant: str = "latency",
     profile: str = "fp32",
@@ -62,6 +68,8 @@ def export(
         repository: Where the repository goes; one published earlier gets a new version of every model.
         cases: Real cases for the parity gate, best with image and report (`check_parity`).
         progress: Called with (percent done, 100).
+        precision_cases: Real cases that the profile is held to, best the labelled test split (`check_precision`);
+            None: `cases`. The report goes into the bundle.
         target: What the graphs run on once served: cpu, gpu or tensorrt.
         variant: What the server is tuned for: latency or throughput.
         profile: Precision profile of the graphs (`export.profiles`).
@@ -84,15 +92,33 @@ def export(
     repository = Path(repository)
     if check_replaceable(repository) and not replace:
         check_fits(bundle, repository, deployment)  # before the slow part
+    held_to = cases if precision_cases is None else precision_cases
     with _make_scratch() as scratch:
-        graphs, parity, precision = _make_graphs(bundle, Path(scratch), cases, deployment, chosen, progress)
+        graphs, parity, precision = _make_graphs(
+            bundle, Path(scratch), cases, held_to, deployment, chosen, progress
+        )
         published = publish(bundle, graphs, repository, deployment, replace=replace)
         graph_bytes = {name: _count_bytes(graphs[name]) for name in deployment.graphs}
     if progress:
         progress(100, 100)
     return ExportResult(
-        published, parity, graph_bytes, bundle.fingerprint, find_version(published), precision
+        published,
+        parity,
+        graph_bytes,
+        bundle.fingerprint,
+        find_version(published),
+        precision,
+        _record(bundle, precision),
     )
+
+
+def _record(bundle: "Bundle", precision: "PrecisionReport") -> Path | None:
+    from export.precision_report import write_report
+
+    try:
+        return write_report(bundle, precision)
+    except ArtifactError:  # a bundle on a read-only disk can be published too
+        return None
 
 
 def _load_profile(name: str) -> "Profile":
@@ -115,6 +141,7 @@ def _make_graphs(
     bundle: Any,
     scratch: Path,
     cases: "Sequence[ParityCase]",
+    precision_cases: "Sequence[ParityCase]",
     deployment: "Deployment",
     profile: "Profile",
     progress: Progress | None,
@@ -138,7 +165,9 @@ def _make_graphs(
         progress=_scale(progress, 65, 75),
     )
     graphs = converted.paths
-    precision = check_precision(bundle, graphs, profile, cases, _scale(progress, 75, 95), reference=plain)
+    precision = check_precision(
+        bundle, graphs, profile, precision_cases, _scale(progress, 75, 95), reference=plain
+    )
     if profile.faster_than:
         rival = _load_profile(profile.faster_than)
         slower = convert_graphs(bundle, plain, rival, scratch / "rival", target=deployment.target).paths

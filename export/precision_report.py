@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ServedLabel
+from contract.bundle import Bundle, ServedLabel, amend_bundle, write_json
 from export.measures import (
     MIN_CASES,
     MIN_SCORED,
@@ -20,6 +21,7 @@ from export.measures import (
 from export.parity import Kind
 from export.profiles import Limits
 
+REPORTS: Final = "precision"  # directory in a bundle
 _AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper ones
 
 
@@ -164,6 +166,23 @@ class PrecisionReport:
         if all(row.auroc_change is None for row in self.kinds):
             lines += ["", f"AUROC and AP were not measured: that takes {MIN_SCORED} cases with labels."]
         return "\n".join(lines) + "\n"
+
+
+def write_report(bundle: Bundle, report: PrecisionReport) -> Path:
+    """Add a report to the bundle as `precision/<profile>.json` and `.md`, in place of an earlier one of the profile.
+
+    Returns:
+        The Markdown file.
+
+    Raises:
+        ArtifactError: The disk refused the write; the bundle is as it was.
+    """
+    data, text = (f"{REPORTS}/{report.profile}.{ending}" for ending in ("json", "md"))
+    with amend_bundle(bundle, changed=(data, text)) as scratch:
+        (scratch / REPORTS).mkdir(exist_ok=True)
+        write_json(scratch / data, report.to_dict())
+        (scratch / text).write_text(report.to_markdown(), encoding="utf-8")
+    return bundle.path / text
 
 
 def measure_kind(

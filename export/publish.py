@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
+from contract.runtime import FINGERPRINT_FILE
 from export.checks import read_fingerprint, read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config, find_difference
 from export.targets import is_rate_limited
@@ -188,6 +189,7 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
         pin(config, number)
     head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
     (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
+    (directory / FINGERPRINT_FILE).write_text(f"{source.bundle.fingerprint}\n", encoding="ascii")
     if spec.backend == "onnxruntime":
         _copy_graph(source.graphs[name], directory)
     elif spec.backend == "python":

@@ -4,13 +4,15 @@ On disk, for every served model:
 
     <model>/config.pbtxt       what Triton reads now
     <model>/<N>/config.pbtxt   the config that version N was published with; Triton passes over it
+    <model>/<N>/fingerprint    the model that version N is of; a graph must hold the same
     <model>/<N>/...            the graph or code of version N; nothing for an ensemble
     .published.json            the marker: the current version, and fingerprint, date and files of each
 
 Triton has one config.pbtxt for all versions of a model. Graphs and preprocessing therefore serve every version of
 the marker side by side (`version_policy`), and the ensembles are the switch: each is pinned, step by step, to
-one version, so no request mixes the encoder of one model with the fusion of another. The config of a graph
-names the newest model in the parameter `fingerprint` and each version's own in `fingerprint_<N>`.
+one version, so no request mixes the encoder of one model with the fusion of another. The config of a graph says
+nothing of one version alone, its `fingerprint` least of all: Triton loads again what serves when its config
+changes in anything but versions and instances, and a new version is to cost the loading of itself only.
 
 A change is staged completely beside the files and then consists of renames, the marker last. A rename that fails is
 undone. After a kill in their midst `settle` makes everything again what the marker says.
@@ -269,10 +271,7 @@ def render(state: Published) -> dict[str, str]:
 def _render_shared(config: Any, state: Published) -> str:
     numbers = sorted(state.versions)
     config.version_policy.specific.versions[:] = numbers
-    config.parameters[_FINGERPRINT].string_value = state.versions[numbers[-1]][_FINGERPRINT]
-    for number in numbers:
-        parameter = config.parameters[f"{_FINGERPRINT}_{number}"]
-        parameter.string_value = state.versions[number][_FINGERPRINT]
+    config.parameters.pop(_FINGERPRINT, None)
     return f"# Written by `cxr export`: versions {', '.join(map(str, numbers))}.\n" + format_config(config)
 
 

@@ -134,7 +134,9 @@ def _check_openvino() -> tuple[bool, str]:
         import openvino
     except ImportError:
         return True, "not installed; only the profile bf16 needs it: pip install 'cxr-serving[openvino]'"
-    has = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    from contract.runtime_openvino import has_bf16
+
+    has = has_bf16()
     version = openvino.__version__.partition("-")[0]
     return True, f"{version}, bfloat16 {'yes' if has else 'no: use the profile fp32 or int8'}"
 

@@ -180,7 +180,7 @@ def _open_graph(config: Mapping[str, Any], directory: Path) -> Session:
     kind = groups[0].get("kind", "KIND_CPU") if groups else "KIND_CPU"
     path = directory / (config.get("default_model_filename") or "model.onnx")
     session = open_session(path, config, kind=kind)
-    require_fingerprint(session, config, directory.name)
+    require_fingerprint(session, config, directory)
     return session
 
 

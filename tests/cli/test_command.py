@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from contract.errors import UnavailableError
 from cxr import app
 
 COMMANDS = ("demo", "train", "export", "serve", "index", "predict", "search", "explain", "doctor")
@@ -117,3 +118,26 @@ def test_draw_table_audit_cache(tmp_path: Path):
     assert result.exit_code == 0
     assert "1 refused" in result.output
     assert "Refused image" in result.output
+
+
+@pytest.mark.parametrize("command", [("predict",), ("search",)])
+def test_transport_and_compression_reach_the_client(command, monkeypatch):
+    made = []
+
+    class Client:
+        def __init__(self, *_: object, **settings: object) -> None:
+            made.append(settings)
+            raise UnavailableError("enough")
+
+    monkeypatch.setattr("client.CxrClient", Client)
+    assert run(*command, "--report", "Normal.", "--transport", "grpc", "--compression", "gzip").exit_code == 4
+    assert (made[0]["transport"], made[0]["compression"]) == ("grpc", "gzip")
+    refused = run(*command, "--report", "Normal.", "--transport", "pigeon")
+    assert (refused.exit_code, len(made)) == (2, 1)
+    assert "shared_memory" in refused.output
+
+
+def test_transport_of_a_bench_is_the_clients():
+    refused = run("bench", "run", "--transport", "shared_memory")
+    assert refused.exit_code == 2
+    assert "--via client" in refused.output

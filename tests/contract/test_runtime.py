@@ -1,6 +1,7 @@
 """One graph on each runtime of this machine: the same test bodies for ONNX Runtime and for OpenVINO."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from contract import runtime
 from contract.errors import ArtifactError, ConfigError, FingerprintError, TensorError
 from contract.runtime import open_session, require_fingerprint
+from contract.runtime_openvino import has_bf16
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -56,9 +58,9 @@ def graph(tmp_path_factory) -> Path:
 def config(request):
     if request.param == "onnxruntime":
         return {}
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     precision = request.param.partition(" ")[2]
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and not has_bf16():
         pytest.skip("this processor has no bfloat16")
     return accelerate("cpu", "openvino", precision=precision)
 
@@ -135,11 +137,17 @@ def test_metadata_of_the_file(session):
     assert session.metadata["graph"] == "lookup"
 
 
-def test_fingerprint_of_the_version_comes_before_that_of_the_model(session):
-    require_fingerprint(session, set_parameters(fingerprint=FINGERPRINT))
-    require_fingerprint(session, set_parameters(fingerprint="b" * 64, fingerprint_2=FINGERPRINT), "2")
+def test_fingerprint_of_the_version_comes_before_that_of_the_model(session, tmp_path):
+    require_fingerprint(session, set_parameters(fingerprint=FINGERPRINT), tmp_path)
+    file = tmp_path / "fingerprint"
+    file.write_text(f"{FINGERPRINT}\n")
+    require_fingerprint(session, set_parameters(fingerprint="b" * 64), tmp_path)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        require_fingerprint(session, set_parameters(fingerprint=FINGERPRINT), tmp_path)
+    file.write_text("b" * 64)
     with pytest.raises(FingerprintError, match="bbbbbbbbbbbb"):
-        require_fingerprint(session, set_parameters(fingerprint="b" * 64, fingerprint_2=FINGERPRINT), "3")
+        require_fingerprint(session, set_parameters(fingerprint=FINGERPRINT), tmp_path)
 
 
 def test_description_names_runtime_precision_and_threads(graph, config):
@@ -163,6 +171,51 @@ def test_a_processor_without_bfloat16_is_told_so(graph, monkeypatch):
     assert "fp32" in open_session(graph, accelerate("cpu", "openvino", precision="fp32")).describe()
     with pytest.raises(ConfigError, match="AVX512-BF16"):
         open_session(graph, accelerate("cpu", "openvino", precision="bf16"))
+
+
+def test_a_graph_in_bfloat16_needs_such_a_processor_whatever_its_config_says(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    x, y = (helper.make_tensor_value_info(name, kinds.FLOAT, ["B", 4]) for name in "xy")
+    weight = helper.make_tensor("w", kinds.BFLOAT16, [4, 4], np.eye(4, dtype=np.float32).ravel())
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=kinds.BFLOAT16),
+        helper.make_node("MatMul", ["narrow", "w"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=kinds.FLOAT),
+    ]
+    made = helper.make_graph(nodes, "bf16", [x], [y], [weight])
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "model.onnx",
+    )
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(ConfigError, match="AVX512-BF16"):
+        open_session(tmp_path / "model.onnx", accelerate("cpu", "openvino", precision="fp32"))
+
+
+SIGNAL_AFTER_A_SESSION = """
+import faulthandler, signal, sys, threading
+from pathlib import Path
+from contract.runtime import open_session
+faulthandler.enable()  # as pytest does: its stack for signal handlers is what OpenVINO replaces
+accelerator = {"cpu_execution_accelerator": [{"name": "openvino"}]}
+config = {"optimization": {"execution_accelerators": accelerator}}
+sessions = [open_session(Path(sys.argv[1]), config)]
+thread = threading.Thread(target=sessions.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_survived_after_another_thread_closed_the_session(graph):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", SIGNAL_AFTER_A_SESSION, str(graph)]
+    ended = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "handled"), ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tritonclient import grpc as triton_client
 from contract.text import train_tokenizer
 from serving.process import ChildProcess
 from serving.stack import Ports, is_triton_ready
-from serving.triton import assemble_backends, build_environment, find_triton
+from serving.triton import ADMIN_HEADER, assemble_backends, build_environment, find_triton
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
@@ -57,6 +57,14 @@ def test_every_dockerfile_pins_its_base_and_drops_root(path: Path):
     assert re.search(r"^USER (?!root)", text, flags=re.MULTILINE)
     assert text.index("USER cxr") < text.index("ENTRYPOINT")
     json.loads(read_instruction(path.name, "ENTRYPOINT"))
+
+
+def test_entry_scripts_travel_into_the_image_and_can_be_run():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for script in (ROOT / "docker").glob("*.sh"):
+        assert script.stat().st_mode & 0o111 == 0o111
+        assert f"!docker/{script.name}" in ignored
+        subprocess.run(["sh", "-n", script], check=True)
 
 
 def test_triton_image_is_the_release_of_the_bundled_server():
@@ -127,19 +135,23 @@ def test_retrieval_gpu_image_refuses_to_start_without_a_gpu(tmp_path: Path):
 
 @pytest.mark.slow
 def test_triton_image(tmp_path: Path):
-    """The image's command line serves the python models with exactly the packages that the image adds.
+    """The image's entry point serves the python models with exactly the packages that the image adds.
 
     The program is the bundled tritonserver of the same release; the graphs, which the image runs with its C++
-    ONNX Runtime backend, are left out.
+    ONNX Runtime backend, are left out. Models are loaded again by who has the key, and by nobody else.
     """
     python = install("triton.Dockerfile", tmp_path)
     report, text = b"FINDINGS: Small effusion XXXX.", b"Small effusion ."
     make_preprocessing_repository(tmp_path / "models", [report.decode()])
     installation, ports = find_triton(), Ports.free()
-    command = json.loads(read_instruction("triton.Dockerfile", "ENTRYPOINT"))
-    command[0] = str(installation.server)
-    command[1] = command[1].replace("/models", str(tmp_path / "models"))
-    command += [
+    (tmp_path / "models" / ".published.json").write_text(json.dumps({"rate_limited": True}))
+    (entry,) = json.loads(read_instruction("triton.Dockerfile", "ENTRYPOINT"))
+    assert entry.startswith("/opt/cxr/docker/")
+    environment = build_environment(installation, python.parents[1])
+    environment["PATH"] = f"{installation.server.parent}:{environment['PATH']}"
+    environment |= {"CXR_MODELS": str(tmp_path / "models"), "CXR_ADMIN_KEY": "a secret"}
+    command = [
+        str(ROOT / "docker" / Path(entry).name),
         f"--backend-directory={assemble_backends(installation, tmp_path / 'backends')}",
         *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"),
         *(f"--http-port={ports.http}", f"--grpc-port={ports.grpc}", f"--metrics-port={ports.metrics}"),
@@ -148,7 +160,7 @@ def test_triton_image(tmp_path: Path):
         "Triton",
         command,
         log_path=tmp_path / "triton.log",
-        environment=build_environment(installation, python.parents[1]),
+        environment=environment,
         directory=tmp_path / "models",
     )
     server.start()
@@ -165,6 +177,10 @@ def test_triton_image(tmp_path: Path):
             triton_client.InferenceServerException, match="preprocess_image: The image is empty"
         ):
             client.infer("preprocess_image", [make_input("image_bytes", b"")])
+        with pytest.raises(triton_client.InferenceServerException):
+            client.load_model("preprocess_text")
+        client.load_model("preprocess_text", headers={f"triton-grpc-protocol-{ADMIN_HEADER}": "a secret"})
+        assert Path(f"/proc/{server.pid}/cmdline").read_bytes().count(b"--rate-limit=execution_count") == 1
         client.close()
     finally:
         server.stop()

@@ -247,12 +247,14 @@ def test_command_publishes_and_takes_the_graphs_along(small, tmp_path, monkeypat
 
     def publish(path, repository, cases, progress=None, *, target="cpu", **others):
         assert (path, cases, target) == (small.path, ["a case"], "gpu")
+        assert others["precision_cases"] == ["a test case"]
         write_repository(repository, small.fingerprint)
         return pipeline.ExportResult(repository, Parity(), {}, small.fingerprint)
 
     monkeypatch.setattr(pipeline, "export", publish)
     monkeypatch.setattr(cli.cases, "read_rows", lambda table: [table])
     monkeypatch.setattr(cli.cases, "make_parity_cases", lambda rows, mode, size: ["a case"])
+    monkeypatch.setattr(cli.cases, "make_precision_cases", lambda rows, ids, mode, size: ["a test case"])
     where = ("--table", "t.parquet", "--repository", tmp_path / "repository", "--target", "gpu")
     result = run(small.path, *where, "--hub-folder", tmp_path / "folder", "--json")
     assert result.exit_code == 0, result.output

@@ -1,6 +1,7 @@
 """Precision profiles: converted graphs are valid, small differences pass, and the gate names what does not."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from contract.bundle import ServedLabel
+from contract.bundle import ServedLabel, load_bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError, TensorError
 from contract.labels import LABELS
 from contract.runtime import open_session
+from contract.runtime_openvino import has_bf16
 from contract.tensors import GRAPHS
 from export.checks import read_fingerprint
 from export.convert import convert_graphs
@@ -24,7 +26,7 @@ from export.measures import (
 )
 from export.parity import ParityCase
 from export.precision import check_precision, measure_precision, require_passed
-from export.precision_report import measure_kind
+from export.precision_report import measure_kind, write_report
 from export.profiles import load_profile
 from export.speed import SpeedReport, compare_speed, require_faster
 
@@ -74,8 +76,8 @@ LOOSE = replace(
 
 
 def needs_bf16():
-    openvino = pytest.importorskip("openvino")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    pytest.importorskip("openvino")
+    if not has_bf16():
         pytest.skip("this processor has no bfloat16")
 
 
@@ -145,6 +147,19 @@ def test_fp32_profile_agrees_with_pytorch(bundle, converted, labelled):
     assert report.reference == "PyTorch float32"
     assert max(row.flips for row in report.kinds) == 0
     assert max(row.relative_difference for row in report.graphs) < 1e-5
+
+
+def test_report_goes_into_the_bundle_and_the_next_one_takes_its_place(bundle, converted, labelled, tmp_path):
+    own = load_bundle(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    report = check_precision(bundle, converted["fp32"].paths, load_profile("fp32"), labelled)
+    assert write_report(own, report) == own.path / "precision" / "fp32.md"
+    again = load_bundle(own.path)
+    assert again.fingerprint == own.fingerprint
+    assert json.loads((own.path / "precision" / "fp32.json").read_text())["passed"] is True
+    assert (own.path / "precision" / "fp32.md").read_text() == report.to_markdown()
+    assert write_report(again, replace(report, cases=3)).read_text().count(": 3 cases") == 1
+    assert write_report(load_bundle(own.path), replace(report, profile="bf16")).name == "bf16.md"
+    assert {"precision/fp32.md", "precision/bf16.json"} <= set(load_bundle(own.path).manifest["files"])
 
 
 def test_bf16_profile_passes_its_limits_where_the_processor_has_it(bundle, graphs, converted, labelled):

@@ -47,15 +47,15 @@ def test_repository_is_complete(repository, bundle, graphs):
     assert sorted(path.name for path in repository.iterdir() if path.is_dir()) == sorted(MODELS)
     for name, spec in MODELS.items():
         files = {path.name for path in (repository / name / "1").iterdir()}
+        assert {"config.pbtxt", "fingerprint"} <= files
+        files -= {"config.pbtxt", "fingerprint"}
         if spec.backend == "onnxruntime":
-            assert files == {"model.onnx", "config.pbtxt"}
+            assert files == {"model.onnx"}
             assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(graphs[name])
         elif spec.backend == "ensemble":
-            assert files == {"config.pbtxt"}
+            assert not files
         else:
-            assert files == {"model.py", "config.pbtxt"} | (
-                {"tokenizer.json"} if name == "preprocess_text" else set()
-            )
+            assert files == {"model.py"} | ({"tokenizer.json"} if name == "preprocess_text" else set())
             code = TEMPLATES / name / "1" / "model.py"
             assert (repository / name / "1" / "model.py").read_bytes() == code.read_bytes()
     tokenizer = repository / "preprocess_text" / "1" / "tokenizer.json"
@@ -81,11 +81,11 @@ def test_sizes_and_fingerprint_are_stamped(name, repository, bundle):
         assert [tuple(entry.dims) for entry in entries] == [tensor.dims(sizes) for tensor in tensors]
         for entry, tensor in zip(entries, tensors, strict=True):
             assert (-1 in entry.dims) == ("L" in tensor.shape)
-    assert config.parameters["fingerprint"].string_value == bundle.fingerprint
-    own = (
-        config.parameters["fingerprint_1"].string_value if spec.backend != "ensemble" else bundle.fingerprint
-    )
-    assert own == bundle.fingerprint
+    assert (repository / name / "1" / "fingerprint").read_text() == f"{bundle.fingerprint}\n"
+    if spec.backend == "ensemble":
+        assert config.parameters["fingerprint"].string_value == bundle.fingerprint
+    else:  # its versions share this config
+        assert "fingerprint" not in config.parameters
     assert list(config.version_policy.specific.versions) == [1]
     assert all(step.model_version == 1 for step in config.ensemble_scheduling.step)
 

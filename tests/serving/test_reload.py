@@ -53,14 +53,9 @@ def publish_second(repository: Path) -> None:
     graph.graph.initializer[0].CopyFrom(table)
     onnx.helper.set_model_props(graph, {"fingerprint": NEW})
     onnx.save(graph, repository / "graph" / "2" / "model.onnx")
-    own = "".join(
-        f'parameters {{ key: "fingerprint_{number}" value {{ string_value: "{value}" }} }}\n'
-        for number, value in ((1, OLD), (2, NEW))
-    )
-    change_config(
-        repository, "graph", (OLD, NEW), ("max_batch_size: 8\n", f"max_batch_size: 8\n{own}"), policy="[1, 2]"
-    )
-    change_config(repository, "step", policy="[1, 2]")
+    (repository / "graph" / "2" / "fingerprint").write_text(NEW)
+    for name in ("graph", "step"):
+        change_config(repository, name, policy="[1, 2]")
     change_config(repository, "predict", (OLD, NEW), ("model_version: 1", "model_version: 2"), policy="[2]")
     (repository / ".published.json").write_text(json.dumps({"fingerprint": NEW}))
 

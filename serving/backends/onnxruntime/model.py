@@ -1,8 +1,8 @@
 """The "onnxruntime" backend for a Triton without the C++ one: a python-based backend of the same name.
 
 It reads the same config.pbtxt: `instance_group`, `optimization.execution_accelerators`, the parameters
-`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime`), and `fingerprint`, which the
-graph's metadata must equal. Requests of equal shapes run as one batch. A request that fails fails alone.
+`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime`). The graph must be of the model
+that its version's directory names. Requests of equal shapes run as one batch. A request that fails fails alone.
 
 Triton calls one instance from one thread, so the session and the buffers below are reused without a lock.
 """
@@ -35,12 +35,12 @@ class TritonPythonModel:
         """Load this version's `model.onnx`; TritonModelException, with the reason, if that fails."""
         config = json.loads(args["model_config"])
         self._name = args["model_name"]
-        path = Path(args["model_repository"]) / args["model_version"]
-        path /= config.get("default_model_filename") or "model.onnx"
+        version = Path(args["model_repository"]) / args["model_version"]
+        path = version / (config.get("default_model_filename") or "model.onnx")
         kind, device = args["model_instance_kind"], args["model_instance_device_id"]
         try:
             self._session = open_session(path, config, kind=kind, device=device)
-            require_fingerprint(self._session, config, args["model_version"])
+            require_fingerprint(self._session, config, version)
         except CxrError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
         self._inputs = [entry["name"] for entry in config["input"]]

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Start Triton on the published repository at /models (CXR_MODELS names another place): the same model control as
+# `cxr serve`. All models are loaded at the start; a new version is loaded when `cxr export --load` asks with the
+# admin key, and nobody else can change models. Without CXR_ADMIN_KEY the key is random, so nobody can at all.
+# Further arguments go to tritonserver.
+set -eu
+
+models="${CXR_MODELS:-/models}"
+key="${CXR_ADMIN_KEY:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
+restricted="model-repository:cxr-admin-key=$key"
+rate_limit=off
+if grep -q '"rate_limited": true' "$models/.published.json"; then
+  rate_limit=execution_count
+fi
+unset CXR_ADMIN_KEY # the models need not know it
+
+exec tritonserver "--model-repository=$models" \
+  --model-control-mode=explicit '--load-model=*' \
+  "--grpc-restricted-protocol=$restricted" "--http-restricted-api=$restricted" \
+  "--rate-limit=$rate_limit" --strict-readiness=true --exit-on-error=true "$@"
