@@ -30,6 +30,9 @@ ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
 EXIT_TIMEOUT_S: Final = 3  # for requests under way; unloading python models one by one would take about 10 s
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _BACKENDS: Final = Path(__file__).parent / "backends"
+# A line of a .pth file that begins with "import" is run. Without it Python writes a __pycache__ beside model.py, and
+# Triton takes that for a change: it would load a version that serves again whenever another one is published.
+_NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
 _STUB: Final = "triton_python_backend_stub"
 
 
@@ -117,7 +120,8 @@ def assemble_python(directory: Path) -> Path:
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(directory)
         packages = next((directory / "lib").glob("python3*/site-packages"))
-        (packages / "stack.pth").write_text("\n".join(list_import_paths()) + "\n", encoding="utf-8")
+        lines = [_NO_BYTECODE, *list_import_paths()]
+        (packages / "stack.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
         raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
     return directory

@@ -98,6 +98,9 @@ def test_new_version_is_taken_under_traffic(served):
     assert result.fingerprint == NEW
     assert list(result.seconds) == ["graph", "step", "predict"]  # the switch comes last
     assert json.loads(json.dumps(result.to_dict()))["fingerprint"] == NEW
+    log = (stack.log_dir / "triton.log").read_text()
+    for name in ("graph", "step"):  # version 1 is not loaded again: the requests would wait for the cores
+        assert log.count(f"InstanceInitialize: {name}_0_0 ") == 2, name
 
 
 @pytest.mark.e2e
