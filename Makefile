@@ -103,10 +103,10 @@ clean:
 
 # Figures of docs/benchmarks.md. Speed does not depend on what weights hold: the models train for one short epoch.
 BENCH := $(RESULTS)/bench
-BEST ?= --profile bf16
+BEST ?= --profile int8
 SHORT := --set loop.epochs=1 --set loop.batch_size=8 --set loop.precision=fp32 --set weights.checkpointing=true
 
-bench: $(BENCH)/tiny/fp32/.published.json $(BENCH)/tiny/best/.published.json $(BENCH)/base/best/.published.json
+bench: $(foreach name,tiny/fp32 tiny/split tiny/fused base/fused,$(BENCH)/$(name)/.published.json)
 	$(CXR) bench table $(BENCH)
 
 $(BENCH)/studies.parquet: | .venv/installed
@@ -120,5 +120,8 @@ $(BENCH)/%/bundle/manifest.json: $(BENCH)/studies.parquet
 $(BENCH)/%/fp32/.published.json: $(BENCH)/%/bundle/manifest.json
 	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace
 
-$(BENCH)/%/best/.published.json: $(BENCH)/%/bundle/manifest.json
+$(BENCH)/%/split/.published.json: $(BENCH)/%/bundle/manifest.json
 	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace $(BEST)
+
+$(BENCH)/%/fused/.published.json: $(BENCH)/%/bundle/manifest.json
+	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace $(BEST) --graphs fused

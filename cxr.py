@@ -36,8 +36,10 @@ from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
 
 # Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait for each other, and where another
-# program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores. `cxr bench`
+# measures PyTorch as it comes; alone on a machine it is a tenth slower without spinning.
+if sys.argv[1:2] != ["bench"]:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TRITON = "127.0.0.1:8001"
 RETRIEVAL = "127.0.0.1:8005"

@@ -179,7 +179,7 @@ def table(
     out: Annotated[
         Path | None, typer.Option(help="Directory for table.json and table.md; default: ROOT.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long each load is measured.")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long each load is measured.")] = 12.0,
     only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
     as_json: Json = False,
 ) -> None:

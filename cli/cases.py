@@ -86,20 +86,30 @@ def make_parity_cases(
 
 
 def make_precision_cases(
-    rows: Sequence[Row], test_ids: Collection[str], text_mode: str, image_size: int, *, most: int = 256
+    rows: Sequence[Row],
+    test_ids: Collection[str],
+    text_mode: str,
+    image_size: int,
+    *,
+    least: int = 64,
+    most: int = 256,
 ) -> list["ParityCase"]:
     """Decode the cases that a precision profile is held to: the test split, with what is known of each.
 
     Args:
         rows: Of a studies table.
-        test_ids: Study ids of the model's test split; a table that holds none of them is taken whole.
+        test_ids: Study ids of the model's test split.
         text_mode: The part of a report that the model reads.
         image_size: Side of the pixels.
+        least: A test split of fewer is filled up with evenly spaced other studies: few decisions show no flips, and
+            AUROC and AP are measured from 50 cases on.
         most: Evenly spaced ones of more.
     """
     readable = [row for row in rows if is_readable(row, text_mode)]
-    held_out = [row for row in readable if row["study_id"] in test_ids] or readable
-    return [_make_case(row, text_mode, image_size) for row in _space(held_out, most)]
+    held_out = [row for row in readable if row["study_id"] in test_ids]
+    others = [row for row in readable if row["study_id"] not in test_ids]
+    chosen = [*held_out, *_space(others, max(least - len(held_out), 0))]
+    return [_make_case(row, text_mode, image_size) for row in _space(chosen, most)]
 
 
 def _space(rows: Sequence[Row], count: int) -> list[Row]:

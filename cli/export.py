@@ -211,9 +211,9 @@ def _find_plain_graphs(published: "ExportResult | None", publication: Publicatio
 def print_export(console: Console, exported: Exported) -> None:
     """Print the parity gate's table, and where everything lies."""
     if exported.published:
-        console.print(exported.published.parity.to_markdown(), highlight=False)
+        console.print(exported.published.parity.to_markdown(), highlight=False, soft_wrap=True)
         if exported.published.precision:
-            console.print(exported.published.precision.to_markdown(), highlight=False)
+            console.print(exported.published.precision.to_markdown(), highlight=False, soft_wrap=True)
         report = exported.published.precision_path or "nowhere: the bundle cannot be written"
         console.print(f"Precision report: {report}", highlight=False, markup=False, soft_wrap=True)
         console.print(

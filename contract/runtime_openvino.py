@@ -31,7 +31,7 @@ class OpenVinoSession:
 
         Args:
             path: The ONNX file.
-            parameters: Of the accelerator: `precision`, "bf16" or "fp32" (the default).
+            parameters: Of the accelerator; see `read_parameters`.
             threads: How many threads compute.
 
         Raises:
@@ -40,7 +40,7 @@ class OpenVinoSession:
         """
         self._openvino = _import_openvino()
         self._threads = threads
-        self._precision = read_precision(parameters)
+        self._precision, self._group = read_parameters(parameters)
         core = get_core()
         try:
             model = core.read_model(path)
@@ -50,7 +50,8 @@ class OpenVinoSession:
             _require_bf16()
         self._metadata = _read_metadata(model)
         try:
-            compiled = core.compile_model(model, "CPU", build_properties(self._precision, threads))
+            properties = build_properties(self._precision, threads, self._group)
+            compiled = core.compile_model(model, "CPU", properties)
         except Exception as error:  # as above
             raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
         self._request = compiled.create_infer_request()
@@ -84,7 +85,8 @@ class OpenVinoSession:
     def describe(self) -> str:
         """Return runtime, version, precision and threads."""
         version = self._openvino.__version__.partition("-")[0]
-        return f"OpenVINO {version} {self._precision}, {self._threads} thread{'s' * (self._threads > 1)}"
+        precision = f"int8 in groups of {self._group}" if self._group else self._precision
+        return f"OpenVINO {version} {precision}, {self._threads} thread{'s' * (self._threads > 1)}"
 
     def _check(self, names: Sequence[str], feeds: Mapping[str, Array]) -> None:
         if unknown := [name for name in names if name not in self._outputs]:
@@ -151,25 +153,35 @@ def find_table_rows(model: Any) -> dict[str, int]:
     return rows
 
 
-def read_precision(parameters: Mapping[str, str]) -> str:
-    """Return the accelerator's precision, "bf16" or "fp32".
+def read_parameters(parameters: Mapping[str, str]) -> tuple[str, int]:
+    """Return the accelerator's precision and quantisation group.
+
+    Args:
+        parameters: `precision` is "bf16" or "fp32" (the default). `quantization_group` (default 0: none) is how many
+            neighbouring numbers share a scale where a product's weight is int8: its other factor is then rounded to
+            int8 too, group by group as it comes (OpenVINO, "dynamic quantization").
 
     Raises:
-        ConfigError: It is neither, or another parameter is given, which would be passed over.
+        ConfigError: A value is not usable, or another parameter is given, which would be passed over.
     """
-    if unknown := sorted(set(parameters) - {"precision"}):
-        raise ConfigError(f"The accelerator openvino has no parameter {unknown[0]}: only precision.")
-    precision = parameters.get("precision", "fp32")
+    if unknown := sorted(set(parameters) - {"precision", "quantization_group"}):
+        raise ConfigError(
+            f"The accelerator openvino has no parameter {unknown[0]}: only precision and quantization_group."
+        )
+    precision, group = parameters.get("precision", "fp32"), parameters.get("quantization_group", "0")
     if precision not in _PRECISIONS:
         raise ConfigError(f"The precision of openvino must be bf16 or fp32, not {precision!r}.")
-    return precision
+    if not group.isdecimal():
+        raise ConfigError(f"The quantization_group of openvino must be a whole number, not {group!r}.")
+    return precision, int(group)
 
 
-def build_properties(precision: str, threads: int) -> dict[str, Any]:
+def build_properties(precision: str, threads: int, group: int = 0) -> dict[str, Any]:
     """Return OpenVINO's properties (names as in `ov::hint` and `ov`) for one request at a time."""
     return {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
         # Every model is its own process: pinned, they would all take the first cores and leave the others.

@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from contract.bundle import Bundle
-from contract.errors import ArtifactError
 from contract.tensors import MODELS
 from export.checks import check_graph, read_sizes
 from export.optimize import optimize_graphs, save_graph
 from export.profiles import Profile
 
+GROUP: Final = 128  # of weights that share a scale
 _PRODUCTS: Final = ("MatMul", "Gemm")
 # In half precision a variance or a long sum loses its last digits or overflows (NVIDIA/TensorRT issues 1262, 4493).
 _KEPT_FLOAT: Final = (
@@ -122,33 +124,57 @@ def convert_to_float16(source: Path, path: Path) -> None:
 
 
 def quantize_to_int8(source: Path, path: Path) -> None:
-    """Write a graph whose MatMuls with a weight are computed in int8.
+    """Write a graph whose weights of products (MatMul) are stored in int8, with scales beside them.
 
-    Weights get one scale for each output channel; the other factor is quantised for each call, from its own range
-    (onnxruntime, "dynamic quantization"), so no calibration data is needed.
+    `GROUP` neighbouring rows of an output channel share a scale, the largest magnitude / 127; a weight whose rows are
+    no multiple of that has one scale for each channel. The graph computes `int8 * scale` in float32 before each
+    product. OpenVINO recognises that and, told so (`quantization_group`), multiplies in int8; any other runtime folds
+    it into constants and answers with the rounded weights. No calibration data is needed.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    model = ir.load(source)
+    wide: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+            continue
+        if weight.name not in wide:
+            wide[weight.name] = _store_int8(model.graph, node, weight)
+        node.replace_input_with(1, wide[weight.name])
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
+    save_graph(model, path)
 
-    fingerprint = _read_metadata(source)
-    large = source.with_name(f"{source.name}.data").is_file()
-    with _quiet():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            quantize_dynamic(
-                source,
-                path,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                use_external_data_format=large,
-                extra_options={"MatMulConstBOnly": True},
-            )
-        except OSError as error:
-            raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
-    if _read_metadata(path) != fingerprint:
-        model = ir.load(path)
-        model.metadata_props.update(fingerprint)
-        save_graph(model, path)
+
+def _store_int8(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
+    """Put an int8 weight (K, N) and its scales into the graph, before the node; return their product (K, N)."""
+    values = weight.const_value.numpy()  # (K, N)
+    rows, columns = values.shape
+    group = GROUP if rows % GROUP == 0 else rows
+    blocks = values.reshape(rows // group, group, columns)
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / 127  # (K / group, 1, N)
+    rounded = np.rint(blocks / np.where(scales == 0, 1, scales)).astype(np.int8)
+    stored = [
+        _store(graph, f"{weight.name}_{ending}", array)
+        for ending, array in (
+            ("int8", rounded),
+            ("scales", scales.astype(np.float32)),
+            ("shape", np.array(values.shape, dtype=np.int64)),
+        )
+    ]
+    cast = ir.node("Cast", [stored[0]], {"to": ir.DataType.FLOAT}, name=f"{weight.name}_cast")
+    scaled = ir.node("Mul", [cast.outputs[0], stored[1]], name=f"{weight.name}_scale")
+    shaped = ir.node("Reshape", [scaled.outputs[0], stored[2]], name=f"{weight.name}_reshape")
+    for made in (cast, scaled, shaped):
+        made.outputs[0].name, made.outputs[0].dtype = f"{made.name}d", ir.DataType.FLOAT
+        graph.insert_before(node, made)
+    shaped.outputs[0].shape = weight.shape
+    return shaped.outputs[0]
+
+
+def _store(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    stored = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.initializers[name] = stored
+    return stored
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -176,10 +202,7 @@ def _narrow(graph: ir.Graph, node: ir.Node, narrow: dict[str, ir.Value]) -> None
 
 def _store_narrow(graph: ir.Graph, _: ir.Node, value: ir.Value) -> ir.Value:
     array = value.const_value.numpy().astype(ir.DataType.BFLOAT16.numpy())  # rounds to nearest
-    name = f"{value.name}_bfloat16"
-    stored = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.initializers[name] = stored
-    return stored
+    return _store(graph, f"{value.name}_bfloat16", array)
 
 
 def _cast_narrow(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
@@ -188,10 +211,6 @@ def _cast_narrow(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, ir.DataType.BFLOAT16
     graph.insert_before(node, cast)
     return cast.outputs[0]
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
-    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
 @contextmanager
@@ -209,5 +228,5 @@ def _quiet() -> Iterator[None]:
 _CONVERSIONS: Final[dict[str, Callable[[Path, Path], None]]] = {
     "bf16": convert_to_bfloat16,
     "fp16": convert_to_float16,
-    "int8_dynamic": quantize_to_int8,
+    "int8": quantize_to_int8,
 }

@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Conversion = Literal["none", "bf16", "fp16", "int8_dynamic"]
+Conversion = Literal["none", "bf16", "fp16", "int8"]
 Machine = Literal["cpu", "gpu"]
 PROFILES: Final = Path(__file__).with_name("profiles.toml")
 

@@ -146,10 +146,13 @@ def _set_instances(config: Any, role: Role, machine: Mapping[str, Any], variant:
 def _set_batching(
     batching: Any, settings: Mapping[str, Any], role: Role, machine: Mapping[str, Any], variant: str
 ) -> None:
-    queue = settings["queue"]
-    batching.max_queue_delay_microseconds = settings["variant"][variant]["delay_us"][role]
+    wanted = settings["variant"][variant]
+    batching.SetInParent()  # a dynamic batcher, also where every setting is Triton's own
+    batching.max_queue_delay_microseconds = wanted["delay_us"][role]
     if role != "preprocess":
         batching.preferred_batch_size.extend(machine.get("preferred_batch_sizes", ()))
+    if (queue := wanted.get("queue")) is None:
+        return
     batching.priority_levels = queue["priority_levels"]
     batching.default_priority_level = queue["default_priority_level"]
     _set_policy(batching.default_queue_policy, queue)

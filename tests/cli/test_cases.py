@@ -38,7 +38,7 @@ def read_numbers(cases) -> list[int]:
 
 def test_a_profile_is_held_to_the_test_split_with_its_labels(rows):
     pytest.importorskip("torch")
-    cases = make_precision_cases(rows, {"S0", "S3", "S4", "S10"}, "findings", 28)
+    cases = make_precision_cases(rows, {"S0", "S3", "S4", "S10"}, "findings", 28, least=4)
     assert read_numbers(cases) == [0, 3, 4, 10]
     assert cases[0].pixels is None
     assert cases[1].pixels.shape == (1, 28, 28)
@@ -49,8 +49,9 @@ def test_a_profile_is_held_to_the_test_split_with_its_labels(rows):
     assert cases[3].labels is None
 
 
-def test_a_table_without_the_test_split_is_taken_whole_up_to_a_limit(rows):
+def test_a_small_test_split_is_filled_up_and_a_large_one_thinned_out(rows):
     pytest.importorskip("torch")
+    assert read_numbers(make_precision_cases(rows, {"S5"}, "findings", 28, least=4)) == [5, 0, 15, 29]
     assert read_numbers(make_precision_cases(rows, {"another"}, "findings", 28)) == list(range(30))
     assert read_numbers(make_precision_cases(rows, set(), "findings", 28, most=4)) == [0, 10, 19, 29]
 

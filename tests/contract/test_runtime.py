@@ -227,11 +227,46 @@ def test_a_missing_package_names_its_command(graph, monkeypatch, package, wanted
         open_session(graph, accelerate("cpu", wanted) if wanted else {})
 
 
-@pytest.mark.parametrize("parameters", [{"precision": "fp8"}, {"precison": "bf16"}])
+@pytest.mark.parametrize(
+    "parameters", [{"precision": "fp8"}, {"precison": "bf16"}, {"quantization_group": "many"}]
+)
 def test_unusable_parameters_of_openvino_are_refused(graph, parameters):
     pytest.importorskip("openvino")
-    with pytest.raises(ConfigError, match=r"precision"):
+    with pytest.raises(ConfigError, match=r"precision|quantization_group"):
         open_session(graph, accelerate("cpu", "openvino", **parameters))
+
+
+def test_int8_weights_are_multiplied_in_groups(tmp_path):
+    """Where the processor multiplies int8, the other factor is rounded to 127 steps of its group's largest."""
+    pytest.importorskip("openvino")
+    numbers, helper = np.random.default_rng(3), onnx.helper
+    weight = numbers.integers(-127, 128, (1, 128, 32)).astype(np.int8)
+    scale = np.full((1, 1, 32), 0.01, np.float32)
+    arrays = {"w": weight, "s": scale, "shape": np.array([128, 32])}
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", n])
+        for name, n in (("x", 128), ("y", 32))
+    )
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "s"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "shape"], ["weight"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+    ]
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    made = helper.make_graph(nodes, "int8", [x], [y], stored)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    values = numbers.standard_normal((4, 128), dtype=np.float32)
+    expected = values @ (weight[0] * 0.01)
+    session = open_session(path, accelerate("cpu", "openvino", quantization_group="128"))
+    assert "int8 in groups of 128" in session.describe()
+    (found,) = session.run(["y"], {"x": values})
+    steps = np.abs(values).max(axis=1, keepdims=True) / 127
+    bound = steps * np.abs(weight[0] * 0.01).sum(axis=0)  # were all off by a whole step, and to the same side
+    assert (np.abs(found - expected) <= bound).all()
+    (exact,) = open_session(path, accelerate("cpu", "openvino")).run(["y"], {"x": values})
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4)
 
 
 # Threads

@@ -85,11 +85,14 @@ def count(path, op_type):
     return sum(node.op_type == op_type for node in onnx.load(path).graph.node)
 
 
-def test_only_the_graphs_of_the_profile_are_converted(converted, graphs, bundle):
+def test_only_the_graphs_of_the_profile_are_converted(converted, graphs, bundle, tmp_path):
     assert converted["fp32"].converted == ()
-    assert converted["int8"].converted == ("image_encoder", "text_encoder")
-    assert converted["bf16"].converted == GRAPHS == converted["fp16"].converted
-    assert converted["int8"].paths["fusion_text"] == graphs["fusion_text"]
+    for name in ("bf16", "int8", "fp16"):
+        assert converted[name].converted == GRAPHS
+    encoders = replace(load_profile("int8"), graphs=("image_encoder", "text_encoder"))
+    some = convert_graphs(bundle, graphs, encoders, tmp_path)
+    assert some.converted == encoders.graphs
+    assert some.paths["fusion_text"] == graphs["fusion_text"]
     for graphs_of_profile in converted.values():
         assert {read_fingerprint(path) for path in graphs_of_profile.paths.values()} == {bundle.fingerprint}
 
@@ -120,10 +123,29 @@ def test_weights_are_bfloat16_and_all_else_stays_float32(converted, graphs):
 
 def test_int8_quantises_the_products_with_weights_alone(converted, graphs):
     quantised, plain = converted["int8"].paths["text_encoder"], graphs["text_encoder"]
-    weights = {value.name for value in onnx.load(plain).graph.initializer}
+    before = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load(plain).graph.initializer}
+    after = {
+        value.name: onnx.numpy_helper.to_array(value) for value in onnx.load(quantised).graph.initializer
+    }
     products = [node for node in onnx.load(plain).graph.node if node.op_type == "MatMul"]
-    assert count(quantised, "MatMulInteger") == sum(node.input[1] in weights for node in products)
-    assert count(quantised, "MultiHeadAttention") == 2
+    weights = [node.input[1] for node in products if node.input[1] in before]
+    assert len(weights) >= 13
+    assert not set(weights) & set(after)
+    for name in weights:
+        rounded, scales = after[f"{name}_int8"], after[f"{name}_scales"]
+        assert rounded.dtype == np.int8
+        assert len(scales) == (before[name].shape[0] // 128 if before[name].shape[0] % 128 == 0 else 1)
+        wide = (rounded * scales).reshape(before[name].shape)
+        off = np.abs(wide - before[name]).reshape(rounded.shape)
+        assert (off <= 0.501 * scales).all()  # rounded to the nearest step
+    assert sum(value.dtype == np.int8 for value in after.values()) == len(set(weights))
+
+
+def test_int8_weights_answer_on_onnxruntime_too(converted, graphs, bundle, labelled):
+    elsewhere = replace(load_profile("int8"), accelerator="", parameters={}, limits=LOOSE)
+    report = check_precision(bundle, converted["int8"].paths, elsewhere, labelled, reference=graphs)
+    assert report.runtimes["text_encoder"].startswith("ONNX Runtime")
+    assert 0.99 < report.kinds[0].embedding_cosine < 0.99999999
 
 
 def test_fp16_keeps_norms_and_softmax_in_float32_and_answers_on_the_cpu(converted, bundle, graphs, labelled):
@@ -244,7 +266,7 @@ def test_report_reads_as_json_as_table_and_as_sentence(int8_report):
     assert values["kinds"][0]["flip_share"] == int8_report.kinds[0].flip_share
     table = int8_report.to_markdown()
     assert table.count("| ok |") == 6
-    assert "ONNX Runtime" in table
+    assert "OpenVINO" in table
     assert "not measured where fewer than 12" in table
     assert "Profile int8 is within its limits" in int8_report.to_sentence()
 

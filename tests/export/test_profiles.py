@@ -36,7 +36,7 @@ def test_the_four_profiles_load_and_their_limits_order_by_strictness():
             at_least = measure in {"embedding_cosine", "neighbour_overlap"}
             assert allowed <= strict if at_least else allowed >= strict
     assert profiles["fp32"].graphs == GRAPHS
-    assert profiles["int8"].graphs == ("image_encoder", "text_encoder")
+    assert profiles["int8"].graphs == GRAPHS
     assert (profiles["fp16"].target, profiles["fp16"].conversion) == ("gpu", "fp16")
 
 
