@@ -173,6 +173,26 @@ def compare(
         console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
 
 
+@bench_app.command("profile")
+def profile(
+    repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
+    table: Annotated[Path, typer.Option(help="Studies table whose cases are asked.")],
+    model: Annotated[str, typer.Option(help="Published model to run.")] = "predict_study_tensors",
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens: pad shorter text to them and leave out longer.")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many different cases.")] = 8,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs are timed.")] = 40,
+    as_json: Json = False,
+) -> None:
+    """Show where the time of a published model goes, by graph and kind of operation, without a server."""
+    from cli.bench_profile import print_profile, profile_model
+    from cli.show import print_json
+
+    found = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
+    print_json(found.to_dict()) if as_json else print_profile(make_console(False), found)
+
+
 @bench_app.command("table")
 def table(
     root: Annotated[Path, typer.Argument(help="Directory that `make bench` filled with studies and models.")],

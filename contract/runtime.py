@@ -8,7 +8,10 @@ A graph runs on ONNX Runtime, or, where its config.pbtxt names the accelerator "
 opened, never before.
 """
 
+import json
 import os
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -52,8 +55,16 @@ class Session(Protocol):
     def describe(self) -> str:
         """Return runtime, version, precision and threads in a few words."""
 
+    def read_times(self) -> dict[str, float]:
+        """Return kind of operation -> milliseconds, of all runs of a session that was opened as `timed`.
 
-def open_session(path: Path, config: Config, *, kind: str = "CPU", device: str = "0") -> Session:
+        To be read once, at the end. {} for any other session.
+        """
+
+
+def open_session(
+    path: Path, config: Config, *, kind: str = "CPU", device: str = "0", timed: bool = False
+) -> Session:
     """Load a graph on the runtime and with the threads that its configuration asks for.
 
     Args:
@@ -62,6 +73,7 @@ def open_session(path: Path, config: Config, *, kind: str = "CPU", device: str =
             `instance_group` and the parameters `intra_op_thread_count`, `inter_op_thread_count`.
         kind: "CPU" or "GPU" (also with "KIND_" before it), as Triton resolved the instance group.
         device: Id of the instance's GPU.
+        timed: Whether the runtime notes how long each operation takes, which costs a little itself.
 
     Raises:
         ConfigError: A package or a capability of this machine that the configuration needs is missing, or
@@ -74,8 +86,8 @@ def open_session(path: Path, config: Config, *, kind: str = "CPU", device: str =
     if not _is_gpu(kind) and [name for name, _ in accelerators] == ["openvino"]:
         from contract.runtime_openvino import OpenVinoSession
 
-        return OpenVinoSession(path, accelerators[0][1], threads=count_threads(config))
-    return _OnnxSession(path, config, kind=kind, device=device)
+        return OpenVinoSession(path, accelerators[0][1], threads=count_threads(config), timed=timed)
+    return _OnnxSession(path, config, kind=kind, device=device, timed=timed)
 
 
 def require_fingerprint(session: Session, config: Config, directory: Path) -> None:
@@ -154,12 +166,16 @@ def _is_gpu(kind: str) -> bool:
 class _OnnxSession:
     """A graph on ONNX Runtime."""
 
-    def __init__(self, path: Path, config: Config, *, kind: str, device: str) -> None:
+    def __init__(self, path: Path, config: Config, *, kind: str, device: str, timed: bool) -> None:
         onnxruntime = _import_onnxruntime()
         self._version: str = onnxruntime.__version__
         self._threads = count_threads(config)
         providers = choose_providers(config, kind, device)
         options = build_options(config)
+        self._scratch = tempfile.TemporaryDirectory(prefix="cxr-times-") if timed else None
+        if self._scratch:
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{self._scratch.name}/run"
         try:
             self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class but Exception
@@ -188,6 +204,17 @@ class _OnnxSession:
         name = self._provider.removesuffix("ExecutionProvider")
         threads = f", {self._threads} thread{'s' * (self._threads > 1)}" if name == "CPU" else ""
         return f"ONNX Runtime {self._version} {name}{threads}"
+
+    def read_times(self) -> dict[str, float]:
+        """Return the milliseconds of each kind of operation; see `Session.read_times`."""
+        if self._scratch is None:
+            return {}
+        times: Counter[str] = Counter()
+        for event in json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")):
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                times[event["args"]["op_name"]] += event["dur"] / 1e3
+        self._scratch.cleanup()
+        return dict(times)
 
 
 def build_options(config: Config) -> Any:

@@ -5,6 +5,7 @@ processors with AVX512-BF16 or AMX multiply two to sixteen times as fast.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,13 +27,16 @@ _SAME_VALUES: Final = frozenset(
 class OpenVinoSession:
     """A graph on OpenVINO with one infer request, so for one caller at a time."""
 
-    def __init__(self, path: Path, parameters: Mapping[str, str], *, threads: int) -> None:
+    def __init__(
+        self, path: Path, parameters: Mapping[str, str], *, threads: int, timed: bool = False
+    ) -> None:
         """Read and compile a graph.
 
         Args:
             path: The ONNX file.
             parameters: Of the accelerator; see `read_parameters`.
             threads: How many threads compute.
+            timed: Whether the time of each operation is noted.
 
         Raises:
             ConfigError: OpenVINO is not installed, a parameter is unknown, or the processor lacks bfloat16.
@@ -51,6 +55,7 @@ class OpenVinoSession:
         self._metadata = _read_metadata(model)
         try:
             properties = build_properties(self._precision, threads, self._group)
+            properties |= {"PERF_COUNT": timed}
             compiled = core.compile_model(model, "CPU", properties)
         except Exception as error:  # as above
             raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
@@ -60,6 +65,7 @@ class OpenVinoSession:
         self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
         self._dtypes = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
         self._rows = find_table_rows(model)
+        self._times: Counter[str] | None = Counter() if timed else None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -77,6 +83,7 @@ class OpenVinoSession:
                 tensor = self._openvino.Tensor(array, shared_memory=True)
                 self._request.set_tensor(self._inputs[name], tensor)
             self._request.infer()
+            self._note_times()
             # The next run overwrites the request's outputs: each is copied, once.
             return [np.array(self._request.get_tensor(self._outputs[name]).data) for name in names]
         except Exception as error:  # see __init__
@@ -87,6 +94,17 @@ class OpenVinoSession:
         version = self._openvino.__version__.partition("-")[0]
         precision = f"int8 in groups of {self._group}" if self._group else self._precision
         return f"OpenVINO {version} {precision}, {self._threads} thread{'s' * (self._threads > 1)}"
+
+    def read_times(self) -> dict[str, float]:
+        """Return the milliseconds of each kind of operation; see `contract.runtime.Session.read_times`."""
+        return dict(self._times or {})
+
+    def _note_times(self) -> None:
+        if self._times is None:
+            return
+        for entry in self._request.profiling_info:
+            if seconds := entry.real_time.total_seconds():
+                self._times[entry.node_type] += seconds * 1e3
 
     def _check(self, names: Sequence[str], feeds: Mapping[str, Array]) -> None:
         if unknown := [name for name in names if name not in self._outputs]:

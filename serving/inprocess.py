@@ -38,6 +38,7 @@ class _Step:
     spec: ModelSpec
     run: Run
     description: str
+    session: Session | None = None
 
 
 class InProcess:
@@ -47,15 +48,17 @@ class InProcess:
         repository: What `cxr export` wrote.
         concurrent: Whether steps that do not need each other (the two encoders) run at once, as they do in
             Triton, and not one after the other.
+        timed: Whether the time of each operation is noted (`read_times`).
 
     Raises:
         ArtifactError: There is no published repository.
     """
 
-    def __init__(self, repository: Path, *, concurrent: bool = False) -> None:
+    def __init__(self, repository: Path, *, concurrent: bool = False, timed: bool = False) -> None:
         self.repository = repository.absolute()
         self.fingerprint = read_fingerprint(self.repository)
         self._pool = ThreadPoolExecutor(_MOST_AT_ONCE) if concurrent else None
+        self._timed = timed
         self._configs: dict[str, dict[str, Any]] = {}
         self._plans: dict[str, list[list[_Step]]] = {}
         self._steps: dict[tuple[str, str], _Step] = {}
@@ -90,6 +93,11 @@ class InProcess:
     def describe(self, model: str) -> dict[str, str]:
         """Return step -> runtime, precision and threads, of the steps of a model."""
         return {step.spec.name: step.description for wave in self._plan(model) for step in wave}
+
+    def read_times(self, model: str) -> dict[str, dict[str, float]]:
+        """Return step -> kind of operation -> milliseconds of all runs so far, once, where `timed`."""
+        steps = (step for wave in self._plan(model) for step in wave)
+        return {step.spec.name: step.session.read_times() for step in steps if step.session}
 
     def _run_wave(self, wave: Sequence[_Step], tensors: Mapping[str, Array]) -> list[Arrays]:
         if self._pool is not None and len(wave) > 1:
@@ -127,8 +135,8 @@ class InProcess:
             if spec.backend == "python":
                 made = _Step(spec, _PREPROCESSING[name](config, directory), "contract")
             else:
-                session = _open_graph(config, directory)
-                made = _Step(spec, _bind(session, spec), session.describe())
+                session = _open_graph(config, directory, self._timed)
+                made = _Step(spec, _bind(session, spec), session.describe(), session)
             self._steps[name, version] = made
         return self._steps[name, version]
 
@@ -175,11 +183,11 @@ def _find_version(directory: Path, version: str) -> Path:
     return directory / str(max(numbers))
 
 
-def _open_graph(config: Mapping[str, Any], directory: Path) -> Session:
+def _open_graph(config: Mapping[str, Any], directory: Path, timed: bool) -> Session:
     groups = config.get("instance_group", [])
     kind = groups[0].get("kind", "KIND_CPU") if groups else "KIND_CPU"
     path = directory / (config.get("default_model_filename") or "model.onnx")
-    session = open_session(path, config, kind=kind)
+    session = open_session(path, config, kind=kind, timed=timed)
     require_fingerprint(session, config, directory)
     return session
 

@@ -33,6 +33,7 @@ def run(*arguments: str):
         "export tensorrt",
         "bench run",
         "bench compare",
+        "bench profile",
         "bench table",
     ],
 )

@@ -132,6 +132,19 @@ def test_unknown_output_is_the_callers_error(session):
         session.run(["nothing_like_it"], {"ids": np.array([[1]])})
 
 
+def test_times_of_the_operations_are_noted_on_request(graph, config, session):
+    timed = open_session(graph, config, timed=True)
+    ids = np.ones((8, 64), np.int64)
+    for _ in range(3):
+        timed.run(["rows"], {"ids": ids})
+    times = timed.read_times()
+    assert {"Gather"} <= set(times)
+    assert set(times) & {"MatMul", "FullyConnected", "Gemm"}
+    assert 0 < sum(times.values()) < 10_000
+    session.run(["rows"], {"ids": ids})
+    assert session.read_times() == {}
+
+
 def test_metadata_of_the_file(session):
     assert session.metadata["fingerprint"] == FINGERPRINT
     assert session.metadata["graph"] == "lookup"

@@ -61,6 +61,21 @@ def test_run_against_the_real_server(stack, trained, tmp_path):
     assert not any(f'"{study}"' in (tmp_path / "bench.json").read_text() for study in ids)
 
 
+def test_profile_names_the_operations_of_every_graph(trained):
+    arguments = ["profile", trained.repository, "--table", trained.table, "--cases", 2, "--runs", 4]
+    arguments = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(bench_app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {graph["graph"] for graph in found["graphs"]} == set(STEPS)
+    assert all("MatMul" in graph["operations"] for graph in found["graphs"])
+    counted = sum(ms for graph in found["graphs"] for ms in graph["operations"].values())
+    assert 0.2 * counted < found["whole_ms"] < 50 * counted
+    assert "by the clock, median of 4 runs" in CliRunner().invoke(bench_app, arguments).output
+    refused = CliRunner().invoke(bench_app, [*arguments, "--model", "predict_everything"])
+    assert "serves no model predict_everything" in str(refused.exception)
+
+
 @pytest.mark.parametrize("via", ["bytes", "client"])
 def test_raw_files_of_drawn_phantoms(stack, via):
     options = Options(

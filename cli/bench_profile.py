@@ -1,0 +1,111 @@
+"""`cxr bench profile`: where the time of a published model goes, by graph and kind of operation, in this process."""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cli.bench import make_raw_cases
+from cli.bench_model import prepare
+from cli.cases import read_rows
+from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from serving.inprocess import InProcess
+
+_SHOWN: Final = 0.01  # of the time of its graph: kinds below are added up
+
+
+@dataclass(frozen=True)
+class GraphTimes:
+    """The mean milliseconds of one run of a graph, by kind of operation, the largest first."""
+
+    graph: str
+    runtime: str
+    operations: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of all operations."""
+        return sum(self.operations.values())
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """Where the time of a model goes.
+
+    `whole_ms` is the median of whole runs by the clock, with what the timing itself costs; operations that ran at
+    the same time count each.
+    """
+
+    model: str
+    runs: int
+    whole_ms: float
+    graphs: tuple[GraphTimes, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def profile_model(
+    repository: Path, table: Path, *, model: str, length: int | None, cases: int, runs: int
+) -> ModelProfile:
+    """Run a model of a published repository on real cases and add up what its runtimes noted.
+
+    Args:
+        repository: What `cxr export` wrote.
+        table: Studies table whose first cases with image and report are asked, in turn.
+        model: An ensemble that takes tensors or raw files.
+        length: Tokens that texts are padded to; None leaves each its bucket.
+        cases: How many cases.
+        runs: How many runs are timed.
+
+    Raises:
+        ConfigError: There is no such table or model, or no case fits.
+        ArtifactError: The repository is none, or damaged.
+    """
+    from contract.runtime import read_parameter
+    from serving.inprocess import InProcess, read_config
+
+    timed = InProcess(repository, timed=True)
+    path = repository / model / "config.pbtxt"
+    if not path.is_file():
+        raise ConfigError(f"{repository} serves no model {model}.")
+    text_mode = read_parameter(read_config(path), "text_mode")
+    requests = prepare(timed, model, make_raw_cases(iter(read_rows(table)), cases, text_mode), length=length)
+    seconds = []
+    for run in range(runs):
+        began = time.perf_counter()
+        timed.run(model, requests[run % len(requests)])
+        seconds.append(time.perf_counter() - began)
+    return ModelProfile(model, runs, statistics.median(seconds) * 1e3, _collect(timed, model, runs))
+
+
+def _collect(timed: "InProcess", model: str, runs: int) -> tuple[GraphTimes, ...]:
+    runtimes = timed.describe(model)
+    found = []
+    for graph, times in timed.read_times(model).items():
+        order = sorted(times.items(), key=lambda item: -item[1])
+        found.append(GraphTimes(graph, runtimes[graph], {kind: ms / runs for kind, ms in order}))
+    return tuple(found)
+
+
+def print_profile(console: Console, profile: ModelProfile) -> None:
+    """Print a table: graphs, their kinds of operation, milliseconds and shares."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name, justify in (("graph", "left"), ("operation", "left"), ("ms", "right"), ("share", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for graph in profile.graphs:
+        table.add_row(graph.graph, graph.runtime, f"{graph.total:.2f}", "")
+        large = {kind: ms for kind, ms in graph.operations.items() if ms >= _SHOWN * graph.total}
+        rest = graph.total - sum(large.values())
+        for kind, ms in [*large.items(), ("all else", rest)]:
+            table.add_row("", kind, f"{ms:.2f}", f"{ms / graph.total:.0%}")
+    console.print(table)
+    console.print(f"{profile.model}: {profile.whole_ms:.1f} ms by the clock, median of {profile.runs} runs.")
