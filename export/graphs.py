@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from contract.bundle import Bundle
@@ -80,6 +81,9 @@ def _write_graph(
         )
     fold_weights(program.model)
     keep_reduced_axes(program.model)
+    ClearMetadataAndDocStringPass()(
+        program.model
+    )  # the exporter notes where on this machine each line of code lies
     program.model.metadata_props.update({FINGERPRINT_KEY: fingerprint, "graph": spec.name})
     weight_bytes = sum(weight.nbytes for weight in module.state_dict().values())
     try:

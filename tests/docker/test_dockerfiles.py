@@ -72,6 +72,14 @@ def test_triton_image_is_the_release_of_the_bundled_server():
     assert read_instruction("triton.Dockerfile", "FROM").endswith("tritonserver:24.10-py3")
 
 
+def test_triton_image_keeps_freed_memory_as_cxr_serve_does(tmp_path: Path, monkeypatch):
+    given = dict(entry.split("=") for entry in read_instruction("triton.Dockerfile", "ENV").split())
+    for name in given:
+        monkeypatch.delenv(name, raising=False)
+    environment = build_environment(find_triton(), tmp_path)
+    assert given == {name: environment[name] for name in environment if name.startswith("MALLOC_")}
+
+
 @pytest.mark.slow
 def test_client_image(tmp_path: Path):
     python = install("client.Dockerfile", tmp_path)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -136,3 +137,10 @@ def test_foreign_and_broken_files_are_refused(graphs, bundle, tmp_path):
 def test_bundle_without_sizes_is_refused(sizes, bundle):
     with pytest.raises(ArtifactError, match="lacks the sizes"):
         read_sizes(replace(bundle, config={"sizes": sizes}))
+
+
+def test_graphs_say_nothing_of_the_machine_that_made_them(graphs):
+    for path in graphs.values():
+        content = path.read_bytes()
+        for word in (b"stack_trace", b"site-packages", str(Path(__file__).parents[2]).encode()):
+            assert word not in content, (path.name, word)
