@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli.bench_app import bench_app
+from cli.bench.app import bench_app
 from cli.data_app import data_app
 from cli.export_app import export_app
 from cli.options import (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cli import bench_rows
-from cli.bench_rows import compare_answers
-from cli.bench_table import TargetRow, measure_table, to_markdown
+from cli.bench import rows as bench_rows
+from cli.bench.rows import compare_answers
+from cli.bench.table import measure_table, to_markdown
+from cli.bench.target import TargetRow
 from contract.errors import ConfigError
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cli.bench import answer_here, make_eager
-from cli.bench_model import (
+from cli.bench.model import (
     LENGTH,
     REPEATS,
     TENSORS,
@@ -27,8 +26,9 @@ from cli.bench_model import (
     say_ms,
     send,
 )
-from cli.bench_serving import measure_serving, measure_swap
-from cli.bench_table import Measurement, TargetRow
+from cli.bench.run import answer_here, make_eager
+from cli.bench.serving import measure_serving, measure_swap
+from cli.bench.target import Measurement, TargetRow
 from client.bench.inputs import Arrays, join_cases
 from client.bench.load import ClosedLoop, Phases
 from client.bench.machine import describe_machine

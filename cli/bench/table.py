@@ -1,68 +1,23 @@
 """`cxr bench table`: the latency budget of this project, measured in one run, with a verdict for each row.
 
 Every figure is a ratio of two things that were measured in turn on the same machine in the same minutes. What is
-measured stands in `cli/bench_rows.py`; `make bench` makes the models that it measures.
+measured stands in `cli/bench/rows.py`; `make bench` makes the models that it measures.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cli.bench.target import TargetRow
 from contract.errors import ArtifactError, ConfigError
 
 JSON_FILE: Final = "table.json"
 MARKDOWN_FILE: Final = "table.md"
-Bound = Literal["at most", "at least"]
-
-
-@dataclass(frozen=True)
-class TargetRow:
-    """One line of the table.
-
-    Attributes:
-        name: What is divided by what.
-        bound: Whether `limit` must not be passed or must be reached.
-        limit: In `unit`.
-        value: What was measured; None where it could not be.
-        unit: "x" for a ratio.
-        detail: What was measured, in a sentence; or why nothing was.
-        conditions: Further demands that the row makes, in words -> whether they were met.
-    """
-
-    name: str
-    bound: Bound
-    limit: float
-    value: float | None
-    unit: str = "x"
-    detail: str = ""
-    conditions: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether the row is met; None where it was not measured."""
-        if self.value is None:
-            return None
-        within = self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
-        return within and all(self.conditions.values())
-
-    @property
-    def verdict(self) -> str:
-        """The same as a word."""
-        return {True: "pass", False: "FAIL", None: "not measured"}[self.passed]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        value = None if self.value is None else round(self.value, 4)
-        return {**asdict(self), "value": value, "passed": self.passed}
-
-
-Measurement = Callable[[], Sequence[TargetRow]]
 
 
 def measure_table(
@@ -81,7 +36,7 @@ def measure_table(
         ConfigError: `root` lacks something, or a part is unknown.
         ServiceError: A server failed.
     """
-    from cli.bench_rows import list_parts
+    from cli.bench.rows import list_parts
     from client.bench.machine import describe_command, describe_machine
 
     parts = list_parts(root, seconds)

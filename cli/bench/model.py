@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cli.bench import make_raw_cases
+from cli.bench.run import make_raw_cases
 from cli.cases import read_rows
 from client.bench.inputs import Arrays, RawCase, join_cases, prepare_inputs
 from client.bench.load import Phases, Request

@@ -103,7 +103,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Send requests to a served model in closed and open loops, and report what was found."""
-    from cli.bench import Options, parse_numbers, print_bench, run_bench, strip_histograms
+    from cli.bench.run import Options, parse_numbers, print_bench, run_bench, strip_histograms
     from cli.show import print_json
     from client.bench.report import write_report
     from contract.errors import ConfigError
@@ -159,7 +159,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two reports: B / A for each row of the same name, and whether that is more than noise."""
-    from cli.bench import compare_files, print_ratios
+    from cli.bench.run import compare_files, print_ratios
     from cli.show import print_json
 
     ratios, mismatches = compare_files(first, second)
@@ -186,7 +186,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Show where the time of a published model goes, by graph and kind of operation, without a server."""
-    from cli.bench_profile import print_profile, profile_model
+    from cli.bench.profile import print_profile, profile_model
     from cli.show import print_json
 
     found = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
@@ -204,7 +204,7 @@ def table(
     as_json: Json = False,
 ) -> None:
     """Hold serving against its targets: ratios of what was measured in one run, with pass or fail for each row."""
-    from cli.bench_table import measure_table, print_table
+    from cli.bench.table import measure_table, print_table
     from cli.show import print_json
 
     console = make_console(as_json)

@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.bench import make_raw_cases
-from cli.bench_model import prepare
+from cli.bench.model import prepare
+from cli.bench.run import make_raw_cases
 from cli.cases import read_rows
 from contract.errors import ConfigError
 

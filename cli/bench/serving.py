@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from cli.bench import answer_here
-from cli.bench_model import (
+from cli.bench.model import (
     LENGTH,
     RAW,
     REPEATS,
@@ -28,7 +27,8 @@ from cli.bench_model import (
     say_ms,
     send,
 )
-from cli.bench_table import TargetRow
+from cli.bench.run import answer_here
+from cli.bench.target import TargetRow
 from client.bench.load import ClosedLoop, Phases
 from client.bench.measure import Row, Subject, measure
 from client.bench.requests import make_client_request

@@ -1,0 +1,1 @@
+"""`cxr bench`: a served model measured, profiled, and held against its targets."""
