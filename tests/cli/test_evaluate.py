@@ -70,7 +70,7 @@ def test_tables_are_not_cut_off():
     assert "agree on 10 answers" in print_to(evaluate.print_results, results)
 
 
-def make_asked(shift: float = 0.0, refused: bool = False):
+def make_asked(shift: float | np.ndarray = 0.0, refused: bool = False, tied: bool = False):
     from training.evaluation.ask import Asked
     from training.evaluation.plan import Studies, Way
     from training.evaluation.predict import Answers
@@ -81,9 +81,8 @@ def make_asked(shift: float = 0.0, refused: bool = False):
     targets = np.zeros((20, len(LABELS)), bool)
     targets[:10, 0] = True
     studies = Studies(rows, {}, targets)
-    probabilities = np.linspace(0, 0.9, 20 * len(LABELS), dtype=np.float32).reshape(20, -1) + np.float32(
-        shift
-    )
+    spread = np.linspace(0, 0.9, 20 * len(LABELS), dtype=np.float32).reshape(20, -1)
+    probabilities = (np.full_like(spread, 0.3) if tied else spread) + np.float32(shift)
     if refused:
         probabilities[3] = np.nan
     way = Way(False, "findings")
@@ -99,3 +98,15 @@ def test_served_answers_that_differ_are_an_error():
         evaluate.compare(make_asked(), make_asked(0.01), bundle)
     with pytest.raises(ServerError, match="different studies"):
         evaluate.compare(make_asked(), make_asked(refused=True), bundle)
+
+
+def test_rounding_that_breaks_a_tie_moves_no_average_but_a_difference_does():
+    """All studies have the same words, so all tie; those with the finding come first by a hair."""
+    bundle = SimpleNamespace(labels=[SimpleNamespace(threshold=0.5) for _ in LABELS])
+    first = np.where(np.arange(20) < 10, 1, 0)[:, None]
+    rounding, real = (
+        evaluate.compare(make_asked(tied=True), make_asked(size * first, tied=True), bundle)
+        for size in (2e-7, 5e-5)
+    )
+    assert (rounding["probabilities"] > 0, rounding["macro"]) == (True, 0)
+    assert real["macro"] == pytest.approx(0.5)  # AUROC .5 -> 1
