@@ -181,9 +181,7 @@ def serve(
     from serving.stack import Ports, Stack
 
     if os.access(repository / MARKER, os.W_OK):
-        settle(
-            repository
-        )  # a publication that was killed midway ends here, before Triton reads the directory
+        settle(repository)  # what was killed while publishing ends here, before Triton reads it
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = make_console(as_json)
     with Stack(repository, store, ports=ports, log_dir=logs) as stack:

@@ -49,12 +49,17 @@ def is_readable(row: Row, text_mode: str) -> bool:
 
 def has_text(row: Row, text_mode: str) -> bool:
     """Whether the part of the report that the model reads holds words."""
+    return bool(_read_text(row, text_mode))
+
+
+def _read_text(row: Row, text_mode: str) -> str:
+    """Return the part of the report that the model reads; empty where it holds no words."""
     from contract.text import read_report
 
     try:
-        return bool(read_report(get_report(row), text_mode))  # type: ignore[arg-type]
+        return read_report(get_report(row), text_mode)  # type: ignore[arg-type]
     except InputError:
-        return False
+        return ""
 
 
 def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
@@ -122,13 +127,12 @@ def _space(rows: Sequence[Row], count: int) -> list[Row]:
 def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     from contract.dicom import load_pixels
     from contract.labels import LABELS
-    from contract.text import read_report
     from export.parity import ParityCase
 
     image = get_image(row)
     known = np.array([label.key in row["labels"] for label in LABELS]) if row["labelled"] else None
     return ParityCase(
         pixels=load_pixels(image.read_bytes(), size=image_size) if image else None,
-        text=read_report(get_report(row), text_mode) if has_text(row, text_mode) else None,  # type: ignore[arg-type]
+        text=_read_text(row, text_mode) or None,
         labels=known,
     )

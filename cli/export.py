@@ -96,7 +96,9 @@ def export_bundle(
         published = _publish(console, bundle, table, repository, publication)
         loaded = _load_new_version(console, published, publication)
     if hub_folder:
-        folder = write_hub_folder(path, hub_folder, repository=_find_plain_graphs(published, publication))
+        # What was published has left its report in the bundle, which is read and hashed anew for that alone.
+        current = load_bundle(path) if published else bundle
+        folder = write_hub_folder(current, hub_folder, repository=_find_plain_graphs(published, publication))
     return Exported(published, folder, loaded)
 
 

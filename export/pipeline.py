@@ -31,9 +31,7 @@ class ExportResult:
     fingerprint: str
     version: int = 1
     precision: "PrecisionReport | None" = None
-    precision_path: Path | None = (
-        None  # of the report in the bundle; None where the bundle could not be written
-    )
+    precision_path: Path | None = None  # its report in the bundle; None where that could not be written
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""

@@ -133,7 +133,10 @@ def _check_openvino() -> tuple[bool, str]:
     try:
         import openvino
     except ImportError:
-        return True, "not installed; only the profile bf16 needs it: pip install 'cxr-serving[openvino]'"
+        return (
+            True,
+            "not installed; only the profiles bf16 and int8 need it: pip install 'cxr-serving[openvino]'",
+        )
     from contract.runtime_openvino import has_bf16
 
     has = has_bf16()

@@ -37,8 +37,10 @@ class _Step:
 
     spec: ModelSpec
     run: Run
-    description: str
-    session: Session | None = None
+    session: Session | None = None  # of a graph
+
+    def describe(self) -> str:
+        return self.session.describe() if self.session else "contract"
 
 
 class InProcess:
@@ -92,7 +94,11 @@ class InProcess:
 
     def describe(self, model: str) -> dict[str, str]:
         """Return step -> runtime, precision and threads, of the steps of a model."""
-        return {step.spec.name: step.description for wave in self._plan(model) for step in wave}
+        return {step.spec.name: step.describe() for wave in self._plan(model) for step in wave}
+
+    def read_parameter(self, model: str, name: str) -> str:
+        """Return a parameter of a model's config as text, "" where it has none; ConfigError for an unknown model."""
+        return read_parameter(self._read_config(model), name)
 
     def read_times(self, model: str) -> dict[str, dict[str, float]]:
         """Return step -> kind of operation -> milliseconds of all runs so far, once, where `timed`."""
@@ -133,10 +139,10 @@ class InProcess:
             directory = _find_version(self.repository / name, version)
             spec = _SPECS[name]
             if spec.backend == "python":
-                made = _Step(spec, _PREPROCESSING[name](config, directory), "contract")
+                made = _Step(spec, _PREPROCESSING[name](config, directory))
             else:
                 session = _open_graph(config, directory, self._timed)
-                made = _Step(spec, _bind(session, spec), session.describe(), session)
+                made = _Step(spec, _bind(session, spec), session)
             self._steps[name, version] = made
         return self._steps[name, version]
 

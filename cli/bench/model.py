@@ -117,7 +117,7 @@ def join_batches(requests: Sequence[Arrays], size: int) -> list[Arrays]:
 
 
 def measure_side_by_side(subjects: Sequence[Subject], phases: Phases) -> list[Row]:
-    """Measure in turn, half a second each: see `_compare`."""
+    """Measure in turn, half a second each: see `compare`."""
     repeats = max(REPEATS, round(phases.duration_s / _TURN_S))
     return measure(subjects, replace(phases, window_s=_TURN_S / 5), repeats=repeats)
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from cli.bench.model import prepare
 from cli.bench.run import make_raw_cases
 from cli.cases import read_rows
-from contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from serving.inprocess import InProcess
@@ -70,14 +69,10 @@ def profile_model(
         ConfigError: There is no such table or model, or no case fits.
         ArtifactError: The repository is none, or damaged.
     """
-    from contract.runtime import read_parameter
-    from serving.inprocess import InProcess, read_config
+    from serving.inprocess import InProcess
 
     timed = InProcess(repository, timed=True)
-    path = repository / model / "config.pbtxt"
-    if not path.is_file():
-        raise ConfigError(f"{repository} serves no model {model}.")
-    text_mode = read_parameter(read_config(path), "text_mode")
+    text_mode = timed.read_parameter(model, "text_mode")
     requests = prepare(timed, model, make_raw_cases(iter(read_rows(table)), cases, text_mode), length=length)
     seconds = []
     for run in range(runs):

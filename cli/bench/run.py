@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from serving.inprocess import InProcess
 
 _PHANTOM_SCALE = 0.125  # of a real radiograph's side
-_BOTH_AT_ONCE = "in-process, encoders at once"
+BOTH_AT_ONCE = "in-process, encoders at once"
 _SHOWN = ("p50_ms", "cases_per_s")  # of the ratios; the files hold the others too
 Say = Callable[[str], None]
 
@@ -262,7 +262,7 @@ def _make_baselines(
         yield "in-process", answer_here(one, options.model, requests)
         if len(one.describe(options.model)) > 2 and "study" in options.model:
             both = InProcess(options.repository, concurrent=True)
-            yield _BOTH_AT_ONCE, answer_here(both, options.model, requests)
+            yield BOTH_AT_ONCE, answer_here(both, options.model, requests)
     if options.bundle is not None:
         yield "torch eager fp32", make_eager(options.bundle, signature, requests)
 

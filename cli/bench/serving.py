@@ -27,7 +27,7 @@ from cli.bench.model import (
     say_ms,
     send,
 )
-from cli.bench.run import answer_here
+from cli.bench.run import BOTH_AT_ONCE, answer_here
 from cli.bench.target import TargetRow
 from client.bench.load import ClosedLoop, Phases
 from client.bench.measure import Row, Subject, measure
@@ -136,7 +136,7 @@ def _measure_layout(model: Model, repository: Path, phases: Phases) -> _LayoutCo
             [
                 Subject("served", served, ClosedLoop(1)),
                 Subject("in-process", answer_here(alone, TENSORS, fixed), ClosedLoop(1)),
-                Subject("in-process, encoders at once", answer_here(together, TENSORS, fixed), ClosedLoop(1)),
+                Subject(BOTH_AT_ONCE, answer_here(together, TENSORS, fixed), ClosedLoop(1)),
             ],
             phases,
         )
@@ -154,9 +154,8 @@ def _measure_layout(model: Model, repository: Path, phases: Phases) -> _LayoutCo
             phases,
             repeats=REPEATS,
         )
-        transport = TritonTransport(
-            stack.triton_url
-        )  # as CxrClient sends files: by shared memory on one host
+        # As CxrClient sends files: by shared memory on one host.
+        transport = TritonTransport(stack.triton_url)
         open_now.callback(transport.close)
         outputs = tuple(tensor.name for tensor in MODELS[RAW].outputs)
         files = measure_side_by_side(
