@@ -2,8 +2,8 @@
 
     bytes ── parse_report ──> Report ── select_text ──> model text ── ReportTokenizer.encode ──> TokenBatch
 
-A report comes as an Open-i XML file, as text with section headings ("FINDINGS: ..."), or as bare text, which
-counts as findings. "XXXX", which stands for de-identified words in Open-i, is dropped.
+A report comes as an Open-i XML file, as an HL7 v2 message, as text with section headings ("FINDINGS: ..."), or as
+bare text, which counts as findings. "XXXX", which stands for de-identified words in Open-i, is dropped.
 """
 
 import re
@@ -17,6 +17,15 @@ from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, ConfigError, ReportError
 from contract.label_words import mask_label_words
+from contract.report_format import (
+    decode_report,
+    is_encoded_xml,
+    refuse_control_characters,
+    refuse_web_page,
+)
+from contract.report_hl7 import is_hl7, read_observations
+from contract.report_sections import HEADINGS, normalize_text, split_sections
+from contract.report_xml import is_xml, parse_xml
 from contract.tensors import LENGTH_BUCKETS
 
 if TYPE_CHECKING:
@@ -25,17 +34,10 @@ if TYPE_CHECKING:
 TextMode = Literal["indication", "findings", "findings_masked", "full"]
 TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
-MAX_XML_BYTES: Final = 2**20
-MAX_XML_DEPTH: Final = 64  # Open-i's reports nest 7 deep; what reads a tree costs its size times its depth
-SECTIONS: Final = ("indication", "comparison", "findings", "impression")
+SECTIONS: Final = tuple(HEADINGS)
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# ASCII, because ignoring case would otherwise take other letters, such as a dotted capital I, for an i.
-_HEADING = re.compile(
-    r"^[ \t]*(indication|comparison|findings|impression)[ \t]*:", re.IGNORECASE | re.MULTILINE | re.ASCII
-)
 _DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CONTINUING: Final = "\U000f0000"  # the first of 65,534 characters for private use
 
 
@@ -67,25 +69,34 @@ class TokenBatch:
 
 
 def parse_report(data: bytes | str) -> Report:
-    """Read a report: Open-i XML, text with section headings, or bare text.
+    """Read a report: Open-i XML, an HL7 v2 message, text with section headings, or bare text.
 
     Raises:
-        ReportError: Empty, longer than `MAX_REPORT_CHARS`, not UTF-8, with control characters, or broken XML.
+        ReportError: Empty, longer than `MAX_REPORT_CHARS`, with control characters, broken XML, or no text at all:
+            the message names the kind of file that was given (`contract.report_format`).
     """
-    text = _decode(data)
-    if text.lstrip().startswith("<"):
-        return _parse_xml(text)
+    if isinstance(data, bytes) and is_encoded_xml(data):
+        return _take_sections(parse_xml(data))  # its declaration says the encoding
+    text = decode_report(data)
+    if is_hl7(text):
+        text = read_observations(text)
+    refuse_control_characters(text)
+    stripped = text.lstrip()
+    if stripped.startswith("<") and is_xml(stripped):
+        return _take_sections(parse_xml(stripped))
     if len(text) > MAX_REPORT_CHARS:
         raise ReportError(f"The report has {len(text):,} characters; at most {MAX_REPORT_CHARS:,} are read.")
+    text = normalize_text(text)
     if not text.strip():
         raise ReportError("The report is empty.")
-    return _parse_text(text)
+    return Report(**split_sections(text))
 
 
 def format_report(report: Report) -> str:
     """Write a report as text that `parse_report` reads back; empty when no section holds text."""
     parts = zip(SECTIONS, astuple(report), strict=True)
-    return "\n".join(f"{name.upper()}: {_collapse(text)}" for name, text in parts if text.strip())
+    tidy = ((name, _collapse(normalize_text(_collapse(text)))) for name, text in parts)
+    return "\n".join(f"{name.upper()}: {text}" for name, text in tidy if text)
 
 
 def select_text(report: Report, mode: TextMode) -> str:
@@ -108,9 +119,9 @@ def select_text(report: Report, mode: TextMode) -> str:
         text = clean_text(f"{report.findings} {report.impression}")
     else:
         text = clean_text(report.findings) or clean_text(report.impression)
-    if not re.search(r"\w", text):
+    if not re.search(r"[^\W_]", text):
         part = "indication" if mode == "indication" else "findings or impression"
-        raise ReportError(f"The report holds no words in its {part}.")
+        raise ReportError(f"The report holds no words in its {part}, and the model reads nothing else.")
     return mask_label_words(text) if mode == "findings_masked" else text
 
 
@@ -120,8 +131,8 @@ def read_report(data: bytes | str, mode: TextMode) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Drop de-identification marks and put the text on one line."""
-    return _collapse(_DEIDENTIFIED.sub(" ", text))
+    """Put the text on one line, in plain signs (`normalize_text`), without de-identification marks."""
+    return _collapse(_DEIDENTIFIED.sub(" ", normalize_text(text)))
 
 
 class ReportTokenizer:
@@ -240,59 +251,6 @@ def _import_tokenizers() -> Any:
     return tokenizers
 
 
-def _decode(data: bytes | str) -> str:
-    limit = MAX_XML_BYTES
-    if len(data) > limit:
-        raise ReportError(f"The report has more than {limit:,} bytes, so it is not a report.")
-    try:
-        text = data.decode() if isinstance(data, bytes) else data
-        text.encode()  # a str may hold surrogates, as arguments of a command do for bytes that are not UTF-8
-    except UnicodeError as error:
-        raise ReportError("The report is not UTF-8 text.") from error
-    if _CONTROL.search(text):
-        raise ReportError("The report holds control characters, so it is not text.")
-    return text.removeprefix("\ufeff")
-
-
-def _parse_text(text: str) -> Report:
-    marks = list(_HEADING.finditer(text))
-    if not marks:
-        return Report(findings=text.strip())
-    sections = dict.fromkeys(SECTIONS, "")
-    before = text[: marks[0].start()].strip()
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        name = mark.group(1).lower()
-        body = text[mark.end() : following.start() if following else len(text)].strip()
-        sections[name] = f"{sections[name]} {body}".strip()
-    if before and not sections["findings"]:
-        sections["findings"] = before
-    return Report(**sections)
-
-
-def _parse_xml(text: str) -> Report:
-    from xml.etree.ElementTree import ParseError
-
-    from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import DefusedXMLParser
-
-    try:
-        # The text is decoded already, so what its declaration says about the encoding does not count.
-        parser = DefusedXMLParser(encoding="utf-8", forbid_dtd=True)
-        parser.feed(text.strip().encode())
-        root = parser.close()
-    except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
-        raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
-    if is_too_deep(root):
-        raise ReportError(f"The XML file nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
-    report = collect_sections(root)
-    size = sum(len(section) for section in astuple(report))
-    if not size:
-        raise ReportError("The XML file holds no report text (AbstractText).")
-    if size > MAX_REPORT_CHARS:
-        raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
-    return report
-
-
 def collect_sections(root: "Element") -> Report:
     """Return the sections of an Open-i report, the bodies of equal headings joined; white space is as it was."""
     sections = dict.fromkeys(SECTIONS, "")
@@ -304,12 +262,15 @@ def collect_sections(root: "Element") -> Report:
     return Report(**sections)
 
 
-def is_too_deep(root: "Element") -> bool:
-    """Whether an XML tree nests deeper than `MAX_XML_DEPTH`; ElementTree recurses on it and would fail."""
-    level = [root]
-    for _ in range(MAX_XML_DEPTH):
-        level = [child for element in level for child in element]
-    return bool(level)
+def _take_sections(root: "Element") -> Report:
+    refuse_web_page(root.tag)
+    report = collect_sections(root)
+    size = sum(len(section) for section in astuple(report))
+    if not size:
+        raise ReportError("The XML file holds no report text (AbstractText).")
+    if size > MAX_REPORT_CHARS:
+        raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
+    return report
 
 
 def _collapse(text: str) -> str:

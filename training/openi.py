@@ -10,26 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.image_header import ImageHeader, read_image_header
-from contract.text import (
-    MAX_XML_DEPTH,
-    SECTIONS,
-    Report,
-    TextMode,
-    collect_sections,
-    is_too_deep,
-    select_text,
-)
+from contract.report_xml import parse_xml
+from contract.text import SECTIONS, Report, TextMode, collect_sections, select_text
 from training.mesh import is_labelled, map_headings
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import fromstring
 except ModuleNotFoundError as error:
     raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -119,11 +110,9 @@ def parse_study(data: bytes, *, name: str) -> Study:
     """
     _check_file_size(name, len(data))
     try:
-        root = fromstring(data, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:
+        root = parse_xml(data)
+    except ReportError as error:
         raise ReportError(f"{name} is not a readable XML report.") from error
-    if is_too_deep(root):
-        raise ReportError(f"{name} nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
     uid = root.find("uId")
     study_id = uid.get("id", "") if uid is not None else ""
     if root.tag != "eCitation" or not re.fullmatch(r"CXR[0-9]{1,12}", study_id):
