@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
+_UNFAMILIAR: Final = (
+    "Most words of the report are not in the model's vocabulary: it may be in another language, or no report at all, "
+    "so do not rely on what the model says of it."
+)
 
 
 class _Notes:
@@ -105,10 +109,11 @@ def note_reports(batch: "TokenBatch", *, text_mode: str, max_length: int) -> tup
         text_mode: Which part of a report the model reads (`contract.text.TextMode`).
         max_length: The most tokens that it reads.
     """
-    warning = _describe_cut(text_mode, max_length)
+    cut = _describe_cut(text_mode, max_length)
+    rows = zip(batch.attention_mask, batch.truncated, batch.unfamiliar, strict=True)
     return tuple(
-        ReportNotes(int(mask.sum()), truncated, (warning,) if truncated else ())
-        for mask, truncated in zip(batch.attention_mask, batch.truncated, strict=True)
+        ReportNotes(int(mask.sum()), truncated, (cut,) * truncated + (_UNFAMILIAR,) * unfamiliar)
+        for mask, truncated, unfamiliar in rows
     )
 
 

@@ -35,6 +35,13 @@ TextMode = Literal["indication", "findings", "findings_masked", "full"]
 TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
 SECTIONS: Final = tuple(HEADINGS)
+# Of 3,927 real findings none has more than .28 of its letters in words that a vocabulary learnt on half of them
+# lacks; Spanish, German, French, Chinese and random letters have .62 to 1. In a few words the share says little, so
+# there the pieces must be nearly single letters, and one word counts only where it is too long to be one.
+UNFAMILIAR_SHARE: Final = 0.6
+_FEW_WORDS: Final = 4
+_FEW_WORDS_PIECE: Final = 1.6  # letters
+_LONGEST_WORD: Final = 30  # letters; more are a hash or the like
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
@@ -60,12 +67,14 @@ class TokenBatch:
         attention_mask: (B, L) int64; 1 for a token, 0 for padding.
         spans: (B, L, 2) int32; first and past-last character of the token in its text, 0, 0 for special ones.
         truncated: Per text, whether its end was cut off.
+        unfamiliar: Per text, whether most of it is words that the vocabulary lacks (`UNFAMILIAR_SHARE`).
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     spans: NDArray[np.int32]
     truncated: tuple[bool, ...]
+    unfamiliar: tuple[bool, ...]
 
 
 def parse_report(data: bytes | str) -> Report:
@@ -146,7 +155,9 @@ class ReportTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.pad_id, _, self.cls_id, self.sep_id, self.mask_id = map(tokenizer.token_to_id, SPECIAL_TOKENS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(
+            tokenizer.token_to_id, SPECIAL_TOKENS
+        )
 
     @classmethod
     def load(cls, path: Path) -> "ReportTokenizer":
@@ -188,7 +199,30 @@ class ReportTokenizer:
             attention_mask[row, : len(ids)] = 1
             spans[row, 1 : len(ids) - 1] = encoding.offsets[: length - 2] or np.zeros((0, 2), np.int32)
         truncated = tuple(len(encoding.ids) > length - 2 for encoding in encodings)
-        return TokenBatch(input_ids, attention_mask, spans, truncated)
+        unfamiliar = tuple(map(self._is_unfamiliar, texts, encodings))
+        return TokenBatch(input_ids, attention_mask, spans, truncated, unfamiliar)
+
+    def _is_unfamiliar(self, text: str, encoding: Any) -> bool:
+        """Whether more than `UNFAMILIAR_SHARE` of the letters stand in words that the vocabulary lacks."""
+        pieces: dict[int, list[tuple[int, int]]] = {}
+        lacking: set[int] = set()
+        for token, word, span in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+            if word is None or token == self.mask_id:
+                continue
+            if word in pieces or token == self.unk_id:
+                lacking.add(word)
+            pieces.setdefault(word, []).append(span)
+        sizes = {
+            word: spans[-1][1] - spans[0][0]
+            for word, spans in pieces.items()
+            if any(map(str.isalpha, text[spans[0][0] : spans[-1][1]]))
+        }
+        letters = sum(sizes.values())
+        if sum(size for word, size in sizes.items() if word in lacking) <= UNFAMILIAR_SHARE * letters:
+            return False
+        if len(sizes) >= _FEW_WORDS or letters >= _LONGEST_WORD:
+            return True
+        return len(sizes) > 1 and letters < _FEW_WORDS_PIECE * sum(len(pieces[word]) for word in sizes)
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) -> None:

@@ -58,7 +58,7 @@ def test_report_notes_tell_what_was_cut(mode, names_impression):
     ids = np.ones((2, 64), np.int64)
     mask = ids.copy()
     mask[1, 10:] = 0
-    batch = TokenBatch(ids, mask, np.zeros((2, 64, 2), np.int32), (True, False))
+    batch = TokenBatch(ids, mask, np.zeros((2, 64, 2), np.int32), (True, False), (False, False))
     cut, whole = note_reports(batch, text_mode=mode, max_length=64)
     assert whole == ReportNotes(10)
     assert (cut.tokens, cut.truncated) == (64, True)
