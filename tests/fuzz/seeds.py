@@ -159,6 +159,17 @@ def draw_texts() -> Iterator[tuple[str, bytes]]:
     yield "deep.xml", b"<a>" * 400 + b"</a>" * 400
     yield "headings.txt", b"Indication: cough\nFINDINGS: Clear lungs, XXXX normal.\r\nIMPRESSION : Normal.\n"
     yield "bare.txt", "Small left pleural effusion, 5\u00b0 \u00e4\u4e2d\u0301.".encode()
+    yield (
+        "markdown.txt",
+        b"**INDICATION:** Cough.\r## Findings\r- Clear.\xe2\x80\xa8> IMPRESSION\xef\xbc\x9a Normal.\\n1. COMPARISON -",
+    )
+    yield (
+        "message.hl7",
+        (
+            b"MSH|^~\\&|A\rPID|1||4711||QUINCY^ZOE\rOBX|1|FT|1^Findings||Clear\\.br\\lungs \\T\\ heart.~Normal||F\r"
+            b"OBX|2|TX|&IMP||<BR>None~5 mm\r"
+        ),
+    )
     yield "blanks.txt", b"\xef\xbb\xbf \n\t findings:\n\n impression: XXXX"
 
 
