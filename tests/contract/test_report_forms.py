@@ -258,11 +258,11 @@ def test_xml_is_read_in_the_encoding_that_it_declares(encoding):
 MESSAGE = (
     "MSH|^~\\&|RIS|X|||20200101||ORU^R01|1|P|2.5\r"
     "PID|1||4711^^^A||QUINCY^ZOE\r"
-    "ZPI|1|TX|1||QUINCY 4711\r"
     "OBR|1|||36643-5^XR CHEST 2V^LN\r"
     "OBX|1|TX|18785-6^Indication^LN||Cough||||||F\r"
     "OBX|2|FT|59776-5^Findings^LN||The heart \\T\\ lungs are \\H\\normal\\N\\.\\.br\\No effusion~ or mass||||||F\r"
     "OBX|3|FT|59776-5^Findings^LN||5\\S\\6, \\E\\ and \\F\\||||||F\r"
+    "ZPI|1|TX|1||QUINCY 4711\r"
     "OBX|4|NM|1||5||||||F\r"
     "OBX|5|ED|PDF||^application^pdf^Base64^JVBERi0x||||||F\r"
     "OBX|6|ST|36643-5&IMP||Normal.||||||F\r"
