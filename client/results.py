@@ -1,8 +1,8 @@
 """What the client takes and returns; every result turns into JSON with `to_dict`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, overload
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from contract.bundle import Decision, ServedLabel, decide
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
+_SHOWN: Final = 3  # names in a repr, which is one short line and holds nothing of a report
+_SHOWN_CHARS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Finding:
     threshold: float
     uncertain_low: float | None = None
     uncertain_high: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
 
     @property
     def present(self) -> bool:
@@ -59,6 +64,9 @@ class ConformalSet:
 
     keys: tuple[str, ...]
     stated_recall: float
+
+    def __repr__(self) -> str:
+        return f"ConformalSet({_name_first(self.keys)}, stated_recall={self.stated_recall:.2f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -95,6 +103,14 @@ class Prediction:
     report_notes: ReportNotes | None = None
     conformal_set: ConformalSet | None = None
 
+    def __repr__(self) -> str:
+        ranked = sorted(self.findings, key=lambda finding: -finding.probability)
+        present = _name_first([finding.key for finding in ranked if finding.decision == "present"])
+        return (
+            f"Prediction({self.kind!r}, present={present}, warnings={len(self.warnings)}, "
+            f"model={self.fingerprint[:12]!r})"
+        )
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
@@ -125,6 +141,9 @@ class SimilarCase:
     report: str
     image_ref: str
 
+    def __repr__(self) -> str:
+        return f"SimilarCase({_shorten(self.id)!r}, {self.score:.3f}, labels={_name_first(self.labels)})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         return {**asdict(self), "labels": list(self.labels)}
@@ -136,6 +155,10 @@ class SearchResult(Sequence[SimilarCase]):
 
     cases: tuple[SimilarCase, ...]
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        best = f", best={self.cases[0]!r}" if self.cases else ""
+        return f"SearchResult(cases={len(self.cases)}{best}, warnings={len(self.warnings)})"
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -163,10 +186,14 @@ class CaseInput:
 
     id: str
     study_id: str
-    image: bytes | None = field(default=None, repr=False)
-    report: str | None = field(default=None, repr=False)
+    image: bytes | None = None
+    report: str | None = None
     labels: tuple[str, ...] = ()
     image_ref: str = ""
+
+    def __repr__(self) -> str:
+        given = [name for name in ("image", "report") if getattr(self, name) is not None]
+        return f"CaseInput({_shorten(self.id)!r}, given={_name_first(given)})"
 
 
 @dataclass(frozen=True)
@@ -182,6 +209,11 @@ class IndexResult:
     indexed: int
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -206,6 +238,12 @@ class ServedModel:
     grid: int
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ServedModel({self.fingerprint[:12]!r}, reads {self.text_mode!r} and {self.image_size} pixels, "
+            f"{len(self.labels)} labels)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -232,6 +270,9 @@ class BatchPrediction:
     image_attention: NDArray[np.float32] | None = None
     text_attention: NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        return f"BatchPrediction({self.kind!r}, cases={len(self.probabilities)}, model={self.fingerprint[:12]!r})"
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the model that answered."""
@@ -247,6 +288,14 @@ class Health:
     fingerprint: str | None = None
     cases: int | None = None
 
+    def __repr__(self) -> str:
+        states = {
+            name: "ready" if trouble is None else _shorten(trouble)
+            for name, trouble in (("triton", self.triton), ("retrieval", self.retrieval))
+        }
+        said = ", ".join(f"{name}={state!r}" for name, state in states.items())
+        return f"Health({said}, cases={self.cases}, model={(self.fingerprint or '')[:12]!r})"
+
     @property
     def ready(self) -> bool:
         """Whether both servers answer and belong to the same model."""
@@ -255,3 +304,14 @@ class Health:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and `ready`."""
         return {**asdict(self), "ready": self.ready}
+
+
+def _name_first(names: Sequence[str]) -> str:
+    """Return the first few names as a list, and how many more there are."""
+    shown = ", ".join(map(repr, map(_shorten, names[:_SHOWN])))
+    more = f", +{len(names) - _SHOWN}" if len(names) > _SHOWN else ""
+    return f"[{shown}{more}]"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

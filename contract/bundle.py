@@ -101,6 +101,9 @@ class Bundle:
     labels: tuple[ServedLabel, ...]
     manifest: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {self.fingerprint[:12]!r})"
+
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer file, for `contract.text.ReportTokenizer`."""
