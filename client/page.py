@@ -192,17 +192,10 @@ def _make_band(finding: Finding) -> str:
 
 
 def _make_sets(predictions: Mapping[str, Prediction]) -> str:
-    """Say which labels cannot be left out, where the model states how sure that is."""
-    lines = []
-    for kind, prediction in predictions.items():
-        found = prediction.conformal_set
-        if found is not None:
-            names = ", ".join(LABEL_NAMES.get(key, key) for key in found.keys) or "none"
-            lines.append(
-                f"<li>{escape(_KIND_TITLES.get(kind, kind))} (holds {found.stated_recall:.0%} of a study's labels "
-                f"on average): {escape(names)}</li>"
-            )
-    return f'<p class="note">Not to be left out:</p><ul class="note">{"".join(lines)}</ul>' if lines else ""
+    """Say which labels stay possible, where the model states how sure that is."""
+    stated = [(one.kind, one.conformal_set) for one in predictions.values() if one.conformal_set is not None]
+    items = "".join(f"<li>{escape(found.to_sentence(kind))}</li>" for kind, found in stated)
+    return f'<ul class="note">{items}</ul>' if items else ""
 
 
 def _make_explanation(explanation: "Explanation | None") -> str:

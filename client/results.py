@@ -8,9 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import Decision, ServedLabel, decide
+from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
+MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
+_READ: Final[dict[Kind, str]] = {
+    "study": "the image and the report",
+    "image": "the image",
+    "text": "the report",
+}
 _SHOWN: Final = 3  # names in a repr, which is one short line and holds nothing of a report
 _SHOWN_CHARS: Final = 40
 
@@ -56,10 +63,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class ConformalSet:
-    """The labels that cannot be left out: together they are likely to hold nearly all that a case has.
+    """The labels that stay possible: together they are likely to hold nearly all that a case has.
 
     `stated_recall` is the share of a study's labels that such a set holds on average, at least, as fitted on the
-    validation split for the image, the report and both.
+    validation split for the image, the report and both. A set of more than `MOST_SHOWN` narrows nothing down.
     """
 
     keys: tuple[str, ...]
@@ -71,6 +78,22 @@ class ConformalSet:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         return {"keys": list(self.keys), "stated_recall": self.stated_recall}
+
+    def to_sentence(self, kind: Kind) -> str:
+        """Name the labels for a person; of a long set only say that what was read does not narrow them down.
+
+        Args:
+            kind: What the prediction was made from.
+        """
+        read, verb = _READ[kind], "do" if kind == "study" else "does"
+        recall = f"at least {100 * self.stated_recall:.0f} % of a study's labels on average"
+        if len(self.keys) > MOST_SHOWN:
+            return (
+                f"{read.capitalize()} {verb} not narrow the labels down: {len(self.keys)} of {len(LABEL_KEYS)} "
+                f"would have to be named to hold {recall}."
+            )
+        names = ", ".join(LABEL_NAMES.get(key, key) for key in self.keys) or "none"
+        return f"Possible labels from {read}: {names}. Such a list holds {recall}."
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class Prediction:
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
-        conformal_set: The labels that cannot be left out; None from a model that states nothing about them.
+        conformal_set: The labels that stay possible; None from a model that states nothing about them.
     """
 
     kind: Kind
@@ -211,9 +234,7 @@ class IndexResult:
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __repr__(self) -> str:
-        return (
-            f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
-        )
+        return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""

@@ -75,7 +75,9 @@ SHOWN = {
         **NOTES,
     ),
     "ServedModel('abababababab', reads 'findings' and 56 pixels, 22 labels)": SERVED,
-    "Health(triton='ready', retrieval='ready', cases=560, model='abababababab')": Health(None, None, PRINT, 560),
+    "Health(triton='ready', retrieval='ready', cases=560, model='abababababab')": Health(
+        None, None, PRINT, 560
+    ),
     "Health(triton='Triton at 127.0.0.1:1 does not answer: …', retrieval='ready', cases=None, model='')": Health(
         "Triton at 127.0.0.1:1 does not answer: is `cxr serve` running there? " * 9, None
     ),
