@@ -31,6 +31,7 @@ from cli.options import (
     Transport,
     TritonUrl,
     make_console,
+    print_version,
 )
 from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
@@ -73,6 +74,7 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Chest X-ray prediction, similar cases and explanations. Research and teaching only: never a diagnosis.",
 )
@@ -80,6 +82,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
+
+
+@app.callback()
+def set_up(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command()

@@ -206,7 +206,7 @@ def _open_scratch(target: Path) -> Iterator[Path]:
 
 def apply_umask(directory: Path) -> None:
     """Give every file the mode that the umask gives new files: some libraries write through a private one of 0600."""
-    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666  # of the directory itself, which was made under the umask
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666  # the directory was made under the umask
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(mode)
