@@ -1,7 +1,7 @@
 """What the client takes and returns; every result turns into JSON with `to_dict`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, overload
 
 import numpy as np
@@ -209,8 +209,8 @@ class CaseInput:
 
     id: str
     study_id: str
-    image: bytes | None = None
-    report: str | None = None
+    image: bytes | None = field(default=None, repr=False)
+    report: str | None = field(default=None, repr=False)
     labels: tuple[str, ...] = ()
     image_ref: str = ""
 

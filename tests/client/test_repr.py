@@ -82,7 +82,7 @@ SHOWN = {
         "Triton at 127.0.0.1:1 does not answer: is `cxr serve` running there? " * 9, None
     ),
     "IndexResult(indexed=560, refused=1, warned=900)": IndexResult(
-        560, (("1", "no"),), (("1", ("Odd.",)),) * 900
+        560, refused=(("1", "no"),), warned=(("1", ("Odd.",)),) * 900
     ),
     "Bundle('demo-output/bundle', 'abababababab')": Bundle(
         Path("demo-output/bundle"), PRINT, {"text_mode": "findings"}, SERVED.labels, {"files": {}}
