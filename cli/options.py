@@ -13,6 +13,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Image = Annotated[
     Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
 ]
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE|FOLDER|-",
+        help="Radiographs: DICOM, PNG or JPEG files, folders, or - for an image or a list of paths on standard input.",
+    ),
+]
 ReportText = Annotated[
     str | None,
     typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -."),

@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from contract import notes
+
 if TYPE_CHECKING:
     from client.explanation import Explanation
     from client.results import Finding, Health, IndexResult, Prediction, SimilarCase
     from contract.notes import ImageNotes
     from serving.doctor import Check
 
-NOTICE: Final = "Research and teaching only: never a diagnosis."
+NOTICE: Final = notes.NOTICE
 KIND_TITLES: Final = {
     "study": "image and report",
     "image": "image alone",

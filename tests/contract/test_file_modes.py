@@ -45,9 +45,7 @@ def test_a_private_temporary_file_becomes_readable_like_its_neighbours(umask, tm
     assert list_modes(tmp_path / "made") == {"directories": {directories}, "files": {files}}
 
 
-def test_a_bundle_and_a_checkpoint_are_readable_like_other_files(
-    umask, tmp_path, small_config, write_bundle
-):
+def test_a_bundle_and_a_checkpoint_are_readable_like_other_files(umask, tmp_path, small_config, write_bundle):
     from safetensors.numpy import save_file
 
     from contract.bundle import amend_bundle
