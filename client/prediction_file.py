@@ -42,11 +42,12 @@ class PredictionFile:
             path: Ends in .jsonl, .csv or .parquet.
             fingerprint: Of the model whose results the file holds.
         """
-        self.path = Path(os.path.realpath(path))
+        self.path = path
         self._fingerprint = fingerprint
         self._suffix = path.suffix.lower()
-        appended = self._suffix == ".jsonl"
-        self._journal = self.path if appended else self.path.with_name(f"{self.path.name}.partial.jsonl")
+        self._appended = self._suffix == ".jsonl"
+        self._target = Path(os.path.realpath(path))  # a link stays, and what it leads to is written
+        self._journal = self._target if self._appended else Path(f"{self._target}.partial.jsonl")
         self._rows: dict[str, PredictionRow] = {}
         self._handle = -1
         self._changed = False  # the rows differ from what lies on the disk as `path`
@@ -62,7 +63,7 @@ class PredictionFile:
         """
         check_format(self.path)
         with _Refusals(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._target.parent.mkdir(parents=True, exist_ok=True)
             self._handle = _open_locked(self._journal)
             try:
                 self._read()
@@ -80,11 +81,11 @@ class PredictionFile:
             try:
                 os.fsync(self._handle)
                 if self._changed:
-                    _write_whole(self.path, self._render)
+                    _write_whole(self._target, self._render)
             except BaseException:
                 self._release(keep=True)
                 raise
-            self._release(keep=self._journal == self.path and bool(self._rows))
+            self._release(keep=self._appended and bool(self._rows))
 
     def find(self, case: CaseFile) -> PredictionRow | None:
         """Return the row of a file that was answered and has not changed since; what was refused is asked again."""
@@ -96,7 +97,7 @@ class PredictionFile:
 
     def add(self, row: PredictionRow) -> None:
         """Write a row; an earlier one of the same path goes."""
-        if self._journal != self.path or row.path in self._rows:
+        if not self._appended or row.path in self._rows:
             self._changed = True
         self._rows[row.path] = row
         with _Refusals(self.path):
@@ -106,9 +107,9 @@ class PredictionFile:
                 self._synced_at = time.monotonic()
 
     def _read(self) -> None:
-        if self._journal != self.path and self.path.exists():
+        if not self._appended and self._target.exists():
             read = _read_csv if self._suffix == ".csv" else _read_parquet
-            self._rows = {row.path: row for row in read(self.path)}
+            self._rows = {row.path: row for row in read(self._target)}
         data = _read_all(self._handle)
         whole = data.rfind(b"\n") + 1
         lines = data[:whole].splitlines()
@@ -117,7 +118,7 @@ class PredictionFile:
                 row = parse_row(json.loads(line))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise _refuse(self._journal, f"line {number}") from error
-            self._changed |= self._journal != self.path or row.path in self._rows
+            self._changed |= not self._appended or row.path in self._rows
             self._rows[row.path] = row
         rest = data[whole:].rstrip(b"\0")  # a file system may leave zeros where the power failed
         if not (rest.startswith(_LINE_START) or _LINE_START.startswith(rest)):

@@ -192,7 +192,7 @@ def test_results_of_another_model_are_never_mixed(suffix, tmp_path):
 
 @pytest.mark.parametrize("name", ["r.txt", "r", "r.csv.gz", "/dev/stdout"])
 def test_only_the_three_endings(name, tmp_path):
-    with pytest.raises(ConfigError, match="must end in .jsonl, .csv or .parquet"):
+    with pytest.raises(ConfigError, match=r"must end in \.jsonl, \.csv or \.parquet"):
         PredictionFile(tmp_path / name, PRINT).__enter__()
 
 
@@ -239,14 +239,15 @@ def test_an_interrupted_run_leaves_a_table_of_what_there_is(suffix, rows, tmp_pa
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_link_stays_and_modes_are_kept(suffix, tmp_path):
-    target, link = tmp_path / f"target.{suffix}", tmp_path / f"r.{suffix}"
+    target, link = tmp_path / f"of-{suffix}", tmp_path / f"r.{suffix}"
     link.symlink_to(target)
     write_rows(link, ROWS[:1])
     target.chmod(0o640)
     write_rows(link, [*ROWS[:1], ROWS[3]])
     assert link.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o640
-    assert [row.path for row in read_rows(target)] == ["a.dcm", "d.dcm"]
+    assert [row.path for row in read_rows(link)] == ["a.dcm", "d.dcm"]
+    assert sorted(os.listdir(tmp_path)) == sorted([link.name, target.name])
 
 
 def test_a_full_disk_is_one_sentence_and_the_rows_before_stay(tmp_path, monkeypatch):
