@@ -1,4 +1,4 @@
-"""`cxr predict` of many files on the real servers: killed, interrupted, gone on with; the answers are those of one file."""
+"""`cxr predict` of many files on the real servers: killed, interrupted, gone on with, and equal to one file alone."""
 
 import csv
 import os
