@@ -333,3 +333,15 @@ def test_a_band_is_drawn_and_its_findings_are_uncertain(tmp_path: Path, explanat
     page = write(tmp_path / "wide.html", explanation, cases, predictions={"image": banded})
     assert "<li>The image does not narrow the labels down: 14 of 22 would have to be named to hold" in page
     assert "Possible labels" not in page
+
+
+def test_each_cell_names_its_column_for_a_phone(page):
+    """Below 44 rem the head of the table is gone and the cells stand under each other."""
+    rows = re.findall(r'<tr class="(?:truth|other)">.*?</tr>', page)
+    assert len(rows) == len(LABELS)
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', page)[1:4]
+    assert "Image alone" in heads
+    for row in rows:
+        named = re.findall(r'<td data-read="([^"]*)">', row)
+        assert named == heads[: len(named)]
+        assert row.count("<td") == len(named) > 0
