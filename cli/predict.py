@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from cli.progress import show_progress
 from cli.show import NOTICE, print_json
@@ -90,7 +89,6 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
     if out is not None:
         check_format(out)
     fingerprint = client.info().fingerprint
-    console = Console(stderr=True)
     tally = _Tally()
     emit = _print_line if out is None and not as_json else _print_jsonl
     with nullcontext() if out is None else PredictionFile(out, fingerprint) as file:
@@ -110,9 +108,9 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
                     tally.count(row)
                     progress(tally.done, len(cases.cases))
             except (ServiceError, KeyboardInterrupt):
-                _tell_rest(console, tally.done, len(cases.cases), out)
+                _tell_rest(tally.done, len(cases.cases), out)
                 raise
-    _print_tally(console, tally, cases, out, as_json=as_json)
+    _print_tally(tally, cases, out, as_json=as_json)
     return tally.exit_code
 
 
@@ -152,39 +150,37 @@ def _print_line(row: "PredictionRow") -> None:
     decided = [f"{key} {value:.3f} {said}" for key, value, said in row.findings if said != "absent"]
     warnings = [f"warning: {sentence}" for sentence in row.warnings]
     answer = row.error or "; ".join([", ".join(decided) or "nothing present", *warnings])
-    fields = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in (row.path, answer))
-    path, said = fields
-    sys.stdout.write(f"{path}\t{row.status}\t{said}\n")
+    sys.stdout.write(f"{_show(row.path)}\t{row.status}\t{_show(answer)}\n")
     sys.stdout.flush()
 
 
-def _tell_rest(console: Console, done: int, total: int, out: Path | None) -> None:
-    again = "" if out is None else f"; the same command goes on with {out}"
-    console.print(escape(f"{done} of {total} files done{again}."), highlight=False, soft_wrap=True)
+def _show(text: str) -> str:
+    """Return text of others as it fits on a line of a terminal: control characters by their numbers."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _print_tally(
-    console: Console, tally: _Tally, cases: "CaseList", out: Path | None, *, as_json: bool
-) -> None:
+def _tell_rest(done: int, total: int, out: Path | None) -> None:
+    again = "" if out is None else f"; the same command goes on with {_show(str(out))}"
+    typer.echo(f"{done} of {total} files done{again}.", err=True)
+
+
+def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json: bool) -> None:
     counts = {name: tally.statuses[name] for name in ("predicted", "refused", "failed")}
     if as_json and out is not None:
         others = {"kept": tally.kept, "warned": tally.warned, "skipped": cases.skipped}
-        summary: dict[str, Any] = {"out": str(out), **counts, **others, "notice": NOTICE}
-        print_json(summary)
+        print_json({"out": str(out), **counts, **others, "notice": NOTICE})
         return
     said = [f"{count} {name}" for name, count in counts.items() if count or name != "failed"]
     said += [f"{tally.warned} with a warning"] if tally.warned else []
     said += [f"{tally.kept} of them from before"] if tally.kept else []
     said += [f"{cases.skipped} other files skipped"] if cases.skipped else []
-    where = "" if out is None else f"{out}: "
-    shown = console if out is None else Console()
-    shown.print(escape(f"{where}{', '.join(said)}."), highlight=False, soft_wrap=True)
-    for row in tally.refused if out is not None else ():
-        shown.print(escape(f"  {row.path}: {row.error}"), highlight=False, soft_wrap=True)
-    hidden = counts["refused"] + counts["failed"] - len(tally.refused)
-    if out is not None and hidden > 0:
-        shown.print(escape(f"  {hidden} more; the column error has them all"), highlight=False)
-    shown.print(NOTICE, highlight=False)
+    lines = [f"{'' if out is None else f'{_show(str(out))}: '}{', '.join(said)}."]
+    if out is not None:
+        lines += [f"  {_show(row.path)}: {_show(row.error)}" for row in tally.refused]
+        hidden = counts["refused"] + counts["failed"] - len(tally.refused)
+        lines += [f"  {hidden} more; the column error has them all"] if hidden else []
+    for line in [*lines, NOTICE]:
+        typer.echo(line, err=out is None)
 
 
 def exit_with(code: int) -> None:

@@ -150,6 +150,21 @@ def test_a_name_with_control_characters_stays_on_its_line(asked, folder):
     assert result.stdout.splitlines()[0] == "scans/x\\n\\x1b[2Jy.png\tpredicted\tnothing present"
 
 
+def test_what_looks_like_markup_or_an_emoji_stays_as_it_is(asked, folder):
+    (folder / ":heart:[bold]x.png").write_bytes(b"broken")
+    result = run("scans", "--out", ":key:[red].csv")
+    assert ":key:[red].csv: 3 predicted, 1 refused" in result.stdout
+    assert "scans/:heart:[bold]x.png: The DICOM file is damaged" in result.stdout
+
+
+def test_only_the_first_refused_are_named(asked, folder):
+    for number in range(13):
+        (folder / f"bad{number:02}.png").write_bytes(b"broken")
+    result = run("scans", "--out", "r.csv")
+    assert result.stdout.count("is damaged or truncated") == 10
+    assert "  3 more; the column error has them all" in result.stdout
+
+
 REFUSED = {
     "a report for many": (("scans", "--report", "Normal."), "--report and --finding belong to one image"),
     "a finding for many": (("scans", "--finding", "rib fracture"), "belong to one image"),

@@ -196,6 +196,13 @@ def test_only_the_three_endings(name, tmp_path):
         PredictionFile(tmp_path / name, PRINT).__enter__()
 
 
+def test_parquet_without_its_package_is_said_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="pip install pyarrow"):
+        PredictionFile(tmp_path / "r.parquet", PRINT).__enter__()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("kind", ["directory", "pipe"])
 def test_what_is_no_regular_file_is_refused(kind, tmp_path):
     path = tmp_path / "r.csv"
