@@ -11,9 +11,9 @@ from client.client import CxrClient
 from client.prediction_row import PredictionRow, make_row
 from client.results import CaseInput
 from contract.bundle import require_same_fingerprint
-from contract.errors import BusyError, CxrError, InputError, ServiceError, UnavailableError
+from contract.errors import BusyError, CancelledError, CxrError, InputError, ServiceError, UnavailableError
 
-_AWAY_PAUSES_S: Final = (0.5, 2.0, 5.0, 15.0)  # before a server that is away or busy is asked again
+_AWAY_PAUSES_S: Final = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a server that is away or busy is asked again
 _PAUSES_S: Final = (0.5, 2.0)  # before one that failed on a file, or was too slow, is
 _MOST_FAILED: Final = 3  # files in a row; then it is the server and not the file
 
@@ -53,7 +53,7 @@ def predict_files(
                     attempts = failed = 0
                     yield row
         except ServiceError as error:  # noqa: PERF203 - a run is begun anew once in a while, not for each file
-            away = isinstance(error, (UnavailableError, BusyError))
+            away = _is_away(client, error)
             pauses = _AWAY_PAUSES_S if away else _PAUSES_S
             if attempts < len(pauses):
                 sleep(pauses[attempts])
@@ -65,6 +65,17 @@ def predict_files(
             case = left.popleft()
             attempts = 0
             yield make_row(case, case.read_state(), fingerprint, error)
+
+
+def _is_away(client: CxrClient, error: ServiceError) -> bool:
+    """Whether it is the server, rather than the file: one that stops or starts fails in every way there is."""
+    if isinstance(error, (UnavailableError, BusyError, CancelledError)):
+        return True
+    try:
+        client.info()
+    except ServiceError:
+        return True
+    return False
 
 
 def _predict_once(

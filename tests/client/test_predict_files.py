@@ -10,6 +10,7 @@ from client.case_files import CaseFile
 from client.predict_files import predict_files
 from contract.errors import (
     BusyError,
+    CancelledError,
     DeadlineError,
     FingerprintError,
     ImageError,
@@ -32,7 +33,13 @@ class Model:
         self.fingerprint = PRINT
         self.pauses: list[float] = []
         self.client = client
+        self.away: list[Exception] = []
         monkeypatch.setattr(client, "_predict", self.predict)
+        monkeypatch.setattr(client, "info", self.info)
+
+    def info(self, **_):
+        if self.away:
+            raise self.away.pop()
 
     def predict(self, image, report, *_):
         self.asked.append(image)
@@ -119,7 +126,7 @@ def test_a_file_that_the_server_fails_on_is_a_row_and_the_rest_goes_on(model, tm
 
 
 @pytest.mark.parametrize(
-    ("error", "pauses", "failed"), [(UnavailableError("away"), 4, 0), (ServerError("no"), 6, 2)]
+    ("error", "pauses", "failed"), [(UnavailableError("away"), 5, 0), (ServerError("no"), 6, 2)]
 )
 def test_a_server_that_is_gone_ends_the_run_behind_what_it_answered(model, tmp_path, error, pauses, failed):
     cases = make_cases(tmp_path, b"a", None, *[b"b"] * 9)
@@ -130,6 +137,16 @@ def test_a_server_that_is_gone_ends_the_run_behind_what_it_answered(model, tmp_p
         rows.extend(row.status for row in outcomes)
     assert rows == ["predicted", "refused", *["failed"] * failed]
     assert len(model.pauses) == pauses
+
+
+def test_a_server_that_stops_and_starts_costs_no_file(model, tmp_path):
+    """While it stops, Triton says of a model that it is unknown, then it cuts calls off; then nothing answers."""
+    stopping = [ServerError("no available versions"), CancelledError("cut off"), UnavailableError("away")]
+    model.troubles = {b"b": [*stopping, UnavailableError("away"), None]}
+    model.away = [ServerError("not ready")]
+    rows = model.run(make_cases(tmp_path, b"a", b"b", b"c"))
+    assert [row.status for row in rows] == ["predicted"] * 3
+    assert model.pauses == [0.5, 2.0, 5.0, 10.0]
 
 
 def test_another_model_under_way_ends_the_run(model, tmp_path):
