@@ -1,33 +1,30 @@
-# make demo   install into .venv and run the whole path once
-# make test   install what the tests need and run them
-# make fuzz   hostile images, reports and archives for FUZZ_SECONDS (60) each
-# make ablation   draw 3,000 phantom studies, train the rows of the ablation on them, print the table (hours)
-# make phantoms   the same studies, the config that reads images best
-# make reports    the real reports (REPORTS) on three splits, beside TF-IDF
-# make bench      draw studies, make models of the published sizes, measure serving against its targets (half an hour)
-# make check  what CI holds every change to: lint, format, types, import rules, tests
+# `make` alone prints the targets: the text behind two # signs on a target's line is what it prints.
 PYTHON ?= python3
 BIN := .venv/bin
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test slow fuzz check proto clean ablation phantoms reports bench
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports bench
 
-demo: .venv/installed
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/installed ## install into .venv and run the whole path once (6 minutes after the install)
 	$(BIN)/cxr demo
 
-test: .venv/installed-dev
+test: .venv/installed-dev ## install what the tests need and run them
 	$(BIN)/python -m pytest
 
-slow: .venv/installed-dev
+slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-fuzz: .venv/installed-dev
+fuzz: .venv/installed-dev ## broken images, reports and archives for FUZZ_SECONDS (60) each
 	$(BIN)/python tests/fuzz/run.py image --seconds $(FUZZ_SECONDS)
 	$(BIN)/python tests/fuzz/run.py text --seconds $(FUZZ_SECONDS)
 	$(BIN)/python tests/fuzz/run.py archive --seconds $(FUZZ_SECONDS)
 
-check: .venv/installed-dev
+check: .venv/installed-dev ## what CI holds every change to: lint, format, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,7 +32,7 @@ check: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 # Generated with the oldest protoc whose output runs on protobuf 4 to 6, so that it works beside any tritonclient.
-proto:
+proto: ## generate the stubs of the sidecar's protocol anew
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/pip install --quiet grpcio-tools==1.62.3 'setuptools<80'
 	.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. contract/proto/retrieval.proto
@@ -50,14 +47,14 @@ CXR := $(BIN)/cxr
 .PRECIOUS: $(RESULTS)/%/bundle/manifest.json $(RESULTS)/phantom.parquet $(RESULTS)/reports.parquet
 .SECONDARY:
 
-ablation: $(ROWS:%=$(RESULTS)/ablation/%/evaluated)
+ablation: $(ROWS:%=$(RESULTS)/ablation/%/evaluated) ## draw 3,000 phantom studies, train the rows of the ablation, print the table (hours)
 	$(CXR) train table $(ROWS:%=$(RESULTS)/ablation/%/bundle) --column 'image AUROC' --column 'two views AUROC' --column 'findings AUROC' \
 		--column 'study AUROC' --column 'P@5 by image' --column 'report → image R@10'
 
-phantoms: $(RESULTS)/phantoms/evaluated
+phantoms: $(RESULTS)/phantoms/evaluated ## the same studies, the config that reads images best (hours)
 	$(CXR) train table $(RESULTS)/phantoms/bundle
 
-reports: $(SEEDS:%=$(RESULTS)/reports/%/evaluated)
+reports: $(SEEDS:%=$(RESULTS)/reports/%/evaluated) ## the real reports (REPORTS) on three splits, beside TF-IDF
 	$(CXR) train table $(SEEDS:%=$(RESULTS)/reports/%/bundle)
 
 $(RESULTS)/phantom.parquet: | .venv/installed
@@ -83,7 +80,7 @@ $(RESULTS)/reports/%/evaluated: $(RESULTS)/reports.parquet
 	rm -rf $(@D)/bundle && $(CXR) train $< --config reports --seed $* --out $(@D)/bundle --resume
 	$(CXR) evaluate $< --bundle $(@D)/bundle && touch $@
 
-clean:
+clean: ## remove .venv, demo-output and what builds leave
 	rm -rf .venv demo-output build dist *.egg-info
 
 .venv/bin/python:
@@ -106,7 +103,7 @@ BENCH := $(RESULTS)/bench
 BEST ?= --profile int8
 SHORT := --set loop.epochs=1 --set loop.batch_size=8 --set loop.precision=fp32 --set weights.checkpointing=true
 
-bench: $(foreach name,tiny/fp32 tiny/split tiny/fused base/fused,$(BENCH)/$(name)/.published.json)
+bench: $(foreach name,tiny/fp32 tiny/split tiny/fused base/fused,$(BENCH)/$(name)/.published.json) ## measure serving against its targets, with models of the published sizes (half an hour)
 	$(CXR) bench table $(BENCH)
 
 $(BENCH)/studies.parquet: | .venv/installed

@@ -23,6 +23,7 @@ from cli.export_app import export_app
 from cli.options import (
     Compression,
     Image,
+    Images,
     Json,
     ReportText,
     RetrievalUrl,
@@ -31,6 +32,7 @@ from cli.options import (
     Transport,
     TritonUrl,
     make_console,
+    print_version,
 )
 from cli.train_app import train_app
 from contract.errors import ConfigError, CxrError
@@ -73,6 +75,7 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Chest X-ray prediction, similar cases and explanations. Research and teaching only: never a diagnosis.",
 )
@@ -80,6 +83,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
+
+
+@app.callback()
+def set_up(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command()
@@ -230,8 +243,14 @@ def index_cases(
 
 @app.command()
 def predict(
-    image: Image = None,
+    images: Images = None,
     report: ReportText = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the results of many (.parquet, .csv, .jsonl); a run on the same file goes on."
+        ),
+    ] = None,
     finding: Annotated[
         list[str] | None,
         typer.Option(help="Finding in free words to score, as a similarity, not a probability; repeatable."),
@@ -242,15 +261,34 @@ def predict(
     compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
-    """Predict the 22 finding categories from a radiograph, a report, or both."""
+    """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
+
+    Many: several files, folders with all that is below them, or - for
+    paths on standard input, one a line: PATH, or PATH, a tab and the PATH of
+    its report. Each file becomes a line on standard output or a row of --out;
+    one that cannot be read is a row with its error.
+
+    The same command with the same --out goes on where a run stopped: files
+    that were refused, or have changed since, are asked again.
+
+    Exit code: 0 when every file was predicted, 2 when one was refused, 4 when
+    the server failed.
+    """
     from cli.inputs import read_image, read_report, require_input
+    from cli.predict import exit_with, list_cases, predict_all
     from cli.show import NOTICE, print_json, print_prediction
     from cli.zero_shot import describe_scores, print_scores, read_findings
     from client import CxrClient
 
-    require_input(image, report)
+    cases = list_cases(images or (), out=out, report=report is not None, findings=bool(finding))
+    image = images[0] if images else None
+    if cases is None:
+        require_input(image, report)
     findings = read_findings(finding)
     with CxrClient(triton, timeout_s=timeout, transport=transport, compression=compression) as client:
+        if cases is not None:
+            exit_with(predict_all(client, cases, out=out, as_json=as_json))
+            return
         prediction = client.predict(read_image(image), read_report(report))
         scores = client.score_findings(findings, prediction) if findings else ()
     if as_json:

@@ -13,8 +13,8 @@ class DefaultCommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command's name before arguments that name none."""
-        if not args or args[0] not in self.commands:
-            asked = not args or any(name in args for name in ctx.help_option_names)
+        if args and args[0] not in self.commands:
+            asked = any(name in args for name in ctx.help_option_names)
             args = ["--help"] if asked else [self.default, *args]
         return super().parse_args(ctx, args)
 

@@ -210,7 +210,16 @@ def _choose_held_out(demo: Demo, bundle: Bundle) -> Row:
     raise ConfigError("The test split holds no study with a finding; draw more studies.")
 
 
+def write_examples(out: Path, row: Row) -> None:
+    """Leave a study as the files that the README's commands name: chest.dcm, where it has an image, and report.txt."""
+    (out / "report.txt").write_text(get_report(row) + "\n", encoding="utf-8")
+    image = get_image(row)
+    if image is not None:
+        shutil.copyfile(image, out / "chest.dcm")
+
+
 def _predict(demo: Demo, client: "CxrClient", row: Row) -> dict[str, "Prediction"]:
+    write_examples(demo.out, row)
     image = get_image(row)
     inputs: dict[str, dict[str, Any]] = {"text": {"report": get_report(row)}}
     if image is not None:

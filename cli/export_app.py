@@ -18,7 +18,9 @@ AdminKey = Annotated[
 ADMIN_KEY = Path("logs") / "runtime" / "admin_key"
 
 export_app = typer.Typer(
-    cls=DefaultCommandGroup, help="Publish a bundle for Triton or the hub; take a publication back."
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    help="Publish a bundle for Triton or the hub; take a publication back.",
 )
 
 

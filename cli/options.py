@@ -1,6 +1,8 @@
 """Arguments and options that several commands share, and the console they print on."""
 
+import platform
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,13 @@ from rich.console import Console
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[
     Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE|FOLDER|-",
+        help="Radiographs: DICOM, PNG or JPEG files, folders, or - for an image or a list of paths on standard input.",
+    ),
 ]
 ReportText = Annotated[
     str | None,
@@ -38,3 +47,14 @@ Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `c
 def make_console(as_json: bool) -> Console:
     """Text goes to standard output; with --json only progress is shown, on standard error."""
     return Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
+
+
+def print_version(asked: bool) -> None:
+    """Print what a bug report needs, in one line, and end the command; nothing unless asked."""
+    if asked:
+        try:
+            installed = version("cxr-serving")
+        except PackageNotFoundError:
+            installed = "(not installed)"
+        typer.echo(f"cxr-serving {installed}, Python {platform.python_version()}, {platform.platform()}")
+        raise typer.Exit

@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from contract import notes
+
 if TYPE_CHECKING:
     from client.explanation import Explanation
     from client.results import Finding, Health, IndexResult, Prediction, SimilarCase
     from contract.notes import ImageNotes
     from serving.doctor import Check
 
-NOTICE: Final = "Research and teaching only: never a diagnosis."
+NOTICE: Final = notes.NOTICE
 KIND_TITLES: Final = {
     "study": "image and report",
     "image": "image alone",
@@ -38,7 +40,7 @@ def print_json(value: Any) -> None:
 def print_prediction(
     console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
 ) -> None:
-    """Print the most likely findings, the labels not to be left out, how the image was taken, and the warnings."""
+    """Print the most likely findings, the labels that stay possible, how the image was taken, and the warnings."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column, justify in (
         ("Finding", "left"),
@@ -68,18 +70,10 @@ def _mark_decision(finding: "Finding") -> str:
 
 
 def _print_set(console: Console, prediction: "Prediction") -> None:
-    """Print which labels cannot be left out, where the model states how sure that is."""
-    found = prediction.conformal_set
-    if found is None:
-        return
-    names = {finding.key: finding.name for finding in prediction.findings}
-    listed = ", ".join(names[key] for key in found.keys) or "none"
-    console.print(
-        f"[dim]Not to be left out (holds {found.stated_recall:.0%} of a study's labels on average): "
-        f"{escape(listed)}[/dim]",
-        highlight=False,
-        soft_wrap=True,
-    )
+    """Print which labels stay possible, where the model states how sure that is."""
+    if prediction.conformal_set is not None:
+        sentence = escape(prediction.conformal_set.to_sentence(prediction.kind))
+        console.print(f"[dim]{sentence}[/dim]", highlight=False, soft_wrap=True)
 
 
 def describe_image(notes: "ImageNotes") -> str:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _MOST_EPOCHS: Final = 20  # validated epochs that a comparison prints; --json has all
 
 
-train_app = typer.Typer(cls=DefaultCommandGroup, help="Train a model; compare two runs; list configs.")
+train_app = typer.Typer(
+    cls=DefaultCommandGroup, no_args_is_help=True, help="Train a model; compare two runs; list configs."
+)
 
 
 @train_app.command(DefaultCommandGroup.default, hidden=True)

@@ -120,7 +120,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
 
 
 def _choose_set(model: ServedModel, probabilities: Sequence[float]) -> ConformalSet | None:
-    """Return the labels with at least the probability from which they cannot be left out."""
+    """Return the labels with at least the probability from which they stay possible."""
     stated = [label.stated_recall for label in model.labels if label.stated_recall is not None]
     if len(stated) < len(model.labels):
         return None

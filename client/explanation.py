@@ -1,6 +1,6 @@
 """What an offline explanation tells (`client.explain` makes it): attributions of pixels and words, in logits."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,13 +69,19 @@ class Explanation:
     convergence_delta: float
     baseline: str
     fingerprint: str
-    radiograph: NDArray[np.uint8] | None = field(default=None, repr=False)
-    pixel_attribution: Array | None = field(default=None, repr=False)
-    patch_attention: Array | None = field(default=None, repr=False)
-    words: tuple[WordAttribution, ...] = field(default=(), repr=False)
-    report_text: str | None = field(default=None, repr=False)
+    radiograph: NDArray[np.uint8] | None = None
+    pixel_attribution: Array | None = None
+    patch_attention: Array | None = None
+    words: tuple[WordAttribution, ...] = ()
+    report_text: str | None = None
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation({self.kind!r}, {self.key!r}, probability={self.probability:.3f}, "
+            f"warnings={len(self.warnings)}, model={self.fingerprint[:12]!r})"
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -151,7 +151,10 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
     head = "".join(f'<th scope="col">{escape(_KIND_TITLES.get(kind, kind))}</th>' for kind in predictions)
     rows = []
     for finding in order:
-        cells = "".join(f"<td>{_make_bar(column.get(finding.key))}</td>" for column in by_key)
+        cells = "".join(
+            f'<td data-read="{escape(_KIND_TITLES.get(kind, kind))}">{_make_bar(column.get(finding.key))}</td>'
+            for kind, column in zip(predictions, by_key, strict=True)
+        )
         labelled = finding.key in truth
         tag = ' <span class="tag truth">labelled</span>' if labelled else ""
         name = f'<th scope="row">{escape(finding.name)}{tag}</th>'
@@ -162,7 +165,7 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
         "Findings",
         '<p class="note">Calibrated probabilities, ordered by the first column. The upright mark is the '
         f"threshold from which a finding counts as present.{banded}</p>{_make_sets(predictions)}"
-        f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table><thead><tr>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table class="findings"><thead><tr>'
         f'<th scope="col">Finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
     )
 
@@ -192,17 +195,10 @@ def _make_band(finding: Finding) -> str:
 
 
 def _make_sets(predictions: Mapping[str, Prediction]) -> str:
-    """Say which labels cannot be left out, where the model states how sure that is."""
-    lines = []
-    for kind, prediction in predictions.items():
-        found = prediction.conformal_set
-        if found is not None:
-            names = ", ".join(LABEL_NAMES.get(key, key) for key in found.keys) or "none"
-            lines.append(
-                f"<li>{escape(_KIND_TITLES.get(kind, kind))} (holds {found.stated_recall:.0%} of a study's labels "
-                f"on average): {escape(names)}</li>"
-            )
-    return f'<p class="note">Not to be left out:</p><ul class="note">{"".join(lines)}</ul>' if lines else ""
+    """Say which labels stay possible, where the model states how sure that is."""
+    stated = [(one.kind, one.conformal_set) for one in predictions.values() if one.conformal_set is not None]
+    items = "".join(f"<li>{escape(found.to_sentence(kind))}</li>" for kind, found in stated)
+    return f'<ul class="note">{items}</ul>' if items else ""
 
 
 def _make_explanation(explanation: "Explanation | None") -> str:

@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import Decision, ServedLabel, decide
+from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
+MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
+_READ: Final[dict[Kind, str]] = {
+    "study": "the image and the report",
+    "image": "the image",
+    "text": "the report",
+}
+_SHOWN: Final = 3  # names in a repr, which is one short line and holds nothing of a report
+_SHOWN_CHARS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,9 @@ class Finding:
     threshold: float
     uncertain_low: float | None = None
     uncertain_high: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
 
     @property
     def present(self) -> bool:
@@ -51,18 +63,37 @@ class Finding:
 
 @dataclass(frozen=True)
 class ConformalSet:
-    """The labels that cannot be left out: together they are likely to hold nearly all that a case has.
+    """The labels that stay possible: together they are likely to hold nearly all that a case has.
 
     `stated_recall` is the share of a study's labels that such a set holds on average, at least, as fitted on the
-    validation split for the image, the report and both.
+    validation split for the image, the report and both. A set of more than `MOST_SHOWN` narrows nothing down.
     """
 
     keys: tuple[str, ...]
     stated_recall: float
 
+    def __repr__(self) -> str:
+        return f"ConformalSet({_name_first(self.keys)}, stated_recall={self.stated_recall:.2f})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         return {"keys": list(self.keys), "stated_recall": self.stated_recall}
+
+    def to_sentence(self, kind: Kind) -> str:
+        """Name the labels for a person; of a long set only say that what was read does not narrow them down.
+
+        Args:
+            kind: What the prediction was made from.
+        """
+        read, verb = _READ[kind], "do" if kind == "study" else "does"
+        recall = f"at least {100 * self.stated_recall:.0f} % of a study's labels on average"
+        if len(self.keys) > MOST_SHOWN:
+            return (
+                f"{read.capitalize()} {verb} not narrow the labels down: {len(self.keys)} of {len(LABEL_KEYS)} "
+                f"would have to be named to hold {recall}."
+            )
+        names = ", ".join(LABEL_NAMES.get(key, key) for key in self.keys) or "none"
+        return f"Possible labels from {read}: {names}. Such a list holds {recall}."
 
 
 @dataclass(frozen=True)
@@ -80,7 +111,7 @@ class Prediction:
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
-        conformal_set: The labels that cannot be left out; None from a model that states nothing about them.
+        conformal_set: The labels that stay possible; None from a model that states nothing about them.
     """
 
     kind: Kind
@@ -94,6 +125,14 @@ class Prediction:
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
     conformal_set: ConformalSet | None = None
+
+    def __repr__(self) -> str:
+        ranked = sorted(self.findings, key=lambda finding: -finding.probability)
+        present = _name_first([finding.key for finding in ranked if finding.decision == "present"])
+        return (
+            f"Prediction({self.kind!r}, present={present}, warnings={len(self.warnings)}, "
+            f"model={self.fingerprint[:12]!r})"
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -125,6 +164,9 @@ class SimilarCase:
     report: str
     image_ref: str
 
+    def __repr__(self) -> str:
+        return f"SimilarCase({_shorten(self.id)!r}, {self.score:.3f}, labels={_name_first(self.labels)})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         return {**asdict(self), "labels": list(self.labels)}
@@ -136,6 +178,10 @@ class SearchResult(Sequence[SimilarCase]):
 
     cases: tuple[SimilarCase, ...]
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        best = f", best={self.cases[0]!r}" if self.cases else ""
+        return f"SearchResult(cases={len(self.cases)}{best}, warnings={len(self.warnings)})"
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -168,6 +214,10 @@ class CaseInput:
     labels: tuple[str, ...] = ()
     image_ref: str = ""
 
+    def __repr__(self) -> str:
+        given = [name for name in ("image", "report") if getattr(self, name) is not None]
+        return f"CaseInput({_shorten(self.id)!r}, given={_name_first(given)})"
+
 
 @dataclass(frozen=True)
 class IndexResult:
@@ -182,6 +232,9 @@ class IndexResult:
     indexed: int
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -206,6 +259,12 @@ class ServedModel:
     grid: int
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ServedModel({self.fingerprint[:12]!r}, reads {self.text_mode!r} and {self.image_size} pixels, "
+            f"{len(self.labels)} labels)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -232,6 +291,9 @@ class BatchPrediction:
     image_attention: NDArray[np.float32] | None = None
     text_attention: NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        return f"BatchPrediction({self.kind!r}, cases={len(self.probabilities)}, model={self.fingerprint[:12]!r})"
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the model that answered."""
@@ -247,6 +309,14 @@ class Health:
     fingerprint: str | None = None
     cases: int | None = None
 
+    def __repr__(self) -> str:
+        states = {
+            name: "ready" if trouble is None else _shorten(trouble)
+            for name, trouble in (("triton", self.triton), ("retrieval", self.retrieval))
+        }
+        said = ", ".join(f"{name}={state!r}" for name, state in states.items())
+        return f"Health({said}, cases={self.cases}, model={(self.fingerprint or '')[:12]!r})"
+
     @property
     def ready(self) -> bool:
         """Whether both servers answer and belong to the same model."""
@@ -255,3 +325,14 @@ class Health:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and `ready`."""
         return {**asdict(self), "ready": self.ready}
+
+
+def _name_first(names: Sequence[str]) -> str:
+    """Return the first few names as a list, and how many more there are."""
+    shown = ", ".join(map(repr, map(_shorten, names[:_SHOWN])))
+    more = f", +{len(names) - _SHOWN}" if len(names) > _SHOWN else ""
+    return f"[{shown}{more}]"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

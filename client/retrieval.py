@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
@@ -19,9 +19,9 @@ class StoredCase:
 
     id: str
     study_id: str
-    embedding: NDArray[np.float32]
+    embedding: NDArray[np.float32] = field(repr=False)
     labels: tuple[str, ...]
-    report: str
+    report: str = field(repr=False)
     image_ref: str
 
 

@@ -12,8 +12,9 @@ config, tokenizer, labels). It is stamped into every ONNX graph, Triton config a
 import hashlib
 import json
 import math
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -100,6 +101,9 @@ class Bundle:
     labels: tuple[ServedLabel, ...]
     manifest: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {self.fingerprint[:12]!r})"
+
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer file, for `contract.text.ReportTokenizer`."""
@@ -147,6 +151,7 @@ def write_directory(target: Path) -> Iterator[Path]:
         raise ConfigError(f"{target} exists already; choose another directory or remove it.")
     with _open_scratch(target) as scratch:
         yield scratch
+        apply_umask(scratch)
         scratch.rename(target)
 
 
@@ -176,6 +181,7 @@ def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[P
         require_same_fingerprint(
             bundle.fingerprint, found, expected_from=str(bundle.path), found_from="the amended bundle"
         )
+        apply_umask(scratch)
         old = scratch.with_name(f"{scratch.name}-old")
         bundle.path.rename(old)
         scratch.rename(bundle.path)
@@ -188,14 +194,22 @@ def _open_scratch(target: Path) -> Iterator[Path]:
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        scratch.chmod(0o755)
+        scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+        scratch.mkdir()  # not mkdtemp: the umask says who may read it, as for its files
         yield scratch
     except OSError as error:
         raise ArtifactError(f"Could not write {target}: {error.strerror or error}.") from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def apply_umask(directory: Path) -> None:
+    """Give every file the mode that the umask gives new files: some libraries write through a private one of 0600."""
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666  # the directory was made under the umask
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def _place_file(source: Path, target: Path, *, link: bool) -> None:

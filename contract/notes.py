@@ -15,6 +15,7 @@ from contract.image_header import VIEWS, ImageHeader, View, list_warnings
 if TYPE_CHECKING:
     from contract.text import TokenBatch
 
+NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands beside every answer
 _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
 _UNFAMILIAR: Final = (

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from contract.bundle import apply_umask
 from contract.errors import ConfigError
 from training.config import TrainConfig
 from training.config_file import format_config
@@ -78,6 +79,7 @@ class RunDirectory:
     def finish_checkpoint(self, written: Path) -> None:
         """Make a checkpoint that is written in full the newest one, and remove the others."""
         older = self.find_checkpoints()
+        apply_umask(written)
         written.rename(written.with_name(written.name.removesuffix(_PARTIAL)))
         for path in older:
             shutil.rmtree(path)

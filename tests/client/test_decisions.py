@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cli.show import print_prediction
 from client import CxrClient
-from client.results import Finding
+from client.results import ConformalSet, Finding
 from client.triton import Answer, TritonTransport
 from contract.bundle import ServedLabel
 from contract.errors import ArtifactError
@@ -140,7 +140,28 @@ def test_the_terminal_says_uncertain(monkeypatch):
     assert "uncertain (0.250 to 0.750)" in rows[PLAIN[1].name]
     assert "present" in rows[PLAIN[3].name]
     assert "below" in rows[PLAIN[0].name]
-    assert "Not to be left out (holds 90% of a study's labels on average): " + PLAIN[1].name in shown
+    names = ", ".join(label.name for label in PLAIN[1:4])
+    assert f"Possible labels from the report: {names}. Such a list holds at least 90 % of a study's" in shown
     shown = show(predict(monkeypatch, [label.describe() for label in PLAIN])[1])
     assert "uncertain" not in shown
-    assert "left out" not in shown
+    assert "Possible labels" not in shown
+
+
+@pytest.mark.parametrize("kind", ["study", "image", "text"])
+def test_a_set_is_named_where_it_is_short_and_else_said_to_narrow_nothing(kind):
+    read = {"study": "the image and the report", "image": "the image", "text": "the report"}[kind]
+    recall = "at least 90 % of a study's labels on average."
+    first = LABELS[0].name
+    assert (
+        ConformalSet((), 0.9).to_sentence(kind)
+        == f"Possible labels from {read}: none. Such a list holds {recall}"
+    )
+    assert f"from {read}: {first}. Such" in ConformalSet(LABEL_KEYS[:1], 0.9).to_sentence(kind)
+    five = ConformalSet(LABEL_KEYS[:5], 0.9).to_sentence(kind)
+    assert all(label.name in five for label in LABELS[:5])
+    six = ConformalSet(LABEL_KEYS[:6], 0.9).to_sentence(kind)
+    verb = "do" if kind == "study" else "does"
+    assert six == (
+        f"{read.capitalize()} {verb} not narrow the labels down: 6 of 22 would have to be named to hold {recall}"
+    )
+    assert "14 of 22" in ConformalSet(LABEL_KEYS[:14], 0.9).to_sentence(kind)

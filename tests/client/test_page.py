@@ -14,7 +14,7 @@ from client.overlay import encode_png
 from client.page import write_report_page
 from client.results import ConformalSet, Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
-from contract.labels import LABEL_NAMES, LABELS
+from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReportNotes
 
 FINGERPRINT = "cd" * 32
@@ -327,4 +327,21 @@ def test_a_band_is_drawn_and_its_findings_are_uncertain(tmp_path: Path, explanat
     assert '<div class="band" style="left: 25.0%; width: 25.0%"></div>' in page
     assert f"<dt>Uncertain: image alone</dt><dd>{LABEL_NAMES['pleural']}</dd>" in page
     names = f"{LABEL_NAMES['pleural']}, {LABEL_NAMES['cardiac']}"
-    assert f"Image alone (holds 90% of a study's labels on average): {names}" in page
+    assert f"<li>Possible labels from the image: {names}. Such a list holds" in page
+    assert "not narrow" not in page
+    banded = replace(banded, conformal_set=ConformalSet(LABEL_KEYS[:14], 0.9))
+    page = write(tmp_path / "wide.html", explanation, cases, predictions={"image": banded})
+    assert "<li>The image does not narrow the labels down: 14 of 22 would have to be named to hold" in page
+    assert "Possible labels" not in page
+
+
+def test_each_cell_names_its_column_for_a_phone(page):
+    """Below 44 rem the head of the table is gone and the cells stand under each other."""
+    rows = re.findall(r'<tr class="(?:truth|other)">.*?</tr>', page)
+    assert len(rows) == len(LABELS)
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', page)[1:4]
+    assert "Image alone" in heads
+    for row in rows:
+        named = re.findall(r'<td data-read="([^"]*)">', row)
+        assert named == heads[: len(named)]
+        assert row.count("<td") == len(named) > 0

@@ -74,6 +74,9 @@ def test_the_whole_path_then_kept_up_until_ctrl_c(tmp_path: Path):
     page = (tmp_path / "out" / "report.html").read_text()
     for words in ("Findings", "Similar cases", "Integrated Gradients", "never a diagnosis"):
         assert words in page
+    readme = (ROOT / "README.md").read_text()
+    for name in set(re.findall(r"demo-output/([\w./-]*\w)", readme)):
+        assert (tmp_path / "out" / name).exists(), f"the README names demo-output/{name}"
     assert re.findall(r"^\[ (\d)/9\]", text, flags=re.MULTILINE) == [str(number) for number in range(1, 10)]
 
 

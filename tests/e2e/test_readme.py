@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import get_image
+from cli.cases import has_text
+from cli.demo import write_examples
 from training.cache import fill_cache
 
 ROOT = Path(__file__).parents[2]
@@ -31,11 +32,12 @@ def find_commands() -> list[str]:
 @pytest.fixture
 def place(trained, tmp_path: Path) -> Path:
     """A directory that holds the files the README names."""
-    image = next(get_image(row) for row in trained.test_rows if row["image_paths"])
-    (tmp_path / "chest.dcm").write_bytes(image.read_bytes())
-    (tmp_path / "report.txt").write_text("FINDINGS: Small left pleural effusion.")
-    (tmp_path / "demo-output").mkdir()
-    (tmp_path / "demo-output" / "bundle").symlink_to(trained.bundle.path)
+    demo = tmp_path / "demo-output"
+    demo.mkdir()
+    mode = trained.bundle.config["text_mode"]
+    write_examples(demo, next(row for row in trained.test_rows if row["image_paths"] and has_text(row, mode)))
+    (demo / "bundle").symlink_to(trained.bundle.path)
+    (demo / "phantom").symlink_to(trained.table.parent / "phantom")
     (tmp_path / "studies.parquet").symlink_to(trained.table)
     shutil.copytree(trained.bundle.path, tmp_path / "bundle")
     return tmp_path
@@ -79,6 +81,25 @@ def test_python_example_works_as_written(place, stack, client):
         "127.0.0.1:8005", stack.retrieval_url
     )
     assert len(run([sys.executable, "-c", example], place).splitlines()) == 4
+
+
+def find_demo_files() -> set[str]:
+    """Return the paths below demo-output that the README's examples name."""
+    return set(
+        re.findall(r"demo-output/([\w./-]*\w)", "\n".join([*find_blocks("bash"), *find_blocks("python")]))
+    )
+
+
+def test_the_examples_name_files_of_the_demo_or_of_the_real_collection():
+    """`tests/e2e/test_demo.py` sees that the demo leaves them."""
+    assert {"chest.dcm", "report.txt", "bundle", "phantom/dicom"} <= find_demo_files()
+    named = re.findall(r"[\w./-]+\.(?:dcm|txt|png|csv|xml|jpe?g)\b", "\n".join(find_blocks("bash")))
+    written = {"results.csv", "why.png"}
+    assert {name for name in named if not name.startswith("demo-output/")} == written
+
+
+def test_the_environment_is_said():
+    assert "source .venv/bin/activate" in README
 
 
 def test_the_two_commands_are_targets_of_the_makefile():

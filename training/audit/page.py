@@ -191,7 +191,9 @@ def _section(title: str, text: str, body: str) -> str:
 
 
 def _image(address: str, description: str) -> str:
-    return f'<img src="{escape(address)}" alt="{escape(description)}">'
+    shown = escape(description)
+    image = f'<img src="{escape(address)}" alt="{shown}">'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{shown}">{image}</div>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int]) -> str:

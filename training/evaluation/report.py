@@ -239,8 +239,8 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         "\n### Conformal sets\n\n"
-        "The set names every label that cannot be left out: on average it is stated to hold at least this share of a "
-        "study's labels, in each way.\n\n"
+        "The set names every label that stays possible: on average it is stated to hold at least this share of a "
+        "study's labels, in each way. The client names sets of up to 5 labels; a longer one narrows nothing down.\n\n"
         + _table(["read", "recall, stated", "recall, reached", "labels in the set", "labels it has"], lines)
     )
 
