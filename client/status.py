@@ -5,6 +5,7 @@ from typing import Final
 from contract.errors import (
     BusyError,
     CancelledError,
+    ConfigError,
     CxrError,
     DeadlineError,
     FingerprintError,
@@ -56,6 +57,21 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
     if kind is ServerError:
         return ServerError(f"{server} at {url} failed: {said}")
     return kind(f"{server} refused the request: {said}")
+
+
+def make_wrong_service_error(url: str, server: str, setting: str, *, port: int) -> ConfigError:
+    """Return the error of an address at which something else answers.
+
+    Args:
+        url: The address, host:port.
+        server: Who should answer: "Triton's gRPC service".
+        setting: Where the address is set: "triton_url (--triton)".
+        port: Of the server by default.
+    """
+    return ConfigError(
+        f"What answers at {url} is another service than {server}: set {setting} to the host:port of {server} "
+        f"({port} is its port by default; Triton's HTTP, 8000, and metrics, 8002, are none)."
+    )
 
 
 def _shorten(message: str) -> str:
