@@ -8,7 +8,7 @@ import numpy as np
 
 from contract.errors import ConfigError, DeadlineError
 
-_LONGEST_S: Final = 86_400.0
+_LONGEST_S: Final = 31_536_000.0  # a year
 
 
 class Deadline:
@@ -28,7 +28,7 @@ class Deadline:
 
 
 def check_timeout(timeout_s: float) -> float:
-    """Return a time-out in seconds; ConfigError unless it is a number above 0 and at most a day."""
+    """Return a time-out in seconds; ConfigError unless it is a number above 0 and at most a year."""
     number = isinstance(timeout_s, (int, float, np.number)) and not isinstance(timeout_s, bool)
     try:
         seconds = float(timeout_s) if number else math.nan
@@ -37,7 +37,7 @@ def check_timeout(timeout_s: float) -> float:
     if not 0 < seconds <= _LONGEST_S:  # false for NaN
         given = f"{seconds:g}" if number else f"of type {type(timeout_s).__name__}"
         raise ConfigError(
-            f"timeout_s (--timeout) must be a number of seconds above 0 and at most {_LONGEST_S:,.0f}, such as 10; "
+            f"timeout_s (--timeout) must be a number of seconds above 0 and at most a year, such as 10; "
             f"it is {given}."
         )
     return seconds

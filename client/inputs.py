@@ -28,11 +28,8 @@ ImageSource: TypeAlias = Union[str, "os.PathLike[str]", Bytes, NDArray[Any], "Da
 MAX_REPORT_BYTES: Final = 2**20
 _LONGEST_NAME: Final = 1024  # characters; longer text is no name of a file
 _DOCUMENTS: Final = {
-    ".pdf": "a PDF",
-    ".rtf": "RTF",
-    ".doc": "a Word file",
-    ".docx": "a Word file",
-    ".odt": "a document",
+    **{".pdf": "a PDF", ".rtf": "an RTF document", ".odt": "an office document"},
+    **dict.fromkeys((".doc", ".docx"), "a Word document"),
 }
 _PICTURES: Final = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
 _TEXTS: Final = (

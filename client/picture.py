@@ -37,7 +37,7 @@ def encode_array(array: NDArray[Any]) -> bytes:
     lines = np.zeros((rows, 1 + columns * samples * array.dtype.itemsize), np.uint8)  # 0: the line as it is
     lines[:, 1:] = np.ascontiguousarray(array, array.dtype.newbyteorder(">")).reshape(rows, -1).view(np.uint8)
     header = struct.pack(">IIBBBBB", columns, rows, bits, _COLOUR_TYPES[samples], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, _FAST)), (b"IEND", b""))
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), _FAST)), (b"IEND", b""))
     return _PNG_START + b"".join(_make_chunk(kind, data) for kind, data in parts)
 
 

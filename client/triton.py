@@ -270,7 +270,7 @@ class TritonTransport:
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
 
     def _is_other_service(self, code: str) -> bool:
-        """Whether no Triton answers at the address but something else: Triton itself says UNIMPLEMENTED of some calls."""
+        """Whether something else than a Triton answers; a Triton, too, says UNIMPLEMENTED of some calls."""
         if code == "UNAVAILABLE":
             return speaks_http1(self.url)
         if code != "UNIMPLEMENTED":

@@ -6,7 +6,7 @@ from typing import Final
 
 from contract.errors import ConfigError
 
-# Options of every channel to Triton and to the sidecar. Without the middle four, a client whose server was away for
+# Options of every channel to Triton and to the sidecar. Without those on reconnecting, a client whose server was away for
 # a while finds it again up to two minutes after it came back (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html):
 # gRPC waits longer after each attempt, and channels to one address, new ones too, share one connection and its wait.
 # An attempt has 3 s, so that a network with a round trip of a second still connects.
@@ -16,10 +16,7 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 3_000),
-    (
-        "grpc.dns_min_time_between_resolutions_ms",
-        1_000,
-    ),  # a container that is started again has another address
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a container started again has another address
 )
 _NAMED: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")  # gRPC's own ways to write an address
 _HOST_AND_PORT: Final = re.compile(
@@ -50,20 +47,20 @@ def check_address(url: str, *, server: str, setting: str, example: str) -> str:
 
 def _find_problem(url: str) -> str:
     """Return what is wrong with host:port, "" when nothing is; never what stands before an @, a password perhaps."""
-    if not url.strip():
-        return "it is empty"
-    if "@" in url:
-        return "it holds a user name, which the servers do not take"
-    if "://" in url:
-        return f"leave out {url.split('://', maxsplit=1)[0]}:// of {url!r}, and mind that HTTP has another port than gRPC"
-    if match := _HOST_AND_PORT.fullmatch(url):
-        port = match["port"]
-        return "" if 1 <= int(port[:6]) <= 65535 else f"the port of {url!r} is none of 1 to 65535"
-    if url.startswith(":"):
-        return f"{url!r} names no host"
-    if url.count(":") > 1 and not url.startswith("["):
-        return f"an IPv6 address stands in brackets, as in [::1]:8001, unlike {url!r}"
-    return f"{url!r} names no port" if ":" not in url.rpartition("]")[2] else f"{url!r} is no host:port"
+    match = _HOST_AND_PORT.fullmatch(url)
+    if match:
+        return "" if 1 <= int(match["port"][:6]) <= 65535 else f"the port of {url!r} is none of 1 to 65535"
+    scheme, separator, _ = url.partition("://")
+    problems = {
+        "it is empty": not url.strip(),
+        "it holds a user name, which the servers do not take": "@" in url,
+        f"leave out {scheme}:// of {url!r}, and mind that HTTP has another port than gRPC": bool(separator),
+        f"{url!r} names no host": url.startswith(":"),
+        f"an IPv6 address stands in brackets, as in [::1]:8001, unlike {url!r}": url.count(":") > 1
+        and not url.startswith("["),
+        f"{url!r} names no port": ":" not in url.rpartition("]")[2].rstrip(":"),
+    }
+    return next((problem for problem, applies in problems.items() if applies), f"{url!r} is no host:port")
 
 
 def _name_type(value: object) -> str:

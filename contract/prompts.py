@@ -53,8 +53,9 @@ def clean_findings(findings: Sequence[str]) -> tuple[str, ...]:
     """Return findings as the templates take them: on one line, without de-identification marks and a last full stop.
 
     Raises:
-        InputError: `findings` is no series of strings, or a finding is empty, longer than `MAX_FINDING_CHARS`, no printable text, or a sentence such as
-            "There is no effusion"; with several findings the message says which, by its number.
+        InputError: It is one string instead of several, or a finding is empty, longer than `MAX_FINDING_CHARS`, no
+            printable text, or a sentence such as "There is no effusion"; with several findings the message says
+            which, by its number.
         ConfigError: There is none.
     """
     findings = require_strings(findings, "findings")

@@ -31,6 +31,6 @@ def require_text(value: str, name: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{name} holds characters that are none, as names of files that are not UTF-8 do."
+            f"{name} holds characters that cannot be printed, as names of files that are not UTF-8 do."
         ) from error
     return value
