@@ -4,6 +4,7 @@ import copy
 import io
 import struct
 import sys
+import warnings
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,8 +45,8 @@ def encode_array(array: NDArray[Any]) -> bytes:
 def _count_samples(array: NDArray[Any]) -> int:
     """Return how many numbers a pixel has; ImageError for an array that is no picture."""
     samples = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
-    grey = samples == 1 and array.dtype in (np.uint8, np.uint16)
-    if not array.size or not (grey or (samples in _COLOUR_TYPES and array.dtype == np.uint8)):
+    size = array.dtype.itemsize if array.dtype.kind == "u" else 0
+    if not array.size or not (samples in _COLOUR_TYPES and size in ((1, 2) if samples == 1 else (1,))):
         raise ImageError(
             f"The image is an array of shape {array.shape} and type {array.dtype}; give (H, W) uint8 or uint16 with 0 "
             "for black, or (H, W, 3) uint8 in red, green, blue."
@@ -79,7 +80,9 @@ def write_dataset(dataset: "Dataset") -> bytes:
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
         written.file_meta, written.preamble = meta, b"\0" * 128  # type: ignore[attr-defined]
         file = io.BytesIO()
-        written.save_as(file, enforce_file_format=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values
+            written.save_as(file, enforce_file_format=False)
     except Exception as error:  # many kinds, whose text may hold values of the patient's
         raise ImageError(
             f"pydicom cannot write the data set that was given as an image ({type(error).__name__}): "

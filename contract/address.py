@@ -55,9 +55,9 @@ def _find_problem(url: str) -> str:
         "it is empty": not url.strip(),
         "it holds a user name, which the servers do not take": "@" in url,
         f"leave out {scheme}:// of {url!r}, and mind that HTTP has another port than gRPC": bool(separator),
-        f"{url!r} names no host": url.startswith(":"),
         f"an IPv6 address stands in brackets, as in [::1]:8001, unlike {url!r}": url.count(":") > 1
         and not url.startswith("["),
+        f"{url!r} names no host": url.startswith(":"),
         f"{url!r} names no port": ":" not in url.rpartition("]")[2].rstrip(":"),
     }
     return next((problem for problem, applies in problems.items() if applies), f"{url!r} is no host:port")
