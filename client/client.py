@@ -155,6 +155,8 @@ class CxrClient:
         limit_s = self._limit(timeout_s)
 
         def predict(case: CaseInput, calls: Calls) -> Prediction:
+            if case.image is None and case.report is None:
+                raise InputError("The case holds neither an image nor a report.")
             return self._predict(case.image, case.report, Deadline(limit_s), calls)
 
         return predict_in_order(predict, cases, in_flight)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from client.inputs import read_report
+from client.many import require_series
 from client.results import CaseInput, IndexResult, Prediction
 from client.retrieval import Stored, StoredCase
 from contract.bundle import require_same_fingerprint
@@ -36,7 +37,7 @@ def index_cases(
     """
     parts = _Parts(add)
     warned: list[tuple[str, tuple[str, ...]]] = []
-    for done, (case, outcome) in enumerate(predict(_read_reports(cases)), start=1):
+    for done, (case, outcome) in enumerate(predict(_read_reports(require_series(cases))), start=1):
         if isinstance(outcome, InputError):
             parts.refused.append((case.id, str(outcome)))
         else:

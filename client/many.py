@@ -17,9 +17,7 @@ def predict_in_order(
     """See `CxrClient.predict_many`; `predict` predicts one case and may be called by several threads at once."""
     if in_flight < 1:
         raise ConfigError(f"At least 1 request must be in flight, not {in_flight}.")
-    if isinstance(cases, (CaseInput, str, bytes)):
-        raise ConfigError(f"cases must be a series of CaseInput, not one {type(cases).__name__}.")
-    return _predict_in_order(predict, cases, in_flight)
+    return _predict_in_order(predict, require_series(cases), in_flight)
 
 
 def _predict_in_order(
@@ -48,6 +46,13 @@ def _predict_in_order(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             calls.cancel()  # those that no one will read; the pool then waits for their threads only
+
+
+def require_series(cases: Iterable[CaseInput]) -> Iterable[CaseInput]:
+    """Return the cases; ConfigError for one case, or one string, in place of several."""
+    if isinstance(cases, (CaseInput, str, bytes)) or not isinstance(cases, Iterable):
+        raise ConfigError(f"cases must be a series of CaseInput, not of type {type(cases).__name__}.")
+    return cases
 
 
 def _require_case(case: object) -> None:

@@ -1,6 +1,6 @@
 """Calls to the retrieval sidecar over gRPC: a deadline on every call, errors of this project."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -14,7 +14,7 @@ from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.errors import InputError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
-from contract.strings import require_strings
+from contract.strings import require_strings, require_text
 
 MAX_K: Final = 1000  # as contract/proto/retrieval.proto states it
 _SERVER: Final = "the retrieval sidecar"
@@ -114,7 +114,7 @@ class RetrievalTransport:
 
     def delete(self, ids: Sequence[str], timeout_s: float) -> int:
         """Forget cases; return how many were there. InputError: `ids` is no series of ids, or empty."""
-        request = retrieval_pb2.DeleteCasesRequest(ids=require_strings(ids, "ids"))
+        request = retrieval_pb2.DeleteCasesRequest(ids=_check_ids(ids, "ids"))
         with self._explained(timeout_s):
             answer = self._stub.DeleteCases(request, timeout=timeout_s)
         return int(answer.deleted)
@@ -152,4 +152,8 @@ def check_search(k: int, exclude_studies: Sequence[str]) -> tuple[str, ...]:
     if not whole or not 1 <= k <= MAX_K:
         given = k if whole or isinstance(k, float) else f"of type {type(k).__name__}"
         raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {given}.")
-    return require_strings(exclude_studies, "exclude_studies")
+    return _check_ids(exclude_studies, "exclude_studies")
+
+
+def _check_ids(ids: Iterable[str], name: str) -> tuple[str, ...]:
+    return tuple(require_text(text, f"An id in {name}") for text in require_strings(ids, name))

@@ -6,9 +6,9 @@ from typing import Final
 
 from contract.errors import ConfigError
 
-# Options of every channel to Triton and to the sidecar. Without those on reconnecting, a client whose server was away for
-# a while finds it again up to two minutes after it came back (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html):
-# gRPC waits longer after each attempt, and channels to one address, new ones too, share one connection and its wait.
+# Options of every channel to Triton and to the sidecar. gRPC waits longer after each failed attempt, up to 120 s, and
+# all channels of a process to one address, new ones too, share one connection and its wait: a client whose server was
+# away would find it again long after it came back (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html).
 # An attempt has 3 s, so that a network with a round trip of a second still connects.
 CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),  # a proxy of the environment must not see studies of a lab's own host

@@ -19,7 +19,8 @@ def require_strings(values: Iterable[str], name: str) -> tuple[str, ...]:
     except TypeError as error:
         raise InputError(f"{name} must be a list of strings, not of type {type(values).__name__}.") from error
     for place, value in enumerate(strings, start=1):
-        require_text(value, f"Entry {place} of {name}")
+        if not isinstance(value, str):
+            raise InputError(f"Entry {place} of {name} must be text, not of type {type(value).__name__}.")
     return strings
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from contract.address import check_address, speaks_http1
 from contract.errors import ConfigError, InputError
-from contract.strings import require_strings
+from contract.strings import require_strings, require_text
 
 NAMES = {"server": "Triton's gRPC service", "setting": "triton_url (--triton)", "example": "host:8001"}
 
@@ -90,6 +90,12 @@ def test_series_of_strings(values):
     assert require_strings(values, "ids") == ("a", "b")
 
 
+def test_surrogates_are_no_text():
+    assert require_text("Größe", "The id") == "Größe"
+    with pytest.raises(InputError, match="The id holds characters that cannot be printed"):
+        require_text("PATIENT\udcff", "The id")
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -99,7 +105,6 @@ def test_series_of_strings(values):
         (None, "not of type NoneType"),
         (["PATIENT", 12], "Entry 2 of ids must be text, not of type int"),
         ([float("nan")], "not of type float"),
-        (["PATIENT\udcff"], "Entry 1 of ids holds characters that cannot be printed"),
     ],
 )
 def test_what_is_no_series_of_strings_is_refused_without_repeating_it(values, words):
