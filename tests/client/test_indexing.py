@@ -126,8 +126,10 @@ def test_reports_of_files_are_stored_as_their_text(client, sidecar, tmp_path):
     assert store.get("4").labels == (LABEL_KEYS[0],)
 
 
-def test_one_string_deletes_nothing(client):
+def test_one_string_deletes_nothing(client, sidecar):
     client.index(make_cases([1, 2, 12]))
+    with pytest.raises(InputError, match="one string"):
+        sidecar[1].delete("12")
     with pytest.raises(InputError, match="one string"):
         client.delete("12")
     assert client.index_info().case_count == 3
