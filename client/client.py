@@ -62,7 +62,7 @@ class CxrClient:
         """Describe the servers; nothing is sent yet.
 
         Args:
-            triton_url: host:port of Triton's gRPC service.
+            triton_url: host:port of Triton's gRPC service, or an address as gRPC writes it (unix:/path).
             retrieval_url: host:port of the retrieval sidecar.
             timeout_s: Default deadline of each call, in seconds.
             transport: How tensors reach Triton: "grpc"; "shared_memory" on one host; "cuda_shared_memory" for

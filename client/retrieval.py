@@ -136,7 +136,7 @@ class RetrievalTransport:
         except grpc.RpcError as error:
             code = error.code().name
             if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and speaks_http1(self.url)):
-                raise make_wrong_service_error(self.url, _SERVER, _SETTING, port=8005) from error
+                raise make_wrong_service_error(self.url, _SERVER, _SETTING) from error
             raise make_error(
                 code,
                 error.details() or "",

@@ -59,18 +59,17 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
     return kind(f"{server} refused the request: {said}")
 
 
-def make_wrong_service_error(url: str, server: str, setting: str, *, port: int) -> ConfigError:
+def make_wrong_service_error(url: str, server: str, setting: str) -> ConfigError:
     """Return the error of an address at which something else answers.
 
     Args:
         url: The address, host:port.
         server: Who should answer: "Triton's gRPC service".
         setting: Where the address is set: "triton_url (--triton)".
-        port: Of the server by default.
     """
     return ConfigError(
         f"What answers at {url} is another service than {server}: set {setting} to the host:port of {server} "
-        f"({port} is its port by default; Triton's HTTP, 8000, and metrics, 8002, are none)."
+        "(by default Triton's gRPC has port 8001, its HTTP 8000, its metrics 8002, the sidecar's gRPC 8005)."
     )
 
 

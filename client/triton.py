@@ -266,7 +266,7 @@ class TritonTransport:
         if code == "UNAVAILABLE" and call is not None and self._serves(call.spec.name):
             code = "DEADLINE_EXCEEDED" if time.monotonic() >= call.deadline else "RESOURCE_EXHAUSTED"
         if self._is_other_service(code):
-            return make_wrong_service_error(self.url, _SERVER, _SETTING, port=8001)
+            return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
 
     def _is_other_service(self, code: str) -> bool:

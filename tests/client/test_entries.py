@@ -299,14 +299,14 @@ def test_an_address_of_another_service_is_told(other):
                     ConfigError, match="another service than Triton's gRPC service: set triton_url"
                 ):
                     ask()
-            assert "8001 is its port by default" in client.health().triton
+            assert "Triton's gRPC has port 8001" in client.health().triton
         if kind != "sidecar":
             for ask in (client.index_info, lambda: client.delete(["1"])):
                 with pytest.raises(
                     ConfigError, match="another service than the retrieval sidecar: set retrieval_url"
                 ):
                     ask()
-            assert "8005 is its port by default" in client.health().retrieval
+            assert "the sidecar's gRPC 8005" in client.health().retrieval
 
 
 def test_a_transport_says_so_too():
