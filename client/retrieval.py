@@ -56,8 +56,7 @@ class RetrievalTransport:
     def __init__(self, url: str) -> None:
         """Describe the server at `url`, host:port; nothing is sent yet. ConfigError: it is no address."""
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8005")
-        self._channel = grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
-        self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
+        self._connect()
 
     def add(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Stored:
         """Store cases, all or none, replacing those of the same id.
@@ -129,12 +128,20 @@ class RetrievalTransport:
         """Close the connection."""
         self._channel.close()
 
+    def _connect(self) -> None:
+        self._channel = grpc.insecure_channel(self.url, options=CHANNEL_OPTIONS)
+        self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
+
     @contextmanager
     def _explained(self, timeout_s: float) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
             code = error.code().name
+            if code == "UNAVAILABLE":
+                # The next call looks the name up anew, for which this channel may wait up to two minutes: gRPC has no
+                # option for it. The old one ends with the calls of other threads that use it.
+                self._connect()
             if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and speaks_http1(self.url)):
                 raise make_wrong_service_error(self.url, _SERVER, _SETTING) from error
             raise make_error(

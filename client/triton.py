@@ -31,7 +31,7 @@ from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
 from client.status import make_error, make_wrong_service_error, strip_code
 from contract.address import check_address, speaks_http1
-from contract.errors import ArtifactError, CancelledError, CxrError
+from contract.errors import ArtifactError, CancelledError, CxrError, UnavailableError
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -120,7 +120,10 @@ class TritonTransport:
                 if answer is None:
                     answer = self._infer_plain(lane, call)
             except InferenceServerException as error:
-                raise self._explain(error, timeout_s, call) from error
+                explained = self._explain(error, timeout_s, call)
+                if isinstance(explained, UnavailableError):
+                    lane.close()  # see `_explain`
+                raise explained from error
             except ValueError as error:  # gRPC's word for a channel that was closed
                 if not lane.closed:
                     raise
@@ -263,6 +266,11 @@ class TritonTransport:
         self, error: InferenceServerException, timeout_s: float, call: "_Call | None" = None
     ) -> CxrError:
         code = strip_code(error.status())
+        if code == "UNAVAILABLE":
+            # The next call looks the name up anew, for which a channel may wait up to two minutes: gRPC has no option
+            # for it. The old one ends with the calls of other threads that use it.
+            with self._lock:
+                self._control = None
         if code == "UNAVAILABLE" and call is not None and self._serves(call.spec.name):
             code = "DEADLINE_EXCEEDED" if time.monotonic() >= call.deadline else "RESOURCE_EXHAUSTED"
         if self._is_other_service(code):

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from cli.cases import make_cases as make_table_cases
 from client import CaseInput, CxrClient
 from client.results import Prediction
 from client.retrieval import RetrievalTransport
@@ -85,6 +86,25 @@ def test_a_case_that_cannot_be_read_does_not_end_the_rest(client, tmp_path):
     assert "missing.png" in result.refused[0][1]
     assert "report is NaN" in result.refused[3][1]
     assert client.index_info().case_count == result.indexed == 133
+
+
+def test_a_table_with_images_that_are_gone(client, tmp_path):
+    there = tmp_path / "there.png"
+    there.write_bytes(b"image")
+    sections = dict.fromkeys(("indication", "comparison", "impression"))
+    rows = [
+        {
+            "study_id": str(n),
+            "image_paths": [str(path)],
+            "labels": ["normal"],
+            "findings": "Clear.",
+            **sections,
+        }
+        for n, path in enumerate((there, tmp_path / "gone.png", there))
+    ]
+    result = client.index(make_table_cases(rows, "findings"))
+    assert (result.added, [case_id for case_id, _ in result.refused]) == (2, ["1"])
+    assert "gone.png" in result.refused[0][1]
 
 
 def test_a_case_that_the_sidecar_refuses_does_not_end_the_rest(client):

@@ -3,7 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import grpc
 import pytest
@@ -109,3 +109,20 @@ def test_every_channel_waits_as_briefly():
     assert dict(CHANNEL_OPTIONS).items() <= options.items()
     assert options["grpc.max_reconnect_backoff_ms"] == 1000
     assert options["grpc.use_local_subchannel_pool"] == 1
+
+
+def test_a_sidecar_that_was_not_there_is_looked_up_anew():
+    with serve() as port, closing(RetrievalTransport(f"127.0.0.1:{port}")) as retrieval:
+        retrieval.read_info(5)
+        used = retrieval._channel
+        retrieval.read_info(5)
+        assert retrieval._channel is used
+    with closing(RetrievalTransport(f"127.0.0.1:{port}")) as retrieval:
+        used = retrieval._channel
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                retrieval.read_info(5)
+            assert retrieval._channel is not used
+            used = retrieval._channel
+        with serve(port):
+            assert retrieval.read_info(5).case_count == 7
