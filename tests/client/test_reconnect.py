@@ -53,6 +53,8 @@ def ask_until(ask, answered: threading.Event, times: list[float]) -> None:
                 return
         except UnavailableError:
             pass
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
         time.sleep(0.1)
 
 
@@ -62,10 +64,13 @@ def measure_return(away_s: float) -> dict[str, float]:
         address = f"127.0.0.1:{port}"
         retrieval, triton = RetrievalTransport(address), TritonTransport(address, ChannelSettings("grpc"))
         whole = CxrClient(address, address)
+        channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)  # never made anew
+        plain = retrieval_pb2_grpc.RetrievalStub(channel)
         asks = {
             "retrieval": lambda: retrieval.read_info(1).case_count == 7,
             "triton": lambda: triton.check_ready(1) is None,
             "health": lambda: whole.health(timeout_s=1).cases == 7,
+            "plain": lambda: plain.GetInfo(retrieval_pb2.GetInfoRequest(), timeout=1).case_count == 7,
         }
         assert all(ask() for ask in asks.values())
     answered, times = threading.Event(), {name: [] for name in asks}
@@ -88,7 +93,7 @@ def measure_return(away_s: float) -> dict[str, float]:
         answered.set()
         for thread in threads:
             thread.join(10)
-        for client in (retrieval, triton, whole):
+        for client in (retrieval, triton, whole, channel):
             client.close()
     return {name: at[0] - returned if at else float("inf") for name, at in times.items()}
 
