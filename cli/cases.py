@@ -73,7 +73,7 @@ def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
         yield CaseInput(
             id=row["study_id"],
             study_id=row["study_id"],
-            image=image.read_bytes() if image else None,
+            image=image,
             report=get_report(row) if has_text(row, text_mode) else None,
             labels=tuple(row["labels"]),
             image_ref=str(image) if image else "",

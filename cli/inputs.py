@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from contract.errors import ConfigError, ImageError, ReportError
-
-MAX_REPORT_BYTES = 2**20
+from client.inputs import find_path, read_image_file, read_report_file, read_stream
+from contract.errors import ConfigError, ReportError
 
 
 def read_image(path: Path | None) -> bytes | None:
@@ -13,35 +12,28 @@ def read_image(path: Path | None) -> bytes | None:
     if path is None:
         return None
     if str(path) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"Cannot read the image file {path}: {error.strerror}.") from error
+        return read_stream(sys.stdin.buffer, "Standard input", "image")
+    return read_image_file(path)
 
 
 def read_report(value: str | None) -> bytes | None:
-    """Take a report as typed: the name of a file (text or Open-i XML), `-` for standard input, or the text itself."""
+    """Take a report as typed: a file (text or Open-i XML) or a pipe by name, `-` for standard input, or the text.
+
+    Raises:
+        ReportError: What looks like the name of a file is none that can be read: its letters are never scored.
+    """
     if value is None:
         return None
     if value == "-":
-        return sys.stdin.buffer.read(MAX_REPORT_BYTES + 1)
-    path = Path(value)
-    if len(value) < 1024 and "\n" not in value and "\0" not in value:
-        try:
-            if path.is_file():
-                return _read_file(path)
-        except OSError:
-            pass  # too long for a file name, so it is text
-        if path.suffix.lower() in {".xml", ".txt"} and " " not in value:
-            raise ReportError(f"There is no report file {value}.")
-    return value.encode()
-
-
-def _read_file(path: Path) -> bytes:
-    if path.stat().st_size > MAX_REPORT_BYTES:
-        raise ReportError(f"{path} is larger than {MAX_REPORT_BYTES // 2**20} MB, so it is not a report.")
-    return path.read_bytes()
+        return read_stream(sys.stdin.buffer, "Standard input", "report")
+    kind = find_path(value)
+    if kind == "a file":
+        return read_report_file(Path(value))
+    if kind:
+        raise ReportError(
+            f"--report {value!r} names {kind}: give a file, or text on standard input with --report -."
+        )
+    return value.encode("utf-8", errors="surrogateescape")
 
 
 def require_input(image: Path | None, report: str | None) -> None:

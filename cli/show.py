@@ -106,10 +106,12 @@ def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str 
 
 
 def print_indexed(console: Console, result: "IndexResult") -> None:
-    """Print how many cases were indexed, every one that was refused, and the first that have a warning."""
+    """Print how many cases were added and replaced, every one that was refused, and the first that have a warning."""
     refused, warned = len(result.refused), len(result.warned)
     console.print(
-        f"{result.indexed} cases indexed, {warned} of them with a warning, {refused} refused", highlight=False
+        f"{result.indexed} cases indexed ({result.added} added, {result.replaced} replaced), "
+        f"{warned} of them with a warning, {refused} refused",
+        highlight=False,
     )
     for case_id, reason in result.refused:
         console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)

@@ -3,7 +3,7 @@
     from client import CxrClient
 
     with CxrClient("127.0.0.1:8001", "127.0.0.1:8005") as client:
-        prediction = client.predict(image=Path("chest.dcm").read_bytes(), report="Small left effusion.")
+        prediction = client.predict("chest.dcm", "Small left effusion.")
         cases = client.search(report="Large right pneumothorax.", k=5)
 
 Explanations (`client.explain`) run offline on a bundle and need the `explain` extra.

@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient import grpc as triton
 
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import CancelledError, ConfigError
 from contract.tensors import ModelSpec
 
 Carrier = Literal["auto", "grpc", "shared_memory", "cuda_shared_memory"]
 Compression = Literal["none", "gzip", "deflate"]
 
-_CHANNEL: Final = [
+_CHANNEL: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # a proxy of the environment must not see studies of a lab's own host
-]
+    *CHANNEL_OPTIONS,
+)
 _KEEPALIVE_LEAST_S: Final = 10.0  # gRPC raises anything shorter to this
 _REUSED: Final = 32  # request objects kept per connection: one for each model and shape in use
 

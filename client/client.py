@@ -8,6 +8,7 @@ Every call has a deadline, shared by all that it sends. Errors are those of `con
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.channel import Calls, Carrier, ChannelSettings, Compression
+from client.deadline import Deadline, check_timeout
 from client.exchange import check_tensors, make_inputs, read_answer, read_batch
+from client.indexing import index_cases, require_unchanged
+from client.inputs import ImageSource, ReportSource
 from client.many import predict_in_order
 from client.results import (
     BatchPrediction,
@@ -27,12 +31,12 @@ from client.results import (
     ServedModel,
     SimilarCase,
 )
-from client.retrieval import IndexInfo, RetrievalTransport, StoredCase
+from client.retrieval import IndexInfo, RetrievalTransport, check_search
 from client.served import ServedModels
 from client.triton import Answer, Arrays, TritonTransport
 from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ConfigError, CxrError, DeadlineError, InputError, UnavailableError
+from contract.errors import CxrError, InputError, UnavailableError
 from contract.tensors import MODELS
 
 if TYPE_CHECKING:
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
 
 _IN_FLIGHT: Final = 8  # requests at once when there are many cases: enough to fill Triton's batches
 _ATTEMPTS: Final = 3  # at an answer whose model was replaced before anything could be asked about it
-_CASES_PER_REQUEST: Final = 64
 
 
 class CxrClient:
@@ -59,7 +62,7 @@ class CxrClient:
         """Describe the servers; nothing is sent yet.
 
         Args:
-            triton_url: host:port of Triton's gRPC service.
+            triton_url: host:port of Triton's gRPC service, or an address as gRPC writes it (unix:/path).
             retrieval_url: host:port of the retrieval sidecar.
             timeout_s: Default deadline of each call, in seconds.
             transport: How tensors reach Triton: "grpc"; "shared_memory" on one host; "cuda_shared_memory" for
@@ -70,17 +73,17 @@ class CxrClient:
             keepalive_s: Seconds between pings of idle connections, at least 10; see `client.channel`. None: no pings.
 
         Raises:
-            ConfigError: A setting does not exist.
+            ConfigError: A setting does not exist, an address is none, or the time-out is no number above 0.
         """
-        self._timeout_s = timeout_s
+        self._timeout_s = check_timeout(timeout_s)
         self._triton = TritonTransport(triton_url, ChannelSettings(transport, compression, keepalive_s))
         self._retrieval = RetrievalTransport(retrieval_url)
         self._models = ServedModels(self._triton.read_model)
 
     def predict(
         self,
-        image: bytes | None = None,
-        report: bytes | str | None = None,
+        image: ImageSource | None = None,
+        report: ReportSource | None = None,
         *,
         timeout_s: float | None = None,
     ) -> Prediction:
@@ -90,15 +93,16 @@ class CxrClient:
         long to be read whole) is answered; `Prediction.warnings` then says what it is.
 
         Args:
-            image: A whole DICOM, PNG or JPEG file.
-            report: Text (with or without section headings) or an Open-i XML file.
+            image: A DICOM, PNG or JPEG file by its path (text or `Path`) or as bytes; an array, (H, W) uint8 or
+                uint16 with 0 for black or (H, W, 3) uint8; a pydicom data set; or a Pillow image.
+            report: Text with or without section headings; a file (text or Open-i XML) as `Path` or bytes.
             timeout_s: Deadline in seconds; None means the client's own.
 
         Raises:
             InputError: The image or the report cannot be read; the message names the step and the cause.
             UnavailableError, DeadlineError, ServerError: The server is down, slow or failed.
         """
-        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        deadline = self._start(timeout_s)
         return self._predict(image, report, deadline)
 
     def predict_tensors(
@@ -122,7 +126,7 @@ class CxrClient:
             ConfigError: No tensor was given, or token ids without their mask.
             ServiceError: As in `predict`.
         """
-        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        deadline = self._start(timeout_s)
         size = self._models.require(deadline.left).image_size
         kind, inputs = check_tensors(pixels, input_ids, attention_mask, image_size=size)
         name = f"predict_{kind}_tensors"
@@ -148,17 +152,19 @@ class CxrClient:
             ConfigError: `in_flight` is below 1.
             ServiceError: The server is down, busy, slow or failed.
         """
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = self._limit(timeout_s)
 
         def predict(case: CaseInput, calls: Calls) -> Prediction:
-            return self._predict(case.image, case.report, _Deadline(limit_s), calls)
+            if case.image is None and case.report is None:
+                raise InputError("The case holds neither an image nor a report.")
+            return self._predict(case.image, case.report, Deadline(limit_s), calls)
 
         return predict_in_order(predict, cases, in_flight)
 
     def search(
         self,
-        image: bytes | None = None,
-        report: bytes | str | None = None,
+        image: ImageSource | None = None,
+        report: ReportSource | None = None,
         *,
         k: int = 5,
         exclude_studies: Sequence[str] = (),
@@ -178,13 +184,13 @@ class CxrClient:
 
         Raises:
             FingerprintError: The stored cases were embedded by another model.
-            InputError, ServiceError: As in `predict`.
+            InputError: As in `predict`, or as in `search_embedding`.
+            ServiceError: As in `predict`.
         """
-        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        deadline = self._start(timeout_s)
+        excluded = check_search(k, exclude_studies)  # before anything is sent
         query = self._predict(image, report, deadline)
-        cases = self._retrieval.search(
-            query.fingerprint, query.embedding, k, tuple(exclude_studies), deadline.left()
-        )
+        cases = self._retrieval.search(query.fingerprint, query.embedding, k, excluded, deadline.left())
         return SearchResult(tuple(cases), query.warnings)
 
     def search_embedding(
@@ -196,9 +202,13 @@ class CxrClient:
         exclude_studies: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> list[SimilarCase]:
-        """Find the cases most similar to an embedding, (D,) of unit length, made by model `fingerprint`."""
-        limit = self._timeout_s if timeout_s is None else timeout_s
-        return self._retrieval.search(fingerprint, embedding, k, tuple(exclude_studies), limit)
+        """Find the cases most similar to an embedding, (D,) of unit length, made by model `fingerprint`.
+
+        Raises:
+            InputError: `k` is none of 1 to 1000, or `exclude_studies` is one string instead of several.
+        """
+        limit = self._limit(timeout_s)
+        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit)
 
     def score_findings(
         self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
@@ -211,14 +221,14 @@ class CxrClient:
             ConfigError: No finding was given.
             ServiceError: As in `predict`.
         """
-        deadline = _Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        deadline = self._start(timeout_s)
         model = self.info(timeout_s=deadline.left())
 
         def infer(name: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
             if not name.startswith("predict_"):
                 return self._triton.infer(name, inputs, outputs, deadline.left())
             answer, answering = self._ask(name, inputs, outputs, deadline)
-            _require_unchanged(prediction.fingerprint, answering.fingerprint)
+            require_unchanged(prediction.fingerprint, answering.fingerprint)
             return answer
 
         return score_findings(findings, prediction, model, infer)
@@ -232,8 +242,8 @@ class CxrClient:
     ) -> IndexResult:
         """Embed cases through the served model and store them for search.
 
-        A case that the model refuses is reported and the rest goes on. A case whose id is stored already is
-        replaced, so that an interrupted run can be repeated.
+        A case that cannot be read, or that the model or the sidecar refuses, is reported and the rest goes on. A
+        case whose id is stored already is replaced, so that an interrupted run can be repeated.
 
         Args:
             cases: Read as they are needed; only a few are held in memory.
@@ -244,33 +254,21 @@ class CxrClient:
             FingerprintError: The store belongs to another model, or the server switched to one under way.
             ServiceError: A server is down or failed; what was stored before stays.
         """
-        limit = self._timeout_s if timeout_s is None else timeout_s
+        limit = self._limit(timeout_s)
         fingerprint = self.info(timeout_s=limit).fingerprint
-        refused: list[tuple[str, str]] = []
-        warned: list[tuple[str, tuple[str, ...]]] = []
-        waiting: list[StoredCase] = []
-        stored = 0
-        for done, (case, outcome) in enumerate(self.predict_many(cases, timeout_s=limit), start=1):
-            if isinstance(outcome, InputError):
-                refused.append((case.id, str(outcome)))
-            else:
-                _require_unchanged(fingerprint, outcome.fingerprint)
-                waiting.append(_make_stored(case, outcome))
-                warned += [(case.id, outcome.warnings)] if outcome.warnings else []
-            if len(waiting) == _CASES_PER_REQUEST:
-                stored += self._retrieval.add(fingerprint, waiting, limit)
-                waiting = []
-            if progress is not None:
-                progress(done)
-        if waiting:
-            stored += self._retrieval.add(fingerprint, waiting, limit)
-        return IndexResult(stored, tuple(refused), tuple(warned))
+        return index_cases(
+            cases,
+            fingerprint,
+            predict=partial(self.predict_many, timeout_s=limit),
+            add=lambda part: self._retrieval.add(fingerprint, part, limit),
+            progress=progress,
+        )
 
     def explain(
         self,
         bundle: Bundle,
-        image: bytes | None = None,
-        report: bytes | str | None = None,
+        image: ImageSource | None = None,
+        report: ReportSource | None = None,
         *,
         label: str | None = None,
         steps: int = 32,
@@ -291,19 +289,19 @@ class CxrClient:
 
     def info(self, *, timeout_s: float | None = None) -> ServedModel:
         """Return what the served model says about itself now; a server may have switched to a newer one."""
-        return self._models.read_latest(self._timeout_s if timeout_s is None else timeout_s)
+        return self._models.read_latest(self._limit(timeout_s))
 
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
         """Return what the index holds and which model it belongs to."""
-        return self._retrieval.read_info(self._timeout_s if timeout_s is None else timeout_s)
+        return self._retrieval.read_info(self._limit(timeout_s))
 
     def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:
-        """Forget stored cases for good; return how many were there."""
-        return self._retrieval.delete(ids, self._timeout_s if timeout_s is None else timeout_s)
+        """Forget stored cases for good; return how many were there. InputError: one string instead of several."""
+        return self._retrieval.delete(ids, self._limit(timeout_s))
 
     def health(self, *, timeout_s: float | None = None) -> Health:
         """Ask both servers whether they are ready; never raises for a server that is not."""
-        limit = self._timeout_s if timeout_s is None else timeout_s
+        limit = self._limit(timeout_s)
         triton, fingerprint = self._triton.check_ready(limit), None
         if triton is None:
             try:
@@ -332,11 +330,18 @@ class CxrClient:
     ) -> None:
         self.close()
 
+    def _limit(self, timeout_s: float | None) -> float:
+        """Return the deadline of a call in seconds: its own, or else the client's."""
+        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
+
+    def _start(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._limit(timeout_s))
+
     def _predict(
         self,
-        image: bytes | None,
-        report: bytes | str | None,
-        deadline: "_Deadline",
+        image: ImageSource | None,
+        report: ReportSource | None,
+        deadline: Deadline,
         calls: Calls | None = None,
     ) -> Prediction:
         kind, inputs = make_inputs(image, report)
@@ -350,7 +355,7 @@ class CxrClient:
         name: str,
         inputs: Arrays,
         outputs: Sequence[str],
-        deadline: "_Deadline",
+        deadline: Deadline,
         calls: Calls | None = None,
     ) -> tuple[Answer, ServedModel]:
         """Run one of `predict_*`; return its answer and what the very version that gave it says about itself."""
@@ -364,37 +369,3 @@ class CxrClient:
         raise UnavailableError(
             "Triton switches from model to model: try again when its repository is at rest."
         )
-
-
-class _Deadline:
-    """A point in time that several calls share."""
-
-    def __init__(self, timeout_s: float) -> None:
-        if timeout_s <= 0:
-            raise ConfigError(f"The time-out must be above 0 s, not {timeout_s:g}.")
-        self._timeout_s = timeout_s
-        self._end = time.monotonic() + timeout_s
-
-    def left(self) -> float:
-        """Return the seconds left; DeadlineError when there are none."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
-        return left
-
-
-def _require_unchanged(expected: str, found: str) -> None:
-    require_same_fingerprint(
-        expected, found, expected_from="the model at the start", found_from="the model that answered"
-    )
-
-
-def _make_stored(case: CaseInput, prediction: Prediction) -> StoredCase:
-    return StoredCase(
-        id=case.id,
-        study_id=case.study_id,
-        embedding=prediction.embedding,
-        labels=case.labels,
-        report=case.report or "",
-        image_ref=case.image_ref,
-    )

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
 from client.results import BatchPrediction, ConformalSet, Finding, Kind, Prediction, ServedModel
 from client.triton import Arrays
-from contract.dicom import MAX_IMAGE_BYTES
-from contract.errors import ConfigError, ImageError, TensorError
+from contract.errors import ConfigError, TensorError
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import (
     ATTENTION_MASK,
@@ -29,18 +29,14 @@ from contract.tensors import (
 )
 
 
-def make_inputs(image: bytes | None, report: bytes | str | None) -> tuple[Kind, Arrays]:
-    """Return how a case is read and its tensors; ConfigError for an empty case, ImageError for too large an image."""
+def make_inputs(image: ImageSource | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
+    """Return how a case is read and its tensors; ConfigError for an empty case, other errors as of `client.inputs`."""
+    require_case(image, report)
     inputs: Arrays = {}
     if image is not None:
-        if len(image) > MAX_IMAGE_BYTES:
-            raise ImageError(f"The image has {len(image):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
-        inputs[IMAGE_BYTES.name] = np.array([[image]], dtype=np.object_)  # (1, 1)
+        inputs[IMAGE_BYTES.name] = np.array([[read_image(image)]], dtype=np.object_)  # (1, 1)
     if report is not None:
-        data = report.encode("utf-8", errors="surrogatepass") if isinstance(report, str) else report
-        inputs[REPORT.name] = np.array([[data]], dtype=np.object_)
-    if not inputs:
-        raise ConfigError("Give an image, a report, or both.")
+        inputs[REPORT.name] = np.array([[read_report(report)]], dtype=np.object_)
     kind: Kind = "study" if len(inputs) == 2 else "image" if image is not None else "text"
     return kind, inputs
 

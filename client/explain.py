@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.explanation import Array, Explanation, WordAttribution
+from client.inputs import ImageSource, ReportSource, read_image, require_case
+from client.inputs import read_report as read_source
 from client.results import Kind
 from contract.bundle import Bundle, ServedLabel
 from contract.dicom import load_pixels, load_radiograph
@@ -79,8 +81,8 @@ class Attributions(NamedTuple):
 def explain(
     bundle: Bundle,
     *,
-    image: bytes | None = None,
-    report: bytes | str | None = None,
+    image: ImageSource | None = None,
+    report: ReportSource | None = None,
     label: str | None = None,
     steps: int = 32,
 ) -> Explanation:
@@ -95,8 +97,8 @@ def explain(
 
     Args:
         bundle: The model.
-        image: DICOM, PNG or JPEG file.
-        report: Open-i XML, text with section headings, or bare text.
+        image: As `CxrClient.predict` takes it.
+        report: As `CxrClient.predict` takes it.
         label: Key of the finding. Default: the one furthest above its threshold on the way to certainty or,
             if none reaches its threshold, the one closest to it; `normal` only if it alone is present.
         steps: Points of the integral (Gauss-Legendre); more make `convergence_delta` smaller.
@@ -107,8 +109,10 @@ def explain(
         ReportError: The report cannot be read.
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
-    _check_arguments(image, report, label, steps)
-    inputs = read_inputs(bundle, image=image, report=report)
+    require_case(image, report)
+    _check_arguments(label, steps)
+    file = None if image is None else read_image(image)
+    inputs = read_inputs(bundle, image=file, report=None if report is None else read_source(report))
     model = load_model(bundle).requires_grad_(False)
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
@@ -130,7 +134,7 @@ def explain(
         convergence_delta=parts.convergence_delta,
         baseline=_describe_baseline(inputs.kind),
         fingerprint=bundle.fingerprint,
-        radiograph=None if image is None else load_pixels(image, size=DISPLAY_SIZE)[0],
+        radiograph=None if file is None else load_pixels(file, size=DISPLAY_SIZE)[0],
         pixel_attribution=parts.pixels,
         patch_attention=None if attention["image"] is None else attention["image"].reshape(grid, grid),
         words=_make_words(inputs, parts.tokens, attention["text"]),
@@ -210,9 +214,7 @@ def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array
     return added.numpy().astype(np.float32), float(bias)
 
 
-def _check_arguments(image: bytes | None, report: bytes | str | None, label: str | None, steps: int) -> None:
-    if image is None and report is None:
-        raise ConfigError("Give an image, a report, or both.")
+def _check_arguments(label: str | None, steps: int) -> None:
     if label is not None and label not in LABEL_INDEX:
         raise ConfigError(f"There is no category {label!r}; choose one of {', '.join(LABEL_KEYS)}.")
     if steps < 1:

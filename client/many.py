@@ -17,7 +17,7 @@ def predict_in_order(
     """See `CxrClient.predict_many`; `predict` predicts one case and may be called by several threads at once."""
     if in_flight < 1:
         raise ConfigError(f"At least 1 request must be in flight, not {in_flight}.")
-    return _predict_in_order(predict, cases, in_flight)
+    return _predict_in_order(predict, require_series(cases), in_flight)
 
 
 def _predict_in_order(
@@ -35,6 +35,7 @@ def _predict_in_order(
         waiting: deque[tuple[CaseInput, Future[Outcome]]] = deque()
         try:
             for case in cases:
+                _require_case(case)
                 waiting.append((case, pool.submit(try_predict, case)))
                 if len(waiting) == 2 * in_flight:  # the next ones are at hand when the first are done
                     first, future = waiting.popleft()
@@ -45,3 +46,18 @@ def _predict_in_order(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             calls.cancel()  # those that no one will read; the pool then waits for their threads only
+
+
+def require_series(cases: Iterable[CaseInput]) -> Iterable[CaseInput]:
+    """Return the cases; ConfigError for one case, or one string, in place of several."""
+    if isinstance(cases, (CaseInput, str, bytes)) or not isinstance(cases, Iterable):
+        raise ConfigError(f"cases must be a series of CaseInput, not of type {type(cases).__name__}.")
+    return cases
+
+
+def _require_case(case: object) -> None:
+    if not isinstance(case, CaseInput):
+        raise ConfigError(
+            f"cases must be a series of CaseInput; one of them is of type {type(case).__name__}: write "
+            "CaseInput(id, study_id, image=..., report=...)."
+        )

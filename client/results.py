@@ -7,9 +7,11 @@ from typing import Any, Final, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from client.inputs import ImageSource, ReportSource
 from contract.bundle import Decision, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
+from contract.strings import require_strings, require_text
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
@@ -202,15 +204,16 @@ class SearchResult(Sequence[SimilarCase]):
 
 @dataclass(frozen=True)
 class CaseInput:
-    """A case to index: an image (DICOM, PNG or JPEG bytes), a report, or both.
+    """A case to predict or to index: an image, a report, or both, each as `CxrClient.predict` takes it.
 
-    `image_ref` is a path or URI that the reader of a search result understands; it is stored as it is.
+    Files are read when the case's turn comes. `image_ref` is a path or URI that the reader of a search result
+    understands; it is stored as it is. Raises InputError where ids or labels are no text.
     """
 
     id: str
     study_id: str
-    image: bytes | None = field(default=None, repr=False)
-    report: str | None = field(default=None, repr=False)
+    image: ImageSource | None = field(default=None, repr=False)
+    report: ReportSource | None = field(default=None, repr=False)
     labels: tuple[str, ...] = ()
     image_ref: str = ""
 
@@ -218,29 +221,43 @@ class CaseInput:
         given = [name for name in ("image", "report") if getattr(self, name) is not None]
         return f"CaseInput({_shorten(self.id)!r}, given={_name_first(given)})"
 
+    def __post_init__(self) -> None:
+        """Check what becomes text of the store; a series of labels becomes a tuple."""
+        for name in ("id", "study_id", "image_ref"):
+            require_text(getattr(self, name), f"The {name} of a case")
+        object.__setattr__(self, "labels", require_strings(self.labels, "The labels of a case"))
+
 
 @dataclass(frozen=True)
 class IndexResult:
     """What became of the cases.
 
     Attributes:
-        indexed: How many were stored.
-        refused: (case id, reason) of each that the model refused.
+        added: How many were stored under an id that was new.
+        replaced: How many were stored in place of another case of the same id.
+        refused: (case id, reason) of each that could not be read, or that the model or the sidecar refused.
         warned: (case id, its warnings) of each that was stored with a warning.
     """
 
-    indexed: int
+    added: int
+    replaced: int = 0
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __repr__(self) -> str:
         return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
 
+    @property
+    def indexed(self) -> int:
+        """How many were stored, added and replaced."""
+        return self.added + self.replaced
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
+        """Return the fields and `indexed`."""
         refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
         warned = [{"id": case_id, "warnings": list(sentences)} for case_id, sentences in self.warned]
-        return {"indexed": self.indexed, "refused": refused, "warned": warned}
+        counts = {"indexed": self.indexed, "added": self.added, "replaced": self.replaced}
+        return {**counts, "refused": refused, "warned": warned}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Final
 from contract.errors import (
     BusyError,
     CancelledError,
+    ConfigError,
     CxrError,
     DeadlineError,
     FingerprintError,
@@ -56,6 +57,20 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
     if kind is ServerError:
         return ServerError(f"{server} at {url} failed: {said}")
     return kind(f"{server} refused the request: {said}")
+
+
+def make_wrong_service_error(url: str, server: str, setting: str) -> ConfigError:
+    """Return the error of an address at which something else answers.
+
+    Args:
+        url: The address, host:port.
+        server: Who should answer: "Triton's gRPC service".
+        setting: Where the address is set: "triton_url (--triton)".
+    """
+    return ConfigError(
+        f"What answers at {url} is another service than {server}: set {setting} to the host:port of {server} "
+        "(by default Triton's gRPC has port 8001, its HTTP 8000, its metrics 8002, the sidecar's gRPC 8005)."
+    )
 
 
 def _shorten(message: str) -> str:

@@ -29,8 +29,9 @@ from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, i
 from client.results import ServedModel
 from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
-from client.status import make_error, strip_code
-from contract.errors import ArtifactError, CancelledError, CxrError
+from client.status import make_error, make_wrong_service_error, strip_code
+from contract.address import check_address, speaks_http1
+from contract.errors import ArtifactError, CancelledError, CxrError, UnavailableError
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -38,6 +39,8 @@ Arrays = dict[str, NDArray[Any]]
 _SHARED_FROM_BYTES: Final = 64 * 1024
 _SHARED_FROM_CALL: Final = 3
 _PROBE_TIMEOUT_S: Final = 1.0
+_SERVER: Final = "Triton's gRPC service"
+_SETTING: Final = "triton_url (--triton)"
 _REGION_ERRORS: Final = {
     "NOT_FOUND",
     "INTERNAL",
@@ -61,8 +64,8 @@ class TritonTransport:
     """
 
     def __init__(self, url: str, settings: ChannelSettings | None = None) -> None:
-        """Describe the server at `url`, host:port; nothing is sent yet."""
-        self.url = url
+        """Describe the server at `url`, host:port; nothing is sent yet. ConfigError: it is no address."""
+        self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
         self.settings = settings or ChannelSettings()
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
@@ -117,7 +120,10 @@ class TritonTransport:
                 if answer is None:
                     answer = self._infer_plain(lane, call)
             except InferenceServerException as error:
-                raise self._explain(error, timeout_s, call) from error
+                explained = self._explain(error, timeout_s, call)
+                if isinstance(explained, UnavailableError):
+                    lane.close()  # see `_explain`
+                raise explained from error
             except ValueError as error:  # gRPC's word for a channel that was closed
                 if not lane.closed:
                     raise
@@ -260,9 +266,28 @@ class TritonTransport:
         self, error: InferenceServerException, timeout_s: float, call: "_Call | None" = None
     ) -> CxrError:
         code = strip_code(error.status())
+        if code == "UNAVAILABLE":
+            # The next call looks the name up anew, for which a channel may wait up to two minutes: gRPC has no option
+            # for it. The old one ends with the calls of other threads that use it.
+            with self._lock:
+                self._control = None
         if code == "UNAVAILABLE" and call is not None and self._serves(call.spec.name):
             code = "DEADLINE_EXCEEDED" if time.monotonic() >= call.deadline else "RESOURCE_EXHAUSTED"
+        if self._is_other_service(code):
+            return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
+
+    def _is_other_service(self, code: str) -> bool:
+        """Whether something else than a Triton answers; a Triton, too, says UNIMPLEMENTED of some calls."""
+        if code == "UNAVAILABLE":
+            return speaks_http1(self.url)
+        if code != "UNIMPLEMENTED":
+            return False
+        try:
+            self._client().is_server_live(client_timeout=_PROBE_TIMEOUT_S)
+        except InferenceServerException as error:
+            return strip_code(error.status()) == "UNIMPLEMENTED"
+        return False
 
     def _serves(self, model: str) -> bool:
         """Whether the server answers and has the model: then it refused the call because it has too many."""

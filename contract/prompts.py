@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError, InputError
+from contract.strings import require_strings
 from contract.text import Report, clean_text, format_report
 
 PRESENT_TEMPLATES: Final = (
@@ -52,10 +53,12 @@ def clean_findings(findings: Sequence[str]) -> tuple[str, ...]:
     """Return findings as the templates take them: on one line, without de-identification marks and a last full stop.
 
     Raises:
-        InputError: A finding is empty, longer than `MAX_FINDING_CHARS`, no printable text, or a sentence such as
-            "There is no effusion"; with several findings the message says which, by its number.
+        InputError: It is one string instead of several, or a finding is empty, longer than `MAX_FINDING_CHARS`, no
+            printable text, or a sentence such as "There is no effusion"; with several findings the message says
+            which, by its number.
         ConfigError: There is none.
     """
+    findings = require_strings(findings, "findings")
     if not findings:
         raise ConfigError("Give at least one finding to score.")
     numbered = len(findings) > 1

@@ -26,6 +26,7 @@ from contract.report_format import (
 from contract.report_hl7 import is_hl7, read_observations
 from contract.report_sections import HEADINGS, normalize_text, split_sections
 from contract.report_xml import is_xml, parse_xml
+from contract.strings import require_strings
 from contract.tensors import LENGTH_BUCKETS
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ class ReportTokenizer:
             texts: What `select_text` returns, at least one.
             max_length: Longest sequence in tokens, [CLS] and [SEP] included; the end of a text is cut off.
         """
+        texts = require_strings(texts, "texts")
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         longest = min(max(len(encoding.ids) for encoding in encodings) + 2, max_length)
         length = next((bucket for bucket in LENGTH_BUCKETS if longest <= bucket <= max_length), max_length)
@@ -231,7 +233,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) ->
     tokenizers = _import_tokenizers()
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
-    cleaned = (normalizer.normalize_str(text) for text in texts)
+    cleaned = (normalizer.normalize_str(text) for text in require_strings(texts, "texts"))
     words = [word for text in cleaned for word, _ in splitter.pre_tokenize_str(text)]
     vocabulary = {piece: number for number, piece in enumerate(_learn_pieces(words, vocab_size))}
     model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")  # noqa: S106

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError, FingerprintError, InputError
+from contract.strings import require_strings
 
 DATABASE: Final = "cases.sqlite"
 LOCK: Final = "lock"
@@ -168,9 +169,10 @@ class CaseStore:
         Raises:
             ArtifactError: The disk failed; nothing was deleted.
         """
+        named = require_strings(ids, "ids")
         with self._write_lock, self._translate("written"):
             with self._transaction() as writer:
-                deleted = self._delete(writer, ids)
+                deleted = self._delete(writer, named)
             # The log still holds the reports; should this fail, the next checkpoint or close removes them.
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")

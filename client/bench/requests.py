@@ -17,16 +17,13 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from client.bench.inputs import Arrays
 from client.bench.load import Request
+from client.channel import ChannelSettings
 from client.status import make_error
 from client.triton import TritonTransport
 from contract.errors import CxrError
 
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
-_OPTIONS: Final = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-]
+_OPTIONS: Final = ChannelSettings().make_channel_arguments()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.bench.process import ProcessTree
 from client.status import make_error
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import ConfigError
 from contract.tensors import MODELS
 
@@ -44,7 +45,7 @@ class ServerObserver:
         """
         self._url, self._timeout_s = url, timeout_s
         self._processes, self._metrics_url = processes, metrics_url
-        self._client = InferenceServerClient(url, channel_args=[("grpc.enable_http_proxy", 0)])
+        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
         self._before: Counts = {}
 
     def begin(self) -> None:

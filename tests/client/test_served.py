@@ -6,6 +6,7 @@ import pytest
 import client.served as served_module
 from client import CaseInput, CxrClient
 from client.results import ServedModel
+from client.retrieval import Stored
 from client.triton import Answer
 from contract.bundle import ServedLabel
 from contract.errors import (
@@ -78,7 +79,7 @@ class Retrieval:
 
     def add(self, fingerprint, cases, _timeout_s):
         self.added.append((fingerprint, len(cases)))
-        return len(cases)
+        return Stored(len(cases), 0)
 
     def close(self) -> None:
         pass

@@ -350,6 +350,30 @@ def test_unavailable_is_busy_where_the_server_has_the_model(connect, server, rea
     assert type(caught.value) is kind
 
 
+def test_a_connection_whose_server_was_not_there_is_given_up(connect, server):
+    """A new one looks the name up anew: a container that was started again has another address."""
+    transport = connect()
+    ask(transport, make_pixels())
+    server.failures, server.ready = ["UNAVAILABLE"], "UNAVAILABLE"
+    with pytest.raises(UnavailableError):
+        ask(transport, make_pixels())
+    server.failures = ["UNAVAILABLE"]
+    with pytest.raises(UnavailableError):
+        ask(transport, make_pixels())
+    ask(transport, make_pixels())
+    first, lost, again, last = [call["client"] for call in server.sent]
+    assert first is lost
+    assert len({id(first), id(again), id(last)}) == 3
+    assert first.closed.is_set()
+    assert again.closed.is_set()
+    server.failures, server.ready = ["UNAVAILABLE"], True
+    with pytest.raises(BusyError):
+        ask(transport, make_pixels())
+    ask(transport, make_pixels())
+    assert server.sent[-1]["client"] is last  # a server that is busy is there
+    assert len(transport._lanes) == 1
+
+
 def test_a_queue_that_gives_up_at_the_deadline_is_a_deadline(connect, server, monkeypatch):
     transport = connect()
     server.failures = ["UNAVAILABLE"]

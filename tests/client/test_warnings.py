@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cli.show import print_indexed
 from client import CaseInput, CxrClient
 from client.results import IndexResult, ServedModel, SimilarCase
+from client.retrieval import Stored
 from client.triton import Answer, TritonTransport
 from contract.bundle import ServedLabel
 from contract.errors import ArtifactError, InputError
@@ -66,7 +67,7 @@ class FakeRetrieval:
         return [SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", "")]
 
     def add(self, _fingerprint, cases, _timeout_s):
-        return len(cases)
+        return Stored(len(cases), 0)
 
     def close(self) -> None:
         pass
@@ -157,9 +158,9 @@ def test_predict_says_how_the_image_was_taken(client, tmp_path):
 def test_index_command_names_the_first_cases_with_a_warning():
     console = Console(record=True, width=200, file=io.StringIO())
     warned = tuple((f"case-{number}", LATERAL.warnings) for number in range(12))
-    print_indexed(console, IndexResult(30, (("bad", "no image"),), warned))
+    print_indexed(console, IndexResult(27, 3, (("bad", "no image"),), warned))
     shown = console.export_text().splitlines()
-    assert shown[0] == "30 cases indexed, 12 of them with a warning, 1 refused"
+    assert shown[0] == "30 cases indexed (27 added, 3 replaced), 12 of them with a warning, 1 refused"
     assert f"  case-9: {LATERAL.warnings[0]}" in shown
     assert len(shown) == 1 + 1 + 10 + 1
     assert "2 more" in shown[-1]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from contract.errors import ArtifactError
+from contract.errors import ArtifactError, InputError
 from contract.tensors import LENGTH_BUCKETS
 from contract.text import SPECIAL_TOKENS, Report, ReportTokenizer, select_text, train_tokenizer
 
@@ -151,3 +151,11 @@ def test_a_text_has_the_same_tokens_alone_and_in_a_batch(tokenizer):
         assert np.array_equal(batch.input_ids[row, :count], alone.input_ids[0, :count])
         assert batch.attention_mask[row].sum() == count
     assert batch.attention_mask[2].sum() == 2
+
+
+def test_one_text_is_no_series_of_texts(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="texts must be a list of strings, not one string"):
+        tokenizer.encode("The lungs are clear.")
+    with pytest.raises(InputError, match="not one string"):
+        train_tokenizer("The lungs are clear.", tmp_path / "tokenizer.json")
+    assert not list(tmp_path.iterdir())

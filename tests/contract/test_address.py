@@ -1,0 +1,113 @@
+"""Addresses as people write them, and which ports speak HTTP instead of gRPC."""
+
+import http.server
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from contract.address import check_address, speaks_http1
+from contract.errors import ConfigError, InputError
+from contract.strings import require_strings, require_text
+
+NAMES = {"server": "Triton's gRPC service", "setting": "triton_url (--triton)", "example": "host:8001"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8001", "localhost:1", "triton:65535", "my_host-2.lab.example:8001", "[::1]:8001"),
+        *("unix:/run/triton.sock", "dns:///triton:8001", "ipv4:127.0.0.1:8001"),
+    ],
+)
+def test_addresses_of_grpc(url):
+    assert check_address(url, **NAMES) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://host:8000", r"leave out http:// .*HTTP has another port"),
+        ("grpc://host:8001", r"leave out grpc://"),
+        ("host", "names no port"),
+        ("[::1]", "names no port"),
+        ("host:", "names no port"),
+        ("host:99999", "none of 1 to 65535"),
+        ("host:0", "none of 1 to 65535"),
+        ("host:" + "9" * 5000, "none of 1 to 65535"),
+        ("host:http", "is no host:port"),
+        ("host:-1", "is no host:port"),
+        ("host:8001/v2", "is no host:port"),
+        ("two hosts:8001", "is no host:port"),
+        (":8001", "names no host"),
+        ("::1:8001", "brackets"),
+        ("", "it is empty"),
+        ("  ", "it is empty"),
+        ("unix: /run/x", "is no host:port"),
+        (None, "not None"),
+        (8001, "not of type int"),
+    ],
+)
+def test_what_is_no_address_is_refused_in_one_sentence(url, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_address(url, **NAMES)
+    said = str(caught.value)
+    assert said.startswith(
+        "triton_url (--triton) must be host:port of Triton's gRPC service, such as host:8001"
+    )
+    assert "\n" not in said
+
+
+def test_a_password_in_an_address_is_not_repeated():
+    with pytest.raises(ConfigError, match="user name") as caught:
+        check_address("http://someone:secret@host:8001", **NAMES)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_port_of_http_is_told_from_one_of_grpc():
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        assert speaks_http1(f"127.0.0.1:{web.server_port}")
+        web.shutdown()
+    assert not speaks_http1(f"127.0.0.1:{web.server_port}")  # nobody there
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert not speaks_http1(f"127.0.0.1:{port}")
+    server.stop(0).wait()
+    assert not speaks_http1("unix:/run/nobody.sock")
+    assert not speaks_http1("no-such-host.invalid:80")
+
+
+@pytest.mark.parametrize("values", [["a", "b"], ("a", "b"), iter("ab"), {"a": 1, "b": 2}])
+def test_series_of_strings(values):
+    assert require_strings(values, "ids") == ("a", "b")
+
+
+def test_surrogates_are_no_text():
+    assert require_text("Größe", "The id") == "Größe"
+    with pytest.raises(InputError, match="The id holds characters that cannot be printed"):
+        require_text("PATIENT\udcff", "The id")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("PATIENT", "list of strings, not one string: put brackets around it"),
+        (b"PATIENT", "not one string"),
+        (12, "not of type int"),
+        (None, "not of type NoneType"),
+        (["PATIENT", 12], "Entry 2 of ids must be text, not of type int"),
+        ([float("nan")], "not of type float"),
+    ],
+)
+def test_what_is_no_series_of_strings_is_refused_without_repeating_it(values, words):
+    with pytest.raises(InputError, match=words) as caught:
+        require_strings(values, "ids")
+    assert "PATIENT" not in str(caught.value)
