@@ -14,6 +14,7 @@ from rich.table import Table
 from cli.progress import show_progress
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError
+from contract.files import write_file
 from contract.tensors import EMBEDDING, PROBABILITIES, TOLERANCES
 
 if TYPE_CHECKING:
@@ -165,7 +166,6 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
     from training.evaluation.report import write_summary
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         _write_files(asked, results, out)
         return out
     with amend_bundle(bundle, changed=(MODEL_CARD,)) as scratch:
@@ -184,7 +184,7 @@ def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) ->
     from training.evaluation.report import write_report
 
     write_json(directory / "evaluation.json", results)
-    (directory / "evaluation.md").write_text(write_report(results), encoding="utf-8")
+    write_file(directory / "evaluation.md", write_report(results))
     draw_plots(asked, results, results["text_mode"], directory)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
+from contract.files import write_file
 from contract.image_header import ImageHeader, read_image_header
 from contract.text import (
     MAX_XML_DEPTH,
@@ -295,18 +296,9 @@ def write_table(table: pa.Table, path: Path) -> None:
         ConfigError: The path is a directory.
         ArtifactError: The disk is full, or nothing can be written there.
     """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a directory; name a file for the studies table.")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, partial, write_page_checksum=True)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, write_page_checksum=True)
+    write_file(path, memoryview(content.getvalue()))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
