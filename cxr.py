@@ -7,17 +7,21 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 import os
 import signal
 import sys
+
+if __name__ == "__main__":  # python -m cxr: Ctrl-C is silent during the imports, too
+    from cli.start import main as start
+
+    sys.exit(start())
+
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from typer.core import TyperGroup
 
 from cli.bench.app import bench_app
+from cli.command import CommandGroup, open_streams, take_interrupts
 from cli.data_app import data_app
 from cli.export_app import export_app
 from cli.options import (
@@ -33,7 +37,7 @@ from cli.options import (
     make_console,
 )
 from cli.train_app import train_app
-from contract.errors import ConfigError, CxrError
+from contract.errors import ConfigError
 
 # Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait for each other, and where another
 # program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores. `cxr bench`
@@ -43,31 +47,6 @@ if sys.argv[1:2] != ["bench"]:
 
 TRITON = "127.0.0.1:8001"
 RETRIEVAL = "127.0.0.1:8005"
-
-
-class CommandGroup(TyperGroup):
-    """Turns every error raised on purpose into one sentence on standard error and its exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except CxrError as error:
-            Console(stderr=True, soft_wrap=True).print(
-                f"[red]Error:[/red] {escape(str(error))}", highlight=False
-            )
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            Console(stderr=True).print("Stopped.")
-            raise typer.Exit(130) from error
-        except ModuleNotFoundError as error:
-            message = (
-                f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
-            )
-            Console(stderr=True, soft_wrap=True).print(
-                f"[red]Error:[/red] {escape(message)}", highlight=False
-            )
-            raise typer.Exit(ConfigError.exit_code) from error
 
 
 app = typer.Typer(
@@ -352,10 +331,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script; a termination signal stops children as Ctrl-C does."""
+    """Run the command once it is imported; a termination signal stops children as Ctrl-C does."""
+    take_interrupts()
+    open_streams()
     signal.signal(signal.SIGTERM, _stop)
     app()
-
-
-if __name__ == "__main__":
-    main()

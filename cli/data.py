@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from cli.console import escape
 
 if TYPE_CHECKING:
     from training.cache import CacheSummary

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from cli.console import escape
 
 if TYPE_CHECKING:
     from client.explanation import Explanation

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from cli.console import escape
 from cli.progress import ProgressCallback
 from cli.speed_images import Kind, Values, draw_radiograph, list_kinds
 from contract import dicom_file

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
+from cli.console import escape
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, Table, make_console
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cli.console import escape
 from training.watch import EpochReport, StepReport
 
 _LONG_WAIT: Final = 0.2  # share of an epoch; a shorter wait for the loader is not worth a word

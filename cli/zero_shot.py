@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from cli.console import escape
 
 if TYPE_CHECKING:
     from client import FindingScore

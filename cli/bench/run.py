@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from cli.console import escape
 from contract.errors import ConfigError
 
 if TYPE_CHECKING:
