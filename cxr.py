@@ -22,6 +22,7 @@ import typer
 
 from cli.bench.app import bench_app
 from cli.command import CommandGroup, open_streams, take_interrupts
+from cli.console import escape
 from cli.data_app import data_app
 from cli.export_app import export_app
 from cli.options import (
@@ -140,7 +141,7 @@ def evaluate(
         print_json({**results, "written": str(written)})
     else:
         print_results(console, results)
-        console.print(f"Everything, with plots: {written}", highlight=False)
+        console.print(f"Everything, with plots: {escape(written)}", soft_wrap=True)
 
 
 @app.command()
@@ -170,7 +171,7 @@ def serve(
             print_json({**stack.describe(), "ready_s": round(seconds, 2)})
             sys.stdout.flush()
         for name, address in stack.describe().items():
-            console.print(f"{name:<12} {address}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
         stack.wait()
 

@@ -5,14 +5,16 @@ terminal. Ids, paths, findings and reports come from others: whoever prints one 
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any, Final
 
-from rich import markup
-from rich.box import Box
-from rich.console import Console
-from rich.table import Table
+from rich import markup, table
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 
+NARROW: Final = 60  # columns of the terminal
+_SHORT: Final = 8  # letters of a figure
+_LEAST: Final = 4
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
@@ -34,22 +36,37 @@ def escape(value: object) -> str:
     return markup.escape(text)
 
 
-def make_table(title: str | None, columns: Sequence[str], *, texts: int = 1, box: Box | None = None) -> Table:
-    """Start a table whose columns give way to each other: a long word is broken, no column is left out.
+class Table(table.Table):
+    """A table in which columns give way to each other: a long word is broken, and no column is left blank."""
 
-    Args:
-        title: Above it.
-        columns: Their headings.
-        texts: How many of them hold text, from the left; the others hold figures, right-aligned.
-        box: Lines around and between; None for rich's own.
-    """
-    table = Table(title=title, title_justify="left", header_style="bold", **({"box": box} if box else {}))
-    for place, heading in enumerate(columns):
-        text = place < texts
-        table.add_column(heading, justify="left" if text else "right", overflow="fold")
-    return table
+    def add_column(self, header: RenderableType = "", *arguments: Any, **settings: Any) -> None:
+        """Add a column; see `rich.table.Table`. What does not fit goes on in the next line."""
+        super().add_column(header, *arguments, **{"overflow": "fold", **settings})
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it; on a narrow terminal without lines between columns."""
+        if options.max_width < NARROW:
+            self.box = self.box and SIMPLE_HEAD
+            self.pad_edge, self.padding = False, (0, 1, 0, 0)
+        self._share_width(console, options)
+        yield from super().__rich_console__(console, options)
 
-def is_narrow(console: Console) -> bool:
-    """Return whether lines between columns would cost more than they give."""
-    return console.width < 60
+    def _share_width(self, console: Console, options: ConsoleOptions) -> None:
+        """Where the columns do not fit, let the widest give way first; rich alone would leave short ones blank."""
+        wanted = [
+            max(Measurement.get(console, options, cell).maximum for cell in (column.header, *column.cells))
+            for column in self.columns
+        ]
+        padding = sum(self._get_padding_width(place) for place in range(len(wanted)))
+        room = options.max_width - self._extra_width - padding
+        if sum(wanted) <= room:
+            return
+        left = len(wanted)
+        for place in sorted(range(len(wanted)), key=lambda place: wanted[place]):
+            column, left = self.columns[place], left - 1
+            share = room // (left + 1)
+            if wanted[place] <= _SHORT:  # a figure: better whole, while the others keep a little
+                share = max(share, min(_SHORT, room - _LEAST * left))
+            column.width = max(1, min(wanted[place], share))
+            column.no_wrap = column.no_wrap and column.width == wanted[place]
+            room -= column.width

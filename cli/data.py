@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from cli.console import escape
+from cli.console import Table, escape
 
 if TYPE_CHECKING:
     from training.cache import CacheSummary
@@ -99,7 +98,7 @@ def print_cache(console: Console, directory: Path, summary: "CacheSummary", seco
     counts = (
         f"{summary.images:,} images, {summary.decoded:,} decoded now{rate}, {len(summary.refused):,} refused"
     )
-    console.print(f"{directory}: {counts}", highlight=False, soft_wrap=True)
+    console.print(f"{escape(directory)}: {counts}", soft_wrap=True)
     if summary.refused:
         table = Table("Refused image", "Reason", header_style="bold")
         for refusal in summary.refused:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.console import escape
 from cli.options import Json, Table, make_console
 
 data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
@@ -31,7 +32,7 @@ def draw_data(
     if as_json:
         print_json({"directory": str(directory), "studies": studies})
     else:
-        console.print(f"{studies} phantom studies in {directory}", highlight=False)
+        console.print(f"{studies} phantom studies in {escape(directory)}", soft_wrap=True)
 
 
 @data_app.command("table")
@@ -53,7 +54,7 @@ def make_table(
     if as_json:
         print_json({"table": str(out), "studies": table.num_rows})
     else:
-        console.print(f"{table.num_rows} studies in {out}", highlight=False)
+        console.print(f"{table.num_rows} studies in {escape(out)}", soft_wrap=True)
 
 
 @data_app.command("audit")
@@ -85,7 +86,7 @@ def audit_data(
         return
     print_audit(console, audit)
     if out is not None:
-        console.print(f"Page: {out}", highlight=False)
+        console.print(f"Page: {escape(out)}", soft_wrap=True)
 
 
 @data_app.command("cache")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from cli.console import Table
 from cli.progress import show_progress
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError

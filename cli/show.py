@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from cli.console import escape
+from cli.console import Table, escape
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -51,7 +50,10 @@ def print_prediction(
     ranked = sorted(prediction.findings, key=lambda finding: -finding.probability)
     for finding in ranked[:top]:
         table.add_row(
-            finding.name, f"{finding.probability:.3f}", f"{finding.threshold:.3f}", _mark_decision(finding)
+            escape(finding.name),
+            f"{finding.probability:.3f}",
+            f"{finding.threshold:.3f}",
+            _mark_decision(finding),
         )
     console.print(table)
     _print_set(console, prediction)
@@ -101,14 +103,16 @@ def print_warnings(console: Console, warnings: Sequence[str]) -> None:
 def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str = "Similar cases") -> None:
     """Print cases, best first, with their labels and the start of their reports."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("Case", no_wrap=True)
-    table.add_column("Similarity", justify="right")
+    table.add_column("Case")
+    table.add_column("Similarity", justify="right", no_wrap=True)
     table.add_column("Labels")
-    table.add_column("Report", ratio=1)
+    table.add_column("Report")
     for case in cases:
         report = " ".join(case.report.split())
         excerpt = report if len(report) <= 110 else report[:107] + "..."
-        table.add_row(escape(case.id), f"{case.score:.3f}", ", ".join(case.labels) or "-", escape(excerpt))
+        table.add_row(
+            escape(case.id), f"{case.score:.3f}", escape(", ".join(case.labels) or "-"), escape(excerpt)
+        )
     console.print(table)
 
 
@@ -119,9 +123,9 @@ def print_indexed(console: Console, result: "IndexResult") -> None:
         f"{result.indexed} cases indexed, {warned} of them with a warning, {refused} refused", highlight=False
     )
     for case_id, reason in result.refused:
-        console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)
+        console.print(f"  {escape(case_id)}: {escape(reason)}", soft_wrap=True)
     for case_id, sentences in result.warned[:_SHOWN_WARNED]:
-        console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", highlight=False)
+        console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", soft_wrap=True)
     if warned > _SHOWN_WARNED:
         console.print(
             f"  {warned - _SHOWN_WARNED} more with a warning; --json names them all", highlight=False

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from cli.console import escape
+from cli.console import Table, escape
 from contract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -345,7 +344,7 @@ def print_bench(console: Console, report: dict[str, Any]) -> None:
         times = [row.get(name) for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")]
         shown = ["-" if value is None else f"{value:.2f}" for value in times]
         failed = sum(row["failed"].values()) + row["unsent"]
-        table.add_row(row["name"], f"{row['cases_per_s']:.2f}", *shown, str(failed))
+        table.add_row(escape(row["name"]), f"{row['cases_per_s']:.2f}", *shown, str(failed))
     console.print(table)
     for row in report["rows"]:
         for text in row["warnings"]:
@@ -367,7 +366,7 @@ def print_ratios(console: Console, ratios: Sequence[dict[str, Any]], title: str)
         mark = "[bold]{}[/bold]" if ratio["differs"] else "{}"
         values = (f"{ratio['a']:.2f}", f"{ratio['b']:.2f}", mark.format(f"{ratio['ratio']:.3f}"))
         differs = f"yes (chance {ratio['chance']:.1%})" if ratio["differs"] else "no"
-        table.add_row(escape(ratio["row"]), ratio["metric"], *values, differs)
+        table.add_row(escape(ratio["row"]), escape(ratio["metric"]), *values, differs)
     console.print(table)
 
 

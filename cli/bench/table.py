@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cli.bench.target import TargetRow
+from cli.console import Table, escape
 from contract.errors import ConfigError
 from contract.files import write_file
 
@@ -94,7 +94,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     for entry in report["rows"]:
         row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
         wanted = f"{row.bound} {row.limit:g}{_show_unit(row)}"
-        table.add_row(row.name, wanted, _show_value(row), row.verdict, _show_detail(row))
+        table.add_row(*map(escape, (row.name, wanted, _show_value(row), row.verdict, _show_detail(row))))
     console.print(table)
 
 
