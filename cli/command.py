@@ -96,6 +96,7 @@ class CommandGroup(TyperGroup):
 
 
 def _run(command: Callable[[], Any]) -> int:
+    _Interrupts.came = False
     try:
         code = _end(command)
         sys.stdout.flush()
@@ -112,6 +113,8 @@ def _end(command: Callable[[], Any]) -> int:
     """
     try:
         code = command()
+        if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            return _stop()
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return _stop()
