@@ -31,6 +31,8 @@ try:
     import pyarrow.parquet as pq
     from defusedxml.common import DefusedXmlException
     from defusedxml.ElementTree import fromstring
+
+    from training.studies_table import conform_table
 except ModuleNotFoundError as error:
     raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -302,7 +304,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a studies table.
+    """Read a studies table, also one that pandas, polars or DuckDB wrote; see `training.studies_table`.
 
     Raises:
         ConfigError: There is no such file.
@@ -310,25 +312,25 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     if not path.is_file():
         raise ConfigError(f"There is no studies table {path}; make one with `cxr data table`.")
-    wanted = [SCHEMA.field(name) for name in columns or SCHEMA.names]
+    wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
     try:
-        found = pq.read_schema(path)
-        wrong = [
-            field.name
-            for field in wanted
-            if field.name not in found.names or found.field(field.name) != field
-        ]
+        names = pq.read_schema(path).names
+        wrong = [name for name in wanted.names if names.count(name) != 1]
         table = None
         if not wrong:
-            table = pq.read_table(
-                path, columns=list(columns) if columns else None, page_checksum_verification=True
-            )
+            table = pq.read_table(path, columns=wanted.names, page_checksum_verification=True)
             table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error
     if table is None:
-        raise ArtifactError(
-            f"{path} is not a studies table: {', '.join(wrong)} missing or of another type. "
-            "Make a table of an older version again with `cxr data table`."
-        )
-    return table
+        raise _refuse_table(path, f"{', '.join(wrong)} missing or of another type")
+    try:
+        return conform_table(table, wanted)
+    except ValueError as error:
+        raise _refuse_table(path, str(error)) from error
+
+
+def _refuse_table(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a studies table: {reason}. Make a table of an older version again with `cxr data table`."
+    )
