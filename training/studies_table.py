@@ -13,6 +13,7 @@ from contract.labels import LABEL_INDEX
 
 _IDS: Final = ("study_id", "patient_id")  # of every study
 _PER_IMAGE: Final = ("image_ids", "image_paths", "views", "headers")
+_OF_HEADERS: Final = ("views", "headers")  # nothing of them is known where they are empty
 _SHOWN: Final = 3
 _SHOWN_CHARS: Final = 40  # of a type: one of headers goes on for lines
 
@@ -66,10 +67,11 @@ def _check_values(columns: dict[str, pa.ChunkedArray]) -> None:
             shown = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
             raise ValueError(f"labels that hold {len(unknown):,} unknown keys ({shown})")
     lengths = {name: pc.list_value_length(columns[name]) for name in _PER_IMAGE if name in columns}
-    for name, length in lengths.items():
-        first = next(iter(lengths))
-        if not length.equals(lengths[first]):
-            raise ValueError(f"{first} and {name} with different numbers of images for a study")
+    images = lengths.pop("image_paths", None)
+    for name, length in lengths.items() if images is not None else ():
+        unknown = pc.equal(length, 0 if name in _OF_HEADERS else -1)
+        if not pc.all(pc.or_(pc.equal(length, images), unknown)).as_py() and len(length):
+            raise ValueError(f"image_paths and {name} with different numbers of images for a study")
 
 
 def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:

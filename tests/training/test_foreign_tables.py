@@ -175,7 +175,10 @@ REFUSED = {
     "patient_id without a value in 2 places": {"patient_id": pa.nulls(2)},
     "labels without a value in 1 places": {"labels": pa.array([["normal", None], []])},
     "labels that hold 1 unknown keys ('Cardiomegaly')": {"labels": pa.array([["Cardiomegaly"], ["normal"]])},
-    "image_ids and views with different numbers": {"views": pa.array([[], ["PA"]], pa.list_(pa.string()))},
+    "image_paths and views with different numbers": {"views": pa.array([[], ["PA"]], pa.list_(pa.string()))},
+    "image_paths and image_ids with different numbers": {
+        "image_ids": pa.array([[], []], pa.list_(pa.string()))
+    },
 }
 
 

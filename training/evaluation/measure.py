@@ -107,7 +107,9 @@ def measure_subgroups(
 
 
 def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
-    """Return the group of a study by each property of its first image's header."""
+    """Return the group of a study by each property of its first image's header, where the table has it."""
+    if not study["headers"] or not study["views"]:
+        return {}
     header = study["headers"][0]
     window = "VOI LUT" if header["voi_lut"] else "window" if header["window"] else "neither"
     return {
