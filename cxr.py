@@ -38,7 +38,7 @@ from cli.options import (
     make_console,
 )
 from cli.train_app import train_app
-from contract.errors import ConfigError
+from contract.errors import ConfigError, InputError
 
 # Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait for each other, and where another
 # program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores. `cxr bench`
@@ -92,6 +92,14 @@ def evaluate(
         Path | None, typer.Option(help="Bundle to measure; without it, the TF-IDF controls alone.")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
+    external: Annotated[
+        bool,
+        typer.Option(
+            "--external",
+            help="Take every labelled study of the table as a test study: a test set from elsewhere. Taken so by "
+            "itself where the bundle's split names none of them. Needs --out.",
+        ),
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Image cache of the table, for PyTorch.")] = None,
     served: Annotated[
         bool, typer.Option("--served", help="Ask the served model too; its answers count.")
@@ -110,7 +118,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on its test split: findings, calibration, search, controls; or the controls alone."""
-    from cli.evaluate import evaluate_bundle, evaluate_controls, print_controls, print_results, write_results
+    from cli.evaluate import (
+        evaluate_bundle,
+        evaluate_controls,
+        plan_external,
+        print_controls,
+        print_results,
+        write_results,
+    )
     from cli.show import print_json
     from client import CxrClient
     from contract.bundle import load_bundle
@@ -118,20 +133,22 @@ def evaluate(
 
     options, console = Options(seed, resamples), make_console(as_json)
     if bundle is None:
-        if served or split_file or out or cache:
-            raise ConfigError("--served, --split-file, --cache and --out need --bundle.")
+        if served or split_file or out or cache or external:
+            raise ConfigError("--served, --split-file, --external, --cache and --out need --bundle.")
         controls = evaluate_controls(
             console, table, splits=splits, keep_duplicates=keep_duplicates, options=options
         )
         print_json(controls) if as_json else print_controls(console, controls)
         return
     loaded = load_bundle(bundle)
+    external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
     with CxrClient(triton, timeout_s=timeout) if served else nullcontext() as client:
         asked, results = evaluate_bundle(
             console,
             loaded,
             table,
             split_file=split_file,
+            external=external,
             options=options,
             cache=cache,
             client=client,
@@ -190,7 +207,7 @@ def index_cases(
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
-    from cli.cases import make_cases, read_rows
+    from cli.cases import index_rows, read_rows
     from cli.inputs import read_split
     from cli.progress import show_progress
     from cli.show import print_indexed, print_json
@@ -200,12 +217,13 @@ def index_cases(
     console = make_console(as_json)
     connected = CxrClient(triton, retrieval, timeout, transport=transport, compression=compression)
     with connected as client, show_progress(console, "Indexing") as progress:
-        text_mode = client.info().text_mode
-        result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
+        result = index_rows(client, rows, progress)
     if as_json:
         print_json(result.to_dict())
     else:
         print_indexed(console, result)
+    if result.refused and not result.indexed:
+        raise InputError(f"None of {len(result.refused)} cases could be indexed; the reasons stand above.")
 
 
 @app.command()
@@ -309,22 +327,32 @@ def explain(
 
 @app.command()
 def doctor(
+    local: Annotated[
+        bool, typer.Option("--local", help="Look at this machine and its packages only; ask no server.")
+    ] = False,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine has, what is missing and how to get it, and whether the servers answer."""
-    from cli.show import print_checks, print_json
+    """Tell what this machine has, what is missing and how to get it, and whether the servers answer.
+
+    Exit code 4 when a server does not answer, 3 when the index is of another model; a missing extra is no error.
+    """
+    from cli.show import find_exit_code, print_checks, print_json
     from client import CxrClient
     from serving.doctor import run_checks
 
-    checks = run_checks()
-    with CxrClient(triton, retrieval, timeout_s=2.0) as client:
-        health = client.health()
+    checks, health = run_checks(), None
+    if not local:
+        with CxrClient(triton, retrieval, timeout_s=2.0) as client:
+            health = client.health()
     if as_json:
-        print_json({"checks": [check.to_dict() for check in checks], "servers": health.to_dict()})
+        servers = health.to_dict() if health else None
+        print_json({"checks": [check.to_dict() for check in checks], "servers": servers})
     else:
         print_checks(make_console(False), checks, health)
+    if health:
+        raise typer.Exit(find_exit_code(health))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

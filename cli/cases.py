@@ -1,16 +1,19 @@
 """Rows of a studies table as the cases that the exporter checks and the client indexes."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contract.errors import ConfigError, InputError
+from cli.progress import ProgressCallback
+from contract.errors import ConfigError, ImageError, InputError
 from contract.text import SECTIONS, Report, format_report
 
 if TYPE_CHECKING:
-    from client.results import CaseInput
+    from client import CxrClient
+    from client.results import CaseInput, IndexResult
     from export.parity import ParityCase
 
 Row = dict[str, Any]
@@ -42,6 +45,19 @@ def get_image(row: Row) -> Path | None:
     return Path(row["image_paths"][0]) if row["image_paths"] else None
 
 
+def read_image_file(path: Path) -> bytes:
+    """Read an image file that a table names, whole.
+
+    Raises:
+        ImageError: It cannot be read; the message names it.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read the image file {path}: {reason}.") from error
+
+
 def is_readable(row: Row, text_mode: str) -> bool:
     """Whether the row holds text that the model can read or an image."""
     return get_image(row) is not None or has_text(row, text_mode)
@@ -62,22 +78,56 @@ def _read_text(row: Row, text_mode: str) -> str:
         return ""
 
 
-def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
-    """Yield what the client indexes: each study once, with its frontal image and its report."""
+def make_cases(
+    rows: Sequence[Row], text_mode: str, on_refused: Callable[[str, str], None] | None = None
+) -> Iterator["CaseInput"]:
+    """Yield what the client indexes: each study once, with its frontal image and its report.
+
+    Args:
+        rows: Of a studies table.
+        text_mode: The part of a report that the model reads.
+        on_refused: Called with the id of a study whose image file cannot be read, and the reason; without it such a
+            study ends everything.
+
+    Raises:
+        ImageError: An image file cannot be read, and nobody is to be told.
+    """
     from client.results import CaseInput
 
     for row in rows:
         if not is_readable(row, text_mode):
             continue
         image = get_image(row)
+        try:
+            data = read_image_file(image) if image else None
+        except ImageError as error:
+            if on_refused is None:
+                raise
+            on_refused(row["study_id"], str(error))
+            continue
         yield CaseInput(
             id=row["study_id"],
             study_id=row["study_id"],
-            image=image.read_bytes() if image else None,
+            image=data,
             report=get_report(row) if has_text(row, text_mode) else None,
             labels=tuple(row["labels"]),
             image_ref=str(image) if image else "",
         )
+
+
+def index_rows(client: "CxrClient", rows: Sequence[Row], progress: ProgressCallback) -> "IndexResult":
+    """Index the studies of a table; one that cannot be read or that the model refuses is counted, the rest goes on.
+
+    Raises:
+        FingerprintError: The store belongs to another model.
+        ServiceError: A server is down or failed; what was stored before stays.
+    """
+    unread: list[tuple[str, str]] = []
+    cases = make_cases(
+        rows, client.info().text_mode, lambda case_id, reason: unread.append((case_id, reason))
+    )
+    result = client.index(cases, progress=lambda done: progress(done + len(unread), len(rows)))
+    return replace(result, refused=(*result.refused, *unread))
 
 
 def make_parity_cases(
@@ -132,7 +182,7 @@ def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     image = get_image(row)
     known = np.array([label.key in row["labels"] for label in LABELS]) if row["labelled"] else None
     return ParityCase(
-        pixels=load_pixels(image.read_bytes(), size=image_size) if image else None,
+        pixels=load_pixels(read_image_file(image), size=image_size) if image else None,
         text=_read_text(row, text_mode) or None,
         labels=known,
     )

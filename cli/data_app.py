@@ -43,18 +43,21 @@ def make_table(
     as_json: Json = False,
 ) -> None:
     """Read Open-i reports and images into one studies table."""
+    from cli.data import describe_images, print_images
     from cli.progress import show_progress
     from cli.show import print_json
-    from training.openi import build_table, write_table
+    from training.openi import ImageCount, build_table, write_table
 
     console = make_console(as_json)
+    counts: list[ImageCount] = []
     with show_progress(console, "Reading reports") as progress:
-        table = build_table(reports, images, progress)
+        table = build_table(reports, images, progress, counts.append)
     write_table(table, out)
     if as_json:
-        print_json({"table": str(out), "studies": table.num_rows})
+        print_json({"table": str(out), "studies": table.num_rows, **describe_images(counts)})
     else:
         console.print(f"{table.num_rows} studies in {escape(out)}", soft_wrap=True)
+        print_images(console, counts)
 
 
 @data_app.command("audit")

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 
 from cli.console import Table, escape
+from contract.errors import FingerprintError, ServiceError
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -204,13 +205,22 @@ def _rank_words(explanation: "Explanation") -> dict[str, list[str]]:
     }
 
 
-def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:
-    """Print what the machine has and whether the servers answer."""
+def find_exit_code(health: "Health") -> int:
+    """Return what `cxr doctor` exits with: a server that does not answer counts more than an index that is wrong."""
+    if health.triton is not None or (health.retrieval is not None and health.cases is None):
+        return ServiceError.exit_code
+    return FingerprintError.exit_code if health.retrieval is not None else 0
+
+
+def print_checks(console: Console, checks: Sequence["Check"], health: "Health | None") -> None:
+    """Print what the machine has and, where they were asked, whether the servers answer."""
     for check in checks:
         mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
         console.print(
             f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
         )
+    if health is None:
+        return
     for name, trouble in (("triton server", health.triton), ("retrieval sidecar", health.retrieval)):
         mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
         console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)

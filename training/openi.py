@@ -218,7 +218,20 @@ def find_images(directory: Path) -> dict[str, Path]:
     return found
 
 
-def build_table(reports: Path, images: Path | None, progress: Progress | None = None) -> pa.Table:
+@dataclass(frozen=True)
+class ImageCount:
+    """How many images the reports name, and how many of these were found."""
+
+    named: int
+    found: int
+
+
+def build_table(
+    reports: Path,
+    images: Path | None,
+    progress: Progress | None = None,
+    on_images: Callable[[ImageCount], None] | None = None,
+) -> pa.Table:
     """Read reports and join their images.
 
     Args:
@@ -226,6 +239,10 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image. The table
             holds absolute paths.
         progress: Called with (done, total).
+        on_images: Called once, where `images` are given.
+
+    Raises:
+        ConfigError: None of the images that the reports name is among `images`; and as `read_reports`.
 
     Returns:
         One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral. The metadata
@@ -238,9 +255,26 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         rows.append(_make_row(study, found))
         if progress and found and (done % 50 == 0 or done == len(studies)):
             progress(done, len(studies))
+    if images:
+        count = ImageCount(
+            sum(len(study.image_ids) for study in studies), sum(len(row["image_paths"]) for row in rows)
+        )
+        _require_images(count, studies, images, len(found))
+        if on_images:
+            on_images(count)
     collections = {study.collection for study in studies}
     metadata = {_COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def _require_images(count: ImageCount, studies: Sequence[Study], directory: Path, files: int) -> None:
+    if count.found or not count.named:
+        return
+    example = next(study.image_ids[0] for study in studies if study.image_ids)
+    raise ConfigError(
+        f"None of {count.named:,} images that the reports name was found under {directory} ({files:,} image files): "
+        f"{example} is looked for as {get_image_key(example)}.dcm, {example}.png or .jpg, in any folder below."
+    )
 
 
 def read_collection(path: Path) -> str | None:
@@ -249,7 +283,7 @@ def read_collection(path: Path) -> str | None:
     return named if named in COLLECTIONS.values() else None
 
 
-def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
+def _make_row(study: Study, found: dict[str, Path]) -> dict[str, Any]:
     images = [
         (image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found
     ]

@@ -171,7 +171,7 @@ def _read_cases(table: Path, options: Options, text_mode: str) -> "list[RawCase]
 
 def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -> "list[RawCase]":
     """Return the first `count` studies with an image and text, as files; ConfigError when there is none."""
-    from cli.cases import get_image, get_report, has_text
+    from cli.cases import get_image, get_report, has_text, read_image_file
     from client.bench.inputs import RawCase
 
     cases: list[RawCase] = []
@@ -179,7 +179,7 @@ def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -
         image = get_image(row)
         if image is None or not image.is_file() or not has_text(row, text_mode):
             continue
-        cases.append(RawCase(image.read_bytes(), get_report(row).encode()))
+        cases.append(RawCase(read_image_file(image), get_report(row).encode()))
         if len(cases) == count:
             break
     if not cases:

@@ -154,7 +154,7 @@ def _draw_retrieval(results: Mapping[str, Any]) -> "Figure":
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for line, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):
         for axis, block in zip(line, BLOCKS, strict=True):
-            for row in results["retrieval"][gallery][block]:
+            for row in results["retrieval"].get(gallery, {}).get(block, ()):
                 style = {"random": ":", "TF-IDF": "--"}.get(row["title"].split(",")[0].split()[0], "-")
                 axis.plot(
                     np.arange(1, len(row["curve"]) + 1),
