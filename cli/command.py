@@ -90,6 +90,7 @@ class CommandGroup(TyperGroup):
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **settings: Any) -> Any:
         """Run what was typed and leave with its exit code; without `standalone_mode` errors are raised."""
+        settings.setdefault("prog_name", "cxr")  # also for python -m cxr
         if not standalone_mode:
             return super().main(*arguments, standalone_mode=False, **settings)
         sys.exit(_run(lambda: super(CommandGroup, self).main(*arguments, standalone_mode=False, **settings)))
