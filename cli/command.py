@@ -173,7 +173,7 @@ def _explain_usage(error: Any) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path.strip() if context is not None else "cxr"
         words = " ".join(message.split()).rstrip(".")
-        _say_error(f"{words} (see `{path} --help`).")
+        _say_error(f"{words} (see Usage in `{path} --help`).")
     return int(error.exit_code)
 
 
