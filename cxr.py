@@ -7,17 +7,22 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 import os
 import signal
 import sys
+
+if __name__ == "__main__":  # python -m cxr: Ctrl-C is silent during the imports, too
+    from cli.start import main as start
+
+    sys.exit(start())
+
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from typer.core import TyperGroup
 
 from cli.bench.app import bench_app
+from cli.command import CommandGroup, open_streams, take_interrupts
+from cli.console import escape
 from cli.data_app import data_app
 from cli.export_app import export_app
 from cli.options import (
@@ -35,7 +40,7 @@ from cli.options import (
     print_version,
 )
 from cli.train_app import train_app
-from contract.errors import ConfigError, CxrError
+from contract.errors import ConfigError, InputError
 
 # Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait for each other, and where another
 # program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores. `cxr bench`
@@ -45,31 +50,6 @@ if sys.argv[1:2] != ["bench"]:
 
 TRITON = "127.0.0.1:8001"
 RETRIEVAL = "127.0.0.1:8005"
-
-
-class CommandGroup(TyperGroup):
-    """Turns every error raised on purpose into one sentence on standard error and its exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except CxrError as error:
-            Console(stderr=True, soft_wrap=True).print(
-                f"[red]Error:[/red] {escape(str(error))}", highlight=False
-            )
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            Console(stderr=True).print("Stopped.")
-            raise typer.Exit(130) from error
-        except ModuleNotFoundError as error:
-            message = (
-                f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
-            )
-            Console(stderr=True, soft_wrap=True).print(
-                f"[red]Error:[/red] {escape(message)}", highlight=False
-            )
-            raise typer.Exit(ConfigError.exit_code) from error
 
 
 app = typer.Typer(
@@ -125,6 +105,14 @@ def evaluate(
         Path | None, typer.Option(help="Bundle to measure; without it, the TF-IDF controls alone.")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
+    external: Annotated[
+        bool,
+        typer.Option(
+            "--external",
+            help="Take every labelled study of the table as a test study: a test set from elsewhere. Taken so by "
+            "itself where the bundle's split names none of them. Needs --out.",
+        ),
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Image cache of the table, for PyTorch.")] = None,
     served: Annotated[
         bool, typer.Option("--served", help="Ask the served model too; its answers count.")
@@ -143,7 +131,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on its test split: findings, calibration, search, controls; or the controls alone."""
-    from cli.evaluate import evaluate_bundle, evaluate_controls, print_controls, print_results, write_results
+    from cli.evaluate import (
+        evaluate_bundle,
+        evaluate_controls,
+        plan_external,
+        print_controls,
+        print_results,
+        write_results,
+    )
     from cli.show import print_json
     from client import CxrClient
     from contract.bundle import load_bundle
@@ -151,20 +146,22 @@ def evaluate(
 
     options, console = Options(seed, resamples), make_console(as_json)
     if bundle is None:
-        if served or split_file or out or cache:
-            raise ConfigError("--served, --split-file, --cache and --out need --bundle.")
+        if served or split_file or out or cache or external:
+            raise ConfigError("--served, --split-file, --external, --cache and --out need --bundle.")
         controls = evaluate_controls(
             console, table, splits=splits, keep_duplicates=keep_duplicates, options=options
         )
         print_json(controls) if as_json else print_controls(console, controls)
         return
     loaded = load_bundle(bundle)
+    external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
     with CxrClient(triton, timeout_s=timeout) if served else nullcontext() as client:
         asked, results = evaluate_bundle(
             console,
             loaded,
             table,
             split_file=split_file,
+            external=external,
             options=options,
             cache=cache,
             client=client,
@@ -174,7 +171,7 @@ def evaluate(
         print_json({**results, "written": str(written)})
     else:
         print_results(console, results)
-        console.print(f"Everything, with plots: {written}", highlight=False)
+        console.print(f"Everything, with plots: {escape(written)}", soft_wrap=True)
 
 
 @app.command()
@@ -204,7 +201,7 @@ def serve(
             print_json({**stack.describe(), "ready_s": round(seconds, 2)})
             sys.stdout.flush()
         for name, address in stack.describe().items():
-            console.print(f"{name:<12} {address}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
         stack.wait()
 
@@ -239,6 +236,8 @@ def index_cases(
         print_json(result.to_dict())
     else:
         print_indexed(console, result)
+    if result.refused and not result.indexed:
+        raise InputError(f"None of {len(result.refused)} cases could be indexed; the reasons stand above.")
 
 
 @app.command()
@@ -367,22 +366,32 @@ def explain(
 
 @app.command()
 def doctor(
+    local: Annotated[
+        bool, typer.Option("--local", help="Look at this machine and its packages only; ask no server.")
+    ] = False,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine has, what is missing and how to get it, and whether the servers answer."""
-    from cli.show import print_checks, print_json
+    """Tell what this machine has, what is missing and how to get it, and whether the servers answer.
+
+    Exit code 4 when a server does not answer, 3 when the index is of another model; a missing extra is no error.
+    """
+    from cli.show import find_exit_code, print_checks, print_json
     from client import CxrClient
     from serving.doctor import run_checks
 
-    checks = run_checks()
-    with CxrClient(triton, retrieval, timeout_s=2.0) as client:
-        health = client.health()
+    checks, health = run_checks(), None
+    if not local:
+        with CxrClient(triton, retrieval, timeout_s=2.0) as client:
+            health = client.health()
     if as_json:
-        print_json({"checks": [check.to_dict() for check in checks], "servers": health.to_dict()})
+        servers = health.to_dict() if health else None
+        print_json({"checks": [check.to_dict() for check in checks], "servers": servers})
     else:
         print_checks(make_console(False), checks, health)
+    if health:
+        raise typer.Exit(find_exit_code(health))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -390,10 +399,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script; a termination signal stops children as Ctrl-C does."""
+    """Run the command once it is imported; a termination signal stops children as Ctrl-C does."""
+    take_interrupts()
+    open_streams()
     signal.signal(signal.SIGTERM, _stop)
     app()
-
-
-if __name__ == "__main__":
-    main()

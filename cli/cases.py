@@ -63,7 +63,10 @@ def _read_text(row: Row, text_mode: str) -> str:
 
 
 def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
-    """Yield what the client indexes: each study once, with its frontal image and its report."""
+    """Yield what the client indexes: each study once, with its frontal image and its report.
+
+    The client reads an image file when the turn of its case comes; one that cannot be read is refused alone.
+    """
     from client.results import CaseInput
 
     for row in rows:
@@ -125,6 +128,7 @@ def _space(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
+    from client.inputs import read_image_file
     from contract.dicom import load_pixels
     from contract.labels import LABELS
     from export.parity import ParityCase
@@ -132,7 +136,7 @@ def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     image = get_image(row)
     known = np.array([label.key in row["labels"] for label in LABELS]) if row["labelled"] else None
     return ParityCase(
-        pixels=load_pixels(image.read_bytes(), size=image_size) if image else None,
+        pixels=load_pixels(read_image_file(image), size=image_size) if image else None,
         text=_read_text(row, text_mode) or None,
         labels=known,
     )

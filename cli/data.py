@@ -1,15 +1,16 @@
 """What the `cxr data` commands print: an audit, and what filling a cache came to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from cli.console import Table, escape
 
 if TYPE_CHECKING:
     from training.cache import CacheSummary
+    from training.openi import ImageCount
 
 Audit = Mapping[str, Any]
 
@@ -98,9 +99,27 @@ def print_cache(console: Console, directory: Path, summary: "CacheSummary", seco
     counts = (
         f"{summary.images:,} images, {summary.decoded:,} decoded now{rate}, {len(summary.refused):,} refused"
     )
-    console.print(f"{directory}: {counts}", highlight=False, soft_wrap=True)
+    console.print(f"{escape(directory)}: {counts}", soft_wrap=True)
     if summary.refused:
         table = Table("Refused image", "Reason", header_style="bold")
         for refusal in summary.refused:
             table.add_row(escape(refusal.image_id), escape(refusal.reason))
         console.print(table)
+
+
+def describe_images(counts: Sequence["ImageCount"]) -> dict[str, Any]:
+    """Return what --json says of the images of a new table; nothing where none were asked for."""
+    if not counts:
+        return {}
+    [count] = counts
+    return {"images": {"named": count.named, "found": count.found, "missing": count.named - count.found}}
+
+
+def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
+    """Print how many of the images that the reports name are in a new table."""
+    for count in counts:
+        missing = count.named - count.found
+        console.print(
+            f"{count.found:,} of {count.named:,} images found, {missing:,} missing",
+            style="yellow" if missing else None,
+        )

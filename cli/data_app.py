@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.console import escape
 from cli.options import Json, Table, make_console
 
 data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
@@ -31,7 +32,7 @@ def draw_data(
     if as_json:
         print_json({"directory": str(directory), "studies": studies})
     else:
-        console.print(f"{studies} phantom studies in {directory}", highlight=False)
+        console.print(f"{studies} phantom studies in {escape(directory)}", soft_wrap=True)
 
 
 @data_app.command("table")
@@ -42,18 +43,21 @@ def make_table(
     as_json: Json = False,
 ) -> None:
     """Read Open-i reports and images into one studies table."""
+    from cli.data import describe_images, print_images
     from cli.progress import show_progress
     from cli.show import print_json
-    from training.openi import build_table, write_table
+    from training.openi import ImageCount, build_table, write_table
 
     console = make_console(as_json)
+    counts: list[ImageCount] = []
     with show_progress(console, "Reading reports") as progress:
-        table = build_table(reports, images, progress)
+        table = build_table(reports, images, progress, counts.append)
     write_table(table, out)
     if as_json:
-        print_json({"table": str(out), "studies": table.num_rows})
+        print_json({"table": str(out), "studies": table.num_rows, **describe_images(counts)})
     else:
-        console.print(f"{table.num_rows} studies in {out}", highlight=False)
+        console.print(f"{table.num_rows} studies in {escape(out)}", soft_wrap=True)
+        print_images(console, counts)
 
 
 @data_app.command("audit")
@@ -85,7 +89,7 @@ def audit_data(
         return
     print_audit(console, audit)
     if out is not None:
-        console.print(f"Page: {out}", highlight=False)
+        console.print(f"Page: {escape(out)}", soft_wrap=True)
 
 
 @data_app.command("cache")

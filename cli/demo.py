@@ -5,7 +5,6 @@ export through the parity gate, serve on the real Triton, index, predict, search
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from cli.cases import (
     make_precision_cases,
     read_rows,
 )
+from cli.console import escape
 from cli.inputs import read_split
 from cli.progress import Steps, TrainingBar
 from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
@@ -304,7 +304,8 @@ def _summarise(demo: Demo) -> dict[str, Any]:
     write_json(demo.out / "summary.json", summary)
     total = sum(step.seconds for step in demo.steps.done)
     demo.console.print(
-        f"[bold]Done in {total / 60:.1f} minutes.[/bold] Open {demo.out / 'report.html'}.", highlight=False
+        f"[bold]Done in {total / 60:.1f} minutes.[/bold] Open {escape(demo.out / 'report.html')}.",
+        highlight=False,
     )
     demo.console.print(f"{_describe_data(demo)} {NOTICE}", highlight=False)
     return summary
@@ -312,7 +313,10 @@ def _summarise(demo: Demo) -> dict[str, Any]:
 
 def _keep(demo: Demo, stack: "Stack") -> None:
     urls = f"--triton {stack.triton_url}"
-    say: Callable[[str], None] = lambda text: demo.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        demo.console.print(text, markup=False, soft_wrap=True)
+
     say("The servers stay up; Ctrl-C stops them. In another terminal:")
     say(f'  .venv/bin/cxr predict --report "{demo.sentence}" {urls}')
     say(f'  .venv/bin/cxr search --report "{demo.sentence}" {urls} --retrieval {stack.retrieval_url}')

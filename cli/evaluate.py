@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from cli.console import Table
 from cli.progress import show_progress
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError
+from contract.files import write_file
 from contract.tensors import EMBEDDING, PROBABILITIES, TOLERANCES
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "evaluation"
 ALLOWED: Final = {"probabilities": TOLERANCES[PROBABILITIES.name], "embeddings": TOLERANCES[EMBEDDING.name]}
+EXTERNAL: Final = (
+    "An external test set: every labelled study of the table, with the thresholds and the calibration of the bundle. "
+    "Left out, as they need training studies: the TF-IDF controls, and the search among training studies."
+)
 _ROUNDING: Final = 1e-6  # of a float32 probability; it depends on who else was in the batch
 
 
@@ -56,7 +61,7 @@ class ServedPredictor:
         from training.evaluation.predict import frame_text
 
         for case in cases:
-            image = Path(case.image).read_bytes() if case.image else None
+            image = Path(case.image) if case.image else None
             text = frame_text(case.text, self.text_mode) if case.text else None  # type: ignore[arg-type]
             yield CaseInput(case.study_id, case.study_id, image=image, report=text)
 
@@ -68,10 +73,13 @@ def evaluate_bundle(
     *,
     split_file: Path | None,
     options: "Options",
+    external: bool = False,
     cache: Path | None = None,
     client: "CxrClient | None" = None,
 ) -> tuple["Asked", dict[str, Any]]:
     """Ask and measure a bundle's model, and with a client the served one, whose answers then count.
+
+    With `external` every labelled study of the table is a test study.
 
     Raises:
         ArtifactError: The split is not one of this table; the served model is another one (FingerprintError);
@@ -81,13 +89,13 @@ def evaluate_bundle(
     from contract.bundle import require_same_fingerprint
     from training.evaluation.ask import ask_model
     from training.evaluation.measure import measure
-    from training.evaluation.plan import read_parts
+    from training.evaluation.plan import read_external, read_parts
     from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
     from training.evaluation.zero_shot import measure_zero_shot
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
-    parts = read_parts(table, split)
+    parts = read_external(table) if external else read_parts(table, split)
     with show_progress(console, "Asking PyTorch") as progress:
         predictor: Predictor = TorchPredictor(bundle, read_pixels=read_pixels)
         asked = ask_model(parts, predictor, options, progress)
@@ -108,8 +116,49 @@ def evaluate_bundle(
         results = measure(asked, parts, bundle, options)
     results["zero_shot"] = measure_zero_shot(asked, predictor, options)
     results["served"] = served
-    results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), split {split.name}."
+    results["external"] = EXTERNAL if external else None
+    part = "all of it" if external else f"split {split.name}"
+    results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), {part}."
     return asked, results
+
+
+def plan_external(
+    bundle: Bundle, table: Path, *, external: bool, split_file: Path | None, out: Path | None
+) -> bool:
+    """Return whether a table is an external test set: told so, or none of its studies is in the bundle's split.
+
+    Raises:
+        ConfigError: The options contradict that, or the results would have no place.
+    """
+    if external and split_file:
+        raise ConfigError("Give --external or --split-file: an external test set has no split.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no directory; name one for the results by --out.")
+    if split_file:
+        return False
+    if not external and not _is_foreign(table, bundle.path / SPLIT):
+        return False
+    if out is None:
+        raise ConfigError(
+            f"{table} is an external test set, and the bundle keeps the results of its own test split: name a "
+            "directory for these by --out."
+        )
+    return True
+
+
+def _is_foreign(table: Path, split: Path) -> bool:
+    """Return whether a table holds none of the studies of a split; ConfigError where it holds some of them."""
+    from training.openi import read_table
+    from training.split_file import read_split_file
+
+    named = {study_id for ids in read_split_file(split).values() for study_id in ids}
+    missing = len(named.difference(read_table(table, ["study_id"])["study_id"].to_pylist()))
+    if 0 < missing < len(named):
+        raise ConfigError(
+            f"{table} lacks {missing:,} of the {len(named):,} studies of the bundle's split: give the table that the "
+            "model was trained on, or --external and --out for a test set from elsewhere."
+        )
+    return missing == len(named)
 
 
 def _keep_ties(ours: "Asked", theirs: "Asked") -> "Asked":
@@ -165,7 +214,6 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
     from training.evaluation.report import write_summary
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         _write_files(asked, results, out)
         return out
     with amend_bundle(bundle, changed=(MODEL_CARD,)) as scratch:
@@ -184,12 +232,14 @@ def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) ->
     from training.evaluation.report import write_report
 
     write_json(directory / "evaluation.json", results)
-    (directory / "evaluation.md").write_text(write_report(results), encoding="utf-8")
+    write_file(directory / "evaluation.md", write_report(results))
     draw_plots(asked, results, results["text_mode"], directory)
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print the tables that a person asks for first."""
+    if note := results.get("external"):
+        console.print(note, soft_wrap=True)
     table = _start_table(
         "Findings of n test studies: means over labels, 95 % intervals", ("read", "n", "AUROC", "AP", "F1")
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from cli.progress import show_progress
 from contract.bundle import SPLIT, Bundle, load_bundle
@@ -187,7 +188,7 @@ def _load(
 
     key = read_admin_key(admin_key)
     try:
-        with console.status(f"Loading into Triton at {url}"):
+        with console.status(Text(f"Loading into Triton at {url}")):
             return reload_models(url, repository, key)
     except ServerError as error:
         if undo is None:
@@ -213,9 +214,11 @@ def _find_plain_graphs(published: "ExportResult | None", publication: Publicatio
 def print_export(console: Console, exported: Exported) -> None:
     """Print the parity gate's table, and where everything lies."""
     if exported.published:
-        console.print(exported.published.parity.to_markdown(), highlight=False, soft_wrap=True)
+        console.print(exported.published.parity.to_markdown(), highlight=False, markup=False, soft_wrap=True)
         if exported.published.precision:
-            console.print(exported.published.precision.to_markdown(), highlight=False, soft_wrap=True)
+            console.print(
+                exported.published.precision.to_markdown(), highlight=False, markup=False, soft_wrap=True
+            )
         report = exported.published.precision_path or "nowhere: the bundle cannot be written"
         console.print(f"Precision report: {report}", highlight=False, markup=False, soft_wrap=True)
         console.print(

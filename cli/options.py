@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and the console they print on."""
 
+import math
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
+
+from cli.console import CommandConsole
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[
@@ -40,13 +42,30 @@ Compression = Annotated[
     Literal["none", "gzip", "deflate"],
     typer.Option("--compression", envvar="CXR_COMPRESSION", help="Of gRPC messages: for slow networks only."),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Deadline of each call, in seconds.")]
+
+
+def _check_timeout(seconds: float) -> float:
+    if math.isnan(seconds):  # which no range refuses
+        raise typer.BadParameter("nan is no number of seconds; give one from 0.01 to 86400.")
+    return seconds
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.01,
+        max=86_400,
+        callback=_check_timeout,
+        help="Deadline of each call, in seconds.",
+    ),
+]
 Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]
 
 
-def make_console(as_json: bool) -> Console:
+def make_console(as_json: bool) -> CommandConsole:
     """Text goes to standard output; with --json only progress is shown, on standard error."""
-    return Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
+    return CommandConsole(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
 
 
 def print_version(asked: bool) -> None:

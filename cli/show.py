@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from cli.console import Table, escape
 from contract import notes
+from contract.errors import FingerprintError, ServiceError
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -52,7 +52,10 @@ def print_prediction(
     ranked = sorted(prediction.findings, key=lambda finding: -finding.probability)
     for finding in ranked[:top]:
         table.add_row(
-            finding.name, f"{finding.probability:.3f}", f"{finding.threshold:.3f}", _mark_decision(finding)
+            escape(finding.name),
+            f"{finding.probability:.3f}",
+            f"{finding.threshold:.3f}",
+            _mark_decision(finding),
         )
     console.print(table)
     _print_set(console, prediction)
@@ -94,14 +97,16 @@ def print_warnings(console: Console, warnings: Sequence[str]) -> None:
 def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str = "Similar cases") -> None:
     """Print cases, best first, with their labels and the start of their reports."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("Case", no_wrap=True)
-    table.add_column("Similarity", justify="right")
+    table.add_column("Case")
+    table.add_column("Similarity", justify="right", no_wrap=True)
     table.add_column("Labels")
-    table.add_column("Report", ratio=1)
+    table.add_column("Report")
     for case in cases:
         report = " ".join(case.report.split())
         excerpt = report if len(report) <= 110 else report[:107] + "..."
-        table.add_row(escape(case.id), f"{case.score:.3f}", ", ".join(case.labels) or "-", escape(excerpt))
+        table.add_row(
+            escape(case.id), f"{case.score:.3f}", escape(", ".join(case.labels) or "-"), escape(excerpt)
+        )
     console.print(table)
 
 
@@ -114,9 +119,9 @@ def print_indexed(console: Console, result: "IndexResult") -> None:
         highlight=False,
     )
     for case_id, reason in result.refused:
-        console.print(f"  {escape(case_id)}: {escape(reason)}", highlight=False)
+        console.print(f"  {escape(case_id)}: {escape(reason)}", soft_wrap=True)
     for case_id, sentences in result.warned[:_SHOWN_WARNED]:
-        console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", highlight=False)
+        console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", soft_wrap=True)
     if warned > _SHOWN_WARNED:
         console.print(
             f"  {warned - _SHOWN_WARNED} more with a warning; --json names them all", highlight=False
@@ -195,13 +200,22 @@ def _rank_words(explanation: "Explanation") -> dict[str, list[str]]:
     }
 
 
-def print_checks(console: Console, checks: Sequence["Check"], health: "Health") -> None:
-    """Print what the machine has and whether the servers answer."""
+def find_exit_code(health: "Health") -> int:
+    """Return what `cxr doctor` exits with: a server that does not answer counts more than an index that is wrong."""
+    if health.triton is not None or (health.retrieval is not None and health.cases is None):
+        return ServiceError.exit_code
+    return FingerprintError.exit_code if health.retrieval is not None else 0
+
+
+def print_checks(console: Console, checks: Sequence["Check"], health: "Health | None") -> None:
+    """Print what the machine has and, where they were asked, whether the servers answer."""
     for check in checks:
         mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
         console.print(
             f"{mark} {escape(check.name):<22} {escape(check.detail)}", highlight=False, soft_wrap=True
         )
+    if health is None:
+        return
     for name, trouble in (("triton server", health.triton), ("retrieval sidecar", health.retrieval)):
         mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
         console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)

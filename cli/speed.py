@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from cli.console import Table, escape
 from cli.progress import ProgressCallback
 from cli.speed_images import Kind, Values, draw_radiograph, list_kinds
 from contract import dicom_file
@@ -187,7 +186,7 @@ def print_speed(console: Console, report: SpeedReport) -> None:
         times = (timing.ms, timing.min_ms, timing.control_ms, timing.control_min_ms)
         shown = ("-" if value is None else f"{value:.0f}" for value in times)
         ratio = "-" if timing.ratio is None else f"{timing.ratio:.2f}"
-        table.add_row(timing.kind, timing.decoder, f"{timing.file_mb:.1f}", *shown, ratio)
+        table.add_row(escape(timing.kind), escape(timing.decoder), f"{timing.file_mb:.1f}", *shown, ratio)
     console.print(table)
     machine = f"{report.cpus} CPUs, {report.cv2_threads} OpenCV threads"
     console.print(f"{machine}; control: pydicom or Pillow decodes, OpenCV resizes, nothing else")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
+from cli.console import Table as RichTable
+from cli.console import escape
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, Table, make_console
 
@@ -134,7 +134,7 @@ def train(
         )
     elif first:
         print_metrics(console, result.metrics)
-        console.print(f"Bundle: {result.bundle}\nRun:    {run}", highlight=False, soft_wrap=True)
+        console.print(f"Bundle: {escape(result.bundle)}\nRun:    {escape(run)}", soft_wrap=True)
 
 
 @train_app.command("compare")

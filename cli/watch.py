@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cli.console import escape
 from training.watch import EpochReport, StepReport
 
 _LONG_WAIT: Final = 0.2  # share of an epoch; a shorter wait for the loader is not worth a word
@@ -56,7 +56,7 @@ class TrainingDisplay:
         self._bars.figures = self._describe_step(report)
         self._bars.update(
             self._task,
-            description=f"{escape(report.stage.capitalize())}  epoch {report.epoch}{of}",
+            description=f"{report.stage.capitalize()}  epoch {report.epoch}{of}",
             completed=report.step,
             total=report.steps,
             rate=f"{report.studies_per_s:.0f} studies/s",
@@ -80,7 +80,7 @@ class TrainingDisplay:
         """Begin the bar anew with every stage, so that its speed is that of the stage."""
         if stage != self._stage:
             self._stage = stage
-            self._bars.reset(self._task, total=total, description=escape(stage), rate="")
+            self._bars.reset(self._task, total=total, description=stage, rate="")
 
     def _describe_step(self, report: StepReport) -> tuple[str, ...]:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
@@ -125,10 +125,10 @@ def show_training(console: Console, epochs: Mapping[str, int]) -> Iterator[Train
     """
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     # Validation stops the steps now and then: a long period keeps the time left from jumping.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from cli.console import Table, escape
 
 if TYPE_CHECKING:
     from client import FindingScore

@@ -4,8 +4,6 @@ For is orange inside a solid line, against is blue inside a dotted line, so that
 """
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.regions import REGION_LEVEL, Array, import_cv2, make_missing_error, smooth_attribution
-from contract.errors import ArtifactError, ConfigError
+from contract.errors import ConfigError
+from contract.files import write_file
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -79,38 +78,19 @@ def write_overlay(explanation: "Explanation", path: Path) -> bool:
 
     Args:
         explanation: What to draw.
-        path: The file; an existing one is replaced in one step.
+        path: The file; see `contract.files`.
 
     Returns:
         Whether there was an image to draw; without one nothing is written.
 
     Raises:
+        ConfigError: The path is a directory, or the extra that draws images is not installed.
         ArtifactError: The file cannot be written; an existing one is left as it was.
     """
     if explanation.radiograph is None:
         return False
-    write_whole(path, _draw_figure(explanation))
+    write_file(path, _draw_figure(explanation))
     return True
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its directory where needed.
-
-    Raises:
-        ArtifactError: The disk or the path refuses.
-    """
-    scratch: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except OSError as error:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
 
 
 def _draw_figure(explanation: "Explanation") -> bytes:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.overlay import encode_png, render_attention, render_overlay, write_whole
+from client.overlay import encode_png, render_attention, render_overlay
 from client.results import Finding, Prediction, SimilarCase
 from contract.dicom import MAX_IMAGE_BYTES, load_pixels
 from contract.errors import ImageError
+from contract.files import write_file
 from contract.labels import LABEL_NAMES
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def write_report_page(
     """Write the page of one study.
 
     Args:
-        path: The HTML file; an existing one is replaced in one step.
+        path: The HTML file; see `contract.files`.
         title: Heading of the page.
         data_note: One sentence on where the data come from.
         predictions: By kind of input ("study", "image", "text"); shown side by side in this order.
@@ -58,7 +59,7 @@ def write_report_page(
 
     Raises:
         ArtifactError: The file cannot be written.
-        ConfigError: The extra that draws images is not installed.
+        ConfigError: The path is a directory, or the extra that draws images is not installed.
     """
     sections = [
         _make_summary(predictions, explanation, truth),
@@ -77,7 +78,7 @@ def write_report_page(
         sections="\n".join(section for section in sections if section),
         fingerprint=escape(", ".join(dict.fromkeys(fingerprints)) or "unknown"),
     )
-    write_whole(path, page.encode("utf-8"))
+    write_file(path, page)
 
 
 def _make_summary(

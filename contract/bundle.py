@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
+from contract.files import write_file
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 
 MANIFEST: Final = "manifest.json"
@@ -147,7 +148,7 @@ def write_directory(target: Path) -> Iterator[Path]:
         ConfigError: `target` exists already.
         ArtifactError: The disk refused the write (full, read-only); nothing is left behind.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ConfigError(f"{target} exists already; choose another directory or remove it.")
     with _open_scratch(target) as scratch:
         yield scratch
@@ -173,7 +174,8 @@ def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[P
     if deciding := sorted(set(changed) & set(DECIDING_FILES)):
         raise ConfigError(f"{', '.join(deciding)} decide the answers of a bundle: train a new one.")
     details = {key: value for key, value in bundle.manifest.items() if key not in {"files", "fingerprint"}}
-    with _open_scratch(bundle.path) as scratch:
+    place = bundle.path.resolve()  # a link to a bundle stays one
+    with _open_scratch(place) as scratch:
         for name in bundle.manifest["files"]:
             _place_file(bundle.path / name, scratch / name, link=name not in changed)
         yield scratch
@@ -183,8 +185,8 @@ def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[P
         )
         apply_umask(scratch)
         old = scratch.with_name(f"{scratch.name}-old")
-        bundle.path.rename(old)
-        scratch.rename(bundle.path)
+        place.rename(old)
+        scratch.rename(place)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -232,8 +234,8 @@ def write_labels(directory: Path, labels: tuple[ServedLabel, ...]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON with sorted keys, so that equal values give equal files."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    """Write a value as indented JSON with sorted keys, so that equal values give equal files; as `write_file`."""
+    write_file(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:

@@ -18,14 +18,14 @@ A plan runs on the TensorRT release and the kind of GPU that built it alone. It 
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from contract.bundle import compute_sha256, load_bundle, require_same_fingerprint, write_json
 from contract.errors import ArtifactError, ConfigError
+from contract.files import write_file
 from export.checks import read_fingerprint
 from export.operators import RELEASE, Version, require_operators
 from export.tensorrt_builders import Gpu, PlanBuilder, check_gpu, find_builder, read_gpu
@@ -143,7 +143,7 @@ def export_plans(
     source, out = source.absolute(), out.absolute()
     _check_out(source, out)
     builder, gpu, reason = _find_machine()
-    _write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
+    write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
     version = builder.version if builder else RELEASE
     sources, fingerprint = _read_sources(source, out)
     for item in sources:
@@ -159,7 +159,7 @@ def export_plans(
     else:
         commands = _write_instructions(sources, requests, out)
         result = PlanExport(out, fingerprint, {}, (), "", reason, commands, (_NOT_CHECKED,))
-    _write_json(out / _SUMMARY, result.to_dict())
+    write_json(out / _SUMMARY, result.to_dict())
     return result
 
 
@@ -282,7 +282,7 @@ def _build_all(
             kept.append(name)
             continue
         builder.build(request)
-        _write_json(_name_record(request.plan), record | {"plan_sha256": compute_sha256(request.plan)})
+        write_json(_name_record(request.plan), record | {"plan_sha256": compute_sha256(request.plan)})
     if progress:
         progress(len(requests), len(requests))
     return tuple(kept)
@@ -331,7 +331,7 @@ def _read_record(plan: Path) -> dict[str, Any] | None:
 def _write_configs(sources: list[PlanSource], out: Path) -> None:
     for item in sources:
         text = format_config(to_plan_config(item.config, item.version))
-        _write_text(out / "models" / item.name / CONFIG_NAME, text)
+        write_file(out / "models" / item.name / CONFIG_NAME, text)
 
 
 def _write_instructions(
@@ -340,13 +340,15 @@ def _write_instructions(
     """Write the accelerated configs and the script, and return the commands in it, one per graph."""
     for item in sources:
         text = format_config(to_accelerated_config(item.config, requests[item.name]))
-        _write_text(out / "accelerated" / item.name / CONFIG_NAME, text)
+        write_file(out / "accelerated" / item.name / CONFIG_NAME, text)
         version = out / "models" / item.name / str(item.version)
-        with _writing(version):  # the container writes into it and must find it
-            version.mkdir(parents=True, exist_ok=True)
+        try:
+            version.mkdir(parents=True, exist_ok=True)  # the container writes into it and must find it
+        except OSError as error:
+            raise ArtifactError(f"Could not write {version}: {error.strerror or error}.") from error
     commands = tuple(shlex.join(make_container_command(request, out)) for request in requests.values())
     head = f"#!/bin/sh\n# Builds the plans of {out} in {CONTAINER}: run it where an NVIDIA GPU is.\nset -e\n"
-    _write_text(out / _SCRIPT, head + "".join(f"{command}\n" for command in commands), mode=0o755)
+    write_file(out / _SCRIPT, head + "".join(f"{command}\n" for command in commands), mode=0o777)
     return commands
 
 
@@ -367,24 +369,3 @@ def _find_mismatch(version: Version) -> tuple[str, ...]:
 
 def _format(numbers: tuple[int, ...], separator: str = ".") -> str:
     return separator.join(map(str, numbers))
-
-
-def _write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(mode)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dict(value))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error

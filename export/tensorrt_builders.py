@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from contract.errors import ArtifactError, ConfigError
+from contract.files import write_file
 from export.checks import load_graph
 from export.operators import Version, name_node
 from export.tensorrt_graph import OLDEST_RELEASE, PlanRequest, ShapeRange
@@ -112,8 +113,8 @@ class PythonBuilder:
         if plan is None:
             reason = errors[-1] if errors else "it gave no reason"
             raise ArtifactError(f"TensorRT could not build a plan of {request.graph}: {reason}")
-        _write(request.plan, bytes(plan))
-        _write(request.timing_cache, bytes(cache.serialize()))
+        write_file(request.plan, bytes(plan))
+        write_file(request.timing_cache, bytes(cache.serialize()))
 
     def _make_logger(self, errors: list[str]) -> Any:
         trt = self._trt
@@ -287,14 +288,3 @@ def _find_error(log: str) -> str:
     """Return the first error of a trtexec log, without its time stamp."""
     match = re.search(r"\[E\]\s*(?:\[TRT\]\s*)?(.+)", log)
     return match[1].strip() if match else ""
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + _PART)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error

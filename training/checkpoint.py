@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from contract.bundle import apply_umask
 from contract.errors import ConfigError
+from contract.files import write_file
 from training.config import TrainConfig
 from training.config_file import format_config
 from training.watch import EpochReport
@@ -60,9 +61,8 @@ class RunDirectory:
         if exists:
             self._compare(config, origin)
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / CONFIG).write_text(format_config(config), encoding="utf-8")
-            (self.path / ORIGIN).write_text(json.dumps(dict(origin)), encoding="utf-8")
+            write_file(self.path / CONFIG, format_config(config))
+            write_file(self.path / ORIGIN, json.dumps(dict(origin)))
 
     def find_checkpoints(self) -> list[Path]:
         """Return whole checkpoints, oldest first."""
@@ -87,9 +87,7 @@ class RunDirectory:
     def write_epochs(self, reports: list[EpochReport]) -> None:
         """Write metrics.jsonl anew."""
         lines = [json.dumps(asdict(report)) + "\n" for report in reports]
-        partial = self.path / f"{METRICS}{_PARTIAL}"
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(self.path / METRICS)
+        write_file(self.path / METRICS, "".join(lines))
 
     def remove_checkpoints(self) -> None:
         """Remove what was only there to go on from."""

@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
+from contract.files import write_file
 from contract.image_header import ImageHeader, read_image_header
 from contract.report_xml import parse_xml
 from contract.text import SECTIONS, Report, TextMode, collect_sections, select_text
@@ -21,6 +22,8 @@ from training.mesh import is_labelled, map_headings
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from training.studies_table import conform_table
 except ModuleNotFoundError as error:
     raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -204,7 +207,20 @@ def find_images(directory: Path) -> dict[str, Path]:
     return found
 
 
-def build_table(reports: Path, images: Path | None, progress: Progress | None = None) -> pa.Table:
+@dataclass(frozen=True)
+class ImageCount:
+    """How many images the reports name, and how many of these were found."""
+
+    named: int
+    found: int
+
+
+def build_table(
+    reports: Path,
+    images: Path | None,
+    progress: Progress | None = None,
+    on_images: Callable[[ImageCount], None] | None = None,
+) -> pa.Table:
     """Read reports and join their images.
 
     Args:
@@ -212,6 +228,10 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image. The table
             holds absolute paths.
         progress: Called with (done, total).
+        on_images: Called once, where `images` are given.
+
+    Raises:
+        ConfigError: None of the images that the reports name is among `images`; and as `read_reports`.
 
     Returns:
         One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral. The metadata
@@ -224,9 +244,26 @@ def build_table(reports: Path, images: Path | None, progress: Progress | None = 
         rows.append(_make_row(study, found))
         if progress and found and (done % 50 == 0 or done == len(studies)):
             progress(done, len(studies))
+    if images:
+        count = ImageCount(
+            sum(len(study.image_ids) for study in studies), sum(len(row["image_paths"]) for row in rows)
+        )
+        _require_images(count, studies, images, len(found))
+        if on_images:
+            on_images(count)
     collections = {study.collection for study in studies}
     metadata = {_COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def _require_images(count: ImageCount, studies: Sequence[Study], directory: Path, files: int) -> None:
+    if count.found or not count.named:
+        return
+    example = next(study.image_ids[0] for study in studies if study.image_ids)
+    raise ConfigError(
+        f"None of {count.named:,} images that the reports name was found under {directory} ({files:,} image files): "
+        f"{example} is looked for as {get_image_key(example)}.dcm, {example}.png or .jpg, in any folder below."
+    )
 
 
 def read_collection(path: Path) -> str | None:
@@ -235,7 +272,7 @@ def read_collection(path: Path) -> str | None:
     return named if named in COLLECTIONS.values() else None
 
 
-def _make_row(study: Study, found: dict[str, Path]) -> dict[str, object]:
+def _make_row(study: Study, found: dict[str, Path]) -> dict[str, Any]:
     images = [
         (image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found
     ]
@@ -284,22 +321,13 @@ def write_table(table: pa.Table, path: Path) -> None:
         ConfigError: The path is a directory.
         ArtifactError: The disk is full, or nothing can be written there.
     """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a directory; name a file for the studies table.")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, partial, write_page_checksum=True)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, write_page_checksum=True)
+    write_file(path, memoryview(content.getvalue()))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a studies table.
+    """Read a studies table, also one that pandas, polars or DuckDB wrote; see `training.studies_table`.
 
     Raises:
         ConfigError: There is no such file.
@@ -307,25 +335,25 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     if not path.is_file():
         raise ConfigError(f"There is no studies table {path}; make one with `cxr data table`.")
-    wanted = [SCHEMA.field(name) for name in columns or SCHEMA.names]
+    wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
     try:
-        found = pq.read_schema(path)
-        wrong = [
-            field.name
-            for field in wanted
-            if field.name not in found.names or found.field(field.name) != field
-        ]
+        names = pq.read_schema(path).names
+        wrong = [name for name in wanted.names if names.count(name) != 1]
         table = None
         if not wrong:
-            table = pq.read_table(
-                path, columns=list(columns) if columns else None, page_checksum_verification=True
-            )
+            table = pq.read_table(path, columns=wanted.names, page_checksum_verification=True)
             table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error
     if table is None:
-        raise ArtifactError(
-            f"{path} is not a studies table: {', '.join(wrong)} missing or of another type. "
-            "Make a table of an older version again with `cxr data table`."
-        )
-    return table
+        raise _refuse_table(path, f"{', '.join(wrong)} missing or of another type")
+    try:
+        return conform_table(table, wanted)
+    except ValueError as error:
+        raise _refuse_table(path, str(error)) from error
+
+
+def _refuse_table(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a studies table: {reason}. Make a table of an older version again with `cxr data table`."
+    )

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.console import escape
 from cli.options import Compression, Json, Timeout, Transport, TritonUrl, make_console
 
 TRITON = "127.0.0.1:8001"
@@ -149,7 +150,7 @@ def run(
         return
     print_bench(console, report)
     if files:
-        console.print(f"Report: {files[1]}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {escape(files[1])}", soft_wrap=True)
 
 
 @bench_app.command("compare")
@@ -170,7 +171,7 @@ def compare(
     console = make_console(False)
     print_ratios(console, values, f"{second} / {first}")
     for text in mismatches:
-        console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
 
 @bench_app.command("profile")

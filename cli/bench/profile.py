@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cli.bench.model import prepare
 from cli.bench.run import make_raw_cases
 from cli.cases import read_rows
+from cli.console import Table, escape
 
 if TYPE_CHECKING:
     from serving.inprocess import InProcess
@@ -97,10 +97,12 @@ def print_profile(console: Console, profile: ModelProfile) -> None:
     for name, justify in (("graph", "left"), ("operation", "left"), ("ms", "right"), ("share", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for graph in profile.graphs:
-        table.add_row(graph.graph, graph.runtime, f"{graph.total:.2f}", "")
+        table.add_row(escape(graph.graph), escape(graph.runtime), f"{graph.total:.2f}", "")
         large = {kind: ms for kind, ms in graph.operations.items() if ms >= _SHOWN * graph.total}
         rest = graph.total - sum(large.values())
         for kind, ms in [*large.items(), ("all else", rest)]:
-            table.add_row("", kind, f"{ms:.2f}", f"{ms / graph.total:.0%}")
+            table.add_row("", escape(kind), f"{ms:.2f}", f"{ms / graph.total:.0%}")
     console.print(table)
-    console.print(f"{profile.model}: {profile.whole_ms:.1f} ms by the clock, median of {profile.runs} runs.")
+    console.print(
+        f"{escape(profile.model)}: {profile.whole_ms:.1f} ms by the clock, median of {profile.runs} runs."
+    )

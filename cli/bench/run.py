@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from cli.console import Table, escape
 from contract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -174,13 +173,14 @@ def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -
     """Return the first `count` studies with an image and text, as files; ConfigError when there is none."""
     from cli.cases import get_image, get_report, has_text
     from client.bench.inputs import RawCase
+    from client.inputs import read_image_file
 
     cases: list[RawCase] = []
     for row in rows:
         image = get_image(row)
         if image is None or not image.is_file() or not has_text(row, text_mode):
             continue
-        cases.append(RawCase(image.read_bytes(), get_report(row).encode()))
+        cases.append(RawCase(read_image_file(image), get_report(row).encode()))
         if len(cases) == count:
             break
     if not cases:
@@ -345,7 +345,7 @@ def print_bench(console: Console, report: dict[str, Any]) -> None:
         times = [row.get(name) for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")]
         shown = ["-" if value is None else f"{value:.2f}" for value in times]
         failed = sum(row["failed"].values()) + row["unsent"]
-        table.add_row(row["name"], f"{row['cases_per_s']:.2f}", *shown, str(failed))
+        table.add_row(escape(row["name"]), f"{row['cases_per_s']:.2f}", *shown, str(failed))
     console.print(table)
     for row in report["rows"]:
         for text in row["warnings"]:
@@ -367,7 +367,7 @@ def print_ratios(console: Console, ratios: Sequence[dict[str, Any]], title: str)
         mark = "[bold]{}[/bold]" if ratio["differs"] else "{}"
         values = (f"{ratio['a']:.2f}", f"{ratio['b']:.2f}", mark.format(f"{ratio['ratio']:.3f}"))
         differs = f"yes (chance {ratio['chance']:.1%})" if ratio["differs"] else "no"
-        table.add_row(escape(ratio["row"]), ratio["metric"], *values, differs)
+        table.add_row(escape(ratio["row"]), escape(ratio["metric"]), *values, differs)
     console.print(table)
 
 

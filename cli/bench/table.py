@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cli.bench.target import TargetRow
-from contract.errors import ArtifactError, ConfigError
+from cli.console import Table, escape
+from contract.errors import ConfigError
+from contract.files import write_file
 
 JSON_FILE: Final = "table.json"
 MARKDOWN_FILE: Final = "table.md"
@@ -62,12 +63,8 @@ def measure_table(
 
 def write_table(report: dict[str, Any], out: Path) -> None:
     """Write table.json and table.md; ArtifactError when the disk refuses."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (out / MARKDOWN_FILE).write_text(to_markdown(report), encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"Could not write into {out}: {error.strerror or error}.") from error
+    write_file(out / JSON_FILE, json.dumps(report, indent=1) + "\n")
+    write_file(out / MARKDOWN_FILE, to_markdown(report))
 
 
 def to_markdown(report: dict[str, Any]) -> str:
@@ -97,7 +94,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     for entry in report["rows"]:
         row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
         wanted = f"{row.bound} {row.limit:g}{_show_unit(row)}"
-        table.add_row(row.name, wanted, _show_value(row), row.verdict, _show_detail(row))
+        table.add_row(*map(escape, (row.name, wanted, _show_value(row), row.verdict, _show_detail(row))))
     console.print(table)
 
 

@@ -1,5 +1,6 @@
 """Plots of a report, as PNG files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -7,6 +8,7 @@ from typing import Any, Final
 from client.bench.histogram import Histogram
 from client.bench.server import STEPS, list_split
 from contract.errors import ConfigError
+from contract.files import write_file
 
 _SIZE: Final = (8.0, 4.5)  # inches
 _DPI: Final = 120
@@ -31,7 +33,9 @@ def write_plots(report: Mapping[str, Any], directory: Path) -> list[Path]:
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         if draw(axes, report["rows"]):
-            figure.savefig(directory / f"{name}.png", dpi=_DPI)
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=_DPI)
+            write_file(directory / f"{name}.png", picture.getvalue())
             files.append(directory / f"{name}.png")
     return files
 

@@ -12,7 +12,7 @@ from client.bench.histogram import describe_unit
 from client.bench.machine import describe_command, describe_machine
 from client.bench.measure import SERVED, Row
 from client.bench.server import STEPS, list_split
-from contract.errors import ConfigError
+from contract.files import write_file
 
 JSON_FILE: Final = "bench.json"
 MARKDOWN_FILE: Final = "bench.md"
@@ -81,17 +81,14 @@ def write_report(report: Mapping[str, Any], directory: Path) -> list[Path]:
     """Write bench.json, bench.md and the plots; return the files.
 
     Raises:
-        ConfigError: The directory cannot be written, or matplotlib is missing.
+        ArtifactError: The directory cannot be written.
+        ConfigError: matplotlib is missing.
     """
     from client.bench.plots import write_plots
 
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        plots = write_plots(report, directory)
-        (directory / MARKDOWN_FILE).write_text(format_markdown(report, plots), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{directory} cannot be written: {error.strerror or error}.") from error
+    write_file(directory / JSON_FILE, json.dumps(report, indent=1) + "\n")
+    plots = write_plots(report, directory)
+    write_file(directory / MARKDOWN_FILE, format_markdown(report, plots))
     return [directory / JSON_FILE, directory / MARKDOWN_FILE, *plots]
 
 

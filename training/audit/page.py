@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from contract.errors import ArtifactError
+from contract.files import write_file
 from training.audit.plots import draw_counts, draw_prevalence, draw_together
 
 Audit = Mapping[str, Any]
@@ -23,13 +23,10 @@ def write_page(audit: Audit, path: Path) -> None:
     """Write the page.
 
     Raises:
+        ConfigError: The path is a directory.
         ArtifactError: The file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(make_page(audit), encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+    write_file(path, make_page(audit))
 
 
 def make_page(audit: Audit) -> str:

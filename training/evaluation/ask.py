@@ -21,7 +21,7 @@ class Asked:
 
     Attributes:
         test: M test studies that can be read in every way.
-        gallery: G training studies that can be read in every way.
+        gallery: G training studies that can be read in every way; none where the test studies are from elsewhere.
         answers: Way -> answers (M,) about the test studies; NaN where it was not asked or refused.
         gallery_answers: Way -> answers (G,) about the training studies.
         unreadable: How many test studies were left out because an image could not be read.
@@ -45,13 +45,14 @@ class Options:
 def ask_model(
     parts: Mapping[str, Studies], predictor: Predictor, options: Options, progress: Progress | None = None
 ) -> Asked:
-    """Ask a model about the test studies in every way, and about the training studies for the search.
+    """Ask a model about the test studies in every way, and about the training studies, if any, for the search.
 
     Raises:
         ConfigError: No study of a part can be read.
     """
     mode = predictor.text_mode
-    test, gallery = (choose_complete(parts[part], mode) for part in ("test", "train"))
+    test = choose_complete(parts["test"], mode)
+    gallery = choose_complete(parts["train"], mode) if "train" in parts else test.take(np.array([], np.int64))
     images = bool(test.has_image().any())
     ways, plain = list_ways(mode, images=images), list_plain_ways(mode, images=images)
     total = len(ways) * len(test) + len(plain) * len(gallery)
@@ -68,12 +69,10 @@ def ask_model(
         answers.probabilities[rows], answers.embeddings[rows] = found.probabilities, found.embeddings
         return answers
 
-    asked = Asked(
-        test,
-        gallery,
-        {way: ask(test, way) for way in ways},
-        {way: ask(gallery, way) for way in plain},
-    )
+    answers = {way: ask(test, way) for way in ways}
+    width = answers[plain[0]].embeddings.shape[1]
+    gallery_answers = {way: ask(gallery, way) if len(gallery) else Answers.prepare(0, width) for way in plain}
+    asked = Asked(test, gallery, answers, gallery_answers)
     if progress:
         progress(total, total)
     return _drop_refused(asked, plain)
@@ -102,8 +101,11 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
         return studies.take(rows), kept, rows
 
     test, answers, rows = keep(asked.test, asked.answers)
+    unreadable = len(asked.test) - len(rows)
+    if not len(asked.gallery):
+        return Asked(test, asked.gallery, answers, asked.gallery_answers, unreadable)
     gallery, gallery_answers, _ = keep(asked.gallery, asked.gallery_answers)
-    return Asked(test, gallery, answers, gallery_answers, len(asked.test) - len(rows))
+    return Asked(test, gallery, answers, gallery_answers, unreadable)
 
 
 def compare_answers(first: Asked, second: Asked) -> dict[str, float]:

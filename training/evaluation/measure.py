@@ -47,7 +47,7 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
         },
         "classification": [
             *measure_ways(asked, thresholds, options),
-            *measure_controls(asked.test, parts, options),
+            *(measure_controls(asked.test, parts, options) if "train" in parts else ()),
         ],
         "abstention": measure_abstention(asked, bundle.labels, options),
         "subgroups": measure_subgroups(asked, mode, thresholds, options),
@@ -107,7 +107,9 @@ def measure_subgroups(
 
 
 def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
-    """Return the group of a study by each property of its first image's header."""
+    """Return the group of a study by each property of its first image's header, where the table has it."""
+    if not study["headers"] or not study["views"]:
+        return {}
     header = study["headers"][0]
     window = "VOI LUT" if header["voi_lut"] else "window" if header["window"] else "neither"
     return {
@@ -121,7 +123,9 @@ def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
 def measure_retrieval(asked: Asked, mode: TextMode, options: Options) -> dict[str, Any]:
     """Return, for each gallery and with and without `normal`, a row for each kind of embedding and control."""
     similarities = compare_embeddings(asked)
-    for text in dict.fromkeys((mode, "full")):
+    for text in (
+        dict.fromkeys((mode, "full")) if len(asked.gallery) else ()
+    ):  # the control learns from training
         train, test = asked.gallery.texts[text], asked.test.texts[text]
         try:
             compared = compare_texts(train, test, test, train)
@@ -134,13 +138,19 @@ def measure_retrieval(asked: Asked, mode: TextMode, options: Options) -> dict[st
             block: [{"title": title, **metrics.to_dict()} for title, metrics in rows.items()]
             for block, rows in evaluate_search(asked.test, gallery, similarities[name], options).items()
         }
-        for name, gallery in (("test", asked.test), ("train", asked.gallery))
+        for name, gallery in list_galleries(asked).items()
     }
 
 
+def list_galleries(asked: Asked) -> dict[str, Studies]:
+    """Return the studies that are searched in: the test studies, and those of training where there are any."""
+    return {"test": asked.test} | ({"train": asked.gallery} if len(asked.gallery) else {})
+
+
 def compare_embeddings(asked: Asked) -> dict[str, Similarities]:
-    """Return, for the galleries "test" and "train", how similar test studies are to it by each embedding."""
-    galleries = {"test": asked.answers, "train": asked.gallery_answers}
+    """Return, for each gallery of `list_galleries`, how similar test studies are to it by each embedding."""
+    answers = {"test": asked.answers, "train": asked.gallery_answers}
+    galleries = {name: answers[name] for name in list_galleries(asked)}
     return {
         name: {
             f"model, {way.title}": asked.answers[way].embeddings @ answers[way].embeddings.T
@@ -207,7 +217,7 @@ def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[
     """Return the published retrieval metrics of the model and of a random order."""
     found: dict[str, list[dict[str, Any]]] = {}
     for (name, similarities), gallery in zip(
-        compare_embeddings(asked).items(), (asked.test, asked.gallery), strict=True
+        compare_embeddings(asked).items(), list_galleries(asked).values(), strict=True
     ):
         relevant = compute_gains(asked.test.targets, gallery.targets) > 0
         nothing = np.zeros_like(relevant)

@@ -116,6 +116,19 @@ def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
     return {part: select_studies(rows, ids) for part, ids in split.items()}
 
 
+def read_external(table: Path) -> dict[str, Studies]:
+    """Read every labelled study of a table from elsewhere as the test part; there is no other part.
+
+    Raises:
+        ConfigError: The table holds no labelled study.
+    """
+    rows = read_table(table).to_pylist()
+    studies = select_studies(rows, [row["study_id"] for row in rows])
+    if not len(studies):
+        raise ConfigError(f"{table} holds no labelled study, so there is nothing to measure a model with.")
+    return {"test": studies}
+
+
 def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) -> Studies:
     """Take the labelled studies of these ids, in the order of the table."""
     wanted = set(study_ids)

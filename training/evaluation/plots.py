@@ -1,5 +1,6 @@
 """Results of an evaluation as pictures: ROC and precision-recall grid, reliability, abstention, search."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.files import write_file
 from contract.labels import LABEL_INDEX, LABEL_NAMES
 from contract.text import TextMode
 from training.evaluation.ask import Asked
@@ -45,7 +47,9 @@ def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directo
     paths = []
     for name, figure in figures.items():
         paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+        write_file(paths[-1], picture.getvalue())
     return paths
 
 
@@ -150,7 +154,7 @@ def _draw_retrieval(results: Mapping[str, Any]) -> "Figure":
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for line, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):
         for axis, block in zip(line, BLOCKS, strict=True):
-            for row in results["retrieval"][gallery][block]:
+            for row in results["retrieval"].get(gallery, {}).get(block, ()):
                 style = {"random": ":", "TF-IDF": "--"}.get(row["title"].split(",")[0].split()[0], "-")
                 axis.plot(
                     np.arange(1, len(row["curve"]) + 1),

@@ -74,7 +74,7 @@ def write_retrieval(results: Mapping[str, Any], *, brief: bool = False) -> str:
     """Return the tables of search; `brief` keeps one gallery and leaves the intervals out."""
     parts = []
     for gallery, title in GALLERIES.items():
-        if brief and gallery == "test_to_test":
+        if gallery not in results["retrieval"] or (brief and gallery == "test_to_test"):
             continue
         for block, note in BLOCKS.items():
             rows = results["retrieval"][gallery][block]
@@ -97,6 +97,8 @@ def write_as_published(results: Mapping[str, Any]) -> str:
     block = results["as_published"]
     parts = []
     for gallery, title in GALLERIES.items():
+        if gallery not in block:
+            continue
         lines = [
             [row["title"], *(f"{row[name]:.3f}" for name in ("p@5", "map", "mrr", "ndcg@5"))]
             for row in block[gallery]
@@ -117,6 +119,8 @@ def _describe(results: Mapping[str, Any]) -> str:
         f"{studies['test']} test studies that can be read in every way, of {studies['labelled']['test']} labelled "
         f"ones ({studies['unreadable']} with an unreadable image); {studies['gallery']} training studies to search.",
     ]
+    if note := results.get("external"):
+        lines.append(note)
     if served := results.get("served"):
         lines.append(
             f"Answers came from the served model. The same questions to PyTorch: largest difference of a "

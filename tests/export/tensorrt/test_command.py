@@ -1,6 +1,7 @@
 """`export_plans`: what lies where afterwards, with TensorRT and without, and what a plan says of itself."""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -217,10 +218,10 @@ def test_bad_paths(repository: Path, tmp_path: Path, no_tensorrt: None) -> None:
 def test_a_disk_that_refuses_is_an_artifact_error(
     repository: Path, tmp_path: Path, no_tensorrt: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, *rest: Any, **named: Any) -> None:
+    def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(ArtifactError, match=r"Could not write .*: No space left on device"):
         export_plans(repository, tmp_path / "out")
 
