@@ -177,7 +177,8 @@ def serve(
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
     from cli.show import print_json
-    from export.versions import MARKER, settle
+    from contract.repository import MARKER
+    from export.versions import settle
     from serving.stack import Ports, Stack
 
     if os.access(repository / MARKER, os.W_OK):
