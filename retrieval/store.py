@@ -3,10 +3,16 @@
 One SQLite file (WAL, synchronous=FULL: a write that was answered survives a crash and a power cut) in a
 directory that one server at a time may open. A case that is replaced gets a new sequence number, so a
 sequence number stands for one version of one case, for ever.
+
+SQLite checks the structure of its file, never the content: a flipped bit in a report or an embedding is read as it
+is. So each row has a checksum (8 bytes of a SHA-256 over all of it, its sequence number included), tested when
+the index is built and whenever a case is handed out; `meta` has one too, and how many rows there are. A damaged row
+is left out and told of, the others are served.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -20,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
-from contract.errors import ArtifactError, ConfigError, FingerprintError, InputError
+from contract.errors import ArtifactError, ConfigError, InputError
 
 DATABASE: Final = "cases.sqlite"
 LOCK: Final = "lock"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 LENGTH_TOLERANCE: Final = 1e-3  # how far from 1 the length of an embedding may be
 _APPLICATION_ID: Final = 0x63787273  # "cxrs", in the file's header (SQLite: PRAGMA application_id)
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -44,11 +50,24 @@ _SCHEMA: Final = (
         embedding BLOB NOT NULL
     )""",
 )
-_INSERT: Final = (
-    "INSERT INTO cases (id, study_id, fingerprint, labels, report, image_ref, embedding) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+# What version 2 added. A new store is made in the same two steps, so that both have the very same schema.
+_ADD_CHECKSUM: Final = "ALTER TABLE cases ADD COLUMN checksum BLOB NOT NULL DEFAULT x''"
+_FILL_CHECKSUM: Final = (
+    "UPDATE cases SET checksum = "
+    "cxr_checksum(sequence, id, study_id, fingerprint, labels, report, image_ref, embedding)"
 )
-_SELECT: Final = "SELECT sequence, id, study_id, labels, report, image_ref FROM cases WHERE "
+_INSERT: Final = (
+    "INSERT INTO cases (sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SELECT: Final = (
+    "SELECT sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum "
+    "FROM cases WHERE "
+)
+_COUNT_ROWS: Final = "SELECT COUNT(*), COALESCE(SUM(sequence), 0) FROM cases"
+_FIRST_ROW: Final = -(2**63)  # no row comes before it, whatever a flipped bit made of its number
+_CHECKSUM_BYTES: Final = 8
+_SHOWN: Final = 5  # damaged rows in a message
 
 
 class UnknownCaseError(InputError):
@@ -95,6 +114,8 @@ class CaseStore:
         self._path = self.directory / DATABASE
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
+        self._damaged: set[int] = set()
+        self._changes = 0  # so far: what is read meanwhile is no picture of one moment
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         with contextlib.ExitStack() as cleanup:
             lock = _lock_directory(self.directory)
@@ -102,6 +123,7 @@ class CaseStore:
             with self._translate("opened"):
                 self._writer = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._prepare()
+                self._migrate()
                 # A second connection, so that a search does not wait while a write reaches the disk.
                 self._reader = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._reader.execute("PRAGMA query_only = ON")
@@ -128,9 +150,34 @@ class CaseStore:
             )
 
     def count(self) -> int:
-        """Return how many cases are stored."""
+        """Return how many cases are stored and not known to be damaged."""
         with self._read_lock, self._translate("read"):
-            return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0])
+            return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0]) - len(self._damaged)
+
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """Sequence numbers of the rows that are damaged, as far as they were read."""
+        return tuple(sorted(self._damaged))
+
+    def describe_damage(self) -> str:
+        """Say which rows are left out, and what to do; empty where none is. Rows are named, not cases: no ids."""
+        if not self._damaged:
+            return ""
+        rows = ", ".join(map(str, self.damaged[:_SHOWN])) + (", ..." if len(self._damaged) > _SHOWN else "")
+        return (
+            f"The case store {self._path} is damaged: {len(self._damaged)} of its rows ({rows}) are not what was "
+            "written and are left out. Index the cases again with `cxr index`; then `python -m retrieval.server "
+            f"--store {self.directory} --remove-damaged` removes what is still damaged."
+        )
+
+    def remove_damaged(self) -> int:
+        """Remove the damaged rows that reading has met, and return how many there were."""
+        with self._write_lock, self._translate("written"), self._transaction() as writer:
+            rows = [(number,) for number in self._damaged]
+            writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
+            self._write_meta()
+        self._damaged.clear()
+        return len(rows)
 
     def put(
         self, fingerprint: str, cases: Sequence[CaseRecord], embeddings: NDArray[np.float32]
@@ -152,15 +199,16 @@ class CaseStore:
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
         with self._write_lock, self._translate("written"), self._transaction() as writer:
-            if not self._fingerprint:
-                self._write_meta(fingerprint, embeddings.shape[1])
             replaced = self._delete(writer, [case.id for case in cases])
-            sequences = [
-                _insert(writer, fingerprint, case, blob) for case, blob in zip(cases, blobs, strict=True)
-            ]
+            first = _find_next_sequence(writer)
+            for sequence, (case, blob) in enumerate(zip(cases, blobs, strict=True), first):
+                _insert(writer, sequence, fingerprint, case, blob)
+            sequences = list(range(first, first + len(cases)))
+            self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
+        self._forget_damage()
         self._fingerprint, self._dimension = fingerprint, int(embeddings.shape[1])
         ids, study_ids = [case.id for case in cases], [case.study_id for case in cases]
-        return CaseVectors(sequences, ids, study_ids, embeddings), replaced
+        return CaseVectors(sequences, ids, study_ids, embeddings), len(replaced)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Forget cases, all or none, and return how many there were; unknown ids count for nothing.
@@ -171,10 +219,12 @@ class CaseStore:
         with self._write_lock, self._translate("written"):
             with self._transaction() as writer:
                 deleted = self._delete(writer, ids)
+                self._write_meta(removed=deleted)
+            self._forget_damage()
             # The log still holds the reports; should this fail, the next checkpoint or close removes them.
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return deleted
+        return len(deleted)
 
     def get(self, case_id: str) -> CaseRecord:
         """Return one case; raises UnknownCaseError if it is not stored."""
@@ -197,23 +247,26 @@ class CaseStore:
         return found
 
     def read_vectors(self) -> Iterator[CaseVectors]:
-        """Yield every case in the order it was written, in parts of at most 1024.
+        """Yield every intact case in the order it was written, in parts of at most 1024; note the damaged ones.
 
         Raises:
-            ArtifactError: An embedding is damaged or belongs to another model.
+            ArtifactError: Cases are missing, or the file cannot be read.
         """
-        statement = (
-            "SELECT sequence, id, study_id, fingerprint, embedding FROM cases "
-            "WHERE sequence > ? ORDER BY sequence LIMIT ?"
-        )
-        last = -1
+        statement = _SELECT + "sequence > ? ORDER BY sequence LIMIT ?"
+        changes, last, damaged = self._changes, _FIRST_ROW, set[int]()
         while True:
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, (last, _PAGE_CASES)).fetchall()
             if not rows:
-                return
-            yield self._parse_vectors(rows)
+                break
+            intact = [row for row in rows if self._is_intact(row)]
+            damaged |= {row[0] for row in rows} - {row[0] for row in intact}
+            if intact:
+                yield _make_vectors(intact)
             last = rows[-1][0]
+        if changes == self._changes:
+            self._damaged = damaged
+            self._require_all_rows()
 
     def close(self) -> None:
         """Close the file and let another server open it; may be called repeatedly."""
@@ -231,6 +284,7 @@ class CaseStore:
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = _decode  # a damaged text is a damaged row, not the end of reading
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         return connection
@@ -243,23 +297,70 @@ class CaseStore:
             self._create()
         elif application != _APPLICATION_ID or not {"meta", "cases"} <= tables:
             raise ArtifactError(f"{self._path} is not a case store: choose another directory.")
-        (verdict,) = self._writer.execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise ArtifactError(
-                f"The case store {self._path} is damaged: restore it or index the cases again."
-            )
+            raise self._report_damage("SQLite finds its structure broken")
 
     def _create(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
         with self._transaction() as writer:
             writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            for statement in _SCHEMA:
+            for statement in (*_SCHEMA, _ADD_CHECKSUM):
                 writer.execute(statement)
-            writer.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+            self._write_meta()
 
-    def _write_meta(self, fingerprint: str, dimension: int) -> None:
-        rows = [("fingerprint", fingerprint), ("dimension", str(dimension))]
-        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+    def _migrate(self) -> None:
+        """Give the rows of a store of version 1 their checksums, in one transaction: all or none."""
+        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        if meta.get("schema_version") == "1":
+            self._read_model(meta)
+            self._writer.create_function("cxr_checksum", 8, self._compute_first_checksum, deterministic=True)
+            with self._transaction() as writer:
+                writer.execute(_ADD_CHECKSUM)
+                writer.execute(_FILL_CHECKSUM)
+                rows, intact = writer.execute(
+                    "SELECT COUNT(*), COUNT(NULLIF(checksum, x'')) FROM cases"
+                ).fetchone()
+                if rows and not intact:  # it is not the rows that are damaged
+                    raise self._report_damage("its cases are not of the model that it names")
+                self._write_meta()
+        if (
+            meta.get("schema_version") in ("1", str(SCHEMA_VERSION))
+            and _read_schema(self._writer) != _make_schema()
+        ):
+            raise self._report_damage("its schema is not what was written")
+
+    def _compute_first_checksum(self, *values: Any) -> bytes:
+        """Return the checksum of a row that has had none; an empty one, which no row has, where it is plainly wrong."""
+        return _compute_checksum(values) if self._is_plausible(values) else b""
+
+    def _write_meta(
+        self,
+        fingerprint: str | None = None,
+        dimension: int | None = None,
+        *,
+        added: Sequence[int] | None = None,
+        removed: Sequence[int] | None = None,
+    ) -> None:
+        """Write what is known of all rows together; called last in a transaction that changes rows.
+
+        Rows are counted anew where neither `added` nor `removed` says what changed, or a row is damaged.
+        """
+        row = self._writer.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone()
+        if row is None or self._damaged or (added is None and removed is None):
+            count, total = self._writer.execute(_COUNT_ROWS).fetchone()
+        else:
+            count, total = map(int, row[0].split())
+            count += len(added or ()) - len(removed or ())
+            total += sum(added or ()) - sum(removed or ())
+        values = {
+            "schema_version": str(SCHEMA_VERSION),
+            "fingerprint": self._fingerprint if fingerprint is None else fingerprint,
+            "dimension": str(self._dimension if dimension is None else dimension),
+            "rows": f"{count} {total}",
+        }
+        values["checksum"] = _hash_meta(values)
+        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def _read_meta(self, meta: dict[str, str]) -> None:
         if meta.get("schema_version") != str(SCHEMA_VERSION):
@@ -267,11 +368,10 @@ class CaseStore:
                 f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, this "
                 f"software reads version {SCHEMA_VERSION}: index the cases again into another directory."
             )
-        self._fingerprint = meta.get("fingerprint", "")
-        dimension = meta.get("dimension", "0")
-        if not dimension.isdigit() or bool(self._fingerprint) != (int(dimension) > 0):
-            raise self._report_damage()
-        self._dimension = int(dimension)
+        stated = meta.pop("checksum", "")
+        if _hash_meta(meta) != stated:
+            raise self._report_damage("what it says of itself is not what was written")
+        self._read_model(meta)
         if self._fingerprint and self._required:
             require_same_fingerprint(
                 self._required,
@@ -279,6 +379,29 @@ class CaseStore:
                 expected_from="the served one",
                 found_from=f"The case store {self.directory}",
             )
+
+    def _read_model(self, meta: dict[str, str]) -> None:
+        self._fingerprint = meta.get("fingerprint", "")
+        dimension = str(meta.get("dimension", "0"))
+        if not dimension.isdigit() or bool(self._fingerprint) != (int(dimension) > 0):
+            raise self._report_damage()
+        self._dimension = int(dimension)
+
+    def _require_all_rows(self) -> None:
+        """Raise ArtifactError if rows are missing or too many, and no damaged row explains it."""
+        with self._read_lock, self._translate("read"):
+            count, total = self._reader.execute(_COUNT_ROWS).fetchone()
+            (stated,) = self._reader.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone() or ("",)
+        same = stated.split()[:1] == [str(count)] if self._damaged else stated == f"{count} {total}"
+        if not same:
+            raise self._report_damage("cases are missing, or there are some that were not written")
+
+    def _forget_damage(self) -> None:
+        """Note a change: a damaged row that was replaced or deleted is damaged no more."""
+        self._changes += 1
+        if self._damaged:
+            there = {number for (number,) in self._writer.execute("SELECT sequence FROM cases")}
+            self._damaged &= there
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -298,32 +421,43 @@ class CaseStore:
             yield
         except sqlite3.Error as error:
             raise ArtifactError(f"The case store {self._path} cannot be {action}: {error}.") from error
+        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
+            raise self._report_damage("its schema is not what was written") from error
 
     @staticmethod
-    def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> int:
-        return sum(writer.execute("DELETE FROM cases WHERE id = ?", (case_id,)).rowcount for case_id in ids)
+    def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
+        """Delete cases; return the sequence numbers that they had."""
+        rows = [
+            row[0]
+            for case_id in set(ids)
+            for row in writer.execute("SELECT sequence FROM cases WHERE id = ?", (case_id,)).fetchall()
+        ]
+        writer.executemany("DELETE FROM cases WHERE sequence = ?", [(row,) for row in rows])
+        return rows
+
+    def _is_intact(self, row: tuple[Any, ...]) -> bool:
+        *values, checksum = row
+        return bool(_compute_checksum(values) == checksum) and self._is_plausible(values)
+
+    def _is_plausible(self, values: Sequence[Any]) -> bool:
+        fingerprint, blob = values[3], values[-1]
+        if (
+            fingerprint != self._fingerprint
+            or not isinstance(blob, bytes)
+            or len(blob) != 4 * self._dimension
+        ):
+            return False
+        length = np.linalg.norm(np.frombuffer(blob, dtype="<f4"))
+        return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false where a value is not a number
 
     def _parse_record(self, row: tuple[Any, ...]) -> CaseRecord:
-        _, case_id, study_id, labels, report, image_ref = row
+        if not self._is_intact(row):
+            raise self._report_damage(f"row {row[0]} is not what was written")
+        _, case_id, study_id, _, labels, report, image_ref, *_ = row
         try:
             return CaseRecord(case_id, study_id, tuple(json.loads(labels)), report, image_ref)
         except (TypeError, ValueError) as error:
             raise self._report_damage() from error
-
-    def _parse_vectors(self, rows: list[tuple[Any, ...]]) -> CaseVectors:
-        sequences, ids, study_ids, fingerprints, blobs = zip(*rows, strict=True)
-        expected = 4 * self._dimension
-        if any(not isinstance(blob, bytes) or len(blob) != expected for blob in blobs):
-            raise self._report_damage("an embedding has a wrong length")
-        if any(fingerprint != self._fingerprint for fingerprint in fingerprints):
-            raise FingerprintError(
-                f"The case store {self._path} mixes cases of different models: index the cases again."
-            )
-        embeddings = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(rows), -1).astype(np.float32)
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if not np.all(np.abs(lengths - 1) <= LENGTH_TOLERANCE):  # also false where a value is not a number
-            raise self._report_damage("an embedding is not of unit length")
-        return CaseVectors(sequences, ids, study_ids, embeddings)
 
     def _report_damage(self, detail: str = "its content is not what was written") -> ArtifactError:
         return ArtifactError(
@@ -331,12 +465,56 @@ class CaseStore:
         )
 
 
-def _insert(writer: sqlite3.Connection, fingerprint: str, case: CaseRecord, blob: bytes) -> int:
+def _insert(
+    writer: sqlite3.Connection, sequence: int, fingerprint: str, case: CaseRecord, blob: bytes
+) -> None:
     labels = json.dumps(case.labels)
-    values = (case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
-    sequence = writer.execute(_INSERT, values).lastrowid
-    assert sequence is not None  # an INSERT that did not raise has one
-    return sequence
+    values = (sequence, case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
+    writer.execute(_INSERT, (*values, _compute_checksum(values)))
+
+
+def _find_next_sequence(writer: sqlite3.Connection) -> int:
+    """Return the number that SQLite would give the next row: greater than any that there ever was."""
+    (highest,) = writer.execute("SELECT COALESCE(MAX(sequence), 0) FROM cases").fetchone()
+    (given,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
+    return max(int(highest), int(given)) + 1
+
+
+def _compute_checksum(values: Iterable[Any]) -> bytes:
+    """Return 8 bytes of the SHA-256 over values, each with its type and length before it."""
+    parts = []
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        parts += [f"{type(value).__name__} {len(data)} ".encode(), data]
+    return hashlib.sha256(b"".join(parts)).digest()[:_CHECKSUM_BYTES]
+
+
+def _hash_meta(values: dict[str, str]) -> str:
+    return _compute_checksum(text for item in sorted(values.items()) for text in item).hex()
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _read_schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    rows = connection.execute("SELECT type, name, tbl_name, COALESCE(sql, '') FROM sqlite_master").fetchall()
+    return sorted((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in rows)
+
+
+def _make_schema() -> list[tuple[str, ...]]:
+    """Return the schema as a new store has it: a flipped bit in a column's type changes how ids compare."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in (*_SCHEMA, _ADD_CHECKSUM):
+            connection.execute(statement)
+        return _read_schema(connection)
+
+
+def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
+    columns = list(zip(*rows, strict=True))
+    blobs = b"".join(columns[7])
+    embeddings = np.frombuffer(blobs, dtype="<f4").reshape(len(rows), -1).astype(np.float32)
+    return CaseVectors(columns[0], columns[1], columns[2], embeddings)
 
 
 def _lock_directory(directory: Path) -> int:
