@@ -177,6 +177,7 @@ def serve(
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
     from cli.show import print_json
+    from client import CxrClient
     from contract.repository import MARKER
     from export.versions import settle
     from serving.stack import Ports, Stack
@@ -193,6 +194,11 @@ def serve(
             sys.stdout.flush()
         for name, address in stack.describe().items():
             console.print(f"{name:<12} {address}", highlight=False, soft_wrap=True)
+        with CxrClient(stack.triton_url, stack.retrieval_url) as client:
+            if (
+                trouble := client.health().retrieval
+            ):  # the index is of another model, or damaged: predictions go on
+                console.print(trouble, highlight=False, markup=False, soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
         stack.wait()
 

@@ -149,6 +149,14 @@ class CaseStore:
                 expected, fingerprint, expected_from="this case store", found_from=found_from
             )
 
+    def reserve(self, fingerprint: str) -> None:
+        """Take an empty store for the cases of one model; no effect on one that has a model already."""
+        self._required = self._required or self._fingerprint or fingerprint
+
+    def belongs_to(self, fingerprint: str) -> bool:
+        """Whether its cases are, or are to be, of this model."""
+        return (self._fingerprint or self._required) == fingerprint
+
     def count(self) -> int:
         """Return how many cases are stored and not known to be damaged."""
         with self._read_lock, self._translate("read"):
@@ -461,7 +469,8 @@ class CaseStore:
 
     def _report_damage(self, detail: str = "its content is not what was written") -> ArtifactError:
         return ArtifactError(
-            f"The case store {self._path} is damaged ({detail}): restore it or index the cases again."
+            f"The case store {self._path} is damaged ({detail}): restore it, or stop the sidecar, move the file "
+            "elsewhere and index the cases again."
         )
 
 
