@@ -12,7 +12,6 @@ is left out and told of, the others are served.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import sqlite3
@@ -27,46 +26,29 @@ from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError, InputError
+from retrieval.schema import (
+    ADD_CHECKSUM,
+    APPLICATION_ID,
+    COUNT_ROWS,
+    FILL_CHECKSUM,
+    FIRST_ROW,
+    INSERT,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SELECT,
+    compute_checksum,
+    decode_text,
+    hash_meta,
+    make_schema,
+    read_schema,
+)
 
 DATABASE: Final = "cases.sqlite"
 LOCK: Final = "lock"
-SCHEMA_VERSION: Final = 2
 LENGTH_TOLERANCE: Final = 1e-3  # how far from 1 the length of an embedding may be
-_APPLICATION_ID: Final = 0x63787273  # "cxrs", in the file's header (SQLite: PRAGMA application_id)
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_CASES: Final = 1024
 _MAX_PARAMETERS: Final = 500  # SQLite before 3.32 allows 999 in one statement
-# The embedding comes last: reading a case's text then does not touch the pages its embedding overflows to.
-_SCHEMA: Final = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE cases (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        study_id TEXT NOT NULL,
-        fingerprint TEXT NOT NULL,
-        labels TEXT NOT NULL,
-        report TEXT NOT NULL,
-        image_ref TEXT NOT NULL,
-        embedding BLOB NOT NULL
-    )""",
-)
-# What version 2 added. A new store is made in the same two steps, so that both have the very same schema.
-_ADD_CHECKSUM: Final = "ALTER TABLE cases ADD COLUMN checksum BLOB NOT NULL DEFAULT x''"
-_FILL_CHECKSUM: Final = (
-    "UPDATE cases SET checksum = "
-    "cxr_checksum(sequence, id, study_id, fingerprint, labels, report, image_ref, embedding)"
-)
-_INSERT: Final = (
-    "INSERT INTO cases (sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_SELECT: Final = (
-    "SELECT sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum "
-    "FROM cases WHERE "
-)
-_COUNT_ROWS: Final = "SELECT COUNT(*), COALESCE(SUM(sequence), 0) FROM cases"
-_FIRST_ROW: Final = -(2**63)  # no row comes before it, whatever a flipped bit made of its number
-_CHECKSUM_BYTES: Final = 8
 _SHOWN: Final = 5  # damaged rows in a message
 
 
@@ -237,7 +219,7 @@ class CaseStore:
     def get(self, case_id: str) -> CaseRecord:
         """Return one case; raises UnknownCaseError if it is not stored."""
         with self._read_lock, self._translate("read"):
-            row = self._reader.execute(_SELECT + "id = ?", (case_id,)).fetchone()
+            row = self._reader.execute(SELECT + "id = ?", (case_id,)).fetchone()
         if row is None:
             raise UnknownCaseError("No case of this id is stored.")
         return self._parse_record(row)
@@ -248,7 +230,7 @@ class CaseStore:
         found: dict[int, CaseRecord] = {}
         for start in range(0, len(wanted), _MAX_PARAMETERS):
             part = wanted[start : start + _MAX_PARAMETERS]
-            statement = _SELECT + f"sequence IN ({','.join('?' * len(part))})"
+            statement = SELECT + f"sequence IN ({','.join('?' * len(part))})"
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, part).fetchall()
             found.update((row[0], self._parse_record(row)) for row in rows)
@@ -260,8 +242,8 @@ class CaseStore:
         Raises:
             ArtifactError: Cases are missing, or the file cannot be read.
         """
-        statement = _SELECT + "sequence > ? ORDER BY sequence LIMIT ?"
-        changes, last, damaged = self._changes, _FIRST_ROW, set[int]()
+        statement = SELECT + "sequence > ? ORDER BY sequence LIMIT ?"
+        changes, last, damaged = self._changes, FIRST_ROW, set[int]()
         while True:
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, (last, _PAGE_CASES)).fetchall()
@@ -292,7 +274,7 @@ class CaseStore:
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        connection.text_factory = _decode  # a damaged text is a damaged row, not the end of reading
+        connection.text_factory = decode_text  # a damaged text is a damaged row, not the end of reading
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         return connection
@@ -303,7 +285,7 @@ class CaseStore:
         tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
         if not tables and not application:
             self._create()
-        elif application != _APPLICATION_ID or not {"meta", "cases"} <= tables:
+        elif application != APPLICATION_ID or not {"meta", "cases"} <= tables:
             raise ArtifactError(f"{self._path} is not a case store: choose another directory.")
         (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
@@ -312,8 +294,8 @@ class CaseStore:
     def _create(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
         with self._transaction() as writer:
-            writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            for statement in (*_SCHEMA, _ADD_CHECKSUM):
+            writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for statement in (*SCHEMA, ADD_CHECKSUM):
                 writer.execute(statement)
             self._write_meta()
 
@@ -324,8 +306,8 @@ class CaseStore:
             self._read_model(meta)
             self._writer.create_function("cxr_checksum", 8, self._compute_first_checksum, deterministic=True)
             with self._transaction() as writer:
-                writer.execute(_ADD_CHECKSUM)
-                writer.execute(_FILL_CHECKSUM)
+                writer.execute(ADD_CHECKSUM)
+                writer.execute(FILL_CHECKSUM)
                 rows, intact = writer.execute(
                     "SELECT COUNT(*), COUNT(NULLIF(checksum, x'')) FROM cases"
                 ).fetchone()
@@ -334,13 +316,13 @@ class CaseStore:
                 self._write_meta()
         if (
             meta.get("schema_version") in ("1", str(SCHEMA_VERSION))
-            and _read_schema(self._writer) != _make_schema()
+            and read_schema(self._writer) != make_schema()
         ):
             raise self._report_damage("its schema is not what was written")
 
     def _compute_first_checksum(self, *values: Any) -> bytes:
         """Return the checksum of a row that has had none; an empty one, which no row has, where it is plainly wrong."""
-        return _compute_checksum(values) if self._is_plausible(values) else b""
+        return compute_checksum(values) if self._is_plausible(values) else b""
 
     def _write_meta(
         self,
@@ -356,7 +338,7 @@ class CaseStore:
         """
         row = self._writer.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone()
         if row is None or self._damaged or (added is None and removed is None):
-            count, total = self._writer.execute(_COUNT_ROWS).fetchone()
+            count, total = self._writer.execute(COUNT_ROWS).fetchone()
         else:
             count, total = map(int, row[0].split())
             count += len(added or ()) - len(removed or ())
@@ -367,7 +349,7 @@ class CaseStore:
             "dimension": str(self._dimension if dimension is None else dimension),
             "rows": f"{count} {total}",
         }
-        values["checksum"] = _hash_meta(values)
+        values["checksum"] = hash_meta(values)
         self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def _read_meta(self, meta: dict[str, str]) -> None:
@@ -377,7 +359,7 @@ class CaseStore:
                 f"software reads version {SCHEMA_VERSION}: index the cases again into another directory."
             )
         stated = meta.pop("checksum", "")
-        if _hash_meta(meta) != stated:
+        if hash_meta(meta) != stated:
             raise self._report_damage("what it says of itself is not what was written")
         self._read_model(meta)
         if self._fingerprint and self._required:
@@ -398,7 +380,7 @@ class CaseStore:
     def _require_all_rows(self) -> None:
         """Raise ArtifactError if rows are missing or too many, and no damaged row explains it."""
         with self._read_lock, self._translate("read"):
-            count, total = self._reader.execute(_COUNT_ROWS).fetchone()
+            count, total = self._reader.execute(COUNT_ROWS).fetchone()
             (stated,) = self._reader.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone() or ("",)
         same = stated.split()[:1] == [str(count)] if self._damaged else stated == f"{count} {total}"
         if not same:
@@ -445,7 +427,7 @@ class CaseStore:
 
     def _is_intact(self, row: tuple[Any, ...]) -> bool:
         *values, checksum = row
-        return bool(_compute_checksum(values) == checksum) and self._is_plausible(values)
+        return bool(compute_checksum(values) == checksum) and self._is_plausible(values)
 
     def _is_plausible(self, values: Sequence[Any]) -> bool:
         fingerprint, blob = values[3], values[-1]
@@ -479,7 +461,7 @@ def _insert(
 ) -> None:
     labels = json.dumps(case.labels)
     values = (sequence, case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
-    writer.execute(_INSERT, (*values, _compute_checksum(values)))
+    writer.execute(INSERT, (*values, compute_checksum(values)))
 
 
 def _find_next_sequence(writer: sqlite3.Connection) -> int:
@@ -487,36 +469,6 @@ def _find_next_sequence(writer: sqlite3.Connection) -> int:
     (highest,) = writer.execute("SELECT COALESCE(MAX(sequence), 0) FROM cases").fetchone()
     (given,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
     return max(int(highest), int(given)) + 1
-
-
-def _compute_checksum(values: Iterable[Any]) -> bytes:
-    """Return 8 bytes of the SHA-256 over values, each with its type and length before it."""
-    parts = []
-    for value in values:
-        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
-        parts += [f"{type(value).__name__} {len(data)} ".encode(), data]
-    return hashlib.sha256(b"".join(parts)).digest()[:_CHECKSUM_BYTES]
-
-
-def _hash_meta(values: dict[str, str]) -> str:
-    return _compute_checksum(text for item in sorted(values.items()) for text in item).hex()
-
-
-def _decode(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _read_schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
-    rows = connection.execute("SELECT type, name, tbl_name, COALESCE(sql, '') FROM sqlite_master").fetchall()
-    return sorted((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in rows)
-
-
-def _make_schema() -> list[tuple[str, ...]]:
-    """Return the schema as a new store has it: a flipped bit in a column's type changes how ids compare."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in (*_SCHEMA, _ADD_CHECKSUM):
-            connection.execute(statement)
-        return _read_schema(connection)
 
 
 def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
