@@ -187,7 +187,9 @@ def serve(
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
     from cli.show import print_json
-    from export.versions import MARKER, settle
+    from client import CxrClient
+    from contract.repository import MARKER
+    from export.versions import settle
     from serving.stack import Ports, Stack
 
     if os.access(repository / MARKER, os.W_OK):
@@ -202,6 +204,10 @@ def serve(
             sys.stdout.flush()
         for name, address in stack.describe().items():
             console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
+        with CxrClient(stack.triton_url, stack.retrieval_url) as client:
+            # Of another model, or damaged: predictions go on.
+            if trouble := client.health().retrieval:
+                console.print(escape(trouble), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
         stack.wait()
 

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from cli.progress import show_progress
 from contract.bundle import SPLIT, Bundle, load_bundle
-from contract.errors import ConfigError, CxrError, ServerError
+from contract.errors import ConfigError, CxrError
 
 if TYPE_CHECKING:
+    from contract.repository import Published
     from export.hub import HubFolder
     from export.pipeline import ExportResult
-    from export.versions import Published
     from serving.reload import Reload
 
 
@@ -58,6 +58,7 @@ class RolledBack:
 
     published: "Published"
     loaded: "Reload | None"
+    changed: bool = True  # False: the version answered already
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
@@ -65,6 +66,7 @@ class RolledBack:
             "repository": str(self.published.repository),
             "version": self.published.version,
             "fingerprint": self.published.fingerprint,
+            "changed": self.changed,
         }
         return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
 
@@ -83,7 +85,8 @@ def export_bundle(
     Raises:
         ConfigError: An option is missing or unknown, or a directory is not free.
         ArtifactError: The bundle is damaged, a graph answers differently, or the disk refused the write.
-        ServiceError: The running server did not take the new version. One that it could not load is withdrawn.
+        ServiceError: The running server cannot be asked, and nothing was published; or it did not take the new version,
+            which is withdrawn.
     """
     from export.hub import check_free, write_hub_folder
 
@@ -93,6 +96,8 @@ def export_bundle(
         check_free(hub_folder)  # before the slow part
     bundle = load_bundle(path)
     published = loaded = folder = None
+    if table and repository and publication.load:
+        _prepare_load(repository, publication)  # before the slow part
     if table and repository:
         published = _publish(console, bundle, table, repository, publication)
         loaded = _load_new_version(console, published, publication)
@@ -103,23 +108,54 @@ def export_bundle(
     return Exported(published, folder, loaded)
 
 
-def roll_back(console: Console, repository: Path, *, load: str | None, admin_key: Path) -> RolledBack:
-    """Let the previous version answer, on disk and in the running server; where that fails, neither changes.
+def roll_back(
+    console: Console, repository: Path, *, to: int | None = None, load: str | None, admin_key: Path
+) -> RolledBack:
+    """Let another version answer, on disk and in the running server; where that fails, neither changes.
+
+    A repetition completes what was interrupted, or changes nothing.
+
+    Args:
+        console: Shows that a load runs.
+        repository: The published repository.
+        to: The version; None is the oldest one that is kept.
+        load: gRPC address of the server that serves this repository.
+        admin_key: File with its key.
 
     Raises:
-        ConfigError: There is no previous version, or no admin key.
+        ConfigError: There is no such version, no admin key, or the server serves another repository.
+        ArtifactError: The files of that version are damaged.
         ServiceError: The running server did not take it.
     """
+    from contract.repository import read_published
     from export.versions import rollback
+    from serving.reload import check_server
     from serving.triton import read_admin_key
 
-    if load:
-        read_admin_key(admin_key)
-    published = rollback(repository)
-    loaded = None
-    if load:
-        loaded = _load(console, repository, load, admin_key, undo=lambda: rollback(repository))
-    return RolledBack(published, loaded)
+    before = read_published(repository).version
+    answered = check_server(load, repository, read_admin_key(admin_key)) if load else None
+    published = rollback(repository, to)
+    back = before if answered is None else answered
+    undo = (lambda: rollback(repository, back)) if back in published.versions else None
+    loaded = _load(console, repository, load, admin_key, undo=undo) if load else None
+    changed = (before if answered is None else answered) != published.version
+    return RolledBack(published, loaded, changed)
+
+
+def _prepare_load(repository: Path, publication: Publication) -> None:
+    """Check that the server can take a new version; undo a switch of which it was never told.
+
+    What the server answers with is what must be kept beside the new version.
+    """
+    from contract.repository import read_published
+    from export.versions import rollback, settle
+    from serving.reload import check_server
+    from serving.triton import read_admin_key
+
+    settle(repository)
+    answered = check_server(str(publication.load), repository, read_admin_key(_require_key(publication)))
+    if answered not in (None, read_published(repository).version):
+        rollback(repository, answered)
 
 
 def _check_options(
@@ -169,7 +205,8 @@ def _publish(
 def _load_new_version(
     console: Console, published: "ExportResult", publication: Publication
 ) -> "Reload | None":
-    from export.versions import read_published, withdraw
+    from contract.repository import read_published
+    from export.versions import withdraw
 
     if not publication.load:
         return None
@@ -190,13 +227,15 @@ def _load(
     try:
         with console.status(Text(f"Loading into Triton at {url}")):
             return reload_models(url, repository, key)
-    except ServerError as error:
+    except BaseException as error:
         if undo is None:
             raise
         undo()
         with contextlib.suppress(CxrError):  # it serves the old version; this makes it report ready again
             reload_models(url, repository, key)
-        raise ServerError(f"{error} The change was taken back; the version before it answers.") from error
+        if not isinstance(error, CxrError):
+            raise
+        raise type(error)(f"{error} The change was taken back; the version before it answers.") from error
 
 
 def _require_key(publication: Publication) -> Path:
@@ -242,12 +281,15 @@ def print_export(console: Console, exported: Exported) -> None:
 def print_rollback(console: Console, result: RolledBack) -> None:
     """Print which version answers now."""
     published = result.published
+    how = "answers with" if result.changed else "answered already with"
     console.print(
-        f"{published.repository} answers with version {published.version} "
-        f"(model {published.fingerprint[:12]}).",
+        f"{published.repository} {how} version {published.version} (model {published.fingerprint[:12]}).",
         highlight=False,
         markup=False,
     )
+    if not result.changed and published.previous is not None:
+        other = next(number for number in sorted(published.versions) if number != published.version)
+        console.print(f"Version {other} is kept too: --to {other} lets it answer.", highlight=False)
     if result.loaded:
         _print_loaded(console, result.loaded)
 

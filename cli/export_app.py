@@ -67,16 +67,20 @@ def export(
 @export_app.command("rollback")
 def rollback(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
+    to: Annotated[
+        int | None,
+        typer.Option(metavar="VERSION", help="The version that answers. Default: the oldest one kept."),
+    ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
     as_json: Json = False,
 ) -> None:
-    """Let the version that answered before answer again; once more, and the newer one does."""
+    """Let an earlier version answer again, or the one that --to names; a repetition changes nothing."""
     from cli.export import print_rollback, roll_back
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = roll_back(console, repository, load=load, admin_key=admin_key)
+    result = roll_back(console, repository, to=to, load=load, admin_key=admin_key)
     print_json(result.to_dict()) if as_json else print_rollback(console, result)
 
 

@@ -251,7 +251,7 @@ class CxrClient:
             timeout_s: Deadline of each call, in seconds.
 
         Raises:
-            FingerprintError: The store belongs to another model, or the server switched to one under way.
+            FingerprintError: The server switched to another model under way, or the store holds too many.
             ServiceError: A server is down or failed; what was stored before stays.
         """
         limit = self._limit(timeout_s)
@@ -309,12 +309,20 @@ class CxrClient:
             except CxrError as error:
                 triton = str(error)
         try:
-            stored = self._retrieval.read_info(limit)
+            stored = self._retrieval.read_info(limit, fingerprint or "")
         except CxrError as error:
             return Health(triton, str(error), fingerprint)
         trouble = None
         if fingerprint and stored.fingerprint and stored.fingerprint != fingerprint:
-            trouble = f"The index is of model {stored.fingerprint[:12]}, Triton serves {fingerprint[:12]}."
+            trouble = (
+                f"The index is of model {stored.fingerprint[:12]}, Triton serves {fingerprint[:12]}: run "
+                "`cxr index TABLE`, which makes the index of this model beside the other one."
+            )
+        elif stored.damaged_count:
+            trouble = (
+                f"{stored.damaged_count} cases are damaged and left out: index them again with `cxr index TABLE` "
+                "(the sidecar's log names the rows)."
+            )
         return Health(triton, trouble, fingerprint, stored.case_count)
 
     def close(self) -> None:

@@ -35,12 +35,16 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What the index holds; `fingerprint` is empty and `dimension` 0 until the first case is stored."""
+    """What the index holds; `fingerprint` is empty and `dimension` 0 until the first case is stored.
+
+    `case_count` is without the `damaged_count` cases that are left out, because their rows in the store are damaged.
+    """
 
     fingerprint: str
     case_count: int
     dimension: int
     index_kind: str
+    damaged_count: int = 0
 
 
 class Stored(NamedTuple):
@@ -62,7 +66,7 @@ class RetrievalTransport:
         """Store cases, all or none, replacing those of the same id.
 
         Raises:
-            FingerprintError: The index belongs to another model.
+            FingerprintError: A search finds cases of other models only; or there are too many models for one more.
             InputError, ServiceError: See `client.status`.
         """
         messages = [
@@ -118,11 +122,19 @@ class RetrievalTransport:
             answer = self._stub.DeleteCases(request, timeout=timeout_s)
         return int(answer.deleted)
 
-    def read_info(self, timeout_s: float) -> IndexInfo:
-        """Return what the index holds."""
+    def read_info(self, timeout_s: float, fingerprint: str = "") -> IndexInfo:
+        """Return what the index of a model holds; where it has none, or none is named, what another one holds."""
         with self._explained(timeout_s):
-            answer = self._stub.GetInfo(retrieval_pb2.GetInfoRequest(), timeout=timeout_s)
-        return IndexInfo(answer.fingerprint, int(answer.case_count), int(answer.dimension), answer.index_kind)
+            answer = self._stub.GetInfo(
+                retrieval_pb2.GetInfoRequest(fingerprint=fingerprint), timeout=timeout_s
+            )
+        return IndexInfo(
+            answer.fingerprint,
+            int(answer.case_count),
+            int(answer.dimension),
+            answer.index_kind,
+            int(answer.damaged_count),
+        )
 
     def close(self) -> None:
         """Close the connection."""

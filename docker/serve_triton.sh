@@ -13,6 +13,7 @@ if grep -q '"rate_limited": true' "$models/.published.json"; then
   rate_limit=execution_count
 fi
 unset CXR_ADMIN_KEY # the models need not know it
+python3 -m contract.repository "$models" # ends the start unless every file is what was published
 
 exec tritonserver "--model-repository=$models" \
   --model-control-mode=explicit '--load-model=*' \

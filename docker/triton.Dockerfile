@@ -6,6 +6,8 @@ FROM nvcr.io/nvidia/tritonserver:24.10-py3
 WORKDIR /opt/cxr
 COPY . .
 RUN pip install --no-cache-dir ".[triton]"
+# Python would write a __pycache__ beside model.py: a file that was not published, which ends the next start.
+RUN python3 -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'no_bytecode.pth').write_text('import sys; sys.dont_write_bytecode = True\n')"
 
 # Freed memory is kept for the next radiograph, as in `cxr serve` (serving/triton.py says why).
 ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912

@@ -13,11 +13,12 @@ from tritonclient.grpc import model_config_pb2
 import model_repository
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
+from contract.repository import CONFIG_NAME
 from contract.tensors import LAYOUTS, ModelSpec
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
 from export.targets import apply_settings, check_target
-from export.versions import CONFIG_NAME, pin
+from export.versions import pin
 
 TEMPLATES: Final = Path(model_repository.__file__).parent
 # What a config may change from version to version: the others are Triton's for all versions of a model at once.

@@ -9,31 +9,37 @@ sizes). What a target and a variant set is in `export/targets.toml`.
 import datetime
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as change
 from pathlib import Path
 from typing import Any, Final
 
 from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
+from contract.repository import (
+    CONFIG_NAME,
+    MARKER,
+    REPOSITORY_ID,
+    Published,
+    hash_version,
+    read_published,
+    render_marker,
+    require_intact,
+)
 from contract.runtime import FINGERPRINT_FILE
 from export.checks import read_fingerprint, read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config, find_difference
 from export.targets import is_rate_limited
 from export.versions import (
-    CONFIG_NAME,
-    MARKER,
-    Published,
     apply_state,
     format_config,
-    hash_version,
     lock,
     pin,
     read_config,
-    read_published,
     remove_leftovers,
     render,
-    render_marker,
     restore,
     stage_directory,
 )
@@ -50,6 +56,7 @@ class _Source:
     bundle: Bundle
     graphs: Mapping[str, Path]
     deployment: Deployment
+    repository_id: str = ""  # by which a server's repository is told from another one of the same model
 
 
 def publish(
@@ -80,7 +87,7 @@ def publish(
         FingerprintError: A graph comes from another bundle.
         ArtifactError: A graph or a template is missing, or the disk refused the write; all is as it was.
     """
-    source = _Source(bundle, graphs, deployment or Deployment())
+    source = _Source(bundle, graphs, deployment or Deployment(), uuid.uuid4().hex)
     source.deployment.check()
     repository = repository.absolute()
     exists = check_replaceable(repository)
@@ -143,22 +150,28 @@ def _fill(scratch: Path, source: _Source) -> None:
     for name in source.deployment.models:
         _write_version(scratch / name / str(FIRST_VERSION), name, FIRST_VERSION, source)
     versions = {FIRST_VERSION: _record(scratch, FIRST_VERSION, source)}
-    state = Published(scratch, FIRST_VERSION, versions, _describe(source))
-    for name, text in render(state).items():
+    state = Published(
+        scratch, FIRST_VERSION, versions, _describe(source) | {REPOSITORY_ID: source.repository_id}
+    )
+    configs = render(state)
+    for name, text in configs.items():
         (scratch / name / CONFIG_NAME).write_text(text, encoding="utf-8")
-    (scratch / MARKER).write_text(render_marker(state), encoding="utf-8")
+    (scratch / MARKER).write_text(render_marker(state, configs), encoding="utf-8")
 
 
 def _add_version(repository: Path, source: _Source) -> None:
     """Put a new version beside the one that answers and let it take over; on any error all is as it was."""
     with lock(repository):
         state = restore(repository)  # first of all what an earlier interruption left
+        require_intact(state, [state.version])  # it is kept beside the new one, and loaded with it
         _check_fits(state, source)
+        source = change(source, repository_id=state.details.get(REPOSITORY_ID, source.repository_id))
         number = max(state.versions) + 1
         try:
             _place_version(repository, number, source)
             kept = {state.version: state.versions[state.version], number: _record(repository, number, source)}
-            changed = Published(repository, number, kept, _describe(source))
+            details = _describe(source) | {REPOSITORY_ID: source.repository_id}
+            changed = Published(repository, number, kept, details)
             apply_state(changed)
         except BaseException as error:
             remove_leftovers(state)
@@ -187,6 +200,7 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
     config = fill_config(source.bundle, spec, source.deployment)
     if spec.backend == "ensemble":
         pin(config, number)
+        config.parameters[REPOSITORY_ID].string_value = source.repository_id
     head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
     (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
     (directory / FINGERPRINT_FILE).write_text(f"{source.bundle.fingerprint}\n", encoding="ascii")

@@ -26,6 +26,7 @@ from typing import Any, Final
 from contract.bundle import compute_sha256, load_bundle, require_same_fingerprint, write_json
 from contract.errors import ArtifactError, ConfigError
 from contract.files import write_file
+from contract.repository import CONFIG_NAME, MARKER, read_published
 from export.checks import read_fingerprint
 from export.operators import RELEASE, Version, require_operators
 from export.tensorrt_builders import Gpu, PlanBuilder, check_gpu, find_builder, read_gpu
@@ -45,7 +46,7 @@ from export.tensorrt_graph import (
     find_fp32_nodes,
     read_shapes,
 )
-from export.versions import CONFIG_NAME, MARKER, format_config, list_models, read_config, read_published
+from export.versions import format_config, list_models, read_config
 
 Progress = Callable[[int, int], None]
 

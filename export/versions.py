@@ -6,7 +6,7 @@ On disk, for every served model:
     <model>/<N>/config.pbtxt   the config that version N was published with; Triton passes over it
     <model>/<N>/fingerprint    the model that version N is of; a graph must hold the same
     <model>/<N>/...            the graph or code of version N; nothing for an ensemble
-    .published.json            the marker: the current version, and fingerprint, date and files of each
+    .published.json            the marker (`contract.repository`)
 
 Triton has one config.pbtxt for all versions of a model. Graphs and preprocessing therefore serve every version of
 the marker side by side (`version_policy`), and the ensembles are the switch: each is pinned, step by step, to
@@ -20,128 +20,80 @@ undone. After a kill in their midst `settle` makes everything again what the mar
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, ConfigError
+from contract.repository import (
+    CONFIG_NAME,
+    FINGERPRINT,
+    MARKER,
+    Published,
+    UnpublishedError,
+    find_damage,
+    read_marker,
+    read_published,
+    render_marker,
+    require_intact,
+    require_version_configs,
+)
 
-MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
-CONFIG_NAME: Final = "config.pbtxt"
-KEPT_VERSIONS: Final = 2
 _STAGED: Final = ".new-"  # a directory that is no number, and hidden: Triton passes over it
-_FINGERPRINT: Final = "fingerprint"
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a repository holds.
-
-    `versions` has for each number what was recorded: fingerprint, created (ISO 8601, UTC), profile, target, variant,
-    files (path in the repository -> SHA-256). `details` is what all versions share: sizes, labels, layout.
-    """
-
-    repository: Path
-    version: int  # the one that answers
-    versions: Mapping[int, Mapping[str, Any]]
-    details: Mapping[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model that answers."""
-        return str(self.versions[self.version][_FINGERPRINT])
-
-    @property
-    def previous(self) -> int | None:
-        """The other version that is kept, or None."""
-        return next((number for number in sorted(self.versions) if number != self.version), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of the marker; fingerprint, target, profile and variant are the current version's."""
-        now = self.versions[self.version]
-        return {
-            **self.details,
-            **{key: value for key, value in now.items() if key not in ("files", "created")},
-            "version": self.version,
-            "versions": {str(number): dict(entry) for number, entry in sorted(self.versions.items())},
-        }
-
-
-def read_published(repository: Path) -> Published:
-    """Read the marker of a repository.
-
-    Raises:
-        ConfigError: It was published by an older version of this software, or not at all.
-        ArtifactError: The marker is damaged.
-    """
-    content = _read_marker(repository)
-    if "versions" not in content:
-        raise ConfigError(
-            f"{repository} was published by an older version of cxr, which kept one model: publish into a new "
-            "directory, or replace it whole with --replace."
-        )
-    try:
-        versions = {int(number): dict(entry) for number, entry in content.pop("versions").items()}
-        current = int(content.pop("version"))
-        keys = set(versions[current])
-        details = {key: value for key, value in content.items() if key not in keys}
-        if any(not isinstance(entry[_FINGERPRINT], str) for entry in versions.values()):
-            raise TypeError
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{repository / MARKER} is damaged: publish again with --replace.") from error
-    return Published(repository, current, versions, details)
-
-
-def _read_marker(repository: Path) -> dict[str, Any]:
-    path = repository / MARKER
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{repository} was not published by cxr (it has no {MARKER}).") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} must hold a JSON object.")
-    return content
 
 
 def find_version(repository: Path) -> int:
     """Return the version that answers; 1 where there is no marker, or one of an older version of this software."""
     try:
         return read_published(repository).version
-    except ConfigError:
+    except UnpublishedError:
         return 1
 
 
-def rollback(repository: Path) -> Published:
-    """Make the other version answer: the previous one, and when called again the newer one again.
+def rollback(repository: Path, to: int | None = None) -> Published:
+    """Make another version answer; where it answers already nothing is changed, so that a repetition is harmless.
+
+    Args:
+        repository: A published repository.
+        to: The version; None is the oldest one that is kept. Another version whose files are damaged is removed:
+            Triton would load it too.
 
     Returns:
         What the repository holds now. A running Triton goes on as it was until `serving.reload` tells it.
 
     Raises:
-        ConfigError: There is no other version, the repository is not a published one, or another process is
-            publishing into it.
-        ArtifactError: The disk refused the write; the repository is as it was.
+        ConfigError: There is no such version, or no other one, or another process is publishing into it.
+        ArtifactError: The files of that version are damaged, or the disk refused the write; the repository is as it
+            was. Or it is not a published one.
     """
     repository = repository.absolute()
     with lock(repository):
-        state = restore(repository)
-        if state.previous is None:
-            raise ConfigError(
-                f"{repository} holds version {state.version} only: there is nothing to go back to."
-            )
-        changed = replace(state, version=state.previous)
+        state = read_published(repository)
+        target = _choose_version(state, to)
+        require_intact(state, [target])
+        damaged = find_damage(state, [number for number in state.versions if number != target])
+        kept = {number: entry for number, entry in state.versions.items() if number not in damaged}
+        changed = replace(state, version=target, versions=kept)
         apply_state(changed)
+        remove_leftovers(changed)
     return changed
+
+
+def _choose_version(state: Published, to: int | None) -> int:
+    if to is None and state.previous is None:
+        raise ConfigError(
+            f"{state.repository} holds version {state.version} only: there is nothing to go back to."
+        )
+    if to is not None and to not in state.versions:
+        there = ", ".join(map(str, sorted(state.versions)))
+        raise ConfigError(f"{state.repository} has no version {to}: it holds {there}.")
+    return min(state.versions) if to is None else to
 
 
 def withdraw(repository: Path, version: int) -> Published:
@@ -169,10 +121,11 @@ def settle(repository: Path) -> None:
     Nothing is written where nothing was interrupted. A repository of an older version is left as it is.
 
     Raises:
-        ConfigError: It is no published repository, or another process is publishing into it.
-        ArtifactError: A file is missing, or the disk refused the write.
+        ConfigError: Another process is publishing into it.
+        ArtifactError: It is no published repository, the config of a version is missing or damaged, or the disk
+            refused the write.
     """
-    if "versions" in _read_marker(repository):
+    if "versions" in read_marker(repository):
         with lock(repository.absolute()):
             restore(repository.absolute())
 
@@ -180,6 +133,7 @@ def settle(repository: Path) -> None:
 def restore(repository: Path) -> Published:
     """As `settle`, for a caller that holds the lock: return what the repository holds, and make it so."""
     state = read_published(repository)
+    require_version_configs(state)  # what Triton reads is made of them
     apply_state(state)
     remove_leftovers(state)
     return state
@@ -239,7 +193,7 @@ def apply_state(state: Published) -> None:
     """
     texts = render(state)
     files = {state.repository / name / CONFIG_NAME: text for name, text in texts.items()}
-    files[state.repository / MARKER] = render_marker(state)
+    files[state.repository / MARKER] = render_marker(state, texts)
     changed = {path: text for path, text in files.items() if _read_text(path) != text}
     try:
         _switch(changed)
@@ -271,24 +225,13 @@ def render(state: Published) -> dict[str, str]:
 def _render_shared(config: Any, state: Published) -> str:
     numbers = sorted(state.versions)
     config.version_policy.specific.versions[:] = numbers
-    config.parameters.pop(_FINGERPRINT, None)
+    config.parameters.pop(FINGERPRINT, None)
     return f"# Written by `cxr export`: versions {', '.join(map(str, numbers))}.\n" + format_config(config)
 
 
 def format_config(config: Any) -> str:
     """Return a `ModelConfig` as config.pbtxt has it."""
     return str(text_format.MessageToString(config))
-
-
-def render_marker(state: Published) -> str:
-    """Return the text of the marker."""
-    return json.dumps(state.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def hash_version(repository: Path, version: int) -> dict[str, str]:
-    """Return path in the repository -> SHA-256 for the files of one version."""
-    files = sorted(path for path in repository.glob(f"*/{version}/**/*") if path.is_file())
-    return {path.relative_to(repository).as_posix(): compute_sha256(path) for path in files}
 
 
 def stage_directory(model: Path, version: int) -> Path:

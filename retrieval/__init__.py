@@ -1,7 +1,7 @@
 """The retrieval sidecar: cases kept in SQLite, searched with FAISS, served over gRPC.
 
-    server.py ─> listener.py ─> service.py ─┬─> worker.py ─> index.py   the one thread that owns the index
-    (command)    (gRPC, health)  (methods)  └─> store.py                the truth, from which it is derived
+    server.py ─> listener.py ─> service.py ─> indexes.py ─┬─> worker.py ─> index.py   the thread that owns an index
+    (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the truth, and its tables
 
 Run it with `python -m retrieval.server --store DIRECTORY`.
 """

@@ -4,7 +4,10 @@
 
 It listens at once, answers as SERVING (grpc.health.v1) when its index is built from the store, and ends in
 order on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address or store in use, no GPU);
-3 the store is damaged or belongs to another model.
+3 the store is damaged. A directory holds an index for each model (`retrieval.indexes`); with no server on it,
+
+    python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them, whole
+    python -m retrieval.server --store DIRECTORY --remove-damaged         removes rows that are damaged
 """
 
 import argparse
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
-        serve(options)
+        maintain(options) if options.forget or options.remove_damaged else serve(options)
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -41,36 +44,58 @@ def serve(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: The store or the address is in use, or a package or the GPU is missing.
         ArtifactError: The store is damaged.
-        FingerprintError: The store, or a fingerprint given, belongs to another model.
     """
     try:
+        from retrieval.indexes import CaseIndexes
         from retrieval.listener import SidecarServer
         from retrieval.service import RetrievalService
-        from retrieval.store import CaseStore
-        from retrieval.worker import IndexThread
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
         ) from error
     with (
         _open_events() as (events, tell),
-        CaseStore(options.store, fingerprint=_check_fingerprint(options.fingerprint)) as store,
+        CaseIndexes(
+            options.store,
+            fingerprint=_check_fingerprint(options.fingerprint),
+            device=options.device,
+            threads=options.threads,
+        ) as indexes,
     ):
-        index = IndexThread(store.read_vectors, device=options.device, threads=options.threads)
-        server = SidecarServer(RetrievalService(store, index), options.address)
+        server = SidecarServer(RetrievalService(indexes), options.address)
         try:
-            built = index.start()
+            built = indexes.start()
             built.add_done_callback(lambda _: os.write(tell, _BUILT))
             if os.read(events, 1) == _BUILT:
                 built.result()
                 server.announce()
+                store = indexes.default.store
                 model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
                 _say(f"Ready on {server.address}: {store.count()} cases, {model}, index on {options.device}.")
+                for line in indexes.describe():
+                    print(line, file=sys.stderr, flush=True)
                 os.read(events, 1)
         finally:
             server.stop()
-            index.close()
     _say("Stopped.")
+
+
+def maintain(options: argparse.Namespace) -> None:
+    """Remove the index of one model, or damaged rows, while no server has the store open.
+
+    Raises:
+        ConfigError: A server has it open, or there is no such model.
+        ArtifactError: A store is damaged in more than rows, or the disk failed.
+    """
+    from retrieval.indexes import forget, remove_damaged
+
+    if not options.store.is_dir():
+        raise ConfigError(f"There is no case store {options.store}.")
+    if options.forget:
+        count = forget(options.store, options.forget)
+        _say(f"Removed the index of model {options.forget[:12]}: {count} cases.")
+    if options.remove_damaged:
+        _say(f"Removed {remove_damaged(options.store)} damaged rows.")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,7 +111,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--fingerprint",
-        help="Model whose cases the store must hold (64 hex digits). Default: that of the first cases.",
+        help="Model that is served (64 hex digits). Default: that of the first cases.",
     )
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="cpu", help="Where FAISS searches. (%(default)s)"
@@ -94,6 +119,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--threads", type=_parse_threads, help="OpenMP threads of FAISS on CPU. Default: one per core."
     )
+    parser.add_argument(
+        "--forget", metavar="FINGERPRINT", help="Remove the index of this model (8 digits or more), and end."
+    )
+    parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and end.")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""The gRPC methods of retrieval.proto over the store and the index.
+"""The gRPC methods of retrieval.proto over the store and the index of the model that a request names.
 
 AddCases     check -> store (on the disk) -> index -> answer
 Search       check -> index -> store (text of the hits) -> answer
@@ -6,7 +6,6 @@ Search       check -> index -> store (text of the hits) -> answer
 
 import functools
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from contract.errors import (
 )
 from contract.proto import retrieval_pb2
 from retrieval.index import Match, Query
+from retrieval.indexes import CaseIndexes, ModelIndex
 from retrieval.requests import (
     parse_cases,
     parse_fingerprint,
@@ -32,8 +32,8 @@ from retrieval.requests import (
     parse_queries,
     require_dimension,
 )
-from retrieval.store import CaseRecord, CaseStore, UnknownCaseError
-from retrieval.worker import BusyError, IndexThread
+from retrieval.store import CaseRecord, UnknownCaseError
+from retrieval.worker import BusyError
 
 SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
 INDEX_KIND: Final = "flat"
@@ -90,77 +90,76 @@ def _end_with_status(method: _Method) -> _Method:
 class RetrievalService:
     """Answers requests from any number of threads."""
 
-    def __init__(self, store: CaseStore, index: IndexThread) -> None:
-        """Serve cases of `store`, searched with an `index` that is built from it."""
-        self._store = store
-        self._index = index
-        # The order of changes in the index is that of the store: one change at a time, in both.
-        self._change_lock = threading.Lock()
+    def __init__(self, indexes: CaseIndexes) -> None:
+        """Serve the cases of all models that one directory holds."""
+        self._indexes = indexes
 
     @_end_with_status
     def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Store cases and show them to searches; all or nothing."""
         self._require_ready()
         fingerprint = parse_fingerprint(request.fingerprint)
-        self._store.require_fingerprint(fingerprint, found_from="the request")
-        cases, embeddings = parse_cases(request.cases, self._store.dimension)
-        with self._change_lock:
+        known = self._indexes.peek(fingerprint)
+        cases, embeddings = parse_cases(request.cases, known.store.dimension if known else 0)
+        entry = known or self._indexes.find_or_make(fingerprint)
+        with entry.change_lock:
             # Another first request may have decided the dimension since.
-            require_dimension(embeddings.shape[1], self._store.dimension)
-            vectors, replaced = self._store.put(fingerprint, cases, embeddings)
-            self._index.change(added=vectors)
+            require_dimension(embeddings.shape[1], entry.store.dimension)
+            vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
+            entry.index.change(added=vectors)
         return retrieval_pb2.AddCasesResponse(added=len(cases) - replaced, replaced=replaced)
 
     @_end_with_status
     def Search(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return the k nearest cases of each query."""
         self._require_ready()
-        self._store.require_fingerprint(parse_fingerprint(request.fingerprint), found_from="the request")
-        queries = parse_queries(request, self._store.dimension)
+        entry = self._indexes.find(parse_fingerprint(request.fingerprint))
+        queries = parse_queries(request, entry.store.dimension)
         remaining_s = context.time_remaining()
         timeout_s = MAX_SEARCH_S if remaining_s is None else min(remaining_s, MAX_SEARCH_S)
-        return _build_answer(*self._find(queries, time.monotonic() + timeout_s))
+        return _build_answer(*_find(entry, queries, time.monotonic() + timeout_s))
 
     @_end_with_status
     def GetCase(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return one case."""
-        return _build_case(self._store.get(parse_id(request.id)))
+        return _build_case(self._indexes.get(parse_id(request.id)))
 
     @_end_with_status
     def DeleteCases(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Forget cases; unknown ids are passed over."""
         self._require_ready()
-        ids = parse_ids(request.ids)
-        with self._change_lock:
-            deleted = self._store.delete(ids)
-            self._index.change(removed=ids)
-        return retrieval_pb2.DeleteCasesResponse(deleted=deleted)
+        return retrieval_pb2.DeleteCasesResponse(deleted=self._indexes.delete(parse_ids(request.ids)))
 
     @_end_with_status
     def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Return what is stored."""
+        """Return what is stored of the model asked for, or in the default index."""
+        known = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
+        store = (known or self._indexes.default).store
         return retrieval_pb2.GetInfoResponse(
-            fingerprint=self._store.fingerprint,
-            case_count=self._store.count(),
-            dimension=self._store.dimension,
+            fingerprint=store.fingerprint,
+            case_count=store.count(),
+            dimension=store.dimension,
             index_kind=INDEX_KIND,
+            damaged_count=len(store.damaged),
+            fingerprints=self._indexes.fingerprints,
         )
 
     def _require_ready(self) -> None:
-        if not self._index.ready:
+        if not self._indexes.ready:
             raise UnavailableError("The search index is not built yet, or stops.")
 
-    def _find(
-        self, queries: Sequence[Query], deadline: float
-    ) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
-        """Search, and read the text of exactly those versions of the cases that were found."""
-        matches = self._index.search(queries, max(0.0, deadline - time.monotonic()))
-        records = self._store.get_versions(match.sequence for row in matches for match in row)
-        if all(match.sequence in records for row in matches for match in row):
-            return matches, records
-        with self._change_lock:  # a case was changed in between: once more, while nothing can change
-            matches = self._index.search(queries, max(0.0, deadline - time.monotonic()))
-            return matches, self._store.get_versions(match.sequence for row in matches for match in row)
+
+def _find(
+    entry: ModelIndex, queries: Sequence[Query], deadline: float
+) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
+    """Search, and read the text of exactly those versions of the cases that were found."""
+    matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
+    records = entry.store.get_versions(match.sequence for row in matches for match in row)
+    if all(match.sequence in records for row in matches for match in row):
+        return matches, records
+    with entry.change_lock:  # a case was changed in between: once more, while nothing can change
+        matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
+        return matches, entry.store.get_versions(match.sequence for row in matches for match in row)
 
 
 def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord]) -> Any:

@@ -3,6 +3,11 @@
 One SQLite file (WAL, synchronous=FULL: a write that was answered survives a crash and a power cut) in a
 directory that one server at a time may open. A case that is replaced gets a new sequence number, so a
 sequence number stands for one version of one case, for ever.
+
+SQLite checks the structure of its file, never the content: a flipped bit in a report or an embedding is read as it
+is. So each row has a checksum (8 bytes of a SHA-256 over all of it, its sequence number included), tested when
+the index is built and whenever a case is handed out; `meta` has one too, and how many rows there are. A damaged row
+is left out and told of, the others are served.
 """
 
 import contextlib
@@ -20,36 +25,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
-from contract.errors import ArtifactError, ConfigError, FingerprintError, InputError
+from contract.errors import ArtifactError, ConfigError, InputError
 from contract.strings import require_strings
+from retrieval.schema import (
+    ADD_CHECKSUM,
+    APPLICATION_ID,
+    COUNT_ROWS,
+    FILL_CHECKSUM,
+    FIRST_ROW,
+    INSERT,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SELECT,
+    compute_checksum,
+    decode_text,
+    hash_meta,
+    make_schema,
+    read_schema,
+)
 
 DATABASE: Final = "cases.sqlite"
 LOCK: Final = "lock"
-SCHEMA_VERSION: Final = 1
 LENGTH_TOLERANCE: Final = 1e-3  # how far from 1 the length of an embedding may be
-_APPLICATION_ID: Final = 0x63787273  # "cxrs", in the file's header (SQLite: PRAGMA application_id)
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_CASES: Final = 1024
 _MAX_PARAMETERS: Final = 500  # SQLite before 3.32 allows 999 in one statement
-# The embedding comes last: reading a case's text then does not touch the pages its embedding overflows to.
-_SCHEMA: Final = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE cases (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        study_id TEXT NOT NULL,
-        fingerprint TEXT NOT NULL,
-        labels TEXT NOT NULL,
-        report TEXT NOT NULL,
-        image_ref TEXT NOT NULL,
-        embedding BLOB NOT NULL
-    )""",
-)
-_INSERT: Final = (
-    "INSERT INTO cases (id, study_id, fingerprint, labels, report, image_ref, embedding) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
-_SELECT: Final = "SELECT sequence, id, study_id, labels, report, image_ref FROM cases WHERE "
+_SHOWN: Final = 5  # damaged rows in a message
 
 
 class UnknownCaseError(InputError):
@@ -96,6 +97,8 @@ class CaseStore:
         self._path = self.directory / DATABASE
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
+        self._damaged: set[int] = set()
+        self._changes = 0  # so far: what is read meanwhile is no picture of one moment
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         with contextlib.ExitStack() as cleanup:
             lock = _lock_directory(self.directory)
@@ -103,6 +106,7 @@ class CaseStore:
             with self._translate("opened"):
                 self._writer = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._prepare()
+                self._migrate()
                 # A second connection, so that a search does not wait while a write reaches the disk.
                 self._reader = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._reader.execute("PRAGMA query_only = ON")
@@ -128,10 +132,43 @@ class CaseStore:
                 expected, fingerprint, expected_from="this case store", found_from=found_from
             )
 
+    def reserve(self, fingerprint: str) -> None:
+        """Take an empty store for the cases of one model; no effect on one that has a model already."""
+        self._required = self._required or self._fingerprint or fingerprint
+
+    def belongs_to(self, fingerprint: str) -> bool:
+        """Whether its cases are, or are to be, of this model."""
+        return (self._fingerprint or self._required) == fingerprint
+
     def count(self) -> int:
-        """Return how many cases are stored."""
+        """Return how many cases are stored and not known to be damaged."""
         with self._read_lock, self._translate("read"):
-            return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0])
+            return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0]) - len(self._damaged)
+
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """Sequence numbers of the rows that are damaged, as far as they were read."""
+        return tuple(sorted(self._damaged))
+
+    def describe_damage(self) -> str:
+        """Say which rows are left out, and what to do; empty where none is. Rows are named, not cases: no ids."""
+        if not self._damaged:
+            return ""
+        rows = ", ".join(map(str, self.damaged[:_SHOWN])) + (", ..." if len(self._damaged) > _SHOWN else "")
+        return (
+            f"The case store {self._path} is damaged: {len(self._damaged)} of its rows ({rows}) are not what was "
+            "written and are left out. Index the cases again with `cxr index`; then `python -m retrieval.server "
+            f"--store {self.directory} --remove-damaged` removes what is still damaged."
+        )
+
+    def remove_damaged(self) -> int:
+        """Remove the damaged rows that reading has met, and return how many there were."""
+        with self._write_lock, self._translate("written"), self._transaction() as writer:
+            rows = [(number,) for number in self._damaged]
+            writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
+            self._write_meta()
+        self._damaged.clear()
+        return len(rows)
 
     def put(
         self, fingerprint: str, cases: Sequence[CaseRecord], embeddings: NDArray[np.float32]
@@ -153,15 +190,16 @@ class CaseStore:
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
         with self._write_lock, self._translate("written"), self._transaction() as writer:
-            if not self._fingerprint:
-                self._write_meta(fingerprint, embeddings.shape[1])
             replaced = self._delete(writer, [case.id for case in cases])
-            sequences = [
-                _insert(writer, fingerprint, case, blob) for case, blob in zip(cases, blobs, strict=True)
-            ]
+            first = _find_next_sequence(writer)
+            for sequence, (case, blob) in enumerate(zip(cases, blobs, strict=True), first):
+                _insert(writer, sequence, fingerprint, case, blob)
+            sequences = list(range(first, first + len(cases)))
+            self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
+        self._forget_damage()
         self._fingerprint, self._dimension = fingerprint, int(embeddings.shape[1])
         ids, study_ids = [case.id for case in cases], [case.study_id for case in cases]
-        return CaseVectors(sequences, ids, study_ids, embeddings), replaced
+        return CaseVectors(sequences, ids, study_ids, embeddings), len(replaced)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Forget cases, all or none, and return how many there were; unknown ids count for nothing.
@@ -173,15 +211,17 @@ class CaseStore:
         with self._write_lock, self._translate("written"):
             with self._transaction() as writer:
                 deleted = self._delete(writer, named)
+                self._write_meta(removed=deleted)
+            self._forget_damage()
             # The log still holds the reports; should this fail, the next checkpoint or close removes them.
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return deleted
+        return len(deleted)
 
     def get(self, case_id: str) -> CaseRecord:
         """Return one case; raises UnknownCaseError if it is not stored."""
         with self._read_lock, self._translate("read"):
-            row = self._reader.execute(_SELECT + "id = ?", (case_id,)).fetchone()
+            row = self._reader.execute(SELECT + "id = ?", (case_id,)).fetchone()
         if row is None:
             raise UnknownCaseError("No case of this id is stored.")
         return self._parse_record(row)
@@ -192,30 +232,33 @@ class CaseStore:
         found: dict[int, CaseRecord] = {}
         for start in range(0, len(wanted), _MAX_PARAMETERS):
             part = wanted[start : start + _MAX_PARAMETERS]
-            statement = _SELECT + f"sequence IN ({','.join('?' * len(part))})"
+            statement = SELECT + f"sequence IN ({','.join('?' * len(part))})"
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, part).fetchall()
             found.update((row[0], self._parse_record(row)) for row in rows)
         return found
 
     def read_vectors(self) -> Iterator[CaseVectors]:
-        """Yield every case in the order it was written, in parts of at most 1024.
+        """Yield every intact case in the order it was written, in parts of at most 1024; note the damaged ones.
 
         Raises:
-            ArtifactError: An embedding is damaged or belongs to another model.
+            ArtifactError: Cases are missing, or the file cannot be read.
         """
-        statement = (
-            "SELECT sequence, id, study_id, fingerprint, embedding FROM cases "
-            "WHERE sequence > ? ORDER BY sequence LIMIT ?"
-        )
-        last = -1
+        statement = SELECT + "sequence > ? ORDER BY sequence LIMIT ?"
+        changes, last, damaged = self._changes, FIRST_ROW, set[int]()
         while True:
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, (last, _PAGE_CASES)).fetchall()
             if not rows:
-                return
-            yield self._parse_vectors(rows)
+                break
+            intact = [row for row in rows if self._is_intact(row)]
+            damaged |= {row[0] for row in rows} - {row[0] for row in intact}
+            if intact:
+                yield _make_vectors(intact)
             last = rows[-1][0]
+        if changes == self._changes:
+            self._damaged = damaged
+            self._require_all_rows()
 
     def close(self) -> None:
         """Close the file and let another server open it; may be called repeatedly."""
@@ -233,6 +276,7 @@ class CaseStore:
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = decode_text  # a damaged text is a damaged row, not the end of reading
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         return connection
@@ -243,25 +287,72 @@ class CaseStore:
         tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
         if not tables and not application:
             self._create()
-        elif application != _APPLICATION_ID or not {"meta", "cases"} <= tables:
+        elif application != APPLICATION_ID or not {"meta", "cases"} <= tables:
             raise ArtifactError(f"{self._path} is not a case store: choose another directory.")
-        (verdict,) = self._writer.execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise ArtifactError(
-                f"The case store {self._path} is damaged: restore it or index the cases again."
-            )
+            raise self._report_damage("SQLite finds its structure broken")
 
     def _create(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
         with self._transaction() as writer:
-            writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            for statement in _SCHEMA:
+            writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for statement in (*SCHEMA, ADD_CHECKSUM):
                 writer.execute(statement)
-            writer.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+            self._write_meta()
 
-    def _write_meta(self, fingerprint: str, dimension: int) -> None:
-        rows = [("fingerprint", fingerprint), ("dimension", str(dimension))]
-        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+    def _migrate(self) -> None:
+        """Give the rows of a store of version 1 their checksums, in one transaction: all or none."""
+        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        if meta.get("schema_version") == "1":
+            self._read_model(meta)
+            self._writer.create_function("cxr_checksum", 8, self._compute_first_checksum, deterministic=True)
+            with self._transaction() as writer:
+                writer.execute(ADD_CHECKSUM)
+                writer.execute(FILL_CHECKSUM)
+                rows, intact = writer.execute(
+                    "SELECT COUNT(*), COUNT(NULLIF(checksum, x'')) FROM cases"
+                ).fetchone()
+                if rows and not intact:  # it is not the rows that are damaged
+                    raise self._report_damage("its cases are not of the model that it names")
+                self._write_meta()
+        if (
+            meta.get("schema_version") in ("1", str(SCHEMA_VERSION))
+            and read_schema(self._writer) != make_schema()
+        ):
+            raise self._report_damage("its schema is not what was written")
+
+    def _compute_first_checksum(self, *values: Any) -> bytes:
+        """Return the checksum of a row that has had none; an empty one, which no row has, where it is plainly wrong."""
+        return compute_checksum(values) if self._is_plausible(values) else b""
+
+    def _write_meta(
+        self,
+        fingerprint: str | None = None,
+        dimension: int | None = None,
+        *,
+        added: Sequence[int] | None = None,
+        removed: Sequence[int] | None = None,
+    ) -> None:
+        """Write what is known of all rows together; called last in a transaction that changes rows.
+
+        Rows are counted anew where neither `added` nor `removed` says what changed, or a row is damaged.
+        """
+        row = self._writer.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone()
+        if row is None or self._damaged or (added is None and removed is None):
+            count, total = self._writer.execute(COUNT_ROWS).fetchone()
+        else:
+            count, total = map(int, row[0].split())
+            count += len(added or ()) - len(removed or ())
+            total += sum(added or ()) - sum(removed or ())
+        values = {
+            "schema_version": str(SCHEMA_VERSION),
+            "fingerprint": self._fingerprint if fingerprint is None else fingerprint,
+            "dimension": str(self._dimension if dimension is None else dimension),
+            "rows": f"{count} {total}",
+        }
+        values["checksum"] = hash_meta(values)
+        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def _read_meta(self, meta: dict[str, str]) -> None:
         if meta.get("schema_version") != str(SCHEMA_VERSION):
@@ -269,11 +360,10 @@ class CaseStore:
                 f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, this "
                 f"software reads version {SCHEMA_VERSION}: index the cases again into another directory."
             )
-        self._fingerprint = meta.get("fingerprint", "")
-        dimension = meta.get("dimension", "0")
-        if not dimension.isdigit() or bool(self._fingerprint) != (int(dimension) > 0):
-            raise self._report_damage()
-        self._dimension = int(dimension)
+        stated = meta.pop("checksum", "")
+        if hash_meta(meta) != stated:
+            raise self._report_damage("what it says of itself is not what was written")
+        self._read_model(meta)
         if self._fingerprint and self._required:
             require_same_fingerprint(
                 self._required,
@@ -281,6 +371,29 @@ class CaseStore:
                 expected_from="the served one",
                 found_from=f"The case store {self.directory}",
             )
+
+    def _read_model(self, meta: dict[str, str]) -> None:
+        self._fingerprint = meta.get("fingerprint", "")
+        dimension = str(meta.get("dimension", "0"))
+        if not dimension.isdigit() or bool(self._fingerprint) != (int(dimension) > 0):
+            raise self._report_damage()
+        self._dimension = int(dimension)
+
+    def _require_all_rows(self) -> None:
+        """Raise ArtifactError if rows are missing or too many, and no damaged row explains it."""
+        with self._read_lock, self._translate("read"):
+            count, total = self._reader.execute(COUNT_ROWS).fetchone()
+            (stated,) = self._reader.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone() or ("",)
+        same = stated.split()[:1] == [str(count)] if self._damaged else stated == f"{count} {total}"
+        if not same:
+            raise self._report_damage("cases are missing, or there are some that were not written")
+
+    def _forget_damage(self) -> None:
+        """Note a change: a damaged row that was replaced or deleted is damaged no more."""
+        self._changes += 1
+        if self._damaged:
+            there = {number for (number,) in self._writer.execute("SELECT sequence FROM cases")}
+            self._damaged &= there
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -300,45 +413,71 @@ class CaseStore:
             yield
         except sqlite3.Error as error:
             raise ArtifactError(f"The case store {self._path} cannot be {action}: {error}.") from error
+        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
+            raise self._report_damage("its schema is not what was written") from error
 
     @staticmethod
-    def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> int:
-        return sum(writer.execute("DELETE FROM cases WHERE id = ?", (case_id,)).rowcount for case_id in ids)
+    def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
+        """Delete cases; return the sequence numbers that they had."""
+        rows = [
+            row[0]
+            for case_id in set(ids)
+            for row in writer.execute("SELECT sequence FROM cases WHERE id = ?", (case_id,)).fetchall()
+        ]
+        writer.executemany("DELETE FROM cases WHERE sequence = ?", [(row,) for row in rows])
+        return rows
+
+    def _is_intact(self, row: tuple[Any, ...]) -> bool:
+        *values, checksum = row
+        return bool(compute_checksum(values) == checksum) and self._is_plausible(values)
+
+    def _is_plausible(self, values: Sequence[Any]) -> bool:
+        fingerprint, blob = values[3], values[-1]
+        if (
+            fingerprint != self._fingerprint
+            or not isinstance(blob, bytes)
+            or len(blob) != 4 * self._dimension
+        ):
+            return False
+        length = np.linalg.norm(np.frombuffer(blob, dtype="<f4"))
+        return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false where a value is not a number
 
     def _parse_record(self, row: tuple[Any, ...]) -> CaseRecord:
-        _, case_id, study_id, labels, report, image_ref = row
+        if not self._is_intact(row):
+            raise self._report_damage(f"row {row[0]} is not what was written")
+        _, case_id, study_id, _, labels, report, image_ref, *_ = row
         try:
             return CaseRecord(case_id, study_id, tuple(json.loads(labels)), report, image_ref)
         except (TypeError, ValueError) as error:
             raise self._report_damage() from error
 
-    def _parse_vectors(self, rows: list[tuple[Any, ...]]) -> CaseVectors:
-        sequences, ids, study_ids, fingerprints, blobs = zip(*rows, strict=True)
-        expected = 4 * self._dimension
-        if any(not isinstance(blob, bytes) or len(blob) != expected for blob in blobs):
-            raise self._report_damage("an embedding has a wrong length")
-        if any(fingerprint != self._fingerprint for fingerprint in fingerprints):
-            raise FingerprintError(
-                f"The case store {self._path} mixes cases of different models: index the cases again."
-            )
-        embeddings = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(rows), -1).astype(np.float32)
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if not np.all(np.abs(lengths - 1) <= LENGTH_TOLERANCE):  # also false where a value is not a number
-            raise self._report_damage("an embedding is not of unit length")
-        return CaseVectors(sequences, ids, study_ids, embeddings)
-
     def _report_damage(self, detail: str = "its content is not what was written") -> ArtifactError:
         return ArtifactError(
-            f"The case store {self._path} is damaged ({detail}): restore it or index the cases again."
+            f"The case store {self._path} is damaged ({detail}): restore it, or stop the sidecar, move the file "
+            "elsewhere and index the cases again."
         )
 
 
-def _insert(writer: sqlite3.Connection, fingerprint: str, case: CaseRecord, blob: bytes) -> int:
+def _insert(
+    writer: sqlite3.Connection, sequence: int, fingerprint: str, case: CaseRecord, blob: bytes
+) -> None:
     labels = json.dumps(case.labels)
-    values = (case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
-    sequence = writer.execute(_INSERT, values).lastrowid
-    assert sequence is not None  # an INSERT that did not raise has one
-    return sequence
+    values = (sequence, case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
+    writer.execute(INSERT, (*values, compute_checksum(values)))
+
+
+def _find_next_sequence(writer: sqlite3.Connection) -> int:
+    """Return the number that SQLite would give the next row: greater than any that there ever was."""
+    (highest,) = writer.execute("SELECT COALESCE(MAX(sequence), 0) FROM cases").fetchone()
+    (given,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
+    return max(int(highest), int(given)) + 1
+
+
+def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
+    columns = list(zip(*rows, strict=True))
+    blobs = b"".join(columns[7])
+    embeddings = np.frombuffer(blobs, dtype="<f4").reshape(len(rows), -1).astype(np.float32)
+    return CaseVectors(columns[0], columns[1], columns[2], embeddings)
 
 
 def _lock_directory(directory: Path) -> int:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
+from contract.repository import verify
 from serving.process import ChildProcess, wait_until
 from serving.triton import (
     ADMIN_KEY_FILE,
@@ -151,7 +152,7 @@ class Stack:
         """Start both servers; returns before they are ready. On any error nothing is left running.
 
         Raises:
-            ArtifactError: The repository is not a published one.
+            ArtifactError: The repository is not a published one, or a file of it is damaged.
             ConfigError: A port is in use, a directory cannot be written or a package is missing.
             ServiceError: The stack was started already, or a server cannot be started.
         """
@@ -265,7 +266,7 @@ class Stack:
 
     def _build_triton(self) -> ChildProcess:
         installation = find_triton()
-        _ = self.fingerprint  # before anything is started: is this a published repository at all?
+        verify(self.repository)  # before anything is started: is every file what was published?
         runtime = self.log_dir / "runtime"
         backends = assemble_backends(installation, runtime / "backends")
         python = assemble_python(runtime / "python")

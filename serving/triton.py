@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -19,12 +18,12 @@ import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from contract.errors import ArtifactError, ConfigError
+from contract.errors import ConfigError
+from contract.repository import read_published
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
-PUBLISHED: Final = ".published.json"  # written by the exporter at the top of a model repository
 ADMIN_HEADER: Final = "cxr-admin-key"
 ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
 EXIT_TIMEOUT_S: Final = 3  # for requests under way; unloading python models one by one would take about 10 s
@@ -261,32 +260,15 @@ def read_fingerprint(repository: Path) -> str:
     """Return the fingerprint of the model that a published repository serves.
 
     Raises:
-        ArtifactError: The directory is no published model repository.
+        ArtifactError: The directory is no published model repository, or its marker is damaged.
     """
-    fingerprint = _read_marker(repository).get("fingerprint")
-    if not isinstance(fingerprint, str) or not fingerprint:
-        raise ArtifactError(f"{repository / PUBLISHED} holds no fingerprint.")
-    return fingerprint
+    return read_published(repository).fingerprint
 
 
 def is_rate_limited(repository: Path) -> bool:
     """Return whether the configs of a published repository hold rate limits; ArtifactError if it is none."""
-    return _read_marker(repository).get("rate_limited") is True
-
-
-def _read_marker(repository: Path) -> dict[str, Any]:
-    marker = repository / PUBLISHED
-    try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{repository} is not a published model repository (no {PUBLISHED}): run `cxr export` first."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{marker} cannot be read: {type(error).__name__}.") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{marker} cannot be read: it is not what the publisher wrote.")
-    return content
+    state = read_published(repository)
+    return state.versions[state.version].get("rate_limited") is True
 
 
 def find_missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:

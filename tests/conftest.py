@@ -29,6 +29,32 @@ def openi_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mark_published() -> "Callable[..., None]":
+    """A function that writes the marker for a model repository that a test put together; see `_mark_published`."""
+    return _mark_published
+
+
+def _mark_published(
+    repository: Path, fingerprint: str, *, second: str | None = None, rate_limited: bool = False
+) -> None:
+    """State that all files are as published: version 1 of `fingerprint`, and perhaps a second, which then answers."""
+    from contract.repository import CONFIG_NAME, MARKER, Published, hash_version, render_marker
+
+    versions = {1: fingerprint} | ({2: second} if second else {})
+    entries = {
+        number: {
+            "fingerprint": value,
+            "rate_limited": rate_limited,
+            "files": hash_version(repository, number),
+        }
+        for number, value in versions.items()
+    }
+    configs = {path.parent.name: path.read_text() for path in repository.glob(f"*/{CONFIG_NAME}")}
+    state = Published(repository, max(versions), entries, {})
+    (repository / MARKER).write_text(render_marker(state, configs))
+
+
+@pytest.fixture(scope="session")
 def chest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """One phantom radiograph as DICOM: `frontal`, and relabelled as `lateral`, of a `hand`, with 3 `frames`."""
     import pydicom

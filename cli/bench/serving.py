@@ -233,10 +233,10 @@ class _Swap:
 
 
 def _publish_again(model: Model, repository: Path, stack: "Stack") -> None:
+    from contract.repository import read_published
     from export.pipeline import make_deployment
     from export.profiles import load_profile
     from export.publish import publish
-    from export.versions import read_published
     from serving.reload import reload_models
     from serving.triton import read_admin_key
 

@@ -94,17 +94,23 @@ class DeleteCasesResponse(_message.Message):
     def __init__(self, deleted: _Optional[int] = ...) -> None: ...
 
 class GetInfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("fingerprint",)
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    def __init__(self, fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind")
+    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind", "damaged_count", "fingerprints")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CASE_COUNT_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     case_count: int
     dimension: int
     index_kind: str
-    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ...) -> None: ...
+    damaged_count: int
+    fingerprints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ..., damaged_count: _Optional[int] = ..., fingerprints: _Optional[_Iterable[str]] = ...) -> None: ...

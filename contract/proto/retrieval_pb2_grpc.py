@@ -45,14 +45,14 @@ class RetrievalServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def AddCases(self, request, context):
-        """Stores cases; a case whose id is known already is replaced. All or nothing per request.
+        """Stores cases in the index of their model; a case whose id is known there is replaced. All or nothing per request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Search(self, request, context):
-        """The k nearest cases by cosine similarity, for each query.
+        """The k nearest cases by cosine similarity, for each query, among those of the same model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,14 +66,14 @@ class RetrievalServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCases(self, request, context):
-        """Forgets cases for good.
+        """Forgets cases for good, in the indexes of all models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetInfo(self, request, context):
-        """What this index holds and which model it belongs to.
+        """What an index holds and which model it belongs to. There is one index for each model that cases were added for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

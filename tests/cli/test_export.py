@@ -1,6 +1,7 @@
 """`cxr export`: the bundle needs no command's name, a rollback has one, and a running server is told or left alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,14 @@ from typer.testing import CliRunner
 
 from cli import export as command
 from cli.export_app import export_app
-from contract.errors import ConfigError, ServerError, UnavailableError
+from contract.errors import ConfigError, DeadlineError, ServerError, UnavailableError
+from contract.repository import Published
 from serving.reload import Reload
 
+EXPORT_BUNDLE = command.export_bundle
 app = typer.Typer()
 app.add_typer(export_app, name="export")
-STATE = SimpleNamespace(repository=Path("r"), version=1, fingerprint="a" * 64, previous=2)
+STATE = Published(Path("r"), 1, {1: {"fingerprint": "a" * 64}, 2: {"fingerprint": "b" * 64}}, {})
 
 
 def run(*arguments: object):
@@ -35,7 +38,9 @@ def calls(monkeypatch):
     monkeypatch.setattr(command, "export_bundle", keep("export", exported))
     monkeypatch.setattr("export.versions.rollback", keep("rollback", STATE))
     monkeypatch.setattr("export.versions.withdraw", keep("withdraw", STATE))
-    monkeypatch.setattr("export.versions.read_published", keep("read", STATE))
+    monkeypatch.setattr("export.versions.settle", keep("settle", None))
+    monkeypatch.setattr("contract.repository.read_published", keep("read", replace(STATE, version=2)))
+    monkeypatch.setattr("serving.reload.check_server", keep("check", 2))
     monkeypatch.setattr("serving.reload.reload_models", keep("reload", Reload("a" * 64, {"x": 0.5})))
     monkeypatch.setattr("serving.triton.read_admin_key", lambda path: f"key of {path}")
     return kept
@@ -65,31 +70,65 @@ def test_rollback_tells_the_server(calls):
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["version"], told["loaded"]["fingerprint"]) == (1, "a" * 64)
-    assert [name for name, *_ in calls] == ["rollback", "reload"]
-    assert calls[1][1] == ("here:1", Path("r"), "key of k")
-    assert "version 1" in run("rollback", "r").output
+    assert [name for name, *_ in calls] == ["read", "check", "rollback", "reload"]
+    assert calls[1][1] == calls[3][1] == ("here:1", Path("r"), "key of k")
+    assert "answers with version 1" in run("rollback", "r").output
+    assert run("rollback", "r", "--to", 1).exit_code == 0
+    assert calls[-1][1] == (Path("r"), 1)
 
 
-@pytest.mark.parametrize(("error", "taken_back"), [(ServerError, True), (UnavailableError, False)])
-def test_rollback_that_the_server_cannot_take_is_taken_back(error, taken_back, calls, monkeypatch):
+def test_rollback_that_was_done_says_so(calls, monkeypatch):
+    monkeypatch.setattr("contract.repository.read_published", lambda _: STATE)
+    output = run("rollback", "r").output
+    assert "answered already with version 1" in output
+    assert "--to 2 lets it answer" in output
+    assert json.loads(run("rollback", "r", "--json").stdout)["changed"] is False
+
+
+@pytest.mark.parametrize("error", [UnavailableError, ConfigError])
+@pytest.mark.parametrize("arguments", [("rollback", "r"), ("b", "--table", "t", "--repository", "r")])
+def test_server_that_cannot_be_asked_is_found_before_anything_changes(arguments, error, calls, monkeypatch):
+    def fail(*_):
+        raise error("No.")
+
+    monkeypatch.setattr("serving.reload.check_server", fail)
+    monkeypatch.setattr("cli.export.load_bundle", lambda path: path)
+    monkeypatch.setattr(command, "export_bundle", EXPORT_BUNDLE)
+    result = run(*arguments, "--load", "here:1")
+    assert isinstance(result.exception, error)
+    assert {name for name, *_ in calls} <= {"read", "settle"}
+
+
+@pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError, KeyboardInterrupt])
+def test_rollback_that_the_server_cannot_take_is_taken_back(error, calls, monkeypatch):
     def fail(*_):
         raise error("No.")
 
     monkeypatch.setattr("serving.reload.reload_models", fail)
-    result = run("rollback", "r", "--load", "here:1")
-    assert isinstance(result.exception, error)
-    assert [name for name, *_ in calls] == ["rollback"] * (1 + taken_back)
+    with pytest.raises(error):
+        command.roll_back(Console(quiet=True), Path("r"), load="here:1", admin_key=Path("k"))
+    assert [given for name, given, _ in calls if name == "rollback"] == [(Path("r"), None), (Path("r"), 2)]
 
 
-def test_version_that_the_server_cannot_load_is_withdrawn(calls, monkeypatch):
+@pytest.mark.parametrize(("answered", "undone"), [(2, False), (None, False), (1, True)])
+def test_switch_of_which_the_server_was_not_told_is_undone_before_a_publish(
+    answered, undone, calls, monkeypatch
+):
+    monkeypatch.setattr("serving.reload.check_server", lambda *_: answered)
+    command._prepare_load(Path("r"), command.Publication(load="here:1", admin_key=Path("k")))
+    assert [given for name, given, _ in calls if name == "rollback"] == [(Path("r"), 1)] * undone
+
+
+@pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError])
+def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkeypatch):
     def fail(*_):
-        raise ServerError("No.")
+        raise error("No.")
 
     published = SimpleNamespace(repository=Path("r"), version=2)
     publication = command.Publication(load="here:1", admin_key=Path("k"))
     assert command._load_new_version(Console(quiet=True), published, publication).fingerprint == "a" * 64
     monkeypatch.setattr("serving.reload.reload_models", fail)
-    with pytest.raises(ServerError, match=r"No\. The change was taken back"):
+    with pytest.raises(error, match=r"No\. The change was taken back"):
         command._load_new_version(Console(quiet=True), published, publication)
     assert calls[-1][:2] == ("withdraw", (Path("r"), 2))
 

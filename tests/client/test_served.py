@@ -189,8 +189,8 @@ def test_findings_are_not_scored_by_another_model(client, triton, monkeypatch):
 
 def test_health_tells_of_the_model_served_now(client, triton, monkeypatch):
     monkeypatch.setattr(triton, "check_ready", lambda _timeout_s: None, raising=False)
-    stored = type("Info", (), {"fingerprint": "", "case_count": 0})()
-    monkeypatch.setattr(client._retrieval, "read_info", lambda _timeout_s: stored, raising=False)
+    stored = type("Info", (), {"fingerprint": "", "case_count": 0, "damaged_count": 0})()
+    monkeypatch.setattr(client._retrieval, "read_info", lambda *_: stored, raising=False)
     client.predict(report="Clear.")
     triton.version = "2"
     assert client.health().fingerprint == "b" * 64

@@ -142,7 +142,7 @@ def test_retrieval_gpu_image_refuses_to_start_without_a_gpu(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_triton_image(tmp_path: Path):
+def test_triton_image(tmp_path: Path, mark_published):
     """The image's entry point serves the python models with exactly the packages that the image adds.
 
     The program is the bundled tritonserver of the same release; the graphs, which the image runs with its C++
@@ -152,7 +152,7 @@ def test_triton_image(tmp_path: Path):
     report, text = b"FINDINGS: Small effusion XXXX.", b"Small effusion ."
     make_preprocessing_repository(tmp_path / "models", [report.decode()])
     installation, ports = find_triton(), Ports.free()
-    (tmp_path / "models" / ".published.json").write_text(json.dumps({"rate_limited": True}))
+    mark_published(tmp_path / "models", "f" * 64, rate_limited=True)
     (entry,) = json.loads(read_instruction("triton.Dockerfile", "ENTRYPOINT"))
     assert entry.startswith("/opt/cxr/docker/")
     environment = build_environment(installation, python.parents[1])

@@ -122,7 +122,7 @@ def test_no_request_fails_and_no_answer_is_mixed(models, inputs, tmp_path):
             rollback(repository)
             reload_models(stack.triton_url, repository, key)
             traffic.wait_for(40)
-            rollback(repository)
+            rollback(repository, to=2)
             reload_models(stack.triton_url, repository, key)
             traffic.wait_for(40)
         with grpc_client.InferenceServerClient(stack.triton_url) as client:

@@ -115,11 +115,11 @@ def write_text(config: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
+def repository(tmp_path_factory, mark_published) -> Path:
     root = tmp_path_factory.mktemp("repository")
     for name in PYTHON_MODELS:
         write_model(root, name)
-    (root / ".published.json").write_text(json.dumps({"fingerprint": FINGERPRINT}))
+    mark_published(root, FINGERPRINT)
     return root
 
 

@@ -14,12 +14,12 @@ from tritonclient.grpc import model_config_pb2
 from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
+from contract.repository import MARKER, read_published
 from contract.tensors import FUSED, GRAPHS, LAYOUTS, MODELS
 from export import parity, pipeline
 from export.checks import read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config
 from export.publish import publish
-from export.versions import MARKER, read_published
 
 
 def read_config(repository: Path, name: str):
@@ -95,6 +95,7 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
     parameters = {key: x.string_value for key, x in read_config(repository, name).parameters.items()}
     labels = json.loads(parameters.pop("labels"))
     assert [label["key"] for label in labels] == list(LABEL_KEYS)
+    assert parameters.pop("repository_id") == read_published(repository).details["repository_id"]
     assert [label["threshold"] for label in labels] == [label.threshold for label in bundle.labels]
     assert set(labels[0]) == {"key", "name", "threshold"}
     assert parameters == {

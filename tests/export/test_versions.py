@@ -11,18 +11,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ArtifactError, ConfigError
+from contract.repository import MARKER, read_published, verify
 from contract.tensors import GRAPHS, MODELS
 from export.configs import Deployment
 from export.publish import check_fits, publish
-from export.versions import (
-    MARKER,
-    find_version,
-    lock,
-    read_published,
-    rollback,
-    settle,
-    withdraw,
-)
+from export.versions import find_version, lock, rollback, settle, withdraw
 
 ENSEMBLES = [name for name, spec in MODELS.items() if spec.backend == "ensemble"]
 SHARED = [name for name in MODELS if name not in ENSEMBLES]
@@ -136,7 +129,7 @@ def test_what_answers_is_kept_when_a_version_follows_a_rollback(repository, mode
     assert set(check_whole(repository).values()) == {1}
 
 
-def test_rollback_twice_returns(repository, models):
+def test_rollback_and_back(repository, models):
     publish(*models[2], repository)
     before = read_tree(repository)
     state = rollback(repository)
@@ -146,16 +139,22 @@ def test_rollback_twice_returns(repository, models):
     assert (marker["version"], marker["fingerprint"]) == (1, f"{1:064x}")
     changed = {name for name, value in read_tree(repository).items() if before[name] != value}
     assert changed == {MARKER, *(f"{name}/config.pbtxt" for name in ENSEMBLES)}  # no graph is loaded again
-    rollback(repository)
+    rolled_back = read_tree(repository)
+    assert rollback(repository) == state  # repeated, it changes nothing
+    assert rollback(repository, to=1) == state
+    assert read_tree(repository) == rolled_back
+    rollback(repository, to=2)
     assert read_tree(repository) == before
+    with pytest.raises(ConfigError, match="no version 3: it holds 1, 2"):
+        rollback(repository, to=3)
 
 
 def test_rollback_needs_another_version(repository, tmp_path):
     with pytest.raises(ConfigError, match="holds version 1 only"):
         rollback(repository)
-    with pytest.raises(ConfigError, match="was not published"):
+    with pytest.raises(ArtifactError, match="was not published"):
         rollback(tmp_path)
-    with pytest.raises(ConfigError, match="was not published"):
+    with pytest.raises(ArtifactError, match="was not published"):
         settle(tmp_path / "nowhere")
 
 
@@ -284,6 +283,7 @@ def test_a_kill_at_any_rename_leaves_what_can_be_served_and_settled(
                 publish(*models[2], work)
         seen |= set(check_whole(work).values())
         settle(work)
+        verify(work)
         assert read_tree(work) == before, at
         shutil.rmtree(work)
     assert seen == {1, 2}  # it was tried before and after the switch
@@ -323,7 +323,7 @@ def test_repository_of_an_older_version_says_what_to_do(repository, models):
     (repository / MARKER).write_text(json.dumps(marker))
     settle(repository)  # served as it is
     assert find_version(repository) == 1
-    with pytest.raises(ConfigError, match=r"older version of cxr.*--replace"):
+    with pytest.raises(ArtifactError, match=r"older version of cxr.*--replace"):
         publish(*models[2], repository)
     publish(*models[2], repository, replace=True)
     assert read_published(repository).fingerprint == f"{2:064x}"
@@ -343,6 +343,6 @@ def test_version_without_its_config_is_named(repository, models):
     publish(*models[2], repository)
     (repository / "predict_text" / "1" / "config.pbtxt").unlink()
     before = read_tree(repository)
-    with pytest.raises(ArtifactError, match=r"predict_text/1/config\.pbtxt cannot be read"):
+    with pytest.raises(ArtifactError, match=r"predict_text/1/config\.pbtxt is missing"):
         rollback(repository)
     assert read_tree(repository) == before

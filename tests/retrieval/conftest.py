@@ -12,10 +12,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
+from retrieval.indexes import CaseIndexes
 from retrieval.listener import SidecarServer
 from retrieval.service import RetrievalService
-from retrieval.store import CaseRecord, CaseStore
-from retrieval.worker import IndexThread
+from retrieval.store import CaseRecord
 
 ROOT = Path(__file__).parents[2]
 MODEL = "a" * 64
@@ -71,8 +71,8 @@ class Client:
     def get(self, name):
         return self.stub.GetCase(retrieval_pb2.GetCaseRequest(id=name), timeout=10)
 
-    def info(self):
-        return self.stub.GetInfo(retrieval_pb2.GetInfoRequest(), timeout=10)
+    def info(self, fingerprint=""):
+        return self.stub.GetInfo(retrieval_pb2.GetInfoRequest(fingerprint=fingerprint), timeout=10)
 
     def health(self, service="") -> str:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -84,22 +84,21 @@ class Sidecar:
     """All parts of the server, in this process."""
 
     def __init__(self, directory: Path, fingerprint: str | None = None, **options):
-        self.store = CaseStore(directory, fingerprint=fingerprint)
-        self.index = IndexThread(self.store.read_vectors, **options)
-        self.service = RetrievalService(self.store, self.index)
+        self.indexes = CaseIndexes(directory, fingerprint=fingerprint, **options)
+        self.store, self.index = self.indexes.home.store, self.indexes.home.index
+        self.service = RetrievalService(self.indexes)
         self.server = SidecarServer(self.service, "127.0.0.1:0")
         self.client = Client(self.server.address)
 
     def start(self) -> "Sidecar":
-        self.index.start().result(10)
+        self.indexes.start().result(10)
         self.server.announce()
         return self
 
     def stop(self) -> None:
         self.client.channel.close()
         self.server.stop(0.0)
-        self.index.close()
-        self.store.close()
+        self.indexes.close()
 
 
 @pytest.fixture

@@ -140,15 +140,21 @@ def test_two_servers_never_share_a_store(run_server, make):
     assert "3 cases" in run_server().ready_line
 
 
-def test_a_store_of_another_model_ends_the_start(run_server, make):
+def test_a_store_of_another_model_is_kept_and_told_of(run_server, make):
+    vectors = make.vectors(1)
     server = run_server("--fingerprint", make.MODEL)
-    server.client.add(make.vectors(1))
+    server.client.add(vectors)
     server.end(signal.SIGTERM)
-    other = run_server("--fingerprint", make.OTHER_MODEL, wait=False)
-    output, errors = other.process.communicate(timeout=20)
-    assert (other.process.returncode, output, errors.count("\n")) == (3, "", 1)
-    assert "a" * 12 in errors
-    assert "b" * 12 in errors
+    other = run_server("--fingerprint", make.OTHER_MODEL)
+    assert f"1 cases, model {'a' * 12}" in other.ready_line
+    assert len(other.client.search(vectors)[0].hits) == 1
+    assert other.client.add(vectors, ids=["new"], fingerprint=make.OTHER_MODEL).added == 1
+    code, errors = other.end(signal.SIGTERM)
+    assert (code, errors.count("\n")) == (0, 1)
+    assert f"is of model {'a' * 12}; there is none of model {'b' * 12} yet: run `cxr index TABLE`" in errors
+    both = run_server("--fingerprint", make.OTHER_MODEL)
+    assert f"1 cases, model {'b' * 12}" in both.ready_line
+    assert both.end(signal.SIGTERM) == (0, "")
 
 
 def test_an_address_in_use_ends_the_start(run_server, tmp_path):
@@ -196,16 +202,43 @@ def restore_signals():
         signal.signal(number, handler)
 
 
-def test_a_damaged_embedding_ends_the_start(capsys, make, tmp_path):
-    with CaseStore(tmp_path) as store:
-        store.put(make.MODEL, make.records("abc"), make.vectors(3))
-    connection = sqlite3.connect(tmp_path / "cases.sqlite")
+def damage_row(path: Path) -> None:
+    connection = sqlite3.connect(path)
     connection.execute("UPDATE cases SET embedding = x'00' WHERE id = 'b'")
     connection.commit()
     connection.close()
-    code, message = run_main(capsys, "--store", str(tmp_path), "--address", "127.0.0.1:0")
-    assert code == 3
-    assert "damaged" in message
+
+
+def test_a_damaged_row_is_told_of_and_the_others_are_served(run_server, make, tmp_path):
+    with CaseStore(tmp_path / "store") as store:
+        store.put(make.MODEL, make.records("abc"), make.vectors(3))
+    damage_row(tmp_path / "store" / "cases.sqlite")
+    server = run_server()
+    assert "2 cases" in server.ready_line
+    assert sorted(server.client.find_ids(make.vectors(3)[1])) == ["a", "c"]
+    assert (server.client.info().case_count, server.client.info().damaged_count) == (2, 1)
+    code, errors = server.end(signal.SIGTERM)
+    assert (code, errors.count("\n")) == (0, 1)
+    assert "1 of its rows (2) are not what was written" in errors
+    assert main(["--store", str(tmp_path / "store"), "--remove-damaged"]) == 0
+    assert run_server().end(signal.SIGTERM) == (0, "")
+
+
+def test_the_index_of_a_model_is_removed_only_when_told(run_server, make, tmp_path, capsys):
+    server = run_server()
+    for number, model in enumerate((make.MODEL, make.OTHER_MODEL)):
+        server.client.add(make.vectors(2, seed=number), fingerprint=model)
+    store = str(tmp_path / "store")
+    code, message = run_main(capsys, "--store", store, "--forget", make.MODEL)
+    assert (code, "in use by another server" in message) == (2, True)
+    server.end(signal.SIGTERM)
+    code, message = run_main(capsys, "--store", store, "--forget", "c" * 64)
+    assert (code, "it holds aaaaaaaaaaaa, bbbbbbbbbbbb" in message) == (2, True)
+    code, message = run_main(capsys, "--store", str(tmp_path / "nowhere"), "--forget", "c" * 64)
+    assert (code, "There is no case store" in message) == (2, True)
+    assert main(["--store", store, "--forget", make.MODEL[:12]]) == 0
+    assert "2 cases" in capsys.readouterr().out
+    assert list(run_server().client.info().fingerprints) == [make.OTHER_MODEL]
 
 
 def test_a_file_that_is_no_store_ends_the_start(capsys, tmp_path):

@@ -1,6 +1,5 @@
 """A small published repository that the real servers run: a python step, a graph, an ensemble of both."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -87,7 +86,7 @@ def write_graph(path: Path, fingerprint: str = FINGERPRINT) -> None:
 
 
 @pytest.fixture(scope="session")
-def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_repository(tmp_path_factory: pytest.TempPathFactory, mark_published) -> Path:
     """A published repository with the models step, graph and predict."""
     root = tmp_path_factory.mktemp("repository")
     write_graph(root / "graph" / "1" / "model.onnx")
@@ -97,7 +96,7 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "step" / "config.pbtxt").write_text(STEP_CONFIG)
     (root / "predict" / "1").mkdir(parents=True)
     (root / "predict" / "config.pbtxt").write_text(ENSEMBLE_CONFIG % FINGERPRINT)
-    (root / ".published.json").write_text(json.dumps({"fingerprint": FINGERPRINT}))
+    mark_published(root, FINGERPRINT)
     return root
 
 

@@ -172,7 +172,7 @@ def test_what_is_no_radiograph_is_refused(model):
 def test_unknown_model_and_missing_or_damaged_repository(own_copy, tmp_path):
     with pytest.raises(ConfigError, match="no model predict_all"):
         InProcess(own_copy).run("predict_all", {})
-    with pytest.raises(ArtifactError, match="not a published model repository"):
+    with pytest.raises(ArtifactError, match="was not published by cxr"):
         InProcess(tmp_path)
     (own_copy / "predict_image" / "config.pbtxt").write_text("input ?")
     with pytest.raises(ArtifactError, match=r"predict_image/config\.pbtxt"):

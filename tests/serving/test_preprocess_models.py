@@ -1,6 +1,5 @@
 """The preprocessing steps in the real Triton give what `contract` gives, byte for byte."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def write_parameters(config: Path, values: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory):
+def repository(tmp_path_factory, mark_published):
     from contract.text import train_tokenizer
 
     root = tmp_path_factory.mktemp("preprocess")
@@ -45,7 +44,7 @@ def repository(tmp_path_factory):
         root / "preprocess_text" / "config.pbtxt", {"text_mode": "findings", "max_length": str(MAX_LENGTH)}
     )
     train_tokenizer(REPORTS[:2] * 5, root / "preprocess_text" / "1" / "tokenizer.json", vocab_size=200)
-    (root / ".published.json").write_text(json.dumps({"fingerprint": "f" * 64}))
+    mark_published(root, "f" * 64)
     return root
 
 

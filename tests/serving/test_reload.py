@@ -22,12 +22,13 @@ POLICY = "version_policy { specific { versions: %s } }\n"
 
 
 @pytest.fixture
-def served(own_repository, tmp_path):
+def served(own_repository, tmp_path, mark_published):
     """A running stack over a repository that a test may change, and a client of it."""
     pytest.importorskip("pytriton")
     for name in ("graph", "step"):
         change_config(own_repository, name, policy="[1]")
     change_config(own_repository, "predict", ("model_version: -1", "model_version: 1"), policy="[1]")
+    mark_published(own_repository, OLD)
     with Stack(own_repository, tmp_path / "store", ports=Ports.free(), log_dir=tmp_path / "logs") as stack:
         stack.wait_ready(60)
         client = grpc_client.InferenceServerClient(stack.triton_url)
@@ -43,7 +44,7 @@ def change_config(repository: Path, name: str, *changes: tuple[str, str], policy
     path.write_text(text + POLICY % policy)
 
 
-def publish_second(repository: Path) -> None:
+def publish_second(repository: Path, mark) -> None:
     """Add version 2, a graph that gives the double, as `export.publish` lays it out."""
     onnx = pytest.importorskip("onnx")
     for name in ("graph", "step", "predict"):
@@ -57,7 +58,7 @@ def publish_second(repository: Path) -> None:
     for name in ("graph", "step"):
         change_config(repository, name, policy="[1, 2]")
     change_config(repository, "predict", (OLD, NEW), ("model_version: 1", "model_version: 2"), policy="[2]")
-    (repository / ".published.json").write_text(json.dumps({"fingerprint": NEW}))
+    mark(repository, OLD, second=NEW)
 
 
 def ask(client, text: bytes = b"3") -> tuple[float, str]:
@@ -69,10 +70,10 @@ def ask(client, text: bytes = b"3") -> tuple[float, str]:
 
 
 @pytest.mark.e2e
-def test_new_version_is_taken_under_traffic(served):
+def test_new_version_is_taken_under_traffic(served, mark_published):
     stack, client = served
     assert ask(client) == (9, "1")
-    publish_second(stack.repository)
+    publish_second(stack.repository, mark_published)
     assert ask(client) == (9, "1")  # until it is told
     answers, failures, stop = set(), [], threading.Event()
 
@@ -104,13 +105,14 @@ def test_new_version_is_taken_under_traffic(served):
 
 
 @pytest.mark.e2e
-def test_broken_version_leaves_the_old_one_and_can_be_taken_back(served):
+def test_broken_version_leaves_the_old_one_and_can_be_taken_back(served, mark_published):
     stack, client = served
     key = read_admin_key(stack.admin_key_path)
     paths = (*stack.repository.glob("*/config.pbtxt"), stack.repository / ".published.json")
     before = {path: path.read_text() for path in paths}
-    publish_second(stack.repository)
+    publish_second(stack.repository, mark_published)
     (stack.repository / "graph" / "2" / "model.onnx").write_bytes(b"no graph")
+    mark_published(stack.repository, OLD, second=NEW)  # it was broken when it was published
     with pytest.raises(ServerError, match=r"did not take graph: .*version 2.*cannot load") as info:
         reload_models(stack.triton_url, stack.repository, key)
     assert "At:" not in str(info.value)
@@ -124,14 +126,14 @@ def test_broken_version_leaves_the_old_one_and_can_be_taken_back(served):
     )  # Triton 2.51 remembers the failed version until a good one of its number
     for name in ("graph", "step", "predict"):
         shutil.rmtree(stack.repository / name / "2")
-    publish_second(stack.repository)
+    publish_second(stack.repository, mark_published)
     reload_models(stack.triton_url, stack.repository, key)
     assert ask(client) == (18, "2")
     assert client.is_server_ready()
 
 
 @pytest.mark.e2e
-def test_models_change_only_with_the_key(served, tmp_path):
+def test_models_change_only_with_the_key(served, tmp_path, mark_published):
     stack, client = served
     key = read_admin_key(stack.admin_key_path)
     for call in (client.load_model, client.unload_model):
@@ -151,7 +153,7 @@ def test_models_change_only_with_the_key(served, tmp_path):
     assert ask(client) == (9, "1")
     other = tmp_path / "other"
     shutil.copytree(stack.repository, other)
-    (other / ".published.json").write_text(json.dumps({"fingerprint": NEW}))
+    mark_published(other, NEW)
     with pytest.raises(FingerprintError, match=r"serves model ffffffffffff in predict.*aaaaaaaaaaaa"):
         reload_models(stack.triton_url, other, key)
 

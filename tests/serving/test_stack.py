@@ -121,10 +121,11 @@ def test_deadline_stops_both_and_names_the_logs(small_repository, tmp_path):
 
 
 @pytest.mark.e2e
-def test_graph_of_another_model_is_refused_with_both_fingerprints(own_repository, tmp_path):
+def test_graph_of_another_model_is_refused_with_both_fingerprints(own_repository, tmp_path, mark_published):
     pytest.importorskip("pytriton")
     config = own_repository / "graph" / "config.pbtxt"
     config.write_text(config.read_text().replace("f" * 64, "0" * 64))
+    mark_published(own_repository, "f" * 64)
     with (
         build_stack(own_repository, tmp_path) as stack,
         pytest.raises(ServiceError, match=r"Triton ended with code 1: .*") as info,
@@ -137,9 +138,10 @@ def test_graph_of_another_model_is_refused_with_both_fingerprints(own_repository
 
 
 @pytest.mark.e2e
-def test_damaged_graph_is_refused(own_repository, tmp_path):
+def test_graph_that_was_published_broken_is_refused(own_repository, tmp_path, mark_published):
     pytest.importorskip("pytriton")
     (own_repository / "graph" / "1" / "model.onnx").write_bytes(b"no graph")
+    mark_published(own_repository, "f" * 64)
     with (
         build_stack(own_repository, tmp_path) as stack,
         pytest.raises(ServiceError, match=r"cannot load .*model\.onnx"),

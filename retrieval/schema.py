@@ -1,0 +1,73 @@
+"""The tables of a case store, the statements that read and write them, and the checksums in them."""
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 2
+APPLICATION_ID: Final = 0x63787273  # "cxrs", in the file's header (SQLite: PRAGMA application_id)
+SCHEMA: Final = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE cases (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        study_id TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        labels TEXT NOT NULL,
+        report TEXT NOT NULL,
+        image_ref TEXT NOT NULL,
+        embedding BLOB NOT NULL
+    )""",
+)
+# What version 2 added. A new store is made in the same two steps, so that both have the very same schema.
+ADD_CHECKSUM: Final = "ALTER TABLE cases ADD COLUMN checksum BLOB NOT NULL DEFAULT x''"
+FILL_CHECKSUM: Final = (
+    "UPDATE cases SET checksum = "
+    "cxr_checksum(sequence, id, study_id, fingerprint, labels, report, image_ref, embedding)"
+)
+INSERT: Final = (
+    "INSERT INTO cases (sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+SELECT: Final = (
+    "SELECT sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum "
+    "FROM cases WHERE "
+)
+COUNT_ROWS: Final = "SELECT COUNT(*), COALESCE(SUM(sequence), 0) FROM cases"
+FIRST_ROW: Final = -(2**63)  # no row comes before it, whatever a flipped bit made of its number
+_CHECKSUM_BYTES: Final = 8
+
+
+def compute_checksum(values: Iterable[Any]) -> bytes:
+    """Return 8 bytes of the SHA-256 over values, each with its type and length before it."""
+    parts = []
+    for value in values:
+        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        parts += [f"{type(value).__name__} {len(data)} ".encode(), data]
+    return hashlib.sha256(b"".join(parts)).digest()[:_CHECKSUM_BYTES]
+
+
+def hash_meta(values: dict[str, str]) -> str:
+    """Return the checksum of the rows of `meta`, as hexadecimal digits."""
+    return compute_checksum(text for item in sorted(values.items()) for text in item).hex()
+
+
+def decode_text(data: bytes) -> str:
+    """Decode a text column; one that a flipped bit made no UTF-8 is decoded too, and fails its checksum."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def read_schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """Return type, name, table and statement of everything that a database says of its structure, in order."""
+    rows = connection.execute("SELECT type, name, tbl_name, COALESCE(sql, '') FROM sqlite_master").fetchall()
+    return sorted((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in rows)
+
+
+def make_schema() -> list[tuple[str, ...]]:
+    """Return the schema as a new store has it: a flipped bit in a column's type changes how ids compare."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in (*SCHEMA, ADD_CHECKSUM):
+            connection.execute(statement)
+        return read_schema(connection)
