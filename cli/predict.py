@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
-from rich.console import Console
 
+from cli.console import CommandConsole
 from cli.progress import show_progress
 from cli.show import NOTICE, print_json
 from contract.errors import ConfigError, ServiceError
@@ -100,7 +100,7 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
                 todo.append(case)
         write: Callable[[PredictionRow], None] = emit if file is None else file.add
         lines = out is None and sys.stdout.isatty()  # they are progress enough, and a bar would break them
-        with show_progress(Console(stderr=True, quiet=lines), "Predicting") as progress:
+        with show_progress(CommandConsole(stderr=True, quiet=lines), "Predicting") as progress:
             progress(tally.done, len(cases.cases))
             try:
                 for row in predict_files(client, todo, fingerprint):

@@ -112,7 +112,7 @@ def test_a_name_that_is_no_text_is_printed_by_its_codes(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr
-        == rb"Error: Cannot read the image file \udcff\x1b[31m.png: No such file or directory." + b"\n"
+        == rb"Error: Cannot read the image file '\udcff\x1b[31m.png': No such file or directory." + b"\n"
     )
 
 

@@ -8,9 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cli.cases import make_cases
 from client.results import Health
-from contract.errors import ImageError
 from cxr import app
 from training.phantom import draw_dataset
 
@@ -48,7 +46,7 @@ WRONG = {
     "port too high": ("serve --repository empty --store st --http-port 99999", 2, "99999"),
     "port 0": ("serve --repository empty --store st --grpc-port 0", 2, "1"),
     "port in words": ("serve --repository empty --store st --retrieval-port x", 2, "--retrieval-port"),
-    "image is a directory": ("predict empty", 2, "empty: Is a directory"),
+    "image is a directory": ("predict empty", 2, "no DICOM, PNG or JPEG file in empty"),
     "index of a directory": ("index empty", 2, "no studies table empty"),
     "index of text": ("index text.txt", 3, "text.txt is not a Parquet file"),
     "split is a table": ("index s.parquet --split s.parquet", 2, "not a split file"),
@@ -63,10 +61,10 @@ WRONG = {
     "page below a file": ("data audit s.parquet --out text.txt/new", 3, "text.txt/new: Not a directory"),
     "no bundle": ("explain -r x --bundle empty", 3, "empty is not a model bundle"),
     "export of a directory": ("export empty --table s.parquet --repository new", 3, "not a model bundle"),
-    "rollback of a directory": ("export rollback empty", 2, "not published by cxr"),
+    "rollback of a directory": ("export rollback empty", 3, "not published by cxr"),
     "reports of no bench": ("bench compare empty empty", 2, "no report empty/bench.json"),
     "external without a bundle": ("evaluate s.parquet --external", 2, "need --bundle"),
-    "url with a scheme": ("predict -r x --triton http://127.0.0.1:9 --timeout 2", None, "127.0.0.1:9"),
+    "url with a scheme": ("predict -r x --triton http://127.0.0.1:9 --timeout 2", 2, "host:port"),
 }
 
 
@@ -77,7 +75,7 @@ def test_one_sentence_and_nothing_written(name, data, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # a sentence is one line at every width
     before = sorted(data.iterdir())
     result = run(*line.split())
-    assert result.exit_code in ({2, 4} if code is None else {code}), result.output
+    assert result.exit_code == code, result.output
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     assert words in result.stderr
@@ -106,25 +104,6 @@ def test_images_that_are_partly_there_are_counted(data, tmp_path):
     assert f"{len(files) - 2} of {len(files)} images found, 2 missing" in printed.stdout
     images = json.loads(run(*command, "--json").stdout)["images"]
     assert images == {"named": len(files), "found": len(files) - 2, "missing": 2}
-
-
-def test_an_image_that_cannot_be_read_is_refused_and_the_rest_goes_on(data, tmp_path):
-    image = next((data / "phantom").rglob("*.dcm"))
-    rows = pq.read_table(data / "s.parquet").to_pylist()[:4]
-    places = (str(image), str(tmp_path / "missing.dcm"), str(tmp_path), "a\0b")
-    for row, path in zip(rows, places, strict=True):
-        row["image_paths"] = [path]
-    refused: list[tuple[str, str]] = []
-    cases = list(make_cases(rows, "findings", lambda *entry: refused.append(entry)))
-    assert [case.id for case in cases] == [rows[0]["study_id"]]
-    assert cases[0].image == image.read_bytes()
-    assert [case_id for case_id, _ in refused] == [row["study_id"] for row in rows[1:]]
-    for words, (_, reason) in zip(
-        ("missing.dcm: No such file", "Is a directory", "null"), refused, strict=True
-    ):
-        assert words in reason
-    with pytest.raises(ImageError, match=r"missing\.dcm"):
-        list(make_cases(rows, "findings"))
 
 
 def test_doctor_exits_with_4_when_no_server_answers():
