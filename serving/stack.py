@@ -7,7 +7,6 @@
 Both answer on 127.0.0.1 only and die with this process, however it dies.
 """
 
-import http.client
 import os
 import re
 import socket
@@ -17,6 +16,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
+
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from serving.process import ChildProcess, wait_until
@@ -84,7 +86,15 @@ class Ports:
 class Stack:
     """Triton and the sidecar over one published model repository and one case store."""
 
-    def __init__(self, repository: Path, store: Path, *, ports: Ports | None = None, log_dir: Path) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        store: Path,
+        *,
+        ports: Ports | None = None,
+        log_dir: Path,
+        http_inference: bool = False,
+    ) -> None:
         """Describe the stack; nothing runs yet.
 
         Args:
@@ -93,11 +103,14 @@ class Stack:
             ports: Where to listen; None means 8000 to 8002 and 8005.
             log_dir: Receives triton.log, retrieval.log and the assembled `runtime`; made if needed. A running
                 stack has it to itself.
+            http_inference: Open Triton's own HTTP front end on the HTTP port, for trusted callers alone (see
+                `serving.triton.build_command`). Without it the port answers questions about health and nothing else.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
         self.ports = ports or Ports()
         self.log_dir = Path(log_dir).resolve()
+        self.http_inference = http_inference
         self._children: list[ChildProcess] = []
 
     @property
@@ -280,6 +293,7 @@ class Stack:
                 name_regions(self.log_dir),
                 make_admin_key(self.admin_key_path),
                 rate_limited=is_rate_limited(self.repository),
+                http_inference=self.http_inference,
             ),
             log_path=self.log_dir / "triton.log",
             environment=build_environment(installation, python),
@@ -299,21 +313,19 @@ class Stack:
 
     def _answers(self, child: ChildProcess) -> bool:
         if child.name == "Triton":
-            return is_triton_ready(LOOPBACK, self.ports.http)
+            return is_triton_ready(self.triton_url)
         return is_sidecar_ready(self.retrieval_url)
 
 
-def is_triton_ready(host: str, port: int) -> bool:
-    """Ask Triton (KServe v2, GET /v2/health/ready) whether it and all its models are ready."""
-    # http.client and not urllib: a proxy set in the environment has no place on loopback.
-    connection = http.client.HTTPConnection(host, port, timeout=_PROBE_TIMEOUT_S)
+def is_triton_ready(url: str) -> bool:
+    """Ask Triton (KServe v2, ServerReady) whether it and all its models are ready."""
+    client = triton.InferenceServerClient(url, channel_args=[("grpc.enable_http_proxy", 0)])
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
+        return bool(client.is_server_ready(client_timeout=_PROBE_TIMEOUT_S))
+    except InferenceServerException:
         return False
     finally:
-        connection.close()
+        client.close()
 
 
 def is_sidecar_ready(url: str) -> bool:

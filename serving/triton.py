@@ -162,6 +162,7 @@ def build_command(
     admin_key: str,
     *,
     rate_limited: bool = False,
+    http_inference: bool = False,
 ) -> list[str]:
     """Return the command line of a Triton that answers on loopback only and serves every model or ends.
 
@@ -179,6 +180,8 @@ def build_command(
         region_prefix: Of the shared-memory regions (`name_regions`).
         admin_key: What a caller must show to change models (`make_admin_key`).
         rate_limited: Whether the configs hold rate limits to keep (`is_rate_limited`).
+        http_inference: Whether Triton's own HTTP front end listens too, for trusted callers alone. Triton 2.51 ends
+            with SIGSEGV when a POST of some megabytes comes as a form (curl's default) or in a million chunks.
     """
     restricted = f"model-repository:{ADMIN_HEADER}={admin_key}"
     return [
@@ -197,8 +200,11 @@ def build_command(
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-        "--http-address=127.0.0.1",
-        f"--http-port={addresses.http}",
+        *(
+            ["--http-address=127.0.0.1", f"--http-port={addresses.http}"]
+            if http_inference
+            else ["--allow-http=false"]
+        ),
         "--grpc-address=127.0.0.1",
         f"--grpc-port={addresses.grpc}",
         "--metrics-address=127.0.0.1",
