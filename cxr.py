@@ -7,6 +7,7 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 import os
 import signal
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -169,22 +170,31 @@ def serve(
     repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
     store: Annotated[Path, typer.Option(help="Directory of the case store; made when missing.")],
     logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
-    http_port: Annotated[int, typer.Option(help="Triton HTTP.")] = 8000,
+    http_port: Annotated[int, typer.Option(help="Health over HTTP: GET /v2/health/ready.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Triton gRPC.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Triton metrics (Prometheus).")] = 8002,
     retrieval_port: Annotated[int, typer.Option(help="Retrieval sidecar gRPC.")] = 8005,
+    http_inference: Annotated[
+        bool,
+        typer.Option(
+            "--http-inference",
+            help="Open Triton's own HTTP interface on the HTTP port, for trusted callers alone: a POST must say "
+            "Content-Type: application/octet-stream and must not come in very many chunks, or Triton 2.51 ends.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
+    """Run Triton and the retrieval sidecar on this machine until Ctrl-C, and bring back what ends or stands still."""
     from cli.show import print_json
     from export.versions import MARKER, settle
     from serving.stack import Ports, Stack
 
     if os.access(repository / MARKER, os.W_OK):
         settle(repository)  # what was killed while publishing ends here, before Triton reads it
+    signal.signal(signal.SIGTERM, _leave)
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = make_console(as_json)
-    with Stack(repository, store, ports=ports, log_dir=logs) as stack:
+    with Stack(repository, store, ports=ports, log_dir=logs, http_inference=http_inference) as stack:
         with console.status("Starting Triton and the sidecar"):
             seconds = stack.wait_ready()
         if as_json:
@@ -193,7 +203,7 @@ def serve(
         for name, address in stack.describe().items():
             console.print(f"{name:<12} {address}", highlight=False, soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
-        stack.wait()
+        stack.wait(lambda sentence: print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True))
 
 
 @app.command("index")
@@ -347,13 +357,19 @@ def doctor(
         print_checks(make_console(False), checks, health)
 
 
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Entry point of the console script; a termination signal stops children as Ctrl-C does."""
+    """Entry point of the console script; a termination signal stops children and cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _stop)
     app()
 
 

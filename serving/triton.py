@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -111,8 +112,12 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
     return directory
 
 
-def assemble_python(directory: Path) -> Path:
+def assemble_python(directory: Path, import_paths: Sequence[str] | None = None) -> Path:
     """Make `directory` (replaced) a virtual environment that imports what this interpreter imports.
+
+    Args:
+        directory: Where.
+        import_paths: Its import path; None means `list_import_paths`.
 
     The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
     `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
@@ -124,7 +129,7 @@ def assemble_python(directory: Path) -> Path:
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(directory)
         packages = next((directory / "lib").glob("python3*/site-packages"))
-        lines = [_NO_BYTECODE, *list_import_paths()]
+        lines = [_NO_BYTECODE, *(list_import_paths() if import_paths is None else import_paths)]
         (packages / "stack.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
         raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
@@ -253,7 +258,7 @@ def read_admin_key(path: Path) -> str:
 
 def name_regions(log_dir: Path) -> str:
     """Return the prefix of the shared-memory regions of the stack that logs into `log_dir`."""
-    return f"cxr_{hashlib.sha256(str(log_dir).encode()).hexdigest()[:16]}_"
+    return f"cxr_{hashlib.sha256(os.fsencode(log_dir)).hexdigest()[:16]}_"
 
 
 def remove_regions(region_prefix: str) -> None:
