@@ -10,6 +10,7 @@ from typing import Final
 
 from serving.stubs import Process, Stub
 
+SERVER: Final = ""  # the name under which the server's own process counts as a model
 BUSY: Final = 0.03  # share of a core from which a process counts as computing
 
 
@@ -43,6 +44,7 @@ class Flow:
         with_stubs = {stub.model for stub in listed}
         processes = [(stub.model, stub.process) for stub in listed]
         if server is not None:
+            processes.append((SERVER, server))
             processes += [(model, server) for model in self._successes if model not in with_stubs]
         for model, process in processes:
             used_s = process.cpu_s - self._cpu_s.get(process.pid, process.cpu_s)

@@ -357,7 +357,7 @@ class Stack:
             _TRITON,
             self._children[0],
             build=self._build_triton,
-            watch=lambda child: TritonWatch(self.triton_url, child.pid or 0, self._list_probed()),
+            watch=lambda child, up: TritonWatch(self.triton_url, child.pid or 0, self._list_probed(), up=up),
             ports=ports,
             clean=self._remove_regions,
         )
@@ -367,7 +367,9 @@ class Stack:
             _SIDECAR,
             self._children[1],
             build=self._build_sidecar,
-            watch=lambda child: SidecarWatch(partial(is_sidecar_ready, self.retrieval_url), child.pid or 0),
+            watch=lambda child, up: SidecarWatch(
+                partial(is_sidecar_ready, self.retrieval_url), child.pid or 0, up=up
+            ),
             ports=[self.ports.retrieval],
             clean=lambda: None,
         )

@@ -16,7 +16,7 @@ from serving.process import ChildProcess
 
 _FIRST_PAUSE_S: Final = 0.5
 _LAST_PAUSE_S: Final = 30.0
-_STEADY_S: Final = 10.0  # up for so long: the next failure is a first one
+_STEADY_S: Final = 5.0  # up for so long: the next failure is a first one
 _START_S: Final = 180.0
 _STOP_S: Final = 1.0  # for the rest of a server that ended or stands still
 _TOLD_FAILURES: Final = 5
@@ -46,7 +46,7 @@ class Part:
         child: ChildProcess,
         *,
         build: Callable[[], ChildProcess],
-        watch: Callable[[ChildProcess], Watch],
+        watch: Callable[[ChildProcess, bool], Watch],
         ports: Sequence[int],
         clean: Callable[[], None],
     ) -> None:
@@ -56,7 +56,7 @@ class Part:
             name: What messages call it.
             child: Its process, started.
             build: Makes the process of the next start.
-            watch: Begins to watch a process.
+            watch: Begins to watch a process; the flag says that it answered already.
             ports: That it needs.
             clean: Removes what a dead one left.
         """
@@ -76,7 +76,7 @@ class Part:
 
     def begin(self) -> None:
         """Watch the process that runs and is known to answer."""
-        self.watch, self._up, self._since = self._start_watch(self.child), True, time.monotonic()
+        self.watch, self._up, self._since = self._start_watch(self.child, True), True, time.monotonic()
 
     def step(self, say: Say) -> None:
         """Look once, and do what is to be done."""
@@ -138,7 +138,7 @@ class Part:
             self._retry(f"{self.name} cannot be started: {str(error).rstrip('.')}", say)
             return
         self._since = now
-        self.watch = self._start_watch(self.child)
+        self.watch = self._start_watch(self.child, False)
 
 
 def _show(path: Path) -> str:

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from contract.errors import BusyError, CxrError
 from contract.probe_case import PROBE_INPUTS
-from serving.flow import BUSY, Flow
+from serving.flow import BUSY, SERVER, Flow
 from serving.probe import CHANNEL, ask
 from serving.regions import RegionSweeper
 from serving.stubs import Stub, list_stubs, read_process
@@ -114,16 +114,18 @@ class _Counts:
 class TritonWatch:
     """Watches one Triton from a thread of its own until `close`."""
 
-    def __init__(self, url: str, pid: int, models: Sequence[str]) -> None:
+    def __init__(self, url: str, pid: int, models: Sequence[str], *, up: bool) -> None:
         """Begin to watch.
 
         Args:
             url: host:port of its gRPC service.
             pid: Its process on this machine.
             models: Which of `contract.probe_case.PROBED` it serves.
+            up: Whether it answered already; one that starts may be silent for long.
         """
         self.verdict: str | None = None
-        self._pid, self._models = pid, tuple(models)
+        self._pid, self._models, self._up = pid, tuple(models), up
+        self._silent_since = time.monotonic() if up else None
         self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
         self._sweeper = RegionSweeper(self._client)
         self._flow = Flow()
@@ -142,12 +144,13 @@ class TritonWatch:
         """Whether the last real inference of every model succeeded."""
         if self.verdict is not None or self._closing.is_set():
             return False
-        return len(self._questions) == len(self._models) and all(map(self.answers, self._models))
+        return (self._up or self._silent_since is not None) and all(map(self.answers, self._models))
 
     def answers(self, model: str) -> bool:
         """Return whether the last real inference of a model succeeded."""
         question = self._questions.get(model)
-        return question is not None and question.answered and self.verdict is None
+        answered = self._up if question is None else question.answered
+        return answered and self.verdict is None
 
     def close(self) -> None:
         """Stop watching."""
@@ -160,6 +163,7 @@ class TritonWatch:
         while not self._closing.wait(LOOK_S):
             now = time.monotonic()
             if now - looked_at > _PAUSE_S:
+                self._silent_since = self._silent_since and now
                 for question in (*self._questions.values(), *self._direct.values()):
                     question.shift(now)
             self._look(now)
@@ -169,6 +173,7 @@ class TritonWatch:
         counts = self._read_counts()
         stubs = list_stubs(self._pid)
         if counts is not None:
+            self._silent_since = now
             self._prepare()
             self._check_stubs(counts, stubs)
         self._ask(now, counts)
@@ -200,6 +205,10 @@ class TritonWatch:
                 return f"{question.model} stands still: no answer, and no model at work, for {idle_s:.0f} s."
             if now - question.waiting_since > _HOPELESS_S:
                 return f"{question.model} did not answer for {_HOPELESS_S:g} s."
+        if self._silent_since is not None:
+            idle_s = self._flow.get_idle_s([SERVER], self._silent_since, now)
+            if idle_s > _STANDSTILL_S or now - self._silent_since > _HOPELESS_S:
+                return f"it says nothing for {now - self._silent_since:.0f} s."
         for (model, version), looks in self._lacking.items():
             if looks >= _STUB_LOOKS:
                 return f"A python process of {model}, version {version}, has ended or is stopped."
@@ -228,9 +237,9 @@ class TritonWatch:
                 return
             inputs = [entry.name for entry in config.input]
             steps = list(config.ensemble_scheduling.step)
-            self._questions[model] = Question(
-                self._client, model, inputs, [model, *(step.model_name for step in steps)]
-            )
+            question = Question(self._client, model, inputs, [model, *(step.model_name for step in steps)])
+            question.answered = self._up
+            self._questions[model] = question
             for step in steps:
                 given = dict(step.input_map)
                 if given and all(name == value and name in PROBE_INPUTS for name, value in given.items()):
@@ -272,11 +281,11 @@ def _count_stubs(config: Any, *, seen: bool) -> int:
 class SidecarWatch:
     """Asks the sidecar for its health (grpc.health.v1) from a thread of its own until `close`."""
 
-    def __init__(self, is_ready: Callable[[], bool], pid: int) -> None:
-        """Begin to watch: `is_ready` asks, with a deadline of its own; `pid` is the process."""
+    def __init__(self, is_ready: Callable[[], bool], pid: int, *, up: bool) -> None:
+        """Begin to watch: `is_ready` asks, with a deadline of its own; `pid` is the process, `up` that it answered."""
         self.verdict: str | None = None
         self.ready = False
-        self._is_ready, self._pid = is_ready, pid
+        self._is_ready, self._pid, self._served = is_ready, pid, up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cxr-watch-sidecar", daemon=True)
         self._thread.start()
@@ -288,16 +297,16 @@ class SidecarWatch:
 
     def _run(self) -> None:
         worked_at = looked_at = time.monotonic()
-        cpu_s, served = 0.0, False
+        cpu_s = 0.0
         while not self._closing.wait(LOOK_S):
             self.ready = self._is_ready()
-            served = served or self.ready
+            self._served = self._served or self.ready
             process = read_process(self._pid)
             used_s = process.cpu_s - cpu_s if process else 0.0
             cpu_s = process.cpu_s if process else 0.0
             now = time.monotonic()
             elapsed_s, looked_at = now - looked_at, now
-            if self.ready or not served or used_s > BUSY * elapsed_s or elapsed_s > _PAUSE_S:
+            if self.ready or not self._served or used_s > BUSY * elapsed_s or elapsed_s > _PAUSE_S:
                 worked_at = now
             elif now - worked_at > _STANDSTILL_S:
                 self.verdict = f"it stands still: no answer for {now - worked_at:.0f} s."

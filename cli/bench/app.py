@@ -232,7 +232,7 @@ def soak(
     seed: Annotated[int, typer.Option(help="Of the drawn cases.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Torment a server of its own by kill, stop, full shared memory, bad clients and swaps while clients compare answers."""
+    """Torment a server by kill, stop, full shared memory, bad clients and swaps while clients compare answers."""
     from cli.bench.soak import enter_private_memory, print_soak, run_soak
     from cli.show import print_json
 

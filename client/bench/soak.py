@@ -46,7 +46,7 @@ def draw_cases(count: int, seed: int = 0) -> list[SoakCase]:
     cases = []
     for number in range(count):
         coarse = generator.integers(0, 256, (4, 4)).astype(np.uint8)
-        image = _write_png(np.kron(coarse, np.ones((_SIDE // 4, _SIDE // 4), np.uint8)))
+        image = write_png(np.kron(coarse, np.ones((_SIDE // 4, _SIDE // 4), np.uint8)))
         report = f"FINDINGS: {_WORDS[number % len(_WORDS)]:<9} of grade {number:04d} is seen."
         cases.append(SoakCase(image if number % 3 != 1 else None, report if number % 3 != 2 else None))
     return cases
@@ -225,7 +225,7 @@ def _ask(client: CxrClient, case: SoakCase) -> NDArray[np.float32]:
     return np.concatenate([np.asarray(probabilities, np.float32), prediction.embedding])
 
 
-def _write_png(pixels: NDArray[np.uint8]) -> bytes:
+def write_png(pixels: NDArray[np.uint8]) -> bytes:
     """Return an 8-bit grey PNG that is not compressed, so that its size follows from its sides alone."""
     height, width = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
