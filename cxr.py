@@ -343,13 +343,13 @@ def doctor(
     retrieval: RetrievalUrl = RETRIEVAL,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine has, what is missing and how to get it, and whether the servers answer."""
+    """Tell what this machine has, what is missing and how to get it, and whether the servers infer and search."""
     from cli.show import print_checks, print_json
     from client import CxrClient
     from serving.doctor import run_checks
 
     checks = run_checks()
-    with CxrClient(triton, retrieval, timeout_s=2.0) as client:
+    with CxrClient(triton, retrieval, timeout_s=10.0) as client:  # three real inferences
         health = client.health()
     if as_json:
         print_json({"checks": [check.to_dict() for check in checks], "servers": health.to_dict()})

@@ -279,7 +279,7 @@ def test_nine_clients_that_are_killed_leave_nothing(served):
         with grpc_client.InferenceServerClient(served.triton_url) as client:
             assert len(client.get_system_shared_memory_status().regions) >= 10
             for place, owner in enumerate(owners[:9]):
-                # The tracker of multiprocessing would remove the names: killed with its client, as by a container's end.
+                # The tracker of multiprocessing, which would remove the names, ends too, as with a container.
                 _kill_children(owner.pid)
                 owner.send_signal((signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)[place % 3])
             assert wait_for(lambda: len(client.get_system_shared_memory_status().regions) <= 1, 15)
