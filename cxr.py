@@ -179,7 +179,8 @@ def serve(
         typer.Option(
             "--http-inference",
             help="Open Triton's own HTTP interface on the HTTP port, for trusted callers alone: a POST must say "
-            "Content-Type: application/octet-stream and must not come in very many chunks, or Triton 2.51 ends.",
+            "Content-Type: application/octet-stream or application/json and must not come in very many chunks, or "
+            "Triton 2.51 ends.",
         ),
     ] = False,
     as_json: Json = False,

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,22 +19,19 @@ from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
+from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
 from serving.ports import LOOPBACK, Ports, is_listening
 from serving.probe import ask_all, is_triton_ready
 from serving.process import ChildProcess, wait_until
-from serving.runtime import LogsLock, PrivateFolder, find_stub_trouble, list_bases, show_path
+from serving.runtime import LogsLock, show_path
 from serving.supervisor import Part, Say
 from serving.triton import (
     ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
     INSTALL_HINT,
     TritonAddresses,
-    TritonInstallation,
-    assemble_backends,
-    assemble_python,
     build_command,
-    build_environment,
     find_triton,
     is_rate_limited,
     list_import_paths,
@@ -91,10 +87,8 @@ class Stack:
         self._children: list[ChildProcess] = []
         self._parts: list[Part] = []
         self._lock: LogsLock | None = None
-        self._private: PrivateFolder | None = None
         self._health: HealthServer | None = None
-        self._installation: TritonInstallation | None = None
-        self._environment: dict[str, str] = {}
+        self._assembly: Assembly | None = None
         self._admin_key = ""
         self._ready = False
 
@@ -271,62 +265,23 @@ class Stack:
 
     def _prepare(self) -> None:
         """Take the logs folder, end what a killed stack left in it, and lay out what Triton runs from."""
-        self._installation = find_triton()
+        installation = find_triton()
         _ = self.fingerprint  # before anything is started: is this a published repository at all?
         self._lock = LogsLock(self.log_dir)
         self._lock.end_leftovers()
         self._remove_regions()
         self.ports.require_free()
-        self._assemble()
+        self._assembly = assemble(installation)
         self._admin_key = make_admin_key(self.admin_key_path)
 
-    def _assemble(self) -> None:
-        """Fill a private folder; the first one from which programs may be run (some /tmp forbid it)."""
-        troubles = []
-        assert self._installation is not None
-        for base in list_bases():
-            try:
-                self._private = PrivateFolder(base)
-                backends = assemble_backends(self._installation, self._private.path / "backends")
-                link = self._private.link_unless_plain
-                self._installation = replace(
-                    self._installation,
-                    caches=link("caches", self._installation.caches),
-                    libraries=link("libraries", self._installation.libraries),
-                )
-                paths = [
-                    link(f"packages/{place}", Path(path)) for place, path in enumerate(list_import_paths())
-                ]
-                python = assemble_python(self._private.path / "python", [str(path) for path in paths])
-                self._environment = build_environment(self._installation, python)
-                trouble = find_stub_trouble(
-                    backends / "python" / self._installation.stub.name, self._environment
-                )
-            except OSError as error:
-                trouble = f"{base}: {error.strerror}"
-            if trouble is None:
-                return
-            troubles.append(trouble)
-            if self._private is not None:
-                self._private.close()
-                self._private = None
-        raise ConfigError(
-            "The python process of Triton's models cannot be started from a folder for temporary files "
-            f"({'; '.join(troubles) or 'there is none with a plain path'}): set TMPDIR to a folder whose path has only "
-            "ASCII letters, digits and ._/+- and from which programs may be run."
-        )
-
     def _build_triton(self) -> ChildProcess:
-        assert self._installation is not None
-        assert self._private is not None
-        empty = self._private.path / "empty"  # models import from the current directory first
-        empty.mkdir(exist_ok=True)
+        assert self._assembly is not None
         return ChildProcess(
             _TRITON,
             build_command(
-                self._installation,
-                self._private.link("repository", self.repository),
-                self._private.path / "backends",
+                self._assembly.installation,
+                self._assembly.folder.link("repository", self.repository),
+                self._assembly.backends,
                 TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics),
                 name_regions(self.log_dir),
                 self._admin_key,
@@ -334,8 +289,8 @@ class Stack:
                 http_inference=self.http_inference,
             ),
             log_path=self.log_dir / "triton.log",
-            environment=self._environment,
-            directory=empty,
+            environment=self._assembly.environment,
+            directory=self._assembly.empty,
             keep_log=self._ready,
         )
 
@@ -406,12 +361,12 @@ class Stack:
             part.close()
         self._parts = []
         health, self._health = self._health, None
-        private, self._private = self._private, None
+        assembly, self._assembly = self._assembly, None
         lock, self._lock = self._lock, None
         if health is not None:
             health.close()
-        if private is not None:
-            private.close()
+        if assembly is not None:
+            assembly.folder.close()
         if lock is not None:
             self._remove_regions()
             lock.release()

@@ -81,7 +81,7 @@ def test_the_entry_of_the_image_ends_when_triton_no_longer_infers(repository, tm
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving.container", *command],
-                env={**stack._environment, "PYTHONPATH": str(ROOT)},
+                env={**stack._assembly.environment, "PYTHONPATH": str(ROOT)},
                 stdout=out,
                 stderr=out,
             )

@@ -2,6 +2,8 @@
 
 import http.client
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -235,6 +237,32 @@ def test_http_posts_that_end_tritons_own_front_end(served):
     assert served.find_server("tritonserver") == triton
     assert ask_all(served)
     assert get_health(served) == 200
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+def test_the_safe_call_over_http(repository, tmp_path, document):
+    """As the document shows it, with `--http-inference`; 5 MB of an honest content type are refused and end nothing."""
+    found = re.search(
+        r"^curl (-H 'Content-Type.*?\n.*?)\n```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL
+    )
+    arguments = shlex.split(found[1].replace("\\\n", " "))
+    headers = dict([arguments[arguments.index("-H") + 1].split(": ")])
+    path = "/v2/" + next(word for word in arguments if word.startswith("http")).partition("/v2/")[2]
+    body = arguments[arguments.index("-d") + 1]
+    with ServedProcess(repository, tmp_path / "serve", options=["--http-inference"]) as served:
+        served.wait_ready(90)
+        triton = served.find_server("tritonserver")
+        connection = http.client.HTTPConnection("127.0.0.1", served.ports.http, timeout=30)
+        connection.request("POST", path, body=body, headers=headers)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert b"probabilities" in answer.read()
+        big = {"Content-Type": "application/octet-stream"}
+        connection.request("POST", path, body=b"x" * 5_000_000, headers=big)
+        assert connection.getresponse().status >= 400
+        connection.close()
+        assert served.find_server("tritonserver") == triton
+        assert get_health(served) == 200  # Triton's own
 
 
 def test_slow_clients_do_not_stand_in_the_way_of_health(served):

@@ -328,3 +328,29 @@ def test_regions_without_a_file_or_an_owner_are_forgotten(tmp_path, monkeypatch)
     monkeypatch.setattr(regions, "_YOUNG_S", -1.0)
     assert regions.remove_orphans() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
+
+
+def test_a_folder_from_which_no_program_runs_is_passed_over(tmp_path, monkeypatch):
+    pytest.importorskip("pytriton")
+    import serving.assembly as assembly
+    from serving.triton import find_triton
+
+    bases = [tmp_path / "noexec", tmp_path / "good"]
+    for base in bases:
+        base.mkdir()
+    monkeypatch.setattr(assembly, "list_bases", lambda: bases)
+    really = assembly.find_stub_trouble
+
+    def find_trouble(stub, environment):
+        return f"{stub}: Permission denied" if "noexec" in str(stub) else really(stub, environment)
+
+    monkeypatch.setattr(assembly, "find_stub_trouble", find_trouble)
+    made = assembly.assemble(find_triton())
+    assert made.folder.path.parent == bases[1]
+    assert not list(bases[0].iterdir())
+    made.folder.close()
+    monkeypatch.setattr(assembly, "list_bases", lambda: bases[:1])
+    with pytest.raises(
+        ConfigError, match=r"cannot be started from .*Permission denied.*: set TMPDIR to a folder"
+    ):
+        assembly.assemble(find_triton())
