@@ -13,6 +13,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _FILL: Final = "cxr_soak_fill"
 _SHORT_STOP_S: Final = 1.5  # enough to abort Triton 2.51 when one of its stubs stands still for so long
 _FULL_S: Final = 4.0
+_STEP_BYTES: Final = 64 * 1024
 
 Fault = Callable[[ServedProcess], None]
 
@@ -60,14 +61,26 @@ def kill_sidecar(served: ServedProcess) -> None:
 
 def fill_shared_memory(_served: ServedProcess) -> None:
     """Take all of /dev/shm for some seconds; only where it is this run's own (see `cli.bench.soak`)."""
-    path = SHARED_MEMORY / _FILL
-    free = os.statvfs(SHARED_MEMORY).f_bavail * os.statvfs(SHARED_MEMORY).f_frsize
+    path, size = SHARED_MEMORY / _FILL, 0
     try:
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(free, 1))
-        time.sleep(_FULL_S)
+            full_until = time.monotonic() + _FULL_S
+            while time.monotonic() < full_until:
+                if _take(file.fileno(), size):
+                    size += _STEP_BYTES
+                else:
+                    time.sleep(0.01)  # and again, when something was given back meanwhile
     finally:
         path.unlink(missing_ok=True)
+
+
+def _take(file: int, start: int) -> bool:
+    """Have one step of memory given to a file; return whether there was so much."""
+    try:
+        os.posix_fallocate(file, start, _STEP_BYTES)
+    except OSError:
+        return False
+    return True
 
 
 def _stop_shortly(pid: int | None) -> None:
