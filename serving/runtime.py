@@ -27,7 +27,7 @@ _PREFIX: Final = "cxr-serve-"
 _PLAIN: Final = re.compile(
     r"[A-Za-z0-9._/+-]+", re.ASCII
 )  # nothing that a shell or a locale reads differently
-_STALE_S: Final = 60.0
+_STALE_S: Final = 5.0  # a folder is made a moment before it is locked
 _STUB_SPEAKS: Final = "arguments"  # of what the stub says when it is started without any
 _STUB_TIMEOUT_S: Final = 20.0
 
