@@ -7,6 +7,7 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 import os
 import signal
 import sys
+import time
 
 if __name__ == "__main__":  # python -m cxr: Ctrl-C is silent during the imports, too
     from cli.start import main as start
@@ -179,13 +180,22 @@ def serve(
     repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
     store: Annotated[Path, typer.Option(help="Directory of the case store; made when missing.")],
     logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
-    http_port: Annotated[int, typer.Option(help="Triton HTTP.")] = 8000,
+    http_port: Annotated[int, typer.Option(help="Health over HTTP: GET /v2/health/ready.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Triton gRPC.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Triton metrics (Prometheus).")] = 8002,
     retrieval_port: Annotated[int, typer.Option(help="Retrieval sidecar gRPC.")] = 8005,
+    http_inference: Annotated[
+        bool,
+        typer.Option(
+            "--http-inference",
+            help="Open Triton's own HTTP interface on the HTTP port, for trusted callers alone: a POST must say "
+            "Content-Type: application/octet-stream or application/json and must not come in very many chunks, or "
+            "Triton 2.51 ends.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run Triton and the retrieval sidecar on this machine until Ctrl-C."""
+    """Run Triton and the retrieval sidecar on this machine until Ctrl-C, and bring back what ends or stands still."""
     from cli.show import print_json
     from client import CxrClient
     from contract.repository import MARKER
@@ -194,9 +204,10 @@ def serve(
 
     if os.access(repository / MARKER, os.W_OK):
         settle(repository)  # what was killed while publishing ends here, before Triton reads it
+    signal.signal(signal.SIGTERM, _leave)
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = make_console(as_json)
-    with Stack(repository, store, ports=ports, log_dir=logs) as stack:
+    with Stack(repository, store, ports=ports, log_dir=logs, http_inference=http_inference) as stack:
         with console.status("Starting Triton and the sidecar"):
             seconds = stack.wait_ready()
         if as_json:
@@ -209,7 +220,7 @@ def serve(
             if trouble := client.health().retrieval:
                 console.print(escape(trouble), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
-        stack.wait()
+        stack.wait(lambda sentence: print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True))
 
 
 @app.command("index")
@@ -379,7 +390,7 @@ def doctor(
     retrieval: RetrievalUrl = RETRIEVAL,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine has, what is missing and how to get it, and whether the servers answer.
+    """Tell what this machine has, what is missing and how to get it, and whether the servers infer and search.
 
     Exit code 4 when a server does not answer, 3 when the index is of another model; a missing extra is no error.
     """
@@ -389,7 +400,7 @@ def doctor(
 
     checks, health = run_checks(), None
     if not local:
-        with CxrClient(triton, retrieval, timeout_s=2.0) as client:
+        with CxrClient(triton, retrieval, timeout_s=10.0) as client:  # three real inferences
             health = client.health()
     if as_json:
         servers = health.to_dict() if health else None
@@ -400,13 +411,19 @@ def doctor(
         raise typer.Exit(find_exit_code(health))
 
 
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Run the command once it is imported; a termination signal stops children as Ctrl-C does."""
+    """Run the command once it is imported; a termination signal stops children and cleans up as Ctrl-C does."""
     take_interrupts()
     open_streams()
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _stop)
     app()

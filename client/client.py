@@ -36,7 +36,8 @@ from client.served import ServedModels
 from client.triton import Answer, Arrays, TritonTransport
 from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import CxrError, InputError, UnavailableError
+from contract.errors import BusyError, CxrError, InputError, UnavailableError
+from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from contract.tensors import MODELS
 
 if TYPE_CHECKING:
@@ -300,12 +301,18 @@ class CxrClient:
         return self._retrieval.delete(ids, self._limit(timeout_s))
 
     def health(self, *, timeout_s: float | None = None) -> Health:
-        """Ask both servers whether they are ready; never raises for a server that is not."""
+        """Ask both servers whether they are ready, Triton by real inferences; never raises for one that is not.
+
+        A full queue counts as ready: the server works.
+        """
         limit = self._limit(timeout_s)
         triton, fingerprint = self._triton.check_ready(limit), None
         if triton is None:
             try:
                 fingerprint = self.info(timeout_s=limit).fingerprint
+                self._infer_probes(limit)
+            except BusyError:
+                pass
             except CxrError as error:
                 triton = str(error)
         try:
@@ -324,6 +331,11 @@ class CxrClient:
                 "(the sidecar's log names the rows)."
             )
         return Health(triton, trouble, fingerprint, stored.case_count)
+
+    def _infer_probes(self, timeout_s: float) -> None:
+        """Ask for a study, an image and a report: loaded models may be unable to infer."""
+        for image, report in ((PROBE_IMAGE, PROBE_REPORT), (PROBE_IMAGE, None), (None, PROBE_REPORT)):
+            self._predict(image, report, Deadline(timeout_s))
 
     def close(self) -> None:
         """Close every connection."""

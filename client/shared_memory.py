@@ -1,8 +1,11 @@
 """Shared memory between this client and a Triton on the same host: tensors that no socket carries.
 
 A region is made by this process under a random name, readable by its user only, registered at Triton once and
-used by one call at a time. Its content is overwritten with zeros before it is given up, and its name is removed; if
-this process is killed, the resource tracker of `multiprocessing` removes the name.
+used by one call at a time. Its content is overwritten with zeros before it is given up, and its name is removed.
+
+This process keeps a lock (flock(2)) on the file of each region. The kernel gives it back however the process ends, so
+a server that can have the lock knows that the region has no owner: `cxr serve` then has Triton forget it and removes
+it (`serving.regions`). A process id would not do: a container has its own. A child made by fork shares the lock.
 
 A call that ends without an answer (deadline, cancellation, lost connection) may still be read from and written to by
 the server: its region is retired, never used again, and unregistered once the server no longer holds it (Triton
@@ -13,6 +16,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -31,6 +35,7 @@ from client.status import strip_code
 from contract.errors import ConfigError
 
 _DIRECTORY: Final = "/dev/shm"  # noqa: S108
+_LOCKED_PREFIX: Final = "cxr_client_locked_"  # what `serving.regions` sweeps
 _ALIGNMENT: Final = 64  # bytes: a cache line, and enough for any data type
 _SMALLEST: Final = 2**20
 _LARGEST: Final = 2**29
@@ -76,7 +81,7 @@ class SystemRegion:
 
     def __init__(self, byte_size: int) -> None:
         """Make a region; RegionError where there is no room for it."""
-        self.name = f"cxr_client_{secrets.token_hex(16)}"
+        self.name = f"{_LOCKED_PREFIX}{secrets.token_hex(16)}"
         self.byte_size = byte_size
         try:
             # Triton's python backend lives off the same file system: half of what is free stays free.
@@ -88,7 +93,7 @@ class SystemRegion:
         except (OSError, system_memory.SharedMemoryException) as error:
             raise RegionError from error
         try:
-            _commit(self.name, byte_size)
+            self._file: int | None = _commit(self.name, byte_size)
         except OSError as error:
             system_memory.destroy_shared_memory_region(self._handle)
             raise RegionError from error
@@ -116,6 +121,9 @@ class SystemRegion:
         self.write([np.zeros(self.byte_size, np.uint8)])
         with contextlib.suppress(BufferError, FileNotFoundError):
             system_memory.destroy_shared_memory_region(self._handle)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 class CudaRegion:
@@ -324,10 +332,16 @@ def _split_bytes(array: NDArray[Any]) -> list[NDArray[Any]]:
     return pieces
 
 
-def _commit(name: str, byte_size: int) -> None:
-    """Have the memory given now: a page that the file system cannot give later would kill the process (SIGBUS)."""
-    file = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR)
+def _commit(name: str, byte_size: int) -> int:
+    """Lock a region's file, return it open, and have the memory given now.
+
+    A page that the file system cannot give later would kill the process (SIGBUS).
+    """
+    file = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC)
     try:
+        fcntl.flock(file, fcntl.LOCK_EX)
         os.posix_fallocate(file, 0, byte_size)
-    finally:
+    except BaseException:
         os.close(file)
+        raise
+    return file

@@ -14,8 +14,9 @@ ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912
 
 RUN useradd --create-home --uid 10001 cxr
 USER cxr
-EXPOSE 8000 8001 8002
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8000/v2/health/ready"]
+EXPOSE 8001 8002
+# Real inferences: "ready" would only say that the models were loaded once.
+HEALTHCHECK --interval=15s --timeout=50s --start-period=120s \
+  CMD ["python3", "-m", "serving.probe", "--timeout", "15"]
 # The published repository is mounted at /models, read-only.
 ENTRYPOINT ["/opt/cxr/docker/serve_triton.sh"]

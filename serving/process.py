@@ -49,21 +49,25 @@ class ChildProcess:
         log_path: Path,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        keep_log: bool = False,
     ) -> None:
         """Describe the process; nothing runs yet.
 
         Args:
             name: What messages call it, such as "Triton".
             command: Program and arguments.
-            log_path: File that receives stdout and stderr; an earlier one is replaced.
+            log_path: File that receives stdout and stderr; an earlier one is replaced unless `keep_log`.
             environment: The whole environment of the child; None hands on this process's own.
             directory: Its current directory; None means this process's own.
+            keep_log: Append to the log: of a server that is started again, whose end should stay readable.
         """
         self.name = name
         self.log_path = log_path
         self._command = list(command)
         self._environment = None if environment is None else dict(environment)
         self._directory = directory
+        self._keep_log = keep_log
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,7 +96,8 @@ class ChildProcess:
             raise ServiceError(f"{self.name} was started already.")
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
         try:
-            log = self.log_path.open("wb")
+            log = self.log_path.open("ab" if self._keep_log else "wb")
+            self._log_start = log.tell()
         except OSError as error:
             raise ConfigError(f"The log {self.log_path} cannot be written: {error.strerror}.") from error
         with log:
@@ -109,10 +114,18 @@ class ChildProcess:
             except OSError as error:
                 raise ServiceError(f"{self.name} could not be started: {error.strerror}.") from error
 
+    def describe_end(self) -> str:
+        """Return how the process ended, such as "was killed (signal 9)"; empty while it runs."""
+        code = self.exit_code
+        if code is None:
+            return ""
+        return f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+
     def request_stop(self) -> None:
         """Ask the process to end in order (SIGTERM); returns at once."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # one that was stopped would not see it
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the process and everything it started; may be called at any time and repeatedly.
@@ -132,11 +145,11 @@ class ChildProcess:
             self._process.wait()
 
     def read_tail(self, lines: int = 20) -> list[str]:
-        """Return the last lines of the log that are not empty; none when there is no log."""
+        """Return the last lines that this process logged and that are not empty; none when there is no log."""
         try:
             with self.log_path.open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _TAIL_BYTES))
+                file.seek(max(self._log_start, file.tell() - _TAIL_BYTES))
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return []

@@ -3,33 +3,36 @@
     with Stack(Path("repository"), Path("store"), log_dir=Path("logs")) as stack:
         stack.wait_ready()
         ...  # clients use stack.triton_url and stack.retrieval_url
+        stack.wait()  # brings back what ends (serving.supervisor), until Ctrl-C
 
 Both answer on 127.0.0.1 only and die with this process, however it dies.
 """
 
-import http.client
 import os
 import re
-import socket
 import sys
 import time
-from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
+from contract.probe_case import PROBED
 from contract.repository import verify
+from serving.assembly import Assembly, assemble
+from serving.health import HealthServer
+from serving.ports import LOOPBACK, Ports, is_listening
+from serving.probe import ask_all, is_triton_ready
 from serving.process import ChildProcess, wait_until
+from serving.runtime import LogsLock, show_path
+from serving.supervisor import Part, Say
 from serving.triton import (
     ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
     INSTALL_HINT,
     TritonAddresses,
-    assemble_backends,
-    assemble_python,
     build_command,
-    build_environment,
     find_triton,
     is_rate_limited,
     list_import_paths,
@@ -38,10 +41,14 @@ from serving.triton import (
     read_fingerprint,
     remove_regions,
 )
+from serving.watch import SidecarWatch, TritonWatch
 
-LOOPBACK: Final = "127.0.0.1"
+__all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
+
 _PROBE_TIMEOUT_S: Final = 1.0
-_WATCH_S: Final = 0.5
+_FIRST_ANSWER_S: Final = 60.0
+_WATCH_S: Final = 0.25
+_TRITON: Final = "Triton"
 _SIDECAR: Final = "The retrieval sidecar"
 _SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {
     error.exit_code: error for error in (ConfigError, ArtifactError)
@@ -50,56 +57,41 @@ _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:4
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
-@dataclass(frozen=True)
-class Ports:
-    """TCP ports on loopback."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-    retrieval: int = 8005
-
-    @classmethod
-    def free(cls) -> "Ports":
-        """Choose four ports that nothing listens on now (another process may still take one)."""
-        sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
-        try:
-            for entry in sockets:
-                entry.bind((LOOPBACK, 0))
-            return cls(*(int(entry.getsockname()[1]) for entry in sockets))
-        finally:
-            for entry in sockets:
-                entry.close()
-
-    def require_free(self) -> None:
-        """Raise ConfigError, with the port, if two are equal, one is out of range or one is in use."""
-        ports: tuple[int, ...] = astuple(self)
-        for port in ports:
-            if not 1 <= port <= 65535:
-                raise ConfigError(f"Port {port} is outside 1 to 65535.")
-            if ports.count(port) > 1:
-                raise ConfigError(f"Port {port} is given twice: the four ports must differ.")
-            _require_free(port)
-
-
 class Stack:
     """Triton and the sidecar over one published model repository and one case store."""
 
-    def __init__(self, repository: Path, store: Path, *, ports: Ports | None = None, log_dir: Path) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        store: Path,
+        *,
+        ports: Ports | None = None,
+        log_dir: Path,
+        http_inference: bool = False,
+    ) -> None:
         """Describe the stack; nothing runs yet.
 
         Args:
             repository: A published model repository.
             store: Directory of the case store; the sidecar makes it if needed.
             ports: Where to listen; None means 8000 to 8002 and 8005.
-            log_dir: Receives triton.log, retrieval.log and the assembled `runtime`; made if needed. A running
-                stack has it to itself.
+            log_dir: Receives triton.log, retrieval.log and the admin key; made if needed. A running stack has it to
+                itself.
+            http_inference: Open Triton's own HTTP front end on the HTTP port, for trusted callers alone (see
+                `serving.triton.build_command`). Without it the port answers questions about health and nothing else.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
         self.ports = ports or Ports()
         self.log_dir = Path(log_dir).resolve()
+        self.http_inference = http_inference
         self._children: list[ChildProcess] = []
+        self._parts: list[Part] = []
+        self._lock: LogsLock | None = None
+        self._health: HealthServer | None = None
+        self._assembly: Assembly | None = None
+        self._admin_key = ""
+        self._ready = False
 
     @property
     def triton_url(self) -> str:
@@ -108,7 +100,7 @@ class Stack:
 
     @property
     def http_url(self) -> str:
-        """Address of Triton's HTTP service, host:port."""
+        """Address that answers health over HTTP, host:port; Triton's own HTTP service with `http_inference`."""
         return f"{LOOPBACK}:{self.ports.http}"
 
     @property
@@ -135,12 +127,12 @@ class Stack:
         """Return what a person or a program needs to call the stack: addresses, model and logs."""
         return {
             "triton": self.triton_url,
-            "triton_http": self.http_url,
+            ("triton_http" if self.http_inference else "health"): f"http://{self.http_url}/v2/health/ready",
             "metrics": self.metrics_url,
             "retrieval": self.retrieval_url,
             "fingerprint": self.fingerprint,
-            "logs": str(self.log_dir),
-            "admin_key": str(self.admin_key_path),
+            "logs": show_path(self.log_dir),
+            "admin_key": show_path(self.admin_key_path),
         }
 
     @property
@@ -159,18 +151,19 @@ class Stack:
         if self._children:
             raise ServiceError("The stack was started already.")
         try:
-            self.ports.require_free()
-            self._prepare_log_dir()
-            children = [self._build_triton(), self._build_sidecar()]
-            for child in children:
-                self._children.append(child)
-                child.start()
+            self._prepare()
+            for build in (self._build_triton, self._build_sidecar):
+                self._children.append(build())
+                self._children[-1].start()
+            self._note_children()
+            if not self.http_inference:
+                self._health = HealthServer(self.ports.http, self._answers_health)
         except BaseException:
             self.stop()
             raise
 
     def wait_ready(self, timeout_s: float = 180.0) -> float:
-        """Wait until both servers answer as ready, and stop them if they do not.
+        """Wait until both servers answer as ready, Triton with a real inference, and stop them if they do not.
 
         Args:
             timeout_s: How long both together may take.
@@ -194,6 +187,8 @@ class Stack:
                     logs = ", ".join(str(child.log_path) for child in waiting)
                     raise DeadlineError(f"{names} not ready after {timeout_s:g} s; see {logs}.")
             self.check()  # a server of somebody else may have taken the port and answered
+            ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed())
+            self._ready = True
         except BaseException:
             self.stop()
             raise
@@ -205,32 +200,44 @@ class Stack:
         The sidecar ends with this project's exit codes: then it is the ConfigError or ArtifactError it met.
         """
         for child in self._children:
-            if child.exit_code is not None:
-                kind = _SIDECAR_ERRORS.get(child.exit_code, ServiceError)
-                raise (kind if child.name == _SIDECAR else ServiceError)(
-                    f"{child.name} ended with code {child.exit_code}: {find_reason(child.read_tail(400))} "
-                    f"(log: {child.log_path})"
-                )
+            if child.exit_code is None:
+                continue
+            kind = (
+                _SIDECAR_ERRORS.get(child.exit_code, ServiceError) if child.name == _SIDECAR else ServiceError
+            )
+            # The last line of a server that was killed says what it did before, not why it ended.
+            reason = f": {find_reason(child.read_tail(400))}" if child.exit_code > 0 else ""
+            raise kind(f"{child.name} {child.describe_end()}{reason} (log: {show_path(child.log_path)})")
 
-    def wait(self) -> None:
-        """Block while both servers run; Ctrl-C ends it.
+    def wait(self, say: Say = print) -> None:
+        """Keep both servers up until Ctrl-C: what ends or stands still is started again (`serving.supervisor`).
 
-        Raises:
-            ServiceError: A server has ended; names its reason and its log.
+        Args:
+            say: Is told, one sentence each, what ended and what answers again.
         """
+        self._parts = [self._make_triton_part(), self._make_sidecar_part()]
+        for part in self._parts:
+            part.begin()
         while True:
-            self.check()
+            for place, part in enumerate(self._parts):
+                before = part.child
+                part.step(say)
+                if part.child is not before:
+                    self._children[place] = part.child
+                    self._note_children()
             time.sleep(_WATCH_S)
 
     def stop(self) -> None:
         """End both servers and everything they started; may be called at any time and repeatedly."""
+        self._ready = False
         try:
             for child in self._children:
                 child.request_stop()
         finally:
-            deadline = time.monotonic() + _STOP_TIMEOUT_S
-            self._stop_children(deadline)
-            remove_regions(name_regions(self.log_dir))
+            try:
+                self._stop_children(time.monotonic() + _STOP_TIMEOUT_S)
+            finally:
+                self._release()
 
     def __enter__(self) -> "Stack":
         self.start()
@@ -257,34 +264,36 @@ class Stack:
                 raise
             self._children.pop()
 
-    def _prepare_log_dir(self) -> None:
-        remove_regions(name_regions(self.log_dir))  # of an earlier stack that was killed
-        try:
-            self.log_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{self.log_dir} cannot be written: {error.strerror}.") from error
+    def _prepare(self) -> None:
+        """Take the logs folder, end what a killed stack left in it, and lay out what Triton runs from."""
+        installation = find_triton()
+        _ = self.fingerprint  # before anything is started: is this a published repository at all?
+        self._lock = LogsLock(self.log_dir)
+        self._lock.end_leftovers()
+        self._remove_regions()
+        self.ports.require_free()
+        self._assembly = assemble(installation)
+        self._admin_key = make_admin_key(self.admin_key_path)
 
     def _build_triton(self) -> ChildProcess:
-        installation = find_triton()
-        verify(self.repository)  # before anything is started: is every file what was published?
-        runtime = self.log_dir / "runtime"
-        backends = assemble_backends(installation, runtime / "backends")
-        python = assemble_python(runtime / "python")
-        addresses = TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics)
+        assert self._assembly is not None
+        verify(self.repository)  # is every file what was published?
         return ChildProcess(
-            "Triton",
+            _TRITON,
             build_command(
-                installation,
-                self.repository,
-                backends,
-                addresses,
+                self._assembly.installation,
+                self._assembly.folder.link("repository", self.repository),
+                self._assembly.backends,
+                TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics),
                 name_regions(self.log_dir),
-                make_admin_key(self.admin_key_path),
+                self._admin_key,
                 rate_limited=is_rate_limited(self.repository),
+                http_inference=self.http_inference,
             ),
             log_path=self.log_dir / "triton.log",
-            environment=build_environment(installation, python),
-            directory=runtime,  # the models import from the current directory first: one without surprises
+            environment=self._assembly.environment,
+            directory=self._assembly.empty,
+            keep_log=self._ready,
         )
 
     def _build_sidecar(self) -> ChildProcess:
@@ -296,25 +305,73 @@ class Stack:
             command,
             log_path=self.log_dir / "retrieval.log",
             environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
+            keep_log=self._ready,
         )
 
+    def _make_triton_part(self) -> Part:
+        ports = [self.ports.grpc, self.ports.metrics, *([self.ports.http] if self.http_inference else [])]
+        return Part(
+            _TRITON,
+            self._children[0],
+            build=self._build_triton,
+            watch=lambda child, up: TritonWatch(self.triton_url, child.pid or 0, self._list_probed(), up=up),
+            ports=ports,
+            clean=self._remove_regions,
+        )
+
+    def _make_sidecar_part(self) -> Part:
+        return Part(
+            _SIDECAR,
+            self._children[1],
+            build=self._build_sidecar,
+            watch=lambda child, up: SidecarWatch(
+                partial(is_sidecar_ready, self.retrieval_url), child.pid or 0, up=up
+            ),
+            ports=[self.ports.retrieval],
+            clean=lambda: None,
+        )
+
+    def _list_probed(self) -> list[str]:
+        return [name for name in PROBED if (self.repository / name / "config.pbtxt").is_file()]
+
+    def _answers_health(self, model: str | None) -> bool | None:
+        """Answer for `serving.health`: does a model, or every one, infer?"""
+        if model is not None and model not in self._list_probed():
+            return None
+        if not self._parts:
+            return self._ready and self._children[0].running
+        watch = self._parts[0].watch
+        if not isinstance(watch, TritonWatch) or not self._parts[0].child.running:
+            return False
+        return watch.ready if model is None else watch.answers(model)
+
     def _answers(self, child: ChildProcess) -> bool:
-        if child.name == "Triton":
-            return is_triton_ready(LOOPBACK, self.ports.http)
-        return is_sidecar_ready(self.retrieval_url)
+        if child.name == _SIDECAR:
+            return is_sidecar_ready(self.retrieval_url)
+        return is_triton_ready(self.triton_url) and (not self.http_inference or is_listening(self.ports.http))
 
+    def _note_children(self) -> None:
+        if self._lock is not None:
+            self._lock.write(child.pid for child in self._children if child.pid)
 
-def is_triton_ready(host: str, port: int) -> bool:
-    """Ask Triton (KServe v2, GET /v2/health/ready) whether it and all its models are ready."""
-    # http.client and not urllib: a proxy set in the environment has no place on loopback.
-    connection = http.client.HTTPConnection(host, port, timeout=_PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    def _remove_regions(self) -> None:
+        remove_regions(name_regions(self.log_dir))
+
+    def _release(self) -> None:
+        """Give back all that is not a process."""
+        for part in self._parts:
+            part.close()
+        self._parts = []
+        health, self._health = self._health, None
+        assembly, self._assembly = self._assembly, None
+        lock, self._lock = self._lock, None
+        if health is not None:
+            health.close()
+        if assembly is not None:
+            assembly.folder.close()
+        if lock is not None:
+            self._remove_regions()
+            lock.release()
 
 
 def is_sidecar_ready(url: str) -> bool:
@@ -350,15 +407,3 @@ def _shorten(line: str, limit: int = 500) -> str:
     text = _TRITON_PREFIX.sub("", line).partition("\\n\\nAt:")[0]  # without the Python stack
     text = text.strip().strip('"')
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _require_free(port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise ConfigError(
-                f"Port {port} on {LOOPBACK} is in use ({error.strerror}): stop what listens there or "
-                "choose another port."
-            ) from error

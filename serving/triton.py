@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -110,8 +111,12 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
     return directory
 
 
-def assemble_python(directory: Path) -> Path:
+def assemble_python(directory: Path, import_paths: Sequence[str] | None = None) -> Path:
     """Make `directory` (replaced) a virtual environment that imports what this interpreter imports.
+
+    Args:
+        directory: Where.
+        import_paths: Its import path; None means `list_import_paths`.
 
     The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
     `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
@@ -123,7 +128,7 @@ def assemble_python(directory: Path) -> Path:
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(directory)
         packages = next((directory / "lib").glob("python3*/site-packages"))
-        lines = [_NO_BYTECODE, *list_import_paths()]
+        lines = [_NO_BYTECODE, *(list_import_paths() if import_paths is None else import_paths)]
         (packages / "stack.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
         raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
@@ -161,6 +166,7 @@ def build_command(
     admin_key: str,
     *,
     rate_limited: bool = False,
+    http_inference: bool = False,
 ) -> list[str]:
     """Return the command line of a Triton that answers on loopback only and serves every model or ends.
 
@@ -178,6 +184,8 @@ def build_command(
         region_prefix: Of the shared-memory regions (`name_regions`).
         admin_key: What a caller must show to change models (`make_admin_key`).
         rate_limited: Whether the configs hold rate limits to keep (`is_rate_limited`).
+        http_inference: Whether Triton's own HTTP front end listens too, for trusted callers alone. Triton 2.51 ends
+            with SIGSEGV when a POST of some megabytes comes as a form (curl's default) or in a million chunks.
     """
     restricted = f"model-repository:{ADMIN_HEADER}={admin_key}"
     return [
@@ -196,8 +204,11 @@ def build_command(
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-        "--http-address=127.0.0.1",
-        f"--http-port={addresses.http}",
+        *(
+            ["--http-address=127.0.0.1", f"--http-port={addresses.http}"]
+            if http_inference
+            else ["--allow-http=false"]
+        ),
         "--grpc-address=127.0.0.1",
         f"--grpc-port={addresses.grpc}",
         "--metrics-address=127.0.0.1",
@@ -246,7 +257,7 @@ def read_admin_key(path: Path) -> str:
 
 def name_regions(log_dir: Path) -> str:
     """Return the prefix of the shared-memory regions of the stack that logs into `log_dir`."""
-    return f"cxr_{hashlib.sha256(str(log_dir).encode()).hexdigest()[:16]}_"
+    return f"cxr_{hashlib.sha256(os.fsencode(log_dir)).hexdigest()[:16]}_"
 
 
 def remove_regions(region_prefix: str) -> None:

@@ -1,5 +1,6 @@
 """`cxr bench`: how fast a served model answers, beside the same work without a server."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -211,3 +212,34 @@ def table(
     console = make_console(as_json)
     report = measure_table(console, root, out or root, seconds=seconds, only=only or ())
     print_json(report) if as_json else print_table(console, report)
+
+
+@bench_app.command("soak")
+def soak(
+    repository: Annotated[
+        Path, typer.Argument(help="Model repository, published by `cxr export`; a copy is served.")
+    ],
+    minutes: Annotated[
+        float,
+        typer.Option(min=0, help="How long; every event happens at least once, which takes some minutes."),
+    ] = 60.0,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle of the repository: with it, versions are swapped too.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for soak.json, soak.md and what the server said.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Event to run; repeatable; default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawn cases.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Torment a server by kill, stop, full shared memory, bad clients and swaps while clients compare answers."""
+    from cli.bench.soak import enter_private_memory, print_soak, run_soak
+    from cli.show import print_json
+
+    enter_private_memory(sys.argv[1:])
+    console = make_console(as_json)
+    report = run_soak(
+        console, repository, minutes=minutes, bundle=bundle, out=out, only=tuple(only or ()), seed=seed
+    )
+    print_json(report) if as_json else print_soak(console, report)

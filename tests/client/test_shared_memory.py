@@ -81,7 +81,7 @@ def _note_names(monkeypatch):
 
     def note(count: int) -> str:
         token = make(count)
-        MADE.add(f"cxr_client_{token}")
+        MADE.add(f"cxr_client_locked_{token}")
         return token
 
     monkeypatch.setattr(shared_memory.secrets, "token_hex", note)

@@ -174,7 +174,7 @@ def test_triton_image(tmp_path: Path, mark_published):
     server.start()
     try:
         deadline = time.monotonic() + 60
-        while not is_triton_ready("127.0.0.1", ports.http):
+        while not is_triton_ready(f"127.0.0.1:{ports.grpc}"):
             assert server.running, server.read_tail()
             assert time.monotonic() < deadline, server.read_tail()
             time.sleep(0.2)

@@ -29,7 +29,8 @@ def served(own_repository, tmp_path, mark_published):
         change_config(own_repository, name, policy="[1]")
     change_config(own_repository, "predict", ("model_version: -1", "model_version: 1"), policy="[1]")
     mark_published(own_repository, OLD)
-    with Stack(own_repository, tmp_path / "store", ports=Ports.free(), log_dir=tmp_path / "logs") as stack:
+    options = {"ports": Ports.free(), "log_dir": tmp_path / "logs", "http_inference": True}
+    with Stack(own_repository, tmp_path / "store", **options) as stack:
         stack.wait_ready(60)
         client = grpc_client.InferenceServerClient(stack.triton_url)
         yield stack, client

@@ -71,7 +71,7 @@ def test_ready_then_stopped_leaves_nothing(small_repository, tmp_path):
     assert not list(Path("/dev/shm").glob(name_regions(stack.log_dir) + "*"))
     stack.stop()
     assert stack.pids == {}
-    assert not is_triton_ready("127.0.0.1", stack.ports.http)
+    assert not is_triton_ready(stack.triton_url)
     assert not is_sidecar_ready(stack.retrieval_url)
 
 

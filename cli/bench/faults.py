@@ -1,0 +1,109 @@
+"""What a soak run does to a server: each fault by name, on a `cxr serve` of this machine."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cli.bench.served_process import ServedProcess
+
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
+_FILL: Final = "cxr_soak_fill"
+_SHORT_STOP_S: Final = 1.5  # enough to abort Triton 2.51 when one of its stubs stands still for so long
+_FULL_S: Final = 4.0
+_STEP_BYTES: Final = 64 * 1024
+
+Fault = Callable[[ServedProcess], None]
+
+
+def kill_stub(served: ServedProcess) -> None:
+    """Kill a python process of a model, as the kernel does when memory runs out; another one each time."""
+    stubs = sorted(served.find_stubs(), key=lambda stub: stub.model)
+    if stubs:
+        _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGKILL)
+
+
+def stop_stub_shortly(served: ServedProcess) -> None:
+    """Let a python process of a model stand still for a moment."""
+    stubs = served.find_stubs()
+    if stubs:
+        _stop_shortly(stubs[int(time.monotonic()) % len(stubs)].process.pid)
+
+
+def stop_stub(served: ServedProcess) -> None:
+    """Let a python process of a model stand still for good."""
+    stubs = served.find_stubs()
+    if stubs:
+        _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGSTOP)
+
+
+def kill_triton(served: ServedProcess) -> None:
+    """Kill Triton."""
+    _signal(served.find_server("tritonserver"), signal.SIGKILL)
+
+
+def stop_triton_shortly(served: ServedProcess) -> None:
+    """Let Triton stand still for a moment."""
+    _stop_shortly(served.find_server("tritonserver"))
+
+
+def stop_triton(served: ServedProcess) -> None:
+    """Let Triton stand still for good."""
+    _signal(served.find_server("tritonserver"), signal.SIGSTOP)
+
+
+def kill_sidecar(served: ServedProcess) -> None:
+    """Kill the retrieval sidecar."""
+    _signal(served.find_server("retrieval.server"), signal.SIGKILL)
+
+
+def fill_shared_memory(_served: ServedProcess) -> None:
+    """Take all of /dev/shm for some seconds; only where it is this run's own (see `cli.bench.soak`)."""
+    path, size = SHARED_MEMORY / _FILL, 0
+    try:
+        with path.open("wb") as file:
+            full_until = time.monotonic() + _FULL_S
+            while time.monotonic() < full_until:
+                if _take(file.fileno(), size):
+                    size += _STEP_BYTES
+                else:
+                    time.sleep(0.01)  # and again, when something was given back meanwhile
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take(file: int, start: int) -> bool:
+    """Have one step of memory given to a file; return whether there was so much."""
+    try:
+        os.posix_fallocate(file, start, _STEP_BYTES)
+    except OSError:
+        return False
+    return True
+
+
+def _stop_shortly(pid: int | None) -> None:
+    _signal(pid, signal.SIGSTOP)
+    time.sleep(_SHORT_STOP_S)
+    _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int | None, number: int) -> None:
+    if pid is not None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "kill a python process": kill_stub,
+    "stop a python process for 1.5 s": stop_stub_shortly,
+    "stop a python process for good": stop_stub,
+    "kill Triton": kill_triton,
+    "stop Triton for 1.5 s": stop_triton_shortly,
+    "stop Triton for good": stop_triton,
+    "kill the sidecar": kill_sidecar,
+}
+FULL: Final = "fill /dev/shm for 4 s"

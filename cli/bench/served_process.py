@@ -1,0 +1,132 @@
+"""`cxr serve` as a child process, with its servers and their processes: what a soak run torments."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from contract.errors import DeadlineError, ServiceError
+from serving.ports import Ports
+from serving.stubs import Process, Stub, list_stubs, read_process
+from serving.triton import list_import_paths
+
+_READY: Final = "Ready after"
+_READY_S: Final = 180.0
+_STOP_S: Final = 30.0
+
+
+class ServedProcess:
+    """One `cxr serve`, run as a user runs it."""
+
+    def __init__(
+        self, repository: Path, directory: Path, *, ports: Ports | None = None, options: Sequence[str] = ()
+    ) -> None:
+        """Start it; store, logs and output lie in `directory`."""
+        self.ports, self.directory = ports or Ports.free(), directory
+        self.logs = directory / "logs"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.output = directory / "serve.out"
+        command = [sys.executable, "-P", "-m", "cxr", "serve", "--repository", str(repository)]
+        command += ["--store", str(directory / "store"), "--logs", str(self.logs)]
+        command += ["--http-port", str(self.ports.http), "--grpc-port", str(self.ports.grpc)]
+        command += ["--metrics-port", str(self.ports.metrics), "--retrieval-port", str(self.ports.retrieval)]
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(list_import_paths()),
+                    "PYTHONUNBUFFERED": "1",
+                },
+            )
+        self._sessions: set[int] = set()
+
+    @property
+    def triton_url(self) -> str:
+        """host:port of Triton's gRPC service."""
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def retrieval_url(self) -> str:
+        """host:port of the sidecar."""
+        return f"127.0.0.1:{self.ports.retrieval}"
+
+    def read_output(self) -> str:
+        """Return what it printed so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def wait_ready(self, timeout_s: float = _READY_S) -> None:
+        """Wait until it says that it is ready.
+
+        Raises:
+            ServiceError: It ended, or is not ready in time; with what it printed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while _READY not in self.read_output():
+            if self.process.poll() is not None:
+                raise ServiceError(
+                    f"cxr serve ended with code {self.process.returncode}: {self.read_output()}"
+                )
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"cxr serve is not ready after {timeout_s:g} s: {self.read_output()}")
+            time.sleep(0.1)
+
+    def find_server(self, word: str) -> int | None:
+        """Return the process of "tritonserver" or "retrieval.server", None while there is none."""
+        for process in _list_processes():
+            if process.parent == self.process.pid and word in _read_command(process.pid):
+                self._sessions.add(process.pid)
+                return process.pid
+        return None
+
+    def find_stubs(self) -> list[Stub]:
+        """Return the python processes of Triton's models that run."""
+        server = self.find_server("tritonserver")
+        return [] if server is None else [stub for stub in list_stubs(server) if stub.process.runs]
+
+    def list_leftovers(self) -> list[int]:
+        """Return the processes of its servers, of those too that it had before; zombies do not count."""
+        return [x.pid for x in _list_processes() if x.state != "Z" and _get_session(x.pid) in self._sessions]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it in order; return its exit code."""
+        for word in ("tritonserver", "retrieval.server"):
+            self.find_server(word)
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def __enter__(self) -> "ServedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _list_processes() -> list[Process]:
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    return [process for pid in pids if (process := read_process(pid)) is not None]
+
+
+def _get_session(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return -1
+
+
+def _read_command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    return ""

@@ -1,0 +1,84 @@
+"""What one Triton is run from: a private folder with its backends, its Python and links to everything else."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from contract.errors import ConfigError
+from serving.runtime import PrivateFolder, find_stub_trouble, list_bases
+from serving.triton import (
+    TritonInstallation,
+    assemble_backends,
+    assemble_python,
+    build_environment,
+    list_import_paths,
+)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A private folder, filled; `installation` and `environment` hold plain paths only."""
+
+    folder: PrivateFolder
+    installation: TritonInstallation
+    environment: dict[str, str]
+
+    @property
+    def backends(self) -> Path:
+        """The backend directory."""
+        return self.folder.path / "backends"
+
+    @property
+    def empty(self) -> Path:
+        """A folder without anything: models import from the current directory first."""
+        return self.folder.path / "empty"
+
+
+def assemble(installation: TritonInstallation) -> Assembly:
+    """Fill a private folder: the first from which programs can be run (some machines forbid it in /tmp).
+
+    The python process of a model is started once, for a reason that keeps it from starting is told now and not after
+    minutes in which Triton waits for it.
+
+    Raises:
+        ConfigError: It can be started from no folder; with the reasons.
+    """
+    troubles = []
+    for base in list_bases():
+        try:
+            folder = PrivateFolder(base)
+        except OSError as error:
+            troubles.append(f"{base}: {error.strerror}")
+            continue
+        try:
+            assembly = _fill(folder, installation)
+            trouble = find_stub_trouble(
+                assembly.backends / "python" / installation.stub.name, assembly.environment
+            )
+        except (OSError, ConfigError) as error:
+            trouble = str(error)
+        except BaseException:
+            folder.close()
+            raise
+        if trouble is None:
+            return assembly
+        folder.close()
+        troubles.append(trouble)
+    raise ConfigError(
+        "The python process of Triton's models cannot be started from a folder for temporary files "
+        f"({'; '.join(troubles) or 'there is none with a plain path'}): set TMPDIR to a folder whose path has only "
+        "ASCII letters, digits and ._/+- and from which programs may be run."
+    )
+
+
+def _fill(folder: PrivateFolder, installation: TritonInstallation) -> Assembly:
+    (folder.path / "empty").mkdir()
+    assemble_backends(installation, folder.path / "backends")
+    link = folder.link_unless_plain
+    linked = replace(
+        installation,
+        caches=link("caches", installation.caches),
+        libraries=link("libraries", installation.libraries),
+    )
+    paths = [link(f"packages/{place}", Path(path)) for place, path in enumerate(list_import_paths())]
+    python = assemble_python(folder.path / "python", [str(path) for path in paths])
+    return Assembly(folder, linked, build_environment(linked, python))

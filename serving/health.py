@@ -1,0 +1,140 @@
+"""Health over HTTP: four paths, GET only, nothing else.
+
+Triton 2.51's own HTTP front end can be ended by one ordinary POST, so this stands in its place on the HTTP port:
+
+    GET /v2/health/live              200 while `cxr serve` runs
+    GET /v2/health/ready             200 if the last real inference of every model succeeded, else 503
+    GET /v2/models/NAME/ready        the same of predict_study, predict_image or predict_text
+    GET /v2/models/NAME/versions/V/ready
+"""
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, Final
+
+from contract.errors import ConfigError
+from serving.ports import LOOPBACK
+
+_MODEL: Final = re.compile(r"/v2/models/([A-Za-z0-9_]{1,100})(?:/versions/[0-9]{1,18})?/ready")
+_TIMEOUT_S: Final = 2.0  # of a connection, from its first byte to its last
+_AT_ONCE: Final = 16  # connections; one more is closed unanswered
+_MAX_LINE: Final = 4096  # bytes of a request line or a header
+
+Answers = Callable[
+    [str | None], bool | None
+]  # model, None for all -> does it answer; None: there is no such model
+
+
+class HealthServer:
+    """Answers questions about health on loopback from a few threads until `close`."""
+
+    def __init__(self, port: int, answers: Answers) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: The port cannot be had.
+        """
+        handler = type("Handler", (_Handler,), {"answers": staticmethod(answers)})
+        try:
+            self._server = _Server((LOOPBACK, port), handler)
+        except OSError as error:
+            raise ConfigError(f"Port {port} on {LOOPBACK} cannot be had: {error.strerror}.") from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.2,), name="cxr-health", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(HTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        socket.socket.bind(self.socket, self.server_address)  # HTTPServer would look up the host's name
+        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        threading.Thread(target=self._serve, args=(request, client_address), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that left, or was too slow
+
+    def _serve(self, request: Any, client_address: Any) -> None:
+        # A timer and not a socket time-out alone: that begins anew with every byte of a slow client.
+        timer = threading.Timer(_TIMEOUT_S, _cut, (request,))
+        timer.daemon = True
+        timer.start()
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            timer.cancel()
+            self.shutdown_request(request)
+            self._places.release()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    answers: Answers
+    protocol_version = "HTTP/1.0"  # one request a connection
+    server_version = "cxr-serve"
+    sys_version = ""
+    timeout = _TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        read = self.rfile.readline
+        self.rfile.readline = lambda size=-1: read(min(size, _MAX_LINE) if size > 0 else _MAX_LINE)  # type: ignore
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/v2/health/live":
+            self._reply(HTTPStatus.OK)
+        elif path == "/v2/health/ready":
+            self._reply(_to_status(self.answers(None)))
+        elif match := _MODEL.fullmatch(path):
+            self._reply(_to_status(self.answers(match[1])))
+        else:
+            self._reply(HTTPStatus.NOT_FOUND)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        self._reply(HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _reply(self, status: HTTPStatus) -> None:
+        if self.request_version == "HTTP/0.9":
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+
+def _to_status(answers: bool | None) -> HTTPStatus:
+    if answers is None:
+        return HTTPStatus.NOT_FOUND
+    return HTTPStatus.OK if answers else HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,63 @@
+"""The TCP ports of one stack, all on loopback."""
+
+import socket
+from dataclasses import astuple, dataclass
+from typing import Final
+
+from contract.errors import ConfigError
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on loopback."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    retrieval: int = 8005
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Choose four ports that nothing listens on now (another process may still take one)."""
+        sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
+        try:
+            for entry in sockets:
+                entry.bind((LOOPBACK, 0))
+            return cls(*(int(entry.getsockname()[1]) for entry in sockets))
+        finally:
+            for entry in sockets:
+                entry.close()
+
+    def require_free(self) -> None:
+        """Raise ConfigError, with the port, if two are equal, one is out of range or one is in use."""
+        ports: tuple[int, ...] = astuple(self)
+        for port in ports:
+            if not 1 <= port <= 65535:
+                raise ConfigError(f"Port {port} is outside 1 to 65535.")
+            if ports.count(port) > 1:
+                raise ConfigError(f"Port {port} is given twice: the four ports must differ.")
+            require_free(port)
+
+
+def require_free(port: int) -> None:
+    """Raise ConfigError if something listens on this port of loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} on {LOOPBACK} is in use ({error.strerror}): stop what listens there or "
+                "choose another port."
+            ) from error
+
+
+def is_listening(port: int) -> bool:
+    """Return whether something accepts a connection on this port of loopback."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Whether a Triton still infers, asked as a client asks: with a real image and a real report.
+
+    python -m serving.probe --triton 127.0.0.1:8001
+
+"Ready" says that models were loaded once. A Triton whose python process is dead, or that waits for a lock which nobody
+gives back, says it too. The command ends with 0 when `predict_study`, `predict_image` and `predict_text` all answer,
+else with 4 and one sentence. It needs what the Triton image has: this package and tritonclient.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
+from contract.probe_case import PROBE_INPUTS, PROBED
+
+CHANNEL: Final = [
+    ("grpc.enable_http_proxy", 0)
+]  # a proxy of the environment has no place before a lab's own host
+_CONTROL_TIMEOUT_S: Final = 1.0
+_MAX_CHARS: Final = 300
+
+
+def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None = None) -> None:
+    """Run one real inference.
+
+    Args:
+        client: A tritonclient.grpc.InferenceServerClient.
+        model: One of `PROBED`, or a model that takes some of their inputs under the same names.
+        timeout_s: Deadline in seconds. It should be one that only a dead server meets: Triton 2.51 is unsafe when a
+            deadline ends a call.
+        inputs: Names of the inputs; None means those of `predict_study`, `predict_image` or `predict_text`.
+
+    Raises:
+        BusyError: The queue is full; the server works.
+        DeadlineError, UnavailableError: No answer.
+        ServerError: The answer is an error, or no number.
+    """
+    names = inputs if inputs is not None else _INPUTS[model]
+    try:
+        answer = client.infer(model, [_make_input(name) for name in names], client_timeout=timeout_s)
+    except InferenceServerException as error:
+        raise _explain(client, model, error, timeout_s) from error
+    values = answer.as_numpy("probabilities")
+    if model in PROBED and (values is None or not np.isfinite(values).all()):
+        raise ServerError(f"{model} answers with no numbers.")
+
+
+def is_triton_ready(url: str) -> bool:
+    """Ask Triton (KServe v2, ServerReady) whether it and all its models are ready."""
+    client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+    try:
+        return bool(client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()
+
+
+def ask_all(url: str, timeout_s: float, models: Sequence[str] = PROBED) -> None:
+    """Run one real inference of each model.
+
+    Raises:
+        ServiceError: The first that fails; see `ask`.
+    """
+    client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+    try:
+        for model in models:
+            ask(client, model, timeout_s)
+    finally:
+        client.close()
+
+
+_INPUTS: Final[dict[str, tuple[str, ...]]] = {
+    "predict_study": ("image_bytes", "report"),
+    "predict_image": ("image_bytes",),
+    "predict_text": ("report",),
+}
+
+
+def _make_input(name: str) -> Any:
+    tensor = triton.InferInput(name, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[PROBE_INPUTS[name]]], dtype=np.object_))
+    return tensor
+
+
+def _explain(client: Any, model: str, error: InferenceServerException, timeout_s: float) -> ServiceError:
+    code = (error.status() or "").rpartition(".")[2]
+    text = " ".join((error.message() or "").split()).rstrip(".")[:_MAX_CHARS]
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineError(f"{model} did not answer within {timeout_s:g} s.")
+    if code == "RESOURCE_EXHAUSTED" or (code == "UNAVAILABLE" and _serves(client, model)):
+        return BusyError(f"The queue of {model} is full.")
+    if code in ("UNAVAILABLE", "CANCELLED"):
+        return UnavailableError(f"Triton does not answer ({text}).")
+    return ServerError(f"{model} fails: {text}.")
+
+
+def _serves(client: Any, model: str) -> bool:
+    try:
+        return bool(client.is_model_ready(model, client_timeout=_CONTROL_TIMEOUT_S))
+    except InferenceServerException:
+        return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ask once; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.probe", description="One real inference of each model."
+    )
+    parser.add_argument(
+        "--triton", default="127.0.0.1:8001", help="host:port of Triton's gRPC service. (%(default)s)"
+    )
+    parser.add_argument("--timeout", type=float, default=30.0, help="Seconds for each model. (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        ask_all(options.triton, options.timeout)
+    except BusyError:
+        return 0  # a full queue is work, not a fault
+    except CxrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What a running stack has to itself: a lock on its logs folder, and a private folder of plain ASCII.
+
+Triton starts the python process of a model through a shell, with the model's path in the command line. A space, a
+quote or a letter outside ASCII in it ends in minutes of silence, `$(...)` would even be run. So Triton gets paths in a
+folder of its own, with links to where things really lie.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from contract.errors import ConfigError
+from serving.stubs import read_process
+
+_LOCK: Final = "serve.lock"  # in the logs folder
+_PREFIX: Final = "cxr-serve-"
+_PLAIN: Final = re.compile(
+    r"[A-Za-z0-9._/+-]+", re.ASCII
+)  # nothing that a shell or a locale reads differently
+_STALE_S: Final = 5.0  # a folder is made a moment before it is locked
+_STUB_SPEAKS: Final = "arguments"  # of what the stub says when it is started without any
+_STUB_TIMEOUT_S: Final = 20.0
+
+
+class LogsLock:
+    """The right to use a logs folder, for one stack at a time; the kernel gives it back when this process ends.
+
+    The file also names the servers that this stack runs, so that the next one ends what a killed one left.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: Another stack has it, or the folder cannot be written.
+        """
+        self._path = directory / _LOCK
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{show_path(directory)} cannot be written: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = self._read().get("pid", "unknown")
+            os.close(self._file)
+            raise ConfigError(
+                f"Another `cxr serve` (process {owner}) uses the logs folder {show_path(directory)}: stop it, or "
+                "choose another folder with --logs."
+            ) from error
+
+    def end_leftovers(self) -> None:
+        """Kill the servers that an earlier stack left here: only processes that started when that stack says."""
+        servers = self._read().get("servers", {})
+        for pid, started in servers.items() if isinstance(servers, dict) else ():
+            process = read_process(int(pid)) if str(pid).isdigit() else None
+            if process is not None and process.started == started:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(int(pid), signal.SIGKILL)
+
+    def write(self, pids: Iterable[int]) -> None:
+        """Note this process and its servers."""
+        servers = {str(pid): process.started for pid in pids if (process := read_process(pid))}
+        data = json.dumps({"pid": os.getpid(), "servers": servers}).encode()
+        with contextlib.suppress(OSError):  # a full disk must not end the servers
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, data, 0)
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, for a file that is removed could be locked twice."""
+        self.write(())
+        os.close(self._file)
+
+    def _read(self) -> dict[str, object]:
+        try:
+            content = json.loads(self._path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+class PrivateFolder:
+    """A folder of this stack alone (mode 0700), whose path is plain ASCII; removed by `close`.
+
+    It is locked while it is used, so that the next stack can remove what a killed one left.
+    """
+
+    def __init__(self, base: Path) -> None:
+        """Make a folder in `base`; OSError where that fails."""
+        _remove_stale(base)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self._file = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def link(self, name: str, target: Path) -> Path:
+        """Return a link `name` to `target`."""
+        link = self.path / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        return link
+
+    def link_unless_plain(self, name: str, target: Path) -> Path:
+        """Return `target` itself where its path is plain, else a link to it."""
+        return target if _PLAIN.fullmatch(str(target)) else self.link(name, target)
+
+    def close(self) -> None:
+        """Remove the folder; links are removed, not what they point to."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+
+
+def list_bases() -> list[Path]:
+    """Return the folders for temporary files whose path is plain, the preferred first."""
+    given = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108
+    plain = [path for path in given if path and _PLAIN.fullmatch(path) and Path(path).is_dir()]
+    return [Path(path) for path in dict.fromkeys(plain)]
+
+
+def find_stub_trouble(stub: Path, environment: Mapping[str, str]) -> str | None:
+    """Start the stub once, without arguments; return what keeps it from starting, None where nothing does."""
+    try:
+        done = subprocess.run(
+            [str(stub)],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_STUB_TIMEOUT_S,
+            check=False,
+        )
+    except OSError as error:
+        return f"{stub}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"{stub} did not end within {_STUB_TIMEOUT_S:g} s"
+    said = " ".join(done.stdout.decode("utf-8", errors="replace").split())
+    return None if _STUB_SPEAKS in said else said[:300] or f"{stub} ended with code {done.returncode}"
+
+
+def show_path(path: Path) -> str:
+    """Return a path that any terminal and log can take: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
+def _remove_stale(base: Path) -> None:
+    for folder in base.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            entry = folder.lstat()
+            if entry.st_uid != os.getuid() or time.time() - entry.st_mtime < _STALE_S or folder.is_symlink():
+                continue
+            file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(file)

@@ -1,0 +1,76 @@
+"""The processes of a Triton on Linux: the python stubs of its models, and how much processor time they took.
+
+One stub runs each instance of a model of the python backend (and of the python-based "onnxruntime" one). Triton 2.51
+starts a stub once: when it ends, every request that meets its instance fails, while the model counts as ready.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_NAME: Final = "triton_python_b"  # the kernel keeps 15 characters of triton_python_backend_stub
+_STOPPED: Final = "ZXTt"  # zombie, dead, stopped, traced: proc(5)
+_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: its state letter (proc(5)), parent, processor time in seconds and start (ticks since boot)."""
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+    cpu_s: float
+    started: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can do work: no zombie, not stopped."""
+        return self.state not in _STOPPED
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A process that runs one instance of a model's version; both empty for a zombie, which has no command line."""
+
+    process: Process
+    model: str
+    version: str
+
+
+def read_process(pid: int) -> Process | None:
+    """Return a process of this machine, or None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    cpu = (int(fields[11]) + int(fields[12])) * _TICK_S
+    return Process(pid, head.partition("(")[2], fields[0], int(fields[1]), cpu, int(fields[19]))
+
+
+def list_stubs(server_pid: int) -> list[Stub]:
+    """Return the stubs that a Triton started, zombies too."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        process = read_process(int(entry.name))
+        if process is None or process.parent != server_pid or not process.name.startswith(_NAME):
+            continue
+        parts = Path(os.fsdecode(_read_model_path(process.pid))).parts
+        model, version = (parts[-3], parts[-2]) if len(parts) > 2 else ("", "")
+        found.append(Stub(process, model, version))
+    return found
+
+
+def _read_model_path(pid: int) -> bytes:
+    """Return a stub's first argument: REPOSITORY/MODEL/VERSION/FILE."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return b""
+    return arguments[1] if len(arguments) > 1 else b""

@@ -1,0 +1,312 @@
+"""A running Triton and a running sidecar, watched: do they answer real questions, and if not, why?
+
+`TritonWatch` asks `predict_study`, `predict_image` and `predict_text` every few seconds, unless clients got answers
+from them meanwhile. It gives a verdict, one sentence, when
+
+- a model fails twice in a row,
+- a question stands still: nothing on its way has worked for some seconds (see `serving.flow`), or
+- a python process of a model that is ready has ended or is stopped, also where another instance still answers.
+
+A server that is slow because it is busy gets no verdict. Nothing here restarts anything: see `serving.supervisor`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from contract.errors import BusyError, CxrError
+from contract.probe_case import PROBE_INPUTS
+from serving.flow import BUSY, SERVER, Flow
+from serving.probe import CHANNEL, ask
+from serving.regions import RegionSweeper
+from serving.stubs import Stub, list_stubs, read_process
+
+LOOK_S: Final = 0.5
+_ASK_EVERY_S: Final = 3.0
+_ASK_SHARE: Final = 0.02  # of the time may go into questions, on a slow machine
+_ASK_AT_MOST_EVERY_S: Final = 15.0
+_STANDSTILL_S: Final = 6.0
+_DIRECT_AFTER_S: Final = (
+    2.0  # a question without an answer: the first models on its way are asked by themselves too
+)
+_HOPELESS_S: Final = 120.0  # a question without an answer for so long has none, busy or not
+_FAILURES: Final = 2
+_STUB_LOOKS: Final = (
+    4  # in a row; a version that is unloaded loses its stubs a moment before it is no longer ready
+)
+_SWEEP_EVERY_S: Final = 2.0
+_CONTROL_TIMEOUT_S: Final = 1.0
+_PAUSE_S: Final = 5.0  # this process itself did not run for so long: its clock says nothing
+
+
+class Question:
+    """One model, asked again and again: what came back, and since when an answer is awaited."""
+
+    def __init__(self, client: Any, model: str, inputs: Sequence[str], steps: Sequence[str]) -> None:
+        """Describe the question: the model, the names of its inputs and the models on the way."""
+        self.model, self.steps = model, tuple(steps)
+        self.answered = False
+        self.failures = 0
+        self.waiting_since: float | None = None
+        self.trouble = ""
+        self._client, self._inputs = client, tuple(inputs)
+        self._thread: threading.Thread | None = None
+        self._next_at = 0.0
+
+    def update(self, now: float, *, skip: bool = False) -> None:
+        """Ask when it is time; `skip` says that clients got answers since the last look."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = None
+        if skip and self.failures == 0:
+            self._note_answer(now, 0.0)
+        if now >= self._next_at:
+            self.waiting_since = self.waiting_since or now
+            self._thread = threading.Thread(target=self._ask, name=f"cxr-ask-{self.model}", daemon=True)
+            self._thread.start()
+
+    def rest(self) -> None:
+        """Forget what was awaited, unless a question is under way."""
+        if self._thread is None or not self._thread.is_alive():
+            self.waiting_since, self.failures = None, 0
+
+    def shift(self, now: float) -> None:
+        """Start counting anew: this process did not run for a while."""
+        if self.waiting_since is not None:
+            self.waiting_since = now
+
+    def _ask(self) -> None:
+        began = time.monotonic()
+        try:
+            ask(self._client, self.model, _HOPELESS_S, self._inputs)
+        except BusyError:
+            self._next_at = time.monotonic() + 1.0
+        except CxrError as error:
+            self.trouble = str(error)
+            self.answered = False
+            self.failures += 1
+            self._next_at = time.monotonic() + LOOK_S
+        except Exception as error:  # the connection was closed under it
+            self.trouble = f"{self.model}: {type(error).__name__}"
+        else:
+            now = time.monotonic()
+            self._note_answer(now, now - began)
+
+    def _note_answer(self, now: float, seconds: float) -> None:
+        self.answered, self.failures, self.waiting_since = True, 0, None
+        self._next_at = now + min(max(_ASK_EVERY_S, seconds / _ASK_SHARE), _ASK_AT_MOST_EVERY_S)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What Triton counted: requests answered and failed by model, and the versions that are loaded."""
+
+    successes: dict[str, int]
+    failures: dict[str, int]
+    versions: list[tuple[str, str]]
+
+
+class TritonWatch:
+    """Watches one Triton from a thread of its own until `close`."""
+
+    def __init__(self, url: str, pid: int, models: Sequence[str], *, up: bool) -> None:
+        """Begin to watch.
+
+        Args:
+            url: host:port of its gRPC service.
+            pid: Its process on this machine.
+            models: Which of `contract.probe_case.PROBED` it serves.
+            up: Whether it answered already; one that starts may be silent for long.
+        """
+        self.verdict: str | None = None
+        self._pid, self._models, self._up = pid, tuple(models), up
+        self._silent_since = time.monotonic() if up else None
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+        self._sweeper = RegionSweeper(self._client)
+        self._flow = Flow()
+        self._questions: dict[str, Question] = {}
+        self._direct: dict[str, Question] = {}
+        self._instances: dict[tuple[str, str], int] = {}
+        self._lacking: dict[tuple[str, str], int] = {}
+        self._failed: dict[str, int] = {}
+        self._swept_at = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cxr-watch-triton", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last real inference of every model succeeded."""
+        if self.verdict is not None or self._closing.is_set():
+            return False
+        return (self._up or self._silent_since is not None) and all(map(self.answers, self._models))
+
+    def answers(self, model: str) -> bool:
+        """Return whether the last real inference of a model succeeded."""
+        question = self._questions.get(model)
+        answered = self._up if question is None else question.answered
+        return answered and self.verdict is None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        self._thread.join()
+        self._client.close()
+
+    def _run(self) -> None:
+        looked_at = time.monotonic()
+        while not self._closing.wait(LOOK_S):
+            now = time.monotonic()
+            if now - looked_at > _PAUSE_S:
+                self._silent_since = self._silent_since and now
+                for question in (*self._questions.values(), *self._direct.values()):
+                    question.shift(now)
+            self._look(now)
+            looked_at = now
+
+    def _look(self, now: float) -> None:
+        counts = self._read_counts()
+        stubs = list_stubs(self._pid)
+        if counts is not None:
+            self._silent_since = now
+            self._prepare()
+            self._check_stubs(counts, stubs)
+        self._ask(now, counts)
+        self._flow.update(now, counts.successes if counts else None, stubs, read_process(self._pid))
+        self.verdict = self.verdict or self._judge(now)
+        if counts is not None and now - self._swept_at > _SWEEP_EVERY_S:
+            self._swept_at = now
+            self._sweeper.sweep()
+
+    def _ask(self, now: float, counts: _Counts | None) -> None:
+        for model, question in self._questions.items():
+            failed = counts.failures.get(model, 0) if counts else 0
+            grown = self._flow.has_grown(model, counts.successes if counts else None)
+            question.update(now, skip=grown and failed == self._failed.get(model))
+            self._failed[model] = failed
+            waits = question.waiting_since is not None and now - question.waiting_since > _DIRECT_AFTER_S
+            for step in question.steps:
+                if step in self._direct:
+                    self._direct[step].update(now) if waits else self._direct[step].rest()
+
+    def _judge(self, now: float) -> str | None:
+        for question in (*self._questions.values(), *self._direct.values()):
+            if question.failures >= _FAILURES:
+                return question.trouble
+            if question.waiting_since is None:
+                continue
+            idle_s = self._flow.get_idle_s(question.steps, question.waiting_since, now)
+            if idle_s > _STANDSTILL_S:
+                return f"{question.model} stands still: no answer, and no model at work, for {idle_s:.0f} s."
+            if now - question.waiting_since > _HOPELESS_S:
+                return f"{question.model} did not answer for {_HOPELESS_S:g} s."
+        if self._silent_since is not None:
+            idle_s = self._flow.get_idle_s([SERVER], self._silent_since, now)
+            if idle_s > _STANDSTILL_S or now - self._silent_since > _HOPELESS_S:
+                return f"it says nothing for {now - self._silent_since:.0f} s."
+        for (model, version), looks in self._lacking.items():
+            if looks >= _STUB_LOOKS:
+                return f"A python process of {model}, version {version}, has ended or is stopped."
+        return None
+
+    def _read_counts(self) -> _Counts | None:
+        try:
+            answer = self._client.get_inference_statistics(client_timeout=_CONTROL_TIMEOUT_S)
+        except InferenceServerException:
+            return None
+        counts = _Counts({}, {}, [])
+        for entry in answer.model_stats:
+            found = entry.inference_stats
+            counts.successes[entry.name] = counts.successes.get(entry.name, 0) + found.success.count
+            counts.failures[entry.name] = counts.failures.get(entry.name, 0) + found.fail.count
+            counts.versions.append((entry.name, entry.version))
+        return counts
+
+    def _prepare(self) -> None:
+        """Make the questions that are missing, from what the server says of its ensembles."""
+        for model in self._models:
+            if model in self._questions:
+                continue
+            config = self._read_config(model, "")
+            if config is None:
+                return
+            inputs = [entry.name for entry in config.input]
+            steps = list(config.ensemble_scheduling.step)
+            question = Question(self._client, model, inputs, [model, *(step.model_name for step in steps)])
+            question.answered = self._up
+            self._questions[model] = question
+            for step in steps:
+                given = dict(step.input_map)
+                if given and all(name == value and name in PROBE_INPUTS for name, value in given.items()):
+                    name = step.model_name
+                    self._direct.setdefault(name, Question(self._client, name, list(given), [name]))
+
+    def _check_stubs(self, counts: _Counts, stubs: Sequence[Stub]) -> None:
+        alive: dict[tuple[str, str], int] = {}
+        for stub in stubs:
+            alive[stub.model, stub.version] = alive.get((stub.model, stub.version), 0) + stub.process.runs
+        for key in counts.versions:
+            if key not in self._instances and (config := self._read_config(*key)) is not None:
+                self._instances[key] = _count_stubs(config, seen=key in alive)
+            lacks = alive.get(key, 0) < self._instances.get(key, 0) and self._is_ready(*key)
+            self._lacking[key] = self._lacking.get(key, 0) + 1 if lacks else 0
+        for gone in self._lacking.keys() - set(counts.versions):
+            del self._lacking[gone]
+
+    def _is_ready(self, name: str, version: str) -> bool:
+        try:
+            return bool(self._client.is_model_ready(name, version, client_timeout=_CONTROL_TIMEOUT_S))
+        except InferenceServerException:
+            return False
+
+    def _read_config(self, name: str, version: str) -> Any:
+        try:
+            return self._client.get_model_config(name, version, client_timeout=_CONTROL_TIMEOUT_S).config
+        except InferenceServerException:
+            return None
+
+
+def _count_stubs(config: Any, *, seen: bool) -> int:
+    """Return how many stubs a version has to have: 0 where it runs inside the server."""
+    if not (config.backend == "python" or seen):
+        return 0
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+
+
+class SidecarWatch:
+    """Asks the sidecar for its health (grpc.health.v1) from a thread of its own until `close`."""
+
+    def __init__(self, is_ready: Callable[[], bool], pid: int, *, up: bool) -> None:
+        """Begin to watch: `is_ready` asks, with a deadline of its own; `pid` is the process, `up` that it answered."""
+        self.verdict: str | None = None
+        self.ready = False
+        self._is_ready, self._pid, self._served = is_ready, pid, up
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cxr-watch-sidecar", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        worked_at = looked_at = time.monotonic()
+        cpu_s = 0.0
+        while not self._closing.wait(LOOK_S):
+            self.ready = self._is_ready()
+            self._served = self._served or self.ready
+            process = read_process(self._pid)
+            used_s = process.cpu_s - cpu_s if process else 0.0
+            cpu_s = process.cpu_s if process else 0.0
+            now = time.monotonic()
+            elapsed_s, looked_at = now - looked_at, now
+            if self.ready or not self._served or used_s > BUSY * elapsed_s or elapsed_s > _PAUSE_S:
+                worked_at = now
+            elif now - worked_at > _STANDSTILL_S:
+                self.verdict = f"it stands still: no answer for {now - worked_at:.0f} s."

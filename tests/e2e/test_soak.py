@@ -1,0 +1,97 @@
+"""`cxr bench soak`, short: each event once or twice. For real: `cxr bench soak REPOSITORY --minutes 60`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.bench.soak import BAD, FULL, SWAP
+from contract.labels import LABELS
+
+pytest.importorskip("pytriton")
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(write_bundle, small_config, tmp_path_factory) -> tuple[Path, Path]:
+    from export.graphs import export_graphs
+    from export.publish import publish
+
+    root = tmp_path_factory.mktemp("soak")
+    texts = (
+        "FINDINGS: effusion of grade 0001 is seen.",
+        "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
+    )
+    bundle = write_bundle(root / "bundle", small_config, seed=2, texts=texts, thresholds=[0.4] * len(LABELS))
+    return root / "bundle", publish(bundle, export_graphs(bundle, root / "graphs"), root / "repository")
+
+
+def run_soak(
+    model: tuple[Path, Path], out: Path, *events: str
+) -> tuple[subprocess.CompletedProcess[str], dict]:
+    bundle, repository = model
+    command = [sys.executable, "-m", "cxr", "bench", "soak", str(repository), "--bundle", str(bundle)]
+    command += [
+        "--minutes",
+        "0",
+        "--out",
+        str(out),
+        *(word for event in events for word in ("--only", event)),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=out.parent,
+    )
+    report = out / "soak.json"
+    return done, json.loads(report.read_text()) if report.exists() else {}
+
+
+def check(done: subprocess.CompletedProcess[str], report: dict, events: tuple[str, ...]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [event["event"] for event in report["events"]] == sorted(events, key=list(events).index)
+    assert all(event["times"] == 1 and event["unrecovered"] == 0 for event in report["events"])
+    assert report["good_answers"] > 100
+    assert report["wrong_answers"] == 0
+    assert report["untyped_errors"] == {}
+    assert report["leftovers"] == {"processes": 0, "shared_memory_bytes": 0, "regions": 0, "exit_code": 0}
+
+
+@pytest.mark.timeout(500)
+def test_clients_see_typed_errors_and_right_answers(model, tmp_path):
+    ordered = ("stop a python process for 1.5 s", "kill Triton", "kill the sidecar", BAD, SWAP)
+    done, report = run_soak(model, tmp_path / "out", *ordered)
+    check(done, report, ordered)
+    kill = next(event for event in report["events"] if event["event"] == "kill Triton")
+    assert kill["errors"]["UnavailableError"] > 0
+    assert 0 < kill["recovery_max_s"] < 60
+    table = (tmp_path / "out" / "soak.md").read_text()
+    assert "| kill Triton | 1 | " in table
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of its own needs a mount namespace")
+@pytest.mark.timeout(300)
+def test_a_full_shared_memory(model, tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    done, report = run_soak(model, tmp_path / "out", FULL)
+    if "There is no event" in done.stderr:
+        pytest.skip("no mount namespaces here")
+    check(done, report, (FULL,))
+    assert "cxr_soak_fill" not in set(os.listdir("/dev/shm")) - before
+
+
+def test_an_unknown_event_is_named(model, tmp_path):
+    done, _ = run_soak(model, tmp_path / "out", "kill the cat")
+    assert done.returncode == 2
+    assert "There is no event 'kill the cat' here: choose from kill a python process" in " ".join(
+        done.stderr.split()
+    )
