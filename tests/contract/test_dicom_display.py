@@ -174,8 +174,6 @@ def test_voi_table_of_65536_entries_and_negative_start(dicom):
     [
         table([100, 0, 16], list(range(50))),
         table([100, 0], list(range(100))),
-        table([100, 0, 16], b"", entries_vr="OW"),
-        Sequence([Dataset()]),
     ],
 )
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
