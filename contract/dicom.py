@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_IMAGE_BYTES: Final = dicom_file.MAX_IMAGE_BYTES
-_WINDOW_OVERRULED: Final = "The window of the file leaves the image black or white; the range of the image's own values was shown instead."
+_WINDOW_OVERRULED: Final = (
+    "The window of the file leaves the image black or white; "
+    "the range of the image's own values was shown instead."
+)
 
 
 @dataclass(frozen=True)

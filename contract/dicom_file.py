@@ -260,13 +260,22 @@ def _check_kind(dataset: "Dataset") -> None:
         raise ImageError("The DICOM file holds no pixel data.")
 
 
+def _fill_empty(dataset: "Dataset") -> None:
+    """Give elements without a value the one that their absence means; the decoders of pydicom ask for them."""
+    usual = {"BitsStored": dataset.get("BitsAllocated"), "SamplesPerPixel": 1, "PlanarConfiguration": 0}
+    for name, value in usual.items():
+        if dataset.get(name) is None and value is not None:
+            setattr(dataset, name, value)
+
+
 def _check_layout(dataset: "Dataset") -> None:
     """Check how the pixels are said to be stored (DICOM PS3.3 C.7.6.3) against how many bytes there are."""
+    _fill_empty(dataset)
     try:
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         samples, frames = (int(dataset.get(name) or 1) for name in ("SamplesPerPixel", "NumberOfFrames"))
         allocated, signed = int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
-        stored = int(dataset.get("BitsStored", allocated))
+        stored = int(dataset.BitsStored)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ImageError("The DICOM file does not say how its pixels are stored.") from error
     check_size(rows, columns, samples)

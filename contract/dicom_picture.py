@@ -27,7 +27,10 @@ from contract.image_header import ORIENTATION, TURNED, make_missing_error
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
 _HOT_BITS: Final = 2  # a few pixels do not set a range of which all others use a quarter at most
-_HOT_PIXELS: Final = "A few pixels are far brighter than all others, as broken ones are; they were clipped, or the rest would be black."
+_HOT_PIXELS: Final = (
+    "A few pixels are far brighter than all others, as broken ones are; "
+    "they were clipped, or the rest would be black."
+)
 
 
 def decode_picture(data: bytes) -> tuple[Grey, list[str]]:

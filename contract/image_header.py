@@ -21,23 +21,12 @@ ORIENTATION: Final = 0x0112  # EXIF tag
 TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
 # What exporters write for the chest, in the languages of their programs, without accents; 51185008 is SNOMED CT's code.
 _CHEST_WORDS: Final = (
-    *("CHEST", "THORA", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
-    *(
-        "TORAX",
-        "TORAC",
-        "TRONCO",
-        "TORSE",
-        "PECHO",
-        "PEITO",
-        "PULM",
-        "POITRINE",
-        "POUMON",
-        "BRUST",
-        "BORST",
-        "BROST",
-    ),
-    *("BRYST", "KLATKA", "PIERSI", "HRUDN", "MELLKAS", "RINTAKEHA", "RINDKERE", "PETTO", "TORAKS", "KRUTINE"),
+    *("CHEST", "THORAX", "THORACI", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
+    *("TORAX", "TORAC", "TORAKS", "TRONCO", "TORSE", "PECHO", "PEITO", "PULM", "POITRINE", "POUMON"),
+    *("BRUST", "BORST", "BROST", "BRYST", "PETTO", "KLATKA", "PIERSI", "HRUDN", "KRUTINE"),
+    *("MELLKAS", "RINTAKEHA", "RINDKERE"),
 )
+_SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  # thoracic or not
 # View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
 _VIEW_CODES: Final[dict[str, View]] = {
     **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
@@ -125,11 +114,17 @@ def list_warnings(header: ImageHeader) -> tuple[str, ...]:
     found = []
     if header.view == "LATERAL":
         found.append("The image is a lateral view; the model learned mostly from frontal ones.")
-    if header.body_part and not any(word in header.body_part for word in _CHEST_WORDS):
+    if header.body_part and not _is_chest(header.body_part):
         found.append(f"The image is labelled {header.body_part}, not chest.")
     if header.frames > 1:
         found.append(f"The image has {header.frames} frames; only the first was read.")
     return tuple(found)
+
+
+def _is_chest(body_part: str) -> bool:
+    if any(word in body_part for word in _SPINE_WORDS):
+        return False
+    return any(word in body_part for word in _CHEST_WORDS)
 
 
 def describe_picture(data: bytes) -> ImageHeader:

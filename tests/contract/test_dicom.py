@@ -228,7 +228,7 @@ def test_overlay_groups_are_ignored(dicom):
     assert np.array_equal(load_pixels(dicom.write(dataset), size=SIDE), expected)
 
 
-@pytest.mark.parametrize("modality", ["CR", "DX", "RF", "OT", "SC", ""])
+@pytest.mark.parametrize("modality", ["CR", "DX", "DR", "XR", "RX", "rx ", "RF", "OT", "SC", ""])
 def test_modality_of_radiographs(dicom, modality):
     expected = load_pixels(dicom.build(dicom.ramp(12)), size=SIDE)
     assert np.array_equal(load_pixels(dicom.build(dicom.ramp(12), Modality=modality), size=SIDE), expected)

@@ -113,6 +113,8 @@ def test_truncated_pictures(dicom, kind):
         ({"PixelData": b""}, "no pixel data"),
         ({"Modality": "CT"}, "modality CT"),
         ({"Modality": "SR"}, "modality SR"),
+        ({"Modality": "MG"}, "modality MG: a mammogram, which is no chest radiograph."),
+        ({"Modality": "IO"}, "modality IO: a dental radiograph, which is no chest radiograph."),
         ({"Modality": "MRN-4711"}, "modality unknown"),
         ({"Rows": 0}, "too small"),
         ({"Columns": 0}, "too small"),

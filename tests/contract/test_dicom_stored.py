@@ -22,7 +22,9 @@ def load(data: bytes) -> Radiograph:
     return load_radiograph(data, size=SIDE)
 
 
-def store(dicom, values: np.ndarray, syntax: uid.UID, bits: int, level: int | None = None, **elements) -> bytes:
+def store(
+    dicom, values: np.ndarray, syntax: uid.UID, bits: int, level: int | None = None, **elements
+) -> bytes:
     """Return a file whose stream holds all 16 (or `level`'s 12) bits of values, and whose header says `bits`."""
     dataset = dicom.dataset(values, bits=bits, **elements)
     if syntax == uid.RLELossless:
@@ -149,7 +151,8 @@ def test_declared_overlay_is_masked_without_a_warning(dicom, bit):
 
 
 @pytest.mark.parametrize(
-    ("bit", "vr"), [(0, "US"), (5, "US"), (16, "US"), (99, "US"), ([12, 13], "US"), (None, "US"), (b"\x0c\0\0\0", "OB")]
+    ("bit", "vr"),
+    [(0, "US"), (5, "US"), (16, "US"), (99, "US"), ([12, 13], "US"), (None, "US"), (b"\x0c\0\0\0", "OB")],
 )
 def test_overlay_elsewhere_declares_no_bits(dicom, bit, vr):
     """An overlay of its own has bit position 0; one inside the value or beyond the word is nonsense."""

@@ -101,9 +101,7 @@ def test_window_of_other_values_is_overruled(dicom, photometric, centre, width, 
     values = draw_chest(top, dtype=dtype)
     values[values < 0.1 * top] += dtype(0.1 * top)  # beside the small windows
     settings = {"bits": int(top).bit_length(), "photometric": photometric}
-    found = load_radiograph(
-        dicom.build(values, WindowCenter=centre, WindowWidth=width, **settings), size=224
-    )
+    found = load_radiograph(dicom.build(values, WindowCenter=centre, WindowWidth=width, **settings), size=224)
     expected = load_radiograph(dicom.build(values, **settings), size=224)
     assert np.array_equal(found.pixels, expected.pixels)
     assert np.ptp(found.pixels) > 200
