@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.progress import show_progress
+from cli.show import print_warnings
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError
 from contract.tensors import EMBEDDING, PROBABILITIES, TOLERANCES
+from contract.training_data import warn_of_training
 
 if TYPE_CHECKING:
     from client import CxrClient
@@ -190,6 +192,7 @@ def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) ->
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print the tables that a person asks for first."""
+    print_warnings(console, warn_of_training(results["trained_on"]))
     table = _start_table(
         "Findings of n test studies: means over labels, 95 % intervals", ("read", "n", "AUROC", "AP", "F1")
     )

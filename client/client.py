@@ -86,8 +86,9 @@ class CxrClient:
     ) -> Prediction:
         """Predict the 22 finding categories of a radiograph, a report, or both.
 
-        What is unusual but readable (a lateral view, another part of the body, several frames, a report too
-        long to be read whole) is answered; `Prediction.warnings` then says what it is.
+        What is unusual but readable (a lateral view, another part of the body, several frames, an image without
+        contrast, a report too long to be read whole) is answered; `Prediction.warnings` then says what it is. It also
+        says so when the model was trained on phantoms.
 
         Args:
             image: A whole DICOM, PNG or JPEG file.
@@ -185,7 +186,7 @@ class CxrClient:
         cases = self._retrieval.search(
             query.fingerprint, query.embedding, k, tuple(exclude_studies), deadline.left()
         )
-        return SearchResult(tuple(cases), query.warnings)
+        return SearchResult(tuple(cases), query.warnings, query.trained_on)
 
     def search_embedding(
         self,
@@ -245,7 +246,8 @@ class CxrClient:
             ServiceError: A server is down or failed; what was stored before stays.
         """
         limit = self._timeout_s if timeout_s is None else timeout_s
-        fingerprint = self.info(timeout_s=limit).fingerprint
+        model = self.info(timeout_s=limit)
+        fingerprint = model.fingerprint
         refused: list[tuple[str, str]] = []
         warned: list[tuple[str, tuple[str, ...]]] = []
         waiting: list[StoredCase] = []
@@ -256,7 +258,7 @@ class CxrClient:
             else:
                 _require_unchanged(fingerprint, outcome.fingerprint)
                 waiting.append(_make_stored(case, outcome))
-                warned += [(case.id, outcome.warnings)] if outcome.warnings else []
+                warned += [(case.id, outcome.input_warnings)] if outcome.input_warnings else []
             if len(waiting) == _CASES_PER_REQUEST:
                 stored += self._retrieval.add(fingerprint, waiting, limit)
                 waiting = []
@@ -264,7 +266,7 @@ class CxrClient:
                 progress(done)
         if waiting:
             stored += self._retrieval.add(fingerprint, waiting, limit)
-        return IndexResult(stored, tuple(refused), tuple(warned))
+        return IndexResult(stored, tuple(refused), tuple(warned), model.trained_on)
 
     def explain(
         self,
@@ -304,20 +306,21 @@ class CxrClient:
     def health(self, *, timeout_s: float | None = None) -> Health:
         """Ask both servers whether they are ready; never raises for a server that is not."""
         limit = self._timeout_s if timeout_s is None else timeout_s
-        triton, fingerprint = self._triton.check_ready(limit), None
+        triton, fingerprint, trained_on = self._triton.check_ready(limit), None, None
         if triton is None:
             try:
-                fingerprint = self.info(timeout_s=limit).fingerprint
+                model = self.info(timeout_s=limit)
+                fingerprint, trained_on = model.fingerprint, model.trained_on
             except CxrError as error:
                 triton = str(error)
         try:
             stored = self._retrieval.read_info(limit)
         except CxrError as error:
-            return Health(triton, str(error), fingerprint)
+            return Health(triton, str(error), fingerprint, trained_on=trained_on)
         trouble = None
         if fingerprint and stored.fingerprint and stored.fingerprint != fingerprint:
             trouble = f"The index is of model {stored.fingerprint[:12]}, Triton serves {fingerprint[:12]}."
-        return Health(triton, trouble, fingerprint, stored.case_count)
+        return Health(triton, trouble, fingerprint, stored.case_count, trained_on)
 
     def close(self) -> None:
         """Close every connection."""

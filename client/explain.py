@@ -137,6 +137,7 @@ def explain(
         report_text=inputs.text,
         image_notes=inputs.image_notes,
         report_notes=inputs.report_notes,
+        trained_on=bundle.trained_on,
     )
 
 

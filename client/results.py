@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import Decision, ServedLabel, decide
 from contract.notes import ImageNotes, ReportNotes, join_warnings
+from contract.training_data import UNKNOWN, warn_of_training
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 
@@ -81,6 +82,7 @@ class Prediction:
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
         conformal_set: The labels that cannot be left out; None from a model that states nothing about them.
+        trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
     """
 
     kind: Kind
@@ -94,10 +96,16 @@ class Prediction:
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
     conformal_set: ConformalSet | None = None
+    trained_on: str = UNKNOWN
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
+        return (*warn_of_training(self.trained_on), *self.input_warnings)
+
+    @property
+    def input_warnings(self) -> tuple[str, ...]:
+        """Those of the warnings that are about the image and the report."""
         return join_warnings(self.image_notes, self.report_notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +113,7 @@ class Prediction:
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
+            "trained_on": self.trained_on,
             "findings": [finding.to_dict() for finding in self.findings],
             "conformal_set": None if self.conformal_set is None else self.conformal_set.to_dict(),
             "embedding": [round(float(value), 6) for value in self.embedding],
@@ -136,6 +145,7 @@ class SearchResult(Sequence[SimilarCase]):
 
     cases: tuple[SimilarCase, ...]
     warnings: tuple[str, ...] = ()
+    trained_on: str = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -151,7 +161,11 @@ class SearchResult(Sequence[SimilarCase]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
-        return {"cases": [case.to_dict() for case in self.cases], "warnings": list(self.warnings)}
+        return {
+            "cases": [case.to_dict() for case in self.cases],
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass(frozen=True)
@@ -176,18 +190,31 @@ class IndexResult:
     Attributes:
         indexed: How many were stored.
         refused: (case id, reason) of each that the model refused.
-        warned: (case id, its warnings) of each that was stored with a warning.
+        warned: (case id, its warnings) of each that was stored with a warning about its image or report.
+        trained_on: The collection that the model was trained on.
     """
 
     indexed: int
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    trained_on: str = UNKNOWN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know about all cases."""
+        return warn_of_training(self.trained_on)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
         refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
         warned = [{"id": case_id, "warnings": list(sentences)} for case_id, sentences in self.warned]
-        return {"indexed": self.indexed, "refused": refused, "warned": warned}
+        return {
+            "indexed": self.indexed,
+            "refused": refused,
+            "warned": warned,
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass(frozen=True)
@@ -195,7 +222,8 @@ class ServedModel:
     """What the served model says about itself.
 
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
-    `temperature` divided the similarities of the contrastive loss, None where the model does not say.
+    `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
+    the collection that it was trained on: "phantom", "openi", another name, or "unknown".
     """
 
     fingerprint: str
@@ -206,10 +234,17 @@ class ServedModel:
     grid: int
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
+    trained_on: str = UNKNOWN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before any answer is believed."""
+        return warn_of_training(self.trained_on)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return {**asdict(self), "labels": [label.describe() for label in self.labels]}
+        """Return the fields and warnings."""
+        labels = [label.describe() for label in self.labels]
+        return {**asdict(self), "labels": labels, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -237,15 +272,24 @@ class BatchPrediction:
         """Fingerprint of the model that answered."""
         return self.model.fingerprint
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the answers are believed; the inputs were the caller's to look at."""
+        return self.model.warnings
+
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the servers answer; an error is one sentence, None where all is well."""
+    """Whether the servers answer; an error is one sentence, None where all is well.
+
+    `trained_on` is the collection that the served model was trained on, None where Triton does not answer.
+    """
 
     triton: str | None
     retrieval: str | None
     fingerprint: str | None = None
     cases: int | None = None
+    trained_on: str | None = None
 
     @property
     def ready(self) -> bool:
