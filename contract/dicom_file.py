@@ -262,9 +262,12 @@ def _check_kind(dataset: "Dataset") -> None:
 
 def _fill_empty(dataset: "Dataset") -> None:
     """Give elements without a value the one that their absence means; the decoders of pydicom ask for them."""
-    usual = {"BitsStored": dataset.get("BitsAllocated"), "SamplesPerPixel": 1, "PlanarConfiguration": 0}
+    usual = {"SamplesPerPixel": 1, "PlanarConfiguration": 0}
+    allocated = dataset.get("BitsAllocated")
+    if allocated in (8, 16):  # others are refused, whatever they are
+        usual["BitsStored"] = int(allocated)
     for name, value in usual.items():
-        if dataset.get(name) is None and value is not None:
+        if dataset.get(name) is None:
             setattr(dataset, name, value)
 
 

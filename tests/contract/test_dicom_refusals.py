@@ -157,6 +157,15 @@ def test_missing_elements(dicom, name):
     dicom.refuse(dicom.write(dataset))
 
 
+@pytest.mark.parametrize(("vr", "value"), [("UI", "1.2.3"), ("IS", "70000"), ("US", [16, 16]), ("US", None)])
+def test_bits_allocated_of_another_kind(dicom, vr, value):
+    """Found by fuzzing: what stands there was taken for Bits Stored, which the file leaves empty."""
+    dataset = dicom.dataset(VALUES)
+    dataset.BitsStored = None
+    dataset.add_new("BitsAllocated", vr, value)
+    assert "not say how its pixels are stored" in dicom.refuse(dicom.write(dataset))
+
+
 def test_structured_report(dicom):
     dataset = dicom.dataset(VALUES, Modality="SR")
     for name in ("PixelData", "Rows", "Columns"):
