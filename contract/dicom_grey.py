@@ -27,7 +27,7 @@ _LARGEST_NUMBER: Final = 1e9  # a window or rescale value beyond it is nonsense 
 
 _STEEPEST: Final = 64.0  # of a ramp, per stored value: the whole range in 1,024 values
 
-_ENDS: Final = (0.5, 99.5)  # percentiles
+_FEWEST_SHOWN: Final = 0.005  # of the pixels; as many as a percentile leaves out of a range
 _LEAST_SHOWN: Final = 1 / 8  # of the grey range
 
 T = TypeVar("T")
@@ -91,8 +91,8 @@ def is_lost(shown: Values) -> bool:
     A window that leaves one grey anywhere is such, and one that leaves hardly any near an end: that of 12 bits shows 8
     bits as black.
     """
-    low, high = (float(end) for end in np.percentile(shown, _ENDS))
-    return not np.ptp(shown) > 0 or high < _LEAST_SHOWN or low > 1 - _LEAST_SHOWN
+    shares = ((shown >= _LEAST_SHOWN).mean(), (shown <= 1 - _LEAST_SHOWN).mean())
+    return bool(not np.ptp(shown) > 0 or min(shares) < _FEWEST_SHOWN)
 
 
 def is_inverted(dataset: "Dataset") -> bool:
