@@ -12,10 +12,12 @@ from rich.console import Console
 
 from cli.console import Table
 from cli.progress import show_progress
+from cli.show import print_warnings
 from contract.bundle import MODEL_CARD, SPLIT, Bundle, amend_bundle, compute_sha256, write_json
 from contract.errors import ConfigError, ParityError, ServerError
 from contract.files import write_file
 from contract.tensors import EMBEDDING, PROBABILITIES, TOLERANCES
+from contract.training_data import warn_of_training
 
 if TYPE_CHECKING:
     from client import CxrClient
@@ -240,6 +242,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print the tables that a person asks for first."""
     if note := results.get("external"):
         console.print(note, soft_wrap=True)
+    print_warnings(console, warn_of_training(results["trained_on"]))
     table = _start_table(
         "Findings of n test studies: means over labels, 95 % intervals", ("read", "n", "AUROC", "AP", "F1")
     )

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -88,10 +89,10 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
 
     if out is not None:
         check_format(out)
-    fingerprint = client.info().fingerprint
-    tally = _Tally()
-    emit = _print_line if out is None and not as_json else _print_jsonl
-    with nullcontext() if out is None else PredictionFile(out, fingerprint) as file:
+    model = client.info()
+    tally = _Tally(model.warnings)
+    emit = _print_jsonl if as_json else partial(_print_line, general=model.warnings)
+    with nullcontext() if out is None else PredictionFile(out, model.fingerprint) as file:
         todo = []
         for case in cases.cases:
             if file is not None and (row := file.find(case)) is not None:
@@ -103,7 +104,7 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
         with show_progress(CommandConsole(stderr=True, quiet=lines), "Predicting") as progress:
             progress(tally.done, len(cases.cases))
             try:
-                for row in predict_files(client, todo, fingerprint):
+                for row in predict_files(client, todo, model.fingerprint):
                     write(row)
                     tally.count(row)
                     progress(tally.done, len(cases.cases))
@@ -117,7 +118,9 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
 class _Tally:
     """Counts rows, and keeps the first that were refused for the last lines of the command."""
 
-    def __init__(self) -> None:
+    def __init__(self, general: Sequence[str]) -> None:
+        """Take the warnings that stand in every row: they are told once and count for none."""
+        self.general = tuple(general)
         self.statuses: Counter[str] = Counter()
         self.kept = self.warned = 0
         self.refused: list[PredictionRow] = []
@@ -135,7 +138,7 @@ class _Tally:
     def count(self, row: "PredictionRow", *, kept: bool = False) -> None:
         self.statuses[row.status] += 1
         self.kept += kept
-        self.warned += bool(row.warnings)
+        self.warned += bool(set(row.warnings) - set(self.general))
         if row.error and len(self.refused) < _SHOWN_REFUSED:
             self.refused.append(row)
 
@@ -145,10 +148,13 @@ def _print_jsonl(row: "PredictionRow") -> None:
     sys.stdout.flush()
 
 
-def _print_line(row: "PredictionRow") -> None:
-    """Print path, status and answer between tabs; control characters of a name are written by their numbers."""
+def _print_line(row: "PredictionRow", *, general: Sequence[str]) -> None:
+    """Print path, status and answer between tabs; control characters of a name are written by their numbers.
+
+    Warnings that stand in every row (`general`) are told once, at the end.
+    """
     decided = [f"{key} {value:.3f} {said}" for key, value, said in row.findings if said != "absent"]
-    warnings = [f"warning: {sentence}" for sentence in row.warnings]
+    warnings = [f"warning: {sentence}" for sentence in row.warnings if sentence not in general]
     answer = row.error or "; ".join([", ".join(decided) or "nothing present", *warnings])
     sys.stdout.write(f"{_show(row.path)}\t{row.status}\t{_show(answer)}\n")
     sys.stdout.flush()
@@ -168,7 +174,7 @@ def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json:
     counts = {name: tally.statuses[name] for name in ("predicted", "refused", "failed")}
     if as_json and out is not None:
         others = {"kept": tally.kept, "warned": tally.warned, "skipped": cases.skipped}
-        print_json({"out": str(out), **counts, **others, "notice": NOTICE})
+        print_json({"out": str(out), **counts, **others, "warnings": list(tally.general), "notice": NOTICE})
         return
     said = [f"{count} {name}" for name, count in counts.items() if count or name != "failed"]
     said += [f"{tally.warned} with a warning"] if tally.warned else []
@@ -179,7 +185,7 @@ def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json:
         lines += [f"  {_show(row.path)}: {_show(row.error)}" for row in tally.refused]
         hidden = counts["refused"] + counts["failed"] - len(tally.refused)
         lines += [f"  {hidden} more; the column error has them all"] if hidden else []
-    for line in [*lines, NOTICE]:
+    for line in [*lines, *tally.general, NOTICE]:
         typer.echo(line, err=out is None)
 
 

@@ -118,6 +118,7 @@ def print_indexed(console: Console, result: "IndexResult") -> None:
         f"{warned} of them with a warning, {refused} refused",
         highlight=False,
     )
+    print_warnings(console, result.warnings)
     for case_id, reason in result.refused:
         console.print(f"  {escape(case_id)}: {escape(reason)}", soft_wrap=True)
     for case_id, sentences in result.warned[:_SHOWN_WARNED]:
@@ -208,7 +209,9 @@ def find_exit_code(health: "Health") -> int:
 
 
 def print_checks(console: Console, checks: Sequence["Check"], health: "Health | None") -> None:
-    """Print what the machine has and, where they were asked, whether the servers answer."""
+    """Print what the machine has and, where they were asked, whether the servers answer and with which model."""
+    from contract.training_data import UNKNOWN, describe_training, warn_of_training
+
     for check in checks:
         mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
         console.print(
@@ -220,5 +223,7 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health | 
         mark = "[green]ok[/green]     " if trouble is None else "[yellow]down[/yellow]   "
         console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)
     if health.fingerprint:
-        served = f"model {health.fingerprint[:12]}, {health.cases or 0} cases indexed"
-        console.print(f"        {'served':<22} {served}", highlight=False)
+        trained = describe_training(health.trained_on or UNKNOWN)
+        served = f"model {health.fingerprint[:12]}, {trained}, {health.cases or 0} cases indexed"
+        console.print(f"        {'served':<22} {escape(served)}", highlight=False, soft_wrap=True)
+        print_warnings(console, warn_of_training(health.trained_on or UNKNOWN))

@@ -90,8 +90,9 @@ class CxrClient:
     ) -> Prediction:
         """Predict the 22 finding categories of a radiograph, a report, or both.
 
-        What is unusual but readable (a lateral view, another part of the body, several frames, a report too
-        long to be read whole) is answered; `Prediction.warnings` then says what it is.
+        What is unusual but readable (a lateral view, another part of the body, several frames, an image without
+        contrast, a report too long to be read whole) is answered; `Prediction.warnings` then says what it is. It also
+        says so when the model was trained on phantoms.
 
         Args:
             image: A DICOM, PNG or JPEG file by its path (text or `Path`) or as bytes; an array, (H, W) uint8 or
@@ -192,7 +193,7 @@ class CxrClient:
         excluded = check_search(k, exclude_studies)  # before anything is sent
         query = self._predict(image, report, deadline)
         cases = self._retrieval.search(query.fingerprint, query.embedding, k, excluded, deadline.left())
-        return SearchResult(tuple(cases), query.warnings)
+        return SearchResult(tuple(cases), query.warnings, query.trained_on)
 
     def search_embedding(
         self,
@@ -256,12 +257,12 @@ class CxrClient:
             ServiceError: A server is down or failed; what was stored before stays.
         """
         limit = self._limit(timeout_s)
-        fingerprint = self.info(timeout_s=limit).fingerprint
+        model = self.info(timeout_s=limit)
         return index_cases(
             cases,
-            fingerprint,
+            model,
             predict=partial(self.predict_many, timeout_s=limit),
-            add=lambda part: self._retrieval.add(fingerprint, part, limit),
+            add=lambda part: self._retrieval.add(model.fingerprint, part, limit),
             progress=progress,
         )
 
@@ -306,10 +307,11 @@ class CxrClient:
         A full queue counts as ready: the server works.
         """
         limit = self._limit(timeout_s)
-        triton, fingerprint = self._triton.check_ready(limit), None
+        triton, fingerprint, trained_on = self._triton.check_ready(limit), None, None
         if triton is None:
             try:
-                fingerprint = self.info(timeout_s=limit).fingerprint
+                model = self.info(timeout_s=limit)
+                fingerprint, trained_on = model.fingerprint, model.trained_on
                 self._infer_probes(limit)
             except BusyError:
                 pass
@@ -318,7 +320,7 @@ class CxrClient:
         try:
             stored = self._retrieval.read_info(limit, fingerprint or "")
         except CxrError as error:
-            return Health(triton, str(error), fingerprint)
+            return Health(triton, str(error), fingerprint, trained_on=trained_on)
         trouble = None
         if fingerprint and stored.fingerprint and stored.fingerprint != fingerprint:
             trouble = (
@@ -330,7 +332,7 @@ class CxrClient:
                 f"{stored.damaged_count} cases are damaged and left out: index them again with `cxr index TABLE` "
                 "(the sidecar's log names the rows)."
             )
-        return Health(triton, trouble, fingerprint, stored.case_count)
+        return Health(triton, trouble, fingerprint, stored.case_count, trained_on)
 
     def _infer_probes(self, timeout_s: float) -> None:
         """Ask for a study, an image and a report: loaded models may be unable to infer."""

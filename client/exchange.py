@@ -112,6 +112,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         image_notes=None if image_notes is None else ImageNotes.from_json(bytes(image_notes[0])),
         report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
         conformal_set=_choose_set(model, probabilities),
+        trained_on=model.trained_on,
     )
 
 

@@ -141,6 +141,7 @@ def explain(
         report_text=inputs.text,
         image_notes=inputs.image_notes,
         report_notes=inputs.report_notes,
+        trained_on=bundle.trained_on,
     )
 
 
@@ -150,7 +151,7 @@ def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | No
     if image is not None:
         radiograph = load_radiograph(image, size=bundle.config["sizes"]["S"])
         pixels = torch.from_numpy(radiograph.pixels[None]).float()
-        inputs = Inputs(pixels, image_notes=note_image(radiograph.header))
+        inputs = Inputs(pixels, image_notes=note_image(radiograph))
     return inputs if report is None else _add_report(inputs, bundle, report)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from client.regions import find_hottest_region
 from client.results import Kind
 from contract.notes import ImageNotes, ReportNotes, join_warnings
+from contract.training_data import UNKNOWN, warn_of_training
 
 Array = NDArray[np.float32]
 
@@ -56,6 +57,7 @@ class Explanation:
         report_text: The part of the report that is read; the model may not have read its end (`words`).
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
+        trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
     """
 
     kind: Kind
@@ -76,6 +78,7 @@ class Explanation:
     report_text: str | None = None
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
+    trained_on: str = UNKNOWN
 
     def __repr__(self) -> str:
         return (
@@ -86,7 +89,7 @@ class Explanation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the explanation is believed, the same as of the served prediction."""
-        return join_warnings(self.image_notes, self.report_notes)
+        return (*warn_of_training(self.trained_on), *join_warnings(self.image_notes, self.report_notes))
 
     @property
     def relative_delta(self) -> float:
@@ -138,6 +141,7 @@ class Explanation:
             "hottest_region": None if region is None else region.to_dict(),
             "words": [vars(word) for word in self.words],
             "fingerprint": self.fingerprint,
+            "trained_on": self.trained_on,
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),

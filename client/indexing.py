@@ -6,7 +6,7 @@ from typing import Final
 
 from client.inputs import read_report
 from client.many import require_series
-from client.results import CaseInput, IndexResult, Prediction
+from client.results import CaseInput, IndexResult, Prediction, ServedModel
 from client.retrieval import Stored, StoredCase
 from contract.bundle import require_same_fingerprint
 from contract.errors import InputError
@@ -20,7 +20,7 @@ _CASES_PER_REQUEST: Final = 64
 
 def index_cases(
     cases: Iterable[CaseInput],
-    fingerprint: str,
+    model: ServedModel,
     *,
     predict: Predict,
     add: Add,
@@ -30,7 +30,7 @@ def index_cases(
 
     Args:
         cases: Read as they are needed.
-        fingerprint: Of the model at the start, which must make every embedding.
+        model: The model at the start, which must make every embedding.
         predict: Predicts cases in their order, as `CxrClient.predict_many` does.
         add: Stores a part, all or none.
         progress: Called with the number of cases done.
@@ -41,15 +41,15 @@ def index_cases(
         if isinstance(outcome, InputError):
             parts.refused.append((case.id, str(outcome)))
         else:
-            require_unchanged(fingerprint, outcome.fingerprint)
-            warned += [(case.id, outcome.warnings)] if outcome.warnings else []
+            require_unchanged(model.fingerprint, outcome.fingerprint)
+            warned += [(case.id, outcome.input_warnings)] if outcome.input_warnings else []
             parts.put(_make_stored(case, outcome))
         if progress is not None:
             progress(done)
     parts.flush()
     refused = {case_id for case_id, _ in parts.refused}
     warned = [entry for entry in warned if entry[0] not in refused]
-    return IndexResult(parts.added, parts.replaced, tuple(parts.refused), tuple(warned))
+    return IndexResult(parts.added, parts.replaced, tuple(parts.refused), tuple(warned), model.trained_on)
 
 
 class _Parts:

@@ -12,6 +12,7 @@ from contract.bundle import Decision, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 from contract.strings import require_strings, require_text
+from contract.training_data import UNKNOWN, warn_of_training
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
@@ -114,6 +115,7 @@ class Prediction:
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
         conformal_set: The labels that stay possible; None from a model that states nothing about them.
+        trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
     """
 
     kind: Kind
@@ -127,6 +129,7 @@ class Prediction:
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
     conformal_set: ConformalSet | None = None
+    trained_on: str = UNKNOWN
 
     def __repr__(self) -> str:
         ranked = sorted(self.findings, key=lambda finding: -finding.probability)
@@ -139,6 +142,11 @@ class Prediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
+        return (*warn_of_training(self.trained_on), *self.input_warnings)
+
+    @property
+    def input_warnings(self) -> tuple[str, ...]:
+        """Those of the warnings that are about the image and the report."""
         return join_warnings(self.image_notes, self.report_notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +154,7 @@ class Prediction:
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
+            "trained_on": self.trained_on,
             "findings": [finding.to_dict() for finding in self.findings],
             "conformal_set": None if self.conformal_set is None else self.conformal_set.to_dict(),
             "embedding": [round(float(value), 6) for value in self.embedding],
@@ -180,6 +189,7 @@ class SearchResult(Sequence[SimilarCase]):
 
     cases: tuple[SimilarCase, ...]
     warnings: tuple[str, ...] = ()
+    trained_on: str = UNKNOWN
 
     def __repr__(self) -> str:
         best = f", best={self.cases[0]!r}" if self.cases else ""
@@ -199,7 +209,11 @@ class SearchResult(Sequence[SimilarCase]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
-        return {"cases": [case.to_dict() for case in self.cases], "warnings": list(self.warnings)}
+        return {
+            "cases": [case.to_dict() for case in self.cases],
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass(frozen=True)
@@ -236,13 +250,20 @@ class IndexResult:
         added: How many were stored under an id that was new.
         replaced: How many were stored in place of another case of the same id.
         refused: (case id, reason) of each that could not be read, or that the model or the sidecar refused.
-        warned: (case id, its warnings) of each that was stored with a warning.
+        warned: (case id, its warnings) of each that was stored with a warning about its image or report.
+        trained_on: The collection that the model was trained on.
     """
 
     added: int
     replaced: int = 0
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    trained_on: str = UNKNOWN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know about all cases."""
+        return warn_of_training(self.trained_on)
 
     def __repr__(self) -> str:
         return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
@@ -256,8 +277,15 @@ class IndexResult:
         """Return the fields and `indexed`."""
         refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
         warned = [{"id": case_id, "warnings": list(sentences)} for case_id, sentences in self.warned]
-        counts = {"indexed": self.indexed, "added": self.added, "replaced": self.replaced}
-        return {**counts, "refused": refused, "warned": warned}
+        return {
+            "indexed": self.indexed,
+            "added": self.added,
+            "replaced": self.replaced,
+            "refused": refused,
+            "warned": warned,
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass(frozen=True)
@@ -265,7 +293,8 @@ class ServedModel:
     """What the served model says about itself.
 
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
-    `temperature` divided the similarities of the contrastive loss, None where the model does not say.
+    `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
+    the collection that it was trained on: "phantom", "openi", another name, or "unknown".
     """
 
     fingerprint: str
@@ -276,6 +305,12 @@ class ServedModel:
     grid: int
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
+    trained_on: str = UNKNOWN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before any answer is believed."""
+        return warn_of_training(self.trained_on)
 
     def __repr__(self) -> str:
         return (
@@ -284,8 +319,9 @@ class ServedModel:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return {**asdict(self), "labels": [label.describe() for label in self.labels]}
+        """Return the fields and warnings."""
+        labels = [label.describe() for label in self.labels]
+        return {**asdict(self), "labels": labels, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -316,15 +352,24 @@ class BatchPrediction:
         """Fingerprint of the model that answered."""
         return self.model.fingerprint
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the answers are believed; the inputs were the caller's to look at."""
+        return self.model.warnings
+
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the servers answer; an error is one sentence, None where all is well."""
+    """Whether the servers answer; an error is one sentence, None where all is well.
+
+    `trained_on` is the collection that the served model was trained on, None where Triton does not answer.
+    """
 
     triton: str | None
     retrieval: str | None
     fingerprint: str | None = None
     cases: int | None = None
+    trained_on: str | None = None
 
     def __repr__(self) -> str:
         states = {

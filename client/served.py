@@ -17,6 +17,7 @@ from contract.bundle import ServedLabel, check_numbers
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
 from contract.tensors import MODELS
+from contract.training_data import read_trained_on
 
 _LABEL_FIELDS: Final = {field.name for field in fields(ServedLabel)}  # a newer server may say more
 _TRUST_S: Final = 2.0
@@ -116,6 +117,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             grid=int(values["image_tokens_grid"]),
             labels=labels,
             temperature=float(values["temperature"]) if "temperature" in values else None,
+            trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

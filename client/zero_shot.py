@@ -30,6 +30,7 @@ from contract.prompts import (
     make_prompts,
 )
 from contract.tensors import ATTENTION_MASK, EMBEDDING, INPUT_IDS, MAX_BATCH_SIZE, REPORT, REPORT_NOTES
+from contract.training_data import UNKNOWN, warn_of_training
 
 Infer = Callable[[str, Arrays, Sequence[str]], Arrays]  # model, inputs, names of outputs -> outputs
 
@@ -45,12 +46,19 @@ class FindingScore:
         score: 0 to 1, a similarity and not a calibrated probability; above 0.5 the case is nearer to "present".
         similarity_present: Cosine, -1 to 1, to the sentences that say the finding is there.
         similarity_absent: Cosine, -1 to 1, to the sentences that say it is not.
+        trained_on: The collection that the model was trained on.
     """
 
     finding: str
     score: float
     similarity_present: float
     similarity_absent: float
+    trained_on: str = UNKNOWN
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the score is believed."""
+        return warn_of_training(self.trained_on)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
@@ -82,8 +90,8 @@ def score_findings(
     present, absent = (sides @ prediction.embedding.astype(np.float64)).reshape(-1, 2).T  # (F,) each
     scores = compute_scores(present, absent, temperature)
     return tuple(
-        FindingScore(finding, *map(float, values))
-        for finding, *values in zip(cleaned, scores, present, absent, strict=True)
+        FindingScore(finding, float(score), float(near), float(far), model.trained_on)
+        for finding, score, near, far in zip(cleaned, scores, present, absent, strict=True)
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_KEYS, LABEL_NAMES
+from contract.training_data import read_trained_on
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -109,6 +110,11 @@ class Bundle:
     def tokenizer_path(self) -> Path:
         """The tokenizer file, for `contract.text.ReportTokenizer`."""
         return self.path / TOKENIZER
+
+    @property
+    def trained_on(self) -> str:
+        """The collection that the model was trained on, "unknown" in a bundle that does not record it."""
+        return read_trained_on(self.manifest.get("data_source"))
 
     @property
     def weights_path(self) -> Path:

@@ -1,6 +1,7 @@
 """File bytes in, pixels out: the one image preprocessing of training, serving and explanation.
 
-    DICOM:      parse (dicom_file) -> first frame (dicom_decode) -> grey (dicom_grey; without window, dicom_field)
+    DICOM:      parse (dicom_file) -> first frame (dicom_decode) -> values (dicom_stored) -> grey (dicom_grey; without
+                window, dicom_field)
     PNG, JPEG:  grey (dicom_picture)
     both:       fit into a square, aspect ratio kept, black at the sides -> uint8
 
@@ -14,8 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract import dicom_decode, dicom_field, dicom_file, dicom_grey, dicom_picture
+from contract import (
+    dicom_decode,
+    dicom_field,
+    dicom_file,
+    dicom_grey,
+    dicom_picture,
+    dicom_stored,
+    image_contrast,
+)
 from contract.dicom_grey import Grey
+from contract.dicom_stored import StoredValues
 from contract.errors import ImageError
 from contract.image_header import ImageHeader, describe_dataset, describe_picture, make_missing_error
 
@@ -23,14 +33,25 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_IMAGE_BYTES: Final = dicom_file.MAX_IMAGE_BYTES
+_WINDOW_OVERRULED: Final = (
+    "The window of the file leaves the image black or white; "
+    "the range of the image's own values was shown instead."
+)
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A decoded radiograph: (1, S, S) uint8 pixels and what its header says."""
+    """A decoded radiograph.
+
+    Attributes:
+        pixels: (1, S, S) uint8.
+        header: What the file says of itself.
+        remarks: What was noticed while the pixels were read, one sentence each.
+    """
 
     pixels: NDArray[np.uint8]
     header: ImageHeader
+    remarks: tuple[str, ...] = ()
 
 
 def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
@@ -61,55 +82,69 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
     if dicom_file.is_picture(data):
-        grey, header = dicom_picture.decode_picture(data), describe_picture(data)
+        (grey, remarks), header = dicom_picture.decode_picture(data), describe_picture(data)
     else:
         dataset = dicom_file.read_radiograph(data)
-        grey, header = _decode_dicom(dataset), describe_dataset(dataset)
-    return Radiograph(_fit_square(grey, size)[None], header)
+        (grey, remarks), header = _decode_dicom(dataset), describe_dataset(dataset)
+    fitted = _fit(grey, size)
+    remarks += image_contrast.list_remarks(fitted)
+    return Radiograph(_pad_square(fitted, size)[None], header, tuple(remarks))
 
 
-def _decode_dicom(dataset: "Dataset") -> Grey:
+def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
+    """Return the grey of every pixel, and what was noticed on the way, one sentence each."""
     words = dicom_decode.decode_first_frame(dataset)
     shutter = dicom_field.find_shutter(dataset, "Shutter")
+    stored = dicom_stored.read_values(dataset, words)
+    remarks = [dicom_stored.describe_clipping(stored)] if stored.clipped else []
     if words.ndim == 3:
-        bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
-        grey = dicom_grey.measure_luminance(words, bits=bits)
+        colours = words if stored.bits == 8 * words.itemsize else stored.values[words]
+        grey = dicom_grey.measure_luminance(colours, bits=stored.bits)
     else:
-        palette = dicom_file.get_photometric(dataset) == "PALETTE COLOR"
-        table = (dicom_grey.make_palette_table if palette else _make_table)(dataset, words)
+        if dicom_file.get_photometric(dataset) == "PALETTE COLOR":
+            table = dicom_grey.make_palette_table(dataset, stored.values)
+        else:
+            table, overruled = _make_table(dataset, words, stored)
+            remarks += [_WINDOW_OVERRULED] if overruled else []
         ramp = dicom_grey.find_ramp(table[: int(words.max()) + 1])
         if ramp is not None and shutter is None:
-            return Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white)
+            return Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white), remarks
         grey = np.take(table, words, mode="clip")
     if shutter is not None:
         grey[~shutter] = 0
-    return Grey(grey, 0, dicom_grey.WHITE)
+    return Grey(grey, 0, dicom_grey.WHITE), remarks
 
 
-def _make_table(dataset: "Dataset", words: NDArray[Any]) -> NDArray[np.uint16]:
-    """Return the grey of every word a pixel can have: by the file's VOI LUT or window, else by its own range."""
-    stored = dicom_grey.list_values(dataset, words.dtype)
-    padding = dicom_grey.find_padding(stored, dataset)
-    values = dicom_grey.apply_modality(stored, dataset)
+def _make_table(
+    dataset: "Dataset", words: NDArray[Any], stored: StoredValues
+) -> tuple[NDArray[np.uint16], bool]:
+    """Return the grey of every word a pixel can have: by the file's VOI LUT or window, else by its own range.
+
+    Returns:
+        (256,) or (65536,), and whether a VOI LUT or window was overruled because it leaves the image black or white.
+    """
+    padding = stored.padding
+    values = dicom_grey.apply_modality(stored.values, dataset)
     inverted = dicom_grey.is_inverted(dataset)
     step = -(-max(words.shape) // dicom_field.SAMPLE_SIDE)
     sample = words[::step, ::step]
-    shown = dicom_grey.apply_voi(values, dataset)
-    if shown is not None:
-        table = dicom_grey.pack_table(shown, padding, inverted=inverted)
-        if np.ptp(shown[sample]) > 0 or np.ptp(values[sample]) == 0:
-            return table  # a window beside all of the values, which leaves one grey, was written by mistake
+    overruled = False
+    for shown in dicom_grey.list_displays(values, dataset):
+        if np.ptp(values[sample]) == 0 or not dicom_grey.is_lost(shown[sample]):
+            return dicom_grey.pack_table(shown, padding, inverted=inverted), overruled
+        overruled = True
     seen = ~padding[sample]
     for part in ("Shutter", "Collimator"):
         opening = dicom_field.find_shutter(dataset, part)
         if opening is not None:
             seen &= opening[::step, ::step]
     low, high = dicom_field.find_range(sample, values, seen, inverted=inverted)
-    return dicom_grey.pack_table(dicom_grey.stretch(values, low, high), padding, inverted=inverted)
+    shown = dicom_grey.stretch(values, low, high)
+    return dicom_grey.pack_table(shown, padding, inverted=inverted), overruled
 
 
-def _fit_square(grey: Grey, size: int) -> NDArray[np.uint8]:
-    """Fit an image into a black square, aspect ratio kept.
+def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
+    """Scale an image so that its longer side is `size`, aspect ratio kept.
 
     Areas are averaged in rows first and in columns then, which gives the same averages in half the time.
     """
@@ -128,7 +163,13 @@ def _fit_square(grey: Grey, size: int) -> NDArray[np.uint8]:
     else:
         fitted = cv2.resize(grey.values, (width, height), interpolation=cv2.INTER_LINEAR)
     shown = (fitted.astype(np.float32) - np.float32(grey.black)) * np.float32(255 / (grey.white - grey.black))
+    return np.asarray(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
+
+
+def _pad_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Put an image in the middle of a black square."""
+    height, width = image.shape
     square = np.zeros((size, size), np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = np.rint(np.clip(shown, 0, 255)).astype(np.uint8)
+    square[top : top + height, left : left + width] = image
     return square

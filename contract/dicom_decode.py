@@ -35,7 +35,7 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
 
     Returns:
         Monochrome and palette: (rows, columns) uint8 or uint16, the words as they are stored: what stands in the
-        bits beside the stored ones, and the sign, are left to `contract.dicom_grey`. Colour: (rows, columns, 3), RGB.
+        bits beside the stored ones, and the sign, are left to `contract.dicom_stored`. Colour: (rows, columns, 3), RGB.
 
     Raises:
         ImageError: The pixel data is damaged, or its decoder is not installed; the message names the package.
@@ -93,7 +93,9 @@ def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = dicom_file.get_syntax(dataset)
-    return np.asarray(pixel_array(dataset, index=0, decoding_plugin=plugin))
+    # What stands beside the stored bits is left in its place: `contract.dicom_stored` reads it.
+    array = pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+    return np.asarray(array)
 
 
 def _decode_compressed(dataset: "Dataset", decoder: str) -> NDArray[Any]:

@@ -22,7 +22,9 @@ MAX_IMAGE_BYTES: Final = 256 * 2**20
 MAX_PIXELS: Final = 64_000_000
 MAX_READS: Final = 60_000  # the largest header of the Open-i collection takes about 500
 MIN_SIDE: Final = 16
-RADIOGRAPH_MODALITIES: Final = ("CR", "DX", "RF", "XA", "RG", "PX", "OT", "SC", "HC")
+# DR, XR and RX are no terms of the standard; old exporters write them for DX.
+RADIOGRAPH_MODALITIES: Final = ("CR", "DX", "DR", "XR", "RX", "RF", "XA", "RG", "PX", "OT", "SC", "HC")
+_OTHER_RADIOGRAPHS: Final = {"MG": "a mammogram", "IO": "a dental radiograph", "BMD": "a bone densitometry"}
 WINDOW_ELEMENTS: Final = ("WindowCenter", "WindowWidth")
 TABLE_ELEMENTS: Final = ("ModalityLUTSequence", "VOILUTSequence")
 PALETTE_ELEMENTS: Final = tuple(
@@ -242,6 +244,9 @@ def _check_kind(dataset: "Dataset") -> None:
     modality = read_text(dataset, "Modality")
     if modality and modality not in RADIOGRAPH_MODALITIES:
         shown = modality if re.fullmatch(r"[A-Z0-9_]{1,16}", modality) else "unknown"
+        if modality in _OTHER_RADIOGRAPHS:
+            kind = _OTHER_RADIOGRAPHS[modality]
+            raise ImageError(f"The DICOM file has modality {shown}: {kind}, which is no chest radiograph.")
         raise ImageError(f"The DICOM file has modality {shown}, which is no radiograph.")
     uid = UID(read_text(dataset, "SOPClassUID"), IGNORE)
     kind = uid.name if uid.name != uid else ""  # the name of an unknown one is what the file holds there
@@ -255,13 +260,25 @@ def _check_kind(dataset: "Dataset") -> None:
         raise ImageError("The DICOM file holds no pixel data.")
 
 
+def _fill_empty(dataset: "Dataset") -> None:
+    """Give elements without a value the one that their absence means; the decoders of pydicom ask for them."""
+    usual = {"SamplesPerPixel": 1, "PlanarConfiguration": 0}
+    allocated = dataset.get("BitsAllocated")
+    if allocated in (8, 16):  # others are refused, whatever they are
+        usual["BitsStored"] = int(allocated)
+    for name, value in usual.items():
+        if dataset.get(name) is None:
+            setattr(dataset, name, value)
+
+
 def _check_layout(dataset: "Dataset") -> None:
     """Check how the pixels are said to be stored (DICOM PS3.3 C.7.6.3) against how many bytes there are."""
+    _fill_empty(dataset)
     try:
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         samples, frames = (int(dataset.get(name) or 1) for name in ("SamplesPerPixel", "NumberOfFrames"))
         allocated, signed = int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
-        stored = int(dataset.get("BitsStored", allocated))
+        stored = int(dataset.BitsStored)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ImageError("The DICOM file does not say how its pixels are stored.") from error
     check_size(rows, columns, samples)

@@ -8,7 +8,7 @@ the result is that of the chain on every pixel, exactly.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,6 +26,9 @@ _LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G and B
 _LARGEST_NUMBER: Final = 1e9  # a window or rescale value beyond it is nonsense and would overflow float32
 
 _STEEPEST: Final = 64.0  # of a ramp, per stored value: the whole range in 1,024 values
+
+_FEWEST_SHOWN: Final = 0.005  # of the pixels; as many as a percentile leaves out of a range
+_LEAST_SHOWN: Final = 1 / 8  # of the grey range
 
 T = TypeVar("T")
 Values = NDArray[np.float32]
@@ -57,25 +60,11 @@ class Ramp:
     white: float
 
 
-def list_values(dataset: "Dataset", words: "np.dtype[Any]") -> NDArray[np.int32]:
-    """Return the value that each word of a type stores, (256,) or (65536,) int32 (DICOM PS3.5 8.1.1).
-
-    Bits outside Bits Stored hold overlays or nothing, and count for nothing.
-    """
-    stored = int(dataset.get("BitsStored") or 0) or int(dataset.BitsAllocated)
-    high = dataset.get("HighBit")
-    usable = isinstance(high, int) and stored <= high + 1 <= int(dataset.BitsAllocated)
-    shift = int(high) + 1 - stored if usable else 0
-    values = (np.arange(2 ** (8 * words.itemsize), dtype=np.int32) >> shift) & (2**stored - 1)
-    if int(dataset.PixelRepresentation):  # two's complement
-        values -= (values >> (stored - 1)) << stored
-    return np.asarray(values)
-
-
 def apply_modality(values: NDArray[np.int32], dataset: "Dataset") -> Values:
     """Apply the modality LUT or rescale slope and intercept (DICOM PS3.3 C.11.1)."""
-    if dataset.get("ModalityLUTSequence"):
-        return _guard(lambda: _apply_lut(values, dataset, "ModalityLUTSequence")[0], "modality LUT")
+    item = _find_table(dataset, "ModalityLUTSequence")
+    if item is not None:
+        return _guard(lambda: _apply_lut(values, dataset, item)[0], "modality LUT")
     slope = _read_number(dataset, "RescaleSlope")
     # Many CR files carry an empty or nonsensical slope; 0 would wipe out the image.
     if not slope:
@@ -84,14 +73,26 @@ def apply_modality(values: NDArray[np.int32], dataset: "Dataset") -> Values:
     return values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def apply_voi(values: Values, dataset: "Dataset") -> Values | None:
-    """Return grey 0..1 by the file's VOI LUT or its first window (DICOM PS3.3 C.11.2), None where it has neither."""
-    if dataset.get("VOILUTSequence"):
-        shown, table = _guard(lambda: _apply_lut(values, dataset, "VOILUTSequence"), "VOI LUT")
+def list_displays(values: Values, dataset: "Dataset") -> Iterator[Values]:
+    """Yield grey 0..1 by the file's VOI LUT and by its first window, as far as it has them (DICOM PS3.3 C.11.2)."""
+    item = _find_table(dataset, "VOILUTSequence")
+    if item is not None:
+        shown, table = _guard(lambda: _apply_lut(values, dataset, item), "VOI LUT")
         # The table's own range: many tables use fewer bits than their descriptor says.
-        return stretch(shown, float(table.min()), float(table.max()))
+        yield stretch(shown, float(table.min()), float(table.max()))
     window = _read_window(dataset)
-    return None if window is None else _apply_window(values, *window)
+    if window is not None:
+        yield _apply_window(values, *window)
+
+
+def is_lost(shown: Values) -> bool:
+    """Whether a window or table leaves the image black or white; it was written for other values, by mistake.
+
+    A window that leaves one grey anywhere is such, and one that leaves hardly any near an end: that of 12 bits shows 8
+    bits as black.
+    """
+    shares = ((shown >= _LEAST_SHOWN).mean(), (shown <= 1 - _LEAST_SHOWN).mean())
+    return bool(not np.ptp(shown) > 0 or min(shares) < _FEWEST_SHOWN)
 
 
 def is_inverted(dataset: "Dataset") -> bool:
@@ -102,18 +103,6 @@ def is_inverted(dataset: "Dataset") -> bool:
     """
     inverse = dicom_file.read_text(dataset, "PresentationLUTShape") == "INVERSE"
     return dicom_file.get_photometric(dataset) == "MONOCHROME1" or inverse
-
-
-def find_padding(values: NDArray[np.int32], dataset: "Dataset") -> NDArray[np.bool_]:
-    """Mark values that are no image: Pixel Padding Value and its range limit (DICOM PS3.3 C.7.5.1.1.2)."""
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return np.zeros(values.shape, bool)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    words = [value & 0xFFFF, (limit if isinstance(limit, int) else value) & 0xFFFF]
-    # Signed images whose padding was written as unsigned are common: 63536 means -2000.
-    ends = np.array(words, np.uint16).view(np.int16 if int(dataset.PixelRepresentation) else np.uint16)
-    return np.asarray((values >= ends.min()) & (values <= ends.max()))
 
 
 def pack_table(grey: Values, padding: NDArray[np.bool_], *, inverted: bool) -> NDArray[np.uint16]:
@@ -142,14 +131,13 @@ def find_ramp(table: NDArray[np.uint16]) -> Ramp | None:
     return Ramp(start, stop, black, black + WHITE / slope)
 
 
-def make_palette_table(dataset: "Dataset", words: NDArray[Any]) -> NDArray[np.uint16]:
-    """Return the luminance of each word of a palette image (DICOM PS3.3 C.7.6.3.1.5), (256,) or (65536,)."""
+def make_palette_table(dataset: "Dataset", values: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """Return the luminance of values of a palette image (DICOM PS3.3 C.7.6.3.1.5), of the same shape."""
     from pydicom.pixels.processing import apply_color_lut
 
     if "SegmentedRedPaletteColorLookupTableData" in dataset:  # a few bytes of it can expand without end
         raise ImageError("The colour palette of the DICOM file is segmented, which is not supported.")
-    indices = np.arange(2 ** (8 * words.itemsize), dtype=words.dtype)
-    colours = _guard(lambda: np.asarray(apply_color_lut(indices, dataset)), "colour palette")[..., :3]
+    colours = _guard(lambda: np.asarray(apply_color_lut(values, dataset)), "colour palette")[..., :3]
     if colours.shape[-1] != 3:  # pydicom goes on without a table that is missing
         raise ImageError("The colour palette of the DICOM file is damaged.")
     return measure_luminance(colours, bits=8 * colours.itemsize)
@@ -168,9 +156,19 @@ def stretch(values: Values, low: float, high: float) -> Values:
     return np.clip((values - np.float32(low)) / np.float32(scale), 0, 1)
 
 
-def _apply_lut(values: NDArray[Any], dataset: "Dataset", sequence: str) -> tuple[Values, Values]:
-    """Look values up in the first table of a sequence (DICOM PS3.3 C.11.1.1.1); return them and the table."""
-    item = dataset[sequence][0]
+def _find_table(dataset: "Dataset", sequence: str) -> "Dataset | None":
+    """Return the first item of a sequence that holds a table; one whose descriptor or data is empty holds none."""
+    items = dataset.get(sequence) or ()
+    return _guard(lambda: next((item for item in items if _holds_table(item)), None), "table")
+
+
+def _holds_table(item: "Dataset") -> bool:
+    parts = (item.get(name) for name in ("LUTDescriptor", "LUTData"))
+    return all(part is not None and (isinstance(part, int) or len(part) > 0) for part in parts)
+
+
+def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tuple[Values, Values]:
+    """Look values up in a table (DICOM PS3.3 C.11.1.1.1); return them and the table."""
     count, first, _ = (int(float(number)) for number in item.LUTDescriptor)
     count = count or 2**16
     if first > 2**15 and values.min() < 0:  # a negative start, written as unsigned
@@ -188,21 +186,27 @@ def _apply_lut(values: NDArray[Any], dataset: "Dataset", sequence: str) -> tuple
 
 
 def _read_window(dataset: "Dataset") -> tuple[float, float, str] | None:
-    """Return centre, width and function of the first window, None where there is no usable one."""
-    centre, width = (_read_number(dataset, name) for name in dicom_file.WINDOW_ELEMENTS)
+    """Return centre, width and function of the first usable window, None where there is none."""
+    centres, widths = (dicom_file.read_numbers(dataset, name) for name in dicom_file.WINDOW_ELEMENTS)
     function = dicom_file.read_text(dataset, "VOILUTFunction") or "LINEAR"
     smallest = 1.0 if function == "LINEAR" else 0.0
-    if centre is None or width is None or width <= smallest:
-        return None
-    return centre, width, function
+    for numbers in zip(centres, widths, strict=False):
+        centre, width = map(_convert_number, numbers)
+        if centre is not None and width is not None and width > smallest:
+            return centre, width, function
+    return None
 
 
 def _read_number(dataset: "Dataset", name: str) -> float | None:
     """Return an element's first value, None where it is absent, empty or nonsense."""
     values = dicom_file.read_numbers(dataset, name)
+    return _convert_number(values[0]) if values else None
+
+
+def _convert_number(value: Any) -> float | None:
     try:
-        number = float(values[0])
-    except (IndexError, TypeError, ValueError, OverflowError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) < _LARGEST_NUMBER else None
 

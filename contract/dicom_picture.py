@@ -4,7 +4,8 @@ orientation     turned as EXIF says, as every viewer does
 transparency    over black: what is transparent is no image
 colour          luminance (ITU-R BT.601)
 16 bits         the depth is what the file says (sBIT), or else the whole number of bits that the brightest pixel
-                needs: 12 bits of a detector stored in 16 would be nearly black otherwise
+                needs: 12 bits of a detector stored in 16 would be nearly black otherwise. A few pixels that need at
+                least two bits more than all others are clipped
 gAMA, iCCP      ignored: radiographs are exported without, and a screen's gamma is not the model's
 """
 
@@ -18,16 +19,22 @@ from numpy.typing import NDArray
 
 from contract import dicom_file
 from contract.dicom_decode import check_scans
+from contract.dicom_field import PERCENTILES, SAMPLE_SIDE
 from contract.dicom_grey import WHITE, Grey, measure_luminance
 from contract.errors import ImageError
 from contract.image_header import ORIENTATION, TURNED, make_missing_error
 
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
+_HOT_BITS: Final = 2  # a few pixels do not set a range of which all others use a quarter at most
+_HOT_PIXELS: Final = (
+    "A few pixels are far brighter than all others, as broken ones are; "
+    "they were clipped, or the rest would be black."
+)
 
 
-def decode_picture(data: bytes) -> Grey:
-    """Decode a PNG or JPEG file.
+def decode_picture(data: bytes) -> tuple[Grey, list[str]]:
+    """Decode a PNG or JPEG file; also return what was noticed on the way, one sentence each.
 
     Raises:
         ImageError: It is damaged, truncated or too large.
@@ -53,23 +60,23 @@ def decode_picture(data: bytes) -> Grey:
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
 
-def _read_grey(image: Any, data: bytes) -> Grey:
+def _read_grey(image: Any, data: bytes) -> tuple[Grey, list[str]]:
     from PIL import ImageChops
 
     image.load()  # raises for a truncated file, which opencv would fill up
     if _has_deep_colour(data):
-        values, top = _decode_deep_colour(image, data)
-        return _spread_bits(_orient(values, image), top, data)
+        values, samples = _decode_deep_colour(image, data)
+        return _spread_bits(_orient(values, image), samples, data)
     if image.mode in _DEEP_GREY:
         values = _orient(np.asarray(image, np.uint16), image)
-        return _spread_bits(values, int(values.max()), data)
+        return _spread_bits(values, values, data)
     if image.mode == "P" or image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         # The product is what compositing over black gives.
         shown = ImageChops.multiply(image.convert("L"), image.getchannel("A"))
     else:
         shown = image if image.mode == "L" else image.convert("RGB").convert("L")
-    return Grey(_orient(np.asarray(shown), image), 0, 255)
+    return Grey(_orient(np.asarray(shown), image), 0, 255), []
 
 
 def _has_deep_colour(data: bytes) -> bool:
@@ -77,8 +84,8 @@ def _has_deep_colour(data: bytes) -> bool:
     return data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0
 
 
-def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], int]:
-    """Return luminance, (rows, columns), and the largest sample."""
+def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return luminance, (rows, columns), and the samples that it was made of."""
     import cv2
 
     dicom_file.check_size(image.height, image.width, 4)
@@ -90,7 +97,7 @@ def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], in
     grey = measure_luminance(colours[..., 2::-1], bits=16)  # opencv has blue first
     if colours.shape[2] == 4:
         grey = np.rint(grey * (colours[..., 3] / np.float32(WHITE))).astype(np.uint16)
-    return grey, int(colours[..., :3].max())
+    return grey, colours[..., :3]
 
 
 def _orient(values: NDArray[Any], image: Any) -> NDArray[Any]:
@@ -105,13 +112,33 @@ def _orient(values: NDArray[Any], image: Any) -> NDArray[Any]:
     return np.ascontiguousarray(values)
 
 
-def _spread_bits(values: NDArray[np.uint16], top: int, data: bytes) -> Grey:
-    """Return values of up to 16 bits with the white that belongs to them."""
-    bits = _read_significant_bits(data) or max(top.bit_length(), _LEAST_BITS)
-    bits = 16 if top >= 2**bits else bits
+def _spread_bits(
+    values: NDArray[np.uint16], samples: NDArray[np.uint16], data: bytes
+) -> tuple[Grey, list[str]]:
+    """Return values of up to 16 bits with the white that belongs to them.
+
+    Args:
+        values: (rows, columns) grey.
+        samples: What the file stores of it, of any shape.
+        data: The file.
+    """
+    top, written = int(samples.max()), _read_significant_bits(data)
+    bits = 16 if top >= 2 ** (written or 16) else written or _count_bits(top)
+    remarks = []
+    if bits - max(written, _LEAST_BITS) >= _HOT_BITS:
+        step = -(-max(samples.shape) // SAMPLE_SIDE)
+        usual = int(np.percentile(samples[::step, ::step], PERCENTILES[1], method="lower"))
+        needed = max(_count_bits(usual), written)
+        if top >= usual << _HOT_BITS and bits - needed >= _HOT_BITS:
+            bits, remarks = needed, [_HOT_PIXELS]
+            values = np.minimum(values, np.uint16(2**bits - 1))
     if bits < 10:  # averages are whole numbers: they would be coarse
-        return Grey(values * np.uint16(64), 0, (2**bits - 1) * 64)
-    return Grey(values, 0, 2**bits - 1)
+        return Grey(values * np.uint16(64), 0, (2**bits - 1) * 64), remarks
+    return Grey(values, 0, 2**bits - 1), remarks
+
+
+def _count_bits(top: int) -> int:
+    return max(top.bit_length(), _LEAST_BITS)
 
 
 def _read_significant_bits(data: bytes) -> int:

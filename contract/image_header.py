@@ -1,7 +1,9 @@
 """What an image file says of itself beside its pixels: how it was taken, how it is stored, what to be warned of."""
 
+import contextlib
 import io
 import re
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -17,7 +19,14 @@ VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
 _LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT"}
 ORIENTATION: Final = 0x0112  # EXIF tag
 TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
-_CHEST_WORDS: Final = ("CHEST", "THORAX", "LUNG", "RIB", "STERNUM")
+# What exporters write for the chest, in the languages of their programs, without accents; 51185008 is SNOMED CT's code.
+_CHEST_WORDS: Final = (
+    *("CHEST", "THORAX", "THORACI", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
+    *("TORAX", "TORAC", "TORAKS", "TRONCO", "TORSE", "PECHO", "PEITO", "PULM", "POITRINE", "POUMON"),
+    *("BRUST", "BORST", "BROST", "BRYST", "PETTO", "KLATKA", "PIERSI", "HRUDN", "KRUTINE"),
+    *("MELLKAS", "RINTAKEHA", "RINDKERE"),
+)
+_SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  # thoracic or not
 # View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
 _VIEW_CODES: Final[dict[str, View]] = {
     **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
@@ -82,7 +91,7 @@ def describe_dataset(dataset: "Dataset") -> ImageHeader:
         modality=_read_code(dataset, "Modality"),
         view=_read_view(dataset),
         laterality=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
-        body_part=_read_code(dataset, "BodyPartExamined"),
+        body_part=_read_body_part(dataset),
         photometric=_read_code(dataset, "PhotometricInterpretation"),
         inverse=_read_code(dataset, "PresentationLUTShape") == "INVERSE",
         bits=_read_count(dataset, "BitsStored"),
@@ -105,11 +114,17 @@ def list_warnings(header: ImageHeader) -> tuple[str, ...]:
     found = []
     if header.view == "LATERAL":
         found.append("The image is a lateral view; the model learned mostly from frontal ones.")
-    if header.body_part and not any(word in header.body_part for word in _CHEST_WORDS):
+    if header.body_part and not _is_chest(header.body_part):
         found.append(f"The image is labelled {header.body_part}, not chest.")
     if header.frames > 1:
         found.append(f"The image has {header.frames} frames; only the first was read.")
     return tuple(found)
+
+
+def _is_chest(body_part: str) -> bool:
+    if any(word in body_part for word in _SPINE_WORDS):
+        return False
+    return any(word in body_part for word in _CHEST_WORDS)
 
 
 def describe_picture(data: bytes) -> ImageHeader:
@@ -158,9 +173,22 @@ def _read_view_code(dataset: "Dataset") -> str:
         return ""
 
 
+def _read_body_part(dataset: "Dataset") -> str:
+    """Return Body Part Examined without accents; many exporters write words of their own language."""
+    text = dicom_file.read_text(dataset, "BodyPartExamined")
+    with contextlib.suppress(UnicodeError):
+        text = text.encode("latin-1").decode("utf-8")  # code strings are read byte by byte, whatever they are
+    folded = "".join(letter for letter in unicodedata.normalize("NFKD", text) if letter.isprintable())
+    folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    return _require_code(folded.strip().upper())
+
+
 def _read_code(dataset: "Dataset", name: str) -> str:
     """Return a coded value; anything that does not look like a code might be a patient's, and is dropped."""
-    value = dicom_file.read_text(dataset, name)
+    return _require_code(dicom_file.read_text(dataset, name))
+
+
+def _require_code(value: str) -> str:
     return value if re.fullmatch(r"[A-Z0-9][A-Z0-9_ ]{0,15}", value) else ""
 
 

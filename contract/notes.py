@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from contract.errors import ArtifactError
-from contract.image_header import VIEWS, ImageHeader, View, list_warnings
+from contract.image_header import VIEWS, View, list_warnings
 
 if TYPE_CHECKING:
+    from contract.dicom import Radiograph
     from contract.text import TokenBatch
 
 NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands beside every answer
@@ -97,9 +98,11 @@ class ReportNotes(_Notes):
         return cls(values["tokens"], values["truncated"], _read_warnings(values["warnings"]))
 
 
-def note_image(header: ImageHeader) -> ImageNotes:
-    """Return the notes on an image whose header was read."""
-    return ImageNotes(header.view, header.laterality, header.modality, list_warnings(header))
+def note_image(radiograph: "Radiograph") -> ImageNotes:
+    """Return the notes on an image that was read: what its header says, and what was noticed in its pixels."""
+    header = radiograph.header
+    warnings = (*list_warnings(header), *radiograph.remarks)
+    return ImageNotes(header.view, header.laterality, header.modality, warnings)
 
 
 def note_reports(batch: "TokenBatch", *, text_mode: str, max_length: int) -> tuple[ReportNotes, ...]:

@@ -109,6 +109,7 @@ def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) 
             "image_size": str(sizes["S"]),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
+            "trained_on": bundle.trained_on,
         }
     temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
     if spec.backend == "ensemble" and temperature:

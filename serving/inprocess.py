@@ -234,7 +234,7 @@ def _prepare_images(config: Mapping[str, Any], _: Path) -> Run:
         radiographs = [load_radiograph(data, size=size) for data in files]
         return {
             "pixels": np.stack([each.pixels for each in radiographs]),
-            "image_notes": pack(note_image(each.header).to_json() for each in radiographs),
+            "image_notes": pack(note_image(each).to_json() for each in radiographs),
         }
 
     return run

@@ -15,17 +15,33 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cxr.py
 
-OPENI = Path(__file__).resolve().parents[2] / "shared" / "data" / "openi"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _require_data(name: str, what: str) -> Path:
+    """Return a directory of real files; where CI=true they must be there, elsewhere the test is skipped."""
+    directory = DATA / name
+    if not directory.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the real {what} are missing: {directory}")
+        pytest.skip(f"the real {what} are not at {directory}")
+    return directory
 
 
 @pytest.fixture(scope="session")
 def openi_directory() -> Path:
-    """Directory of the real Open-i files; where CI=true they must be there, elsewhere the test is skipped."""
-    if not OPENI.is_dir():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the real Open-i files are missing: {OPENI}")
-        pytest.skip(f"the real Open-i files are not at {OPENI}")
-    return OPENI
+    """Directory of the real Open-i files; see `_require_data`."""
+    return _require_data("openi", "Open-i files")
+
+
+@pytest.fixture(scope="session")
+def real_radiographs() -> tuple[Path, ...]:
+    """Real frontal and lateral radiographs of ChestX-ray14 and Open-i, as PNG and JPEG; see `_require_data`."""
+    nih, nih14 = (_require_data(name, "ChestX-ray14 files") for name in ("nih", "nih14"))
+    openi = _require_data("openi", "Open-i files")
+    found = (*nih.glob("*.png"), *openi.glob("png/*.png"), *nih14.glob("images/*.jpg"))
+    assert len(found) == 677
+    return found
 
 
 @pytest.fixture(scope="session")

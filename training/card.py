@@ -13,6 +13,7 @@ from typing import Any, Final
 from huggingface_hub import EvalResult, ModelCardData
 
 from contract.labels import LABEL_NAMES
+from contract.training_data import read_trained_on, warn_of_training
 from training.config import TrainConfig
 from training.config_file import format_config
 
@@ -81,7 +82,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
     source = _find_source(details)
     parts = [
         _write_metadata(config, metrics, details, source),
-        _write_summary(config, metrics),
+        _write_summary(config, metrics, details),
         _write_use(),
         _write_data(metrics, source),
         _write_results(metrics),
@@ -192,14 +193,17 @@ def _find_base_models(config: TrainConfig) -> list[str]:
     return ids
 
 
-def _write_summary(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
+def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     model = config.model
+    trained_on = read_trained_on(details.get("data_source"))
+    warning = "".join(f"**{sentence}**\n\n" for sentence in warn_of_training(trained_on))
     ways = ", ".join(_name_way(way) for way, _ in _list_ways(metrics)) or "none"
     return (
         f"# Chest X-ray model, config `{config.name}`\n\n"
         "Predicts 22 finding categories from a chest radiograph, its report, or both; places cases in one "
         "embedding space for search; shows attention per finding.\n\n"
         "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n\n"
+        f"{warning}"
         f"- Image: a Swin Transformer, stages {', '.join(map(str, model.image_depths))}, width {model.image_width}, "
         f"{model.image_size} x {model.image_size} pixels, {config.data.views} view(s) of a study.\n"
         f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "

@@ -45,6 +45,7 @@ def test_tables_are_not_cut_off():
         "kind": "control",
     }
     results = {
+        "trained_on": "phantom",
         "classification": [row],
         "retrieval": {
             "test_to_train": {"without_normal": [{"title": row["title"], "queries": 3954, "values": found}]}

@@ -209,7 +209,7 @@ def test_the_cut_off_end_of_a_report_has_no_words(bundle):
 def test_warnings_are_those_of_the_served_answer(bundle, chest_files, name, words):
     data = chest_files[name]
     result = explain(bundle, image=data, label="pleural", steps=1)
-    assert result.image_notes == note_image(load_radiograph(data, size=56).header)
+    assert result.image_notes == note_image(load_radiograph(data, size=56))
     assert result.report_notes is None
     assert len(result.warnings) == bool(words)
     assert words in "".join(result.warnings)

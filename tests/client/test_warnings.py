@@ -109,7 +109,7 @@ def test_search_result_is_a_sequence_of_its_cases(client):
     assert found[0] is found.cases[0]
     assert found[:1] == found.cases
     assert found[0] in found
-    assert set(found.to_dict()) == {"cases", "warnings"}
+    assert set(found.to_dict()) == {"cases", "trained_on", "warnings"}
 
 
 def test_index_tells_which_cases_have_a_warning(client):

@@ -201,7 +201,8 @@ def test_command_prints_scores_and_says_what_they_are(client, tmp_path):
     assert "not a calibrated probability" in shown.stdout
     told = json.loads(run(*asked, "--json").stdout)
     assert [score["finding"] for score in told["finding_scores"]] == ["rib fracture", "[red] effusion"]
-    assert set(told["finding_scores"][0]) == {"finding", "score", "similarity_present", "similarity_absent"}
+    keys = {"finding", "score", "similarity_present", "similarity_absent", "trained_on"}
+    assert set(told["finding_scores"][0]) == keys
     assert "not a calibrated probability" in told["finding_scores_notice"]
     assert "findings" in told
     plain = run("predict", str(tmp_path / "image"), "--json")

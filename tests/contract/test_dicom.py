@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -24,7 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from contract.dicom import load_pixels
+from contract.dicom import load_pixels, load_radiograph
 from contract.dicom_grey import is_inverted
 
 image_module = pytest.importorskip("PIL.Image")
@@ -190,11 +191,16 @@ def test_overlays_in_unused_bits_are_no_image(dicom, signed, syntax):
     values = dicom.ramp(12, np.int16 if signed else np.uint16, -2048 if signed else 0)
     overlay = np.random.default_rng(9).integers(0, 16, values.shape).astype(np.uint16) << 12
     words = (values.view(np.uint16) & 0x0FFF) | overlay
-    settings = {"PixelRepresentation": int(signed)}
+    dataset = dicom.dataset(words, syntax=syntax, PixelRepresentation=int(signed))
+    for group, bit in zip((0x6000, 0x6002, 0x6004, 0x6006), (12, 13, 14, 15), strict=True):
+        dataset.add_new((group, 0x0100), "US", 16)
+        dataset.add_new((group, 0x0102), "US", bit)
     if syntax == RLELossless:
-        data = dicom.compress(words, syntax, **settings)
-    else:
-        data = dicom.build(words, syntax=syntax, **settings)
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset = pydicom.dcmread(io.BytesIO(dicom.write(dataset)))
+        dataset.compress(syntax, encoding_plugin="pydicom")
+    data = dicom.write(dataset)
+    assert load_radiograph(data, size=SIDE).remarks == ()
     dicom.assert_close(load_pixels(data, size=SIDE), load_pixels(dicom.build(values), size=SIDE))
 
 
@@ -222,7 +228,7 @@ def test_overlay_groups_are_ignored(dicom):
     assert np.array_equal(load_pixels(dicom.write(dataset), size=SIDE), expected)
 
 
-@pytest.mark.parametrize("modality", ["CR", "DX", "RF", "OT", "SC", ""])
+@pytest.mark.parametrize("modality", ["CR", "DX", "DR", "XR", "RX", "rx ", "RF", "OT", "SC", ""])
 def test_modality_of_radiographs(dicom, modality):
     expected = load_pixels(dicom.build(dicom.ramp(12)), size=SIDE)
     assert np.array_equal(load_pixels(dicom.build(dicom.ramp(12), Modality=modality), size=SIDE), expected)

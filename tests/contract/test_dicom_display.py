@@ -1,14 +1,19 @@
 """Stored values to grey: tables, windows, padding, colour; against formulas or pydicom's own functions."""
 
+import io
+
 import numpy as np
+import pydicom
 import pytest
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from contract.dicom import load_pixels
+from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ImageError
+from contract.notes import note_image
 
 pytest.importorskip("cv2")
 SIDE = 32  # images of this size are not scaled, so that each value can be compared
@@ -174,8 +179,6 @@ def test_voi_table_of_65536_entries_and_negative_start(dicom):
     [
         table([100, 0, 16], list(range(50))),
         table([100, 0], list(range(100))),
-        table([100, 0, 16], b"", entries_vr="OW"),
-        Sequence([Dataset()]),
     ],
 )
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
@@ -187,6 +190,138 @@ def test_broken_table_is_refused(dicom, broken, name):
 def test_empty_table_sequence_counts_as_absent(dicom):
     data = dicom.build(dicom.ramp(12), VOILUTSequence=Sequence(), ModalityLUTSequence=Sequence())
     assert np.array_equal(load_pixels(data, size=SIDE), load_pixels(dicom.build(dicom.ramp(12)), size=SIDE))
+
+
+def make_empty_items() -> dict[str, Dataset]:
+    full = table([4096, 0, 16], list(range(4096)))[0]
+    items = {name: Dataset() for name in ("nothing", "no data", "no descriptor", "both empty", "explained")}
+    items["no data"].add_new("LUTDescriptor", "US", [100, 0, 16])
+    items["no descriptor"].add_new("LUTData", "US", full.LUTData)
+    for name, vr in (("LUTDescriptor", "US"), ("LUTData", "OW")):
+        items["both empty"].add_new(name, vr, None)
+    items["explained"].LUTExplanation = "NORMAL"
+    items["empty data"] = Dataset()
+    items["empty data"].add_new("LUTDescriptor", "US", [100, 0, 16])
+    items["empty data"].add_new("LUTData", "OW", b"")
+    return items
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 1500, "WindowWidth": 1800}])
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize("empty", make_empty_items())
+def test_empty_table_counts_as_absent(dicom, name, empty, window, syntax):
+    found = load_radiograph(
+        dicom.build(dicom.ramp(12), syntax=syntax, **{name: Sequence([make_empty_items()[empty]])}, **window),
+        size=SIDE,
+    )
+    expected = load_radiograph(dicom.build(dicom.ramp(12), **window), size=SIDE)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert found.remarks == ()
+
+
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_table_behind_an_empty_item_counts(dicom, name):
+    full = table([4096, 0, 16], list(range(4095, -1, -1)))[0]
+    window = {} if name == "VOILUTSequence" else {"WindowCenter": 2048, "WindowWidth": 4096}
+    expected = load_pixels(dicom.build(dicom.ramp(12), **{name: Sequence([full])}, **window), size=SIDE)
+    assert expected[0, 0, 0] == 255
+    found = dicom.build(dicom.ramp(12), **{name: Sequence([Dataset(), full])}, **window)
+    assert np.array_equal(load_pixels(found, size=SIDE), expected)
+
+
+def test_level_table_leaves_the_window(dicom):
+    """A table of one grey shows nothing; the window beside it does."""
+    window = {"WindowCenter": 1500, "WindowWidth": 1800}
+    data = dicom.build(dicom.ramp(12), VOILUTSequence=table([4096, 0, 16], [7] * 4096), **window)
+    found = load_radiograph(data, size=SIDE)
+    assert np.array_equal(found.pixels, load_pixels(dicom.build(dicom.ramp(12), **window), size=SIDE))
+    assert "black or white" in found.remarks[0]
+
+
+# Every optional element that the reader visits, with no value at all.
+OPTIONAL = (
+    *(
+        "BitsStored",
+        "HighBit",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PlanarConfiguration",
+        "Modality",
+        "RescaleType",
+    ),
+    *(
+        "RescaleSlope",
+        "RescaleIntercept",
+        "WindowCenter",
+        "WindowWidth",
+        "VOILUTFunction",
+        "PresentationLUTShape",
+    ),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ViewPosition", "ImageLaterality", "BodyPartExamined"),
+    *("ModalityLUTSequence", "VOILUTSequence", "ViewCodeSequence", "ShutterShape", "ShutterLeftVerticalEdge"),
+    *("ShutterUpperHorizontalEdge", "CenterOfCircularShutter", "RadiusOfCircularShutter"),
+    *(
+        "VerticesOfThePolygonalShutter",
+        "CollimatorShape",
+        "CollimatorLeftVerticalEdge",
+        "CenterOfCircularCollimator",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_empty_counts_as_absent(dicom, name, syntax):
+    values, bits = dicom.ramp(16), 16  # as many as Bits Allocated, which holds without Bits Stored
+    dataset = dicom.dataset(values, bits=bits, syntax=syntax, SOPInstanceUID="1.2.3")
+    if name in dataset:
+        del dataset[name]
+    dataset.add_new(name, dictionary_VR(name), None)
+    data = dicom.write(dataset)
+    assert pydicom.dcmread(io.BytesIO(data))[name].is_empty
+    found = load_radiograph(data, size=SIDE)
+    assert np.array_equal(found.pixels, load_pixels(dicom.build(values, bits=bits), size=SIDE))
+    assert note_image(found).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["BitsStored", "HighBit", "PlanarConfiguration", "NumberOfFrames"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+def test_empty_layout_of_a_colour_capture(dicom, name, syntax):
+    colours = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    settings = {"bits": 8, "photometric": "RGB", "Modality": "SC"}
+    dataset = dicom.dataset(colours, **settings)
+    if syntax == RLELossless:
+        dataset = pydicom.dcmread(io.BytesIO(dicom.compress(colours, syntax, **settings)))
+    else:
+        dataset = dicom.dataset(colours, syntax=syntax, **settings)
+    dataset[name] = pydicom.DataElement(name, dictionary_VR(name), None)
+    expected = load_pixels(dicom.build(colours, **settings), size=SIDE)
+    assert np.array_equal(load_pixels(dicom.write(dataset), size=SIDE), expected)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\\", " \\ "])
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"])
+def test_blank_numbers_count_as_absent(dicom, name, blank):
+    """Padding, or places between backslashes that hold nothing."""
+    dataset = dicom.dataset(dicom.ramp(12))
+    dataset.add_new(name, "LO", "x" * len(blank + " " * (len(blank) % 2)))
+    data = dicom.write(dataset)
+    tag = pydicom.tag.Tag(name)
+    head = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
+    length = len(blank) + len(blank) % 2
+    written = head + b"LO" + length.to_bytes(2, "little") + b"x" * length
+    assert data.count(written) == 1
+    blanks = head + b"DS" + length.to_bytes(2, "little") + blank.ljust(length).encode()
+    found = load_pixels(data.replace(written, blanks), size=SIDE)
+    assert np.array_equal(found, load_pixels(dicom.build(dicom.ramp(12)), size=SIDE))
+
+
+@pytest.mark.parametrize(("centres", "widths"), [(["", "1500"], ["", "900"]), (["9", "1500"], ["0", "900"])])
+def test_first_usable_window_counts(dicom, centres, widths):
+    one = dicom.build(dicom.ramp(12), WindowCenter="1500", WindowWidth="900")
+    data = dicom.build(dicom.ramp(12), WindowCenter=centres, WindowWidth=widths)
+    assert np.array_equal(load_pixels(data, size=SIDE), load_pixels(one, size=SIDE))
 
 
 # --- padding -----------------------------------------------------------------------------------------------

@@ -113,6 +113,8 @@ def test_truncated_pictures(dicom, kind):
         ({"PixelData": b""}, "no pixel data"),
         ({"Modality": "CT"}, "modality CT"),
         ({"Modality": "SR"}, "modality SR"),
+        ({"Modality": "MG"}, "modality MG: a mammogram, which is no chest radiograph."),
+        ({"Modality": "IO"}, "modality IO: a dental radiograph, which is no chest radiograph."),
         ({"Modality": "MRN-4711"}, "modality unknown"),
         ({"Rows": 0}, "too small"),
         ({"Columns": 0}, "too small"),
@@ -153,6 +155,15 @@ def test_missing_elements(dicom, name):
     dataset = dicom.dataset(VALUES)
     delattr(dataset, name)
     dicom.refuse(dicom.write(dataset))
+
+
+@pytest.mark.parametrize(("vr", "value"), [("UI", "1.2.3"), ("IS", "70000"), ("US", [16, 16]), ("US", None)])
+def test_bits_allocated_of_another_kind(dicom, vr, value):
+    """Found by fuzzing: what stands there was taken for Bits Stored, which the file leaves empty."""
+    dataset = dicom.dataset(VALUES)
+    dataset.BitsStored = None
+    dataset.add_new("BitsAllocated", vr, value)
+    assert "not say how its pixels are stored" in dicom.refuse(dicom.write(dataset))
 
 
 def test_structured_report(dicom):

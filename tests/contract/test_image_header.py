@@ -172,6 +172,84 @@ def test_the_file_is_parsed_once(dicom, monkeypatch):
     assert len(calls) == 1
 
 
+CHESTS = [
+    *(
+        "CHEST",
+        "Chest PA",
+        "THORAX",
+        "THORACIC",
+        "RIBS",
+        "LUNG",
+        "STERNUM",
+        "CHESTABDOMEN",
+        "51185008",
+        "CXR",
+    ),
+    *(
+        "TORAX",
+        "T\u00d3RAX",
+        "TRONCO",
+        "TORACE",
+        "TORSE",
+        "POITRINE",
+        "PECHO",
+        "PEITO",
+        "PULM\u00d3N",
+        "PETTO",
+    ),
+    *("BRUSTKORB", "BRUST", "BORSTKAS", "BR\u00d6STKORG", "KLATKA PIERSIOWA", "PIERSIOWA", "HRUDN\u00cdK"),
+    *("MELLKAS", "RINTAKEH\u00c4", "RINDKERE", "TORAKS", "KR\u016aTIN\u0116S"),
+]
+
+
+def build_body_part(dicom, text: str, encoding: str) -> bytes:
+    """Return a file whose Body Part Examined holds bytes that its value representation does not allow."""
+    data = text.encode(encoding)
+    mark = "X" * (len(data) + len(data) % 2)
+    return dicom.build(dicom.ramp(12), BodyPartExamined=mark).replace(mark.encode(), data.ljust(len(mark)))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (text, encoding)
+        for text in CHESTS
+        for encoding in ("utf-8", "latin-1")
+        if encoding == "utf-8" or max(text) <= "\xff"
+    ],
+)
+def test_words_for_the_chest(dicom, text, encoding):
+    assert list_warnings(read_image_header(build_body_part(dicom, text, encoding))) == ()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        *(
+            (word, word)
+            for word in (
+                "HAND",
+                "ABDOMEN",
+                "KNEE",
+                "MANO",
+                "PIED",
+                "SCHAEDEL",
+                "CSPINE",
+                "TSPINE",
+                "THORACIC SPINE",
+            )
+        ),
+        ("CR\u00c2NE", "CRANE"),
+        ("SCH\u00c4DEL", "SCHADEL"),
+        ("BR\u00daCHO", "BRUCHO"),
+    ],
+)
+def test_words_for_something_else(dicom, text, shown, encoding):
+    (warning,) = list_warnings(read_image_header(build_body_part(dicom, text, encoding)))
+    assert warning == f"The image is labelled {shown}, not chest."
+
+
 @pytest.mark.parametrize(
     ("header", "words"),
     [

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.dicom import Radiograph
 from contract.errors import ArtifactError
 from contract.image_header import VIEWS, ImageHeader, list_warnings
 from contract.notes import ImageNotes, ReportNotes, join_warnings, note_image, note_reports
@@ -46,11 +47,13 @@ def test_the_json_is_what_the_readme_says():
 
 def test_image_notes_are_those_of_the_header():
     header = ImageHeader("DICOM", modality="DX", view="LATERAL", laterality="R", frames=3, body_part="HAND")
-    notes = note_image(header)
+    pixels = np.zeros((1, 8, 8), np.uint8)
+    notes = note_image(Radiograph(pixels, header, ("It is black.",)))
     assert (notes.view, notes.laterality, notes.modality) == ("LATERAL", "R", "DX")
-    assert notes.warnings == list_warnings(header)
-    assert len(notes.warnings) == 3
-    assert note_image(ImageHeader("DICOM", view="PA", body_part="CHEST")).warnings == ()
+    assert notes.warnings == (*list_warnings(header), "It is black.")
+    assert len(notes.warnings) == 4
+    usual = Radiograph(pixels, ImageHeader("DICOM", view="PA", body_part="CHEST"))
+    assert note_image(usual).warnings == ()
 
 
 @pytest.mark.parametrize(("mode", "names_impression"), [("full", True), ("findings", False)])

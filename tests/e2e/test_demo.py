@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from client import CxrClient
+from contract.training_data import PHANTOM_WARNING
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,11 +73,12 @@ def test_the_whole_path_then_kept_up_until_ctrl_c(tmp_path: Path):
     assert summary["parity"]["passed"]
     assert set(summary["metrics"]["test"]) == {"study", "image", "text"}
     page = (tmp_path / "out" / "report.html").read_text()
-    for words in ("Findings", "Similar cases", "Integrated Gradients", "never a diagnosis"):
+    for words in ("Findings", "Similar cases", "Integrated Gradients", "never a diagnosis", PHANTOM_WARNING):
         assert words in page
     readme = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"demo-output/([\w./-]*\w)", readme)):
         assert (tmp_path / "out" / name).exists(), f"the README names demo-output/{name}"
+    assert PHANTOM_WARNING in text
     assert re.findall(r"^\[ (\d)/9\]", text, flags=re.MULTILINE) == [str(number) for number in range(1, 10)]
 
 

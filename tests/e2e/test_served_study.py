@@ -15,6 +15,7 @@ from contract.errors import DeadlineError, FingerprintError, InputError, Unavail
 from contract.labels import LABEL_KEYS
 from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
+from contract.training_data import PHANTOM_WARNING
 from training.model import load_model
 
 LONG = "The heart is enlarged. " * 200  # 1,000 tokens
@@ -171,8 +172,12 @@ def test_what_is_unusual_is_served_with_a_warning(client, chest_files, name):
     prediction = client.predict(**given)
     assert tuple(finding.key for finding in prediction.findings) == LABEL_KEYS
     assert np.linalg.norm(prediction.embedding) == pytest.approx(1, abs=1e-4)
-    assert len(prediction.warnings) == len(words)
-    for sentence, expected in zip(prediction.warnings, words, strict=True):
+    assert prediction.warnings == (
+        PHANTOM_WARNING,
+        *prediction.input_warnings,
+    )  # what this model was trained on
+    assert len(prediction.input_warnings) == len(words)
+    for sentence, expected in zip(prediction.input_warnings, words, strict=True):
         assert expected in sentence
     found = client.search(**given, k=2)
     assert len(found) == 2

@@ -105,7 +105,19 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
         "image_size": "112",
         "embedding_size": "128",
         "image_tokens_grid": "7",
+        "trained_on": "unknown",  # the manifest of this bundle names no collection
     }
+
+
+@pytest.mark.parametrize("recorded", ["phantom", "openi", "Our hospital, 2024"])
+def test_what_a_model_was_trained_on_travels_with_it(bundle, recorded):
+    named = replace(bundle, manifest={**bundle.manifest, "data_source": recorded})
+    for spec in MODELS.values():
+        parameters = fill_config(named, spec).parameters
+        if spec.backend == "ensemble":
+            assert parameters["trained_on"].string_value == recorded
+        else:  # shared by versions, which may be trained on different collections
+            assert "trained_on" not in parameters
 
 
 def test_what_a_label_states_travels_with_it(bundle):

@@ -1,5 +1,6 @@
 """The preprocessing steps in the real Triton give what `contract` gives, byte for byte."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -100,16 +101,25 @@ def test_tokens_are_those_of_the_contract(client, repository):
     assert [entry.decode() for entry in served["report_text"][:, 0]] == texts
 
 
+def make_black_png() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (300, 300)).save(file, "PNG")
+    return file.getvalue()
+
+
 def test_image_notes_are_those_of_the_contract(client, chest_files):
     from contract.dicom import load_radiograph
     from contract.notes import ImageNotes, note_image
 
-    served = infer(client, "preprocess_image", "image_bytes", list(chest_files.values()))["image_notes"]
+    files = [*chest_files.values(), make_black_png()]
+    served = infer(client, "preprocess_image", "image_bytes", files)["image_notes"]
     notes = [ImageNotes.from_json(entry) for entry in served[:, 0]]
-    headers = [load_radiograph(data, size=SIZE).header for data in chest_files.values()]
-    assert notes == [note_image(header) for header in headers]
-    assert [len(note.warnings) for note in notes] == [0, 1, 1, 1]  # frontal, lateral, hand, frames
-    assert [note.view for note in notes] == ["PA", "LATERAL", "PA", "PA"]
+    assert notes == [note_image(load_radiograph(data, size=SIZE)) for data in files]
+    assert [len(note.warnings) for note in notes] == [0, 1, 1, 1, 1]  # frontal, lateral, hand, frames, black
+    assert [note.view for note in notes] == ["PA", "LATERAL", "PA", "PA", "UNKNOWN"]
+    assert notes[-1].warnings == ("The image has hardly any contrast: no finding can be seen in it.",)
 
 
 def test_report_notes_are_those_of_the_contract(client):

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from contract.labels import LABEL_KEYS, LABEL_NAMES
+from contract.training_data import PHANTOM_WARNING
 from training.card import insert_evaluation, write_card
 from training.config import LossConfig, OptimizerConfig, TrainConfig, WeightsConfig
 from training.config_file import change_settings, tomllib
@@ -190,6 +191,7 @@ PRETRAINED = WeightsConfig(image="hf-hub:timm/swin_tiny", text="emilyalsentzer/B
     ("source", "weights", "licence", "words"),
     [
         ("phantom", WeightsConfig(), "mit", "nothing about patients"),
+        ("phantom", WeightsConfig(), "mit", f"diagnosis.**\n\n**{PHANTOM_WARNING}**\n\n- Image"),
         ("phantom", PRETRAINED, "other", "those licences hold as well"),
         ("openi", WeightsConfig(), "other", "CC BY-NC-ND 4.0"),
         ("my hospital", WeightsConfig(), "other", "Source: my hospital."),

@@ -39,6 +39,7 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
     return {
         "fingerprint": bundle.fingerprint,
         "text_mode": mode,
+        "trained_on": bundle.trained_on,
         "studies": {
             "test": len(asked.test),
             "gallery": len(asked.gallery),

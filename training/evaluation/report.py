@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from contract.labels import LABEL_NAMES
+from contract.training_data import describe_training, warn_of_training
 
 TITLES: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
 RETRIEVAL: Final = ("p@1", "p@5", "p@10", "r@10", "map", "mrr", "ndcg@5", "ndcg@10")
@@ -29,6 +30,7 @@ def write_report(results: Mapping[str, Any]) -> str:
     """Return the whole report of what `training.evaluation.measure.measure` returned."""
     parts = [
         "# Evaluation\n",
+        _write_warnings(results),
         _describe(results),
         write_classification(results),
         _write_micro(results),
@@ -46,8 +48,17 @@ def write_report(results: Mapping[str, Any]) -> str:
 
 def write_summary(results: Mapping[str, Any], folder: str) -> str:
     """Return the part that belongs on a model card; `folder` holds the plots."""
-    parts = (write_classification(results), write_retrieval(results, brief=True), _write_plots(f"{folder}/"))
-    return "\n".join(parts)
+    parts = (
+        _write_warnings(results),
+        write_classification(results),
+        write_retrieval(results, brief=True),
+        _write_plots(f"{folder}/"),
+    )
+    return "\n".join(part for part in parts if part)
+
+
+def _write_warnings(results: Mapping[str, Any]) -> str:
+    return "".join(f"**{sentence}**\n" for sentence in warn_of_training(results["trained_on"]))
 
 
 def write_classification(results: Mapping[str, Any]) -> str:
@@ -115,7 +126,8 @@ def write_as_published(results: Mapping[str, Any]) -> str:
 def _describe(results: Mapping[str, Any]) -> str:
     studies, text = results["studies"], results["text_mode"]
     lines = [
-        f"Model `{results['fingerprint'][:12]}`, which reads `{text}` of a report. {results['data']}",
+        f"Model `{results['fingerprint'][:12]}`, {describe_training(results['trained_on'])}, which reads `{text}` of a "
+        f"report. {results['data']}",
         f"{studies['test']} test studies that can be read in every way, of {studies['labelled']['test']} labelled "
         f"ones ({studies['unreadable']} with an unreadable image); {studies['gallery']} training studies to search.",
     ]

@@ -32,9 +32,7 @@ class TritonPythonModel:
             radiographs = [load_radiograph(bytes(data), size=self._size) for data in files]
             makers = {
                 "pixels": lambda: np.stack([each.pixels for each in radiographs]),  # (B, 1, S, S)
-                "image_notes": lambda: _pack(
-                    note_image(each.header).to_json() for each in radiographs
-                ),  # (B, 1)
+                "image_notes": lambda: _pack(note_image(each).to_json() for each in radiographs),  # (B, 1)
             }
             wanted = request.requested_output_names() or makers
             tensors = [pb_utils.Tensor(name, make()) for name, make in makers.items() if name in wanted]

@@ -10,6 +10,7 @@ import pytest
 from contract.bundle import ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABELS
+from contract.training_data import PHANTOM_WARNING
 from training.card import insert_evaluation
 from training.evaluation.ask import Options, ask_model, compare_answers
 from training.evaluation.measure import measure
@@ -23,6 +24,7 @@ OPTIONS = Options(seed=0, resamples=30)
 BUNDLE = SimpleNamespace(
     fingerprint="f" * 64,
     config={"text_mode": "findings"},
+    trained_on="openi",
     labels=tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS),
 )
 
@@ -163,6 +165,15 @@ def test_reports_alone(tmp_path):
     assert "findings/swapped_report" in get_rows(results)
     assert "Images and their reports" not in write_report(results)
     draw_plots(asked, results, "findings", tmp_path)
+
+
+def test_a_model_of_phantoms_says_so_first(results):
+    assert results["trained_on"] == "openi"
+    assert "trained on Open-i" in write_report(results)
+    assert PHANTOM_WARNING not in write_report(results) + write_summary(results, "evaluation")
+    drawn = {**results, "trained_on": "phantom"}
+    assert write_report(drawn).startswith(f"# Evaluation\n\n**{PHANTOM_WARNING}**\n")
+    assert write_summary(drawn, "evaluation").startswith(f"**{PHANTOM_WARNING}**\n")
 
 
 def test_two_predictors_are_compared(parts, asked):

@@ -127,6 +127,7 @@ def test_report_shows_it(image):
     bundle = SimpleNamespace(
         fingerprint="f" * 64,
         config={"text_mode": "findings"},
+        trained_on="unknown",
         labels=[ServedLabel(label.key, label.name, 0.5) for label in LABELS],
     )
     results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}

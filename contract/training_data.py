@@ -1,0 +1,31 @@
+"""What a model was trained on, and what that says about its answers; it travels from the bundle to every answer.
+
+manifest.json (data_source) -> parameter trained_on of the served predict_* models -> client -> every result
+"""
+
+import re
+from typing import Final
+
+UNKNOWN: Final = "unknown"
+PHANTOM: Final = "phantom"
+PHANTOM_WARNING: Final = (
+    "This model was trained on drawn phantoms: its answers about real radiographs mean nothing."
+)
+_TITLES: Final = {PHANTOM: "drawn phantoms", "openi": "Open-i", UNKNOWN: "unknown data"}
+_NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,100}")  # one short line, whoever wrote it
+
+
+def read_trained_on(value: object) -> str:
+    """Return the name of a collection as it was recorded: "phantom", "openi", another one's, or "unknown"."""
+    named = value.strip() if isinstance(value, str) else ""
+    return named if _NAME.fullmatch(named) and named.isprintable() else UNKNOWN
+
+
+def describe_training(trained_on: str) -> str:
+    """Return in a few words what a model was trained on."""
+    return f"trained on {_TITLES.get(trained_on, trained_on)}"
+
+
+def warn_of_training(trained_on: str) -> tuple[str, ...]:
+    """Return the sentence that belongs to every answer of a model that was trained on phantoms, nothing for others."""
+    return (PHANTOM_WARNING,) if trained_on == PHANTOM else ()

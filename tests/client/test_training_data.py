@@ -1,0 +1,74 @@
+"""What the served model says of its training data, read from its configuration; what is said of many cases at once."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from cli.show import print_checks, print_indexed
+from client.results import Health, IndexResult
+from client.served import parse_model
+from contract.labels import LABELS
+from contract.tensors import MODELS
+from contract.training_data import PHANTOM_WARNING
+
+
+def make_config(**parameters: str) -> dict:
+    labels = [{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS]
+    values = {
+        "fingerprint": "ab" * 32,
+        "text_mode": "findings",
+        "labels": json.dumps(labels),
+        **dict.fromkeys(("max_length", "image_size", "embedding_size", "image_tokens_grid"), "7"),
+        **parameters,
+    }
+    outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
+    return {"parameters": {key: {"string_value": value} for key, value in values.items()}, "output": outputs}
+
+
+@pytest.mark.parametrize(
+    ("said", "trained_on", "warnings"),
+    [
+        ({"trained_on": "phantom"}, "phantom", (PHANTOM_WARNING,)),
+        ({"trained_on": "openi"}, "openi", ()),
+        ({"trained_on": "unknown"}, "unknown", ()),
+        ({"trained_on": ""}, "unknown", ()),
+        ({"trained_on": "a\x1b[2Jb"}, "unknown", ()),  # a terminal would obey it
+        ({}, "unknown", ()),  # published by an older version
+    ],
+)
+def test_a_served_model_says_what_it_was_trained_on(said, trained_on, warnings):
+    model = parse_model("predict_study", make_config(**said), source="Triton")
+    assert model.trained_on == trained_on
+    assert model.warnings == warnings
+    told = json.loads(json.dumps(model.to_dict()))
+    assert (told["trained_on"], told["warnings"]) == (trained_on, list(warnings))
+
+
+def make_console() -> Console:
+    return Console(record=True, width=200, file=io.StringIO())
+
+
+def test_indexing_says_it_once_and_not_of_every_case():
+    console = make_console()
+    warned = (("case", ("The image is a lateral view.",)),)
+    print_indexed(console, IndexResult(30, (), warned, "phantom"))
+    shown = console.export_text().splitlines()
+    assert shown[:2] == [
+        "30 cases indexed, 1 of them with a warning, 0 refused",
+        f"Warning: {PHANTOM_WARNING}",
+    ]
+    assert sum(PHANTOM_WARNING in line for line in shown) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "words", "warned"),
+    [("phantom", "drawn phantoms", True), ("openi", "Open-i", False), ("[red]x", "[red]x", False)],
+)
+def test_doctor_says_what_the_served_model_was_trained_on(trained_on, words, warned):
+    console = make_console()
+    print_checks(console, (), Health(None, None, "ab" * 32, 5, trained_on))
+    shown = console.export_text()
+    assert f"model {'ab' * 6}, trained on {words}, 5 cases indexed" in shown
+    assert (PHANTOM_WARNING in shown) == warned
