@@ -195,7 +195,8 @@ class ServedModel:
     """What the served model says about itself.
 
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
-    `temperature` divided the similarities of the contrastive loss, None where the model does not say.
+    `temperature` divided the similarities of the contrastive loss, None where the model does not say;
+    token ids are below `vocabulary_size`.
     """
 
     fingerprint: str
@@ -206,6 +207,7 @@ class ServedModel:
     grid: int
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
+    vocabulary_size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""

@@ -116,6 +116,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             grid=int(values["image_tokens_grid"]),
             labels=labels,
             temperature=float(values["temperature"]) if "temperature" in values else None,
+            vocabulary_size=int(values["vocabulary_size"]) if "vocabulary_size" in values else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 import model_repository
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import LAYOUTS, ModelSpec
+from contract.tensors import IMAGE_BYTES, INPUT_IDS, LAYOUTS, REPORT, TEXT_GATE, ModelSpec
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
 from export.targets import apply_settings, check_target
@@ -96,15 +96,22 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
 
 def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
     values: dict[str, str] = {"fingerprint": bundle.fingerprint}
-    if spec.name == "preprocess_image":
+    inputs = set(spec.inputs)
+    if spec.backend == "python" and IMAGE_BYTES in inputs:
         values["image_size"] = str(sizes["S"])
-    if spec.name == "preprocess_text":
+    if spec.backend == "python" and REPORT in inputs:
         values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
+    if spec.backend != "ensemble" and INPUT_IDS in inputs and spec.name != TEXT_GATE:
+        values |= {
+            "vocabulary_size": _read_vocabulary(bundle),
+            "max_length": _read_setting(bundle, "max_length"),
+        }
     if spec.backend == "ensemble":
         values |= {
             "labels": json.dumps([label.describe() for label in bundle.labels]),
             "text_mode": _read_setting(bundle, "text_mode"),
             "max_length": _read_setting(bundle, "max_length"),
+            "vocabulary_size": _read_vocabulary(bundle),
             "image_size": str(sizes["S"]),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
@@ -120,6 +127,14 @@ def _read_setting(bundle: Bundle, key: str) -> str:
     if value in (None, ""):
         raise ConfigError(f"The config of {bundle.path} lacks {key}.")
     return str(value)
+
+
+def _read_vocabulary(bundle: Bundle) -> str:
+    """Return how many token ids the model knows."""
+    size = bundle.config.get("model", {}).get("vocabulary_size")
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"The config of {bundle.path} lacks model.vocabulary_size.")
+    return str(size)
 
 
 def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import ArtifactError, ConfigError
+from contract.tensors import MODELS
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
+_ENSEMBLE: Final = "predict_study"
 PUBLISHED: Final = ".published.json"  # written by the exporter at the top of a model repository
 ADMIN_HEADER: Final = "cxr-admin-key"
 ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
@@ -286,6 +288,11 @@ def _read_marker(repository: Path) -> dict[str, Any]:
         raise ArtifactError(f"{marker} cannot be read: {type(error).__name__}.") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{marker} cannot be read: it is not what the publisher wrote.")
+    if (repository / _ENSEMBLE).is_dir() and not (repository / MODELS[_ENSEMBLE].steps[0]).is_dir():
+        raise ArtifactError(
+            f"{repository} was published by an older version of cxr, whose ensembles can stop Triton when a request "
+            "fails: publish it again with `cxr export --replace`."
+        )
     return content
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ImageError, TensorError
 from contract.labels import LABELS
+from contract.steps import pack
 from contract.tensors import MODELS
-from serving.inprocess import InProcess, pack, read_config
+from serving.inprocess import InProcess, read_config
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
