@@ -77,14 +77,14 @@ def open_step(name: str, config: Mapping[str, Any], directory: Path) -> Step:
     Args:
         name: Of the model, a python one of `contract.tensors.MODELS`.
         config: Its config.pbtxt as Triton's JSON.
-        directory: That of the version; `tokenizer.json` lies there where a step needs it.
+        directory: That of the version; the tokenizer or the token limits lie there where a step needs them.
 
     Returns:
         A function of the batched inputs by name, and of the names of the wanted outputs (none: all). It raises
         InputError for an input that cannot be read.
 
     Raises:
-        ArtifactError: The tokenizer is missing or damaged.
+        ArtifactError: The tokenizer or the token limits are missing or damaged.
     """
     return _OPENERS[name](config, directory)
 
@@ -121,9 +121,9 @@ def _open_study(config: Mapping[str, Any], directory: Path) -> Step:
     return run
 
 
-def _open_check(config: Mapping[str, Any], _: Path) -> Step:
+def _open_check(_: Mapping[str, Any], directory: Path) -> Step:
     """Hand on the tensors of a caller who preprocesses, once the token ids are such as the model can read."""
-    limits = TokenLimits.read(config)
+    limits = TokenLimits.read(directory)
 
     def run(tensors: Mapping[str, Array], wanted: Collection[str]) -> Arrays:
         limits.check(tensors[INPUT_IDS.name], tensors[ATTENTION_MASK.name])

@@ -4,19 +4,20 @@ The model reads a text as [CLS], word pieces, [SEP] and padding: the mask is 1 f
 and 0 behind it.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, TensorError
-from contract.runtime import read_parameter
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, TEXT_TOKENS
 
 Array = NDArray[Any]
-_FIELDS = ("vocabulary_size", "max_length")
+LIMITS_FILE: Final = "token_limits.json"  # in the directory of a published version that reads token ids
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,35 @@ class TokenLimits:
     max_length: int
 
     @classmethod
-    def find(cls, config: Mapping[str, Any]) -> "TokenLimits | None":
-        """Return the limits in the parameters of a published config, Triton's JSON; None where it has none."""
-        values = [read_parameter(config, name) for name in _FIELDS]
-        return cls(*map(int, values)) if all(value.isdecimal() for value in values) else None
+    def find(cls, directory: Path) -> "TokenLimits | None":
+        """Return the limits that lie in the directory of a published version; None where there are none.
+
+        They are the version's own: a config.pbtxt serves all versions of a model.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        path = directory / LIMITS_FILE
+        try:
+            values = json.loads(path.read_text(encoding="ascii"))
+            return cls(int(values["vocabulary_size"]), int(values["max_length"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be read: {type(error).__name__}.") from error
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> "TokenLimits":
-        """As `find`, of a model that cannot do without; ArtifactError where the config has none."""
-        if (limits := cls.find(config)) is None:
+    def read(cls, directory: Path) -> "TokenLimits":
+        """As `find`, of a model that cannot do without; ArtifactError where there are none."""
+        if (limits := cls.find(directory)) is None:
             raise ArtifactError(
-                f"The config of {config.get('name', 'a model')} lacks {' or '.join(_FIELDS)}: publish the model "
-                "again with `cxr export`."
+                f"There is no {directory / LIMITS_FILE}: publish the model again with `cxr export`."
             )
         return limits
+
+    def write(self, directory: Path) -> None:
+        """Write the limits where `find` reads them."""
+        (directory / LIMITS_FILE).write_text(f"{json.dumps(asdict(self))}\n", encoding="ascii")
 
     def check_inputs(self, tensors: Mapping[str, Array]) -> None:
         """Check the named inputs of one request to a graph that reads token ids, each of shape (B, ...).

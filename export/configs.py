@@ -13,7 +13,8 @@ from tritonclient.grpc import model_config_pb2
 import model_repository
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import IMAGE_BYTES, INPUT_IDS, LAYOUTS, REPORT, TEXT_GATE, ModelSpec
+from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
+from contract.tokens import TokenLimits
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
 from export.targets import apply_settings, check_target
@@ -101,17 +102,12 @@ def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) 
         values["image_size"] = str(sizes["S"])
     if spec.backend == "python" and REPORT in inputs:
         values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
-    if spec.backend != "ensemble" and INPUT_IDS in inputs and spec.name != TEXT_GATE:
-        values |= {
-            "vocabulary_size": _read_vocabulary(bundle),
-            "max_length": _read_setting(bundle, "max_length"),
-        }
     if spec.backend == "ensemble":
         values |= {
             "labels": json.dumps([label.describe() for label in bundle.labels]),
             "text_mode": _read_setting(bundle, "text_mode"),
             "max_length": _read_setting(bundle, "max_length"),
-            "vocabulary_size": _read_vocabulary(bundle),
+            "vocabulary_size": str(read_token_limits(bundle).vocabulary_size),
             "image_size": str(sizes["S"]),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
@@ -129,12 +125,12 @@ def _read_setting(bundle: Bundle, key: str) -> str:
     return str(value)
 
 
-def _read_vocabulary(bundle: Bundle) -> str:
-    """Return how many token ids the model knows."""
+def read_token_limits(bundle: Bundle) -> TokenLimits:
+    """Return which token ids the bundle's model can read; ConfigError where the bundle does not say it."""
     size = bundle.config.get("model", {}).get("vocabulary_size")
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f"The config of {bundle.path} lacks model.vocabulary_size.")
-    return str(size)
+    return TokenLimits(size, int(_read_setting(bundle, "max_length")))
 
 
 def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:

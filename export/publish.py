@@ -18,8 +18,9 @@ from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
 from contract.runtime import FINGERPRINT_FILE
 from contract.steps import TOKENIZER_STEPS
+from contract.tensors import INPUT_IDS, TEXT_GATE
 from export.checks import read_fingerprint, read_sizes
-from export.configs import TEMPLATES, Deployment, fill_config, find_difference
+from export.configs import TEMPLATES, Deployment, fill_config, find_difference, read_token_limits
 from export.targets import is_rate_limited
 from export.versions import (
     CONFIG_NAME,
@@ -194,6 +195,8 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
         _copy_graph(source.graphs[name], directory)
     elif spec.backend == "python":
         _copy_code(directory)
+    if INPUT_IDS in spec.inputs and spec.backend != "ensemble" and name != TEXT_GATE:
+        read_token_limits(source.bundle).write(directory)
     if name in TOKENIZER_STEPS:
         shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
 

@@ -166,7 +166,7 @@ class InProcess:
                 made = _Model(spec, _bind_step(name, config, directory))
             else:
                 session = _open_graph(config, directory, self._timed)
-                made = _Model(spec, _bind(session, spec, config), session)
+                made = _Model(spec, _bind(session, spec, directory), session)
             self._models[name, version] = made
         return self._models[name, version]
 
@@ -235,9 +235,9 @@ def _bind_step(name: str, config: Mapping[str, Any], directory: Path) -> Run:
     return lambda tensors: step(tensors, ())
 
 
-def _bind(session: Session, spec: ModelSpec, config: Mapping[str, Any]) -> Run:
+def _bind(session: Session, spec: ModelSpec, directory: Path) -> Run:
     inputs, outputs = ([tensor.name for tensor in side] for side in (spec.inputs, spec.outputs))
-    limits = TokenLimits.find(config)
+    limits = TokenLimits.find(directory)
 
     def run(tensors: Mapping[str, Array]) -> Arrays:
         if limits is not None:

@@ -82,10 +82,16 @@ def test_text_tokens_are_as_many_as_ids():
         LIMITS.check_inputs({**tensors, "text_tokens": np.zeros((1, 3, 8), np.float32)})
 
 
-def test_limits_are_in_the_config():
-    values = {"vocabulary_size": "120", "max_length": "64"}
-    config = {"parameters": {name: {"string_value": value} for name, value in values.items()}}
-    assert TokenLimits.find(config) == TokenLimits.read(config) == LIMITS
-    assert TokenLimits.find({}) is None
-    with pytest.raises(ArtifactError, match="check_text lacks vocabulary_size or max_length: publish"):
-        TokenLimits.read({"name": "check_text"})
+def test_limits_lie_in_the_directory_of_a_version(tmp_path):
+    assert TokenLimits.find(tmp_path) is None
+    with pytest.raises(ArtifactError, match=r"no .*token_limits\.json: publish the model again"):
+        TokenLimits.read(tmp_path)
+    LIMITS.write(tmp_path)
+    assert TokenLimits.find(tmp_path) == TokenLimits.read(tmp_path) == LIMITS
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"vocabulary_size": "x", "max_length": 1}', "\xe9"])
+def test_damaged_limits_are_no_limits(tmp_path, text):
+    (tmp_path / "token_limits.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"token_limits\.json cannot be read"):
+        TokenLimits.find(tmp_path)

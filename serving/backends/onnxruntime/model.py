@@ -42,13 +42,13 @@ class TritonPythonModel:
         try:
             self._session = open_session(path, config, kind=kind, device=device)
             require_fingerprint(self._session, config, version)
+            self._limits = TokenLimits.find(version)
         except CxrError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
         self._batches = config.get("max_batch_size", 0) > 0
         self._buffers: dict[str, Array] = {}
-        self._limits = TokenLimits.find(config)
         self._warm_ups_left = _count_warm_ups(config)
         pb_utils.Logger.log_info(f"{self._name}: {self._session.describe()}")
 
