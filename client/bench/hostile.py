@@ -6,6 +6,7 @@ system shared memory and over HTTP. It is meant for a server that this machine's
 
 import http.client
 import json
+import math
 import random
 import threading
 import time
@@ -281,7 +282,8 @@ class HostileTraffic:
             work.append(partial(self._send_bad, carrier, call))
         for number in range(cut_calls):
             carrier, call = carriers[number % len(carriers)], self._random.choice(self._good)
-            limit_s, cancels = self._random.uniform(*_CUT_S), self._random.random() < 0.5
+            limit_s = math.exp(self._random.uniform(*map(math.log, _CUT_S)))  # most of them short
+            cancels = self._random.random() < 0.5
             work.append(partial(self._send_cut, carrier, call, limit_s, cancels))
         self._random.shuffle(work)
         return deque(work)
