@@ -3,8 +3,8 @@
 A request to `predict_study` crosses from model to model three times (image encoder, text encoder, fusion) and
 the image and text tokens are copied each time. A fused graph is one hop, and no token leaves the runtime. Its
 price: two requests share a batch only when their texts have the same bucket length (an image encoder of its own
-batches all images), the two encoders never run at once, and each fused file holds the weights it needs, so the
-three together are about twice as large as the five graphs they replace.
+batches all images), and each fused file holds the weights it needs, so the three together are about twice as large as
+the five graphs they replace.
 
 The graphs are composed as https://onnx.ai/onnx/api/compose.html describes; nothing is computed differently.
 """
