@@ -209,6 +209,22 @@ class HostileReport:
         )
 
 
+def list_callers(grpc_url: str, http_url: str | None = None) -> dict[Carrier, Callable[[], Caller]]:
+    """Return what connects a client to a server, for each way there is.
+
+    Args:
+        grpc_url: host:port of Triton's gRPC service.
+        http_url: host:port of its HTTP service; None where it takes no inferences.
+    """
+    makers: dict[Carrier, Callable[[], Caller]] = {
+        "grpc": lambda: GrpcCaller(grpc_url),
+        "shared_memory": lambda: SharedMemoryCaller(grpc_url),
+    }
+    if http_url is not None:
+        makers["http"] = lambda: HttpCaller(http_url)
+    return makers
+
+
 _Send = Callable[[Mapping[Carrier, Caller]], None]
 
 
@@ -217,8 +233,7 @@ class HostileTraffic:
 
     def __init__(
         self,
-        grpc_url: str,
-        http_url: str | None,
+        makers: Mapping[Carrier, Callable[[], Caller]],
         good: Sequence[Call],
         bad: Sequence[Call],
         *,
@@ -229,20 +244,14 @@ class HostileTraffic:
         """Describe the traffic; nothing is sent yet.
 
         Args:
-            grpc_url: host:port of Triton's gRPC service.
-            http_url: host:port of its HTTP service; None leaves HTTP out.
+            makers: What connects a client, for each way to the server (`list_callers`).
             good: Calls with their answers; some are also sent with deadlines that end them.
             bad: Calls that must be refused as the caller's mistake.
             clients: How many hostile clients work at once. Beside them there is a good one for each carrier.
             timeout_s: A good or bad call that takes longer counts as unanswered.
             seed: Of the order and of the deadlines.
         """
-        self._makers: dict[Carrier, Callable[[], Caller]] = {
-            "grpc": lambda: GrpcCaller(grpc_url),
-            "shared_memory": lambda: SharedMemoryCaller(grpc_url),
-        }
-        if http_url is not None:
-            self._makers["http"] = lambda: HttpCaller(http_url)
+        self._makers = dict(makers)
         self._good, self._bad = list(good), list(bad)
         self._clients, self._timeout_s, self._random = clients, timeout_s, random.Random(seed)  # noqa: S311
         self._lock = threading.Lock()

@@ -11,7 +11,14 @@ import pydicom
 import pytest
 
 from cli.cases import get_image
-from client.bench.hostile import Call, GrpcCaller, HostileTraffic, answer_calls, find_differences
+from client.bench.hostile import (
+    Call,
+    GrpcCaller,
+    HostileTraffic,
+    answer_calls,
+    find_differences,
+    list_callers,
+)
 from contract.dicom import load_pixels
 from contract.steps import pack
 from contract.tensors import LAYOUTS
@@ -211,7 +218,8 @@ def test_good_answers_among_hostile_calls(
             assert all(find_differences(x, one.expected) for x in others)
         bad = list_bad(layout, images, tensors, limits)
         regions, pid = count_client_regions(), stack.pids["Triton"]
-        traffic = HostileTraffic(stack.triton_url, stack.http_url, good, bad, clients=CLIENTS, seed=bad_calls)
+        callers = list_callers(stack.triton_url, stack.http_url)
+        traffic = HostileTraffic(callers, good, bad, clients=CLIENTS, seed=bad_calls)
         traffic.run(bad_calls=len(bad), cut_calls=50)  # what a server opens once is open
         descriptors = count_descriptors(stack)
         report = traffic.run(bad_calls=bad_calls, cut_calls=cut_calls)
