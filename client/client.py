@@ -39,6 +39,7 @@ from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import BusyError, CxrError, InputError, UnavailableError
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from contract.tensors import MODELS
+from contract.tokens import TokenLimits
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -119,18 +120,21 @@ class CxrClient:
 
         Args:
             pixels: (B, 1, S, S) uint8, B at most 32, S the `image_size` of `info()`.
-            input_ids: (B, L) int64.
-            attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+            input_ids: (B, L) int64, L at most the `max_length` of `info()`.
+            attention_mask: (B, L) int64, 1 on tokens and 0 on the padding behind them.
             timeout_s: Deadline in seconds; None means the client's own.
 
         Raises:
-            TensorError: A tensor has the wrong type or shape.
+            TensorError: A tensor has the wrong type or shape, or the model cannot read the ids or the mask.
             ConfigError: No tensor was given, or token ids without their mask.
             ServiceError: As in `predict`.
         """
         deadline = self._start(timeout_s)
-        size = self._models.require(deadline.left).image_size
-        kind, inputs = check_tensors(pixels, input_ids, attention_mask, image_size=size)
+        served = self._models.require(deadline.left)
+        limits = TokenLimits(served.vocabulary_size, served.max_length)
+        kind, inputs = check_tensors(
+            pixels, input_ids, attention_mask, image_size=served.image_size, limits=limits
+        )
         name = f"predict_{kind}_tensors"
         answer, model = self._ask(name, inputs, [entry.name for entry in MODELS[name].outputs], deadline)
         return read_batch(kind, model, answer)

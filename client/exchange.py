@@ -27,6 +27,7 @@ from contract.tensors import (
     TEXT_ATTENTION,
     TOKEN_SPANS,
 )
+from contract.tokens import TokenLimits
 
 
 def make_inputs(image: ImageSource | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
@@ -47,12 +48,14 @@ def check_tensors(
     attention_mask: NDArray[np.int64] | None,
     *,
     image_size: int,
+    limits: TokenLimits | None = None,
 ) -> tuple[Kind, Arrays]:
     """Return how a batch of preprocessed cases is read and its tensors.
 
     Raises:
         ConfigError: There is nothing, or token ids without their mask, or a mask alone.
-        TensorError: A tensor has the wrong type or shape, or the batch is none of 1 to 32 cases in all of them.
+        TensorError: A tensor has the wrong type or shape, or the batch is none of 1 to 32 cases in all of them, or
+            the model cannot read the token ids or their mask (`contract.tokens`).
     """
     if (input_ids is None) != (attention_mask is None):
         raise ConfigError("Give input_ids and attention_mask together.")
@@ -63,15 +66,12 @@ def check_tensors(
     for entry, array in given:
         if array is not None:
             entry.check(array, {"S": image_size})
-    if input_ids is not None and attention_mask is not None and input_ids.shape != attention_mask.shape:
-        raise TensorError(
-            f"Tensors input_ids and attention_mask must have one shape, not {list(input_ids.shape)} and "
-            f"{list(attention_mask.shape)}."
-        )
     sizes = {len(array) for array in inputs.values()}
     if len(sizes) > 1 or not 1 <= min(sizes) <= MAX_BATCH_SIZE:
         said = " and ".join(str(size) for size in sorted(sizes))
         raise TensorError(f"The tensors must hold the same 1 to {MAX_BATCH_SIZE} cases, not {said}.")
+    if input_ids is not None and attention_mask is not None and limits is not None:
+        limits.check(input_ids, attention_mask)
     kind: Kind = "text" if pixels is None else "image" if input_ids is None else "study"
     return kind, inputs
 

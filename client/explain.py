@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.explanation import Array, Explanation, WordAttribution
-from client.inputs import ImageSource, ReportSource, read_image, require_case
-from client.inputs import read_report as read_source
+from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
 from client.results import Kind
 from contract.bundle import Bundle, ServedLabel
-from contract.dicom import load_pixels, load_radiograph
+from contract.dicom import load_pixels
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS
-from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
-from contract.text import ReportTokenizer, read_report
+from contract.notes import ImageNotes, ReportNotes
+from contract.steps import ReportReader, read_radiograph
+from contract.text import ReportTokenizer
 
 try:
     import torch
@@ -112,7 +112,7 @@ def explain(
     require_case(image, report)
     _check_arguments(label, steps)
     file = None if image is None else read_image(image)
-    inputs = read_inputs(bundle, image=file, report=None if report is None else read_source(report))
+    inputs = read_inputs(bundle, image=file, report=None if report is None else read_report(report))
     model = load_model(bundle).requires_grad_(False)
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
@@ -149,29 +149,28 @@ def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | No
     """Preprocess one case exactly as it is served; errors as for `explain`."""
     inputs = Inputs()
     if image is not None:
-        radiograph = load_radiograph(image, size=bundle.config["sizes"]["S"])
+        radiograph, notes = read_radiograph(image, size=bundle.config["sizes"]["S"])
         pixels = torch.from_numpy(radiograph.pixels[None]).float()
-        inputs = Inputs(pixels, image_notes=note_image(radiograph))
+        inputs = Inputs(pixels, image_notes=notes)
     return inputs if report is None else _add_report(inputs, bundle, report)
 
 
 def _add_report(inputs: Inputs, bundle: Bundle, report: bytes | str) -> Inputs:
-    mode, max_length = bundle.config["text_mode"], bundle.config["max_length"]
-    text = read_report(report, mode)
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
-    tokens = tokenizer.encode([text], max_length)
+    reader = ReportReader(tokenizer, bundle.config["text_mode"], bundle.config["max_length"])
+    batch = reader.read([report])
+    tokens = batch.tokens
     kept = np.isin(tokens.input_ids, [tokenizer.cls_id, tokenizer.sep_id])
     baseline_ids = np.where(kept, tokens.input_ids, tokenizer.pad_id)
     arrays = (tokens.input_ids, tokens.attention_mask, baseline_ids)
     input_ids, mask, baseline = (torch.from_numpy(array) for array in arrays)
-    (notes,) = note_reports(tokens, text_mode=mode, max_length=max_length)
     return inputs._replace(
         input_ids=input_ids,
         attention_mask=mask,
         baseline_ids=baseline,
         spans=tokens.spans[0],
-        text=text,
-        report_notes=notes,
+        text=batch.texts[0],
+        report_notes=batch.notes[0],
     )
 
 

@@ -294,7 +294,8 @@ class ServedModel:
 
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
     `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
-    the collection that it was trained on: "phantom", "openi", another name, or "unknown".
+    the collection that it was trained on: "phantom", "openi", another name, or "unknown"; token ids are
+    below `vocabulary_size`.
     """
 
     fingerprint: str
@@ -306,6 +307,7 @@ class ServedModel:
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
     trained_on: str = UNKNOWN
+    vocabulary_size: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

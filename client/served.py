@@ -118,6 +118,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             labels=labels,
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
+            vocabulary_size=int(values["vocabulary_size"]) if "vocabulary_size" in values else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

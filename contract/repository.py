@@ -23,11 +23,13 @@ from typing import Any, Final
 
 from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, CxrError
+from contract.tensors import MODELS
 
 MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
 CONFIG_NAME: Final = "config.pbtxt"
 REPOSITORY_ID: Final = "repository_id"  # in the marker, and a config parameter of each ensemble
 FINGERPRINT: Final = "fingerprint"
+_STUDY: Final = "predict_study"
 _CHECKSUM, _CONFIGS = "checksum", "configs"
 _SHORT: Final = 12  # digits of a hash in a message
 _THREADS: Final = 4  # hashlib releases the lock of the interpreter
@@ -114,7 +116,17 @@ def read_published(repository: Path) -> Published:
             raise TypeError
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _report_marker(repository) from error
+    _require_chains(repository)
     return Published(repository, current, versions, details, configs)
+
+
+def _require_chains(repository: Path) -> None:
+    """Refuse ensembles whose steps run side by side: `contract.tensors` says what Triton makes of those."""
+    if (repository / _STUDY).is_dir() and not (repository / MODELS[_STUDY].steps[0]).is_dir():
+        raise ArtifactError(
+            f"{repository} was published by an older version of cxr, whose ensembles can stop Triton when a request "
+            "fails: publish it again with `cxr export --replace`."
+        )
 
 
 def read_marker(repository: Path) -> dict[str, Any]:

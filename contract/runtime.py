@@ -180,6 +180,10 @@ class _OnnxSession:
             self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise ArtifactError(f"ONNX Runtime cannot load {path}: {_shorten(error)}") from error
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = (
+            4  # the error is raised; a line of the log for each would fill a disk
+        )
         self._provider: str = self._session.get_providers()[0]
         if self._provider != providers[0][0]:
             raise ConfigError(
@@ -194,7 +198,7 @@ class _OnnxSession:
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the outputs; see `Session.run`."""
         try:
-            return list(self._session.run(list(names), dict(feeds)))
+            return list(self._session.run(list(names), dict(feeds), self._run_options))
         except Exception as error:  # see __init__
             failure = TensorError if _is_invalid_argument(error) else ServerError
             raise failure(_shorten(error)) from error

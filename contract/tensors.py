@@ -108,9 +108,27 @@ _TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
 # outputs a request does not ask for, even where another step reads them, and ends in "unexpected deadlock".
 _READING = (REPORT_TEXT, TOKEN_SPANS, REPORT_NOTES)
 
+# Every ensemble is a chain: its first step alone reads the request, and no two steps are ever ready at once. Triton
+# before 26.02 (core pull request 466) survives nothing else. Where one of two steps that run side by side fails or is
+# cancelled, it answers while the other one runs: what that one still reads of the request is freed or given to the
+# next request, its end is never counted, and a lock that the request's own thread holds is taken in the other order.
+# A study's two encoders need nothing of each other, so a step between them hands the token ids on once the image is
+# encoded. One fused graph (`FUSED`) needs no such step.
+TEXT_GATE: Final = "text_gate"
+
 _SPECS: tuple[ModelSpec, ...] = (
     ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (PIXELS, IMAGE_NOTES)),
     ModelSpec("preprocess_text", "python", (REPORT,), (*_TEXT_INPUTS, *_READING)),
+    ModelSpec(
+        "preprocess_study",
+        "python",
+        (IMAGE_BYTES, REPORT),
+        (PIXELS, IMAGE_NOTES, *_TEXT_INPUTS, *_READING),
+    ),
+    # They hand on what they were given, under the same names, once it is checked.
+    ModelSpec("check_study", "python", (PIXELS, *_TEXT_INPUTS), (PIXELS, *_TEXT_INPUTS)),
+    ModelSpec("check_text", "python", _TEXT_INPUTS, _TEXT_INPUTS),
+    ModelSpec(TEXT_GATE, "python", (IMAGE_TOKENS, *_TEXT_INPUTS), _TEXT_INPUTS),
     ModelSpec("image_encoder", "onnxruntime", (PIXELS,), (IMAGE_TOKENS,)),
     ModelSpec("text_encoder", "onnxruntime", _TEXT_INPUTS, (TEXT_TOKENS,)),
     ModelSpec("fusion_study", "onnxruntime", (IMAGE_TOKENS, TEXT_TOKENS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
@@ -121,7 +139,7 @@ _SPECS: tuple[ModelSpec, ...] = (
         "ensemble",
         (IMAGE_BYTES, REPORT),
         (*_STUDY_OUTPUTS, IMAGE_NOTES, *_READING),
-        ("preprocess_image", "preprocess_text", "image_encoder", "text_encoder", "fusion_study"),
+        ("preprocess_study", "image_encoder", TEXT_GATE, "text_encoder", "fusion_study"),
     ),
     ModelSpec(
         "predict_image",
@@ -142,13 +160,17 @@ _SPECS: tuple[ModelSpec, ...] = (
         "ensemble",
         (PIXELS, *_TEXT_INPUTS),
         _STUDY_OUTPUTS,
-        ("image_encoder", "text_encoder", "fusion_study"),
+        ("check_study", "image_encoder", TEXT_GATE, "text_encoder", "fusion_study"),
     ),
     ModelSpec(
         "predict_image_tensors", "ensemble", (PIXELS,), _IMAGE_OUTPUTS, ("image_encoder", "fusion_image")
     ),
     ModelSpec(
-        "predict_text_tensors", "ensemble", _TEXT_INPUTS, _TEXT_OUTPUTS, ("text_encoder", "fusion_text")
+        "predict_text_tensors",
+        "ensemble",
+        _TEXT_INPUTS,
+        _TEXT_OUTPUTS,
+        ("check_text", "text_encoder", "fusion_text"),
     ),
 )
 
@@ -172,9 +194,9 @@ FUSED: Final[dict[str, ModelSpec]] = {
 
 
 def _fuse_steps(spec: ModelSpec) -> ModelSpec:
-    """Return an ensemble with the one fused graph in the place of its encoders and its fusion."""
+    """Return an ensemble with the one fused graph in the place of its encoders, their gate and its fusion."""
     fused = f"fused_{spec.name.split('_')[1]}"
-    kept = tuple(step for step in spec.steps if step not in FUSED_PARTS[fused])
+    kept = tuple(step for step in spec.steps if step not in (*FUSED_PARTS[fused], TEXT_GATE))
     return replace(spec, steps=(*kept, fused))
 
 
@@ -183,7 +205,7 @@ Layout = Literal["split", "fused"]
 LAYOUTS: Final[dict[Layout, dict[str, ModelSpec]]] = {
     "split": MODELS,
     "fused": {
-        **{name: spec for name, spec in MODELS.items() if spec.backend == "python"},
+        **{name: spec for name, spec in MODELS.items() if spec.backend == "python" and name != TEXT_GATE},
         **FUSED,
         **{name: _fuse_steps(spec) for name, spec in MODELS.items() if spec.backend == "ensemble"},
     },

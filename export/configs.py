@@ -14,7 +14,8 @@ import model_repository
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import CONFIG_NAME
-from contract.tensors import LAYOUTS, ModelSpec
+from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
+from contract.tokens import TokenLimits
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
 from export.targets import apply_settings, check_target
@@ -97,15 +98,17 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
 
 def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
     values: dict[str, str] = {"fingerprint": bundle.fingerprint}
-    if spec.name == "preprocess_image":
+    inputs = set(spec.inputs)
+    if spec.backend == "python" and IMAGE_BYTES in inputs:
         values["image_size"] = str(sizes["S"])
-    if spec.name == "preprocess_text":
+    if spec.backend == "python" and REPORT in inputs:
         values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
     if spec.backend == "ensemble":
         values |= {
             "labels": json.dumps([label.describe() for label in bundle.labels]),
             "text_mode": _read_setting(bundle, "text_mode"),
             "max_length": _read_setting(bundle, "max_length"),
+            "vocabulary_size": str(read_token_limits(bundle).vocabulary_size),
             "image_size": str(sizes["S"]),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
@@ -122,6 +125,14 @@ def _read_setting(bundle: Bundle, key: str) -> str:
     if value in (None, ""):
         raise ConfigError(f"The config of {bundle.path} lacks {key}.")
     return str(value)
+
+
+def read_token_limits(bundle: Bundle) -> TokenLimits:
+    """Return which token ids the bundle's model can read; ConfigError where the bundle does not say it."""
+    size = bundle.config.get("model", {}).get("vocabulary_size")
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"The config of {bundle.path} lacks model.vocabulary_size.")
+    return TokenLimits(size, int(_read_setting(bundle, "max_length")))
 
 
 def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:

@@ -3,8 +3,8 @@
 A request to `predict_study` crosses from model to model three times (image encoder, text encoder, fusion) and
 the image and text tokens are copied each time. A fused graph is one hop, and no token leaves the runtime. Its
 price: two requests share a batch only when their texts have the same bucket length (an image encoder of its own
-batches all images), the two encoders never run at once, and each fused file holds the weights it needs, so the
-three together are about twice as large as the five graphs they replace.
+batches all images), and each fused file holds the weights it needs, so the three together are about twice as large as
+the five graphs they replace.
 
 The graphs are composed as https://onnx.ai/onnx/api/compose.html describes; nothing is computed differently.
 """
@@ -19,7 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import FUSED, FUSED_PARTS, MODELS, ModelSpec, TensorSpec
+from contract.tensors import FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
 from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, check_graph, read_fingerprint
 
 _PRODUCER: Final = "cxr export"
@@ -74,33 +74,38 @@ def fuse_ensemble(config: Any, kind: str) -> Any:
     if fused not in FUSED:
         raise ConfigError(f"The kind must be study, image or text, not {kind}.")
     replaced = _find_replaced_steps(config, fused)
+    made = {tensor for part in replaced for tensor in part.output_map.values()}
     result = type(config)()
     result.CopyFrom(config)
-    del result.ensemble_scheduling.step[:]
-    step = result.ensemble_scheduling.step.add(
+    step = type(replaced[0])(
         model_name=fused, model_version=replaced[0].model_version, model_namespace=replaced[0].model_namespace
     )
-    sources = {name: tensor for part in replaced for name, tensor in part.input_map.items()}
+    sources = {
+        name: tensor for part in replaced for name, tensor in part.input_map.items() if tensor not in made
+    }
     for tensor in FUSED[fused].inputs:
         step.input_map[tensor.name] = sources[tensor.name]
     step.output_map.update(replaced[-1].output_map)
-    parts = FUSED_PARTS[fused]
-    kept = [other for other in config.ensemble_scheduling.step if other.model_name not in parts]
-    result.ensemble_scheduling.step.extend(kept)
+    names = {part.model_name for part in replaced}
+    kept = [other for other in config.ensemble_scheduling.step if other.model_name not in names]
+    steps = [*kept, step]  # in the order of the data
+    result.ensemble_scheduling.ClearField("step")
+    result.ensemble_scheduling.step.extend(steps)
     return result
 
 
 def _find_replaced_steps(config: Any, fused: str) -> list[Any]:
-    """Return the steps that `fused` stands for, in the order of the data, the fusion last."""
+    """Return the steps that `fused` stands for, the gate between the encoders among them, the fusion last."""
     steps = {step.model_name: step for step in config.ensemble_scheduling.step}
     if missing := [part for part in FUSED_PARTS[fused] if part not in steps]:
         raise ConfigError(f"{config.name} cannot run {fused}: it has no step {', '.join(missing)}.")
-    replaced = [steps[part] for part in FUSED_PARTS[fused]]
+    gates = [step for name, step in steps.items() if name == TEXT_GATE]
+    replaced = [*gates, *(steps[part] for part in FUSED_PARTS[fused])]
     versions = sorted({step.model_version for step in replaced})
     if len(versions) > 1:
         raise ConfigError(f"{config.name} pins the parts of {fused} to different versions: {versions}.")
     inner = {tensor for step in replaced[:-1] for tensor in step.output_map.values()}
-    kept = [step for step in config.ensemble_scheduling.step if step.model_name not in FUSED_PARTS[fused]]
+    kept = [step for step in config.ensemble_scheduling.step if step not in replaced]
     read = {output.name for output in config.output}
     read |= {tensor for step in kept for tensor in step.input_map.values()}
     if shown := sorted(inner & read):

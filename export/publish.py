@@ -29,8 +29,10 @@ from contract.repository import (
     require_intact,
 )
 from contract.runtime import FINGERPRINT_FILE
+from contract.steps import TOKENIZER_STEPS
+from contract.tensors import INPUT_IDS, TEXT_GATE
 from export.checks import read_fingerprint, read_sizes
-from export.configs import TEMPLATES, Deployment, fill_config, find_difference
+from export.configs import TEMPLATES, Deployment, fill_config, find_difference, read_token_limits
 from export.targets import is_rate_limited
 from export.versions import (
     apply_state,
@@ -46,7 +48,6 @@ from export.versions import (
 
 FIRST_VERSION: Final = 1
 _CODE: Final = "model.py"
-_TEMPLATE_VERSION: Final = "1"
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,10 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
     if spec.backend == "onnxruntime":
         _copy_graph(source.graphs[name], directory)
     elif spec.backend == "python":
-        _copy_code(name, directory)
-    if name == "preprocess_text":
+        _copy_code(directory)
+    if INPUT_IDS in spec.inputs and spec.backend != "ensemble" and name != TEXT_GATE:
+        read_token_limits(source.bundle).write(directory)
+    if name in TOKENIZER_STEPS:
         shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
 
 
@@ -219,8 +222,8 @@ def _copy_graph(graph: Path, version: Path) -> None:
         shutil.copyfile(weights, version / weights.name)
 
 
-def _copy_code(name: str, version: Path) -> None:
-    code = TEMPLATES / name / _TEMPLATE_VERSION / _CODE
+def _copy_code(version: Path) -> None:
+    code = TEMPLATES / _CODE
     if not code.is_file():
         raise ArtifactError(f"This installation lacks {code}: install the package again.")
     shutil.copyfile(code, version / _CODE)

@@ -169,7 +169,7 @@ def _set_policy(policy: Any, queue: Mapping[str, Any]) -> None:
 def _set_warm_up(
     config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], max_length: int
 ) -> None:
-    """Add a request of zeros for every batch size and length: 0 is a valid token id, pixel and mask."""
+    """Add a request of zeros for every batch size and length. The backend knows them by their number."""
     reads_text = any("L" in tensor.shape for tensor in spec.inputs)
     buckets = [bucket for bucket in LENGTH_BUCKETS if bucket < max_length]
     for length in [*buckets, max_length] if reads_text else [0]:

@@ -3,27 +3,28 @@
 It is what serving is measured against, and a way to use a published model where no server is wanted:
 
     model = InProcess(Path("model_repository"))
-    answer = model.run("predict_image", {"image_bytes": pack([Path("chest.dcm").read_bytes()])})
+    answer = model.run("predict_image", {"image_bytes": contract.steps.pack([Path("chest.dcm").read_bytes()])})
     answer["probabilities"]  # (1, 22) float32
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, ConfigError, TensorError
 from contract.runtime import Session, open_session, read_parameter, require_fingerprint
-from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
+from contract.steps import open_step
+from contract.tensors import LAYOUTS, TEXT_GATE, ModelSpec
+from contract.tokens import TokenLimits
 from serving.triton import read_fingerprint
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-_MOST_AT_ONCE: Final = 2  # an image and a text step
+_MOST_AT_ONCE: Final = 2  # the encoders of a study
 Run = Callable[[Mapping[str, Array]], Arrays]
 
 _SPECS: Final[dict[str, ModelSpec]] = {
@@ -32,7 +33,7 @@ _SPECS: Final[dict[str, ModelSpec]] = {
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Model:
     """One model at one version, loaded: its tensors, and what it does."""
 
     spec: ModelSpec
@@ -43,13 +44,28 @@ class _Step:
         return self.session.describe() if self.session else "contract"
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A model at its place in an ensemble, whose tensors have names of their own there."""
+
+    model: _Model
+    reads: Mapping[str, str]  # the model's input -> the ensemble's tensor
+    makes: Mapping[str, str]  # the model's output -> the ensemble's tensor
+
+    def run(self, tensors: Mapping[str, Array]) -> Arrays:
+        given = {name: tensors[tensor] for name, tensor in self.reads.items()}
+        for entry in self.model.spec.inputs:
+            entry.check(given[entry.name])
+        made = self.model.run(given)
+        return {tensor: made[name] for name, tensor in self.makes.items()}
+
+
 class InProcess:
     """The models of one published repository, each loaded when it is first needed. For one caller at a time.
 
     Args:
         repository: What `cxr export` wrote.
-        concurrent: Whether steps that do not need each other (the two encoders) run at once, as they do in
-            Triton, and not one after the other.
+        concurrent: Whether the two encoders of a study run at once. In Triton they never do (`contract.tensors`).
         timed: Whether the time of each operation is noted (`read_times`).
 
     Raises:
@@ -63,7 +79,7 @@ class InProcess:
         self._timed = timed
         self._configs: dict[str, dict[str, Any]] = {}
         self._plans: dict[str, list[list[_Step]]] = {}
-        self._steps: dict[tuple[str, str], _Step] = {}
+        self._models: dict[tuple[str, str], _Model] = {}
 
     def run(self, model: str, inputs: Mapping[str, Array]) -> Arrays:
         """Answer one batch as the served model does.
@@ -86,15 +102,13 @@ class InProcess:
         tensors = dict(inputs)
         _check_batch(model, [entry["name"] for entry in config["input"]], tensors)
         for wave in waves:
-            for step in wave:
-                _check_tensors(step.spec, tensors)
-            for found in self._run_wave(wave, tensors):
-                tensors |= found
+            for made in self._run_wave(wave, tensors):
+                tensors |= made
         return {entry["name"]: tensors[entry["name"]] for entry in config["output"]}
 
     def describe(self, model: str) -> dict[str, str]:
         """Return step -> runtime, precision and threads, of the steps of a model."""
-        return {step.spec.name: step.describe() for wave in self._plan(model) for step in wave}
+        return {step.model.spec.name: step.model.describe() for wave in self._plan(model) for step in wave}
 
     def read_parameter(self, model: str, name: str) -> str:
         """Return a parameter of a model's config as text, "" where it has none; ConfigError for an unknown model."""
@@ -102,8 +116,8 @@ class InProcess:
 
     def read_times(self, model: str) -> dict[str, dict[str, float]]:
         """Return step -> kind of operation -> milliseconds of all runs so far, once, where `timed`."""
-        steps = (step for wave in self._plan(model) for step in wave)
-        return {step.spec.name: step.session.read_times() for step in steps if step.session}
+        models = [step.model for wave in self._plan(model) for step in wave]
+        return {entry.spec.name: entry.session.read_times() for entry in models if entry.session}
 
     def _run_wave(self, wave: Sequence[_Step], tensors: Mapping[str, Array]) -> list[Arrays]:
         if self._pool is not None and len(wave) > 1:
@@ -117,34 +131,44 @@ class InProcess:
         return self._plans[model]
 
     def _make_plan(self, model: str) -> list[list[_Step]]:
-        config = self._read_config(model)
-        listed = config.get("ensemble_scheduling", {}).get("step") or [{"model_name": model}]
-        waiting = [self._load(entry["model_name"], str(entry.get("model_version", "-1"))) for entry in listed]
-        made_later = {tensor.name for step in waiting for tensor in step.spec.outputs}
+        listed = self._read_config(model).get("ensemble_scheduling", {}).get("step")
+        if not listed:
+            return [[self._place_alone(model)]]
+        waiting = [self._place(entry) for entry in (_remove_gate(listed) if self._pool else listed)]
+        made_later = {tensor for step in waiting for tensor in step.makes.values()}
         waves: list[list[_Step]] = []
         while waiting:
-            ready = [step for step in waiting if not made_later & {x.name for x in step.spec.inputs}]
+            ready = [step for step in waiting if not made_later & set(step.reads.values())]
             if not ready:
                 raise ArtifactError(f"The steps of {model} in {self.repository} wait for each other.")
             waiting = [step for step in waiting if step not in ready]
-            made_later -= {tensor.name for step in ready for tensor in step.spec.outputs}
+            made_later -= {tensor for step in ready for tensor in step.makes.values()}
             waves.append(ready)
         return waves
 
-    def _load(self, name: str, version: str) -> _Step:
-        if (name, version) not in self._steps:
+    def _place(self, entry: Mapping[str, Any]) -> _Step:
+        model = self._load(entry["model_name"], str(entry.get("model_version", "-1")))
+        return _Step(model, entry["input_map"], entry["output_map"])
+
+    def _place_alone(self, name: str) -> _Step:
+        model = self._load(name, "-1")
+        reads, makes = ({x.name: x.name for x in side} for side in (model.spec.inputs, model.spec.outputs))
+        return _Step(model, reads, makes)
+
+    def _load(self, name: str, version: str) -> _Model:
+        if (name, version) not in self._models:
             if name not in _SPECS:
                 raise ConfigError(f"{self.repository} holds {name}, which this version does not know.")
             config = self._read_config(name)
             directory = _find_version(self.repository / name, version)
             spec = _SPECS[name]
             if spec.backend == "python":
-                made = _Step(spec, _PREPROCESSING[name](config, directory))
+                made = _Model(spec, _bind_step(name, config, directory))
             else:
                 session = _open_graph(config, directory, self._timed)
-                made = _Step(spec, _bind(session, spec), session)
-            self._steps[name, version] = made
-        return self._steps[name, version]
+                made = _Model(spec, _bind(session, spec, directory), session)
+            self._models[name, version] = made
+        return self._models[name, version]
 
     def _read_config(self, name: str) -> dict[str, Any]:
         if name not in self._configs:
@@ -153,11 +177,6 @@ class InProcess:
                 raise ConfigError(f"{self.repository} serves no model {name}.")
             self._configs[name] = read_config(path)
         return self._configs[name]
-
-
-def pack(values: Iterable[bytes]) -> Array:
-    """Return files or reports as a BYTES tensor, (B, 1) objects."""
-    return np.array([[value] for value in values], dtype=np.object_)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -198,10 +217,31 @@ def _open_graph(config: Mapping[str, Any], directory: Path, timed: bool) -> Sess
     return session
 
 
-def _bind(session: Session, spec: ModelSpec) -> Run:
+def _remove_gate(listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps of an ensemble without the gate: what it hands on is read where it comes from."""
+    gates = [entry for entry in listed if entry["model_name"] == TEXT_GATE]
+    sources = {
+        tensor: gate["input_map"][name] for gate in gates for name, tensor in gate["output_map"].items()
+    }
+    return [
+        {**entry, "input_map": {name: sources.get(x, x) for name, x in entry["input_map"].items()}}
+        for entry in listed
+        if entry not in gates
+    ]
+
+
+def _bind_step(name: str, config: Mapping[str, Any], directory: Path) -> Run:
+    step = open_step(name, config, directory)
+    return lambda tensors: step(tensors, ())
+
+
+def _bind(session: Session, spec: ModelSpec, directory: Path) -> Run:
     inputs, outputs = ([tensor.name for tensor in side] for side in (spec.inputs, spec.outputs))
+    limits = TokenLimits.find(directory)
 
     def run(tensors: Mapping[str, Array]) -> Arrays:
+        if limits is not None:
+            limits.check_inputs(tensors)
         found = session.run(outputs, {name: tensors[name] for name in inputs})
         return dict(zip(outputs, found, strict=True))
 
@@ -215,60 +255,3 @@ def _check_batch(model: str, names: Sequence[str], tensors: Mapping[str, Array])
     counts = {len(tensors[name]) if tensors[name].ndim else 0 for name in names}
     if len(counts) > 1 or 0 in counts:
         raise TensorError(f"The inputs of {model} must hold the same number of items, from 1 on.")
-
-
-def _check_tensors(spec: ModelSpec, tensors: Mapping[str, Array]) -> None:
-    for tensor in spec.inputs:
-        tensor.check(tensors[tensor.name])
-
-
-def _prepare_images(config: Mapping[str, Any], _: Path) -> Run:
-    """Return what `model_repository/preprocess_image` does."""
-    from contract.dicom import load_radiograph
-    from contract.notes import note_image
-
-    size = int(read_parameter(config, "image_size"))
-
-    def run(tensors: Mapping[str, Array]) -> Arrays:
-        files = _unpack(tensors[IMAGE_BYTES.name])
-        radiographs = [load_radiograph(data, size=size) for data in files]
-        return {
-            "pixels": np.stack([each.pixels for each in radiographs]),
-            "image_notes": pack(note_image(each).to_json() for each in radiographs),
-        }
-
-    return run
-
-
-def _prepare_reports(config: Mapping[str, Any], directory: Path) -> Run:
-    """Return what `model_repository/preprocess_text` does."""
-    from contract.notes import note_reports
-    from contract.text import ReportTokenizer, read_report
-
-    mode: Any = read_parameter(config, "text_mode")
-    max_length = int(read_parameter(config, "max_length"))
-    tokenizer = ReportTokenizer.load(directory / "tokenizer.json")
-
-    def run(tensors: Mapping[str, Array]) -> Arrays:
-        texts = [read_report(data, mode) for data in _unpack(tensors[REPORT.name])]
-        tokens = tokenizer.encode(texts, max_length)
-        notes = note_reports(tokens, text_mode=mode, max_length=max_length)
-        return {
-            "input_ids": tokens.input_ids,
-            "attention_mask": tokens.attention_mask,
-            "report_text": pack(text.encode() for text in texts),
-            "token_spans": tokens.spans,
-            "report_notes": pack(note.to_json() for note in notes),
-        }
-
-    return run
-
-
-def _unpack(values: Array) -> Iterator[bytes]:
-    return (bytes(value) for value in values.reshape(-1))
-
-
-_PREPROCESSING: Final[dict[str, Callable[[Mapping[str, Any], Path], Run]]] = {
-    "preprocess_image": _prepare_images,
-    "preprocess_text": _prepare_reports,
-}

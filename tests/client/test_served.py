@@ -26,7 +26,7 @@ SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
 
 def make_model(fingerprint: str, threshold: float) -> ServedModel:
     labels = tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS)
-    return ServedModel(fingerprint * 64, "full", 64, 56, 16, 7, labels)
+    return ServedModel(fingerprint * 64, "full", 64, 56, 16, 7, labels, vocabulary_size=120)
 
 
 MODELS_BY_VERSION = {"1": make_model("a", 0.2), "2": make_model("b", 0.8)}
@@ -241,6 +241,42 @@ REFUSED = {
         ("input_ids", "attention_mask"),
         TensorError,
         "one shape",
+    ),
+    "no token": (
+        {"input_ids": np.ones((3, 0), np.int64), "attention_mask": np.ones((3, 0), np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "1 to 64 tokens",
+    ),
+    "65 tokens": (
+        {"input_ids": np.ones((3, 65), np.int64), "attention_mask": np.ones((3, 65), np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "1 to 64 tokens",
+    ),
+    "a negative id": (
+        {"input_ids": np.full((3, 32), -1, np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "ids from 0 to 119",
+    ),
+    "an id beyond the vocabulary": (
+        {"input_ids": np.full((3, 32), 120, np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "ids from 0 to 119",
+    ),
+    "a mask of sevens": (
+        {"attention_mask": np.full((3, 32), 7, np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "attention_mask must be 1",
+    ),
+    "an empty mask": (
+        {"attention_mask": np.zeros((3, 32), np.int64)},
+        ("input_ids", "attention_mask"),
+        TensorError,
+        "attention_mask must be 1",
     ),
     "int32 ids": (
         {"input_ids": np.ones((3, 32), np.int32)},

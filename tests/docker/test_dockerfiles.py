@@ -208,6 +208,8 @@ def make_preprocessing_repository(root: Path, texts: list[str]) -> None:
     }
     for name, values in parameters.items():
         shutil.copytree(ROOT / "model_repository" / name, root / name)
+        (root / name / "1").mkdir()
+        shutil.copy(ROOT / "model_repository" / "model.py", root / name / "1")
         with (root / name / "config.pbtxt").open("a") as config:
             for key, value in values.items():
                 config.write(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')

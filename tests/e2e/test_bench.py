@@ -86,4 +86,4 @@ def test_raw_files_of_drawn_phantoms(stack, via):
     (row,) = report["rows"]
     assert row["requests"] > 0
     assert not row["failed"]
-    assert "preprocess_image" in row["server"]["models"]
+    assert "preprocess_study" in row["server"]["models"]

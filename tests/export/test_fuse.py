@@ -7,7 +7,7 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.runtime import open_session
-from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, MODELS
+from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, LAYOUTS, MODELS
 from contract.text import ReportTokenizer
 from export import fuse as fuse_module
 from export import graphs as graphs_module
@@ -254,12 +254,9 @@ def test_fused_ensemble_keeps_all_but_its_steps(kind, suffix):
     before = config.SerializeToString(deterministic=True)
     result = fuse_ensemble(config, kind)
     assert config.SerializeToString(deterministic=True) == before
-    first, *others = result.ensemble_scheduling.step
-    assert first.model_name == f"fused_{kind}"
-    assert [step.model_version for step in (first, *others)] == [7] * (1 + len(others))
-    assert {step.model_name for step in others} == {
-        name for name in MODELS[config.name].steps if name.startswith("preprocess")
-    }
+    steps = result.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == list(LAYOUTS["fused"][config.name].steps)
+    assert {step.model_version for step in steps} == {7}
     for message in (config, result):
         del message.ensemble_scheduling.step[:]
     assert result == config
@@ -268,12 +265,22 @@ def test_fused_ensemble_keeps_all_but_its_steps(kind, suffix):
 def test_fused_ensemble_follows_the_wiring_of_the_config():
     """Names inside an ensemble are free; the fused step reads and writes what the replaced steps did."""
     config = read_template("predict_text_tensors")
-    encoder, fusion = config.ensemble_scheduling.step
-    encoder.input_map["input_ids"] = fusion.input_map["input_ids"] = "ids"
+    check, encoder, fusion = config.ensemble_scheduling.step
+    check.output_map["input_ids"] = encoder.input_map["input_ids"] = fusion.input_map["input_ids"] = "ids"
     fusion.output_map["embedding"] = "vector"
-    (step,) = fuse_ensemble(config, "text").ensemble_scheduling.step
-    assert dict(step.input_map) == {"input_ids": "ids", "attention_mask": "attention_mask"}
+    first, step = fuse_ensemble(config, "text").ensemble_scheduling.step
+    assert first == check
+    assert dict(step.input_map) == {"input_ids": "ids", "attention_mask": "checked_attention_mask"}
     assert step.output_map["embedding"] == "vector"
+
+
+def test_the_gate_between_the_encoders_goes_with_them():
+    """What the gate handed on to the text encoder, the fused step reads where the gate read it."""
+    config = read_template("predict_study_tensors")
+    assert [x.model_name for x in config.ensemble_scheduling.step][2] == "text_gate"
+    _, step = fuse_ensemble(config, "study").ensemble_scheduling.step
+    names = ("pixels", "input_ids", "attention_mask")
+    assert dict(step.input_map) == {name: f"checked_{name}" for name in names}
 
 
 def test_ensembles_that_cannot_be_fused():

@@ -15,7 +15,8 @@ from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
 from contract.repository import MARKER, read_published
-from contract.tensors import FUSED, GRAPHS, LAYOUTS, MODELS
+from contract.tensors import FUSED, GRAPHS, INPUT_IDS, LAYOUTS, MODELS, REPORT
+from contract.tokens import TokenLimits
 from export import parity, pipeline
 from export.checks import read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config
@@ -49,17 +50,24 @@ def test_repository_is_complete(repository, bundle, graphs):
         files = {path.name for path in (repository / name / "1").iterdir()}
         assert {"config.pbtxt", "fingerprint"} <= files
         files -= {"config.pbtxt", "fingerprint"}
+        reads_ids = INPUT_IDS in spec.inputs and spec.backend != "ensemble" and name != "text_gate"
+        assert ("token_limits.json" in files) is reads_ids
+        files -= {"token_limits.json"}
         if spec.backend == "onnxruntime":
             assert files == {"model.onnx"}
             assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(graphs[name])
         elif spec.backend == "ensemble":
             assert not files
         else:
-            assert files == {"model.py"} | ({"tokenizer.json"} if name == "preprocess_text" else set())
-            code = TEMPLATES / name / "1" / "model.py"
+            reads_reports = REPORT in spec.inputs
+            assert files == {"model.py"} | ({"tokenizer.json"} if reads_reports else set())
+            code = TEMPLATES / "model.py"
             assert (repository / name / "1" / "model.py").read_bytes() == code.read_bytes()
-    tokenizer = repository / "preprocess_text" / "1" / "tokenizer.json"
-    assert tokenizer.read_bytes() == bundle.tokenizer_path.read_bytes()
+    for name in ("preprocess_text", "preprocess_study"):
+        tokenizer = repository / name / "1" / "tokenizer.json"
+        assert tokenizer.read_bytes() == bundle.tokenizer_path.read_bytes()
+    limits = TokenLimits.read(repository / "text_encoder" / "1")
+    assert limits == TokenLimits(bundle.config["model"]["vocabulary_size"], bundle.config["max_length"])
     assert repository.stat().st_mode & 0o777 == 0o755
 
 
@@ -102,6 +110,7 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
         "fingerprint": bundle.fingerprint,
         "text_mode": "findings",
         "max_length": "256",
+        "vocabulary_size": str(bundle.config["model"]["vocabulary_size"]),
         "image_size": "112",
         "embedding_size": "128",
         "image_tokens_grid": "7",
@@ -136,12 +145,17 @@ def test_what_a_label_states_travels_with_it(bundle):
 
 
 def test_preprocessing_gets_its_settings(repository):
-    image, text = (
-        read_config(repository, name).parameters for name in ("preprocess_image", "preprocess_text")
-    )
-    assert image["image_size"].string_value == "112"
-    assert text["text_mode"].string_value == "findings"
-    assert text["max_length"].string_value == "256"
+    image, text = {"image_size": "112"}, {"text_mode": "findings", "max_length": "256"}
+    for name, expected in {
+        "preprocess_image": image,
+        "preprocess_text": text,
+        "preprocess_study": image | text,
+        "check_study": {},
+        "check_text": {},
+        "text_gate": {},
+    }.items():
+        parameters = read_config(repository, name).parameters
+        assert {key: value.string_value for key, value in parameters.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
     for name in FUSED:
         assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(fused[name])
     steps = read_config(repository, "predict_study").ensemble_scheduling.step
-    assert {step.model_name for step in steps} == {"preprocess_image", "preprocess_text", "fused_study"}
+    assert {step.model_name for step in steps} == {"preprocess_study", "fused_study"}
     with pytest.raises(ConfigError, match=r"its layout is fused, the new one's is split.*--replace"):
         publish(bundle, graphs, repository)
 

@@ -143,38 +143,89 @@ def find_needed(config, requested):
     return found
 
 
+def list_ready(config, requested):
+    """Return, wave by wave, the steps that are ready at once, for a request of some outputs."""
+    run = prune(config, requested)
+    waiting = [step for step in config.ensemble_scheduling.step if step.model_name in run]
+    there, waves = {entry.name for entry in config.input}, []
+    while waiting:
+        ready = [step for step in waiting if set(step.input_map.values()) <= there]
+        assert ready, "the steps wait for each other"
+        waves.append([step.model_name for step in ready])
+        there |= {tensor for step in ready for tensor in step.output_map.values()}
+        waiting = [step for step in waiting if step not in ready]
+    return waves
+
+
+def list_requests(config):
+    names = [output.name for output in config.output]
+    return [some for count in range(1, len(names) + 1) for some in combinations(names, count)]
+
+
+@in_both_layouts
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_ensemble_is_a_chain(layout, name):
+    """What keeps Triton 2.51 alive when a step fails or is cancelled; contract/tensors.py says why."""
+    config = read_ensemble(layout, name)
+    for requested in list_requests(config):
+        waves = list_ready(config, requested)
+        assert all(len(ready) == 1 for ready in waves), (requested, waves)
+
+
+@in_both_layouts
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_only_the_first_step_reads_the_request(layout, name):
+    config = read_ensemble(layout, name)
+    given = {entry.name for entry in config.input}
+    readers = [step for step in config.ensemble_scheduling.step if given & set(step.input_map.values())]
+    assert [step.model_name for step in readers] == [LAYOUTS[layout][name].steps[0]]
+    assert set(readers[0].input_map.values()) == given
+    made = {tensor for step in config.ensemble_scheduling.step for tensor in step.output_map.values()}
+    assert not given & made
+
+
+def test_the_rule_of_the_chain_finds_what_breaks_it():
+    """The ensemble as it once was: a step for the file and one for the report, and two encoders."""
+    config = read_config("predict_study")
+    first, _, gate, text, _ = config.ensemble_scheduling.step
+    assert list_ready(config, ["probabilities"]) == [[x] for x in MODELS["predict_study"].steps]
+    text.input_map.update({name: name for name in gate.output_map})
+    del config.ensemble_scheduling.step[2]
+    assert list_ready(config, ["probabilities"])[1] == ["image_encoder", "text_encoder"]
+    image_step = config.ensemble_scheduling.step.add(model_name="preprocess_image")
+    image_step.input_map["image_bytes"] = "image_bytes"
+    for name in ("pixels", "image_notes"):
+        image_step.output_map[name] = first.output_map.pop(name)
+    del first.input_map["image_bytes"]
+    assert list_ready(config, ["probabilities"])[0] == ["preprocess_study", "preprocess_image"]
+
+
 @in_both_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_any_outputs_may_be_asked_for(layout, name):
     """Triton runs every step that makes what was asked for, and no other."""
     config = read_ensemble(layout, name)
-    names = [output.name for output in config.output]
-    for count in range(1, len(names) + 1):
-        for requested in combinations(names, count):
-            assert prune(config, requested) == find_needed(config, requested), requested
+    for requested in list_requests(config):
+        assert prune(config, requested) == find_needed(config, requested), requested
 
 
 def test_the_rehearsed_pruning_shows_what_triton_does_wrong():
-    """The order of the data, and an output that a later step reads: both end in "unexpected deadlock"."""
+    """An output of the ensemble that a later step reads: it ends in "unexpected deadlock"."""
     config = read_config("predict_study")
-    steps = {step.model_name: step for step in config.ensemble_scheduling.step}
-    ordered = model_config_pb2.ModelConfig()
-    ordered.CopyFrom(config)
-    del ordered.ensemble_scheduling.step[:]
-    ordered.ensemble_scheduling.step.extend(steps[name] for name in MODELS["predict_study"].steps)
-    assert "preprocess_image" not in prune(ordered, ["image_notes"])
     config.output.add(name="text_tokens")
     assert "text_encoder" not in prune(config, ["probabilities"])
 
 
-def test_the_fused_step_comes_first_for_a_reason():
-    """Behind preprocessing, the report that is not needed would cost the image step its one wanted output."""
-    config = read_ensemble("fused", "predict_study")
-    assert config.ensemble_scheduling.step[0].model_name == "fused_study"
-    fused, *others = config.ensemble_scheduling.step
+@in_both_layouts
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_the_order_of_the_steps_does_not_matter(layout, name):
+    """One step reads the request, so no input of it is left out while a step runs."""
+    config = read_ensemble(layout, name)
+    steps = list(config.ensemble_scheduling.step)
     turned = model_config_pb2.ModelConfig()
     turned.CopyFrom(config)
-    del turned.ensemble_scheduling.step[:]
-    turned.ensemble_scheduling.step.extend([*others, fused])
-    assert prune(config, ["image_notes"]) == {"preprocess_image"}
-    assert "preprocess_image" not in prune(turned, ["image_notes"])
+    for shift in range(len(steps)):
+        del turned.ensemble_scheduling.step[:]
+        turned.ensemble_scheduling.step.extend(steps[shift:] + steps[:shift])
+        for requested in list_requests(config):
+            assert prune(turned, requested) == prune(config, requested)

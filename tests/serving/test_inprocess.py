@@ -10,8 +10,9 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ImageError, TensorError
 from contract.labels import LABELS
+from contract.steps import pack
 from contract.tensors import MODELS
-from serving.inprocess import InProcess, pack, read_config
+from serving.inprocess import InProcess, read_config
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -177,3 +178,26 @@ def test_unknown_model_and_missing_or_damaged_repository(own_copy, tmp_path):
     (own_copy / "predict_image" / "config.pbtxt").write_text("input ?")
     with pytest.raises(ArtifactError, match=r"predict_image/config\.pbtxt"):
         InProcess(own_copy).run("predict_image", {})
+
+
+def test_a_repository_of_an_older_version_is_refused(own_copy):
+    """Its ensembles ran two steps side by side."""
+    shutil.rmtree(own_copy / "preprocess_study")
+    with pytest.raises(ArtifactError, match=r"older version of cxr.*publish it again"):
+        InProcess(own_copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["predict_study_tensors", "predict_text_tensors", "text_encoder", "fusion_study"]
+)
+def test_token_ids_that_the_model_cannot_read(model, name):
+    sizes = {"image_tokens": (2, 49, 32), "text_tokens": (2, 32, 32)}
+    values = {
+        "pixels": np.zeros((2, 1, 56, 56), np.uint8),
+        "input_ids": np.full((2, 32), 120, np.int64),
+        "attention_mask": np.ones((2, 32), np.int64),
+        **{tensor: np.zeros(shape, np.float32) for tensor, shape in sizes.items()},
+    }
+    given = {tensor.name: values[tensor.name] for tensor in MODELS[name].inputs}
+    with pytest.raises(TensorError, match="ids from 0 to 119"):
+        model.run(name, given)

@@ -40,6 +40,8 @@ def repository(tmp_path_factory, mark_published):
     root = tmp_path_factory.mktemp("preprocess")
     for name in ("preprocess_image", "preprocess_text"):
         shutil.copytree(TEMPLATES / name, root / name)
+        (root / name / "1").mkdir()
+        shutil.copy(TEMPLATES / "model.py", root / name / "1")
     write_parameters(root / "preprocess_image" / "config.pbtxt", {"image_size": str(SIZE)})
     write_parameters(
         root / "preprocess_text" / "config.pbtxt", {"text_mode": "findings", "max_length": str(MAX_LENGTH)}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from contract.errors import CxrError, InputError
 from contract.runtime import open_session, require_fingerprint
+from contract.tokens import TokenLimits
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -41,22 +42,27 @@ class TritonPythonModel:
         try:
             self._session = open_session(path, config, kind=kind, device=device)
             require_fingerprint(self._session, config, version)
+            self._limits = TokenLimits.find(version)
         except CxrError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from error
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
         self._batches = config.get("max_batch_size", 0) > 0
         self._buffers: dict[str, Array] = {}
+        self._warm_ups_left = _count_warm_ups(config)
         pb_utils.Logger.log_info(f"{self._name}: {self._session.describe()}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests, those of equal shapes together; one response for each, in their order."""
         feeds = [self._read_inputs(request) for request in requests]
         groups: dict[Any, list[int]] = defaultdict(list)
+        responses: list[Any] = [None] * len(requests)
         for index, feed in enumerate(feeds):
+            if (error := self._find_fault(feed)) is not None:
+                responses[index] = pb_utils.InferenceResponse(error=self._describe(error))
+                continue
             key = tuple((name, array.dtype.str, array.shape[1:]) for name, array in feed.items())
             groups[key if self._batches else index].append(index)
-        responses: list[Any] = [None] * len(requests)
         for indices in groups.values():
             for index, response in self._run_group(requests, feeds, indices):
                 responses[index] = response
@@ -70,6 +76,21 @@ class TritonPythonModel:
     def _read_inputs(self, request: Any) -> Feed:
         tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs)
         return {tensor.name(): tensor.as_numpy() for tensor in tensors}  # views of Triton's shared memory
+
+    def _find_fault(self, feed: Feed) -> InputError | None:
+        """Return why the graph cannot read these inputs, or None."""
+        if self._limits is None:
+            return None
+        if (
+            self._warm_ups_left
+        ):  # Triton's own, all zeros; the model takes no other request before they are done
+            self._warm_ups_left -= 1
+            return None
+        try:
+            self._limits.check_inputs(feed)
+        except InputError as error:
+            return error
+        return None
 
     def _run_group(self, requests: list[Any], feeds: list[Feed], indices: list[int]) -> list[tuple[int, Any]]:
         wanted = {name for index in indices for name in requests[index].requested_output_names()}
@@ -118,3 +139,9 @@ class TritonPythonModel:
         # The type alone where the text is not ours: it might hold content of a request.
         text = str(error) if isinstance(error, CxrError) else f"unexpected {type(error).__name__}"
         return pb_utils.TritonError(f"{self._name}: {text}", code)
+
+
+def _count_warm_ups(config: dict[str, Any]) -> int:
+    """Return how many requests Triton sends each instance before the model takes any other."""
+    samples = config.get("model_warmup", [])
+    return sum(int(entry.get("batch_size", 0)) * max(1, int(entry.get("count", 0))) for entry in samples)

@@ -1,0 +1,45 @@
+"""The adapter of every python model: a request to the step of `contract.steps` that has the model's name, and back.
+
+`cxr export` publishes this file as the `model.py` of each of them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from contract.errors import InputError
+from contract.steps import open_step
+
+
+class TritonPythonModel:
+    """Adapts `contract.steps`."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the step with the parameters of the config and the files of the version."""
+        self._name = args["model_name"]
+        config = json.loads(args["model_config"])
+        self._inputs = [entry["name"] for entry in config["input"]]
+        self._run = open_step(self._name, config, Path(args["model_repository"]) / args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request on its own: one that cannot be read fails alone."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            given = {name: self._read(request, name) for name in self._inputs}
+            made = self._run(given, request.requested_output_names())
+            tensors = [pb_utils.Tensor(name, array) for name, array in made.items()]
+        except InputError as error:
+            return self._fail(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # the message may hold content of a file or a report, its type does not
+            return self._fail(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _read(self, request: Any, name: str) -> Any:
+        return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+    def _fail(self, message: str, code: int) -> Any:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self._name}: {message}", code))
