@@ -202,10 +202,10 @@ def serve(
     from export.versions import settle
     from serving.stack import Ports, Stack
 
+    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     if os.access(repository / MARKER, os.W_OK):
         settle(repository)  # what was killed while publishing ends here, before Triton reads it
     signal.signal(signal.SIGTERM, _leave)
-    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
     console = make_console(as_json)
     with Stack(repository, store, ports=ports, log_dir=logs, http_inference=http_inference) as stack:
         with console.status("Starting Triton and the sidecar"):

@@ -14,6 +14,8 @@ import io
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,8 @@ DEBUG: Final = "CXR_DEBUG"
 FAILED: Final = 1
 INTERRUPTED: Final = 130  # 128 + SIGINT
 NO_READER: Final = 141  # 128 + SIGPIPE
+_IMPORT_S: Final = 2.0
+_LOOK_S: Final = 0.05
 
 # Typer brings its own copy of click's errors, or uses click's, by its version: this finds them either way.
 _UsageError: Final = typer.BadParameter.__bases__[0]
@@ -49,15 +53,35 @@ class _Output(io.FileIO):
 
 
 class _Interrupts:
-    """Whether Ctrl-C came: a library may turn the KeyboardInterrupt into an error of its own."""
+    """Whether Ctrl-C came, and since when it waits: a library may turn the KeyboardInterrupt into another error."""
 
     came = False
+    waiting_since: float | None = None
 
 
-def raise_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Remember Ctrl-C, and raise it."""
+def raise_interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Remember Ctrl-C, and raise it; the import of a module is finished first, for two seconds at most.
+
+    C code that initialises a module prints a KeyboardInterrupt or swallows it.
+    """
     _Interrupts.came = True
+    now = time.monotonic()
+    since = _Interrupts.waiting_since = _Interrupts.waiting_since or now
+    if now - since < _IMPORT_S and _is_importing(frame):
+        again = threading.Timer(_LOOK_S, signal.raise_signal, (signal.SIGINT,))
+        again.daemon = True
+        again.start()
+        return
+    _Interrupts.waiting_since = None
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def take_interrupts() -> None:
@@ -97,7 +121,7 @@ class CommandGroup(TyperGroup):
 
 
 def _run(command: Callable[[], Any]) -> int:
-    _Interrupts.came = False
+    _Interrupts.came, _Interrupts.waiting_since = False, None
     try:
         code = _end(command)
         sys.stdout.flush()

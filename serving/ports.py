@@ -18,6 +18,15 @@ class Ports:
     metrics: int = 8002
     retrieval: int = 8005
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError, with the port, if one is out of range or two are equal."""
+        ports: tuple[int, ...] = astuple(self)
+        for port in ports:
+            if not 1 <= port <= 65535:
+                raise ConfigError(f"Port {port} is outside 1 to 65535.")
+            if ports.count(port) > 1:
+                raise ConfigError(f"Port {port} is given twice: the four ports must differ.")
+
     @classmethod
     def free(cls) -> "Ports":
         """Choose four ports that nothing listens on now (another process may still take one)."""
@@ -31,13 +40,8 @@ class Ports:
                 entry.close()
 
     def require_free(self) -> None:
-        """Raise ConfigError, with the port, if two are equal, one is out of range or one is in use."""
-        ports: tuple[int, ...] = astuple(self)
-        for port in ports:
-            if not 1 <= port <= 65535:
-                raise ConfigError(f"Port {port} is outside 1 to 65535.")
-            if ports.count(port) > 1:
-                raise ConfigError(f"Port {port} is given twice: the four ports must differ.")
+        """Raise ConfigError, with the port, if one is in use."""
+        for port in astuple(self):
             require_free(port)
 
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cli.bench.faults import FAULTS, FULL, SHARED_MEMORY, Fault, fill_shared_memory
 from cli.bench.served_process import ServedProcess
+from cli.console import Table
 from contract.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def print_soak(console: Console, report: dict[str, Any]) -> None:
         table.add_row(*_format_row(event))
     console.print(table)
     for line in _format_sums(report):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _format_row(event: dict[str, Any]) -> list[str]:

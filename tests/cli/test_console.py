@@ -127,7 +127,7 @@ def test_no_table_loses_a_column_or_is_wider_than_the_terminal(width):
     figure = {"value": 0.9999, "low": 0.8888, "high": 0.9949}
     metrics = dict.fromkeys(("auroc", "ap", "f1"), figure)
     row = {"title": "another's image + findings", "studies": 3954, "macro": metrics, "kind": "model"}
-    results = {"classification": [row], "retrieval": {}, "pairs": []}
+    results = {"classification": [row], "retrieval": {}, "pairs": [], "trained_on": "openi"}
     summary = SimpleNamespace(
         images=1, decoded=0, refused=[SimpleNamespace(image_id=long, reason="No image.")]
     )

@@ -130,6 +130,7 @@ def test_a_second_run_asks_for_what_is_new_changed_or_was_refused(suffix, asked,
         "kept": 2,
         "warned": 1,
         "skipped": 1,
+        "warnings": [],
         "notice": NOTICE,
     }
     asked.clear()

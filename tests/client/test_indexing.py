@@ -11,10 +11,9 @@ from client.results import Prediction
 from client.retrieval import RetrievalTransport
 from contract.errors import ImageError, InputError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
+from retrieval.indexes import CaseIndexes
 from retrieval.listener import SidecarServer
 from retrieval.service import RetrievalService
-from retrieval.store import CaseStore
-from retrieval.worker import IndexThread
 
 MODEL = "ab" * 32
 
@@ -22,14 +21,12 @@ MODEL = "ab" * 32
 @pytest.fixture
 def sidecar(tmp_path):
     with ExitStack() as cleanup:
-        store = cleanup.enter_context(CaseStore(tmp_path / "store"))
-        index = IndexThread(store.read_vectors)
-        cleanup.callback(index.close)
-        server = SidecarServer(RetrievalService(store, index), "127.0.0.1:0")
+        indexes = cleanup.enter_context(CaseIndexes(tmp_path / "store", fingerprint=MODEL))
+        server = SidecarServer(RetrievalService(indexes), "127.0.0.1:0")
         cleanup.callback(server.stop, 0.0)
-        index.start().result(10)
+        indexes.start().result(10)
         server.announce()
-        yield server, store
+        yield server, indexes.home.store
 
 
 @pytest.fixture
@@ -37,7 +34,9 @@ def client(sidecar, monkeypatch):
     """The client with the real transport to the sidecar, over predictions of its own."""
     server, _ = sidecar
     with CxrClient(retrieval_url=server.address) as client:
-        monkeypatch.setattr(client, "info", lambda **_: type("Model", (), {"fingerprint": MODEL}))
+        monkeypatch.setattr(
+            client, "info", lambda **_: type("Model", (), {"fingerprint": MODEL, "trained_on": "openi"})
+        )
 
         def predict(image, report, _deadline, _calls=None):
             from client.exchange import make_inputs

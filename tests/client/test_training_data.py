@@ -53,10 +53,10 @@ def make_console() -> Console:
 def test_indexing_says_it_once_and_not_of_every_case():
     console = make_console()
     warned = (("case", ("The image is a lateral view.",)),)
-    print_indexed(console, IndexResult(30, (), warned, "phantom"))
+    print_indexed(console, IndexResult(30, 0, (), warned, "phantom"))
     shown = console.export_text().splitlines()
     assert shown[:2] == [
-        "30 cases indexed, 1 of them with a warning, 0 refused",
+        "30 cases indexed (30 added, 0 replaced), 1 of them with a warning, 0 refused",
         f"Warning: {PHANTOM_WARNING}",
     ]
     assert sum(PHANTOM_WARNING in line for line in shown) == 1

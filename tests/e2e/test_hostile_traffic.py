@@ -94,7 +94,7 @@ def tensors(trained, images) -> list[dict[str, np.ndarray]]:
 
 
 def make_stack(repository: Path, root: Path) -> Stack:
-    return Stack(repository, root / "store", ports=Ports.free(), log_dir=root / "logs")
+    return Stack(repository, root / "store", ports=Ports.free(), log_dir=root / "logs", http_inference=True)
 
 
 def pick(model: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
