@@ -23,11 +23,12 @@ _PNG_MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")  # of Pillow, which PNG
 _DEEP_MODES: Final = ("I", "I;16", "I;16L", "I;16B")
 
 
-def encode_array(array: NDArray[Any]) -> bytes:
+def encode_array(array: NDArray[Any], *, level: int = _FAST) -> bytes:
     """Write an array as a PNG file (https://www.w3.org/TR/png-3/), row by row from the top.
 
     Args:
         array: (H, W) or (H, W, 1) uint8 or uint16, 0 is black; or (H, W, 3 or 4) uint8, red, green, blue and alpha.
+        level: Of zlib's compression; 0 compresses nothing, so that the size of the file follows from the shape alone.
 
     Raises:
         ImageError: It has another shape or type.
@@ -38,7 +39,7 @@ def encode_array(array: NDArray[Any]) -> bytes:
     lines = np.zeros((rows, 1 + columns * samples * array.dtype.itemsize), np.uint8)  # 0: the line as it is
     lines[:, 1:] = np.ascontiguousarray(array, array.dtype.newbyteorder(">")).reshape(rows, -1).view(np.uint8)
     header = struct.pack(">IIBBBBB", columns, rows, bits, _COLOUR_TYPES[samples], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), _FAST)), (b"IEND", b""))
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), level)), (b"IEND", b""))
     return _PNG_START + b"".join(_make_chunk(kind, data) for kind, data in parts)
 
 

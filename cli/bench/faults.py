@@ -1,5 +1,6 @@
 """What a soak run does to a server: each fault by name, on a `cxr serve` of this machine."""
 
+import mmap
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _FILL: Final = "cxr_soak_fill"
 _SHORT_STOP_S: Final = 1.5  # enough to abort Triton 2.51 when one of its stubs stands still for so long
 _FULL_S: Final = 4.0
-_STEP_BYTES: Final = 64 * 1024
+_STEPS_BYTES: Final = (2**22, 2**16, mmap.PAGESIZE)
 
 Fault = Callable[[ServedProcess], None]
 
@@ -59,25 +60,38 @@ def kill_sidecar(served: ServedProcess) -> None:
     _signal(served.find_server("retrieval.server"), signal.SIGKILL)
 
 
-def fill_shared_memory(_served: ServedProcess) -> None:
-    """Take all of /dev/shm for some seconds; only where it is this run's own (see `cli.bench.soak`)."""
+def fill_shared_memory(when_full: Callable[[], None]) -> None:
+    """Take all of /dev/shm, to the last page, for some seconds; only where it is this run's own (see `cli.bench.soak`).
+
+    Args:
+        when_full: Called once when nothing is left. What the servers hold already stays theirs, and small requests
+            fit into that: only a request larger than all before needs more.
+    """
     path, size = SHARED_MEMORY / _FILL, 0
     try:
         with path.open("wb") as file:
+            size = _take_all(file.fileno(), size)
+            when_full()
             full_until = time.monotonic() + _FULL_S
             while time.monotonic() < full_until:
-                if _take(file.fileno(), size):
-                    size += _STEP_BYTES
-                else:
-                    time.sleep(0.01)  # and again, when something was given back meanwhile
+                size = _take_all(file.fileno(), size)  # again, when something was given back meanwhile
+                time.sleep(0.005)
     finally:
         path.unlink(missing_ok=True)
 
 
-def _take(file: int, start: int) -> bool:
+def _take_all(file: int, size: int) -> int:
+    """Have all memory that is free given to a file of so many bytes; return its new size."""
+    for step in _STEPS_BYTES:
+        while _take(file, size, step):
+            size += step
+    return size
+
+
+def _take(file: int, start: int, step: int) -> bool:
     """Have one step of memory given to a file; return whether there was so much."""
     try:
-        os.posix_fallocate(file, start, _STEP_BYTES)
+        os.posix_fallocate(file, start, step)
     except OSError:
         return False
     return True

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +25,10 @@ from cli.bench.faults import FAULTS, FULL, SHARED_MEMORY, Fault, fill_shared_mem
 from cli.bench.served_process import ServedProcess
 from cli.console import Table
 from contract.errors import ConfigError, ServerError
+from contract.tokens import TokenLimits
 
 if TYPE_CHECKING:
+    from client.bench.hostile import HostileReport, HostileTraffic
     from client.bench.soak import GoodClients
 
 SWAP: Final = "swap the version"
@@ -33,6 +36,9 @@ BAD: Final = "bad clients for 8 s"
 _PRIVATE: Final = "CXR_SOAK_PRIVATE_SHM"  # set in a run that has a /dev/shm of its own
 _PRIVATE_BYTES: Final = 512 * 2**20
 _CASES: Final = 6
+_BAD_CALLS: Final = 1500
+_CUT_CALLS: Final = 1500
+_LARGE_SIDES: Final = range(2048, 4096, 256)  # pixels; of files that need more memory than those before
 _BAD_S: Final = 8.0
 _NOTICE_S: Final = 9.0  # an event that is noticed at all is noticed within this
 _RECOVER_S: Final = 120.0
@@ -88,7 +94,7 @@ def run_soak(
     """
     from client import CxrClient
     from client.bench.machine import describe_machine
-    from client.bench.soak import GoodClients, ask_expected, draw_cases
+    from client.bench.soak import GoodClients, ask_expected, draw_cases, prepare_traffic
 
     cases = draw_cases(_CASES, seed)
     with tempfile.TemporaryDirectory(prefix="cxr-soak-") as scratch:
@@ -98,22 +104,25 @@ def run_soak(
             served.wait_ready()
             with CxrClient(served.triton_url, timeout_s=30.0) as client:
                 expected = ask_expected(client, cases)
+            traffic = prepare_traffic(served.triton_url, cases, *_read_served(copy))
             good = GoodClients(served.triton_url, cases, expected)
-            untyped: Counter[str] = Counter()
+            hostile: list[HostileReport] = []
             try:
-                events = _list_events(served, copy, cases, untyped, swaps=swaps)
+                events = _list_events(good, copy, traffic, hostile, swaps=swaps)
                 found = _torment(console, served, good, _choose(events, only), minutes)
             finally:
                 good.close()
             left = _count_leftovers(served)
             said = served.read_output()
+        records = good.records + good.gone
         report = {
             "minutes": minutes,
             "machine": describe_machine(),
             "events": [event.to_dict() for event in found],
-            "good_answers": sum(len(record.good_at) for record in good.records),
-            "wrong_answers": sum(record.wrong for record in good.records),
-            "untyped_errors": dict(sum((record.untyped for record in good.records), untyped)),
+            "good_answers": sum(len(record.good_at) for record in records),
+            "wrong_answers": sum(record.wrong for record in records),
+            "untyped_errors": dict(sum((record.untyped for record in records), Counter[str]())),
+            "bad_clients": _sum_hostile(hostile),
             "leftovers": left,
         }
     if out is not None:
@@ -188,31 +197,71 @@ def _format_row(event: dict[str, Any]) -> list[str]:
 
 
 def _format_sums(report: dict[str, Any]) -> list[str]:
-    left = report["leftovers"]
+    left, bad = report["leftovers"], report["bad_clients"]
     return [
         f"{report['minutes']:g} minutes, {report['good_answers']} good answers, {report['wrong_answers']} wrong, "
         f"{sum(report['untyped_errors'].values())} errors of no type of this project.",
+        f"Among bad clients: {bad['good']} good answers, {bad['refused']} bad calls refused, "
+        f"{sum(bad['cut'].values())} calls ended by their client; {len(bad['wrong'])} wrong, "
+        f"{len(bad['unanswered'])} unanswered, {len(bad['not_refused'])} not refused.",
         f"Left over: {left['processes']} processes, {left['shared_memory_bytes']} bytes of shared memory, "
         f"{left['regions']} regions; exit code {left['exit_code']}.",
     ]
 
 
 def _list_events(
-    served: ServedProcess, repository: Path, cases: Any, untyped: Counter[str], *, swaps: bool
+    good: "GoodClients",
+    repository: Path,
+    traffic: "HostileTraffic",
+    hostile: "list[HostileReport]",
+    *,
+    swaps: bool,
 ) -> dict[str, Fault]:
-    from client.bench.soak import BadClients
-
     def disturb(_: ServedProcess) -> None:
-        with BadClients(served.triton_url, cases) as bad:
-            time.sleep(_BAD_S)
-        untyped.update(bad.untyped)
+        hostile.append(traffic.run(bad_calls=_BAD_CALLS, cut_calls=_CUT_CALLS, limit_s=_BAD_S))
 
     events = {**FAULTS, BAD: disturb}
     if swaps:
         events[SWAP] = lambda served: _swap(served, repository)
     if os.environ.get(_PRIVATE) == "1":
-        events[FULL] = fill_shared_memory
+        events[FULL] = _make_fill(good)
     return events
+
+
+def _make_fill(good: "GoodClients") -> Fault:
+    """Return the fault that fills /dev/shm while a client asks a file that needs more of it than the servers hold."""
+    import numpy as np
+
+    from client.bench.soak import SoakCase, draw_image
+
+    sides = cycle(_LARGE_SIDES)
+
+    def fill(_: ServedProcess) -> None:
+        large = SoakCase(draw_image(next(sides), np.random.default_rng(0)), None)
+        fill_shared_memory(lambda: good.invite(large))
+
+    return fill
+
+
+def _read_served(repository: Path) -> tuple[str, TokenLimits]:
+    """Return the layout of a published repository and the limits of its model's token ids."""
+    from export.versions import read_published
+
+    published = read_published(repository)
+    limits = TokenLimits.read(repository / "check_text" / str(published.version))
+    return published.to_dict()["layout"], limits
+
+
+def _sum_hostile(reports: "Sequence[HostileReport]") -> dict[str, Any]:
+    """Return the sums of what became of bad clients' calls, and the sentences about what should not be."""
+    return {
+        "good": sum(report.good for report in reports),
+        "refused": sum(report.refused for report in reports),
+        "cut": dict(sum((report.cut for report in reports), Counter[str]())),
+        "wrong": [sentence for report in reports for sentence in report.wrong],
+        "unanswered": [sentence for report in reports for sentence in report.unanswered],
+        "not_refused": [sentence for report in reports for sentence in report.not_refused],
+    }
 
 
 def _choose(events: dict[str, Fault], only: Sequence[str]) -> dict[str, Fault]:
@@ -258,6 +307,7 @@ def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: 
     else:
         event.unrecovered += 1
     event.errors.update(good.count_errors(began))
+    good.dismiss()
 
 
 def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
@@ -336,6 +386,11 @@ def _require_clean(report: dict[str, Any]) -> None:
     troubles = [
         f"{report['wrong_answers']} wrong answers" if report["wrong_answers"] else "",
         f"errors of no type of this project: {report['untyped_errors']}" if report["untyped_errors"] else "",
+        *(
+            f"bad clients: {kind.replace('_', ' ')}: {len(said)}, first {said[0]}"
+            for kind in ("wrong", "unanswered", "not_refused")
+            if (said := report["bad_clients"][kind])
+        ),
         *(f"not recovered: {event['event']}" for event in report["events"] if event["unrecovered"]),
         *(f"{name}: {count}" for name, count in left.items() if count),
     ]

@@ -1,28 +1,28 @@
-"""Clients of a server that is tormented: good ones, whose answers are compared with known ones, and bad ones.
+"""Clients of a server that is tormented, whose answers are compared with known ones.
 
-Good clients do what a program does that should run for weeks: ask, wait, ask again after an error. Nothing in them
-knows of what is done to the server.
+They do what a program does that should run for weeks: ask, wait, ask again after an error. Nothing in them knows of
+what is done to the server. What bad clients send stands in `client.bench.hostile`.
 """
 
-import contextlib
-import random
-import struct
 import threading
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.channel import Calls, Carrier, ChannelSettings
+from client.bench.hostile import GrpcCaller, HostileTraffic, answer_calls, list_callers
+from client.bench.hostile_calls import CASE_INPUTS, list_bad_calls, list_good_calls
+from client.bench.inputs import Arrays, RawCase, make_case
+from client.channel import Carrier
 from client.client import CxrClient
+from client.picture import encode_array
 from client.triton import TritonTransport
 from contract.errors import ConfigError, CxrError, InputError
-from contract.tensors import MODELS
+from contract.tokens import TokenLimits
 
 SAME: Final = 1e-3  # a row computes a little differently in a batch of another size
 APART: Final = 1e-2  # two cases whose answers differ by less could be taken for each other
@@ -30,6 +30,8 @@ _SIDE: Final = 512  # pixels
 _WORDS: Final = ("effusion", "fracture", "granuloma", "emphysema", "pneumonia", "scoliosis")
 _PAUSE_S: Final = 0.05
 _TIMEOUT_S: Final = 5.0
+_CALM_TIMEOUT_S: Final = 30.0
+_HOSTILE_TIMEOUT_S: Final = 20.0  # a call among bad clients that takes longer is not answered
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,16 @@ def draw_cases(count: int, seed: int = 0) -> list[SoakCase]:
     generator = np.random.default_rng(seed)
     cases = []
     for number in range(count):
-        coarse = generator.integers(0, 256, (4, 4)).astype(np.uint8)
-        image = write_png(np.kron(coarse, np.ones((_SIDE // 4, _SIDE // 4), np.uint8)))
+        image = draw_image(_SIDE, generator)
         report = f"FINDINGS: {_WORDS[number % len(_WORDS)]:<9} of grade {number:04d} is seen."
         cases.append(SoakCase(image if number % 3 != 1 else None, report if number % 3 != 2 else None))
     return cases
+
+
+def draw_image(side: int, generator: np.random.Generator) -> bytes:
+    """Return a PNG of 16 drawn squares that is not compressed; `side`, in pixels, is a multiple of 4."""
+    coarse = generator.integers(0, 256, (4, 4)).astype(np.uint8)
+    return encode_array(np.kron(coarse, np.ones((side // 4, side // 4), np.uint8)), level=0)
 
 
 def ask_expected(client: CxrClient, cases: Sequence[SoakCase]) -> list[NDArray[np.float32]]:
@@ -66,7 +73,7 @@ def ask_expected(client: CxrClient, cases: Sequence[SoakCase]) -> list[NDArray[n
     return answers
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """What one good client saw."""
 
@@ -76,8 +83,25 @@ class Record:
     untyped: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass
+class _Group:
+    """Clients that end together."""
+
+    records: list[Record] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def end(self) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
 class GoodClients:
-    """Some clients that ask known cases in turn until `close`, each from a thread of its own."""
+    """Some clients that ask known cases in turn until `close`, each from a thread of its own.
+
+    `records` are those of the clients that ask now, `gone` those of guests that were dismissed.
+    """
 
     def __init__(
         self,
@@ -87,15 +111,26 @@ class GoodClients:
         carriers: Sequence[Carrier] = ("grpc", "shared_memory", "auto"),
     ) -> None:
         """Start them."""
-        self.records = [Record() for _ in carriers]
-        self._cases, self._expected = cases, expected
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(triton_url, carrier, record), daemon=True)
-            for carrier, record in zip(carriers, self.records, strict=True)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.records: list[Record] = []
+        self.gone: list[Record] = []
+        self._url = triton_url
+        self._residents = _Group()
+        self._guests = _Group()
+        for carrier in carriers:
+            self._start(self._residents, carrier, cases, list(expected))
+
+    def invite(self, case: SoakCase) -> None:
+        """Add a client that asks this case over gRPC; its first answer is the known one for the later ones."""
+        self._start(self._guests, "grpc", [case], [None])
+
+    def dismiss(self) -> None:
+        """End the clients that were invited."""
+        self._guests.end()
+        self.records, self.gone = (
+            [record for record in self.records if record not in self._guests.records],
+            self.gone + self._guests.records,
+        )
+        self._guests = _Group()
 
     def have_answers_since(self, moment: float, count: int = 3) -> bool:
         """Return whether each got so many good answers in a row, and no error after them, since a moment."""
@@ -121,17 +156,38 @@ class GoodClients:
 
     def close(self) -> None:
         """Stop asking."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self.dismiss()
+        self._residents.end()
 
-    def _run(self, url: str, carrier: Carrier, record: Record) -> None:
-        with CxrClient(url, timeout_s=_TIMEOUT_S, transport=carrier) as client:
+    def _start(
+        self,
+        group: "_Group",
+        carrier: Carrier,
+        cases: Sequence[SoakCase],
+        expected: list[NDArray[np.float32] | None],
+    ) -> None:
+        record = Record()
+        arguments = (carrier, cases, expected, record, group.stop)
+        thread = threading.Thread(target=self._run, args=arguments, daemon=True)
+        self.records.append(record)
+        group.records.append(record)
+        group.threads.append(thread)
+        thread.start()
+
+    def _run(
+        self,
+        carrier: Carrier,
+        cases: Sequence[SoakCase],
+        expected: list[NDArray[np.float32] | None],
+        record: Record,
+        stop: threading.Event,
+    ) -> None:
+        with CxrClient(self._url, timeout_s=_TIMEOUT_S, transport=carrier) as client:
             number = 0
-            while not self._stop.wait(_PAUSE_S):
-                place, number = number % len(self._cases), number + 1
+            while not stop.wait(_PAUSE_S):
+                place, number = number % len(cases), number + 1
                 try:
-                    answer = _ask(client, self._cases[place])
+                    answer = _ask(client, cases[place])
                 except CxrError as error:
                     record.errors.append((time.monotonic(), type(error).__name__))
                     record.wrong += isinstance(error, InputError)  # the case is good
@@ -140,82 +196,42 @@ class GoodClients:
                     record.untyped[type(error).__name__] += 1
                 else:
                     record.good_at.append(time.monotonic())
-                    record.wrong += bool(np.abs(answer - self._expected[place]).max() > SAME)
+                    known = expected[place]
+                    known = expected[place] = answer if known is None else known
+                    record.wrong += bool(np.abs(answer - known).max() > SAME)
 
 
-class BadClients:
-    """Clients that send what is wrong, give up early or cancel, for as long as they are open."""
+def prepare_traffic(
+    triton_url: str, cases: Sequence[SoakCase], layout: str, limits: TokenLimits
+) -> HostileTraffic:
+    """Return hostile traffic for a server, over gRPC and shared memory, while nothing disturbs it.
 
-    def __init__(self, triton_url: str, cases: Sequence[SoakCase], *, count: int = 3, seed: int = 0) -> None:
-        """Start them."""
-        self.sent = 0
-        self.untyped: Counter[str] = Counter()
-        self._url, self._cases = triton_url, cases
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(seed + number),), daemon=True)  # noqa: S311
-            for number in range(count)
+    Args:
+        triton_url: host:port of its gRPC service.
+        cases: Those with image and report are asked.
+        layout: How the model is served, a key of `contract.tensors.LAYOUTS`.
+        limits: Of the served model's token ids.
+
+    Raises:
+        InputError, ServiceError: As the server answers.
+    """
+    transport, caller = TritonTransport(triton_url), GrpcCaller(triton_url)
+
+    def ask(model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Arrays:
+        return transport.infer(model, inputs, outputs, _CALM_TIMEOUT_S)
+
+    try:
+        known = [
+            make_case(ask, CASE_INPUTS, RawCase(case.image, case.report.encode()))
+            for case in cases
+            if case.image is not None and case.report is not None
         ]
-
-    def __enter__(self) -> "BadClients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, chance: random.Random) -> None:
-        tricks: list[Callable[[CxrClient, random.Random], Any]] = [
-            self._send_bad_file,
-            self._send_bad_ids,
-            self._give_up,
-            self._cancel,
-        ]
-        with CxrClient(self._url, timeout_s=_TIMEOUT_S) as client:
-            while not self._stop.wait(0.01):
-                self.sent += 1
-                try:
-                    chance.choice(tricks)(client, chance)
-                except CxrError:
-                    pass
-                except Exception as error:
-                    self.untyped[type(error).__name__] += 1
-
-    def _send_bad_file(self, client: CxrClient, chance: random.Random) -> None:
-        good = self._cases[0].image or b""
-        file = chance.choice(
-            [b"x", b"%PDF-1.7 no image", good[: len(good) // 2], chance.randbytes(len(good))]
-        )
-        report = chance.choice(["The heart is large.", "\0", "word " * 5000, None])
-        client.predict(file, report)
-
-    def _send_bad_ids(self, client: CxrClient, chance: random.Random) -> None:
-        ids = np.full((1, 32), chance.choice([10**6, -1]), np.int64)
-        mask = np.full((1, 32), chance.choice([1, 7, 0]), np.int64)
-        client.predict_tensors(None, ids, mask)
-
-    def _give_up(self, client: CxrClient, chance: random.Random) -> None:
-        case = chance.choice(self._cases)
-        client.predict(case.image, case.report, timeout_s=chance.uniform(0.002, 0.1))
-
-    def _cancel(self, client: CxrClient, chance: random.Random) -> None:
-        transport, calls = TritonTransport(self._url, ChannelSettings("grpc")), Calls()
-        case = next(case for case in self._cases if case.image)
-        timer = threading.Timer(chance.uniform(0.002, 0.05), calls.cancel)
-        timer.start()
-        try:
-            spec = MODELS["predict_image"]
-            inputs = {"image_bytes": np.array([[case.image]], np.object_)}
-            transport.infer(
-                spec.name, inputs, [entry.name for entry in spec.outputs], _TIMEOUT_S, calls=calls
-            )
-        finally:
-            timer.cancel()
-            with contextlib.suppress(CxrError):
-                transport.close()
+        good = answer_calls(list_good_calls(known), caller, _CALM_TIMEOUT_S)
+    finally:
+        transport.close()
+        caller.close()
+    bad = list_bad_calls(layout, known[0], limits)
+    return HostileTraffic(list_callers(triton_url), good, bad, timeout_s=_HOSTILE_TIMEOUT_S)
 
 
 def _ask(client: CxrClient, case: SoakCase) -> NDArray[np.float32]:
@@ -223,14 +239,3 @@ def _ask(client: CxrClient, case: SoakCase) -> NDArray[np.float32]:
     prediction = client.predict(case.image, case.report)
     probabilities = [finding.probability for finding in sorted(prediction.findings, key=lambda x: x.key)]
     return np.concatenate([np.asarray(probabilities, np.float32), prediction.embedding])
-
-
-def write_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return an 8-bit grey PNG that is not compressed, so that its size follows from its sides alone."""
-    height, width = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")):
-        parts.append(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-    return b"".join(parts)

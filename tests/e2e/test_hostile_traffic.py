@@ -11,18 +11,14 @@ import pydicom
 import pytest
 
 from cli.cases import get_image
-from client.bench.hostile import (
-    Call,
-    GrpcCaller,
-    HostileTraffic,
-    answer_calls,
-    find_differences,
-    list_callers,
-)
+from client.bench.hostile import GrpcCaller, HostileTraffic, answer_calls, find_differences, list_callers
+from client.bench.hostile_calls import list_bad_calls, list_good_calls
+from client.bench.inputs import Arrays
 from contract.dicom import load_pixels
 from contract.steps import pack
 from contract.tensors import LAYOUTS
 from contract.text import ReportTokenizer
+from contract.tokens import TokenLimits
 from export.configs import Deployment
 from export.fuse import fuse_graphs
 from export.publish import publish
@@ -78,104 +74,26 @@ def images(trained) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def tensors(trained, images) -> list[dict[str, np.ndarray]]:
+def cases(trained, images) -> list[Arrays]:
+    """Three cases whose bytes differ and whose sizes do not, as files and as tensors."""
     config = trained.bundle.config
     tokens = ReportTokenizer.load(trained.bundle.tokenizer_path).encode(
         [report.decode().partition(": ")[2] for report in REPORTS], config["max_length"]
     )
     return [
         {
+            "image_bytes": pack([image]),
+            "report": pack([report]),
             "pixels": load_pixels(image, size=config["sizes"]["S"])[None],
             "input_ids": tokens.input_ids[number : number + 1],
             "attention_mask": tokens.attention_mask[number : number + 1],
         }
-        for number, image in enumerate(images)
+        for number, (image, report) in enumerate(zip(images, REPORTS, strict=True))
     ]
 
 
 def make_stack(repository: Path, root: Path) -> Stack:
     return Stack(repository, root / "store", ports=Ports.free(), log_dir=root / "logs", http_inference=True)
-
-
-def pick(model: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    specs = {name: spec for layout in LAYOUTS.values() for name, spec in layout.items()}
-    return {tensor.name: values[tensor.name] for tensor in specs[model].inputs}
-
-
-def list_good(images, tensors) -> list[Call]:
-    """Every kind of question, each with three cases whose bytes differ and whose sizes do not."""
-    cases = [
-        {"image_bytes": pack([image]), "report": pack([report]), **values}
-        for image, report, values in zip(images, REPORTS, tensors, strict=True)
-    ]
-    names = [name for name, spec in LAYOUTS["split"].items() if spec.backend == "ensemble"]
-    return [
-        Call(f"{name} {number}", name, pick(name, case))
-        for number, case in enumerate(cases)
-        for name in names
-    ]
-
-
-def list_bad_ids(layout: str, good: dict[str, np.ndarray], limits: tuple[int, int]) -> list[Call]:
-    """Token ids and masks that no tokenizer makes, for every entry that takes ids."""
-    vocabulary, length = limits
-    ids, mask = good["input_ids"], good["attention_mask"]
-    changes = {
-        "an id of 10^6": {"input_ids": np.full_like(ids, 10**6)},
-        "the first id that is none": {"input_ids": np.full_like(ids, vocabulary)},
-        "negative ids": {"input_ids": np.full_like(ids, -1)},
-        "a mask of 7": {"attention_mask": np.full_like(mask, 7)},
-        "an empty mask": {"attention_mask": np.zeros_like(mask)},
-        "padding first": {"attention_mask": np.ascontiguousarray(mask[:, ::-1])},
-        "no tokens": {"input_ids": ids[:, :0], "attention_mask": mask[:, :0]},
-        "a token too many": {
-            "input_ids": np.full((1, length + 1), 5, np.int64),
-            "attention_mask": np.ones((1, length + 1), np.int64),
-        },
-        "a huge array": {
-            "input_ids": np.full((1, 100_000), 5, np.int64),
-            "attention_mask": np.ones((1, 100_000), np.int64),
-        },
-        "unequal lengths": {"attention_mask": np.ones((1, 5), np.int64)},
-    }
-    graphs = (
-        ("text_encoder",) if layout == "split" else ("fused_study", "fused_text")
-    )  # called without an ensemble
-    models = ("predict_study_tensors", "predict_text_tensors", "check_text", *graphs)
-    return [
-        Call(f"{what} to {model}", model, pick(model, {**good, **change}))
-        for what, change in changes.items()
-        for model in models
-    ]
-
-
-def list_bad(layout: str, images, tensors, limits) -> list[Call]:
-    image, report = pack(images[:1]), pack(REPORTS[:1])
-    bad_images = {
-        "a text": b"no image " * 20,
-        "nothing": b"",
-        "half a file": images[0][: len(images[0]) // 2],
-        "a PDF": b"%PDF-1.7\n" + bytes(500),
-    }
-    bad_reports = {
-        "blanks": b"   ",
-        "broken XML": b"<eCitation><MedlineCitation>",
-        "no text": b"\xff\xfe\x00",
-    }
-    return [
-        *(
-            Call(f"{what} as image", model, pick(model, {"image_bytes": pack([data]), "report": report}))
-            for what, data in bad_images.items()
-            for model in ("predict_study", "predict_study", "predict_image")
-        ),
-        *(
-            Call(f"{what} as report", model, pick(model, {"image_bytes": image, "report": pack([data])}))
-            for what, data in bad_reports.items()
-            for model in ("predict_study", "predict_study", "predict_text")
-        ),
-        Call("nothing right", "predict_study", {"image_bytes": pack([b"no image"]), "report": pack([b" "])}),
-        *list_bad_ids(layout, tensors[0], limits),
-    ]
 
 
 def read_pending(stack: Stack) -> float:
@@ -204,19 +122,19 @@ def count_client_regions() -> int:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("bad_calls", "cut_calls"), AMOUNTS)
 def test_good_answers_among_hostile_calls(
-    layout, bad_calls, cut_calls, repositories, trained, images, tensors, tmp_path
+    layout, bad_calls, cut_calls, repositories, trained, cases, tmp_path
 ):
     config = trained.bundle.config
-    limits = (config["model"]["vocabulary_size"], config["max_length"])
+    limits = TokenLimits(config["model"]["vocabulary_size"], config["max_length"])
     stack = make_stack(repositories[layout], tmp_path)
     with stack:
         stack.wait_ready(120)
         caller = GrpcCaller(stack.triton_url)
-        good = answer_calls(list_good(images, tensors), caller)
+        good = answer_calls(list_good_calls(cases), caller)
         for one in good:  # an answer to another case would be seen
             others = [x for x in good if x.model == one.model and x.name != one.name]
             assert all(find_differences(x, one.expected) for x in others)
-        bad = list_bad(layout, images, tensors, limits)
+        bad = list_bad_calls(layout, cases[0], limits)
         regions, pid = count_client_regions(), stack.pids["Triton"]
         callers = list_callers(stack.triton_url, stack.http_url)
         traffic = HostileTraffic(callers, good, bad, clients=CLIENTS, seed=bad_calls)

@@ -63,6 +63,9 @@ def check(done: subprocess.CompletedProcess[str], report: dict, events: tuple[st
     assert report["good_answers"] > 100
     assert report["wrong_answers"] == 0
     assert report["untyped_errors"] == {}
+    assert not report["bad_clients"]["wrong"]
+    assert not report["bad_clients"]["unanswered"]
+    assert not report["bad_clients"]["not_refused"]
     assert report["leftovers"] == {"processes": 0, "shared_memory_bytes": 0, "regions": 0, "exit_code": 0}
 
 
@@ -74,6 +77,8 @@ def test_clients_see_typed_errors_and_right_answers(model, tmp_path):
     kill = next(event for event in report["events"] if event["event"] == "kill Triton")
     assert kill["errors"]["UnavailableError"] > 0
     assert 0 < kill["recovery_max_s"] < 60
+    bad = report["bad_clients"]
+    assert min(bad["good"], bad["refused"], bad["cut"]["ended"]) > 20
     table = (tmp_path / "out" / "soak.md").read_text()
     assert "| kill Triton | 1 | " in table
 
@@ -86,6 +91,8 @@ def test_a_full_shared_memory(model, tmp_path):
     if "There is no event" in done.stderr:
         pytest.skip("no mount namespaces here")
     check(done, report, (FULL,))
+    (event,) = report["events"]
+    assert sum(event["errors"].values()) > 0, "nobody noticed that there was no memory"
     assert "cxr_soak_fill" not in set(os.listdir("/dev/shm")) - before
 
 

@@ -19,7 +19,7 @@ import pytest
 from cli.bench.faults import FAULTS, SHARED_MEMORY
 from cli.bench.served_process import ServedProcess
 from client import CxrClient
-from client.bench.soak import write_png
+from client.picture import encode_array
 from contract.errors import CxrError, ServiceError
 from contract.labels import LABELS
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
@@ -184,7 +184,7 @@ def test_one_dead_instance_of_two_is_noticed(repositories, tmp_path):
 def test_a_busy_server_is_left_alone(served):
     """The queue is longer than the time after which a server that stands still is ended."""
     rng = np.random.default_rng(0)
-    image = write_png(rng.integers(0, 256, (5000, 5000), dtype=np.uint8))
+    image = encode_array(rng.integers(0, 256, (5000, 5000), dtype=np.uint8), level=0)
     triton, waited = served.find_server("tritonserver"), []
     end = time.monotonic() + 14
 
