@@ -1,7 +1,8 @@
 #!/bin/sh
 # Start Triton on the published repository at /models (CXR_MODELS names another place): the same model control as
 # `cxr serve`. All models are loaded at the start; a new version is loaded when `cxr export --load` asks with the
-# admin key, and nobody else can change models. Without CXR_ADMIN_KEY the key is random, so nobody can at all.
+# admin key, and nobody else can change models, logging or tracing. Without CXR_ADMIN_KEY the key is random, so nobody
+# can at all.
 # Triton's own HTTP is off: 2.51 ends at one ordinary POST. CXR_HTTP_INFERENCE=1 opens it, for trusted callers alone.
 # serving.container watches Triton by real inferences and ends when it stands still, for the container to start again.
 # Further arguments go to tritonserver.
@@ -9,7 +10,7 @@ set -eu
 
 models="${CXR_MODELS:-/models}"
 key="${CXR_ADMIN_KEY:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
-restricted="model-repository:cxr-admin-key=$key"
+restricted="model-repository,logging,trace:cxr-admin-key=$key"
 rate_limit=off
 if grep -q '"rate_limited": true' "$models/.published.json"; then
   rate_limit=execution_count

@@ -22,7 +22,7 @@ from serving.ports import LOOPBACK
 
 _MODEL: Final = re.compile(r"/v2/models/([A-Za-z0-9_]{1,100})(?:/versions/[0-9]{1,18})?/ready")
 _TIMEOUT_S: Final = 2.0  # of a connection, from its first byte to its last
-_AT_ONCE: Final = 16  # connections; one more is closed unanswered
+_AT_ONCE: Final = 64  # connections; for one more the oldest is closed: slow clients keep nobody else out
 _MAX_LINE: Final = 4096  # bytes of a request line or a header
 
 Answers = Callable[
@@ -57,10 +57,11 @@ class HealthServer:
 
 
 class _Server(HTTPServer):
-    daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: Any) -> None:
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._open: list[Any] = []  # connections, the oldest first
+        self._lock = threading.Lock()
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -68,9 +69,10 @@ class _Server(HTTPServer):
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._lock:
+            if len(self._open) >= _AT_ONCE:
+                _cut(self._open.pop(0))
+            self._open.append(request)
         threading.Thread(target=self._serve, args=(request, client_address), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -87,8 +89,10 @@ class _Server(HTTPServer):
             self.handle_error(request, client_address)
         finally:
             timer.cancel()
+            with self._lock:
+                if request in self._open:
+                    self._open.remove(request)
             self.shutdown_request(request)
-            self._places.release()
 
 
 class _Handler(BaseHTTPRequestHandler):

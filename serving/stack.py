@@ -38,6 +38,7 @@ from serving.triton import (
     list_import_paths,
     make_admin_key,
     name_regions,
+    protect_regions,
     read_fingerprint,
     remove_regions,
 )
@@ -187,6 +188,7 @@ class Stack:
                     logs = ", ".join(str(child.log_path) for child in waiting)
                     raise DeadlineError(f"{names} not ready after {timeout_s:g} s; see {logs}.")
             self.check()  # a server of somebody else may have taken the port and answered
+            protect_regions(name_regions(self.log_dir))
             ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed())
             self._ready = True
         except BaseException:
@@ -219,6 +221,7 @@ class Stack:
         for part in self._parts:
             part.begin()
         while True:
+            protect_regions(name_regions(self.log_dir))  # a start and a new version make new ones
             for place, part in enumerate(self._parts):
                 before = part.child
                 part.step(say)

@@ -172,7 +172,8 @@ def build_command(
 
     Model control is "explicit": every model of the repository is loaded at the start, and a new version when
     `serving.reload` asks for it. Who asks must show the key: the model-repository calls are restricted on gRPC and
-    HTTP alike, so no client changes models. (A user of this machine who may read other processes' command
+    HTTP alike, so no client changes models. So are those that change the log and tracing: a client could fill the
+    disk, or silence what is wrong. (A user of this machine who may read other processes' command
     lines can read the key there; Triton takes it in no other way.) Configurations are complete, so
     auto-complete is off, which also saves one start of Python a model.
 
@@ -187,7 +188,7 @@ def build_command(
         http_inference: Whether Triton's own HTTP front end listens too, for trusted callers alone. Triton 2.51 ends
             with SIGSEGV when a POST of some megabytes comes as a form (curl's default) or in a million chunks.
     """
-    restricted = f"model-repository:{ADMIN_HEADER}={admin_key}"
+    restricted = f"model-repository,logging,trace:{ADMIN_HEADER}={admin_key}"
     return [
         str(installation.server),
         f"--model-repository={repository}",
@@ -265,6 +266,17 @@ def remove_regions(region_prefix: str) -> None:
     for region in _SHARED_MEMORY.glob(f"{region_prefix}*"):
         with contextlib.suppress(OSError):
             region.unlink()
+
+
+def protect_regions(region_prefix: str) -> None:
+    """Take these regions, which hold radiographs and reports, from the eyes of other users of this machine.
+
+    The python backend makes them readable by everybody, whatever the umask; nobody opens them anew once a model runs.
+    """
+    for region in _SHARED_MEMORY.glob(f"{region_prefix}*"):
+        with contextlib.suppress(OSError):
+            if region.stat().st_mode & 0o077:
+                region.chmod(0o600)
 
 
 def read_fingerprint(repository: Path) -> str:

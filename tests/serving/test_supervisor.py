@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,33 @@ def test_a_client_that_sends_a_byte_a_second_is_cut_off(health):
         except OSError:
             pass
     assert time.monotonic() - began < 6
+
+
+def test_many_clients_that_send_a_byte_at_a_time_keep_nobody_out(health):
+    """They come again as soon as they are cut off; every question between them is answered."""
+    end = time.monotonic() + 3
+
+    def dawdle() -> None:
+        while time.monotonic() < end:
+            try:
+                with socket.create_connection(("127.0.0.1", health), timeout=5) as slow:
+                    while time.monotonic() < end:
+                        slow.sendall(b"G")
+                        time.sleep(0.1)
+            except OSError:
+                pass
+
+    threads = [threading.Thread(target=dawdle) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    answers = []
+    while time.monotonic() < end - 0.5:
+        answers.append(ask(health, b"GET /v2/health/live HTTP/1.0\r\n\r\n")[:12])
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 5
+    assert set(answers) == {b"HTTP/1.0 200"}
 
 
 def test_a_port_in_use_is_named(health):
