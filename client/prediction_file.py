@@ -15,14 +15,15 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from client.case_files import CaseFile, to_text
 from client.prediction_row import COLUMNS, PREDICTED, PredictionRow, parse_row
 from contract.errors import ArtifactError, ConfigError, FingerprintError
+from contract.files import write_file
 from contract.labels import LABEL_KEYS
 from contract.notes import NOTICE
 
@@ -81,7 +82,7 @@ class PredictionFile:
             try:
                 os.fsync(self._handle)
                 if self._changed:
-                    _write_whole(self._target, self._render)
+                    write_file(self._target, self._render())
             except BaseException:
                 self._release(keep=True)
                 raise
@@ -134,14 +135,11 @@ class PredictionFile:
                     f"{self._fingerprint[:12]}: name another file with --out, or remove this one."
                 )
 
-    def _render(self, file: BinaryIO) -> None:
+    def _render(self) -> bytes:
         rows = self._rows.values()
         if self._suffix == ".jsonl":
-            file.writelines(row.to_json().encode() for row in rows)
-        elif self._suffix == ".csv":
-            _render_csv(rows, file)
-        else:
-            _render_parquet(rows, file, self._fingerprint)
+            return b"".join(row.to_json().encode() for row in rows)
+        return _render_csv(rows) if self._suffix == ".csv" else _render_parquet(rows, self._fingerprint)
 
     def _release(self, *, keep: bool) -> None:
         """Let the journal go: it is removed under its lock, so that no other run appends to a name that is gone."""
@@ -210,35 +208,20 @@ def _write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def _write_whole(path: Path, render: Callable[[BinaryIO], None]) -> None:
-    """Write a file whole or not at all; one that was there keeps its mode."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            if path.exists():
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            render(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _refuse(path: Path, place: str) -> ConfigError:
     return ConfigError(
         f"{path} holds something else than results of `cxr predict` ({place}): name another --out."
     )
 
 
-def _render_csv(rows: Iterable[PredictionRow], file: BinaryIO) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+def _render_csv(rows: Iterable[PredictionRow]) -> bytes:
+    text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, "notice"])
     for row in rows:
         record = row.to_record() | {"warnings": _BETWEEN.join(row.warnings)}
         writer.writerow([*(record[name] for name in COLUMNS), NOTICE])
-    text.detach()
+    return text.getvalue().encode()
 
 
 def _read_csv(path: Path) -> list[PredictionRow]:
@@ -267,13 +250,15 @@ def _import_parquet() -> Any:
     return pyarrow
 
 
-def _render_parquet(rows: Iterable[PredictionRow], file: BinaryIO, fingerprint: str) -> None:
+def _render_parquet(rows: Iterable[PredictionRow], fingerprint: str) -> bytes:
     arrow = _import_parquet()
     types = dict.fromkeys(COLUMNS, arrow.string())
     types |= dict.fromkeys(LABEL_KEYS, arrow.float64()) | {"warnings": arrow.list_(arrow.string())}
     schema = arrow.schema(list(types.items()), metadata={"notice": NOTICE, "fingerprint": fingerprint})
     records = [row.to_record() for row in rows]
+    file = io.BytesIO()
     arrow.parquet.write_table(arrow.Table.from_pylist(records, schema), file)
+    return file.getvalue()
 
 
 def _read_parquet(path: Path) -> list[PredictionRow]:

@@ -18,7 +18,8 @@ A plan runs on the TensorRT release and the kind of GPU that built it alone. It 
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -144,12 +145,13 @@ def export_plans(
     source, out = source.absolute(), out.absolute()
     _check_out(source, out)
     builder, gpu, reason = _find_machine()
-    write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
     version = builder.version if builder else RELEASE
-    sources, fingerprint = _read_sources(source, out)
-    for item in sources:
-        require_operators(item.graph, version)
-    requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
+    with _emptied_on_failure(out):
+        write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
+        sources, fingerprint = _read_sources(source, out)
+        for item in sources:
+            require_operators(item.graph, version)
+        requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
     _write_configs(sources, out)
     if builder and gpu:
         _remove_instructions(out)
@@ -197,6 +199,22 @@ def _check_out(source: Path, out: Path) -> None:
         raise ConfigError(
             f"{out} is not empty and has no {_SUMMARY} of an earlier run: choose another directory."
         )
+
+
+@contextmanager
+def _emptied_on_failure(out: Path) -> Iterator[None]:
+    """Leave a directory that is new or empty as it was when what is asked cannot be done."""
+    made = [path for path in (out, *out.parents) if not path.exists()]  # the deepest first
+    was_empty = out in made or not any(out.iterdir())
+    try:
+        yield
+    except BaseException:
+        for entry in out.iterdir() if was_empty and out.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _find_machine() -> tuple[PlanBuilder | None, Gpu | None, str]:

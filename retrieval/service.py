@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from contract.errors import (
+    BusyError,
     CxrError,
     DeadlineError,
     FingerprintError,
@@ -33,7 +34,6 @@ from retrieval.requests import (
     require_dimension,
 )
 from retrieval.store import CaseRecord, UnknownCaseError
-from retrieval.worker import BusyError
 
 SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
 INDEX_KIND: Final = "flat"

@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Final
 
-from contract.errors import CxrError, DeadlineError, InputError, ServerError, UnavailableError
+from contract.errors import BusyError, CxrError, DeadlineError, InputError, ServerError, UnavailableError
 from retrieval.index import Device, FlatIndex, Match, Query
 from retrieval.store import CaseVectors
 
@@ -22,10 +22,6 @@ MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
 _STOPS: Final = "The search index stops."
 _logger = logging.getLogger(__name__)
-
-
-class BusyError(UnavailableError):
-    """More requests wait than the sidecar accepts."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ import numpy as np
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
 from contract.probe_case import PROBE_INPUTS, PROBED
 
-CHANNEL: Final = [
-    ("grpc.enable_http_proxy", 0)
-]  # a proxy of the environment has no place before a lab's own host
 _CONTROL_TIMEOUT_S: Final = 1.0
 _MAX_CHARS: Final = 300
 
@@ -53,7 +51,7 @@ def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None 
 
 def is_triton_ready(url: str) -> bool:
     """Ask Triton (KServe v2, ServerReady) whether it and all its models are ready."""
-    client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
     try:
         return bool(client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
     except InferenceServerException:
@@ -68,7 +66,7 @@ def ask_all(url: str, timeout_s: float, models: Sequence[str] = PROBED) -> None:
     Raises:
         ServiceError: The first that fails; see `ask`.
     """
-    client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
     try:
         for model in models:
             ask(client, model, timeout_s)

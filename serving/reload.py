@@ -18,6 +18,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -32,9 +33,6 @@ from serving.triton import ADMIN_HEADER
 _GRPC_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts this before restricted headers
 _PROBE_TIMEOUT_S: Final = 5.0
 _MAX_CHARS: Final = 400
-_CHANNEL: Final = [
-    ("grpc.enable_http_proxy", 0)
-]  # a proxy of the environment has no place before a lab's own host
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def reload_models(triton_url: str, repository: Path, admin_key: str, timeout_s: 
     state = verify(repository)
     shared, switches = find_models(repository)
     deadline = time.monotonic() + timeout_s
-    client = triton.InferenceServerClient(triton_url, channel_args=_CHANNEL)
+    client = triton.InferenceServerClient(triton_url, channel_args=list(CHANNEL_OPTIONS))
     try:
         headers = {_GRPC_HEADER: admin_key}
         _require_access(client, triton_url, headers)
@@ -100,7 +98,7 @@ def check_server(triton_url: str, repository: Path, admin_key: str) -> int | Non
     """
     state = read_published(repository)
     _, switches = find_models(repository)
-    client = triton.InferenceServerClient(triton_url, channel_args=_CHANNEL)
+    client = triton.InferenceServerClient(triton_url, channel_args=list(CHANNEL_OPTIONS))
     try:
         _require_access(client, triton_url, {_GRPC_HEADER: admin_key})
         versions = _find_served(client, switches, state, triton_url)

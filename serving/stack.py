@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
 from contract.repository import verify
@@ -388,7 +389,7 @@ def is_sidecar_ready(url: str) -> bool:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
     except ImportError as error:
         raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.") from error
-    with grpc.insecure_channel(url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
         try:
             request = health_pb2.HealthCheckRequest()
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_TIMEOUT_S)

@@ -19,10 +19,11 @@ from typing import Any, Final
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import BusyError, CxrError
 from contract.probe_case import PROBE_INPUTS
 from serving.flow import BUSY, SERVER, Flow
-from serving.probe import CHANNEL, ask
+from serving.probe import ask
 from serving.regions import RegionSweeper
 from serving.stubs import Stub, list_stubs, read_process
 
@@ -126,7 +127,7 @@ class TritonWatch:
         self.verdict: str | None = None
         self._pid, self._models, self._up = pid, tuple(models), up
         self._silent_since = time.monotonic() if up else None
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
+        self._client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
         self._sweeper = RegionSweeper(self._client)
         self._flow = Flow()
         self._questions: dict[str, Question] = {}

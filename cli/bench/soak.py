@@ -24,6 +24,7 @@ from rich.console import Console
 from cli.bench.faults import FAULTS, FULL, SHARED_MEMORY, Fault, fill_shared_memory
 from cli.bench.served_process import ServedProcess
 from cli.console import Table
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import ConfigError, ServerError
 from contract.tokens import TokenLimits
 
@@ -359,7 +360,7 @@ def _count_regions(url: str) -> int:
     from tritonclient import grpc as triton
     from tritonclient.utils import InferenceServerException
 
-    client = triton.InferenceServerClient(url, channel_args=[("grpc.enable_http_proxy", 0)])
+    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
     end = time.monotonic() + _LEFT_S
     try:
         while (count := len(client.get_system_shared_memory_status(client_timeout=5).regions)) > 0:

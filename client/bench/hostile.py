@@ -28,13 +28,14 @@ from client.bench.requests import Signature, serialise
 from client.channel import Calls, ChannelSettings
 from client.status import make_error
 from client.triton import TritonTransport
+from contract.address import CHANNEL_OPTIONS
 from contract.errors import CancelledError, CxrError, DeadlineError, InputError, UnavailableError
 from contract.tensors import FUSED, MODELS, TOLERANCES
 
 Carrier = Literal["grpc", "shared_memory", "http"]
 CARRIERS: Final[tuple[Carrier, ...]] = ("grpc", "shared_memory", "http")
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
-_CHANNEL: Final = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
+_CHANNEL: Final = (("grpc.max_send_message_length", -1), *CHANNEL_OPTIONS)
 _CUT_S: Final = (0.002, 0.1)  # how long a call that its client ends may take
 _HTTP_ERRORS: Final = {400: "INVALID_ARGUMENT", 499: "CANCELLED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 

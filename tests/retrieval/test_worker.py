@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 
 import retrieval.worker
-from contract.errors import ArtifactError, DeadlineError, InputError, ServerError, UnavailableError
+from contract.errors import ArtifactError, BusyError, DeadlineError, InputError, ServerError, UnavailableError
 from retrieval.index import FlatIndex, Query
 from retrieval.store import CaseVectors
-from retrieval.worker import BusyError, IndexThread
+from retrieval.worker import IndexThread
 
 
 class Cases:

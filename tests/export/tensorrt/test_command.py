@@ -283,3 +283,36 @@ def test_the_command_prints_what_to_run(
     assert "Nothing was built" in printed
     for command in result.commands:
         assert command in printed.splitlines()  # whole, to be copied
+
+
+@pytest.mark.parametrize(
+    "kind", ["a text", "a directory", "nothing", "a damaged repository", "a damaged bundle"]
+)
+@pytest.mark.parametrize("given", ["a new directory", "an empty one"])
+def test_what_cannot_be_built_leaves_nothing(kind: str, given: str, repository: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "new" / "out"
+    if kind == "a text":
+        source.write_text("no model")
+    elif kind == "a damaged repository":
+        shutil.copytree(repository, source)
+        (source / "text_encoder" / "1" / "model.onnx").write_bytes(b"x")
+    elif kind != "nothing":
+        source.mkdir()
+        if kind == "a damaged bundle":
+            (source / "manifest.json").write_text("{")
+    if given == "an empty one":
+        out.mkdir(parents=True)
+    with pytest.raises((ConfigError, ArtifactError)):
+        export_plans(source, out)
+    assert out.exists() == (given == "an empty one")
+    assert not (out.is_dir() and any(out.iterdir()))
+    assert (tmp_path / "new").exists() == (given == "an empty one")
+
+
+def test_a_failure_leaves_the_files_of_an_earlier_run(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_plans(repository, out)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ConfigError, match="neither a bundle nor a repository"):
+        export_plans(tmp_path / "nothing", out)
+    assert sorted(out.rglob("*")) == before
