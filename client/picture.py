@@ -30,8 +30,12 @@ def encode_array(array: NDArray[Any]) -> bytes:
         array: (H, W) or (H, W, 1) uint8 or uint16, 0 is black; or (H, W, 3 or 4) uint8, red, green, blue and alpha.
 
     Raises:
-        ImageError: It has another shape or type.
+        ImageError: It has another shape or type, or a mask, which no file can hold.
     """
+    if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+        raise ImageError(
+            "The image is a masked array: fill the masked pixels first, as with image.filled(0)."
+        )
     samples = _count_samples(array)
     rows, columns = array.shape[:2]
     bits = 8 * array.dtype.itemsize
