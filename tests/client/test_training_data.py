@@ -78,4 +78,7 @@ def test_doctor_does_not_count_cases_that_it_cannot_see():
     health = Health(None, "The retrieval sidecar does not answer.", "ab" * 32, None, "phantom")
     console = Console(file=io.StringIO(), width=200)
     print_checks(console, [], health)
-    assert f"model {'ab' * 6}, trained on drawn phantoms, unknown how many cases indexed" in console.file.getvalue()
+    assert (
+        f"model {'ab' * 6}, trained on drawn phantoms, unknown how many cases indexed"
+        in console.file.getvalue()
+    )
