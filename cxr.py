@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from cli.bench.app import bench_app
-from cli.command import CommandGroup, open_streams, take_interrupts
+from cli.command import CommandGroup, open_streams, run, take_interrupts
 from cli.console import escape
 from cli.data_app import data_app
 from cli.export_app import export_app
@@ -421,8 +421,12 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command once it is imported; a termination signal stops children and cleans up as Ctrl-C does."""
-    take_interrupts()
     open_streams()
+    run(_start)
+
+
+def _start() -> None:
+    take_interrupts()
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _stop)

@@ -281,7 +281,7 @@ def print_export(console: Console, exported: Exported) -> None:
 def print_rollback(console: Console, result: RolledBack) -> None:
     """Print which version answers now."""
     published = result.published
-    how = "answers with" if result.changed else "answered already with"
+    how = "answers with" if result.changed else "already answers with"
     console.print(
         f"{published.repository} {how} version {published.version} (model {published.fingerprint[:12]}).",
         highlight=False,

@@ -171,6 +171,8 @@ def _tell_rest(done: int, total: int, out: Path | None) -> None:
 
 
 def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json: bool) -> None:
+    from client.case_files import count_files
+
     counts = {name: tally.statuses[name] for name in ("predicted", "refused", "failed")}
     if as_json and out is not None:
         others = {"kept": tally.kept, "warned": tally.warned, "skipped": cases.skipped}
@@ -179,7 +181,7 @@ def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json:
     said = [f"{count} {name}" for name, count in counts.items() if count or name != "failed"]
     said += [f"{tally.warned} with a warning"] if tally.warned else []
     said += [f"{tally.kept} of them from before"] if tally.kept else []
-    said += [f"{cases.skipped} other files skipped"] if cases.skipped else []
+    said += [f"{count_files(cases.skipped)} skipped"] if cases.skipped else []
     lines = [f"{'' if out is None else f'{_show(str(out))}: '}{', '.join(said)}."]
     if out is not None:
         lines += [f"  {_show(row.path)}: {_show(row.error)}" for row in tally.refused]

@@ -224,6 +224,7 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health | 
         console.print(f"{mark} {name:<22} {escape(trouble or 'answers')}", highlight=False, soft_wrap=True)
     if health.fingerprint:
         trained = describe_training(health.trained_on or UNKNOWN)
-        served = f"model {health.fingerprint[:12]}, {trained}, {health.cases or 0} cases indexed"
+        count = "unknown how many" if health.cases is None else health.cases  # the sidecar does not answer
+        served = f"model {health.fingerprint[:12]}, {trained}, {count} cases indexed"
         console.print(f"        {'served':<22} {escape(served)}", highlight=False, soft_wrap=True)
         print_warnings(console, warn_of_training(health.trained_on or UNKNOWN))

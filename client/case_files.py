@@ -72,14 +72,14 @@ def find_cases(given: Iterable[CaseFile]) -> CaseList:
     """Put the files of a folder in the place of the folder, sorted by name; what is no folder stays as it is.
 
     Raises:
-        ConfigError: A folder cannot be read, or there is no radiograph at all.
+        ConfigError: A folder cannot be read, a file is given with two reports, or there is no radiograph at all.
     """
     cases: dict[Path, CaseFile] = {}
     folders: list[Path] = []
     skipped = 0
     for case in given:
         if not _is_folder(case.image):
-            cases.setdefault(case.image, case)
+            _require_same_report(cases.setdefault(case.image, case), case)
             continue
         folders.append(case.image)
         for path in _walk(case.image):
@@ -87,10 +87,32 @@ def find_cases(given: Iterable[CaseFile]) -> CaseList:
                 cases.setdefault(path, CaseFile(path))
             else:
                 skipped += 1
+    if not cases and not folders:
+        raise ConfigError(
+            "The list of paths is empty: give a path a line, as `find . -name '*.dcm'` prints them."
+        )
     if not cases:
-        where = " and ".join(map(to_text, folders)) or "the list of paths"
-        raise ConfigError(f"There is no DICOM, PNG or JPEG file in {where} ({skipped} other files).")
+        where = " and ".join(map(to_text, folders))
+        raise ConfigError(f"There is no DICOM, PNG or JPEG file in {where} ({count_files(skipped)}).")
     return CaseList(tuple(cases.values()), skipped)
+
+
+def count_files(skipped: int) -> str:
+    """Return how many other files a folder holds, in words."""
+    return f"{skipped:,} other file{'' if skipped == 1 else 's'}"
+
+
+def _require_same_report(first: CaseFile, second: CaseFile) -> None:
+    """Raise ConfigError where one image has two reports: there is a single row for it, and one would be lost."""
+    if first.report == second.report:
+        return
+    reports = " and ".join(
+        "without a report" if case.report is None else f"with {to_text(case.report)}"
+        for case in (first, second)
+    )
+    raise ConfigError(
+        f"{first.name} is given twice, {reports}: give it once, or a copy of it under another name."
+    )
 
 
 def parse_paths(data: bytes) -> list[CaseFile]:

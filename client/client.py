@@ -82,6 +82,10 @@ class CxrClient:
         self._retrieval = RetrievalTransport(retrieval_url)
         self._models = ServedModels(self._triton.read_model)
 
+    def __repr__(self) -> str:
+        """Return the addresses."""
+        return f"{type(self).__name__}({self._triton.url!r}, {self._retrieval.url!r})"
+
     def predict(
         self,
         image: ImageSource | None = None,

@@ -154,7 +154,7 @@ def find_path(text: str) -> str:
 
 
 def _is_inside_folder(name: str) -> bool:
-    """Whether a relative path begins with a folder that there is."""
+    """Whether a relative path begins with an existing folder."""
     first, slash, rest = name.partition("/")
     try:
         return bool(slash and rest and not re.search(r"\s", name)) and Path(first).is_dir()

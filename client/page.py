@@ -307,11 +307,7 @@ def _make_thumbnail(case: SimilarCase) -> str:
         if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
             return '<div class="absent-image">The image is not on this machine</div>'
         picture = load_pixels(path.read_bytes(), size=THUMBNAIL_SIZE)[0]
-    except (
-        ImageError,
-        OSError,
-        ValueError,
-    ):  # ValueError: a null byte in the reference
+    except (ImageError, OSError, ValueError):  # ValueError: a null byte
         return '<div class="absent-image">The image cannot be read</div>'
     return _make_image(picture, f"Radiograph of case {case.id}")
 

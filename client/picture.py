@@ -31,8 +31,12 @@ def encode_array(array: NDArray[Any], *, level: int = _FAST) -> bytes:
         level: Of zlib's compression; 0 compresses nothing, so that the size of the file follows from the shape alone.
 
     Raises:
-        ImageError: It has another shape or type.
+        ImageError: It has another shape or type, or a mask, which no file can hold.
     """
+    if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+        raise ImageError(
+            "The image is a masked array: fill the masked pixels first, as with image.filled(0)."
+        )
     samples = _count_samples(array)
     rows, columns = array.shape[:2]
     bits = 8 * array.dtype.itemsize

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from client.case_files import CaseFile, to_text
 from client.prediction_row import COLUMNS, PREDICTED, PredictionRow, parse_row
@@ -214,9 +214,22 @@ def _refuse(path: Path, place: str) -> ConfigError:
     )
 
 
+class _LineEnds:
+    """Ends the rows of `csv.writer` with a line feed.
+
+    Told to do so itself, it leaves a carriage return in a file's name without quotes, and no reader takes that.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix("\r\n") + "\n")
+
+
 def _render_csv(rows: Iterable[PredictionRow]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(_LineEnds(text))
     writer.writerow([*COLUMNS, "notice"])
     for row in rows:
         record = row.to_record() | {"warnings": _BETWEEN.join(row.warnings)}

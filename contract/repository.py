@@ -279,7 +279,7 @@ def require_version_configs(state: Published) -> None:
 def _require_no_other_model(state: Published, configs: Mapping[str, str]) -> None:
     models = {name.partition("/")[0] for name in configs}
     there = {path.name for path in state.repository.iterdir() if path.is_dir()}
-    if extra := sorted(name for name in there - models if not name.startswith(".")):
+    if extra := sorted(there - models):  # hidden ones, too: Triton takes .ipynb_checkpoints for a model
         raise ArtifactError(
             f"{state.repository / extra[0]} was not published, and Triton would load it: move it elsewhere."
         )

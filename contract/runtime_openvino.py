@@ -19,9 +19,8 @@ Array = NDArray[Any]
 
 _PRECISIONS: Final = {"bf16": "bf16", "fp32": "f32"}  # ours -> OpenVINO's
 _MAX_ERROR_CHARS: Final = 300
-_SAME_VALUES: Final = frozenset(
-    {"Convert", "Reshape", "Squeeze", "Unsqueeze"}
-)  # operations that keep the numbers
+# Operations that keep the numbers.
+_SAME_VALUES: Final = frozenset({"Convert", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 class OpenVinoSession:

@@ -114,9 +114,8 @@ def infer_types(model: onnx.ModelProto) -> dict[str, str]:
     """Return tensor name -> ONNX data type ("FLOAT", "INT64", ...), as far as the graph and inference tell."""
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
-    except (
-        Exception
-    ):  # an operator of another domain ends inference; what the file says of itself is still used
+    except Exception:
+        # An operator of another domain ends inference; what the file says of itself is still used.
         graph = model.graph
     values = [*graph.input, *graph.value_info, *graph.output]
     types = {value.name: _name_type(value.type.tensor_type.elem_type) for value in values}

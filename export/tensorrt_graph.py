@@ -18,9 +18,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
 OLDEST_RELEASE: Final[Version] = (10,)  # the first that takes INT64 inputs and opset 18
 TYPICAL_LENGTH: Final = 128  # tokens; the bucket of most reports
-_STRONG_ONLY_SINCE: Final[Version] = (
-    11,
-)  # later builders have no precision flags: types come from the graph
+# Later builders have no precision flags: types come from the graph.
+_STRONG_ONLY_SINCE: Final[Version] = (11,)
 
 # In half precision the variance of a LayerNorm and long sums lose their last digits or overflow (TensorRT issues
 # 1262 and 4493).

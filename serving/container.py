@@ -27,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until it ends or stands still; return the exit code for the container."""
     command = list(sys.argv[1:] if arguments is None else arguments)
     port = next((match[1] for word in reversed(command) if (match := _GRPC_PORT.fullmatch(word))), "8001")
-    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+    except FileNotFoundError:
+        print(f"{command[0]} is not installed here: run this in Triton's image.", file=sys.stderr)
+        return 127  # as a shell says it
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.terminate())
     watch = TritonWatch(f"127.0.0.1:{port}", process.pid, PROBED, up=False)

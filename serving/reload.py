@@ -18,7 +18,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from contract.address import CHANNEL_OPTIONS
+from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -33,6 +33,7 @@ from serving.triton import ADMIN_HEADER
 _GRPC_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts this before restricted headers
 _PROBE_TIMEOUT_S: Final = 5.0
 _MAX_CHARS: Final = 400
+_SERVER: Final = "Triton's gRPC service"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def reload_models(triton_url: str, repository: Path, admin_key: str, timeout_s: 
     Raises:
         ArtifactError: The directory is no published repository, or a file of it is not what was published.
         UnavailableError: Nothing answers at the address.
-        ConfigError: The server does not take this key, or serves another repository.
+        ConfigError: The address is none of Triton's gRPC service, or the server does not take this key or serves
+            another repository.
         DeadlineError: The loads were not done in time.
         ServerError: Triton could not load a model. Ensembles that were not loaded yet serve what they served, and
             so do all where a graph or a preprocessing model failed; the message says which failed and why.
@@ -129,9 +131,15 @@ def find_models(repository: Path) -> tuple[list[str], list[str]]:
 
 def _require_access(client: Any, url: str, headers: dict[str, str]) -> None:
     """Tell an address where nothing answers from a key that is wrong: both have the same status code."""
+    check_address(url, server=_SERVER, setting="--load", example="127.0.0.1:8001")
     try:
         client.is_server_live(client_timeout=_PROBE_TIMEOUT_S)
     except InferenceServerException as error:
+        if (error.status() or "").endswith("UNIMPLEMENTED") or speaks_http1(url):
+            raise ConfigError(
+                f"What answers at {url} is another service than {_SERVER}: give --load the address that `cxr serve` "
+                "prints as triton."
+            ) from error
         raise UnavailableError(f"Triton at {url} does not answer: is `cxr serve` running there?") from error
     try:
         client.get_model_repository_index(headers=headers, client_timeout=_PROBE_TIMEOUT_S)

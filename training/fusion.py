@@ -16,9 +16,8 @@ from training.lexical import LexicalHead
 
 K: Final = len(LABELS)
 KINDS: Final = ("image", "text")
-MASKED: Final = (
-    -1e4
-)  # finite, and inside the range of half precision: a softmax over it gives exactly 0, never NaN
+# Finite, and inside the range of half precision: a softmax over it gives exactly 0, never NaN.
+MASKED: Final = -1e4
 
 
 class FusionOutput(NamedTuple):

@@ -161,9 +161,8 @@ def save_text_tokenizer(source: str, path: Path) -> None:
 
     directory = _find_file("text", source, ("config.json",)).parent
     _find_file("text", source, ("tokenizer.json", "vocab.txt"))
-    with contextlib.suppress(
-        ConfigError
-    ):  # says whether letters are lowered, where vocab.txt is all there is
+    # It says whether letters are lowered, where vocab.txt is all there is.
+    with contextlib.suppress(ConfigError):
         _find_file("text", source, ("tokenizer_config.json",))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)

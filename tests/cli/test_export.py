@@ -80,7 +80,7 @@ def test_rollback_tells_the_server(calls):
 def test_rollback_that_was_done_says_so(calls, monkeypatch):
     monkeypatch.setattr("contract.repository.read_published", lambda _: STATE)
     output = run("rollback", "r").output
-    assert "answered already with version 1" in output
+    assert "already answers with version 1" in output
     assert "--to 2 lets it answer" in output
     assert json.loads(run("rollback", "r", "--json").stdout)["changed"] is False
 

@@ -66,7 +66,7 @@ def test_a_folder_is_one_line_each_and_says_what_it_passed_over(asked, folder):
         "scans/b.png\tpredicted\tnothing present; warning: The image is a lateral view.",
         "scans/sub/c\tpredicted\tnothing present",
     ]
-    assert "3 predicted, 0 refused, 1 with a warning, 1 other files skipped." in result.stderr
+    assert "3 predicted, 0 refused, 1 with a warning, 1 other file skipped." in result.stderr
     assert NOTICE in result.stderr
     assert len(asked) == 3
 
@@ -104,7 +104,7 @@ def test_a_list_of_paths_with_reports(asked, folder):
 def test_an_empty_list(asked, folder):
     result = run("-", stdin=b"\n")
     assert result.exit_code == 2
-    assert "no DICOM, PNG or JPEG file in the list of paths" in result.stderr
+    assert "The list of paths is empty" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -113,7 +113,7 @@ def test_a_second_run_asks_for_what_is_new_changed_or_was_refused(suffix, asked,
     out = f"results.{suffix}"
     result = run("scans", "--out", out)
     assert result.exit_code == 2
-    assert f"{out}: 3 predicted, 1 refused, 1 with a warning, 1 other files skipped." in result.stdout
+    assert f"{out}: 3 predicted, 1 refused, 1 with a warning, 1 other file skipped." in result.stdout
     assert "  scans/bad.png: The DICOM file is damaged or truncated." in result.stdout
     assert NOTICE in result.stdout
     asked.clear()

@@ -150,6 +150,21 @@ def test_ctrl_c_while_modules_are_imported(module, text, said, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
 
 
+def test_ctrl_c_while_typer_builds_the_commands(tmp_path):
+    """It takes a quarter of a second, before the first line of any command runs."""
+    press = "import typer.main, os; typer.main.get_command = lambda app: os.kill(os.getpid(), 2); "
+    done = subprocess.run(
+        [sys.executable, "-c", press + START, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3, 0.5, 1.0, 1.5])
 def test_ctrl_c_at_any_moment(delay_s, tmp_path):
     """Python's own start takes its first 0.05 s; nobody's handler can stand before it."""

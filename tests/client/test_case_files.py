@@ -69,7 +69,7 @@ def test_a_folder_without_a_radiograph_is_said(tmp_path, make):
 
 
 def test_no_path_at_all():
-    with pytest.raises(ConfigError, match="in the list of paths"):
+    with pytest.raises(ConfigError, match="The list of paths is empty"):
         find_cases(parse_paths(b"\n\n"))
 
 
@@ -138,3 +138,10 @@ def test_the_state_tells_a_changed_file_from_the_same(tmp_path):
     assert case.read_state() != before
     image.unlink()
     assert case.read_state() == ""
+
+
+@pytest.mark.parametrize("other", [b"a.dcm", b"a.dcm\tc.txt"])
+def test_an_image_with_two_reports_is_refused_for_one_would_be_lost(other):
+    with pytest.raises(ConfigError, match=r"a\.dcm is given twice, with b\.txt and with"):
+        find_cases(parse_paths(b"a.dcm\tb.txt\nz.dcm\n" + other))
+    assert len(find_cases(parse_paths(b"a.dcm\tb.txt\na.dcm\tb.txt\n")).cases) == 1

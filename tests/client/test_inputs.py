@@ -62,6 +62,13 @@ def test_an_array_that_is_no_picture_is_refused(array):
         read_image(array)
 
 
+def test_a_mask_is_not_lost_without_a_word():
+    array = np.ma.masked_greater(np.arange(12, dtype=np.uint8).reshape(3, 4), 9)
+    with pytest.raises(ImageError, match=r"masked array: fill the masked pixels"):
+        read_image(array)
+    assert read_image(array.filled(0)) == encode_array(array.filled(0))
+
+
 def test_a_file_is_the_same_however_it_is_given(tmp_path, monkeypatch):
     data = encode_array(ARRAYS["deep"])
     path = tmp_path / "a chest (1).png"

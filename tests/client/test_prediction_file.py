@@ -293,3 +293,14 @@ def test_only_what_was_answered_and_is_unchanged_need_not_be_asked_again(tmp_pat
             file.add(row)
             assert (file.find(asked) == row) is expected, name
             assert expected or file.find(asked) is None, name
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    ["a\rb.dcm", "\r\n.dcm", " .dcm ", '"', ",", "=1+1.dcm", " | .dcm", "u\u2028\x85.dcm", "\\xff.dcm"],
+)
+def test_every_name_of_a_file_is_read_again(suffix, name, tmp_path):
+    rows = [make_row(name, report=name), make_row("z.dcm", warnings=("One.", "Two."))]
+    write_rows(tmp_path / f"r.{suffix}", rows)
+    assert read_rows(tmp_path / f"r.{suffix}") == rows

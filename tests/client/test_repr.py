@@ -9,6 +9,7 @@ from client import (
     BatchPrediction,
     CaseInput,
     ConformalSet,
+    CxrClient,
     Finding,
     Health,
     IndexResult,
@@ -89,6 +90,7 @@ SHOWN = {
     ),
     "CaseInput('CXR12', given=['image', 'report'])": CaseInput("CXR12", "CXR12", SECRET.encode(), SECRET),
     f"CaseInput({'1' * 39 + '…'!r}, given=[])": CaseInput("1" * 900, "CXR12"),
+    "CxrClient('host:8001', '127.0.0.1:8005')": CxrClient("host:8001"),
     "StoredCase(id='CXR12', study_id='CXR12', labels=('cardiac',), image_ref='12.dcm')": StoredCase(
         "CXR12", "CXR12", WIDE[0], ("cardiac",), SECRET, "12.dcm"
     ),

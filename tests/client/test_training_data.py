@@ -72,3 +72,13 @@ def test_doctor_says_what_the_served_model_was_trained_on(trained_on, words, war
     shown = console.export_text()
     assert f"model {'ab' * 6}, trained on {words}, 5 cases indexed" in shown
     assert (PHANTOM_WARNING in shown) == warned
+
+
+def test_doctor_does_not_count_cases_that_it_cannot_see():
+    health = Health(None, "The retrieval sidecar does not answer.", "ab" * 32, None, "phantom")
+    console = Console(file=io.StringIO(), width=200)
+    print_checks(console, [], health)
+    assert (
+        f"model {'ab' * 6}, trained on drawn phantoms, unknown how many cases indexed"
+        in console.file.getvalue()
+    )

@@ -126,11 +126,8 @@ def test_a_load_is_checked_first_and_repeated_without_flipping(stack, models, tm
     other = publish(*models[0], tmp_path / "other")  # the very model that is served, from another place
     with pytest.raises(ConfigError, match="was started with another repository"):
         roll_back(quiet(), other, to=1, load=stack.triton_url, admin_key=key_file)
-    for changed in (
-        True,
-        False,
-        False,
-    ):  # the first completes what was never loaded, the others change nothing
+    # The first completes what was never loaded, the others change nothing.
+    for changed in (True, False, False):
         done = roll_back(quiet(), repository, to=2, load=stack.triton_url, admin_key=key_file)
         assert (done.published.version, done.changed) == (2, changed)
     for changed in (True, False):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,9 +114,12 @@ def test_file_that_was_not_published_is_named(name, repository):
         verify(repository)
 
 
-def test_model_that_was_not_published_is_named(repository):
-    shutil.copytree(repository / "predict_text", repository / "another")
-    with pytest.raises(ArtifactError, match=r"another was not published, and Triton would load it"):
+@pytest.mark.parametrize("name", ["another", ".ipynb_checkpoints", "lost+found"])
+def test_model_that_was_not_published_is_named(repository, name):
+    (repository / name).mkdir()
+    with pytest.raises(
+        ArtifactError, match=rf"{re.escape(name)} was not published, and Triton would load it"
+    ):
         verify(repository)
 
 

@@ -62,9 +62,8 @@ def test_batching_queues_and_instances(target, variant, layout, bundle):
         assert batching.max_queue_delay_microseconds <= (500 if variant == "latency" else 10_000)
         assert all(size <= MAX_BATCH_SIZE for size in batching.preferred_batch_size)
         assert config.HasField("dynamic_batching")
-        if (
-            variant == "latency"
-        ):  # any policy, and Triton lets one request in a hundred wait for half a second
+        # With any policy Triton lets one request in a hundred wait for half a second.
+        if variant == "latency":
             assert not batching.priority_levels
             assert not batching.HasField("default_queue_policy")
             continue

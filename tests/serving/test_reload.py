@@ -1,17 +1,20 @@
 """A running Triton takes a new version, only from who has the key, and keeps the old one if it must."""
 
 import http.client
+import http.server
 import json
 import shutil
 import stat
 import threading
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ServerError, UnavailableError
-from serving.reload import find_models, reload_models
+from serving.reload import check_server, find_models, reload_models
 from serving.stack import Ports, Stack
 from serving.triton import ADMIN_HEADER, make_admin_key, read_admin_key
 
@@ -162,6 +165,32 @@ def test_models_change_only_with_the_key(served, tmp_path, mark_published):
 def test_nobody_at_the_address(small_repository):
     with pytest.raises(UnavailableError, match="does not answer"):
         reload_models(f"127.0.0.1:{Ports.free().grpc}", small_repository, "key")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:8000", "127.0.0.1:99999", ""])
+def test_an_address_that_is_none_names_the_option(url, small_repository):
+    for change in (reload_models, check_server):
+        with pytest.raises(ConfigError, match=r"--load must be host:port of Triton's gRPC service"):
+            change(url, small_repository, "key")
+
+
+def test_another_service_at_the_address_is_told_from_a_server_that_is_down(small_repository):
+    """Triton's HTTP port, and the sidecar's gRPC."""
+    sidecar = grpc.server(futures.ThreadPoolExecutor(1))
+    port = sidecar.add_insecure_port("127.0.0.1:0")
+    sidecar.start()
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    try:
+        for number in (port, web.server_port):
+            with pytest.raises(
+                ConfigError, match=rf"answers at 127.0.0.1:{number} is another service.*--load"
+            ):
+                check_server(f"127.0.0.1:{number}", small_repository, "key")
+    finally:
+        sidecar.stop(None)
+        web.shutdown()
+        web.server_close()
 
 
 def test_models_are_told_apart(own_repository, tmp_path):

@@ -94,9 +94,8 @@ def evaluate_labels(
     usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
     keys = tuple(LABEL_KEYS[k] for k in usable)
     weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
-    tables = [
-        _measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable
-    ]  # of each label: metric -> (1+R,)
+    # Of each label: metric -> (1+R,)
+    tables = [_measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable]
     macro, micro = {}, {}
     if tables:
         macro = {name: _summarise(name, [table[name] for table in tables]) for name in METRICS}

@@ -124,9 +124,8 @@ def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
 def measure_retrieval(asked: Asked, mode: TextMode, options: Options) -> dict[str, Any]:
     """Return, for each gallery and with and without `normal`, a row for each kind of embedding and control."""
     similarities = compare_embeddings(asked)
-    for text in (
-        dict.fromkeys((mode, "full")) if len(asked.gallery) else ()
-    ):  # the control learns from training
+    # The control learns from training studies.
+    for text in dict.fromkeys((mode, "full")) if len(asked.gallery) else ():
         train, test = asked.gallery.texts[text], asked.test.texts[text]
         try:
             compared = compare_texts(train, test, test, train)
