@@ -167,8 +167,12 @@ def _find_table(dataset: "Dataset", sequence: str) -> "Dataset | None":
 
 
 def _holds_table(item: "Dataset") -> bool:
-    parts = (item.get(name) for name in ("LUTDescriptor", "LUTData"))  # where the first is empty, the other may fail
-    return all(part is not None and (isinstance(part, int) or len(part) > 0) and part != [0, 0, 0] for part in parts)
+    parts = (
+        item.get(name) for name in ("LUTDescriptor", "LUTData")
+    )  # where the first is empty, the other may fail
+    return all(
+        part is not None and (isinstance(part, int) or len(part) > 0) and part != [0, 0, 0] for part in parts
+    )
 
 
 def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tuple[Values, Values]:

@@ -61,10 +61,12 @@ _SECTION_OF: Final = {
 }
 _AND: Final = r"[ \t]*(?:/|&(?:amp;)?|\+|\band\b)[ \t]*"
 _NAMES: Final = (
-    r"(?:(?:clinical|patient|brief|relevant|final|preliminary|chest|radiographic|radiological)[ \t]+)?"
-    rf"(?:findings?(?:{_AND}(?:impressions?|conclusions?))?|indications?(?:{_AND}history)?|history(?:{_AND}indications?)?"
+    r"(?:(?:clinical|patient|brief|relevant|final|preliminary|radiographic|radiological)[ \t]+)?"
+    rf"(?:findings?(?:{_AND}(?:impressions?|conclusions?))?"
+    rf"|indications?(?:{_AND}history)?|history(?:{_AND}indications?)?"
     rf"|(?:impressions?|conclusions?)(?:{_AND}(?:findings?|recommendations?|plan))?|opinion|comparisons?)"
-    r"|reason[ \t]+for[ \t]+(?:the[ \t]+)?(?:exam(?:ination)?|study)|clinical[ \t]+(?:data|details|information|question)"
+    r"|reason[ \t]+for[ \t]+(?:the[ \t]+)?(?:exam(?:ination)?|study)"
+    r"|clinical[ \t]+(?:data|details|information|question)"
     r"|techniques?|exam(?:ination)?|procedure"
 )
 
@@ -85,7 +87,8 @@ _COLON: Final = re.compile(r"[ \t]*[:∶﹕꞉︓ː˸]-?")  # noqa: RUF001
 _DASH: Final = re.compile(r"[ \t]+[-‐‑‒−]+(?=[ \t]|\Z)|[ \t]*[–—―]+")  # noqa: RUF001
 # Words of a title, such as "CHEST X-RAY, 2 VIEWS".
 _TITLE_WORD: Final = re.compile(
-    r"\b(?:x-?rays?|radiographs?|radiography|cxr|views?|chest[ ]pa|report|date|name|mrn|accession|patient)\b", re.IGNORECASE
+    r"\b(?:x-?rays?|radiographs?|radiography|cxr|views?|report|date|name|mrn|accession|patient)\b",
+    re.IGNORECASE,
 )
 # What stands for the colon behind a heading in capitals where a sentence or a number follows.
 _LOOSE: Final = re.compile(
@@ -173,7 +176,8 @@ def _split_bodies(lines: list[str]) -> list[tuple[str, list[str]]]:
 def _split_inline(line: str) -> list[str]:
     """Return a line in parts that begin with a heading, where headings stand within it."""
     starts = [0]
-    for match in _INLINE.finditer(line):
+    first = _HEADING.match(line)  # behind signs, as in "- FINDINGS:"
+    for match in _INLINE.finditer(line, first.end("name") if first else 0):
         before = line[max(match.start() - 99, 0) : match.start()]
         ends = _SENTENCE_END.search(before) and not match["name"].islower()
         if (ends or match["name"].isupper()) and not _GOES_ON.search(before):
@@ -251,15 +255,14 @@ def _match_heading(line: str, previous: str = "") -> _Heading | None:
         return _Heading(section, rest)
     if name.islower() and not (opened or "#" in signs):
         return None
-    goes_on = not signs.strip() and bool(_GOES_ON.search(previous[-99:]))
-    if goes_on and _NOTHING.match(tail):
-        return None
     if "|" in signs and tail.lstrip().startswith("|"):  # a row of a table
         return _Heading(section, tail.lstrip()[1:].rstrip(" \t|"))
-    rest_without_colon = _cut_separator(
-        tail, emphasised=bool(match["closing"]) and name.isupper(), loose=name.isupper() and not goes_on
-    )
-    return None if rest_without_colon is None else _Heading(section, rest_without_colon)
+    if not signs.strip() and _GOES_ON.search(previous[-99:]):
+        rest = None if _NOTHING.match(tail) else _cut_separator(tail, emphasised=False, loose=False)
+    else:
+        emphasised = bool(match["closing"]) and name.isupper()
+        rest = _cut_separator(tail, emphasised=emphasised, loose=name.isupper())
+    return None if rest is None else _Heading(section, rest)
 
 
 def _cut_separator(tail: str, *, emphasised: bool, loose: bool) -> str | None:

@@ -28,6 +28,9 @@ from contract.text import SECTIONS, TEXT_MODES, Report, parse_report, read_repor
             "**FINDINGS:** Clear lungs. **IMPRESSION:** Normal.",
             Report(findings="Clear lungs.", impression="Normal."),
         ),
+        ("- FINDINGS: Clear.", Report(findings="Clear.")),
+        ("> **IMPRESSION:** Normal.", Report(impression="Normal.")),
+        ("FINDINGS:\nChest Comparison: clear.", Report(findings="Chest Comparison: clear.")),
         ("Clear lungs. IMPRESSION: Normal.", Report(findings="Clear lungs.", impression="Normal.")),
         *(
             (f"INDICATION: cough\n{joined}: Clear lungs.", Report("cough", "", "Clear lungs."))
@@ -41,7 +44,10 @@ from contract.text import SECTIONS, TEXT_MODES, Report, parse_report, read_repor
             )
         ),
         *(
-            (f"{name}: rule out pneumothorax\nIMPRESSION: Normal.", Report("rule out pneumothorax", "", "", "Normal."))
+            (
+                f"{name}: rule out pneumothorax\nIMPRESSION: Normal.",
+                Report("rule out pneumothorax", "", "", "Normal."),
+            )
             for name in (
                 "HISTORY",
                 "Clinical history",
@@ -61,26 +67,51 @@ from contract.text import SECTIONS, TEXT_MODES, Report, parse_report, read_repor
             "FINDINGS:\nExam: limited by rotation.\nThe heart is large.\nIMPRESSION: As above.",
             Report(findings="The heart is large.", impression="As above."),
         ),
-        ("EXAM: CHEST\nThe lungs are clear.\nIMPRESSION: Normal.", Report(findings="The lungs are clear.", impression="Normal.")),
+        (
+            "EXAM: CHEST\nThe lungs are clear.\nIMPRESSION: Normal.",
+            Report(findings="The lungs are clear.", impression="Normal."),
+        ),
         ("EXAM: Clear lungs.", Report(findings="Clear lungs.")),
         ("CHEST X-RAY, 2 VIEWS\nHISTORY: cough\nIMPRESSION: Normal.", Report("cough", "", "", "Normal.")),
         ("Clear lungs\nIMPRESSION: Normal.", Report(findings="Clear lungs", impression="Normal.")),
         *(
-            (f"FINDINGS{sign}Clear lungs.\nIMPRESSION{sign}Normal.", Report(findings="Clear lungs.", impression="Normal."))
-            for sign in ("\t", " ", "   ", ". ", "; ", " = ", " | ", " > ", " -> ", "..... ", "\u02d0 ", " (PA and lateral): ")
+            (
+                f"FINDINGS{sign}Clear lungs.\nIMPRESSION{sign}Normal.",
+                Report(findings="Clear lungs.", impression="Normal."),
+            )
+            for sign in (
+                "\t",
+                " ",
+                "   ",
+                ". ",
+                "; ",
+                " = ",
+                " | ",
+                " > ",
+                " -> ",
+                "..... ",
+                "\u02d0 ",
+                " (PA and lateral): ",
+            )
         ),
         (
             "| Section | Text |\n|---|---|\n| Findings | Clear lungs |\n| Impression | Normal |",
             Report(findings="Clear lungs", impression="Normal"),
         ),
-        ("\U0001f4cb FINDINGS: Clear.\n\u2705 IMPRESSION: Normal.", Report(findings="Clear.", impression="Normal.")),
-        ('"FINDINGS: 5\\u00b0.\\nIMPRESSION: \\"Normal\\""', Report(findings="5\u00b0.", impression='"Normal"')),
+        (
+            "\U0001f4cb FINDINGS: Clear.\n\u2705 IMPRESSION: Normal.",
+            Report(findings="Clear.", impression="Normal."),
+        ),
+        (
+            '"FINDINGS: 5\\u00b0.\\nIMPRESSION: \\"Normal\\""',
+            Report(findings="5\u00b0.", impression='"Normal"'),
+        ),
         (
             "FINDINGS: seen at 12:30: clear.\n1. No effusion. 2. Normal.",
             Report(findings="seen at 12:30: clear.\n1. No effusion. 2. Normal."),
         ),
     ],
-)  # fmt: skip
+)
 def test_layout(text, report):
     assert parse_report(text) == report
     assert parse_report(text.encode()) == report
