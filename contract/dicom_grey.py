@@ -170,9 +170,7 @@ def _holds_table(item: "Dataset") -> bool:
     parts = (
         item.get(name) for name in ("LUTDescriptor", "LUTData")
     )  # where the first is empty, the other may fail
-    return all(
-        part is not None and (isinstance(part, int) or len(part) > 0) and part != [0, 0, 0] for part in parts
-    )
+    return all(part is not None and part not in ("", [0, 0, 0]) for part in parts)
 
 
 def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tuple[Values, Values]:

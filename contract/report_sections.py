@@ -283,7 +283,7 @@ def _strip_quotes(lines: list[str]) -> list[str]:
 
 
 def _strip_quotation_marks(text: str) -> str:
-    """Drop the quotation marks around a text that holds no others, as JSON and tables write it."""
+    """Drop the quotation marks around a text that holds no others, as tables write it."""
     text = text.strip()
     quoted = len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2
     return text[1:-1] if quoted else text

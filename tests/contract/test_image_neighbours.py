@@ -81,6 +81,14 @@ def test_a_table_of_zeros_beside_a_window_counts_as_absent(dicom, name):
     )
 
 
+def test_a_descriptor_that_is_an_empty_text_counts_as_absent(dicom):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "LO", "")
+    item.add_new("LUTData", "OW", b"\0\0")
+    found = load_pixels(dicom.build(dicom.ramp(12), VOILUTSequence=Sequence([item])), size=32)
+    assert np.array_equal(found, load_pixels(dicom.build(dicom.ramp(12)), size=32))
+
+
 @pytest.mark.parametrize("entries", [4098, 4999])
 def test_a_table_of_16_bits_that_is_too_short_is_not_taken_for_one_of_8(dicom, entries):
     data = np.arange(4096, dtype="<u2").tobytes()

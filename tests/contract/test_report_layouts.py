@@ -3,10 +3,12 @@
 import random
 import tarfile
 
+import numpy as np
 import pytest
 
 from contract.errors import ReportError
-from contract.text import SECTIONS, TEXT_MODES, Report, parse_report, read_report
+from contract.notes import note_reports
+from contract.text import SECTIONS, TEXT_MODES, Report, TokenBatch, parse_report, read_report
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,15 @@ def test_sections_of_an_hl7_message_by_other_names():
     rows = ("History^LN||Cough", "Findings^LN||Clear.", "Conclusion^LN||Normal.")
     text = "MSH|^~\\&|A\r" + "".join(f"OBX|{n}|TX|1^{row}\r" for n, row in enumerate(rows, 1))
     assert parse_report(text) == Report("Cough", "", "Clear.", "Normal.")
+
+
+def test_words_that_the_vocabulary_lacks_are_told():
+    batch = TokenBatch(
+        *(np.ones((2, 32), np.int64),) * 2, np.zeros((2, 32, 2), np.int32), (False, True), (True, False)
+    )
+    first, second = note_reports(batch, text_mode="findings", max_length=32)
+    assert ["not in the model's vocabulary" in sentence for sentence in first.warnings] == [True]
+    assert ["longer than 32 tokens" in sentence for sentence in second.warnings] == [True]
 
 
 BEFORE = ("", "**", "## ", "- ", "1. ", "> ", "\u2022 ", "[", "__", "\u2705 ", "   ")
