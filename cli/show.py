@@ -210,7 +210,7 @@ def find_exit_code(health: "Health") -> int:
 
 def print_checks(console: Console, checks: Sequence["Check"], health: "Health | None") -> None:
     """Print what the machine has and, where they were asked, whether the servers answer and with which model."""
-    from contract.training_data import UNKNOWN, describe_training, warn_of_training
+    from contract.training_data import UNKNOWN, describe_training
 
     for check in checks:
         mark = "[green]ok[/green]     " if check.ok else "[yellow]missing[/yellow]"
@@ -227,4 +227,4 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health | 
         count = "unknown how many" if health.cases is None else health.cases  # the sidecar does not answer
         served = f"model {health.fingerprint[:12]}, {trained}, {count} cases indexed"
         console.print(f"        {'served':<22} {escape(served)}", highlight=False, soft_wrap=True)
-        print_warnings(console, warn_of_training(health.trained_on or UNKNOWN))
+        print_warnings(console, health.warnings)

@@ -386,9 +386,14 @@ class Health:
         """Whether both servers answer and belong to the same model."""
         return self.triton is None and self.retrieval is None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the served model was trained on says about its answers; nothing where it is not known."""
+        return warn_of_training(self.trained_on or UNKNOWN)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and `ready`."""
-        return {**asdict(self), "ready": self.ready}
+        """Return the fields, `ready` and `warnings`."""
+        return {**asdict(self), "ready": self.ready, "warnings": list(self.warnings)}
 
 
 def _name_first(names: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_BYTES: Final = dicom_file.MAX_IMAGE_BYTES
 _WINDOW_OVERRULED: Final = (
-    "The window of the file leaves the image black or white; "
+    "The window or the VOI LUT of the file leaves the image black or white; "
     "the range of the image's own values was shown instead."
 )
 

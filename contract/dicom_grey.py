@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WHITE: Final = 65535  # of the grey that tables and pictures hold; black is 0
 _LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G and B, ITU-R BT.601
 _LARGEST_NUMBER: Final = 1e9  # a window or rescale value beyond it is nonsense and would overflow float32
+_LEAST_SLOPE: Final = 1 / _LARGEST_NUMBER
 
 _STEEPEST: Final = 64.0  # of a ramp, per stored value: the whole range in 1,024 values
 
@@ -67,7 +68,7 @@ def apply_modality(values: NDArray[np.int32], dataset: "Dataset") -> Values:
         return _guard(lambda: _apply_lut(values, dataset, item)[0], "modality LUT")
     slope = _read_number(dataset, "RescaleSlope")
     # Many CR files carry an empty or nonsensical slope; 0 would wipe out the image.
-    if not slope:
+    if slope is None or abs(slope) < _LEAST_SLOPE:
         return values.astype(np.float32)
     intercept = _read_number(dataset, "RescaleIntercept") or 0.0
     return values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
@@ -157,14 +158,19 @@ def stretch(values: Values, low: float, high: float) -> Values:
 
 
 def _find_table(dataset: "Dataset", sequence: str) -> "Dataset | None":
-    """Return the first item of a sequence that holds a table; one whose descriptor or data is empty holds none."""
+    """Return the first item of a sequence that holds a table.
+
+    One whose descriptor is empty or all zeros, or whose data is empty, holds none.
+    """
     items = dataset.get(sequence) or ()
     return _guard(lambda: next((item for item in items if _holds_table(item)), None), "table")
 
 
 def _holds_table(item: "Dataset") -> bool:
-    parts = (item.get(name) for name in ("LUTDescriptor", "LUTData"))
-    return all(part is not None and (isinstance(part, int) or len(part) > 0) for part in parts)
+    parts = (
+        item.get(name) for name in ("LUTDescriptor", "LUTData")
+    )  # where the first is empty, the other may fail
+    return all(part is not None and part not in ("", [0, 0, 0]) for part in parts)
 
 
 def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tuple[Values, Values]:
@@ -175,7 +181,7 @@ def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tup
         first -= 2**16
     data = item.LUTData
     if isinstance(data, bytes):
-        words = len(data) >= 2 * count  # else 8 bit entries, packed
+        words = len(data) > count + 1  # else 8 bit entries, packed, of even length
         big = dataset.original_encoding[1] is False
         data = np.frombuffer(data, np.dtype("u1") if not words else np.dtype(">u2" if big else "<u2"))
     table = np.atleast_1d(np.asarray(data, np.float32))[:count]

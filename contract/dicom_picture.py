@@ -5,7 +5,7 @@ transparency    over black: what is transparent is no image
 colour          luminance (ITU-R BT.601)
 16 bits         the depth is what the file says (sBIT), or else the whole number of bits that the brightest pixel
                 needs: 12 bits of a detector stored in 16 would be nearly black otherwise. A few pixels that need at
-                least two bits more than all others are clipped
+                least two bits more than all others are clipped; so are labels and frames of one such value
 gAMA, iCCP      ignored: radiographs are exported without, and a screen's gamma is not the model's
 """
 
@@ -27,8 +27,9 @@ from contract.image_header import ORIENTATION, TURNED, make_missing_error
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
 _HOT_BITS: Final = 2  # a few pixels do not set a range of which all others use a quarter at most
+_LABEL_SHARE: Final = 0.05  # of the pixels; as many may have the highest value without setting the range
 _HOT_PIXELS: Final = (
-    "A few pixels are far brighter than all others, as broken ones are; "
+    "A few pixels are far brighter than all others, as broken ones and burnt-in labels are; "
     "they were clipped, or the rest would be black."
 )
 
@@ -127,7 +128,10 @@ def _spread_bits(
     remarks = []
     if bits - max(written, _LEAST_BITS) >= _HOT_BITS:
         step = -(-max(samples.shape) // SAMPLE_SIDE)
-        usual = int(np.percentile(samples[::step, ::step], PERCENTILES[1], method="lower"))
+        sample = samples[::step, ::step]
+        below = sample[sample < top]
+        sample = below if below.size >= (1 - _LABEL_SHARE) * sample.size else sample
+        usual = int(np.percentile(sample, PERCENTILES[1], method="lower"))
         needed = max(_count_bits(usual), written)
         if top >= usual << _HOT_BITS and bits - needed >= _HOT_BITS:
             bits, remarks = needed, [_HOT_PIXELS]

@@ -130,6 +130,6 @@ def _find_padding(values: Table, dataset: "Dataset") -> NDArray[np.bool_]:
 def describe_clipping(stored: StoredValues) -> str:
     """Return the warning of an image whose values were clipped."""
     return (
-        f"Some pixels lie beyond the {stored.bits} bits that the file says it stores; they were read as the "
-        "end of that range."
+        f"Some pixels lie beyond the {stored.bits} bit{'s' * (stored.bits > 1)} that the file says it stores; "
+        "they were read as the end of that range."
     )

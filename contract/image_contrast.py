@@ -33,9 +33,18 @@ def list_remarks(image: NDArray[np.uint8]) -> list[str]:
     low, high = np.searchsorted(np.cumsum(counts), (0.01 * image.size, 0.99 * image.size))
     if high - low < _LEAST_SPREAD:
         return [NO_CONTRAST]
-    if measure_correlation(image) < _LEAST_CORRELATION or measure_coarse(image) < _LEAST_COARSE:
+    inner = crop_borders(image)
+    if measure_correlation(inner) < _LEAST_CORRELATION or measure_coarse(inner) < _LEAST_COARSE:
         return [NOISE]
     return [TWO_LEVELS] if measure_rest(counts) < _LEAST_REST else []
+
+
+def crop_borders(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the image without the level rows and columns around it, which would pass for structure in noise."""
+    rows, columns = (np.flatnonzero(np.ptp(image, axis=axis) >= _LEAST_SPREAD) for axis in (1, 0))
+    if not (rows.size and columns.size):
+        return image
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def measure_correlation(image: NDArray[np.uint8]) -> float:

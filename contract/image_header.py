@@ -24,8 +24,9 @@ _CHEST_WORDS: Final = (
     *("CHEST", "THORAX", "THORACI", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
     *("TORAX", "TORAC", "TORAKS", "TRONCO", "TORSE", "PECHO", "PEITO", "PULM", "POITRINE", "POUMON"),
     *("BRUST", "BORST", "BROST", "BRYST", "PETTO", "KLATKA", "PIERSI", "HRUDN", "KRUTINE"),
-    *("MELLKAS", "RINTAKEHA", "RINDKERE"),
+    *("MELLKAS", "RINTAKEHA", "RINDKERE", "GOGUS", "GRUDN", "CHST", "TORSO", "HEART"),
 )
+_NO_BODY_PARTS: Final = ("UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "NA", "NULL", "0")
 _SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  # thoracic or not
 # View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
 _VIEW_CODES: Final[dict[str, View]] = {
@@ -174,13 +175,17 @@ def _read_view_code(dataset: "Dataset") -> str:
 
 
 def _read_body_part(dataset: "Dataset") -> str:
-    """Return Body Part Examined without accents; many exporters write words of their own language."""
+    """Return Body Part Examined without accents, "" for a word that names none.
+
+    Many exporters write words of their own language.
+    """
     text = dicom_file.read_text(dataset, "BodyPartExamined")
     with contextlib.suppress(UnicodeError):
         text = text.encode("latin-1").decode("utf-8")  # code strings are read byte by byte, whatever they are
     folded = "".join(letter for letter in unicodedata.normalize("NFKD", text) if letter.isprintable())
     folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
-    return _require_code(folded.strip().upper())
+    part = _require_code(folded.strip().upper())
+    return "" if part in _NO_BODY_PARTS else part
 
 
 def _read_code(dataset: "Dataset", name: str) -> str:

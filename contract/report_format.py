@@ -1,6 +1,7 @@
 """What a report is given as: text in UTF-8 or with a byte order mark is decoded, another file is refused by name."""
 
 import codecs
+import json
 import re
 from typing import Final, NamedTuple
 
@@ -83,7 +84,7 @@ def decode_report(data: bytes | str) -> str:
     """
     if len(data) > MAX_REPORT_BYTES:
         raise ReportError(f"The report has more than {MAX_REPORT_BYTES:,} bytes, so it is not a report.")
-    text = _decode(data) if isinstance(data, bytes) else data
+    text = _unquote(_decode(data) if isinstance(data, bytes) else data)
     try:
         text.encode()  # a str may hold surrogates, as arguments of a command do for bytes that are not UTF-8
     except UnicodeError as error:
@@ -92,6 +93,17 @@ def decode_report(data: bytes | str) -> str:
     if found := _find_textual(text):
         raise _refuse(found)
     return text
+
+
+def _unquote(text: str) -> str:
+    """Return the text that a JSON string holds, any other text as it is."""
+    stripped = text.strip()
+    if not (len(stripped) > 1 and stripped[0] == stripped[-1] == '"'):
+        return text
+    try:
+        return str(json.loads(stripped))
+    except ValueError:
+        return text
 
 
 def is_encoded_xml(data: bytes) -> bool:

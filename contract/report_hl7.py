@@ -7,14 +7,13 @@ import re
 from typing import Final
 
 from contract.errors import ReportError
-from contract.report_sections import HEADINGS
+from contract.report_sections import find_section
 
 _FRAME: Final = "\x0b\x1c \t\r\n\ufeff"  # of the minimal lower layer protocol, and blanks
 _BATCH: Final = re.compile(r"(?:FHS|BHS)[|^~\\&]")
 _START: Final = re.compile(r"MSH[^\w\s]")
 _SEGMENT: Final = re.compile(r"[\r\n](?=[A-Z][A-Z0-9]{2}(?:[^\w\s]|[\r\n]|\Z))")
 _TEXT_TYPES: Final = ("TX", "FT", "ST")
-_SECTION_WORDS: Final = re.compile("|".join(HEADINGS), re.IGNORECASE | re.ASCII)
 _SUFFIXES: Final = {
     "IMP": "impression",
     "GDT": "findings",
@@ -30,7 +29,7 @@ def is_hl7(text: str) -> bool:
 def read_observations(text: str) -> str:
     """Return the report of an HL7 v2 message: OBX-5 of the types TX, FT and ST, one line each, with headings.
 
-    A heading is written where OBX-3 names a section of `HEADINGS` or has the suffix &IMP or &GDT.
+    A heading is written where OBX-3 names a section (`find_section`) or has the suffix &IMP or &GDT.
 
     Raises:
         ReportError: It holds several messages, or no such text.
@@ -62,8 +61,8 @@ def read_observations(text: str) -> str:
 
 def _find_section(identifier: str, component: str) -> str:
     for part in identifier.split(component):
-        if found := _SECTION_WORDS.search(part):
-            return found[0].lower()
+        if section := find_section(part):
+            return section
         if (suffix := part.rpartition("&")[2]) in _SUFFIXES:
             return _SUFFIXES[suffix]
     return ""

@@ -33,36 +33,67 @@ _COMPATIBLE: Final = (
     range(0x1D400, 0x1D800),
 )
 
+# "heart\normal" is a slash the wrong way and no line end: what follows is no word without its n.
+_ENDS_OF_WORDS: Final = (
+    r"(?:ormal|odul|odes?\b|ew(?:ly)?\b|ot\b|eck\b|asal|asogastric|ipples?\b|egative|ecro|eopl|onspec)"
+)
 # A line end or space that a system wrote as letters: a backslash and n, HL7's formatting, HTML. At most two
 # backslashes are tried at each place, so that a million of them take no longer than any other signs.
 _WRITTEN: Final = re.compile(
     r"(?P<space>\\[HN]\\|\\{1,2}t(?![a-z])|&nbsp;|&#160;)"
-    r"|\\{1,2}r\\{1,2}n|\\{1,2}n|\\{1,2}r(?![a-z])|\\\.(?:br|sp|in|ti|fi|nf|ce|sk)[+-]?[0-9]{0,4}\\"
+    rf"|\\{{1,2}}r\\{{1,2}}n|\\{{1,2}}n(?!{_ENDS_OF_WORDS})|\\{{1,2}}r(?![a-z])"
+    r"|\\\.(?:br|sp|in|ti|fi|nf|ce|sk)[+-]?[0-9]{0,4}\\"
     r"|\\X0[Dd](?:0[Aa])?\\|\\X0[Aa]\\"
 )
 # HL7's sign for the next line and HTML's; both stand in sentences of reports, too (`_ends_line`).
 _WEAK_LINE_END: Final = re.compile(r"~|<br\s*/?>", re.IGNORECASE)
 _SENTENCE_END: Final = re.compile(r"[.:;!?)]\s*\Z")
 
-HEADINGS: Final = {
-    "indication": "indication indications",
-    "comparison": "comparison comparisons",
-    "findings": "findings finding",
-    "impression": "impression impressions",
+SECTIONS: Final = ("indication", "comparison", "findings", "impression")
+# Words of a heading -> its section, "" for one that is not kept. Of two words in a heading, the upper one here counts.
+_SECTION_OF: Final = {
+    "finding": "findings",
+    "impression": "impression",
+    **dict.fromkeys(("conclusion", "opinion"), "impression"),
+    "comparison": "comparison",
+    **dict.fromkeys(("indication", "history", "reason", "clinical"), "indication"),
+    **dict.fromkeys(("technique", "exam", "procedure"), ""),
 }
-_SECTION_OF: Final = {name: section for section, names in HEADINGS.items() for name in names.split()}
-_NAMES: Final = "|".join(sorted(_SECTION_OF, key=len, reverse=True))
+_AND: Final = r"[ \t]*(?:/|&(?:amp;)?|\+|\band\b)[ \t]*"
+_NAMES: Final = (
+    r"(?:(?:clinical|patient|brief|relevant|final|preliminary|radiographic|radiological)[ \t]+)?"
+    rf"(?:findings?(?:{_AND}(?:impressions?|conclusions?))?"
+    rf"|indications?(?:{_AND}history)?|history(?:{_AND}indications?)?"
+    rf"|(?:impressions?|conclusions?)(?:{_AND}(?:findings?|recommendations?|plan))?|opinion|comparisons?)"
+    r"|reason[ \t]+for[ \t]+(?:the[ \t]+)?(?:exam(?:ination)?|study)"
+    r"|clinical[ \t]+(?:data|details|information|question)"
+    r"|techniques?|exam(?:ination)?|procedure"
+)
 
 # What Markdown, mail programs and lists put before a heading, the heading, and the rest of its line. ASCII, because
 # ignoring case would otherwise take other letters, such as a dotted capital I, for an i.
-_SIGNS: Final = r"[ \t>#*+\-_=•·▪‣◦●■►–—`|\[\"“]*"  # noqa: RUF001
+_SIGNS: Final = r"[ \t>#*+\-_=•·▪‣◦●■►–—`|\[\"“\u2600-\u27bf\U0001f300-\U0001faff]*"  # noqa: RUF001
+_QUALIFIER: Final = r"(?:[ \t]*\([^()\n:]{1,40}\)(?=[ \t*_`]{0,9}:))?"  # "FINDINGS (two views):"
 _HEADING: Final = re.compile(
     rf"(?P<signs>{_SIGNS}(?:\(?(?:[0-9]{{1,2}}|[IVX]{{1,4}}|[A-H])[.)]{_SIGNS})?)"
-    rf"(?P<name>{_NAMES})(?![^\W_])(?P<closing>[*_`\]\"”]*)(?P<tail>.*)",
+    rf"(?P<name>{_NAMES})(?![^\W_]){_QUALIFIER}(?P<closing>[*_`\]\"”]*)(?P<tail>.*)",
     re.IGNORECASE | re.ASCII | re.DOTALL,
 )
-_COLON: Final = re.compile(r"[ \t]*[:∶﹕꞉︓]-?")  # noqa: RUF001
+# A heading within a line, in capitals or after a sentence.
+_INLINE: Final = re.compile(
+    rf"(?<=[ \t])[*_]{{0,3}}(?P<name>{_NAMES}){_QUALIFIER}[*_]{{0,3}}[ \t]?:", re.IGNORECASE | re.ASCII
+)
+_COLON: Final = re.compile(r"[ \t]*[:∶﹕꞉︓ː˸]-?")  # noqa: RUF001
 _DASH: Final = re.compile(r"[ \t]+[-‐‑‒−]+(?=[ \t]|\Z)|[ \t]*[–—―]+")  # noqa: RUF001
+# Words of a title, such as "CHEST X-RAY, 2 VIEWS".
+_TITLE_WORD: Final = re.compile(
+    r"\b(?:x-?rays?|radiographs?|radiography|cxr|views?|report|date|name|mrn|accession|patient)\b",
+    re.IGNORECASE,
+)
+# What stands for the colon behind a heading in capitals where a sentence or a number follows.
+_LOOSE: Final = re.compile(
+    r"[ \t]*(?:=+|\||-*>)[ \t]*|\.{2,}[ \t]*|[ \t]*\t[ \t]*|[.;]?[ ]+(?=[A-Z](?:[a-z]|[ ])|[0-9][.)])"
+)
 _NOTHING: Final = re.compile(r"[ \t*_`#=|.-]*\Z")
 _RULE: Final = re.compile(r"[ \t]*([-=_*#+])\1{2,}[ \t]*")
 _QUOTE: Final = re.compile(r"[ \t]*>(?:[ \t]?>)*[ \t]?(?![ \t]*[0-9=.])")
@@ -96,29 +127,62 @@ def split_sections(text: str) -> dict[str, str]:
     """Return section -> text of a report of `normalize_text`.
 
     Text before the first heading counts as findings where there are no others; so does all of a text without
-    headings. The bodies of equal headings are joined.
+    headings. A title does not, where there is an impression. The bodies of equal headings are joined.
     """
     lines = _strip_quotes(_strip_quotation_marks(text).split("\n"))
+    bodies = _split_bodies(lines)
+    if len(bodies) <= 2:  # one heading, or none: all of them may stand on one line
+        bodies = _split_bodies([part for line in lines for part in _split_inline(line)])
+    parts: dict[str, list[str]] = {section: [] for section in ("", *SECTIONS)}
+    for section, body in bodies[1:]:
+        parts[section].append(_join(body))
+    sections = {section: " ".join(filter(None, found)) for section, found in parts.items()}
+    others = sections.pop("")
+    if not sections["findings"]:
+        below = (line for section, body in bodies[1:] if not section for line in body[1:])
+        loose = [*bodies[0][1], *below]
+        if not sections["impression"]:
+            sections["findings"] = _join(loose) or others
+        elif not all(map(_is_title, filter(str.strip, loose))):
+            sections["findings"] = _join(loose)
+    return sections
+
+
+def _is_title(line: str) -> bool:
+    """Whether a line names the examination or the patient and is no sentence."""
+    return bool(_TITLE_WORD.search(line[:200])) and not _SENTENCE_END.search(line[-99:])
+
+
+def _split_bodies(lines: list[str]) -> list[tuple[str, list[str]]]:
+    """Return each section and its lines in their order; the first one is what stands before the first heading."""
     bodies: list[tuple[str, list[str]]] = [("", [])]
     opened = previous = ""
     for line in lines:
         if heading := _match_heading(line, previous):
+            resumed = bodies[-1][0]
             bodies.append((heading.section, [heading.rest]))
+            if not heading.section and heading.rest.strip() and resumed in {"findings", "impression"}:
+                bodies.append((resumed, []))  # "Exam: limited." among findings takes its own line only
             opened = heading.opened
         elif not _RULE.fullmatch(line):
             bodies[-1][1].append(line)
-        if opened and bodies[-1][1][-1].rstrip().endswith(opened):
+        if opened and bodies[-1][1] and bodies[-1][1][-1].rstrip().endswith(opened):
             bodies[-1][1][-1] = bodies[-1][1][-1].rstrip().removesuffix(opened)
             opened = ""
         previous = line if line.strip() else ""
-    parts: dict[str, list[str]] = {section: [] for section in HEADINGS}
-    for section, body in bodies[1:]:
-        parts[section].append(_join(body))
-    sections = {section: " ".join(filter(None, found)) for section, found in parts.items()}
-    before = _join(bodies[0][1])
-    if before and not sections["findings"]:
-        sections["findings"] = before
-    return sections
+    return bodies
+
+
+def _split_inline(line: str) -> list[str]:
+    """Return a line in parts that begin with a heading, where headings stand within it."""
+    starts = [0]
+    first = _HEADING.match(line)  # behind signs, as in "- FINDINGS:"
+    for match in _INLINE.finditer(line, first.end("name") if first else 0):
+        before = line[max(match.start() - 99, 0) : match.start()]
+        ends = _SENTENCE_END.search(before) and not match["name"].islower()
+        if (ends or match["name"].isupper()) and not _GOES_ON.search(before):
+            starts.append(match.start())
+    return [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
 
 
 def _join(lines: list[str]) -> str:
@@ -164,6 +228,12 @@ def _ends_line(sign: str, left: str, right: str) -> bool:
     return sign == "~" and line[-1] not in " \t([" and not right.lstrip()[:1].isdigit()
 
 
+def find_section(words: str) -> str:
+    """Return the section that the words of a heading speak of, "" where it is none of `SECTIONS`."""
+    lowered = words.lower()
+    return next((section for word, section in _SECTION_OF.items() if word in lowered), "")
+
+
 def _is_bare_heading(line: str) -> bool:
     heading = _match_heading(line)
     return heading is not None and not heading.rest.strip()
@@ -175,7 +245,7 @@ def _match_heading(line: str, previous: str = "") -> _Heading | None:
     if match is None:
         return None
     signs, name, tail = match["signs"], match["name"], match["tail"]
-    section = _SECTION_OF[name.lower()]
+    section = find_section(name)
     opened = signs[len(signs.rstrip('*_`"“')) :]
     if colon := _COLON.match(tail):
         rest = tail[colon.end() :]
@@ -185,17 +255,21 @@ def _match_heading(line: str, previous: str = "") -> _Heading | None:
         return _Heading(section, rest)
     if name.islower() and not (opened or "#" in signs):
         return None
-    if _NOTHING.match(tail) and not signs.strip() and _GOES_ON.search(previous[-99:]):
-        return None
-    rest_without_colon = _cut_separator(tail, emphasised=bool(match["closing"]) and name.isupper())
-    return None if rest_without_colon is None else _Heading(section, rest_without_colon)
+    if "|" in signs and tail.lstrip().startswith("|"):  # a row of a table
+        return _Heading(section, tail.lstrip()[1:].rstrip(" \t|"))
+    if not signs.strip() and _GOES_ON.search(previous[-99:]):
+        rest = None if _NOTHING.match(tail) else _cut_separator(tail, emphasised=False, loose=False)
+    else:
+        emphasised = bool(match["closing"]) and name.isupper()
+        rest = _cut_separator(tail, emphasised=emphasised, loose=name.isupper())
+    return None if rest is None else _Heading(section, rest)
 
 
-def _cut_separator(tail: str, *, emphasised: bool) -> str | None:
+def _cut_separator(tail: str, *, emphasised: bool, loose: bool) -> str | None:
     """Return the text behind a heading without colon; None where the words before it are no heading."""
     if _NOTHING.match(tail):
         return ""
-    if dash := _DASH.match(tail):
+    if dash := _DASH.match(tail) or (_LOOSE.match(tail) if loose else None):
         return tail[dash.end() :]
     return tail if emphasised else None
 
@@ -209,7 +283,7 @@ def _strip_quotes(lines: list[str]) -> list[str]:
 
 
 def _strip_quotation_marks(text: str) -> str:
-    """Drop the quotation marks around a text that holds no others, as JSON and tables write it."""
+    """Drop the quotation marks around a text that holds no others, as tables write it."""
     text = text.strip()
     quoted = len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2
     return text[1:-1] if quoted else text

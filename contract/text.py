@@ -24,7 +24,7 @@ from contract.report_format import (
     refuse_web_page,
 )
 from contract.report_hl7 import is_hl7, read_observations
-from contract.report_sections import HEADINGS, normalize_text, split_sections
+from contract.report_sections import SECTIONS, normalize_text, split_sections
 from contract.report_xml import is_xml, parse_xml
 from contract.strings import require_strings
 from contract.tensors import LENGTH_BUCKETS
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 TextMode = Literal["indication", "findings", "findings_masked", "full"]
 TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
-SECTIONS: Final = tuple(HEADINGS)
 # Of 3,927 real findings none has more than .28 of its letters in words that a vocabulary learnt on half of them
 # lacks; Spanish, German, French, Chinese and random letters have .5 to 1. In a few words the share says little, so
 # there the pieces must be nearly single letters, and one word counts only where it is too long to be one.

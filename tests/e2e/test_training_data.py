@@ -84,7 +84,9 @@ def test_doctor(run, stack):
     shown = run("doctor", *servers)
     assert "trained on drawn phantoms" in shown
     assert f"Warning: {PHANTOM_WARNING}" in shown
-    assert json.loads(run("doctor", *servers, "--json"))["servers"]["trained_on"] == "phantom"
+    told = json.loads(run("doctor", *servers, "--json"))["servers"]
+    assert told["trained_on"] == "phantom"
+    assert told["warnings"] == [PHANTOM_WARNING]
 
 
 def test_page(client: CxrClient, film, tmp_path):
