@@ -10,6 +10,7 @@ from them meanwhile. It gives a verdict, one sentence, when
 A server that is slow because it is busy gets no verdict. Nothing here restarts anything: see `serving.supervisor`.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,7 +167,8 @@ class TritonWatch:
                 self._silent_since = self._silent_since and now
                 for question in (*self._questions.values(), *self._direct.values()):
                     question.shift(now)
-            self._look(now)
+            with contextlib.suppress(Exception):  # no file, thread or memory to be had: the next look may have it
+                self._look(now)
             looked_at = now
 
     def _look(self, now: float) -> None:
