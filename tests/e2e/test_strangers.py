@@ -1,5 +1,6 @@
 """Programs of the same machine that mean no good to a server: what they can see and change, and what it survives."""
 
+import contextlib
 import os
 import secrets
 import threading
@@ -96,10 +97,8 @@ def test_clients_whose_regions_a_stranger_unregisters_get_right_answers(served, 
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        try:
+        with contextlib.suppress(grpc_client.InferenceServerException):  # those in use stay
             stranger.unregister_system_shared_memory("")  # all of them
-        except grpc_client.InferenceServerException as error:
-            assert "Failed to unregister" in error.message()  # in use
         time.sleep(0.01)
     assert len(differences) > 10
     assert max(differences) < 1e-5

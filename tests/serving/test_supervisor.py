@@ -23,7 +23,7 @@ import serving.watch as watch
 from contract.dicom import load_radiograph
 from contract.errors import ConfigError
 from contract.probe_case import PROBE_IMAGE
-from serving.flow import SERVER, Flow
+from serving.flow import COPYING, SERVER, Flow
 from serving.health import HealthServer
 from serving.ports import Ports
 from serving.process import ChildProcess
@@ -237,6 +237,40 @@ def test_flow_tells_work_from_standstill():
     assert not flow.has_grown("graph", None)
 
 
+def test_a_process_that_gets_no_processor_does_not_stand_still():
+    flow = Flow()
+    stub = lambda state: [Stub(make_process(7, 1.0, state), "preprocess", "1")]  # noqa: E731
+    for now, state in ((100.0, "S"), (110.0, "R"), (115.0, "D")):
+        flow.update(now, {"preprocess": 5}, stub(state), make_process(1, 10.0))
+    assert flow.get_idle_s(["preprocess"], 90.0, 116.0) == 1
+    flow.update(130.0, {"preprocess": 5}, stub("S"), make_process(1, 10.0))
+    assert flow.get_idle_s(["preprocess"], 90.0, 130.0) == 15
+    assert flow.get_idle_s([COPYING], 90.0, 130.0) == 40
+    flow.update(131.0, {"preprocess": 5}, stub("S"), make_process(1, 10.2))
+    assert flow.get_idle_s([COPYING], 90.0, 131.0) == 0
+    assert flow.get_idle_s(["preprocess"], 90.0, 131.0) == 16  # a model with a process of its own
+
+
+@pytest.mark.parametrize(("server_cpu_s", "limit_s"), [(0.0, 6), (0.2, 20)])
+def test_a_standstill_is_less_sure_while_the_server_copies(server_cpu_s, limit_s):
+    """60 clients with files of 16 MB: a batch takes longer to reach its model than a standstill may last."""
+    watching = watch.TritonWatch("127.0.0.1:1", os.getpid(), [], up=True)
+    watching.close()
+    watching._silent_since = None
+    question = SimpleNamespace(
+        model="predict_study", steps=["preprocess_study"], failures=0, waiting_since=100.0
+    )
+    watching._questions = {"predict_study": question}
+    stubs, verdict, now = [Stub(make_process(7, 1.0), "preprocess_study", "1")], None, 100.0
+    while verdict is None and now < 150:
+        now += 0.5
+        server = make_process(1, server_cpu_s * now)
+        watching._flow.update(now, {"preprocess_study": 5}, stubs, server)
+        verdict = watching._judge(now)
+    assert verdict == f"predict_study stands still: no answer, and no model at work, for {now - 100.5:.0f} s."
+    assert limit_s < now - 100.5 <= limit_s + 1
+
+
 def test_the_probe_is_a_radiograph_that_is_read():
     assert load_radiograph(PROBE_IMAGE, size=32).pixels.shape == (1, 32, 32)
 
@@ -309,13 +343,13 @@ def test_many_clients_that_send_a_byte_at_a_time_keep_nobody_out(health):
 
     def dawdle() -> None:
         while time.monotonic() < end:
-            try:
-                with socket.create_connection(("127.0.0.1", health), timeout=5) as slow:
-                    while time.monotonic() < end:
-                        slow.sendall(b"G")
-                        time.sleep(0.1)
-            except OSError:
-                pass
+            with (
+                contextlib.suppress(OSError),  # cut off
+                socket.create_connection(("127.0.0.1", health), timeout=5) as slow,
+            ):
+                while time.monotonic() < end:
+                    slow.sendall(b"G")
+                    time.sleep(0.1)
 
     threads = [threading.Thread(target=dawdle) for _ in range(100)]
     for thread in threads:
