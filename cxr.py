@@ -14,7 +14,7 @@ if __name__ == "__main__":  # python -m cxr: Ctrl-C is silent during the imports
 
     sys.exit(start())
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -196,6 +196,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C, and bring back what ends or stands still."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing runs yet; the imports take a second
     from cli.show import print_json
     from client import CxrClient
     from contract.repository import MARKER
@@ -220,7 +221,7 @@ def serve(
             if trouble := client.health().retrieval:
                 console.print(escape(trouble), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
-        stack.wait(lambda sentence: print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True))
+        stack.wait(_tell)
 
 
 @app.command("index")
@@ -409,6 +410,12 @@ def doctor(
         print_checks(make_console(False), checks, health)
     if health:
         raise typer.Exit(find_exit_code(health))
+
+
+def _tell(sentence: str) -> None:
+    """Say what happens to a server; a full disk or a reader that left must not end the servers."""
+    with suppress(OSError):
+        print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

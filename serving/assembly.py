@@ -28,6 +28,12 @@ class Assembly:
         return self.folder.path / "backends"
 
     @property
+    def is_whole(self) -> bool:
+        """Whether what a start needs is still there."""
+        stub = self.backends / "python" / self.installation.stub.name
+        return stub.is_file() and self.empty.is_dir() and (self.folder.path / "python").is_dir()
+
+    @property
     def empty(self) -> Path:
         """A folder without anything: models import from the current directory first."""
         return self.folder.path / "empty"

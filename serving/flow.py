@@ -2,7 +2,9 @@
 
 A request that waits says nothing: the queue may be long. It stands still when, while it waits, no model on its way
 answers anything and no process of these models computes. (One execution of a full batch of large radiographs takes
-many seconds without an answer, but not without processor time.)
+many seconds without an answer, but not without processor time.) A process that waits for a processor, on a machine
+that has too few, counts as computing. The server copies what its models get, so its own work is told apart: while it
+lasts a standstill is less sure.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +13,10 @@ from typing import Final
 from serving.stubs import Process, Stub
 
 SERVER: Final = ""  # the name under which the server's own process counts as a model
+COPYING: Final = "copying"  # the server's own process works hard; no model is named so
 BUSY: Final = 0.03  # share of a core from which a process counts as computing
+_HARD: Final = 0.1
+_WAITS_FOR_PROCESSOR: Final = "RD"  # runnable, or waiting for the kernel: proc(5), of the main thread
 
 
 class Flow:
@@ -45,13 +50,17 @@ class Flow:
         processes = [(stub.model, stub.process) for stub in listed]
         if server is not None:
             processes.append((SERVER, server))
+            if self._count_cpu_s(server) > _HARD * elapsed_s:
+                self._worked_at[COPYING] = now
             processes += [(model, server) for model in self._successes if model not in with_stubs]
         for model, process in processes:
-            used_s = process.cpu_s - self._cpu_s.get(process.pid, process.cpu_s)
-            if used_s > BUSY * elapsed_s:
+            if self._count_cpu_s(process) > BUSY * elapsed_s or process.state in _WAITS_FOR_PROCESSOR:
                 self._worked_at[model] = now
         self._cpu_s = {process.pid: process.cpu_s for _, process in processes}
         self._seen_at = now
+
+    def _count_cpu_s(self, process: Process) -> float:
+        return process.cpu_s - self._cpu_s.get(process.pid, process.cpu_s)
 
     def has_grown(self, model: str, successes: Mapping[str, int] | None) -> bool:
         """Return whether a model answered requests since the last look; ask before `update`."""

@@ -96,6 +96,7 @@ class ChildProcess:
             raise ServiceError(f"{self.name} was started already.")
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
         try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
             log = self.log_path.open("ab" if self._keep_log else "wb")
             self._log_start = log.tell()
         except OSError as error:

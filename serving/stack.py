@@ -281,6 +281,9 @@ class Stack:
 
     def _build_triton(self) -> ChildProcess:
         assert self._assembly is not None
+        if not self._assembly.is_whole:  # something tidied up the temporary files
+            fallen, self._assembly = self._assembly, assemble(find_triton())
+            fallen.folder.close()
         verify(self.repository)  # is every file what was published?
         return ChildProcess(
             _TRITON,

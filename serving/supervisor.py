@@ -134,7 +134,7 @@ class Part:
                 require_free(port)
             self.child = self._build()
             self.child.start()
-        except CxrError as error:
+        except (CxrError, OSError) as error:
             self._retry(f"{self.name} cannot be started: {str(error).rstrip('.')}", say)
             return
         self._since = now

@@ -10,6 +10,7 @@ from them meanwhile. It gives a verdict, one sentence, when
 A server that is slow because it is busy gets no verdict. Nothing here restarts anything: see `serving.supervisor`.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from contract.address import CHANNEL_OPTIONS
 from contract.errors import BusyError, CxrError
 from contract.probe_case import PROBE_INPUTS
-from serving.flow import BUSY, SERVER, Flow
+from serving.flow import BUSY, COPYING, SERVER, Flow
 from serving.probe import ask
 from serving.regions import RegionSweeper
 from serving.stubs import Stub, list_stubs, read_process
@@ -32,6 +33,7 @@ _ASK_EVERY_S: Final = 3.0
 _ASK_SHARE: Final = 0.02  # of the time may go into questions, on a slow machine
 _ASK_AT_MOST_EVERY_S: Final = 15.0
 _STANDSTILL_S: Final = 6.0
+_COPYING_S: Final = 20.0  # the same while the server itself works: it may be copying large files to a model
 _DIRECT_AFTER_S: Final = (
     2.0  # a question without an answer: the first models on its way are asked by themselves too
 )
@@ -167,7 +169,10 @@ class TritonWatch:
                 self._silent_since = self._silent_since and now
                 for question in (*self._questions.values(), *self._direct.values()):
                     question.shift(now)
-            self._look(now)
+            with contextlib.suppress(
+                Exception
+            ):  # no file, thread or memory to be had: the next look may have it
+                self._look(now)
             looked_at = now
 
     def _look(self, now: float) -> None:
@@ -202,7 +207,8 @@ class TritonWatch:
             if question.waiting_since is None:
                 continue
             idle_s = self._flow.get_idle_s(question.steps, question.waiting_since, now)
-            if idle_s > _STANDSTILL_S:
+            copying_s = self._flow.get_idle_s([COPYING], question.waiting_since, now)
+            if idle_s > (_COPYING_S if copying_s < _STANDSTILL_S else _STANDSTILL_S):
                 return f"{question.model} stands still: no answer, and no model at work, for {idle_s:.0f} s."
             if now - question.waiting_since > _HOPELESS_S:
                 return f"{question.model} did not answer for {_HOPELESS_S:g} s."

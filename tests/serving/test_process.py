@@ -93,8 +93,9 @@ def test_missing_program_is_told_in_the_log(tmp_path):
 
 
 def test_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
-        ChildProcess("x", ["true"], log_path=tmp_path / "missing" / "log").start()
+        ChildProcess("x", ["true"], log_path=tmp_path / "file" / "log").start()
 
 
 def test_termination_guard_runs_cleanup_and_restores():

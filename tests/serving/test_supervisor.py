@@ -1,7 +1,9 @@
 """Restarts with real processes and a watch that says what the test wants; and what the parts of a watch decide."""
 
+import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +16,14 @@ from types import SimpleNamespace
 import pytest
 from tritonclient.utils import InferenceServerException
 
+import cxr
 import serving.regions as regions
 import serving.runtime as runtime
+import serving.watch as watch
 from contract.dicom import load_radiograph
 from contract.errors import ConfigError
 from contract.probe_case import PROBE_IMAGE
-from serving.flow import SERVER, Flow
+from serving.flow import COPYING, SERVER, Flow
 from serving.health import HealthServer
 from serving.ports import Ports
 from serving.process import ChildProcess
@@ -127,6 +131,89 @@ def test_a_port_that_somebody_took_is_one_sentence(part):
     step_until(part, said, lambda: part.child is not first)
 
 
+def test_what_the_system_refuses_is_tried_again(part, monkeypatch):
+    """No file, no memory, no process to be had: it must not end the supervision."""
+    said, first, build, refusals = [], part.child, part._build, [OSError("Too many open files")] * 2
+
+    def refuse():
+        if refusals:
+            raise refusals.pop()
+        return build()
+
+    monkeypatch.setattr(part, "_build", refuse)
+    os.kill(first.pid, signal.SIGKILL)
+    step_until(part, said, lambda: part.child is not first and part.child.running)
+    assert [line for line in said if "Sleeper cannot be started: Too many open files" in line] == said[1:3]
+
+
+def test_a_logs_folder_that_was_removed_is_made_again(part):
+    said, first = [], part.child
+    shutil.rmtree(first.log_path.parent)
+    os.kill(first.pid, signal.SIGKILL)
+    step_until(part, said, lambda: part.child is not first and part.child.running)
+    assert len(said) == 1
+    assert part.child.log_path.exists()
+
+
+def test_a_watch_outlives_a_look_that_fails(monkeypatch):
+    """Where no file can be opened for a moment, the server is still watched afterwards."""
+    looks = []
+
+    def look(_watch, _now):
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise OSError("Too many open files")
+
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    monkeypatch.setattr(watch.TritonWatch, "_look", look)
+    watching = watch.TritonWatch("127.0.0.1:1", os.getpid(), ["predict_text"], up=True)
+    deadline = time.monotonic() + 5
+    while len(looks) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    watching.close()
+    assert len(looks) >= 3
+
+
+def test_what_is_said_to_a_full_disk_ends_nothing(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        cxr._tell("Triton was killed (signal 9).")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+SLOW_IMPORT = """
+import sys, time
+from pathlib import Path
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "serving.stack":
+            Path(__file__).with_name("importing").touch()
+            time.sleep(30)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_sigterm_ends_serve_with_0_before_anything_runs(tmp_path):
+    """130 would tell systemd and Docker of a failure."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
+    command = [sys.executable, "-m", "cxr", "serve", "--repository", "x", "--store", "y"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "importing").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    try:
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+
+
 def make_process(pid: int, cpu_s: float, state: str = "S") -> Process:
     return Process(pid, "triton_python_b", state, 1, cpu_s, 0)
 
@@ -148,6 +235,40 @@ def test_flow_tells_work_from_standstill():
     assert flow.get_idle_s([SERVER], 90.0, 106.0) == 0
     assert flow.get_idle_s(["graph"], 90.0, 106.0) == 0  # runs inside the server
     assert not flow.has_grown("graph", None)
+
+
+def test_a_process_that_gets_no_processor_does_not_stand_still():
+    flow = Flow()
+    stub = lambda state: [Stub(make_process(7, 1.0, state), "preprocess", "1")]  # noqa: E731
+    for now, state in ((100.0, "S"), (110.0, "R"), (115.0, "D")):
+        flow.update(now, {"preprocess": 5}, stub(state), make_process(1, 10.0))
+    assert flow.get_idle_s(["preprocess"], 90.0, 116.0) == 1
+    flow.update(130.0, {"preprocess": 5}, stub("S"), make_process(1, 10.0))
+    assert flow.get_idle_s(["preprocess"], 90.0, 130.0) == 15
+    assert flow.get_idle_s([COPYING], 90.0, 130.0) == 40
+    flow.update(131.0, {"preprocess": 5}, stub("S"), make_process(1, 10.2))
+    assert flow.get_idle_s([COPYING], 90.0, 131.0) == 0
+    assert flow.get_idle_s(["preprocess"], 90.0, 131.0) == 16  # a model with a process of its own
+
+
+@pytest.mark.parametrize(("server_cpu_s", "limit_s"), [(0.0, 6), (0.2, 20)])
+def test_a_standstill_is_less_sure_while_the_server_copies(server_cpu_s, limit_s):
+    """60 clients with files of 16 MB: a batch takes longer to reach its model than a standstill may last."""
+    watching = watch.TritonWatch("127.0.0.1:1", os.getpid(), [], up=True)
+    watching.close()
+    watching._silent_since = None
+    question = SimpleNamespace(
+        model="predict_study", steps=["preprocess_study"], failures=0, waiting_since=100.0
+    )
+    watching._questions = {"predict_study": question}
+    stubs, verdict, now = [Stub(make_process(7, 1.0), "preprocess_study", "1")], None, 100.0
+    while verdict is None and now < 150:
+        now += 0.5
+        server = make_process(1, server_cpu_s * now)
+        watching._flow.update(now, {"preprocess_study": 5}, stubs, server)
+        verdict = watching._judge(now)
+    assert verdict == f"predict_study stands still: no answer, and no model at work, for {now - 100.5:.0f} s."
+    assert limit_s < now - 100.5 <= limit_s + 1
 
 
 def test_the_probe_is_a_radiograph_that_is_read():
@@ -222,13 +343,13 @@ def test_many_clients_that_send_a_byte_at_a_time_keep_nobody_out(health):
 
     def dawdle() -> None:
         while time.monotonic() < end:
-            try:
-                with socket.create_connection(("127.0.0.1", health), timeout=5) as slow:
-                    while time.monotonic() < end:
-                        slow.sendall(b"G")
-                        time.sleep(0.1)
-            except OSError:
-                pass
+            with (
+                contextlib.suppress(OSError),  # cut off
+                socket.create_connection(("127.0.0.1", health), timeout=5) as slow,
+            ):
+                while time.monotonic() < end:
+                    slow.sendall(b"G")
+                    time.sleep(0.1)
 
     threads = [threading.Thread(target=dawdle) for _ in range(100)]
     for thread in threads:
@@ -375,6 +496,9 @@ def test_a_folder_from_which_no_program_runs_is_passed_over(tmp_path, monkeypatc
     monkeypatch.setattr(assembly, "find_stub_trouble", find_trouble)
     made = assembly.assemble(find_triton())
     assert made.folder.path.parent == bases[1]
+    assert made.is_whole
+    (made.backends / "python" / "triton_python_backend_stub").unlink()  # as `tmpreaper` does
+    assert not made.is_whole
     assert not list(bases[0].iterdir())
     made.folder.close()
     monkeypatch.setattr(assembly, "list_bases", lambda: bases[:1])
