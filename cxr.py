@@ -7,14 +7,13 @@ stand inside the command that needs them, so that `cxr --help` is quick and an e
 import os
 import signal
 import sys
-import time
 
 if __name__ == "__main__":  # python -m cxr: Ctrl-C is silent during the imports, too
     from cli.start import main as start
 
     sys.exit(start())
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -196,32 +195,13 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C, and bring back what ends or stands still."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing runs yet; the imports take a second
-    from cli.show import print_json
-    from client import CxrClient
-    from contract.repository import MARKER
-    from export.versions import settle
-    from serving.stack import Ports, Stack
+    from serving.process import TerminationGuard
 
-    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port, retrieval=retrieval_port)
-    if os.access(repository / MARKER, os.W_OK):
-        settle(repository)  # what was killed while publishing ends here, before Triton reads it
-    signal.signal(signal.SIGTERM, _leave)
-    console = make_console(as_json)
-    with Stack(repository, store, ports=ports, log_dir=logs, http_inference=http_inference) as stack:
-        with console.status("Starting Triton and the sidecar"):
-            seconds = stack.wait_ready()
-        if as_json:
-            print_json({**stack.describe(), "ready_s": round(seconds, 2)})
-            sys.stdout.flush()
-        for name, address in stack.describe().items():
-            console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
-        with CxrClient(stack.triton_url, stack.retrieval_url) as client:
-            # Of another model, or damaged: predictions go on.
-            if trouble := client.health().retrieval:
-                console.print(escape(trouble), soft_wrap=True)
-        console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.", highlight=False)
-        stack.wait(_tell)
+    with TerminationGuard():
+        from cli.serve import serve_until_stopped
+
+        ports = (http_port, grpc_port, metrics_port, retrieval_port)
+        serve_until_stopped(repository, store, logs, ports, http_inference=http_inference, as_json=as_json)
 
 
 @app.command("index")
@@ -410,16 +390,6 @@ def doctor(
         print_checks(make_console(False), checks, health)
     if health:
         raise typer.Exit(find_exit_code(health))
-
-
-def _tell(sentence: str) -> None:
-    """Say what happens to a server; a full disk or a reader that left must not end the servers."""
-    with suppress(OSError):
-        print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)
-
-
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -164,9 +164,10 @@ class ChildProcess:
 
 
 class TerminationGuard:
-    """Turns SIGTERM into SystemExit(143) within a `with` block, so that `finally` and `__exit__` run.
+    """Turns SIGTERM into SystemExit(0) within a `with` block, so that `finally` and `__exit__` run.
 
-    Only the main thread may use it. The earlier handler comes back at the end.
+    0, because a server that is told to stop has not failed. Only the main thread may use it. The earlier handler comes
+    back at the end.
     """
 
     def __enter__(self) -> "TerminationGuard":
@@ -182,8 +183,8 @@ class TerminationGuard:
         signal.signal(signal.SIGTERM, self._previous)
 
     @staticmethod
-    def _leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def _leave(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
 
 
 def wait_until(deadline: float) -> bool:

@@ -48,6 +48,7 @@ from serving.watch import SidecarWatch, TritonWatch
 __all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
 
 _PROBE_TIMEOUT_S: Final = 1.0
+_MOST_ABORTS: Final = 2
 _FIRST_ANSWER_S: Final = 60.0
 _WATCH_S: Final = 0.25
 _TRITON: Final = "Triton"
@@ -94,6 +95,7 @@ class Stack:
         self._assembly: Assembly | None = None
         self._admin_key = ""
         self._ready = False
+        self._aborts = 0
 
     @property
     def triton_url(self) -> str:
@@ -180,9 +182,9 @@ class Stack:
         if not self._children:
             raise ServiceError("The stack is not started.")
         began = time.monotonic()
-        waiting = list(self._children)
         try:
-            while waiting := [child for child in waiting if not self._answers(child)]:
+            while waiting := [child for child in self._children if not self._answers(child)]:
+                self._start_aborted_again()
                 self.check()
                 if not wait_until(began + timeout_s):
                     names = " and ".join(child.name for child in waiting)
@@ -196,6 +198,21 @@ class Stack:
             self.stop()
             raise
         return time.monotonic() - began
+
+    def _start_aborted_again(self) -> None:
+        """Start Triton again, twice at most, where a signal ended its start.
+
+        Triton 2.51 aborts when one of its python processes gets no processor for a second.
+        """
+        triton = self._children[0]
+        if triton.exit_code is None or triton.exit_code >= 0 or self._aborts == _MOST_ABORTS:
+            return
+        self._aborts += 1
+        triton.stop(0.0)
+        self._remove_regions()
+        self._children[0] = self._build_triton()
+        self._children[0].start()
+        self._note_children()
 
     def check(self) -> None:
         """Raise ServiceError, with the reason and the log, if a server has ended.
@@ -300,7 +317,7 @@ class Stack:
             log_path=self.log_dir / "triton.log",
             environment=self._assembly.environment,
             directory=self._assembly.empty,
-            keep_log=self._ready,
+            keep_log=self._ready or self._aborts > 0,
         )
 
     def _build_sidecar(self) -> ChildProcess:

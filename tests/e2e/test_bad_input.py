@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cli.cases import get_image
-from client.retrieval import RetrievalTransport, StoredCase
-from serving.stack import Ports
 
 DISK_BYTES = 1_000_000  # smaller than any graph
 
@@ -102,35 +99,6 @@ def test_a_bundle_whose_file_was_changed(trained, tmp_path):
     ):
         expect_refusal(run(*command, cwd=tmp_path), 3, "labels.json", "changed")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_an_index_built_by_another_model(trained, tmp_path):
-    """A store of other embeddings is refused at the start, with both fingerprints, and no server stays up."""
-    other = StoredCase("1", "1", np.eye(1, 8, dtype=np.float32)[0], (), "", "")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "retrieval.server", "--store", "foreign", "--address", "127.0.0.1:0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    try:
-        address = server.stdout.readline().split()[2].rstrip(":")
-        transport = RetrievalTransport(address)
-        transport.add("f" * 64, [other], 10)
-        transport.close()
-    finally:
-        server.terminate()
-        server.communicate(timeout=20)
-    ports = Ports.free()
-    result = run(
-        *("serve", "--repository", str(trained.repository), "--store", "foreign", "--logs", "logs2"),
-        *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc)),
-        *("--metrics-port", str(ports.metrics), "--retrieval-port", str(ports.retrieval)),
-        cwd=tmp_path,
-    )
-    expect_refusal(result, 3, "ffffffffffff", trained.bundle.fingerprint[:12])
-    ports.require_free()
 
 
 def test_a_full_disk_while_publishing(trained, tmp_path):

@@ -29,7 +29,7 @@ def test_missing_images_are_refused_and_the_others_indexed(stack, trained, tmp_p
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)
     assert result["indexed"] == 4
-    assert "gone.dcm: No such file or directory" in json.dumps(result["refused"])
+    assert "gone.dcm': No such file or directory" in json.dumps(result["refused"])
     assert len(result["refused"]) == 2
     pq.write_table(replace(table, "image_paths", paths).slice(1, 1), tmp_path / "s.parquet")
     ended = run("index", tmp_path / "s.parquet", *servers)

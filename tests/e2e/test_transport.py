@@ -68,7 +68,13 @@ class TritonPythonModel:
         return array.astype(np.float64).mean() / 255, 0.0
 """
 
-PYTHON_MODELS = ("predict_text", "predict_study", "predict_image_tensors", "preprocess_text")
+PYTHON_MODELS = (
+    "predict_text",
+    "predict_study",
+    "predict_image_tensors",
+    "preprocess_text",
+    "preprocess_study",
+)
 KINDS = {"BYTES": "TYPE_STRING", **{name: f"TYPE_{name}" for name in ("UINT8", "INT32", "INT64", "FP32")}}
 
 

@@ -19,7 +19,7 @@ optimization { execution_accelerators { cpu_execution_accelerator [ {
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def client(request, small_repository, tmp_path_factory):
+def client(request, small_repository, tmp_path_factory, mark_published):
     pytest.importorskip("pytriton")
     place = tmp_path_factory.mktemp("backend")
     repository = shutil.copytree(small_repository, place / "repository")
@@ -27,6 +27,7 @@ def client(request, small_repository, tmp_path_factory):
         pytest.importorskip("openvino")
         config = repository / "graph" / "config.pbtxt"
         config.write_text(config.read_text() + ACCELERATOR)
+        mark_published(repository, "f" * 64)
     with Stack(repository, place / "store", ports=Ports.free(), log_dir=place / "logs") as stack:
         stack.wait_ready(60)
         client = grpc_client.InferenceServerClient(stack.triton_url)

@@ -1,6 +1,7 @@
 """The stack with the real Triton and the real sidecar over a small repository."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -193,3 +194,31 @@ def test_reason_is_the_first_failed_model():
     assert find_reason(lines) == "failed to load 'graph' version 1: Internal: no"
     assert find_reason(["Traceback", "ValueError: x"]) == "ValueError: x"
     assert find_reason([]) == "it wrote no log"
+
+
+def test_a_triton_that_a_signal_ends_while_it_starts_is_started_again(small_repository, tmp_path):
+    pytest.importorskip("pytriton")
+    with build_stack(small_repository, tmp_path, ports=Ports.free()) as stack:
+        first = stack.pids["Triton"]
+        os.kill(first, signal.SIGABRT)
+        stack.wait_ready(60)
+        assert stack.pids["Triton"] != first
+
+
+def test_a_triton_that_every_start_aborts_is_told_of(small_repository, tmp_path, monkeypatch):
+    pytest.importorskip("pytriton")
+    stack = build_stack(small_repository, tmp_path, ports=Ports.free())
+    stack.start()
+    ended = iter(range(3))
+    answers = Stack._answers
+
+    def end_it(self, child):
+        if child.name == "Triton" and child.running and next(ended, None) is not None:
+            os.kill(child.pid, signal.SIGABRT)
+            time.sleep(0.2)
+        return answers(self, child)
+
+    monkeypatch.setattr(Stack, "_answers", end_it)
+    with pytest.raises(ServiceError, match=r"Triton was killed \(signal 6\)"):
+        stack.wait_ready(60)
+    assert stack.pids == {}

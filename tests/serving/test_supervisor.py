@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from tritonclient.utils import InferenceServerException
 
-import cxr
+import cli.serve
 import serving.regions as regions
 import serving.runtime as runtime
 import serving.watch as watch
@@ -177,7 +177,7 @@ def test_a_watch_outlives_a_look_that_fails(monkeypatch):
 def test_what_is_said_to_a_full_disk_ends_nothing(monkeypatch):
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stderr", full)
-        cxr._tell("Triton was killed (signal 9).")
+        cli.serve._tell("Triton was killed (signal 9).")
         monkeypatch.undo()
         with contextlib.suppress(OSError):
             full.close()

@@ -1,0 +1,55 @@
+"""`cxr serve`: Triton and the sidecar on this machine, until somebody stops them."""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from cli.console import escape
+from cli.options import make_console
+from cli.show import print_json
+from client import CxrClient
+from contract.repository import MARKER
+from export.versions import settle
+from serving.stack import Ports, Stack
+
+
+def serve_until_stopped(
+    repository: Path,
+    store: Path,
+    logs: Path,
+    ports: tuple[int, int, int, int],
+    *,
+    http_inference: bool,
+    as_json: bool,
+) -> None:
+    """Start both servers, say where they are, and keep them up; `ports` are HTTP, gRPC, metrics and the sidecar's.
+
+    Raises:
+        ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
+    """
+    chosen = Ports(*ports)
+    if os.access(repository / MARKER, os.W_OK):
+        settle(repository)  # what was killed while publishing ends here, before Triton reads it
+    console = make_console(as_json)
+    with Stack(repository, store, ports=chosen, log_dir=logs, http_inference=http_inference) as stack:
+        with console.status("Starting Triton and the sidecar"):
+            seconds = stack.wait_ready()
+        if as_json:
+            print_json({**stack.describe(), "ready_s": round(seconds, 2)})
+            sys.stdout.flush()
+        for name, address in stack.describe().items():
+            console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
+        with CxrClient(stack.triton_url, stack.retrieval_url) as client:
+            # Of another model, or damaged: predictions go on.
+            if trouble := client.health().retrieval:
+                console.print(escape(trouble), soft_wrap=True)
+        console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.")
+        stack.wait(_tell)
+
+
+def _tell(sentence: str) -> None:
+    """Say what happens to a server; a full disk or a reader that left must not end the servers."""
+    with suppress(OSError):
+        print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)
