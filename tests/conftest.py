@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contract.bundle import Bundle
     from training.config import ModelConfig
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cxr.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cli/app.py
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

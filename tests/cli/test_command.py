@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.app import app
 from contract.errors import UnavailableError
-from cxr import app
 
 COMMANDS = ("demo", "train", "export", "serve", "index", "predict", "search", "explain", "doctor")
 
@@ -86,7 +86,7 @@ def test_demo_never_removes_files_of_others(tmp_path: Path):
 
 
 def test_help_is_quick_because_imports_are_cheap():
-    code = "import cxr, sys; print([m for m in ('torch', 'faiss', 'pydicom', 'tritonclient') if m in sys.modules])"
+    code = "import cli.app, sys; print([m for m in ('torch', 'faiss', 'pydicom', 'tritonclient') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

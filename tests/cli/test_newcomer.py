@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cxr import app
+from cli.app import app
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ("", "data", "train", "export", "bench")

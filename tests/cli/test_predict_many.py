@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cli.app import app
 from client import CxrClient, Finding, Prediction
 from client.served import ServedModel
 from contract.errors import DeadlineError, ImageError
 from contract.labels import LABELS
 from contract.notes import NOTICE, ImageNotes
-from cxr import app
 
 PRINT = "ab" * 32
 PNG = b"\x89PNG\r\n\x1a\n"

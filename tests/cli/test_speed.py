@@ -11,11 +11,11 @@ from pydicom.encaps import get_frame
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cli.app import app
 from cli.speed import load_control, measure_kind, measure_speed, print_speed, take_turns
 from cli.speed_images import BITS, Kind, draw_radiograph, list_kinds
 from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
-from cxr import app
 
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("cv2")

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import cxr
 from cli import command
+from cli.app import app
 from contract.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]
 # A shell's background job ignores Ctrl-C, and so would its children: the tests take it back first.
 START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'cxr'; "
-    "from cli.start import main; main()"
+    "from cxr import main; main()"
 )
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -219,7 +219,7 @@ def run_broken(monkeypatch, **environment: str):
     monkeypatch.delenv(command.DEBUG, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return CliRunner().invoke(cxr.app, ["train", "configs"])
+    return CliRunner().invoke(app, ["train", "configs"])
 
 
 def test_an_error_that_nobody_foresaw_says_where_and_nothing_of_a_patient(broken, monkeypatch):
@@ -268,7 +268,7 @@ def test_standalone_mode_off_raises(broken):
     from typer.main import get_command
 
     with pytest.raises(ArtifactError):
-        get_command(cxr.app).main(["train", "configs"], standalone_mode=False)
+        get_command(app).main(["train", "configs"], standalone_mode=False)
 
 
 def test_json_is_written_whole_into_a_pipe():

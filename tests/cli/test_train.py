@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cli.app import app
 from cli.watch import show_training
-from cxr import app
 from training.watch import EpochReport, StepReport
 
 RESULT = {"macro": {"auroc": {"value": 0.8, "low": 0.7, "high": 0.9}}, "studies": 9, "averaged": ["normal"]}

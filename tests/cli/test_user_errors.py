@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from cli.app import app
 from client.results import Health
-from cxr import app
 from training.phantom import draw_dataset
 
 NOBODY = ("--triton", "127.0.0.1:9", "--retrieval", "127.0.0.1:9")

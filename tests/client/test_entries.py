@@ -13,6 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
+from cli.app import app
 from client import CaseInput, CxrClient
 from client.results import ServedModel
 from client.retrieval import MAX_K, RetrievalTransport, Stored
@@ -24,7 +25,6 @@ from contract.notes import ImageNotes, ReportNotes
 from contract.prompts import clean_findings
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from contract.tensors import MODELS, NUMPY_DTYPES
-from cxr import app
 from retrieval import requests
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}

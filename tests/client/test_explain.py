@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cli.app import app
 from contract.bundle import Bundle, ServedLabel
 from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.notes import note_image
 from contract.text import ReportTokenizer
-from cxr import app
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")

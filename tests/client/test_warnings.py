@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cli.app import app
 from cli.show import print_indexed
 from client import CaseInput, CxrClient
 from client.results import IndexResult, ServedModel, SimilarCase
@@ -18,7 +19,6 @@ from contract.errors import ArtifactError, InputError
 from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import MODELS, NUMPY_DTYPES
-from cxr import app
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
 MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))

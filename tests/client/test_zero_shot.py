@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import client.client as client_module
+from cli.app import app
 from client import CxrClient, FindingScore
 from client.results import ServedModel
 from client.triton import Answer, TritonTransport
@@ -18,7 +19,6 @@ from contract.notes import ImageNotes, ReportNotes
 from contract.prompts import DEFAULT_TEMPERATURE
 from contract.tensors import MODELS, NUMPY_DTYPES
 from contract.text import read_report
-from cxr import app
 
 D = 8
 SIZES = {"S": 56, "N": 49, "C": 32, "D": D}

@@ -5,10 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from cli.app import app
 from client import CaseInput, CxrClient
 from client.page import write_report_page
 from contract.training_data import PHANTOM_WARNING
-from cxr import app
 
 
 @pytest.fixture(scope="module")

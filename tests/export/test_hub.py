@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.cases
+from cli.app import app
 from contract.bundle import MANIFEST, MODEL_CARD, REQUIRED_FILES, compute_sha256, load_bundle, seal_bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.labels import LABELS
 from contract.tensors import GRAPHS
-from cxr import app
 from export import pipeline
 from export.hub import write_hub_folder
 
