@@ -9,6 +9,8 @@ from cli.cases import Row, make_cases, make_parity_cases, read_rows
 from cli.inputs import read_split
 from client import CxrClient
 from contract.bundle import Bundle, load_bundle
+from contract.labels import LABELS
+from export.graphs import export_graphs
 from export.pipeline import export
 from serving.stack import Ports, Stack
 from training.config_file import load_config
@@ -61,3 +63,16 @@ def client(stack: Stack, trained: Trained):
         assert result.indexed > 30
         assert not result.refused
         yield client
+
+
+@pytest.fixture(scope="session")
+def random_model(write_bundle, small_config, tmp_path_factory):
+    """A bundle of the smallest model with random weights, and its graphs: enough to serve and to break."""
+    root = tmp_path_factory.mktemp("random")
+    texts = (
+        "FINDINGS: effusion of grade 0001 is seen.",
+        "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
+        "The heart is enlarged. Lungs are clear.",
+    )
+    bundle = write_bundle(root / "bundle", small_config, seed=2, texts=texts, thresholds=[0.4] * len(LABELS))
+    return bundle, export_graphs(bundle, root / "graphs")

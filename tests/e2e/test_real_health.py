@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from client import CxrClient
-from contract.labels import LABELS
 from serving.probe import ask_all, is_triton_ready
 from serving.stack import Ports, Stack
 from serving.stubs import list_stubs
@@ -23,14 +22,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def repository(write_bundle, small_config, tmp_path_factory) -> Path:
-    from export.graphs import export_graphs
+def repository(random_model, tmp_path_factory) -> Path:
     from export.publish import publish
 
-    root = tmp_path_factory.mktemp("health")
-    texts = ("The heart is enlarged.", "Lungs are clear.")
-    bundle = write_bundle(root / "bundle", small_config, seed=1, texts=texts, thresholds=[0.4] * len(LABELS))
-    return publish(bundle, export_graphs(bundle, root / "graphs"), root / "repository")
+    return publish(*random_model, tmp_path_factory.mktemp("health") / "repository")
 
 
 @pytest.fixture

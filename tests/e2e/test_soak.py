@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cli.bench.soak import BAD, FULL, SWAP
-from contract.labels import LABELS
 
 pytest.importorskip("pytriton")
 pytest.importorskip("torch")
@@ -19,17 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def model(write_bundle, small_config, tmp_path_factory) -> tuple[Path, Path]:
-    from export.graphs import export_graphs
+def model(random_model, tmp_path_factory) -> tuple[Path, Path]:
     from export.publish import publish
 
-    root = tmp_path_factory.mktemp("soak")
-    texts = (
-        "FINDINGS: effusion of grade 0001 is seen.",
-        "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
-    )
-    bundle = write_bundle(root / "bundle", small_config, seed=2, texts=texts, thresholds=[0.4] * len(LABELS))
-    return root / "bundle", publish(bundle, export_graphs(bundle, root / "graphs"), root / "repository")
+    bundle, _ = random_model
+    return bundle.path, publish(*random_model, tmp_path_factory.mktemp("soak") / "repository")
 
 
 def run_soak(

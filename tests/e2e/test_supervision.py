@@ -21,7 +21,6 @@ from cli.bench.served_process import ServedProcess
 from client import CxrClient
 from client.picture import encode_array
 from contract.errors import CxrError, ServiceError
-from contract.labels import LABELS
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from serving.stubs import read_process
 
@@ -32,25 +31,21 @@ grpc_client = pytest.importorskip("tritonclient.grpc")
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ("The heart is enlarged.", "Lungs are clear.")
 BACK_S = 60.0
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl says without being told
 
 
 @pytest.fixture(scope="module")
-def repositories(write_bundle, small_config, tmp_path_factory) -> dict[str, Path]:
+def repositories(random_model, tmp_path_factory) -> dict[str, Path]:
     """Published repositories with random weights; in that for throughput, preprocessing has two instances."""
-    from export.graphs import export_graphs
     from export.pipeline import make_deployment
     from export.profiles import load_profile
     from export.publish import publish
 
     root = tmp_path_factory.mktemp("supervised")
-    bundle = write_bundle(root / "bundle", small_config, seed=1, texts=TEXTS, thresholds=[0.4] * len(LABELS))
-    graphs = export_graphs(bundle, root / "graphs")
     return {
         variant: publish(
-            bundle, graphs, root / variant, make_deployment(load_profile("fp32"), "cpu", variant, "split")
+            *random_model, root / variant, make_deployment(load_profile("fp32"), "cpu", variant, "split")
         )
         for variant in ("latency", "throughput")
     }

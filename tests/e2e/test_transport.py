@@ -64,7 +64,8 @@ class TritonPythonModel:
 
     def _read(self, array):
         if array.dtype == np.object_:
-            return 0.5, float(array.ravel()[0])
+            text = array.ravel()[0]
+            return 0.5, float(text) if text[:1].isdigit() else 0.0  # the question about health is no number
         return array.astype(np.float64).mean() / 255, 0.0
 """
 
