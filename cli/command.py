@@ -32,7 +32,8 @@ DEBUG: Final = "CXR_DEBUG"
 FAILED: Final = 1
 INTERRUPTED: Final = 130  # 128 + SIGINT
 NO_READER: Final = 141  # 128 + SIGPIPE
-_IMPORT_S: Final = 2.0
+_UNINTERRUPTED: Final = ("<frozen importlib._bootstrap>", "multiprocessing/popen_spawn_posix.py")
+_FINISH_S: Final = 2.0
 _LOOK_S: Final = 0.05
 
 # Typer brings its own copy of click's errors, or uses click's, by its version: this finds them either way.
@@ -60,14 +61,15 @@ class _Interrupts:
 
 
 def raise_interrupt(_signal: int, frame: FrameType | None) -> None:
-    """Remember Ctrl-C, and raise it; the import of a module is finished first, for two seconds at most.
+    """Remember Ctrl-C, and raise it; an import or the start of a process is finished first, for two seconds at most.
 
-    C code that initialises a module prints a KeyboardInterrupt or swallows it.
+    C code that initialises a module prints a KeyboardInterrupt or swallows it, and a process whose start is cut off
+    prints a traceback of its own.
     """
     _Interrupts.came = True
     now = time.monotonic()
     since = _Interrupts.waiting_since = _Interrupts.waiting_since or now
-    if now - since < _IMPORT_S and _is_importing(frame):
+    if now - since < _FINISH_S and _must_finish(frame):
         again = threading.Timer(_LOOK_S, signal.raise_signal, (signal.SIGINT,))
         again.daemon = True
         again.start()
@@ -76,9 +78,9 @@ def raise_interrupt(_signal: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _must_finish(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename.endswith(_UNINTERRUPTED):
             return True
         frame = frame.f_back
     return False
