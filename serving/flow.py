@@ -69,3 +69,7 @@ class Flow:
     def get_idle_s(self, models: Iterable[str], since: float, now: float) -> float:
         """Return for how long none of the models has worked, counted from `since` at the earliest."""
         return now - max([since, *(self._worked_at.get(model, 0.0) for model in models)])
+
+    def get_all_idle_s(self, since: float, now: float) -> float:
+        """Return for how long nothing of the server has worked, counted from `since` at the earliest."""
+        return self.get_idle_s(self._worked_at, since, now)

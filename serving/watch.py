@@ -4,7 +4,8 @@
 from them meanwhile. It gives a verdict, one sentence, when
 
 - a model fails twice in a row,
-- a question stands still: nothing on its way has worked for some seconds (see `serving.flow`), or
+- a question stands still: nothing on its way has worked for some seconds (see `serving.flow`),
+- its start stands still for a minute, or
 - a python process of a model that is ready has ended or is stopped, also where another instance still answers.
 
 A server that is slow because it is busy gets no verdict. Nothing here restarts anything: see `serving.supervisor`.
@@ -37,6 +38,7 @@ _COPYING_S: Final = 20.0  # the same while the server itself works: it may be co
 _DIRECT_AFTER_S: Final = (
     2.0  # a question without an answer: the first models on its way are asked by themselves too
 )
+_START_STANDSTILL_S: Final = 60.0  # without an answer and without work, before the first answer
 _HOPELESS_S: Final = 120.0  # a question without an answer for so long has none, busy or not
 _FAILURES: Final = 2
 _STUB_LOOKS: Final = (
@@ -128,7 +130,8 @@ class TritonWatch:
         """
         self.verdict: str | None = None
         self._pid, self._models, self._up = pid, tuple(models), up
-        self._silent_since = time.monotonic() if up else None
+        self._began = time.monotonic()
+        self._silent_since = self._began if up else None
         self._client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
         self._sweeper = RegionSweeper(self._client)
         self._flow = Flow()
@@ -212,13 +215,22 @@ class TritonWatch:
                 return f"{question.model} stands still: no answer, and no model at work, for {idle_s:.0f} s."
             if now - question.waiting_since > _HOPELESS_S:
                 return f"{question.model} did not answer for {_HOPELESS_S:g} s."
-        if self._silent_since is not None:
-            idle_s = self._flow.get_idle_s([SERVER], self._silent_since, now)
-            if idle_s > _STANDSTILL_S or now - self._silent_since > _HOPELESS_S:
-                return f"it says nothing for {now - self._silent_since:.0f} s."
+        if (silence := self._judge_silence(now)) is not None:
+            return silence
         for (model, version), looks in self._lacking.items():
             if looks >= _STUB_LOOKS:
                 return f"A python process of {model}, version {version}, has ended or is stopped."
+        return None
+
+    def _judge_silence(self, now: float) -> str | None:
+        if self._silent_since is None:
+            idle_s = self._flow.get_all_idle_s(self._began, now)
+            if idle_s > _START_STANDSTILL_S:
+                return f"its start stands still: nothing has worked for {idle_s:.0f} s."
+        else:
+            idle_s = self._flow.get_idle_s([SERVER], self._silent_since, now)
+            if idle_s > _STANDSTILL_S or now - self._silent_since > _HOPELESS_S:
+                return f"it says nothing for {now - self._silent_since:.0f} s."
         return None
 
     def _read_counts(self) -> _Counts | None:

@@ -506,3 +506,23 @@ def test_a_folder_from_which_no_program_runs_is_passed_over(tmp_path, monkeypatc
         ConfigError, match=r"cannot be started from .*Permission denied.*: set TMPDIR to a folder"
     ):
         assembly.assemble(find_triton())
+
+
+@pytest.mark.parametrize(("command", "stands_still"), [("sleep 30", True), ("while :; do :; done", False)])
+def test_a_start_that_stands_still_gets_a_verdict_and_one_that_works_does_not(
+    command, stands_still, monkeypatch
+):
+    monkeypatch.setattr(watch, "_START_STANDSTILL_S", 1.5)
+    process = subprocess.Popen(["sh", "-c", f"exec {command}" if stands_still else command])
+    watching = watch.TritonWatch("127.0.0.1:9", process.pid, ("predict_image",), up=False)
+    try:
+        deadline = time.monotonic() + (20 if stands_still else 5)
+        while watching.verdict is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert (watching.verdict is not None) == stands_still
+        if stands_still:
+            assert watching.verdict.startswith("its start stands still: nothing has worked for ")
+    finally:
+        watching.close()
+        process.kill()
+        process.wait()
