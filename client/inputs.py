@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from client.picture import encode_array, encode_pil_image, is_dataset, is_pil_image, write_dataset
+from client.picture import encode_pil_image, is_dataset, is_pil_image, write_dataset
 from contract.dicom import MAX_IMAGE_BYTES
 from contract.errors import ConfigError, CxrError, ImageError, ReportError
+from contract.png import encode_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def read_image(image: ImageSource) -> bytes:
 
     Args:
         image: A file by name (text or `Path`); a whole DICOM, PNG or JPEG file as bytes; an array as for
-            `client.picture.encode_array`; a pydicom data set; a Pillow image.
+            `contract.png.encode_png`; a pydicom data set; a Pillow image.
 
     Raises:
         ImageError: There is no such file, it cannot be read, or something else was given; says what.
@@ -68,7 +69,7 @@ def read_image(image: ImageSource) -> bytes:
     elif isinstance(image, (str, os.PathLike)):
         data = read_image_file(Path(image))
     elif isinstance(image, np.ndarray):
-        data = encode_array(image)
+        data = encode_png(image)
     elif is_dataset(image):
         data = write_dataset(image)  # type: ignore[arg-type]
     elif is_pil_image(image):

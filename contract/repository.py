@@ -76,6 +76,11 @@ class Published:
         return str(self.versions[self.version][FINGERPRINT])
 
     @property
+    def rate_limited(self) -> bool:
+        """Whether the configs of the version that answers hold rate limits."""
+        return self.versions[self.version].get("rate_limited") is True
+
+    @property
     def previous(self) -> int | None:
         """The other version that is kept, or None."""
         return next((number for number in sorted(self.versions) if number != self.version), None)
@@ -227,10 +232,7 @@ def verify(repository: Path) -> Published:
             f"{repository} was published by an older version of cxr, whose marker lacks the hashes of some files: "
             f"`cxr export rollback {repository} --to {state.version}` checks its versions and writes a new marker."
         )
-    damaged = find_damage(state)
-    if damaged:
-        number, details = next(iter(damaged.items()))
-        raise ArtifactError(f"{_join(details)} {_advise(state, number, damaged)}")
+    require_intact(state)
     if details := _compare(repository, state.configs):
         raise ArtifactError(
             f"{_join(details)} `cxr export rollback {repository} --to {state.version}` writes the configs again."

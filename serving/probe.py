@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from contract.address import CHANNEL_OPTIONS
 from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
 from contract.probe_case import PROBE_INPUTS, PROBED
+from contract.tensors import MODELS
 
 _CONTROL_TIMEOUT_S: Final = 1.0
 _MAX_CHARS: Final = 300
@@ -39,7 +40,7 @@ def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None 
         DeadlineError, UnavailableError: No answer.
         ServerError: The answer is an error, or no number.
     """
-    names = inputs if inputs is not None else _INPUTS[model]
+    names = inputs if inputs is not None else [tensor.name for tensor in MODELS[model].inputs]
     try:
         answer = client.infer(model, [_make_input(name) for name in names], client_timeout=timeout_s)
     except InferenceServerException as error:
@@ -72,13 +73,6 @@ def ask_all(url: str, timeout_s: float, models: Sequence[str] = PROBED) -> None:
             ask(client, model, timeout_s)
     finally:
         client.close()
-
-
-_INPUTS: Final[dict[str, tuple[str, ...]]] = {
-    "predict_study": ("image_bytes", "report"),
-    "predict_image": ("image_bytes",),
-    "predict_text": ("report",),
-}
 
 
 def _make_input(name: str) -> Any:

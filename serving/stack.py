@@ -35,7 +35,6 @@ from serving.triton import (
     TritonAddresses,
     build_command,
     find_triton,
-    is_rate_limited,
     list_import_paths,
     make_admin_key,
     name_regions,
@@ -301,7 +300,7 @@ class Stack:
         if not self._assembly.is_whole:  # something tidied up the temporary files
             fallen, self._assembly = self._assembly, assemble(find_triton())
             fallen.folder.close()
-        verify(self.repository)  # is every file what was published?
+        published = verify(self.repository)  # is every file what was published?
         return ChildProcess(
             _TRITON,
             build_command(
@@ -311,7 +310,7 @@ class Stack:
                 TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics),
                 name_regions(self.log_dir),
                 self._admin_key,
-                rate_limited=is_rate_limited(self.repository),
+                rate_limited=published.rate_limited,
                 http_inference=self.http_inference,
             ),
             log_path=self.log_dir / "triton.log",

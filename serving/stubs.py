@@ -52,14 +52,17 @@ def read_process(pid: int) -> Process | None:
     return Process(pid, head.partition("(")[2], fields[0], int(fields[1]), cpu, int(fields[19]))
 
 
+def list_processes() -> list[Process]:
+    """Return all processes of this machine, zombies too."""
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    return [process for pid in pids if (process := read_process(pid)) is not None]
+
+
 def list_stubs(server_pid: int) -> list[Stub]:
     """Return the stubs that a Triton started, zombies too."""
     found = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        process = read_process(int(entry.name))
-        if process is None or process.parent != server_pid or not process.name.startswith(_NAME):
+    for process in list_processes():
+        if process.parent != server_pid or not process.name.startswith(_NAME):
             continue
         parts = Path(os.fsdecode(_read_model_path(process.pid))).parts
         model, version = (parts[-3], parts[-2]) if len(parts) > 2 else ("", "")

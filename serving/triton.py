@@ -111,12 +111,8 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
     return directory
 
 
-def assemble_python(directory: Path, import_paths: Sequence[str] | None = None) -> Path:
-    """Make `directory` (replaced) a virtual environment that imports what this interpreter imports.
-
-    Args:
-        directory: Where.
-        import_paths: Its import path; None means `list_import_paths`.
+def assemble_python(directory: Path, import_paths: Sequence[str]) -> Path:
+    """Make `directory` (replaced) a virtual environment with the import path of this interpreter.
 
     The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
     `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
@@ -128,7 +124,7 @@ def assemble_python(directory: Path, import_paths: Sequence[str] | None = None) 
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(directory)
         packages = next((directory / "lib").glob("python3*/site-packages"))
-        lines = [_NO_BYTECODE, *(list_import_paths() if import_paths is None else import_paths)]
+        lines = [_NO_BYTECODE, *import_paths]
         (packages / "stack.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
         raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
@@ -184,7 +180,7 @@ def build_command(
         addresses: Loopback ports.
         region_prefix: Of the shared-memory regions (`name_regions`).
         admin_key: What a caller must show to change models (`make_admin_key`).
-        rate_limited: Whether the configs hold rate limits to keep (`is_rate_limited`).
+        rate_limited: Whether the configs hold rate limits to keep (`contract.repository.Published.rate_limited`).
         http_inference: Whether Triton's own HTTP front end listens too, for trusted callers alone. Triton 2.51 ends
             with SIGSEGV when a POST of some megabytes comes as a form (curl's default) or in a million chunks.
     """
@@ -286,12 +282,6 @@ def read_fingerprint(repository: Path) -> str:
         ArtifactError: The directory is no published model repository, or its marker is damaged.
     """
     return read_published(repository).fingerprint
-
-
-def is_rate_limited(repository: Path) -> bool:
-    """Return whether the configs of a published repository hold rate limits; ArtifactError if it is none."""
-    state = read_published(repository)
-    return state.versions[state.version].get("rate_limited") is True
 
 
 def find_missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:

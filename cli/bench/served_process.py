@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from contract.errors import DeadlineError, ServiceError
 from serving.ports import Ports
-from serving.stubs import Process, Stub, list_stubs, read_process
+from serving.stubs import Stub, list_processes, list_stubs
 from serving.triton import list_import_paths
 
 _READY: Final = "Ready after"
@@ -81,7 +81,7 @@ class ServedProcess:
 
     def find_server(self, word: str) -> int | None:
         """Return the process of "tritonserver" or "retrieval.server", None while there is none."""
-        for process in _list_processes():
+        for process in list_processes():
             if process.parent == self.process.pid and word in _read_command(process.pid):
                 self._sessions.add(process.pid)
                 return process.pid
@@ -94,7 +94,7 @@ class ServedProcess:
 
     def list_leftovers(self) -> list[int]:
         """Return the processes of its servers, of those too that it had before; zombies do not count."""
-        return [x.pid for x in _list_processes() if x.state != "Z" and _get_session(x.pid) in self._sessions]
+        return [x.pid for x in list_processes() if x.state != "Z" and _get_session(x.pid) in self._sessions]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it in order; return its exit code."""
@@ -115,9 +115,14 @@ class ServedProcess:
         self.stop()
 
 
-def _list_processes() -> list[Process]:
-    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
-    return [process for pid in pids if (process := read_process(pid)) is not None]
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> bool:
+    """Wait until a condition holds; return whether it did in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _get_session(pid: int) -> int:

@@ -19,9 +19,9 @@ from client.bench.hostile_calls import CASE_INPUTS, list_bad_calls, list_good_ca
 from client.bench.inputs import Arrays, RawCase, make_case
 from client.channel import Carrier
 from client.client import CxrClient
-from client.picture import encode_array
 from client.triton import TritonTransport
 from contract.errors import ConfigError, CxrError, InputError
+from contract.png import encode_png
 from contract.tokens import TokenLimits
 
 SAME: Final = 1e-3  # a row computes a little differently in a batch of another size
@@ -56,7 +56,7 @@ def draw_cases(count: int, seed: int = 0) -> list[SoakCase]:
 def draw_image(side: int, generator: np.random.Generator) -> bytes:
     """Return a PNG of 16 drawn squares that is not compressed; `side`, in pixels, is a multiple of 4."""
     coarse = generator.integers(0, 256, (4, 4)).astype(np.uint8)
-    return encode_array(np.kron(coarse, np.ones((side // 4, side // 4), np.uint8)), level=0)
+    return encode_png(np.kron(coarse, np.ones((side // 4, side // 4), np.uint8)), level=0)
 
 
 def ask_expected(client: CxrClient, cases: Sequence[SoakCase]) -> list[NDArray[np.float32]]:

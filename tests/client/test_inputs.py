@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from client.inputs import find_path, read_image, read_report
-from client.picture import encode_array
 from contract.dicom import load_pixels
 from contract.errors import ImageError, ReportError
+from contract.png import encode_png
 
 pydicom = pytest.importorskip("pydicom")
 pil = pytest.importorskip("PIL.Image")
@@ -36,7 +36,7 @@ def test_an_array_becomes_a_picture_without_a_loss(name):
     with pil.open(io.BytesIO(read_image(array))) as picture:
         assert picture.format == "PNG"
         picture.verify()
-    decoded = np.asarray(pil.open(io.BytesIO(encode_array(array))))
+    decoded = np.asarray(pil.open(io.BytesIO(encode_png(array))))
     np.testing.assert_array_equal(decoded, array.reshape(decoded.shape))
 
 
@@ -66,11 +66,11 @@ def test_a_mask_is_not_lost_without_a_word():
     array = np.ma.masked_greater(np.arange(12, dtype=np.uint8).reshape(3, 4), 9)
     with pytest.raises(ImageError, match=r"masked array: fill the masked pixels"):
         read_image(array)
-    assert read_image(array.filled(0)) == encode_array(array.filled(0))
+    assert read_image(array.filled(0)) == encode_png(array.filled(0))
 
 
 def test_a_file_is_the_same_however_it_is_given(tmp_path, monkeypatch):
-    data = encode_array(ARRAYS["deep"])
+    data = encode_png(ARRAYS["deep"])
     path = tmp_path / "a chest (1).png"
     path.write_bytes(data)
     monkeypatch.chdir(tmp_path)
@@ -165,7 +165,7 @@ def test_a_pillow_image_that_png_cannot_hold_is_refused(mode):
 
 
 def test_a_pillow_image_whose_file_is_cut_off_is_refused():
-    data = encode_array(ARRAYS["grey"])
+    data = encode_png(ARRAYS["grey"])
     with pytest.raises(ImageError, match="damaged or closed"):
         read_image(pil.open(io.BytesIO(data[:200])))
 

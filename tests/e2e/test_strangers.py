@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.bench.served_process import ServedProcess
+from cli.bench.served_process import ServedProcess, wait_for
 from client import CxrClient
 from client.bench.soak import draw_cases
 from contract.errors import CxrError
@@ -24,7 +24,6 @@ pytest.importorskip("pytriton")
 pytestmark = pytest.mark.e2e
 
 SHARED_MEMORY = Path("/dev/shm")
-BACK_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +37,6 @@ def served(trained, tmp_path_factory):
 def stranger(served):
     with grpc_client.InferenceServerClient(served.triton_url) as client:
         yield client
-
-
-def wait_for(condition, timeout_s: float = BACK_S) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def answers(served: ServedProcess) -> bool:

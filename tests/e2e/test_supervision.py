@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from cli.bench.faults import FAULTS, SHARED_MEMORY
-from cli.bench.served_process import ServedProcess
+from cli.bench.served_process import ServedProcess, wait_for
 from client import CxrClient
-from client.picture import encode_array
 from contract.errors import CxrError, ServiceError
+from contract.png import encode_png
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from serving.stubs import read_process
 
@@ -31,7 +31,6 @@ grpc_client = pytest.importorskip("tritonclient.grpc")
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-BACK_S = 60.0
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl says without being told
 
 
@@ -71,15 +70,6 @@ def ask_all(served: ServedProcess) -> bool:
             client.predict(None, PROBE_REPORT)
     except CxrError:
         return False
-    return True
-
-
-def wait_for(condition, timeout_s: float = BACK_S) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
     return True
 
 
@@ -179,7 +169,7 @@ def test_one_dead_instance_of_two_is_noticed(repositories, tmp_path):
 def test_a_busy_server_is_left_alone(served):
     """The queue is longer than the time after which a server that stands still is ended."""
     rng = np.random.default_rng(0)
-    image = encode_array(rng.integers(0, 256, (5000, 5000), dtype=np.uint8), level=0)
+    image = encode_png(rng.integers(0, 256, (5000, 5000), dtype=np.uint8), level=0)
     triton, waited, threads = served.find_server("tritonserver"), [0.0], []
     done = threading.Event()
 
