@@ -202,6 +202,7 @@ def table(
         Path | None, typer.Option(help="Directory for table.json and table.md; default: ROOT.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="How long each load is measured.")] = 12.0,
+    runs: Annotated[int, typer.Option(min=1, help="How often each part is measured.")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -210,7 +211,7 @@ def table(
     from cli.show import print_json
 
     console = make_console(as_json)
-    report = measure_table(console, root, out or root, seconds=seconds, only=only or ())
+    report = measure_table(console, root, out or root, seconds=seconds, runs=runs, only=only or ())
     print_json(report) if as_json else print_table(console, report)
 
 

@@ -1,16 +1,20 @@
-"""What serving costs over the same graphs in this process, and what a hot swap does to who is being served."""
+"""What serving costs over the same graphs in this process, and what a hot swap does to who is being served.
+
+All of it is measured of one configuration, the repository `fused` that `make bench` publishes.
+"""
 
 import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+from cli.bench.in_process import Ways
 from cli.bench.model import (
     LENGTH,
     RAW,
@@ -19,155 +23,123 @@ from cli.bench.model import (
     TIMEOUT_S,
     Model,
     compare,
-    get_median,
     get_rate,
-    join_batches,
     measure_side_by_side,
     prepare,
     say_ms,
     send,
 )
-from cli.bench.run import BOTH_AT_ONCE, answer_here
 from cli.bench.target import TargetRow
+from client.bench.inputs import Arrays
 from client.bench.load import ClosedLoop, Phases
 from client.bench.measure import Row, Subject, measure
 from client.bench.requests import make_client_request
+from client.channel import Carrier, ChannelSettings
 from contract.tensors import MODELS
 
 if TYPE_CHECKING:
     from serving.stack import Stack
 
 _CONCURRENCY: Final = 8
-_BATCHES: Final = (1, 4, 8, 16)
+_MANY: Final = 32  # clients, as of two hosts
+_SERVED: Final = "served"
 
 
 def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
-    """Measure what serving costs over the same graphs in this process, in both layouts; the better one counts."""
-    costs = {path.name: _measure_layout(model, path, phases) for path in (model.split, model.fused)}
-    tensors, throughput, files = zip(*(cost.list_ratios() for cost in costs.values()), strict=True)
-    return [
-        _choose(
-            "served predict_study_tensors, batch 1, p50 / the same graphs in-process, best order",
-            costs,
-            1.05,
-            tensors,
-        ),
-        _choose(
-            f"saturated throughput, concurrency {_CONCURRENCY} / in-process loop at its best batch size",
-            costs,
-            0.97,
-            throughput,
-            bound="at least",
-        ),
-        _choose(
-            "raw DICOM in by the client, p50 / in-process load_pixels, tokens and graphs", costs, 1.10, files
-        ),
-        TargetRow(
-            "server ready after start",
-            "at most",
-            10,
-            max(cost.ready_s for cost in costs.values()),
-            "s",
-            "weights on disk, warmed up: "
-            + ", ".join(f"{name} {x.ready_s:.1f} s" for name, x in costs.items()),
-        ),
-    ]
-
-
-@dataclass(frozen=True)
-class _LayoutCost:
-    """What was measured of one layout: rows of the served model first, those of this process after it."""
-
-    latency: list[Row]
-    throughput: list[Row]
-    files: list[Row]
-    ready_s: float
-
-    def list_ratios(self) -> list[tuple[float, str]]:
-        """Return served / in-process, and both figures, of latency, throughput and latency from files."""
-        best = min(self.latency[1:], key=get_median)
-        fullest = max(self.throughput[1:], key=get_rate)
-        rates = f"{get_rate(self.throughput[0]):.1f} / {get_rate(fullest):.1f} studies/s"
-        rate = statistics.median(
-            ours.throughput / (theirs.throughput * fullest.subject.batch)
-            for ours, theirs in zip(self.throughput[0].samples, fullest.samples, strict=True)
-        )
+    """Measure what serving costs over the fastest way to run the same weights in this process."""
+    with ExitStack() as open_now:
+        stack, ready_s = open_now.enter_context(model.serve(model.fused))
+        ways = Ways({"split": model.split, "fused": model.fused})
+        cases = model.read_cases()
+        fixed = prepare(ways.first, TENSORS, cases, length=LENGTH)
+        mixed = prepare(ways.first, TENSORS, cases)
+        raw = prepare(ways.first, RAW, cases)
+        load = _Load(open_now, stack, ways, phases)
         return [
-            (
-                compare(self.latency[0], best),
-                f"{say_ms(self.latency[0])} / {say_ms(best)} {best.subject.target}",
-            ),
-            (rate, f"{rates}, batch {fullest.subject.batch}"),
-            (
-                compare(self.files[0], self.files[1]),
-                f"{say_ms(self.files[0])} / {say_ms(self.files[1])}",
-            ),
+            load.measure_latency(fixed),
+            *load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97),
+            *load.measure_throughput(mixed, "texts of mixed lengths", None),
+            load.measure_files(raw, "auto", "raw DICOM in by the client", 1.10),
+            load.measure_files(raw, "grpc", "raw DICOM over TCP, no shared memory", None),
+            TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up"),
         ]
 
 
-def _choose(
-    name: str,
-    layouts: Iterable[str],
-    limit: float,
-    ratios: Sequence[tuple[float, str]],
-    *,
-    bound: Literal["at most", "at least"] = "at most",
-) -> TargetRow:
-    """Return a row with the better layout's ratio, and both layouts' in its detail."""
-    best = (min if bound == "at most" else max)(ratio for ratio, _ in ratios)
-    detail = "; ".join(
-        f"{layout} {ratio:.3f} ({said})" for layout, (ratio, said) in zip(layouts, ratios, strict=True)
-    )
-    return TargetRow(name, bound, limit, best, detail=detail)
+@dataclass(frozen=True)
+class _Load:
+    """A server, and what it is held against."""
 
+    open_now: ExitStack
+    stack: "Stack"
+    ways: Ways
+    phases: Phases
 
-def _measure_layout(model: Model, repository: Path, phases: Phases) -> _LayoutCost:
-    from client.triton import TritonTransport
-    from serving.inprocess import InProcess
-
-    with ExitStack() as open_now:
-        stack, ready_s = open_now.enter_context(model.serve(repository))
-        alone, together = InProcess(repository), InProcess(repository, concurrent=True)
-        cases = model.read_cases()
-        fixed = prepare(alone, TENSORS, cases, length=LENGTH)
-        raw = prepare(alone, RAW, cases)
-        served = open_now.enter_context(send(stack, TENSORS, fixed))
-        latency = measure_side_by_side(
-            [
-                Subject("served", served, ClosedLoop(1)),
-                Subject("in-process", answer_here(alone, TENSORS, fixed), ClosedLoop(1)),
-                Subject(BOTH_AT_ONCE, answer_here(together, TENSORS, fixed), ClosedLoop(1)),
-            ],
-            phases,
+    def measure_latency(self, requests: Sequence[Arrays]) -> TargetRow:
+        """One client after the other, tensors in."""
+        fastest = self.ways.find_fastest(TENSORS, requests, self.phases)
+        sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
+        served, here = measure_side_by_side([Subject(_SERVED, sender, ClosedLoop(1)), fastest], self.phases)
+        return TargetRow(
+            "served predict_study_tensors, batch 1, p50 / in-process",
+            "at most",
+            1.05,
+            compare(served, here),
+            detail=_say_latency(served, here),
         )
-        throughput = measure(
-            [Subject("served", served, ClosedLoop(_CONCURRENCY))]
-            + [
-                Subject(
-                    "in-process",
-                    answer_here(alone, TENSORS, join_batches(fixed, size)),
-                    ClosedLoop(1),
-                    batch=size,
-                )
-                for size in _BATCHES
-            ],
-            phases,
-            repeats=REPEATS,
-        )
-        # As CxrClient sends files: by shared memory on one host.
-        transport = TritonTransport(stack.triton_url)
-        open_now.callback(transport.close)
+
+    def measure_throughput(
+        self, requests: Sequence[Arrays], what: str, limit: float | None
+    ) -> list[TargetRow]:
+        """As many clients as fill the server, and many more than that."""
+        fullest = self.ways.find_fullest(TENSORS, requests, self.phases)
+        sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
+        subjects = [Subject(_SERVED, sender, ClosedLoop(workers)) for workers in (_CONCURRENCY, _MANY)]
+        *served, here = measure([*subjects, fullest], self.phases, repeats=REPEATS)
+        return [
+            TargetRow(
+                f"throughput, {row.subject.load.senders} clients, {what} / in-process loop at its best batch size",
+                "at least",
+                limit if row is served[0] else None,
+                _compare_rates(row, here),
+                detail=f"{get_rate(row):.1f} / {get_rate(here):.1f} studies/s ({here.subject.target}, batch "
+                f"{here.subject.batch}); p99 {row.histogram.get_percentile(99):.0f} ms",
+            )
+            for row in served
+        ]
+
+    def measure_files(
+        self, requests: Sequence[Arrays], carrier: Carrier, name: str, limit: float | None
+    ) -> TargetRow:
+        """One client after the other, files in."""
+        from client.triton import TritonTransport
+
+        fastest = self.ways.find_fastest(RAW, requests, self.phases)
+        transport = TritonTransport(self.stack.triton_url, ChannelSettings(carrier))
+        self.open_now.callback(transport.close)
         outputs = tuple(tensor.name for tensor in MODELS[RAW].outputs)
-        files = measure_side_by_side(
-            [
-                Subject(
-                    "served", make_client_request(transport, RAW, raw, outputs, TIMEOUT_S), ClosedLoop(1)
-                ),
-                Subject("in-process", answer_here(alone, RAW, raw), ClosedLoop(1)),
-            ],
-            phases,
+        send_file = make_client_request(transport, RAW, requests, outputs, TIMEOUT_S)
+        served, here = measure_side_by_side(
+            [Subject(_SERVED, send_file, ClosedLoop(1)), fastest], self.phases
         )
-    return _LayoutCost(latency, throughput, files, ready_s)
+        return TargetRow(
+            f"{name}, p50 / in-process",
+            "at most",
+            limit,
+            compare(served, here),
+            detail=_say_latency(served, here),
+        )
+
+
+def _say_latency(served: Row, here: Row) -> str:
+    return f"{say_ms(served)} / {say_ms(here)} ({here.subject.target})"
+
+
+def _compare_rates(served: Row, here: Row) -> float:
+    """Return how many times as many cases a second were served: the median over repeats, which ran side by side."""
+    return statistics.median(
+        ours.throughput * served.subject.batch / (theirs.throughput * here.subject.batch)
+        for ours, theirs in zip(served.samples, here.samples, strict=True)
+    )
 
 
 def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
@@ -176,9 +148,9 @@ def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
 
     with ExitStack() as open_now:
         scratch = Path(open_now.enter_context(tempfile.TemporaryDirectory(prefix="cxr-swap-")))
-        repository = Path(shutil.copytree(model.split, scratch / "repository"))
+        repository = Path(shutil.copytree(model.fused, scratch / "repository"))
         stack, _ = open_now.enter_context(model.serve(repository))
-        fixed = prepare(InProcess(model.split), TENSORS, model.read_cases(), length=LENGTH)
+        fixed = prepare(InProcess(model.fused), TENSORS, model.read_cases(), length=LENGTH)
         sender = open_now.enter_context(send(stack, TENSORS, fixed))
         steady = measure([Subject("served", sender, ClosedLoop(1))], phases, repeats=1)[0]
         swap = _Swap(lambda: _publish_again(model, repository, stack), phases.duration_s)
@@ -245,6 +217,6 @@ def _publish_again(model: Model, repository: Path, stack: "Stack") -> None:
     profile = load_profile(entry["profile"])
     deployment = make_deployment(profile, entry["target"], entry["variant"], entry["layout"])
     version = str(published.version)
-    graphs = {name: model.split / name / version / "model.onnx" for name in deployment.graphs}
+    graphs = {name: model.fused / name / version / "model.onnx" for name in deployment.graphs}
     publish(model.bundle, graphs, repository, deployment)
     reload_models(stack.triton_url, repository, read_admin_key(stack.admin_key_path))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from rich import box
 from rich.console import Console
 
-from cli.bench.target import TargetRow
+from cli.bench.target import TargetRow, merge_runs
 from cli.console import Table, escape
 from contract.errors import ConfigError
 from contract.files import write_file
@@ -22,7 +22,7 @@ MARKDOWN_FILE: Final = "table.md"
 
 
 def measure_table(
-    console: Console, root: Path, out: Path, *, seconds: float, only: Sequence[str] = ()
+    console: Console, root: Path, out: Path, *, seconds: float, runs: int = 1, only: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Measure all rows and write them after each part, so that an interrupt loses little.
 
@@ -31,6 +31,7 @@ def measure_table(
         root: Directory that `make bench` filled: studies.parquet, tiny/ and base/ with bundle and repositories.
         out: Directory of table.json and table.md.
         seconds: How long each load is measured.
+        runs: How often each part is measured, servers started anew.
         only: Names of parts; empty for all.
 
     Raises:
@@ -47,13 +48,17 @@ def measure_table(
         "command": describe_command(),
         "machine": describe_machine(),
         "seconds": seconds,
+        "runs": runs,
         "rows": [],
     }
     for name, part in parts.items():
         if only and name not in only:
             continue
-        with console.status(f"Measuring: {name}"):
-            rows = part()
+        measured = []
+        for run in range(runs):
+            with console.status(f"Measuring: {name}, run {run + 1} of {runs}"):
+                measured.append(part())
+        rows = merge_runs(measured)
         report["rows"] += [row.to_dict() for row in rows]
         write_table(report, out)
         for row in rows:
@@ -72,17 +77,15 @@ def to_markdown(report: dict[str, Any]) -> str:
     machine = report["machine"]
     said = ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int))
     lines = [
-        f"`{report['command']}`, {report['seconds']:g} s a load; {said}",
+        f"`{report['command']}`, {report['seconds']:g} s a load, median of {report['runs']} runs; {said}",
         "",
         "| | wanted | found | | |",
         "|---|---|---|---|---|",
     ]
     for entry in report["rows"]:
         row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
-        lines.append(
-            f"| {row.name} | {row.bound} {row.limit:g}{_show_unit(row)} | {_show_value(row)} | {row.verdict} "
-            f"| {_show_detail(row)} |"
-        )
+        shown = (row.name, _show_limit(row), _show_value(row), row.verdict, _show_detail(row))
+        lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -93,13 +96,20 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
         table.add_column(name, overflow="fold")
     for entry in report["rows"]:
         row = TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
-        wanted = f"{row.bound} {row.limit:g}{_show_unit(row)}"
-        table.add_row(*map(escape, (row.name, wanted, _show_value(row), row.verdict, _show_detail(row))))
+        shown = (row.name, _show_limit(row), _show_value(row), row.verdict, _show_detail(row))
+        table.add_row(*map(escape, shown))
     console.print(table)
 
 
+def _show_limit(row: TargetRow) -> str:
+    return "-" if row.limit is None else f"{row.bound} {row.limit:g}{_show_unit(row)}"
+
+
 def _show_value(row: TargetRow) -> str:
-    return "-" if row.value is None else f"{row.value:.4g}{_show_unit(row)}"
+    if row.value is None:
+        return "-"
+    between = f" ({min(row.runs):.4g} to {max(row.runs):.4g})" if len(row.runs) > 1 else ""
+    return f"{row.value:.4g}{_show_unit(row)}{between}"
 
 
 def _show_unit(row: TargetRow) -> str:

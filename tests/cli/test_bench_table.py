@@ -9,7 +9,7 @@ from rich.console import Console
 from cli.bench import rows as bench_rows
 from cli.bench.rows import compare_answers
 from cli.bench.table import measure_table, to_markdown
-from cli.bench.target import TargetRow
+from cli.bench.target import TargetRow, merge_runs
 from contract.errors import ConfigError
 
 
@@ -22,11 +22,35 @@ from contract.errors import ConfigError
         (TargetRow("a", "at least", 0.97, 0.9), False),
         (TargetRow("a", "at least", 0.97, 2.0, conditions={"cosine": False}), False),
         (TargetRow("a", "at least", 0.97, None), None),
+        (TargetRow("a", "at least", None, 2.0), None),
     ],
 )
 def test_verdict(row, passed):
     assert row.passed is passed
     assert row.to_dict()["passed"] is passed
+
+
+def test_words_for_what_has_no_verdict():
+    assert TargetRow("a", "at least", None, 2.0).verdict == "no target"
+    assert TargetRow("a", "at least", 0.97, None).verdict == "not measured"
+    assert TargetRow("a", "at least", None, None).verdict == "not measured"
+
+
+def test_of_several_runs_the_middle_one_counts():
+    runs = [
+        [TargetRow("a", "at most", 1.05, value, detail=f"run {value}", conditions={"none failed": met})]
+        for value, met in ((1.2, True), (1.0, True), (1.04, False))
+    ]
+    (row,) = merge_runs(runs)
+    assert (row.value, row.detail, row.runs) == (1.04, "run 1.04", (1.2, 1.0, 1.04))
+    assert row.passed is False  # the limit is kept, but one of the runs had failures
+    (kept,) = merge_runs([rows for rows in runs if rows[0].conditions["none failed"]] + [runs[0]])
+    assert (kept.value, kept.conditions) == (1.2, {"none failed": True})
+
+
+def test_a_row_that_was_never_measured_stays_so():
+    missing = TargetRow("perf_analyzer", "at most", 5.0, None, "%", "no perf_analyzer")
+    assert merge_runs([[missing], [missing]]) == [missing]
 
 
 class Answers:
@@ -72,6 +96,18 @@ def test_files_are_written_after_each_part(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "table.md").read_text()
     assert text == to_markdown(written)
     assert "| served / in-process | at most 1.05x | 1.2x | FAIL | 12 ms / 10 ms |" in text
+
+
+def test_the_range_of_the_runs_stands_beside_the_median(tmp_path, monkeypatch):
+    values = iter([1.3, 1.1, 1.2])
+    monkeypatch.setattr(
+        bench_rows,
+        "list_parts",
+        lambda *_: {"one": lambda: [TargetRow("a", "at most", None, next(values))]},
+    )
+    report = measure_table(Console(quiet=True), tmp_path, tmp_path / "out", seconds=1, runs=3)
+    assert report["rows"][0]["runs"] == [1.3, 1.1, 1.2]
+    assert "| a | - | 1.2x (1.1 to 1.3) | no target |  |" in to_markdown(report)
 
 
 def test_unknown_part_and_missing_models(tmp_path):
