@@ -41,6 +41,8 @@ _BAD_CALLS: Final = 1500
 _CUT_CALLS: Final = 1500
 _LARGE_SIDES: Final = range(2048, 4096, 256)  # pixels; of files that need more memory than those before
 _BAD_S: Final = 8.0
+# Triton before 25.06 may end when a client cancels a call, about once in 20,000 (docs/serving.md).
+_CUT_CALLS_PER_END: Final = 5000
 _NOTICE_S: Final = 9.0  # an event that is noticed at all is noticed within this
 _RECOVER_S: Final = 120.0
 _LEFT_S: Final = 15.0
@@ -48,12 +50,16 @@ _LEFT_S: Final = 15.0
 
 @dataclass
 class Event:
-    """One kind of event: how often, how long until all clients had good answers again, and what they met."""
+    """One kind of event: how often, how long until all clients had good answers again, and what they met.
+
+    `restarts` counts the times after which Triton was another process.
+    """
 
     name: str
     recoveries_s: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     unrecovered: int = 0
+    restarts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what stands in the table."""
@@ -64,6 +70,7 @@ class Event:
             "recovery_median_s": round(statistics.median(times), 2) if times else None,
             "recovery_max_s": round(max(times), 2) if times else None,
             "unrecovered": self.unrecovered,
+            "restarts": self.restarts,
             "errors": dict(self.errors),
         }
 
@@ -170,8 +177,8 @@ def write_report(report: dict[str, Any], out: Path, said: str) -> None:
 def format_markdown(report: dict[str, Any]) -> str:
     """Return the table and the sums under it."""
     lines = [
-        "| event | times | good answers again, median | longest | errors that clients saw |",
-        "|---|---|---|---|---|",
+        "| event | times | Triton started again | good answers again, median | longest | errors that clients saw |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(row)} |" for row in map(_format_row, report["events"])]
     return "\n".join([*lines, "", *_format_sums(report), ""])
@@ -180,7 +187,7 @@ def format_markdown(report: dict[str, Any]) -> str:
 def print_soak(console: Console, report: dict[str, Any]) -> None:
     """Show the table."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("event", "times", "median", "longest", "errors"):
+    for title in ("event", "times", "restarts", "median", "longest", "errors"):
         table.add_column(title)
     for event in report["events"]:
         table.add_row(*_format_row(event))
@@ -194,7 +201,7 @@ def _format_row(event: dict[str, Any]) -> list[str]:
     seconds = [
         "-" if event[x] is None else f"{event[x]:.1f} s" for x in ("recovery_median_s", "recovery_max_s")
     ]
-    return [event["event"], str(event["times"]), *seconds, errors]
+    return [event["event"], str(event["times"]), str(event["restarts"]), *seconds, errors]
 
 
 def _format_sums(report: dict[str, Any]) -> list[str]:
@@ -204,7 +211,8 @@ def _format_sums(report: dict[str, Any]) -> list[str]:
         f"{sum(report['untyped_errors'].values())} errors of no type of this project.",
         f"Among bad clients: {bad['good']} good answers, {bad['refused']} bad calls refused, "
         f"{sum(bad['cut'].values())} calls ended by their client; {len(bad['wrong'])} wrong, "
-        f"{len(bad['unanswered'])} unanswered, {len(bad['not_refused'])} not refused.",
+        f"{len(bad['unanswered'])} unanswered, {len(bad['not_refused'])} not refused, "
+        f"{bad['unavailable']} met no server.",
         f"Left over: {left['processes']} processes, {left['shared_memory_bytes']} bytes of shared memory, "
         f"{left['regions']} regions; exit code {left['exit_code']}.",
     ]
@@ -258,6 +266,7 @@ def _sum_hostile(reports: "Sequence[HostileReport]") -> dict[str, Any]:
     return {
         "good": sum(report.good for report in reports),
         "refused": sum(report.refused for report in reports),
+        "unavailable": sum(report.unavailable for report in reports),
         "cut": dict(sum((report.cut for report in reports), Counter[str]())),
         "wrong": [sentence for report in reports for sentence in report.wrong],
         "unanswered": [sentence for report in reports for sentence in report.unanswered],
@@ -295,8 +304,8 @@ def _repeat(names: list[str], goes_on: Callable[[], bool]) -> Iterator[str]:
 def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: Fault) -> None:
     if served.process.poll() is not None:
         raise ServerError(f"cxr serve ended: {served.read_output()[-1000:]}")
-    for word in ("tritonserver", "retrieval.server"):
-        served.find_server(word)  # remembered, to look for what is left of them at the end
+    # Both are remembered, to look for what is left of them at the end.
+    triton, _ = served.find_server("tritonserver"), served.find_server("retrieval.server")
     began = time.monotonic()
     fault(served)
     settled = time.monotonic() + _NOTICE_S
@@ -307,6 +316,7 @@ def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: 
         time.sleep(0.2)
     else:
         event.unrecovered += 1
+    event.restarts += served.find_server("tritonserver") != triton
     event.errors.update(good.count_errors(began))
     good.dismiss()
 
@@ -382,6 +392,14 @@ def _measure_memory() -> int:
     return sum(path.stat().st_size for path in SHARED_MEMORY.iterdir() if path.is_file())
 
 
+def _judge_restarts(report: dict[str, Any]) -> str:
+    """Return a sentence if bad clients ended Triton more often than the one fault does that is known and stays."""
+    restarts = sum(event["restarts"] for event in report["events"] if event["event"] == BAD)
+    cut = sum(report["bad_clients"]["cut"].values())
+    allowed = 1 + cut // _CUT_CALLS_PER_END
+    return f"bad clients ended Triton {restarts} times in {cut} short calls" if restarts > allowed else ""
+
+
 def _require_clean(report: dict[str, Any]) -> None:
     left = report["leftovers"]
     troubles = [
@@ -393,6 +411,7 @@ def _require_clean(report: dict[str, Any]) -> None:
             if (said := report["bad_clients"][kind])
         ),
         *(f"not recovered: {event['event']}" for event in report["events"] if event["unrecovered"]),
+        _judge_restarts(report),
         *(f"{name}: {count}" for name, count in left.items() if count),
     ]
     if any(troubles):

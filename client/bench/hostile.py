@@ -37,6 +37,7 @@ CARRIERS: Final[tuple[Carrier, ...]] = ("grpc", "shared_memory", "http")
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _CHANNEL: Final = (("grpc.max_send_message_length", -1), *CHANNEL_OPTIONS)
 _CUT_S: Final = (0.002, 0.1)  # how long a call that its client ends may take
+_PAUSE_S: Final = 0.1  # after a call that met no server, before the next one
 _HTTP_ERRORS: Final = {400: "INVALID_ARGUMENT", 499: "CANCELLED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 
 
@@ -189,10 +190,14 @@ class HttpCaller:
 
 @dataclass
 class HostileReport:
-    """What became of the calls. `wrong` and `unanswered` name good calls, `not_refused` bad ones; all must be empty."""
+    """What became of the calls. `wrong` and `unanswered` name good calls, `not_refused` bad ones; all must be empty.
+
+    `unavailable` counts calls of any kind that met no server: it had ended.
+    """
 
     good: int = 0
     refused: int = 0
+    unavailable: int = 0
     cut: Counter[str] = field(default_factory=Counter)  # how calls with a short deadline ended -> how many
     wrong: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)
@@ -206,7 +211,7 @@ class HostileReport:
         return (
             f"{self.good} good answers (the slowest after {self.slowest_s:.2f} s), {self.refused} bad calls refused, "
             f"calls ended by their client: {ends or 'none'}; {len(self.wrong)} wrong, {len(self.unanswered)} "
-            f"unanswered, {len(self.not_refused)} not refused; {self.wall_s:.0f} s"
+            f"unanswered, {len(self.not_refused)} not refused, {self.unavailable} without a server; {self.wall_s:.0f} s"
         )
 
 
@@ -319,6 +324,9 @@ class HostileTraffic:
                 began = time.monotonic()
                 try:
                     answer = caller.infer(call, self._timeout_s)
+                except UnavailableError:
+                    self._wait_for_server()
+                    continue
                 except CxrError as error:
                     self._note("unanswered", f"{call.name} over {carrier}: {error}")
                     continue
@@ -337,6 +345,8 @@ class HostileTraffic:
         except InputError:
             with self._lock:
                 self._report.refused += 1
+        except UnavailableError:
+            self._wait_for_server()
         except CxrError as error:
             self._note("not_refused", f"{call.name} over {carrier}: {error}")
         else:
@@ -355,11 +365,19 @@ class HostileTraffic:
             self._compare(call, carrier, answer)
         except (DeadlineError, CancelledError):
             end = "ended"
+        except UnavailableError:
+            end = "unavailable"
+            self._wait_for_server()
         except CxrError as error:
             end = type(error).__name__
             self._note("unanswered", f"{call.name} over {carrier}, cut short: {error}")
         with self._lock:
             self._report.cut[end] += 1
+
+    def _wait_for_server(self) -> None:
+        with self._lock:
+            self._report.unavailable += 1
+        time.sleep(_PAUSE_S)
 
     def _compare(self, call: Call, carrier: str, answer: Arrays) -> None:
         for name in find_differences(call, answer):

@@ -62,6 +62,15 @@ def served(repository, tmp_path):
         yield served
 
 
+@pytest.fixture(scope="module")
+def unharmed(repositories, tmp_path_factory):
+    """One server for the tests that must leave it as it is."""
+    directory = tmp_path_factory.mktemp("unharmed")
+    with ServedProcess(repositories["latency"], directory / "serve") as served:
+        served.wait_ready(90)
+        yield served
+
+
 def ask_all(served: ServedProcess) -> bool:
     try:
         with CxrClient(served.triton_url, served.retrieval_url, timeout_s=3) as client:
@@ -102,12 +111,12 @@ def test_triton_comes_back_alone(served, name):
     assert served.list_leftovers() == []
 
 
-def test_a_triton_that_stood_still_for_a_moment_is_left_alone(served):
-    triton = served.find_server("tritonserver")
-    FAULTS["stop Triton for 1.5 s"](served)
+def test_a_triton_that_stood_still_for_a_moment_is_left_alone(unharmed):
+    triton = unharmed.find_server("tritonserver")
+    FAULTS["stop Triton for 1.5 s"](unharmed)
     time.sleep(8)
-    assert served.find_server("tritonserver") == triton, served.read_output()
-    assert ask_all(served)
+    assert unharmed.find_server("tritonserver") == triton, unharmed.read_output()
+    assert ask_all(unharmed)
 
 
 def test_predictions_go_on_without_the_sidecar(served):
@@ -166,15 +175,15 @@ def test_one_dead_instance_of_two_is_noticed(repositories, tmp_path):
         assert f"A python process of {name}, version 1, has ended or is stopped" in served.read_output()
 
 
-def test_a_busy_server_is_left_alone(served):
+def test_a_busy_server_is_left_alone(unharmed):
     """The queue is longer than the time after which a server that stands still is ended."""
     rng = np.random.default_rng(0)
     image = encode_png(rng.integers(0, 256, (5000, 5000), dtype=np.uint8), level=0)
-    triton, waited, threads = served.find_server("tritonserver"), [0.0], []
+    triton, waited, threads = unharmed.find_server("tritonserver"), [0.0], []
     done = threading.Event()
 
     def ask() -> None:
-        with CxrClient(served.triton_url, timeout_s=120, transport="grpc") as client:
+        with CxrClient(unharmed.triton_url, timeout_s=120, transport="grpc") as client:
             while not done.is_set():
                 began = time.monotonic()
                 client.predict(image)
@@ -189,25 +198,25 @@ def test_a_busy_server_is_left_alone(served):
     for thread in threads:
         thread.join()
     assert max(waited) > 7, "the server was not busy enough for this test"
-    assert served.find_server("tritonserver") == triton, served.read_output()
-    assert ask_all(served)
+    assert unharmed.find_server("tritonserver") == triton, unharmed.read_output()
+    assert ask_all(unharmed)
 
 
-def test_http_answers_health_and_nothing_else(served):
-    assert [get_health(served, path) for path in ("/v2/health/live", "/v2/health/ready")] == [200, 200]
-    assert get_health(served, "/v2/models/predict_study/ready") == 200
-    assert get_health(served, "/v2/models/predict_image/versions/1/ready") == 200
-    assert get_health(served, "/v2/models/nothing/ready") == 404
-    assert get_health(served, "/v2") == 404
-    assert get_health(served, method="PUT") == 405
+def test_http_answers_health_and_nothing_else(unharmed):
+    assert [get_health(unharmed, path) for path in ("/v2/health/live", "/v2/health/ready")] == [200, 200]
+    assert get_health(unharmed, "/v2/models/predict_study/ready") == 200
+    assert get_health(unharmed, "/v2/models/predict_image/versions/1/ready") == 200
+    assert get_health(unharmed, "/v2/models/nothing/ready") == 404
+    assert get_health(unharmed, "/v2") == 404
+    assert get_health(unharmed, method="PUT") == 405
 
 
-def test_http_posts_that_end_tritons_own_front_end(served):
+def test_http_posts_that_end_tritons_own_front_end(unharmed):
     """5 MB as curl sends them, ten times, and a million chunks of one byte."""
-    triton = served.find_server("tritonserver")
+    triton = unharmed.find_server("tritonserver")
     path = "/v2/models/predict_image/infer"
     for _ in range(10):
-        connection = http.client.HTTPConnection("127.0.0.1", served.ports.http, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", unharmed.ports.http, timeout=5)
         try:
             connection.request("POST", path, body=b"x" * 5_000_000, headers=FORM)
             assert connection.getresponse().status == 405
@@ -215,16 +224,16 @@ def test_http_posts_that_end_tritons_own_front_end(served):
             pass  # refused before all was sent
         finally:
             connection.close()
-    with socket.create_connection(("127.0.0.1", served.ports.http), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", unharmed.ports.http), timeout=5) as raw:
         raw.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         try:
             for _ in range(1000):
                 raw.sendall(b"1\r\nx\r\n" * 1000)
         except OSError:
             pass
-    assert served.find_server("tritonserver") == triton
-    assert ask_all(served)
-    assert get_health(served) == 200
+    assert unharmed.find_server("tritonserver") == triton
+    assert ask_all(unharmed)
+    assert get_health(unharmed) == 200
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
@@ -253,12 +262,12 @@ def test_the_safe_call_over_http(repository, tmp_path, document):
         assert get_health(served) == 200  # Triton's own
 
 
-def test_slow_clients_do_not_stand_in_the_way_of_health(served):
-    slow = [socket.create_connection(("127.0.0.1", served.ports.http)) for _ in range(64)]
+def test_slow_clients_do_not_stand_in_the_way_of_health(unharmed):
+    slow = [socket.create_connection(("127.0.0.1", unharmed.ports.http)) for _ in range(64)]
     try:
         for entry in slow:
             entry.sendall(b"GET /v2/heal")
-        assert wait_for(lambda: _answers(served), 10)
+        assert wait_for(lambda: _answers(unharmed), 10)
     finally:
         for entry in slow:
             entry.close()
@@ -282,16 +291,16 @@ signal.pause()
 """
 
 
-def test_nine_clients_that_are_killed_leave_nothing(served):
+def test_nine_clients_that_are_killed_leave_nothing(unharmed):
     """By TERM, KILL and HUP, three each; one that lives keeps its regions."""
     owners = [
-        subprocess.Popen([sys.executable, "-c", OWNER, served.triton_url], cwd=ROOT, stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", OWNER, unharmed.triton_url], cwd=ROOT, stdout=subprocess.PIPE)
         for _ in range(10)
     ]
     try:
         for owner in owners:
             assert owner.stdout.readline() == b"has a region\n"
-        with grpc_client.InferenceServerClient(served.triton_url) as client:
+        with grpc_client.InferenceServerClient(unharmed.triton_url) as client:
             names = set(client.get_system_shared_memory_status().regions)
             assert len(names) >= 10
             for place, owner in enumerate(owners[:9]):

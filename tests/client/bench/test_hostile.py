@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.bench.hostile import Call, HostileTraffic, find_differences
-from contract.errors import DeadlineError, InputError, UnavailableError
+from contract.errors import DeadlineError, InputError, ServerError, UnavailableError
 
 
 def make_call(name: str, value: float) -> Call:
@@ -31,6 +31,8 @@ class FakeServer:
 
     def infer(self, call, timeout_s, *, cancelled_after_s=None):
         if call.expected is None:
+            if self.fault == "ends":
+                raise UnavailableError("it ended")
             if self.fault == "answers bad calls":
                 return {}
             if self.fault == "loses bad calls":
@@ -38,6 +40,8 @@ class FakeServer:
             raise InputError("refused")
         if self.fault == "ends":
             raise UnavailableError("it ended")
+        if self.fault == "forgets":
+            raise ServerError("lost")
         if cancelled_after_s is not None:
             raise DeadlineError("in time")
         other = GOOD[call.name == "one"] if self.fault == "mixes up" else call
@@ -69,13 +73,21 @@ def test_a_good_server():
     ("fault", "kind", "words"),
     [
         ("mixes up", "wrong", "over grpc: embedding"),
-        ("ends", "unanswered", "it ended"),
+        ("forgets", "unanswered", "over grpc: lost"),
         ("answers bad calls", "not_refused", "bad over grpc: answered"),
         ("loses bad calls", "not_refused", "bad over grpc: lost"),
     ],
 )
 def test_a_faulty_server_is_found_out(fault, kind, words):
     assert any(words in sentence for sentence in getattr(run(fault), kind))
+
+
+def test_a_server_that_ended_is_counted_apart():
+    report = run("ends")
+    assert report.wrong + report.unanswered + report.not_refused == []
+    assert (report.good, report.refused, report.cut) == (0, 0, Counter(unavailable=40))
+    assert report.unavailable > 70  # every bad and every short call, and those of the good client
+    assert "without a server" in report.describe()
 
 
 def test_an_answer_is_compared_to_its_last_byte():
