@@ -34,6 +34,11 @@ class Assembly:
         return stub.is_file() and self.empty.is_dir() and (self.folder.path / "python").is_dir()
 
     @property
+    def socket(self) -> Path:
+        """Where Triton listens for gRPC: a file in this folder, which other users cannot enter."""
+        return self.folder.path / "triton"
+
+    @property
     def empty(self) -> Path:
         """A folder without anything: models import from the current directory first."""
         return self.folder.path / "empty"

@@ -90,6 +90,10 @@ class LogsLock:
         return content if isinstance(content, dict) else {}
 
 
+# A socket's path has at most 107 bytes (unix(7)); in the base lie this folder and the socket.
+_LONGEST_BASE: Final = 107 - len(f"/{_PREFIX}12345678/triton:1")
+
+
 class PrivateFolder:
     """A folder of this stack alone (mode 0700), whose path is plain ASCII; removed by `close`.
 
@@ -123,9 +127,13 @@ class PrivateFolder:
 
 
 def list_bases() -> list[Path]:
-    """Return the folders for temporary files whose path is plain, the preferred first."""
+    """Return the folders for temporary files whose path is plain and short, the preferred first."""
     given = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108
-    plain = [path for path in given if path and _PLAIN.fullmatch(path) and Path(path).is_dir()]
+    plain = [
+        path
+        for path in given
+        if path and len(path) <= _LONGEST_BASE and _PLAIN.fullmatch(path) and Path(path).is_dir()
+    ]
     return [Path(path) for path in dict.fromkeys(plain)]
 
 

@@ -1,11 +1,11 @@
-"""Triton and the retrieval sidecar, started, watched and stopped together on one machine.
+"""Triton, the relay in front of it and the retrieval sidecar, started, watched and stopped together on one machine.
 
     with Stack(Path("repository"), Path("store"), log_dir=Path("logs")) as stack:
         stack.wait_ready()
         ...  # clients use stack.triton_url and stack.retrieval_url
         stack.wait()  # brings back what ends (serving.supervisor), until Ctrl-C
 
-Both answer on 127.0.0.1 only and die with this process, however it dies.
+All answer on 127.0.0.1 only and die with this process, however it dies.
 """
 
 import os
@@ -20,12 +20,13 @@ from typing import Final
 from contract.address import CHANNEL_OPTIONS
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
-from contract.repository import verify
+from contract.repository import read_published, verify
 from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
 from serving.ports import LOOPBACK, Ports, is_listening
 from serving.probe import ask_all, is_triton_ready
 from serving.process import ChildProcess, wait_until
+from serving.relay import MOST_RUNNING, QUEUED_BY_TRITON, is_up
 from serving.runtime import LogsLock, show_path
 from serving.supervisor import Part, Say
 from serving.triton import (
@@ -41,8 +42,9 @@ from serving.triton import (
     protect_regions,
     read_fingerprint,
     remove_regions,
+    write_socket_url,
 )
-from serving.watch import SidecarWatch, TritonWatch
+from serving.watch import HealthWatch, TritonWatch
 
 __all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
 
@@ -52,6 +54,7 @@ _FIRST_ANSWER_S: Final = 60.0
 _WATCH_S: Final = 0.25
 _TRITON: Final = "Triton"
 _SIDECAR: Final = "The retrieval sidecar"
+_RELAY: Final = "The relay in front of Triton"
 _SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {
     error.exit_code: error for error in (ConfigError, ArtifactError)
 }
@@ -77,8 +80,8 @@ class Stack:
             repository: A published model repository.
             store: Directory of the case store; the sidecar makes it if needed.
             ports: Where to listen; None means 8000 to 8002 and 8005.
-            log_dir: Receives triton.log, retrieval.log and the admin key; made if needed. A running stack has it to
-                itself.
+            log_dir: Receives triton.log, relay.log, retrieval.log and the admin key; made if needed. A running stack
+                has it to itself.
             http_inference: Open Triton's own HTTP front end on the HTTP port, for trusted callers alone (see
                 `serving.triton.build_command`). Without it the port answers questions about health and nothing else.
         """
@@ -155,7 +158,7 @@ class Stack:
             raise ServiceError("The stack was started already.")
         try:
             self._prepare()
-            for build in (self._build_triton, self._build_sidecar):
+            for build in (self._build_triton, self._build_sidecar, self._build_relay):
                 self._children.append(build())
                 self._children[-1].start()
             self._note_children()
@@ -234,7 +237,7 @@ class Stack:
         Args:
             say: Is told, one sentence each, what ended and what answers again.
         """
-        self._parts = [self._make_triton_part(), self._make_sidecar_part()]
+        self._parts = [self._make_triton_part(), self._make_sidecar_part(), self._make_relay_part()]
         for part in self._parts:
             part.begin()
         while True:
@@ -300,6 +303,7 @@ class Stack:
         if not self._assembly.is_whole:  # something tidied up the temporary files
             fallen, self._assembly = self._assembly, assemble(find_triton())
             fallen.folder.close()
+            self._end_relay()  # it knows the old socket only
         published = verify(self.repository)  # is every file what was published?
         return ChildProcess(
             _TRITON,
@@ -307,7 +311,7 @@ class Stack:
                 self._assembly.installation,
                 self._assembly.folder.link("repository", self.repository),
                 self._assembly.backends,
-                TritonAddresses(self.ports.http, self.ports.grpc, self.ports.metrics),
+                TritonAddresses(self._assembly.socket, self.ports.http, self.ports.metrics),
                 name_regions(self.log_dir),
                 self._admin_key,
                 rate_limited=published.rate_limited,
@@ -331,13 +335,31 @@ class Stack:
             keep_log=self._ready,
         )
 
+    def _build_relay(self) -> ChildProcess:
+        queues = read_published(self.repository).to_dict()["variant"] == "throughput"
+        command = [sys.executable, "-P", "-m", "serving.relay", "--listen", self.triton_url]
+        command += ["--triton", self._own_url, "--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
+        return ChildProcess(
+            _RELAY,
+            command,
+            log_path=self.log_dir / "relay.log",
+            environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
+            keep_log=self._ready,
+        )
+
+    def _end_relay(self) -> None:
+        """End the relay, which `wait` then starts again."""
+        for child in self._children:
+            if child.name == _RELAY:
+                child.stop(_PROBE_TIMEOUT_S)
+
     def _make_triton_part(self) -> Part:
-        ports = [self.ports.grpc, self.ports.metrics, *([self.ports.http] if self.http_inference else [])]
+        ports = [self.ports.metrics, *([self.ports.http] if self.http_inference else [])]
         return Part(
             _TRITON,
             self._children[0],
             build=self._build_triton,
-            watch=lambda child, up: TritonWatch(self.triton_url, child.pid or 0, self._list_probed(), up=up),
+            watch=lambda child, up: TritonWatch(self._own_url, child.pid or 0, self._list_probed(), up=up),
             ports=ports,
             clean=self._remove_regions,
         )
@@ -347,12 +369,28 @@ class Stack:
             _SIDECAR,
             self._children[1],
             build=self._build_sidecar,
-            watch=lambda child, up: SidecarWatch(
+            watch=lambda child, up: HealthWatch(
                 partial(is_sidecar_ready, self.retrieval_url), child.pid or 0, up=up
             ),
             ports=[self.ports.retrieval],
             clean=lambda: None,
         )
+
+    def _make_relay_part(self) -> Part:
+        return Part(
+            _RELAY,
+            self._children[2],
+            build=self._build_relay,
+            watch=lambda child, up: HealthWatch(partial(is_up, self.triton_url), child.pid or 0, up=up),
+            ports=[self.ports.grpc],
+            clean=lambda: None,
+        )
+
+    @property
+    def _own_url(self) -> str:
+        """Triton's gRPC address behind the relay."""
+        assert self._assembly is not None
+        return write_socket_url(self._assembly.socket)
 
     def _list_probed(self) -> list[str]:
         return [name for name in PROBED if (self.repository / name / "config.pbtxt").is_file()]
@@ -371,7 +409,9 @@ class Stack:
     def _answers(self, child: ChildProcess) -> bool:
         if child.name == _SIDECAR:
             return is_sidecar_ready(self.retrieval_url)
-        return is_triton_ready(self.triton_url) and (not self.http_inference or is_listening(self.ports.http))
+        if child.name == _RELAY:
+            return is_up(self.triton_url)
+        return is_triton_ready(self._own_url) and (not self.http_inference or is_listening(self.ports.http))
 
     def _note_children(self) -> None:
         if self._lock is not None:

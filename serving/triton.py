@@ -38,6 +38,7 @@ _NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
 # what one process had in use at most, up to 512 MiB. (mallopt(3); 32 MiB is the highest threshold there is.)
 _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 _STUB: Final = "triton_python_backend_stub"
+_SOCKET_PORT: Final = 1
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,16 @@ class TritonInstallation:
 
 @dataclass(frozen=True)
 class TritonAddresses:
-    """Loopback ports of one Triton."""
+    """Where one Triton listens: a socket file for gRPC, which only this user can reach, and loopback ports."""
 
+    grpc: Path
     http: int
-    grpc: int
     metrics: int
+
+
+def write_socket_url(path: Path) -> str:
+    """Return the gRPC address of a Triton that was told to listen at a socket file (`TritonAddresses.grpc`)."""
+    return f"unix:{path}:{_SOCKET_PORT}"
 
 
 def find_triton() -> TritonInstallation:
@@ -164,7 +170,7 @@ def build_command(
     rate_limited: bool = False,
     http_inference: bool = False,
 ) -> list[str]:
-    """Return the command line of a Triton that answers on loopback only and serves every model or ends.
+    """Return the command line of a Triton that answers on this machine only and serves every model or ends.
 
     Model control is "explicit": every model of the repository is loaded at the start, and a new version when
     `serving.reload` asks for it. Who asks must show the key: the model-repository calls are restricted on gRPC and
@@ -177,7 +183,7 @@ def build_command(
         installation: Where the wheel lies.
         repository: The published model repository.
         backends: What `assemble_backends` made.
-        addresses: Loopback ports.
+        addresses: Where it listens.
         region_prefix: Of the shared-memory regions (`name_regions`).
         admin_key: What a caller must show to change models (`make_admin_key`).
         rate_limited: Whether the configs hold rate limits to keep (`contract.repository.Published.rate_limited`).
@@ -206,8 +212,9 @@ def build_command(
             if http_inference
             else ["--allow-http=false"]
         ),
-        "--grpc-address=127.0.0.1",
-        f"--grpc-port={addresses.grpc}",
+        # Triton writes address:port, which gRPC reads as one path.
+        f"--grpc-address=unix:{addresses.grpc}",
+        f"--grpc-port={_SOCKET_PORT}",
         "--metrics-address=127.0.0.1",
         f"--metrics-port={addresses.metrics}",
         "--log-verbose=0",

@@ -297,8 +297,8 @@ def _count_stubs(config: Any, *, seen: bool) -> int:
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
-class SidecarWatch:
-    """Asks the sidecar for its health (grpc.health.v1) from a thread of its own until `close`."""
+class HealthWatch:
+    """Asks a small server whether it is up, from a thread of its own, until `close`."""
 
     def __init__(self, is_ready: Callable[[], bool], pid: int, *, up: bool) -> None:
         """Begin to watch: `is_ready` asks, with a deadline of its own; `pid` is the process, `up` that it answered."""
@@ -306,7 +306,7 @@ class SidecarWatch:
         self.ready = False
         self._is_ready, self._pid, self._served = is_ready, pid, up
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cxr-watch-sidecar", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cxr-watch-health", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

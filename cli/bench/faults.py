@@ -60,6 +60,16 @@ def kill_sidecar(served: ServedProcess) -> None:
     _signal(served.find_server("retrieval.server"), signal.SIGKILL)
 
 
+def kill_relay(served: ServedProcess) -> None:
+    """Kill the relay in front of Triton."""
+    _signal(served.find_server("serving.relay"), signal.SIGKILL)
+
+
+def stop_relay(served: ServedProcess) -> None:
+    """Let the relay stand still for good."""
+    _signal(served.find_server("serving.relay"), signal.SIGSTOP)
+
+
 def fill_shared_memory(when_full: Callable[[], None]) -> None:
     """Take all of /dev/shm, to the last page, for some seconds; only where it is this run's own (see `cli.bench.soak`).
 
@@ -118,6 +128,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "kill Triton": kill_triton,
     "stop Triton for 1.5 s": stop_triton_shortly,
     "stop Triton for good": stop_triton,
+    "kill the relay": kill_relay,
+    "stop the relay for good": stop_relay,
     "kill the sidecar": kill_sidecar,
 }
 FULL: Final = "fill /dev/shm for 4 s"

@@ -15,6 +15,7 @@ from serving.ports import Ports
 from serving.stubs import Stub, list_processes, list_stubs
 from serving.triton import list_import_paths
 
+SERVERS: Final = ("tritonserver", "serving.relay", "retrieval.server")  # words of their command lines
 _READY: Final = "Ready after"
 _READY_S: Final = 180.0
 _STOP_S: Final = 30.0
@@ -80,7 +81,7 @@ class ServedProcess:
             time.sleep(0.1)
 
     def find_server(self, word: str) -> int | None:
-        """Return the process of "tritonserver" or "retrieval.server", None while there is none."""
+        """Return the process of one of `SERVERS`, None while there is none."""
         for process in list_processes():
             if process.parent == self.process.pid and word in _read_command(process.pid):
                 self._sessions.add(process.pid)
@@ -98,7 +99,7 @@ class ServedProcess:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it in order; return its exit code."""
-        for word in ("tritonserver", "retrieval.server"):
+        for word in SERVERS:
             self.find_server(word)
         if self.process.poll() is None:
             self.process.send_signal(number)

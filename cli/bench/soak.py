@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 
 from cli.bench.faults import FAULTS, FULL, SHARED_MEMORY, Fault, fill_shared_memory
-from cli.bench.served_process import ServedProcess
+from cli.bench.served_process import SERVERS, ServedProcess
 from cli.console import Table
 from contract.address import CHANNEL_OPTIONS
 from contract.errors import ConfigError, ServerError
@@ -41,8 +41,6 @@ _BAD_CALLS: Final = 1500
 _CUT_CALLS: Final = 1500
 _LARGE_SIDES: Final = range(2048, 4096, 256)  # pixels; of files that need more memory than those before
 _BAD_S: Final = 8.0
-# Triton before 25.06 may end when a client cancels a call, about once in 20,000 (docs/serving.md).
-_CUT_CALLS_PER_END: Final = 5000
 _NOTICE_S: Final = 9.0  # an event that is noticed at all is noticed within this
 _RECOVER_S: Final = 120.0
 _LEFT_S: Final = 15.0
@@ -304,8 +302,8 @@ def _repeat(names: list[str], goes_on: Callable[[], bool]) -> Iterator[str]:
 def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: Fault) -> None:
     if served.process.poll() is not None:
         raise ServerError(f"cxr serve ended: {served.read_output()[-1000:]}")
-    # Both are remembered, to look for what is left of them at the end.
-    triton, _ = served.find_server("tritonserver"), served.find_server("retrieval.server")
+    # All are remembered, to look for what is left of them at the end.
+    triton, *_ = [served.find_server(word) for word in SERVERS]
     began = time.monotonic()
     fault(served)
     settled = time.monotonic() + _NOTICE_S
@@ -392,12 +390,8 @@ def _measure_memory() -> int:
     return sum(path.stat().st_size for path in SHARED_MEMORY.iterdir() if path.is_file())
 
 
-def _judge_restarts(report: dict[str, Any]) -> str:
-    """Return a sentence if bad clients ended Triton more often than the one fault does that is known and stays."""
-    restarts = sum(event["restarts"] for event in report["events"] if event["event"] == BAD)
-    cut = sum(report["bad_clients"]["cut"].values())
-    allowed = 1 + cut // _CUT_CALLS_PER_END
-    return f"bad clients ended Triton {restarts} times in {cut} short calls" if restarts > allowed else ""
+def _is_their_fault(event: dict[str, Any]) -> bool:
+    return bool(event["event"] == BAD and event["restarts"])
 
 
 def _require_clean(report: dict[str, Any]) -> None:
@@ -411,7 +405,11 @@ def _require_clean(report: dict[str, Any]) -> None:
             if (said := report["bad_clients"][kind])
         ),
         *(f"not recovered: {event['event']}" for event in report["events"] if event["unrecovered"]),
-        _judge_restarts(report),
+        *(
+            f"bad clients ended Triton {event['restarts']} times"
+            for event in report["events"]
+            if _is_their_fault(event)
+        ),
         *(f"{name}: {count}" for name, count in left.items() if count),
     ]
     if any(troubles):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cli.bench.faults import FAULTS, SHARED_MEMORY
-from cli.bench.served_process import ServedProcess, wait_for
+from cli.bench.served_process import SERVERS, ServedProcess, wait_for
 from client import CxrClient
 from contract.errors import CxrError, ServiceError
 from contract.png import encode_png
@@ -97,7 +97,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in FAULTS if "sidecar" not in name and "Triton for 1.5" not in name]
+    "name", [x for x in FAULTS if "sidecar" not in x and "relay" not in x and "Triton for 1.5" not in x]
 )
 def test_triton_comes_back_alone(served, name):
     triton, sidecar = served.find_server("tritonserver"), served.find_server("retrieval.server")
@@ -130,6 +130,19 @@ def test_predictions_go_on_without_the_sidecar(served):
     assert "The retrieval sidecar was killed (signal 9) (log: " in served.read_output()
 
 
+@pytest.mark.parametrize("name", [name for name in FAULTS if "relay" in name])
+def test_the_relay_comes_back_alone(served, name):
+    triton, relay = served.find_server("tritonserver"), served.find_server("serving.relay")
+    FAULTS[name](served)
+    assert wait_for(lambda: served.find_server("serving.relay") not in (None, relay)), served.read_output()
+    assert wait_for(lambda: ask_all(served)), served.read_output()
+    assert served.find_server("tritonserver") == triton
+    assert is_gone(relay)
+    assert "The relay in front of Triton" in served.read_output()
+    assert served.stop() == 0
+    assert served.list_leftovers() == []
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_all_in_order(served, number, code):
     stubs = [stub.process.pid for stub in served.find_stubs()]
@@ -149,7 +162,7 @@ def test_a_second_server_on_one_logs_folder_is_refused_and_a_killed_one_frees_it
             repository, served.directory / "other", options=["--logs", str(served.logs)]
         ).wait_ready()
     assert (served.logs / "runtime" / "admin_key").read_text() == key
-    servers = [served.find_server("tritonserver"), served.find_server("retrieval.server")]
+    servers = [served.find_server(word) for word in SERVERS]
     os.kill(servers[0], signal.SIGSTOP)  # it will not hear that its parent died
     served.process.kill()
     served.process.wait()

@@ -62,8 +62,8 @@ def test_ready_then_stopped_leaves_nothing(small_repository, tmp_path):
     with build_stack(small_repository, tmp_path) as stack:
         assert 0 < stack.wait_ready(60) < 60
         leaders = set(stack.pids.values())
-        assert len(leaders) == 2
-        assert len(find_sessions(leaders)) >= 4  # Triton, its two python processes, the sidecar
+        assert len(leaders) == 3
+        assert len(find_sessions(leaders)) >= 5  # Triton, its two python processes, the relay, the sidecar
         assert list(Path("/dev/shm").glob(name_regions(stack.log_dir) + "*"))
         stack.check()
         with pytest.raises(ServiceError, match="started already"):
@@ -88,7 +88,7 @@ def test_nothing_survives_the_parent(small_repository, tmp_path, ending):
     )
     with parent:
         leaders = {int(pid) for pid in parent.stdout.readline().split()}
-        assert len(leaders) == 2
+        assert len(leaders) == 3
         parent.send_signal(ending)
         parent.wait(10)
     assert wait_for(lambda: not find_sessions(leaders))
