@@ -1,7 +1,8 @@
 # Triton with what the python models import. Build from the repository's root:
 #   docker build -f docker/triton.Dockerfile -t cxr-triton .
-# 24.10 is Triton 2.51.0, the release that `cxr serve` runs from the nvidia-pytriton wheel; its Python is 3.10.
-FROM nvcr.io/nvidia/tritonserver:24.10-py3
+# contract/ngc.py lists the releases that are supported and what is in them; --build-arg NGC_RELEASE=25.07 takes another.
+ARG NGC_RELEASE=26.07
+FROM nvcr.io/nvidia/tritonserver:${NGC_RELEASE}-py3
 
 WORKDIR /opt/cxr
 COPY . .

@@ -1,13 +1,13 @@
 """What an ONNX file says about itself, held to the bundle and to the tensor table. Needs no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import onnx
 
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ArtifactError
+from contract.errors import ArtifactError, ParityError
 from contract.tensors import DataType, ModelSpec, TensorSpec
 
 SIZE_LETTERS: Final = ("S", "N", "C", "D")
@@ -53,6 +53,7 @@ def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerpri
     Raises:
         FingerprintError: It was made from another bundle.
         ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
+        ParityError: No output depends on one of its inputs.
     """
     graph = load_graph(path).graph
     require_same_fingerprint(
@@ -68,6 +69,31 @@ def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerpri
             raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
         for value, tensor in zip(values, specs, strict=True):
             _check_value(value, tensor, sizes, path.name)
+    if unread := find_unread_inputs(graph):
+        raise ParityError(
+            f"{path.name} declares the input {', '.join(unread)}, but no output depends on it. A runtime may leave it "
+            "out and then take the other inputs for one another."
+        )
+
+
+def find_unread_inputs(graph: onnx.GraphProto) -> list[str]:
+    """Return the inputs that no output of a graph depends on, in their order."""
+    needed = {value.name for value in graph.output}
+    for node in reversed(graph.node):  # sorted: what a node reads is written before it
+        if needed.intersection(node.output):
+            needed.update(_list_reads(node))
+    weights = {weight.name for weight in graph.initializer}
+    return [value.name for value in graph.input if value.name not in needed | weights]
+
+
+def _list_reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads, the graphs inside of it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from (value.name for value in inner.output)
+            for each in inner.node:
+                yield from _list_reads(each)
 
 
 def _check_value(

@@ -2,9 +2,9 @@
 
 Facts of the operator support document of onnx-tensorrt, release 10.6,
 https://github.com/onnx/onnx-tensorrt/blob/release/10.6-GA/docs/operators.md; the change log beside it lists no
-operator that 10.6 has and 10.5 (the release in Triton's image 24.10) has not. An operator that the document marks
-"N" is not in the table. `ImageScaler`, `ParametricSoftplus`, `ScaledTanh` and `Scatter` are left out: no opset
-that the parser reads still has them.
+operator that 10.6 has and 10.5 has not. The container's release is newer (`export.operators.RELEASE`): its own parser
+has the last word when a plan is built. An operator that the document marks "N" is not in the table. `ImageScaler`,
+`ParametricSoftplus`, `ScaledTanh` and `Scatter` are left out: no opset that the parser reads still has them.
 """
 
 from typing import Final

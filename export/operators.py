@@ -27,7 +27,7 @@ from export.operator_table import (
 
 Version = tuple[int, ...]
 
-RELEASE: Final[Version] = (10, 5)  # TensorRT in Triton's image 24.10
+RELEASE: Final[Version] = (10, 14)  # TensorRT in Triton's image 25.12 (compatibility.md: torch nv25.12)
 _ONNX_DOMAINS: Final = ("", "ai.onnx")
 _BOUNDARY_TYPES: Final = frozenset(
     {"FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "UINT8", "INT8", "BOOL"}

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError
@@ -32,6 +33,8 @@ _FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # what counts as what
     "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
     "Gelu": ("Gelu", "BiasGelu", "FastGelu"),
 }
+_KEY_PADDING: Final = 4  # inputs of MultiHeadAttention
+_BIAS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,6 @@ def _optimize(source: Path, path: Path) -> None:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     model = ir.load(source)
-    inputs = list(model.graph.inputs)
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -136,9 +138,81 @@ def _optimize(source: Path, path: Path) -> None:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    fused.graph.inputs[:] = inputs  # one that nothing reads stays too: the tensor table names it
+    replace_expanded_biases(fused)
     fused.metadata_props.update(model.metadata_props)
     save_graph(fused, path)
+
+
+def replace_expanded_biases(model: ir.Model) -> None:
+    """Hand each MultiHeadAttention what it adds to its scores without expanding it for every question, in place.
+
+    onnxscript expands a mask to a bias (B, 1, Q, L), which ONNX Runtime before 1.20 cannot run and for which its
+    fused kernels for NVIDIA GPUs in float16 are closed: the operator gets the lengths (B,) of the texts instead. They
+    say the same, for a mask is ones and then zeros (`contract.tokens.check_mask`), and where a text is longer the
+    operator adds -10,000 to the score, which is `training.fusion.MASKED`. A table of relative positions is its own
+    size already.
+
+    Args:
+        model: A graph after `optimize_for_ort`.
+
+    Raises:
+        ArtifactError: A bias is neither a mask nor a table.
+    """
+    lengths: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        bias = (
+            node.inputs[_BIAS] if node.op_type == "MultiHeadAttention" and len(node.inputs) > _BIAS else None
+        )
+        if bias is None or bias.const_value is not None:
+            continue
+        if (table := _find_table(bias)) is not None:
+            node.replace_input_with(_BIAS, table)
+        elif (mask := _find_mask(bias)) is not None:
+            if mask not in lengths:
+                lengths[mask] = _add_lengths(model.graph, node, mask)
+            node.replace_input_with(_BIAS, None)
+            node.replace_input_with(_KEY_PADDING, lengths[mask])
+        else:
+            raise ArtifactError(
+                f"What the attention {node.name} adds to its scores is written in a new way, by torch or onnxscript. "
+                "Install the versions that were tested."
+            )
+    RemoveUnusedNodesPass()(model)
+
+
+def _find_table(bias: ir.Value) -> ir.Value | None:
+    """Return the weights (1, heads, Q, L) that a bias is."""
+    table = _step_back(bias, "Expand")
+    is_whole = table is not None and table.const_value is not None and table.shape is not None
+    return table if is_whole and len(table.shape) == 4 and table.shape[2] != 1 else None
+
+
+def _find_mask(bias: ir.Value) -> ir.Value | None:
+    """Return the mask (B, L) that a bias was made from, as `training.fusion.make_additive_mask` does it."""
+    value: ir.Value | None = bias
+    for operator in ("Expand", "Unsqueeze", "Mul", "Cast"):
+        value = _step_back(value, operator)
+    return _step_back(value, "Sub", 1)
+
+
+def _step_back(value: ir.Value | None, operator: str, index: int = 0) -> ir.Value | None:
+    """Return an input of the node that made a value, where that is such an operator."""
+    node = value.producer() if value is not None else None
+    return node.inputs[index] if node is not None and node.op_type == operator else None
+
+
+def _add_lengths(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
+    """Put the sums of a mask (B, L) int64 into the graph, before a node; return them, (B,) int32."""
+    axis = ir.val(
+        f"{mask.name}_axis", const_value=ir.tensor([1], dtype=ir.DataType.INT64, name=f"{mask.name}_axis")
+    )
+    graph.initializers[axis.name] = axis
+    cast = ir.node("Cast", [mask], {"to": ir.DataType.INT32}, name=f"{mask.name}_int32")
+    total = ir.node("ReduceSum", [cast.outputs[0], axis], {"keepdims": 0}, name=f"{mask.name}_lengths")
+    for made in (cast, total):
+        made.outputs[0].name, made.outputs[0].dtype = f"{made.name}_value", ir.DataType.INT32
+        graph.insert_before(node, made)
+    return total.outputs[0]
 
 
 def _count_parts(config: Mapping[str, Any], graph: str) -> dict[str, int]:

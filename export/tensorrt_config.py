@@ -19,9 +19,9 @@ from export.targets import make_optimization
 from export.tensorrt_builders import format_shapes, make_trtexec_arguments
 from export.tensorrt_graph import PlanRequest, ShapeRange
 
-CONTAINER_RELEASE: Final = (
-    "24.10"  # of docker/triton.Dockerfile: a plan runs on the TensorRT that built it alone
-)
+# A plan runs on the TensorRT that built it alone: serve it with `NGC_RELEASE=25.12`. The images of 26.06 and later have
+# TensorRT 11, which no longer chooses data types itself.
+CONTAINER_RELEASE: Final = "25.12"
 CONTAINER: Final = f"nvcr.io/nvidia/tensorrt:{CONTAINER_RELEASE}-py3"
 PLAN_NAME: Final = "model.plan"
 _PLATFORM: Final = "tensorrt_plan"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from contract import ngc
 from contract.errors import CxrError
 from serving.triton import build_environment, find_missing_libraries, find_triton
 
@@ -125,8 +126,15 @@ def _check_onnxruntime() -> tuple[bool, str]:
         import onnxruntime
     except ImportError:
         return False, "not installed: pip install 'cxr-serving[cpu]' (or [gpu])"
+    version = str(onnxruntime.__version__)
+    if tuple(int(part) for part in version.split(".")[:2]) < ngc.OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, ngc.OLDEST_ONNXRUNTIME))
+        return False, f"{version}, but the graphs need {oldest} or newer: pip install --upgrade onnxruntime"
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    return True, f"{onnxruntime.__version__} with {', '.join(providers)}"
+    return True, (
+        f"{version} with {', '.join(providers)}; NVIDIA's images {ngc.OLDEST.tag} to {ngc.DEFAULT.tag} hold "
+        f"{ngc.OLDEST.onnxruntime} to {ngc.DEFAULT.onnxruntime}"
+    )
 
 
 def _check_openvino() -> tuple[bool, str]:

@@ -2,6 +2,10 @@
 
 import io
 import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +46,52 @@ def real_radiographs() -> tuple[Path, ...]:
     found = (*nih.glob("*.png"), *openi.glob("png/*.png"), *nih14.glob("images/*.jpg"))
     assert len(found) == 677
     return found
+
+
+@pytest.fixture(scope="session")
+def install_aside() -> "Callable[[str, str], tuple[Path, str]]":
+    """A function that installs one version of a package beside this environment; see `_install_aside`."""
+    return _install_aside
+
+
+def _install_aside(package: str, version: str) -> tuple[Path, str]:
+    """Return a directory for PYTHONPATH with one package, without what it needs, and the version that it has.
+
+    That is the nearest version where the registry has another one for this Python. The directory is kept in the user's
+    cache. Where nothing can be downloaded the test is skipped, and where CI=true it fails.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr-serving"
+    directory = cache / f"{package}-{version}-{sys.implementation.cache_tag}"
+    if directory.is_dir():
+        return directory, version
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        options = ["--quiet", "--retries=2", "--no-deps", "--only-binary=:all:"]
+        command, made = [sys.executable, "-m", "pip", "install", *options], Path(scratch) / "made"
+        result = subprocess.run(
+            [*command, "--target", made, f"{package}=={version}"], capture_output=True, text=True
+        )
+        if result.returncode == 0:
+            if not directory.is_dir():  # another run may have been faster
+                made.rename(directory)
+            return directory, version
+    listed = re.search(r"from versions: ([0-9][^)]*)\)", result.stderr)
+    if listed and version not in (known := listed.group(1).split(", ")):
+        return _install_aside(package, _find_nearest(version, known))
+    message = f"{package} {version} cannot be downloaded: {result.stderr.strip()[-300:]}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def _find_nearest(version: str, known: Sequence[str]) -> str:
+    """Return the oldest known version after the wanted one, else the newest."""
+
+    def order(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    ordered = sorted((x for x in known if re.fullmatch(r"[0-9.]+", x)), key=order)
+    return next((x for x in ordered if order(x) > order(version)), ordered[-1])
 
 
 @pytest.fixture(scope="session")

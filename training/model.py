@@ -109,40 +109,64 @@ class CxrModel(nn.Module):
         return self.fusion(image_tokens, text_tokens, attention_mask, input_ids=input_ids)
 
 
-class _FusionGraph(nn.Module):
-    def __init__(self, fusion: Fusion) -> None:
+class _Graph(nn.Module):
+    """A part of the model as it is served, where an id that the vocabulary does not have must harm its sender alone.
+
+    Out of a table's range it would end a whole batch on some runtimes and be answered with anything on others.
+    """
+
+    def __init__(self, part: nn.Module, vocabulary_size: int) -> None:
         super().__init__()
-        self.fusion = fusion
+        self.part = part
+        self.vocabulary_size = vocabulary_size
+
+    def _clip(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids (B, L) with 0, which is [PAD], for each that the vocabulary does not have, and (B, L) bool."""
+        is_known = (input_ids >= 0) & (input_ids < self.vocabulary_size)
+        return torch.where(is_known, input_ids, 0), is_known
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (B, L) to fuse by; a text with an unknown id is all padding."""
+        known, is_known = self._clip(input_ids)
+        return known, attention_mask * is_known.all(1, keepdim=True).long()
 
 
-class _StudyGraph(_FusionGraph):
+class _TextEncoderGraph(_Graph):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.part(self._clip(input_ids)[0], attention_mask)
+
+
+class _StudyGraph(_Graph):
     def forward(
         self, image_tokens: Tensor, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Outputs:
-        return self.fusion.forward_study(image_tokens, text_tokens, input_ids, attention_mask)
+        return self.part.forward_study(image_tokens, text_tokens, *self._read(input_ids, attention_mask))
 
 
-class _ImageGraph(_FusionGraph):
+class _ImageGraph(_Graph):
     def forward(self, image_tokens: Tensor) -> Outputs:
-        return self.fusion.forward_image(image_tokens)
+        return self.part.forward_image(image_tokens)
 
 
-class _TextGraph(_FusionGraph):
+class _TextGraph(_Graph):
     def forward(self, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
-        return self.fusion.forward_text(text_tokens, input_ids, attention_mask)
+        return self.part.forward_text(text_tokens, *self._read(input_ids, attention_mask))
 
 
 def graph_modules(model: CxrModel) -> dict[str, nn.Module]:
     """Return the five served modules, by their names in `contract.tensors.GRAPHS`.
 
-    Each takes and returns tensors in the order of its `ModelSpec`, and is in evaluation mode.
+    Each takes and returns tensors in the order of its `ModelSpec`, and is in evaluation mode. An id that the
+    vocabulary does not have is read as padding, and fusion takes its whole text for padding; for all other ids the
+    modules answer as the model does.
     """
+    size = model.config.vocabulary_size
     modules: dict[str, nn.Module] = {
         "image_encoder": model.image_encoder,
-        "text_encoder": model.text_encoder,
-        "fusion_study": _StudyGraph(model.fusion),
-        "fusion_image": _ImageGraph(model.fusion),
-        "fusion_text": _TextGraph(model.fusion),
+        "text_encoder": _TextEncoderGraph(model.text_encoder, size),
+        "fusion_study": _StudyGraph(model.fusion, size),
+        "fusion_image": _ImageGraph(model.fusion, size),
+        "fusion_text": _TextGraph(model.fusion, size),
     }
     return {name: modules[name].eval() for name in GRAPHS}
 

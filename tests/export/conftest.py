@@ -70,3 +70,11 @@ def graphs(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="session")
 def cases() -> list:
     return make_cases()
+
+
+@pytest.fixture(scope="session")
+def optimized(bundle: Bundle, graphs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+    """All graphs with ONNX Runtime's fused operators, as the target gpu has them."""
+    from export.optimize import optimize_graphs
+
+    return optimize_graphs(bundle, graphs, tmp_path_factory.mktemp("gpu"), target="gpu")

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from contract.errors import ArtifactError, FingerprintError
+from contract.errors import ArtifactError, FingerprintError, ParityError
 from contract.tensors import EMBEDDING, GRAPHS, MODELS, NUMPY_DTYPES
 from export import graphs as graphs_module
-from export.checks import check_graph, read_fingerprint, read_sizes
+from export.checks import check_graph, find_unread_inputs, read_fingerprint, read_sizes
 from export.graphs import export_graphs
 
 
@@ -39,16 +39,74 @@ def test_graph_answers_any_batch_and_length(name, graphs, bundle):
                 assert answer.shape[1 + tensor.shape.index("L")] == length
 
 
-def test_graph_without_a_lexical_part_has_the_same_inputs(write_bundle, small_config, tmp_path, monkeypatch):
-    """One contract for every bundle; `export_graphs` holds names and shapes to the table."""
+def test_graph_without_a_lexical_part_reads_the_same_inputs(
+    write_bundle, small_config, tmp_path, monkeypatch
+):
+    """One contract for every bundle; `export_graphs` holds names and shapes to the table, and that each is read."""
     given = {"seed": 1, "texts": ["Lungs are clear."], "thresholds": [0.5] * 22}
     plain = write_bundle(tmp_path / "bundle", small_config, **given)
     monkeypatch.setattr(graphs_module, "GRAPHS", ("fusion_text",))
     path = export_graphs(plain, tmp_path)["fusion_text"]
+    assert find_unread_inputs(onnx.load(path).graph) == []
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feed = make_feed(MODELS["fusion_text"], read_sizes(plain), 3, 20)
     assert [entry.name for entry in session.get_inputs()] == list(feed)
-    assert len(session.run(None, feed)[0]) == 3
+    feed["text_tokens"] = np.random.default_rng(0).normal(size=feed["text_tokens"].shape).astype(np.float32)
+    first = session.run(["embedding"], feed)[0]
+    feed["input_ids"][1, 3] = 120  # the first id that its vocabulary does not have
+    second = session.run(["embedding"], feed)[0]
+    np.testing.assert_array_equal(first[[0, 2]], second[[0, 2]])
+    assert not np.allclose(first[1], second[1])
+
+
+def test_an_input_that_no_output_depends_on_is_refused(graphs, bundle, tmp_path):
+    """A node that reads it is not enough: a runtime leaves out what leads nowhere."""
+    model = onnx.load(graphs["fusion_text"])
+    ids = model.graph.input[1].name
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == ids:
+                node.input[place] = "attention_mask"
+    model.graph.node.append(onnx.helper.make_node("Identity", [ids], ["nowhere"], name="leads_nowhere"))
+    onnx.save(model, tmp_path / "unread.onnx")
+    spec = MODELS["fusion_text"]
+    with pytest.raises(ParityError, match=r"unread\.onnx declares the input input_ids, but no output"):
+        check_graph(tmp_path / "unread.onnx", spec, read_sizes(bundle), bundle.fingerprint)
+
+
+def test_an_input_that_a_branch_reads_is_read():
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    flag = onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, [])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    branch = onnx.helper.make_graph([], "branch", [], [value])
+    inner = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["w"], ["z"])], "other", [], [inner])
+    node = onnx.helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=other)
+    inputs = [flag, value, onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1])]
+    assert find_unread_inputs(onnx.helper.make_graph([node], "g", inputs, [out])) == []
+    assert find_unread_inputs(onnx.helper.make_graph([], "g", inputs, [value])) == ["flag", "w"]
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "fusion_study", "fusion_text"])
+@pytest.mark.parametrize("target", ["plain", "gpu"])
+def test_an_unknown_id_harms_its_own_text_alone(name, target, graphs, bundle, optimized):
+    """No backend may fail a batch, or mix up its texts, for the ids that one client sent."""
+    files = {"plain": graphs, "gpu": optimized.paths}[target]
+    session = onnxruntime.InferenceSession(str(files[name]), providers=["CPUExecutionProvider"])
+    feed, size = make_feed(MODELS[name], read_sizes(bundle), 4, 32), bundle.config["model"]["vocabulary_size"]
+    generator = np.random.default_rng(0)
+    feed["input_ids"] = generator.integers(0, size, (4, 32))
+    for key in [key for key in feed if key.endswith("_tokens")]:
+        feed[key] = generator.normal(size=feed[key].shape).astype(np.float32)
+    feed["attention_mask"][2, 20:] = 0
+    good = session.run(None, feed)
+    for bad in (size, -1, 2**62, -(2**63)):
+        ids = feed["input_ids"].copy()
+        ids[1, 5] = bad
+        answers = session.run(None, {**feed, "input_ids": ids})
+        for answer, expected in zip(answers, good, strict=True):
+            np.testing.assert_array_equal(answer[[0, 2, 3]], expected[[0, 2, 3]])
+            assert np.isfinite(answer).all()
 
 
 def test_graph_carries_the_fingerprint_and_an_old_enough_opset(graphs, bundle):

@@ -17,11 +17,6 @@ from export.optimize import check_fusions, count_fusions, expect_fusions, optimi
 from export.parity import check_parity
 
 
-@pytest.fixture(scope="module")
-def optimized(bundle, graphs, tmp_path_factory):
-    return optimize_graphs(bundle, graphs, tmp_path_factory.mktemp("gpu"), target="gpu")
-
-
 def test_every_graph_for_a_gpu_holds_what_its_model_needs(optimized, bundle, graphs):
     assert list(optimized.fusions) == list(GRAPHS)
     assert optimized.fusions["text_encoder"] == {"MultiHeadAttention": 2, "LayerNormalization": 5, "Gelu": 2}
@@ -67,16 +62,59 @@ def test_on_a_processor_only_the_encoders_change(bundle, graphs, tmp_path):
     assert changed == ["image_encoder", "text_encoder"] == list(found.fusions)
 
 
-def test_an_input_that_nothing_reads_stays(write_bundle, small_config, tmp_path):
-    """The tensor table gives every fusion over text `input_ids`, also where no lexical part reads them."""
-    from export.graphs import export_graphs
+def test_attention_gets_lengths_instead_of_an_expanded_mask(optimized):
+    """ONNX Runtime before 1.20 runs no bias (B, 1, Q, L), and CUDA's fused kernels in float16 take none."""
+    expected = {"text_encoder": 2, "fusion_study": 2, "fusion_text": 1, "fusion_image": 0, "image_encoder": 0}
+    for name, path in optimized.paths.items():
+        graph = onnx.load(path).graph
+        weights = {weight.name for weight in graph.initializer}
+        made_by = {output: node for node in graph.node for output in node.output}
+        masked = 0
+        for node in graph.node:
+            if node.op_type != "MultiHeadAttention":
+                continue
+            _, _, _, _, padding, bias = [*node.input, *[""] * 6][:6]
+            assert bias in weights | {""}, (name, node.name)
+            if padding:
+                masked += 1
+                assert made_by[padding].op_type == "ReduceSum"
+        assert masked == expected[name], name
 
-    plain = write_bundle(
-        tmp_path / "bundle", small_config, seed=1, texts=["Lungs are clear."], thresholds=[0.5] * 22
-    )
-    graphs = export_graphs(plain, tmp_path / "graphs")
-    path = optimize_graphs(plain, graphs, tmp_path / "new", target="gpu").paths["fusion_text"]
-    assert [value.name for value in onnx.load(path).graph.input][1] == "input_ids"
+
+def test_lengths_say_what_the_mask_says(optimized, graphs, bundle):
+    """Texts of every length from one token to all, beside each other, as the graph without fused operators."""
+    generator = np.random.default_rng(0)
+    lengths = np.array([1, 2, 31, 32, 63, 64, 200, 256])
+    mask = (np.arange(256) < lengths[:, None]).astype(np.int64)
+    ids = generator.integers(0, bundle.config["model"]["vocabulary_size"], mask.shape)
+    feed = {"input_ids": ids, "attention_mask": mask}
+    answers = [
+        onnxruntime.InferenceSession(str(files["text_encoder"]), providers=["CPUExecutionProvider"]).run(
+            None, feed
+        )[0]
+        for files in (graphs, optimized.paths)
+    ]
+    np.testing.assert_allclose(*answers, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["Unsqueeze", "Mul"])
+def test_a_mask_that_is_written_in_a_new_way_is_an_error(operator, graphs):
+    """Nobody may guess what a bias means."""
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    model, _ = optimize_for_ort(ir.load(graphs["text_encoder"]))
+    attention = next(node for node in model.graph if node.op_type == "MultiHeadAttention")
+    value = attention.inputs[5]
+    while (node := value.producer()).op_type != operator:
+        value = node.inputs[0]
+    between = ir.node("Identity", [value])
+    model.graph.insert_after(node, between)
+    value.replace_all_uses_with(between.outputs[0])
+    between.replace_input_with(0, value)
+    with pytest.raises(
+        ArtifactError, match=rf"attention {attention.name} adds to its scores is written in a new"
+    ):
+        optimize.replace_expanded_biases(model)
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "image_encoder"])

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import tomllib
 
 from serving import doctor
@@ -29,6 +30,17 @@ def test_broken_package_does_not_end_the_doctor(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     answers = {check.name: check for check in doctor.run_checks()}
     assert answers["onnxruntime"].ok is False
+
+
+def test_an_onnxruntime_that_crashes_on_the_graphs_is_told(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    answers = {check.name: check for check in doctor.run_checks()}
+    assert answers["onnxruntime"].ok
+    assert "NVIDIA's images 25.07 to 26.07 hold 1.22.0 to 1.27.0" in answers["onnxruntime"].detail
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    answers = {check.name: check for check in doctor.run_checks()}
+    assert answers["onnxruntime"].ok is False
+    assert "1.20.1, but the graphs need 1.21 or newer: pip install" in answers["onnxruntime"].detail
 
 
 def test_two_faiss_packages_are_told(monkeypatch):

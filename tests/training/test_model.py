@@ -43,6 +43,31 @@ def test_graphs_answer_as_the_tensor_table_says(model, name):
         assert torch.isfinite(output).all()
 
 
+@pytest.mark.parametrize("name", ["text_encoder", "fusion_study", "fusion_text"])
+def test_graphs_read_an_unknown_id_as_padding_and_others_as_the_model_does(model, name):
+    """In training an unknown id is an error; where it is served it must not cost the neighbours their answers."""
+    spec, drawn = MODELS[name], _draw(model, 3, 32)
+    graph = graph_modules(model)[name]
+    part = {"text_encoder": model.text_encoder}.get(name) or getattr(
+        model.fusion, name.replace("fusion", "forward")
+    )
+
+    def ask(answer, ids):
+        outputs = answer(*({**drawn, "input_ids": ids}[tensor.name] for tensor in spec.inputs))
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    with torch.inference_mode():
+        good = ask(graph, drawn["input_ids"])
+        for found, expected in zip(good, ask(part, drawn["input_ids"]), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        for bad in (model.config.vocabulary_size, -1, 2**62):
+            ids = drawn["input_ids"].clone()
+            ids[1, 4] = bad
+            for found, expected in zip(ask(graph, ids), good, strict=True):
+                torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=0)
+                assert torch.isfinite(found).all()
+
+
 def test_attention_sums_to_one_within_each_modality_and_skips_padding(model):
     drawn = _draw(model, 3, 32)
     with torch.inference_mode():

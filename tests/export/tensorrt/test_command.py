@@ -169,7 +169,7 @@ def test_another_release_than_triton_has_is_said(
 ) -> None:
     trt.__version__ = "10.9.0.34"
     result = export_plans(repository, tmp_path / "out")
-    assert any("need TensorRT 10.9.0; Triton 24.10 has 10.5" in note for note in result.notes)
+    assert any("need TensorRT 10.9.0; Triton 25.12 has 10.14" in note for note in result.notes)
 
 
 def test_an_old_tensorrt_is_a_config_error(repository: Path, tmp_path: Path, trt: Any, gpu: None) -> None:

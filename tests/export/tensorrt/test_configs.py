@@ -1,6 +1,5 @@
 """The configs with which Triton serves a plan, or lets ONNX Runtime build an engine."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from contract import ngc
 from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.tensors import GRAPHS, MODELS
@@ -17,7 +17,7 @@ from export.operators import RELEASE
 from export.tensorrt_config import CONTAINER, CONTAINER_RELEASE, to_accelerated_config, to_plan_config
 from export.tensorrt_graph import PlanRequest
 
-DOCKERFILE = Path(__file__).resolve().parents[3] / "docker" / "triton.Dockerfile"
+SERVING = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
 
 
 class TestPlanConfig:
@@ -79,10 +79,9 @@ def test_bf16_is_fp32_for_the_onnxruntime_backend(
     assert entry.parameters["precision_mode"] == "FP32"
 
 
-def test_the_container_is_of_the_release_of_the_triton_image() -> None:
-    text = DOCKERFILE.read_text(encoding="utf-8")
-    assert re.search(
-        rf"^FROM nvcr\.io/nvidia/tritonserver:{re.escape(CONTAINER_RELEASE)}-py3$", text, re.MULTILINE
-    )
+def test_the_container_is_of_a_release_that_the_triton_image_can_be_built_on() -> None:
+    assert CONTAINER_RELEASE in {release.tag for release in ngc.RELEASES}
     assert CONTAINER.endswith(f"/tensorrt:{CONTAINER_RELEASE}-py3")
-    assert RELEASE == (10, 5)  # https://docs.nvidia.com/deeplearning/tensorrt/container-release-notes/, 24.10
+    # docs/introduction/compatibility.md of triton-inference-server/server: what torch nv25.12 comes with
+    assert (CONTAINER_RELEASE, RELEASE) == ("25.12", (10, 14))
+    assert f"NGC_RELEASE={CONTAINER_RELEASE}" in SERVING.read_text(encoding="utf-8")
