@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cli.bench.gpu.log import Settings
 from contract.bundle import (
@@ -54,7 +55,7 @@ def open_bundle(out: Path, settings: Settings) -> Bundle:
     return load_bundle(path)
 
 
-def draw_inputs(settings: Settings, batch: int) -> dict[str, np.ndarray]:
+def draw_inputs(settings: Settings, batch: int) -> dict[str, NDArray[Any]]:
     """Return random pixels and token ids of a study, batched."""
     numbers, model = np.random.default_rng(batch), read_size(settings)
     length = min(settings.length, model.text_positions)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cli.bench.gpu.clock import add_rate, time_calls
 from cli.bench.gpu.log import PRECISIONS, Log, Settings
@@ -22,7 +23,7 @@ from contract.tensors import MODELS
 if TYPE_CHECKING:
     from export.parity import ParityCase
 
-_CUDA_FP32: Final = {"name": "cuda", "parameters": {"use_tf32": "0"}}  # as export/targets.toml has it
+_FULL_FP32: Final = {"use_tf32": "0"}  # of CUDA, as export/targets.toml has it
 _GATED: Final = ("fp32", *PRECISIONS)
 _CASES: Final = 12
 _TENSORRT_BATCHES: Final = (1, 8, 32)
@@ -74,7 +75,7 @@ def measure_gates(log: Log, settings: Settings) -> None:
             profile = make_profile(name, settings)
             graphs = make_graphs(log.out, settings, name)
             if settings.device == "cuda":
-                profile = replace(profile, accelerator="cuda", parameters=dict(_CUDA_FP32["parameters"]))
+                profile = replace(profile, accelerator="cuda", parameters=dict(_FULL_FP32))
             report = measure_precision(bundle, graphs, profile, cases)
             return {"passed": report.passed, "failures": report.failures, "runtimes": report.runtimes}
 
@@ -164,7 +165,7 @@ class _Graphs:
         binding.synchronize_outputs()
         return dict(zip(outputs, binding.get_outputs(), strict=True))
 
-    def _put(self, array: np.ndarray) -> Any:
+    def _put(self, array: NDArray[Any]) -> Any:
         import onnxruntime
 
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._settings.device, 0)
@@ -172,7 +173,7 @@ class _Graphs:
     def _make_config(self, name: str) -> dict[str, Any]:
         if self._settings.device == "cpu":
             return {}
-        entries: list[dict[str, Any]] = [_CUDA_FP32]
+        entries: list[dict[str, Any]] = [{"name": "cuda", "parameters": dict(_FULL_FP32)}]
         if self._engines is not None:
             entries.insert(0, {"name": "tensorrt", "parameters": self._make_parameters(name)})
         return {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": entries}}}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cli.bench.gpu.clock import time_calls
 from cli.bench.gpu.log import Log, Settings
@@ -67,7 +68,7 @@ def measure_shared_memory(log: Log, settings: Settings) -> None:
     _measure_carriers(log, settings, repository)
 
 
-def _measure_searches(log: Log, settings: Settings, place: str, index: Any, queries: np.ndarray) -> None:
+def _measure_searches(log: Log, settings: Settings, place: str, index: Any, queries: NDArray[Any]) -> None:
     for count in _QUERIES:
 
         def search(count: int = count) -> Mapping[str, Any]:
@@ -79,14 +80,15 @@ def _measure_searches(log: Log, settings: Settings, place: str, index: Any, quer
         log.measure(f"search, {place}, {count} queries", search)
 
 
-def _compare(one: Any, other: Any, queries: np.ndarray) -> float:
+def _compare(one: Any, other: Any, queries: NDArray[Any]) -> float:
     found = [index.search(queries, _NEIGHBOURS)[1] for index in (one, other)]
     same = [len(set(left) & set(right)) for left, right in zip(*found, strict=True)]
     return float(np.mean(same)) / _NEIGHBOURS
 
 
-def _normalise(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _normalise(vectors: NDArray[Any]) -> NDArray[Any]:
+    scaled: NDArray[Any] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
 
 
 def _publish(out: Path, settings: Settings) -> Path:
@@ -129,7 +131,7 @@ def _measure_carriers(log: Log, settings: Settings, repository: Path) -> None:
 
 
 def _make_measurement(
-    transport: "TritonTransport", inputs: Mapping[str, np.ndarray], outputs: list[str], settings: Settings
+    transport: "TritonTransport", inputs: Mapping[str, NDArray[Any]], outputs: list[str], settings: Settings
 ) -> Callable[[], Mapping[str, Any]]:
     def call() -> Any:
         return transport.infer(_SERVED, inputs, outputs, _TIMEOUT_S)
