@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def test_the_whole_runs_on_a_processor_and_goes_on(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     out = tmp_path / "gpu"
-    parts = run_small(out, *(name for name in PARTS if name != "shared memory"))["parts"]
+    parts = run_small(out)["parts"]
+    assert list(parts) == list(PARTS)
     for name in ("peak", "model", "torch", "onnx", "gates"):
         assert parts[name]["figures"], parts[name]
     for runner, precision in (("torch", "bf16"), ("torch", "fp16"), ("onnx", "fp16")):
@@ -69,6 +71,10 @@ def test_the_whole_runs_on_a_processor_and_goes_on(tmp_path):
     assert study["tflops"] / study["cases_per_s"] > image["tflops"] / image["cases_per_s"] > 0
     assert parts["gates"]["figures"]["gate of fp32"]["passed"] is True
     assert parts["tensorrt"]["reasons"] == {"study fp16": "TensorRT runs on NVIDIA GPUs alone."}
+    if find_spec("pytriton"):
+        served = parts["shared memory"]
+        assert set(served["figures"]) == {"served study, grpc", "served study, shared_memory"}
+        assert served["reasons"] == {"served study, cuda_shared_memory": "CUDA shared memory needs a GPU."}
     assert "Compiled PyTorch" in (out / "gpu.md").read_text()
     before = (out / "parts" / "torch.json").read_text()
     (out / "parts" / "peak.json").unlink()
