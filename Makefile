@@ -5,7 +5,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports bench
+.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports bench gpu
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -122,3 +122,10 @@ $(BENCH)/%/split/.published.json: $(BENCH)/%/bundle/manifest.json
 
 $(BENCH)/%/fused/.published.json: $(BENCH)/%/bundle/manifest.json
 	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace $(BEST) --graphs fused
+
+# No network, at most 8 minutes; the same again goes on where it stopped. WHEELS: a folder of packages that are missing.
+GPU_OUT ?= $(RESULTS)/gpu
+GPU ?=
+
+gpu: ## measure one NVIDIA GPU (8 minutes; GPU='--device cpu --size demo' tries the command without one)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m cli.bench.gpu $(GPU_OUT) $(GPU) $(if $(WHEELS),--wheels $(WHEELS))

@@ -95,6 +95,12 @@ def tensorrt(
     ] = "fp16",
     typical_batch: Annotated[int, typer.Option(help="Batch size that the plans are tuned for, 1 to 32.")] = 8,
     workspace_mib: Annotated[int, typer.Option(help="GPU memory that the builder may use, in MiB.")] = 4096,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs", help="Let Triton capture small shapes as CUDA graphs; takes GPU memory for each."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans; where TensorRT is missing, write the commands and configs to build them elsewhere."""
@@ -103,6 +109,12 @@ def tensorrt(
 
     console = make_console(as_json)
     result = export_tensorrt(
-        console, source, out, precision=precision, typical_batch=typical_batch, workspace_mib=workspace_mib
+        console,
+        source,
+        out,
+        precision=precision,
+        typical_batch=typical_batch,
+        workspace_mib=workspace_mib,
+        cuda_graphs=cuda_graphs,
     )
     print_json(result.to_dict()) if as_json else print_plans(console, result)

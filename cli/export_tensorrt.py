@@ -22,6 +22,7 @@ def export_tensorrt(
     precision: str,
     typical_batch: int,
     workspace_mib: int,
+    cuda_graphs: bool = False,
 ) -> "PlanExport":
     """Build plans of a bundle or a published repository into `out`, or write how to build them.
 
@@ -33,7 +34,7 @@ def export_tensorrt(
         raise ConfigError("Export needs the 'export' extra: pip install 'cxr-serving[export]'.")
     from export.tensorrt import PlanSettings, export_plans
 
-    settings = PlanSettings(cast("Precision", precision), typical_batch, workspace_mib)
+    settings = PlanSettings(cast("Precision", precision), typical_batch, workspace_mib, cuda_graphs)
     with show_progress(console, "Building plans") as progress:
         return export_plans(source, out, settings, progress)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError, ServerError, TensorError
+from contract.runtime_gpu import GPU_ACCELERATORS, read_cuda, read_tensorrt
 
 Array = NDArray[Any]
 Config = Mapping[str, Any]  # config.pbtxt as Triton's JSON
@@ -116,14 +117,14 @@ def read_accelerators(config: Config, kind: str) -> list[tuple[str, dict[str, st
         ConfigError: An accelerator does not exist for this kind of instance.
     """
     place = "gpu" if _is_gpu(kind) else "cpu"
-    known = "tensorrt" if _is_gpu(kind) else "openvino"
+    known = GPU_ACCELERATORS if _is_gpu(kind) else ("openvino",)
     listed = config.get("optimization", {}).get("execution_accelerators", {})
     found: list[tuple[str, dict[str, str]]] = []
     for entry in listed.get(f"{place}_execution_accelerator", []):
-        if entry["name"] != known:
+        if entry["name"] not in known:
             raise ConfigError(
                 f"The execution accelerator {entry['name']} is not known here for a {place.upper()}: "
-                f"use {known} or none."
+                f"use {' or '.join(known)} or none."
             )
         found.append((entry["name"], dict(entry.get("parameters", {}))))
     return found
@@ -250,10 +251,14 @@ def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
     """
     providers: list[Provider] = []
     if _is_gpu(kind):
-        for _, parameters in read_accelerators(config, kind):
-            options = {**read_tensorrt(parameters), "device_id": device}
-            providers.append(("TensorrtExecutionProvider", options))
-        providers.append(("CUDAExecutionProvider", {"device_id": device}))
+        cuda: dict[str, str] = {}
+        for name, parameters in read_accelerators(config, kind):
+            if name == "cuda":
+                cuda |= read_cuda(parameters)
+            else:
+                options = {**read_tensorrt(parameters), "device_id": device}
+                providers.append(("TensorrtExecutionProvider", options))
+        providers.append(("CUDAExecutionProvider", {**cuda, "device_id": device}))
     available = _import_onnxruntime().get_available_providers()
     missing = [name for name, _ in providers if name not in available]
     if missing:
@@ -262,17 +267,6 @@ def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
             "pip install 'cxr-serving[gpu]' or use KIND_CPU."
         )
     return [*providers, ("CPUExecutionProvider", {})]
-
-
-def read_tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Translate the C++ backend's TensorRT parameters to onnxruntime's names; `trt_*` pass as they are."""
-    options = {name: value for name, value in parameters.items() if name.startswith("trt_")}
-    if "max_workspace_size_bytes" in parameters:
-        options["trt_max_workspace_size"] = parameters["max_workspace_size_bytes"]
-    precision = parameters.get("precision_mode", "FP32")
-    if precision != "FP32":
-        options[f"trt_{precision.lower()}_enable"] = "1"
-    return options
 
 
 def _import_onnxruntime() -> Any:

@@ -13,7 +13,8 @@ RUN python3 -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('pure
 # Freed memory is kept for the next radiograph, as in `cxr serve` (serving/triton.py says why).
 ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912
 
-RUN useradd --create-home --uid 10001 cxr
+# A volume that is mounted over the directory of TensorRT engines takes its owner from here.
+RUN useradd --create-home --uid 10001 cxr && install --directory --owner cxr --mode 700 /var/cache/cxr-tensorrt
 USER cxr
 EXPOSE 8001 8002
 # Real inferences: "ready" would only say that the models were loaded once.

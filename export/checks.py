@@ -1,4 +1,10 @@
-"""What an ONNX file says about itself, held to the bundle and to the tensor table. Needs no torch."""
+"""What an ONNX file says about itself, held to the bundle and to the tensor table. Needs no torch.
+
+Every graph has a name of its own: model, fingerprint and a hash of the file. ONNX Runtime's TensorRT provider keeps an
+engine in a file called after the names of the graph, of the ONNX file and of the nodes' outputs, never after weights
+(onnxruntime issues 6455 and 32254; `TRTGenerateId` in tensorrt_execution_provider_utils.h). Two versions of one
+architecture differ in nothing else, so the second would answer with the engine of the first.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,12 +12,13 @@ from typing import Final
 
 import onnx
 
-from contract.bundle import Bundle, require_same_fingerprint
+from contract.bundle import Bundle, compute_sha256, require_same_fingerprint
 from contract.errors import ArtifactError, ParityError
 from contract.tensors import DataType, ModelSpec, TensorSpec
 
 SIZE_LETTERS: Final = ("S", "N", "C", "D")
 FINGERPRINT_KEY: Final = "fingerprint"
+_NAME_DIGITS: Final = 12  # of the fingerprint, and of the hash, in a graph's name
 EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
 _ONNX_TYPES: Final[dict[DataType, int]] = {
     "UINT8": onnx.TensorProto.UINT8,
@@ -41,6 +48,27 @@ def read_fingerprint(graph: Path) -> str:
     return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
 
 
+def seal_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
+    """Give an ONNX file that was just written its name, then hold it to the tensor table; see `check_graph`.
+
+    Raises:
+        ArtifactError: As `check_graph`; or the disk refused the write.
+    """
+    name = f"{_begin_name(spec, fingerprint)}{compute_sha256(path)[:_NAME_DIGITS]}"
+    named = onnx.ModelProto(graph=onnx.GraphProto(name=name))
+    try:
+        with path.open("ab") as file:
+            # Of two values in one message the last counts (protobuf.dev, "Last One Wins"): a rename without a read.
+            file.write(named.SerializeToString())
+    except OSError as error:
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+    check_graph(path, spec, sizes, fingerprint)
+
+
+def _begin_name(spec: ModelSpec, fingerprint: str) -> str:
+    return f"{spec.name}_{fingerprint[:_NAME_DIGITS]}_"
+
+
 def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
     """Hold an ONNX file to the tensor table.
 
@@ -59,6 +87,8 @@ def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerpri
     require_same_fingerprint(
         fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
     )
+    if not graph.name.startswith(begin := _begin_name(spec, fingerprint)):
+        raise ArtifactError(f"{path.name}: the graph must have a name that begins {begin}, not {graph.name}.")
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.tensors import MODELS
-from export.checks import check_graph, read_sizes
+from export.checks import read_sizes, seal_graph
 from export.optimize import optimize_graphs, save_graph
 from export.profiles import Profile
 
@@ -87,7 +87,7 @@ def convert_graphs(
             progress(done, len(chosen))
         source, paths[name] = paths[name], out / f"{name}.onnx"
         _CONVERSIONS[profile.conversion](source, paths[name])
-        check_graph(paths[name], MODELS[name], read_sizes(bundle), bundle.fingerprint)
+        seal_graph(paths[name], MODELS[name], read_sizes(bundle), bundle.fingerprint)
     if progress:
         progress(len(chosen), len(chosen))
     return ConvertedGraphs(paths, fusions, chosen)

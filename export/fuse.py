@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
-from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, check_graph, read_fingerprint
+from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_fingerprint, seal_graph
 
 _PRODUCER: Final = "cxr export"
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
@@ -47,7 +47,7 @@ def fuse_graphs(graphs: Mapping[str, Path], out: Path) -> dict[str, Path]:
     for name, spec in FUSED.items():
         paths[name] = out / f"{name}.onnx"
         sizes, fingerprint = _fuse(spec, _find_parts(graphs, name), paths[name])
-        check_graph(paths[name], spec, sizes, fingerprint)
+        seal_graph(paths[name], spec, sizes, fingerprint)
     return paths
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
-from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, check_graph, read_sizes
+from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
 from training.model import graph_modules, load_model
 
 OPSET: Final = (
@@ -57,7 +57,7 @@ def export_graphs(
             progress(done, len(GRAPHS))
         paths[name] = out / f"{name}.onnx"
         _write_graph(modules[name], MODELS[name], sizes, paths[name], bundle.fingerprint)
-        check_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
+        seal_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
     if progress:
         progress(len(GRAPHS), len(GRAPHS))
     return paths

@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
 from contract.tensors import LENGTH_BUCKETS, ModelSpec
+from export.tensorrt_shapes import format_profile, make_profile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,7 +76,7 @@ def make_optimization(target: str, profile: Any = None) -> dict[str, Any]:
     if accelerator is None:
         return wanted
     parameters = dict(accelerator["parameters"])
-    if profile is not None and profile.conversion == "fp16":
+    if accelerator["name"] == "tensorrt" and profile is not None and profile.conversion == "fp16":
         parameters["precision_mode"] = "FP16"
     entry = {"name": accelerator["name"], "parameters": parameters}
     return {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}
@@ -121,6 +122,10 @@ def apply_settings(
         json_format.ParseDict(dict(optimization or {}), config.optimization)
     except json_format.ParseError as error:
         raise ConfigError(f"Triton knows no such optimization of {spec.name}: {error}.") from error
+    for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        if accelerator.name == "tensorrt":
+            ranges = make_profile(config, machine[variant]["typical_batch"])
+            accelerator.parameters.update(format_profile(ranges))
 
 
 def is_rate_limited(target: str, variant: str) -> bool:
@@ -169,11 +174,14 @@ def _set_policy(policy: Any, queue: Mapping[str, Any]) -> None:
 def _set_warm_up(
     config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], max_length: int
 ) -> None:
-    """Add a request of zeros for every batch size and length. The backend knows them by their number."""
+    """Add a request of zeros for every batch size and length. The backend knows them by their number.
+
+    The largest comes first: memory that grew for it serves the others, and what does not fit fails at once.
+    """
     reads_text = any("L" in tensor.shape for tensor in spec.inputs)
     buckets = [bucket for bucket in LENGTH_BUCKETS if bucket < max_length]
-    for length in [*buckets, max_length] if reads_text else [0]:
-        for size in batch_sizes:
+    for length in [max_length, *reversed(buckets)] if reads_text else [0]:
+        for size in sorted(batch_sizes, reverse=True):
             name = f"batch {size}, length {length}" if reads_text else f"batch {size}"
             sample = config.model_warmup.add(name=name, batch_size=size)
             for tensor in spec.inputs:

@@ -45,8 +45,8 @@ from export.tensorrt_graph import (
     Precision,
     choose_precision,
     find_fp32_nodes,
-    read_shapes,
 )
+from export.tensorrt_shapes import make_profiles
 from export.versions import format_config, list_models, read_config
 
 Progress = Callable[[int, int], None]
@@ -60,11 +60,15 @@ _NOT_CHECKED: Final = (
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What a user chooses: precision, the batch size that plans are tuned for, workspace of the builder in MiB."""
+    """What a user chooses: precision, the batch size that plans are tuned for, workspace of the builder in MiB.
+
+    With `cuda_graphs` Triton captures the small shapes of the warm-up as CUDA graphs (`to_plan_config`).
+    """
 
     precision: Precision = "fp16"
     typical_batch: int = 8
     workspace_mib: int = 4096
+    cuda_graphs: bool = False
 
     def check(self) -> None:
         """Raise ConfigError when a value is unknown or out of range."""
@@ -152,7 +156,7 @@ def export_plans(
         for item in sources:
             require_operators(item.graph, version)
         requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
-    _write_configs(sources, out)
+    _write_configs(sources, requests, out, cuda_graphs=settings.cuda_graphs)
     if builder and gpu:
         _remove_instructions(out)
         kept = _build_all(builder, gpu, requests, fingerprint, progress)
@@ -273,7 +277,7 @@ def _make_request(
         graph=item.graph,
         plan=out / "models" / item.name / str(item.version) / PLAN_NAME,
         timing_cache=out / f"timing{name}.cache",
-        shapes=read_shapes(item.graph, settings.typical_batch),
+        profiles=make_profiles(item.config, settings.typical_batch),
         precision=precision,
         strongly_typed=strongly_typed,
         fp32_nodes=() if strongly_typed else find_fp32_nodes(item.graph),
@@ -308,10 +312,13 @@ def _build_all(
 
 
 def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerprint: str) -> dict[str, Any]:
-    shapes = {
-        name: {bound: list(sizes) for bound, sizes in bounds._asdict().items()}
-        for name, bounds in request.shapes.items()
-    }
+    profiles = [
+        {
+            name: {bound: list(sizes) for bound, sizes in bounds._asdict().items()}
+            for name, bounds in profile.items()
+        }
+        for profile in request.profiles
+    ]
     return {
         "fingerprint": fingerprint,
         "graph_sha256": compute_sha256(request.graph),
@@ -323,7 +330,7 @@ def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerpri
         "strongly_typed": request.strongly_typed,
         "fp32_nodes": list(request.fp32_nodes),
         "workspace_mib": request.workspace_mib,
-        "shapes": shapes,
+        "profiles": profiles,
         "parity": "not checked",
     }
 
@@ -347,9 +354,13 @@ def _read_record(plan: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _write_configs(sources: list[PlanSource], out: Path) -> None:
+def _write_configs(
+    sources: list[PlanSource], requests: Mapping[str, PlanRequest], out: Path, *, cuda_graphs: bool
+) -> None:
     for item in sources:
-        text = format_config(to_plan_config(item.config, item.version))
+        profiles = len(requests[item.name].profiles)
+        config = to_plan_config(item.config, item.version, profiles=profiles, cuda_graphs=cuda_graphs)
+        text = format_config(config)
         write_file(out / "models" / item.name / CONFIG_NAME, text)
 
 

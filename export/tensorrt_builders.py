@@ -8,7 +8,7 @@ import importlib
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,7 +17,8 @@ from contract.errors import ArtifactError, ConfigError
 from contract.files import write_file
 from export.checks import load_graph
 from export.operators import Version, name_node
-from export.tensorrt_graph import OLDEST_RELEASE, PlanRequest, ShapeRange
+from export.tensorrt_graph import OLDEST_RELEASE, PlanRequest
+from export.tensorrt_shapes import format_shapes
 
 _BF16_SINCE: Final = (8, 0)  # compute capability: Ampere
 _PART: Final = ".part"  # of a plan that is being written
@@ -153,10 +154,11 @@ class PythonBuilder:
             config.set_flag(getattr(trt.BuilderFlag, request.precision.upper()))
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             self._keep_fp32(network, request.fp32_nodes)
-        profile = builder.create_optimization_profile()
-        for name, shapes in request.shapes.items():
-            profile.set_shape(name, *shapes)
-        config.add_optimization_profile(profile)
+        for ranges in request.profiles:
+            profile = builder.create_optimization_profile()
+            for name, shapes in ranges.items():
+                profile.set_shape(name, *shapes)
+            config.add_optimization_profile(profile)
         return config
 
     def _keep_fp32(self, network: Any, nodes: Sequence[str]) -> None:
@@ -261,8 +263,14 @@ def make_trtexec_arguments(
         f"--saveEngine={plan or request.plan}",
         f"--timingCacheFile={timing_cache or request.timing_cache}",
         *(
-            f"--{bound}Shapes={format_shapes(request.shapes, index)}"
-            for index, bound in enumerate(("min", "opt", "max"))
+            f"--{word}"
+            for number, profile in enumerate(request.profiles)
+            for word in (
+                f"profile={number}",
+                f"minShapes={format_shapes(profile, 0)}",
+                f"optShapes={format_shapes(profile, 1)}",
+                f"maxShapes={format_shapes(profile, 2)}",
+            )
         ),
         f"--memPoolSize=workspace:{request.workspace_mib}M",
         "--skipInference",
@@ -277,11 +285,6 @@ def make_trtexec_arguments(
         if kept:
             arguments += [f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
     return arguments
-
-
-def format_shapes(shapes: Mapping[str, ShapeRange], index: int) -> str:
-    """Return one bound of every input as trtexec and onnxruntime write it: `name:1x32,other:1x49x128`."""
-    return ",".join(f"{name}:{'x'.join(map(str, bounds[index]))}" for name, bounds in shapes.items())
 
 
 def _find_error(log: str) -> str:

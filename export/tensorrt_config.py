@@ -6,7 +6,6 @@ https://github.com/triton-inference-server/onnxruntime_backend#onnx-runtime-with
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +15,9 @@ from tritonclient.grpc import model_config_pb2
 from contract.errors import ConfigError
 from contract.tensors import MAX_BATCH_SIZE
 from export.targets import make_optimization
-from export.tensorrt_builders import format_shapes, make_trtexec_arguments
-from export.tensorrt_graph import PlanRequest, ShapeRange
+from export.tensorrt_builders import make_trtexec_arguments
+from export.tensorrt_graph import PlanRequest
+from export.tensorrt_shapes import format_profile
 
 # A plan runs on the TensorRT that built it alone: serve it with `NGC_RELEASE=25.12`. The images of 26.06 and later have
 # TensorRT 11, which no longer chooses data types itself.
@@ -26,6 +26,7 @@ CONTAINER: Final = f"nvcr.io/nvidia/tensorrt:{CONTAINER_RELEASE}-py3"
 PLAN_NAME: Final = "model.plan"
 _PLATFORM: Final = "tensorrt_plan"
 _THREADS: Final = ("intra_op_thread_count", "inter_op_thread_count")  # of onnxruntime alone
+_MAX_GRAPH_BATCH: Final = 8  # a larger batch computes for longer than its kernels take to start
 # Data types of TensorRT tensors: Triton's model configuration, "Datatypes".
 _DATA_TYPES: Final = frozenset(
     {
@@ -41,7 +42,9 @@ _DATA_TYPES: Final = frozenset(
 )
 
 
-def to_plan_config(config: Any, version: int | None = None) -> Any:
+def to_plan_config(
+    config: Any, version: int | None = None, *, profiles: int = 1, cuda_graphs: bool = False
+) -> Any:
     """Return the config of a model that is served as a TensorRT plan instead of an ONNX graph.
 
     Names, dims, data types, batching, warm-up and the fingerprint stay; what only ONNX Runtime reads goes.
@@ -50,6 +53,9 @@ def to_plan_config(config: Any, version: int | None = None) -> Any:
         config: The `ModelConfig` of the published graph; it is not changed.
         version: The only version that Triton may load; None leaves the policy. Other versions of the model hold
             ONNX graphs, which one config cannot serve beside a plan.
+        profiles: How many optimisation profiles the plan has; each instance runs all of them.
+        cuda_graphs: Whether the backend captures a CUDA graph for each shape of the warm-up of at most 8 cases. A
+            request of just that shape replays it, any other one runs as before.
 
     Raises:
         ConfigError: The model is no graph, takes larger batches than a plan is built for, or exchanges a data type
@@ -74,6 +80,10 @@ def to_plan_config(config: Any, version: int | None = None) -> Any:
     for name in _THREADS:
         changed.parameters.pop(name, None)
     _use_gpu(changed)
+    for group in changed.instance_group:
+        group.profile[:] = [str(number) for number in range(profiles)] if profiles > 1 else []
+    if cuda_graphs:
+        _capture_graphs(changed)
     if version is not None:
         changed.version_policy.specific.versions[:] = [version]
     return changed
@@ -84,35 +94,20 @@ def to_accelerated_config(config: Any, request: PlanRequest) -> Any:
 
     Args:
         config: The `ModelConfig` of the published graph; it is not changed.
-        request: The plan that it stands in for. bf16 becomes FP32: the backend knows FP32, FP16 and INT8.
+        request: The plan that it stands in for. bf16 becomes FP32: the backend refuses BF16 before release 26.02.
     """
     optimization = make_optimization("tensorrt")
     entry = optimization["execution_accelerators"]["gpu_execution_accelerator"][0]
     entry["parameters"] |= {
         "precision_mode": "FP16" if request.precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(request.workspace_mib << 20),
-        "trt_layer_norm_fp32_fallback": "true",
-        **_make_profile(request.shapes, config),
+        **format_profile(request.profiles[0]),
     }
     changed = _copy(config)
     changed.optimization.ClearField("execution_accelerators")
     json_format.ParseDict(optimization, changed.optimization)
     _use_gpu(changed)
     return changed
-
-
-def _make_profile(shapes: Mapping[str, ShapeRange], config: Any) -> dict[str, str]:
-    """Return the shape ranges, or nothing where pixels come in.
-
-    ONNX Runtime may leave the cast from uint8 to CUDA. TensorRT's part then starts at a tensor that has another
-    name, and a profile that lacks it is an error; without one the range grows with the batches of the warm-up.
-    """
-    if any(entry.data_type == model_config_pb2.TYPE_UINT8 for entry in config.input):
-        return {}
-    return {
-        f"trt_profile_{bound}_shapes": format_shapes(shapes, index)
-        for index, bound in enumerate(("min", "opt", "max"))
-    }
 
 
 def make_container_command(request: PlanRequest, out: Path) -> list[str]:
@@ -141,6 +136,15 @@ def _copy(config: Any) -> Any:
     copied = model_config_pb2.ModelConfig()
     copied.CopyFrom(config)
     return copied
+
+
+def _capture_graphs(config: Any) -> None:
+    config.optimization.cuda.graphs = True
+    for sample in config.model_warmup:
+        if sample.batch_size <= _MAX_GRAPH_BATCH:
+            captured = config.optimization.cuda.graph_spec.add(batch_size=sample.batch_size)
+            for name, entry in sample.inputs.items():
+                captured.input[name].dim.extend(entry.dims)
 
 
 def _use_gpu(config: Any) -> None:

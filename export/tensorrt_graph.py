@@ -1,23 +1,22 @@
-"""What a TensorRT build must know of an ONNX graph: ranges of shapes, data types, which nodes stay in fp32."""
+"""What a TensorRT build must know of an ONNX graph: its data types, and which nodes stay in fp32."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 import onnx
 
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import LENGTH_BUCKETS, MAX_BATCH_SIZE
 from export.checks import load_graph
 from export.operators import Version, infer_types, name_node
+from export.tensorrt_shapes import Profile
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
 OLDEST_RELEASE: Final[Version] = (10,)  # the first that takes INT64 inputs and opset 18
-TYPICAL_LENGTH: Final = 128  # tokens; the bucket of most reports
 # Later builders have no precision flags: types come from the graph.
 _STRONG_ONLY_SINCE: Final[Version] = (11,)
 
@@ -29,66 +28,23 @@ _FP16_LARGEST: Final = float(np.finfo(np.float16).max)
 _FP16_SMALLEST: Final = float(np.finfo(np.float16).tiny)
 
 
-class ShapeRange(NamedTuple):
-    """Smallest, most usual and largest shape of one input, the batch first."""
-
-    smallest: tuple[int, ...]
-    typical: tuple[int, ...]
-    largest: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class PlanRequest:
     """One plan to build; everything is decided, so that a builder only carries it out.
 
-    `fp32_nodes` are the ONNX nodes that stay in fp32 where the builder chooses the data types of the others; with
-    `strongly_typed` the graph's own data types hold and there are none.
+    `profiles` are the ranges of shapes that it takes, each with the shape that it is tuned for. `fp32_nodes` are the
+    ONNX nodes that stay in fp32 where the builder chooses the data types of the others; with `strongly_typed` the
+    graph's own data types hold and there are none.
     """
 
     graph: Path
     plan: Path
     timing_cache: Path
-    shapes: Mapping[str, ShapeRange]
+    profiles: tuple[Profile, ...]
     precision: Precision
     strongly_typed: bool
     fp32_nodes: tuple[str, ...]
     workspace_mib: int
-
-
-def read_shapes(graph: Path, typical_batch: int) -> dict[str, ShapeRange]:
-    """Return the range of each input's shape: batch 1 to 32, text length 32 to 256 tokens.
-
-    Args:
-        graph: The ONNX file; its free first axis is the batch, another free axis the length of the text.
-        typical_batch: The batch size that the plan is tuned for, 1 to 32.
-
-    Raises:
-        ArtifactError: The file is no ONNX graph.
-        ConfigError: `typical_batch` is out of range.
-    """
-    if not 1 <= typical_batch <= MAX_BATCH_SIZE:
-        raise ConfigError(f"The typical batch size must be 1 to {MAX_BATCH_SIZE}, not {typical_batch}.")
-    free = {
-        "batch": (1, typical_batch, MAX_BATCH_SIZE),
-        "length": (min(LENGTH_BUCKETS), TYPICAL_LENGTH, max(LENGTH_BUCKETS)),
-    }
-    model = load_graph(graph).graph
-    weights = {weight.name for weight in model.initializer}
-    ranges = {}
-    for value in model.input:
-        if value.name not in weights:
-            dims = value.type.tensor_type.shape.dim
-            axes = [_range_axis(axis, dim, free) for axis, dim in enumerate(dims)]
-            ranges[value.name] = ShapeRange(*zip(*axes, strict=True))
-    return ranges
-
-
-def _range_axis(
-    axis: int, dim: onnx.TensorShapeProto.Dimension, free: Mapping[str, tuple[int, int, int]]
-) -> tuple[int, int, int]:
-    if dim.HasField("dim_value"):
-        return (dim.dim_value,) * 3
-    return free["batch" if axis == 0 else "length"]
 
 
 def choose_precision(graph: Path, wanted: Precision, version: Version) -> tuple[Precision, bool]:

@@ -215,6 +215,40 @@ def table(
     print_json(report) if as_json else print_table(console, report)
 
 
+@bench_app.command("gpu")
+def gpu(
+    out: Annotated[
+        Path, typer.Argument(help="Directory for gpu.json and gpu.md; the same again goes on there.")
+    ],
+    device: Annotated[
+        Literal["cuda", "cpu"], typer.Option(help="What is measured; cpu tries the command without a GPU.")
+    ] = "cuda",
+    size: Annotated[
+        str, typer.Option(help="Size of the model: a training config such as base or demo.")
+    ] = "base",
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long the whole may take.")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long each figure is measured.")] = 0.5,
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8,16,32,64",
+    vectors: Annotated[int, typer.Option(min=1000, help="Embeddings that FAISS searches.")] = 100_000,
+    only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure one GPU: PyTorch, ONNX Runtime, gates, search, shared memory, TensorRT; no network is needed.
+
+    Where packages are missing, `python -m cli.bench.gpu OUT --wheels FOLDER` takes them from a folder first.
+    """
+    from cli.bench.gpu.log import Settings
+    from cli.bench.gpu.run import run_gpu
+    from cli.bench.run import parse_numbers
+    from cli.show import print_json
+
+    console = make_console(as_json)
+    sizes = parse_numbers(batches, "--batches", int)
+    settings = Settings(device, size, seconds=seconds, batches=sizes, vectors=vectors)
+    report = run_gpu(console, out, settings, minutes=minutes, only=tuple(only or ()))
+    print_json(report) if as_json else console.print(f"Report: {escape(out / 'gpu.md')}", soft_wrap=True)
+
+
 @bench_app.command("soak")
 def soak(
     repository: Annotated[

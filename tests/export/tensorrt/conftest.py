@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from contract.bundle import Bundle
 from export.publish import publish
-from export.tensorrt_graph import PlanRequest, ShapeRange
+from export.tensorrt_graph import PlanRequest
+from export.tensorrt_shapes import ShapeRange
 
 
 class FakeLayer(SimpleNamespace):
@@ -53,7 +54,7 @@ class FakeConfig:
         self.trt.calls.setdefault("cleared", []).append(flag)
 
     def add_optimization_profile(self, profile: Any) -> None:
-        self.trt.calls["profile"] = profile.shapes
+        self.trt.calls.setdefault("profiles", []).append(profile.shapes)
 
     def create_timing_cache(self, data: bytes) -> Any:
         return SimpleNamespace(data=data, serialize=lambda: memoryview(data + b"+timed"))
@@ -178,10 +179,16 @@ def make_request(tmp_path: Path) -> Callable[..., PlanRequest]:
             "graph": path / "model.onnx",
             "plan": path / "model.plan",
             "timing_cache": path / "timing.cache",
-            "shapes": {
-                "ids": ShapeRange((1, 32), (8, 128), (32, 256)),
-                "x": ShapeRange((1, 4), (8, 4), (32, 4)),
-            },
+            "profiles": (
+                {
+                    "ids": ShapeRange((1, 32), (8, 128), (32, 256)),
+                    "x": ShapeRange((1, 4), (8, 4), (32, 4)),
+                },
+                {
+                    "ids": ShapeRange((1, 32), (1, 128), (1, 256)),
+                    "x": ShapeRange((1, 4), (1, 4), (1, 4)),
+                },
+            ),
             "precision": "fp16",
             "strongly_typed": False,
             "fp32_nodes": ("norm", "softmax"),

@@ -11,18 +11,9 @@ from onnx import TensorProto
 
 from contract.errors import ArtifactError, ConfigError
 from export.tensorrt_builders import PythonBuilder, make_trtexec_arguments, read_gpu, read_trtexec_version
-from export.tensorrt_graph import PlanRequest, choose_precision, find_fp32_nodes, read_shapes
+from export.tensorrt_graph import PlanRequest, choose_precision, find_fp32_nodes
 
 Request = Callable[..., PlanRequest]
-
-
-def test_shapes_cover_batches_and_buckets(graphs: dict[str, Path]) -> None:
-    text = read_shapes(graphs["text_encoder"], 8)
-    assert text["input_ids"] == ((1, 32), (8, 128), (32, 256))
-    pixels = read_shapes(graphs["image_encoder"], 4)["pixels"]
-    assert pixels == ((1, 1, 112, 112), (4, 1, 112, 112), (32, 1, 112, 112))
-    with pytest.raises(ConfigError, match="1 to 32, not 33"):
-        read_shapes(graphs["text_encoder"], 33)
 
 
 def test_sums_and_normalisations_stay_in_fp32(graphs: dict[str, Path]) -> None:
@@ -80,7 +71,9 @@ def test_the_python_builder_keeps_layers_in_fp32(make_request: Request, trt: Any
         "parsed": str(request.graph),
         "workspace": ("workspace", 512 << 20),
         "flags": ["fp16", "obey"],
-        "profile": {name: tuple(bounds) for name, bounds in request.shapes.items()},
+        "profiles": [
+            {name: tuple(bounds) for name, bounds in profile.items()} for profile in request.profiles
+        ],
         "caches": [b""],
     }
     assert request.plan.read_bytes() == b"plan"
@@ -160,9 +153,10 @@ def test_the_arguments_of_trtexec(make_request: Request, tmp_path: Path) -> None
         f"--onnx={tmp_path}/model.onnx",
         f"--saveEngine={tmp_path}/model.plan",
         f"--timingCacheFile={tmp_path}/timing.cache",
-        "--minShapes=ids:1x32,x:1x4",
-        "--optShapes=ids:8x128,x:8x4",
-        "--maxShapes=ids:32x256,x:32x4",
+        *("--profile=0", "--minShapes=ids:1x32,x:1x4"),
+        *("--optShapes=ids:8x128,x:8x4", "--maxShapes=ids:32x256,x:32x4"),
+        *("--profile=1", "--minShapes=ids:1x32,x:1x4"),  # an index owns the three behind it
+        *("--optShapes=ids:1x128,x:1x4", "--maxShapes=ids:1x256,x:1x4"),
         "--memPoolSize=workspace:512M",
         "--skipInference",
     ]

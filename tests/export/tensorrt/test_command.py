@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
-from contract.tensors import GRAPHS
+from contract.tensors import GRAPHS, MODELS
 from export.publish import publish
 from export.tensorrt import PlanSettings, check_plan, export_plans
 from export.tensorrt_builders import Gpu
@@ -46,6 +46,23 @@ def test_plans_of_a_repository(repository: Path, tmp_path: Path, trt: Any, gpu: 
     assert list(config.version_policy.specific.versions) == [1]
     assert not (tmp_path / "out" / "build.sh").exists()
     assert json.loads((tmp_path / "out" / "tensorrt.json").read_text())["built"] is True
+
+
+def test_a_plan_has_two_profiles_and_cuda_graphs_where_they_are_asked_for(
+    repository: Path, tmp_path: Path, trt: Any, gpu: None
+) -> None:
+    plans = export_plans(repository, tmp_path / "out", PlanSettings(cuda_graphs=True)).plans
+    text = (plans["fusion_image"].parents[1] / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert list(config.instance_group[0].profile) == ["0", "1"]
+    assert {spec.batch_size for spec in config.optimization.cuda.graph_spec} == {
+        1,
+        4,
+    }  # what this one warms up
+    record = json.loads((plans["fusion_image"].parent / "model.plan.json").read_text())
+    typical = [profile["image_tokens"]["typical"] for profile in record["profiles"]]
+    assert typical == [[8, 49, 128], [1, 49, 128]]
+    assert len(trt.calls["profiles"]) == 2 * len(GRAPHS)
 
 
 def test_plans_that_are_there_are_kept(repository: Path, tmp_path: Path, trt: Any, gpu: None) -> None:
@@ -147,7 +164,8 @@ def test_without_tensorrt_the_accelerator_is_configured(
         assert (config.backend, entry.name) == ("onnxruntime", "tensorrt")
         assert entry.parameters["precision_mode"] == "FP16"
         assert entry.parameters["max_workspace_size_bytes"] == str(4096 << 20)
-        assert ("trt_profile_max_shapes" in entry.parameters) is (name != "image_encoder")
+        assert entry.parameters["trt_layer_norm_fp32_fallback"] == "true"
+        assert f"{MODELS[name].inputs[0].name}:32x" in entry.parameters["trt_profile_max_shapes"]
     text = (tmp_path / "out" / "accelerated" / "text_encoder" / "config.pbtxt").read_text()
     assert "input_ids:32x256,attention_mask:32x256" in text
 

@@ -1,0 +1,108 @@
+"""The options of ONNX Runtime's GPU providers, from the accelerators of a config.pbtxt.
+
+They mean the same to NVIDIA's C++ backend (onnxruntime_backend, src/onnxruntime.cc, releases 25.07 to 26.06), which
+hands on the parameters that are listed here and refuses others.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from contract.errors import ConfigError
+
+GPU_ACCELERATORS: Final = ("tensorrt", "cuda")
+_RENAMED: Final = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+_PASSED: Final = frozenset(
+    f"trt_{name}"
+    for name in (
+        *("max_partition_iterations", "min_subgraph_size", "dla_enable", "dla_core"),
+        *("engine_cache_enable", "engine_cache_path", "engine_cache_prefix", "dump_subgraphs"),
+        *("force_sequential_engine_build", "context_memory_sharing_enable", "layer_norm_fp32_fallback"),
+        *("timing_cache_enable", "timing_cache_path", "force_timing_cache", "detailed_build_log"),
+        *("build_heuristics_enable", "sparsity_enable", "builder_optimization_level", "auxiliary_streams"),
+        *("tactic_sources", "extra_plugin_lib_paths", "profile_min_shapes", "profile_max_shapes"),
+        *("profile_opt_shapes", "cuda_graph_enable", "dump_ep_context_model", "ep_context_file_path"),
+        "ep_context_embed_mode",
+    )
+)
+_PRECISIONS: Final = ("FP32", "FP16", "BF16", "INT8")
+_CACHES: Final = ("trt_engine_cache_path", "trt_timing_cache_path")
+_GRAPHS: Final = ("trt_cuda_graph_enable", "enable_cuda_graph")
+
+
+def read_tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of the TensorRT provider.
+
+    Raises:
+        ConfigError: A parameter is unknown to NVIDIA's backend, or would answer wrongly here.
+    """
+    options = {}
+    for name, value in parameters.items():
+        if name == "precision_mode":
+            if value not in _PRECISIONS:
+                raise ConfigError(f"precision_mode must be one of {', '.join(_PRECISIONS)}, not {value}.")
+            if value != "FP32":
+                options[f"trt_{value.lower()}_enable"] = "1"
+        elif name in _RENAMED:
+            options[_RENAMED[name]] = value
+        elif name in _PASSED:
+            options[name] = value
+        else:
+            raise ConfigError(f"The execution accelerator tensorrt has no parameter {name}.")
+    _refuse_graphs(options)
+    return options | {name: find_cache(Path(options[name])) for name in _CACHES if name in options}
+
+
+def read_cuda(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of the CUDA provider: the parameters as they are.
+
+    Raises:
+        ConfigError: They ask for what would answer wrongly here.
+    """
+    _refuse_graphs(parameters)
+    return dict(parameters)
+
+
+def find_cache(wanted: Path) -> str:
+    """Return a directory for engines that this user alone can write to: the wanted one, or one of the user's own.
+
+    A cached engine is code that the server runs.
+
+    Raises:
+        ConfigError: Neither can be had.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    for directory in (wanted, home / "cxr" / "tensorrt"):
+        if _is_private(directory):
+            return str(directory)
+    raise ConfigError(
+        f"No engine can be kept in {wanted} or {home}: make one of them writable for this user alone."
+    )
+
+
+def _is_private(directory: Path) -> bool:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    except OSError:
+        return False
+    return not others and os.access(directory, os.W_OK)
+
+
+def _refuse_graphs(options: Mapping[str, str]) -> None:
+    """Refuse CUDA graphs, which replay the memory addresses and the shape of the run that was captured.
+
+    ONNX Runtime asks of its caller that both stay (docs, CUDA and TensorRT providers, "Using CUDA Graphs"). A server's
+    requests differ in both, and would get the answer to another one.
+    """
+    for name in _GRAPHS:
+        if options.get(name, "0").lower() not in ("0", "false"):
+            raise ConfigError(
+                f"{name} cannot serve requests of several shapes: build plans with `cxr export tensorrt --cuda-graphs`."
+            )

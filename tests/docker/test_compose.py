@@ -1,0 +1,118 @@
+"""compose.yaml: a GPU where one is wanted, engines that outlive the container, memory for what the readers allow."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+import yaml
+
+from contract.dicom_file import MAX_IMAGE_BYTES
+from contract.tensors import GRAPHS, IMAGE_BYTES, MAX_BATCH_SIZE, MODELS
+from export.targets import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+LARGEST_RADIOGRAPH_BYTES = 4248 * 3480 * 2  # of the 7,470 of Open-i, 16 bits allocated
+DECODING_BYTES = GIB  # of one instance, for an image of 64 million pixels
+MODEL_BYTES = {
+    "cpu": 4 * GIB,
+    "gpu": 8 * GIB,
+}  # two versions; on a GPU also CUDA's libraries and a build of an engine
+TARGETS = tomllib.loads(SETTINGS.read_text())["target"]
+UNITS = {"s": 1, "m": 60, "h": 3600, "mb": 2**20, "gb": GIB}
+
+
+def read(value: str) -> float:
+    """Return seconds or bytes of a setting, its default where it is a variable."""
+    default = re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value)
+    number, unit = re.fullmatch(r"(\d+)([a-z]+)", default).groups()
+    return int(number) * UNITS[unit]
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def services(compose):
+    return compose["services"]
+
+
+def count_readers(*targets: str) -> int:
+    """Return how many instances read image files at once, at most, in any variant."""
+    models = [spec for spec in MODELS.values() if spec.backend == "python" and IMAGE_BYTES in spec.inputs]
+    variants = [TARGETS[target][variant] for target in targets for variant in ("latency", "throughput")]
+    return len(models) * max(variant["instances"]["preprocess"] for variant in variants)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "targets"),
+    [("triton", "cpu", ["cpu"]), ("triton-gpu", "gpu", ["gpu", "tensorrt"])],
+)
+def test_memory_holds_what_the_readers_allow(services, name, machine, targets):
+    instances = count_readers(*targets)
+    files = instances * (MAX_IMAGE_BYTES + (MAX_BATCH_SIZE - 1) * LARGEST_RADIOGRAPH_BYTES)
+    shared = read(services[name]["shm_size"])
+    assert files <= shared <= 1.5 * files
+    memory = read(services[name]["deploy"]["resources"]["limits"]["memory"])
+    assert memory >= 2 * shared + instances * DECODING_BYTES + MODEL_BYTES[machine]
+
+
+@pytest.mark.parametrize("name", ["triton-gpu", "retrieval-gpu"])
+def test_a_gpu_is_reserved_in_the_gpu_profile_alone(services, name):
+    (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert services[name]["profiles"] == ["gpu"]
+    plain = services[name.removesuffix("-gpu")]
+    assert "profiles" not in plain
+    assert "reservations" not in plain.get("deploy", {}).get("resources", {})
+
+
+def test_other_services_reach_either_under_one_name(services):
+    for name in ("triton", "retrieval"):
+        assert services[f"{name}-gpu"]["networks"]["default"]["aliases"] == [name]
+        port = services[name]["ports"][0].rpartition(":")[2]
+        assert services["client"]["environment"][f"CXR_{name.upper()}"] == f"{name}:{port}"
+
+
+def test_engines_outlive_the_container_and_belong_to_its_user(compose, services):
+    parameters = TARGETS["tensorrt"]["accelerator"]["parameters"]
+    places = {parameters["trt_engine_cache_path"], parameters["trt_timing_cache_path"]}
+    (place,) = places
+    mounts = dict(entry.split(":", 1) for entry in services["triton-gpu"]["volumes"] if "$" not in entry)
+    assert mounts == {"engines": place}
+    assert "engines" in compose["volumes"]
+    assert not any(place.startswith(path) for path in services["triton-gpu"]["tmpfs"])
+    dockerfile = (ROOT / "docker" / "triton.Dockerfile").read_text()
+    made = re.search(rf"install --directory --owner (\w+) --mode 700 {place}$", dockerfile, re.MULTILINE)
+    assert f"USER {made[1]}\n" in dockerfile
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-gpu"])
+def test_health_is_asked_of_the_ensembles(services, name):
+    health = services[name]["healthcheck"]
+    assert health["test"][:4] == ["CMD", "python3", "-m", "serving.probe"]
+    per_model = int(health["test"][health["test"].index("--timeout") + 1])
+    assert read(health["timeout"]) > 3 * per_model  # predict_study, predict_image, predict_text
+    command = [sys.executable, *health["test"][2:], "--triton", "127.0.0.1:9"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 4
+    assert "Triton does not answer" in asked.stderr
+
+
+def test_a_start_may_take_as_long_as_its_engines(services):
+    slowest_build_s = 8 * 60  # of one graph of the base size, over all shapes
+    graphs = len(GRAPHS)
+    assert read(services["triton-gpu"]["healthcheck"]["start_period"]) >= graphs * slowest_build_s
+    assert read(services["triton"]["healthcheck"]["start_period"]) >= 120
+
+
+def test_servers_write_nowhere_else_and_listen_on_loopback(services):
+    for name in ("triton", "triton-gpu", "retrieval", "retrieval-gpu"):
+        assert services[name]["read_only"] is True
+        assert services[name]["cap_drop"] == ["ALL"]
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
