@@ -3,7 +3,9 @@
 `check_parity` holds the exported graphs to PyTorch strictly. This gate takes graphs that were converted since, runs
 them by `contract.runtime` under the settings that they will be served with, chained as Triton chains them, and
 measures what a person would notice: probabilities, decisions, AUROC and AP, embeddings and whom they find. The limits
-are the profile's (`export.profiles`). Each of study, image and text must meet them, each case alone and in batches.
+are the profile's (`export.profiles`). Each of study, image and text that the model was trained for must meet them, each
+case alone and in batches. What it was not trained for is measured and not held to anything: such answers mean nothing,
+and random weights are as near to any threshold.
 
 A share of flipped decisions that few cases cannot show, because one decision is more than that, is read as one flip.
 """
@@ -97,7 +99,14 @@ def measure_precision(
             for (size, kind), answers in record.list_answers()
         ),
         graphs=record.list_graphs(),
+        not_gated=explain_not_gated(bundle.trained_ways),
     )
+
+
+def explain_not_gated(trained: Sequence[str]) -> dict[str, str]:
+    """Return why each kind that a model was not trained for is held to nothing; see `Bundle.trained_ways`."""
+    lacking = {"study": "an image and a report", "image": "an image", "text": "a report"}
+    return {kind: f"no training study has {lacking[kind]}" for kind in KINDS if kind not in trained}
 
 
 def require_passed(report: PrecisionReport) -> None:
