@@ -21,6 +21,7 @@ from export.measures import (
 from export.parity import Kind
 from export.profiles import Limits
 
+Pair = tuple[NDArray[np.floating], NDArray[np.floating]]  # what was expected, what was found
 REPORTS: Final = "precision"  # directory in a bundle
 _AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper ones
 
@@ -115,6 +116,9 @@ class PrecisionReport:
         kinds: The measures.
         graphs: How far the outputs of each graph are off.
         not_gated: Kind -> why it is held to nothing.
+        kept: Products that stay in float32, as "graph/node (K x N)", in the order in which they were chosen.
+        products: How many products there are, where some may stay in float32.
+        beyond_with_fewer: What was beyond its limit before those that cost the most were kept too; "" for nothing.
     """
 
     profile: str
@@ -126,6 +130,9 @@ class PrecisionReport:
     kinds: tuple[KindPrecision, ...]
     graphs: tuple[GraphPrecision, ...]
     not_gated: dict[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    products: int = 0
+    beyond_with_fewer: str = ""
 
     @property
     def gated(self) -> tuple[KindPrecision, ...]:
@@ -158,6 +165,7 @@ class PrecisionReport:
             f"Profile {self.profile} is within its limits on {self.cases} cases: probabilities differ by at most "
             f"{max(row.probability_difference for row in self.gated):.1e}, {flips} of {decisions} decisions flip, "
             f"embeddings keep a cosine of {min(row.embedding_cosine for row in self.gated):.5f}"
+            + (f"; {len(self.kept)} of {self.products} products stay in float32" if self.kept else "")
         )
 
     def to_markdown(self) -> str:
@@ -181,9 +189,18 @@ class PrecisionReport:
         ]
         lines += ["", f"Held to the limits: {', '.join(dict.fromkeys(row.kind for row in self.gated))}."]
         lines += [f"Not held to them: {kind}, because {reason}." for kind, reason in self.not_gated.items()]
-        if any(row.neighbour_overlap is None and row.batch_size > 1 for row in self.kinds):
+        if self.kept:
+            lines += [
+                "",
+                f"{len(self.kept)} of {self.products} products stay in float32: {', '.join(self.kept)}.",
+            ]
+        if self.beyond_with_fewer:
+            lines += [
+                f"The last product of each encoder always does. With no more than that, {self.beyond_with_fewer}."
+            ]
+        if any(row.neighbour_overlap is None and row.batch_size > 1 for row in self.gated):
             lines += ["", f"The ten nearest were not measured where fewer than {MIN_CASES} cases were asked."]
-        if all(row.auroc_change is None for row in self.kinds):
+        if all(row.auroc_change is None for row in self.gated):
             lines += ["", f"AUROC and AP were not measured: that takes {MIN_SCORED} cases with labels."]
         return "\n".join(lines) + "\n"
 
@@ -247,6 +264,24 @@ def measure_kind(
         ap_change=ap,
         neighbour_overlap=measure_overlap(*embeddings) if whole else None,
     )
+
+
+def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> NDArray[np.float64]:
+    """Return for each of M cases how much of a profile's limits its answers use up; above 1 is beyond them.
+
+    Small independent differences add up in it: it is the cosine distance over the allowed one or, where that is more,
+    the square of the largest difference of a probability over that of the allowed one.
+
+    Args:
+        limits: The profile's.
+        probabilities: Expected and found (M, K).
+        embeddings: Expected and found (M, D).
+    """
+    tiny = np.finfo(np.float64).tiny
+    distances = (1 - compute_cosines(*embeddings)) / max(1 - limits.embedding_cosine, tiny)
+    differences = np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max(axis=1)
+    squares = (differences / max(limits.probability_difference, tiny)) ** 2
+    return np.nan_to_num(np.maximum(distances, squares), nan=np.inf, posinf=np.inf)
 
 
 def _measure_scores(
