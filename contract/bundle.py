@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_KEYS, LABEL_NAMES
-from contract.training_data import read_trained_on
+from contract.training_data import read_trained_on, read_trained_ways
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -115,6 +115,11 @@ class Bundle:
     def trained_on(self) -> str:
         """The collection that the model was trained on, "unknown" in a bundle that does not record it."""
         return read_trained_on(self.manifest.get("data_source"))
+
+    @property
+    def trained_ways(self) -> tuple[str, ...]:
+        """The ways to read a study that the model was trained for; all in a bundle that does not record it."""
+        return read_trained_ways(_read_json(self.path / METRICS))
 
     @property
     def weights_path(self) -> Path:

@@ -1,11 +1,14 @@
 """What a model was trained on, and what that says about its answers; it travels from the bundle to every answer.
 
 manifest.json (data_source) -> parameter trained_on of the served predict_* models -> client -> every result
+metrics.json (studies, train) -> the ways in which the model was trained to be read -> gates of the exporter
 """
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+WAYS: Final = ("study", "image", "text")  # to read a study: both, the image alone, the report alone
 UNKNOWN: Final = "unknown"
 PHANTOM: Final = "phantom"
 PHANTOM_WARNING: Final = (
@@ -19,6 +22,26 @@ def read_trained_on(value: object) -> str:
     """Return the name of a collection as it was recorded: "phantom", "openi", another one's, or "unknown"."""
     named = value.strip() if isinstance(value, str) else ""
     return named if _NAME.fullmatch(named) and named.isprintable() else UNKNOWN
+
+
+def read_trained_ways(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the ways in which the training studies could be read: some of `WAYS`, in their order.
+
+    Args:
+        metrics: What metrics.json holds. Its counts of training studies are enough: a study without image and report
+            takes no part, so one with both stands in two counts. Newer bundles count those too.
+
+    Returns:
+        All ways where nothing usable is recorded.
+    """
+    try:
+        counts = metrics["studies"]["train"]
+        image, text = int(counts["image"]), int(counts["text"])
+        both = int(counts.get("study", image + text - int(counts["studies"])))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return WAYS
+    found = tuple(way for way, count in zip(WAYS, (both, image, text), strict=True) if count > 0)
+    return found or WAYS
 
 
 def describe_training(trained_on: str) -> str:

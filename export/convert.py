@@ -6,7 +6,7 @@ conversion costs in accuracy is measured elsewhere (`export.precision`).
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ def convert_graphs(
     out: Path,
     *,
     target: str | None = None,
+    kept: Mapping[str, Collection[str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertedGraphs:
     """Make the graphs of a profile.
@@ -71,6 +72,7 @@ def convert_graphs(
         profile: What to make of them.
         out: Directory for the new files.
         target: "cpu", "gpu" or "tensorrt"; None is the profile's. TensorRT gets no fused operators of ONNX Runtime.
+        kept: Graph name -> the products that int8 leaves in float32 (`find_products`, `export.sensitivity`).
         progress: Called with (graphs done, graphs in all).
 
     Raises:
@@ -86,7 +88,10 @@ def convert_graphs(
         if progress:
             progress(done, len(chosen))
         source, paths[name] = paths[name], out / f"{name}.onnx"
-        _CONVERSIONS[profile.conversion](source, paths[name])
+        if profile.conversion == "int8":
+            quantize_to_int8(source, paths[name], kept=(kept or {}).get(name, ()))
+        else:
+            _CONVERSIONS[profile.conversion](source, paths[name])
         seal_graph(paths[name], MODELS[name], read_sizes(bundle), bundle.fingerprint)
     if progress:
         progress(len(chosen), len(chosen))
@@ -123,26 +128,48 @@ def convert_to_float16(source: Path, path: Path) -> None:
     save_graph(narrow, path)
 
 
-def quantize_to_int8(source: Path, path: Path) -> None:
+def find_products(source: Path) -> dict[str, tuple[int, int]]:
+    """Return the products of a graph that int8 is for, in their order: node name -> shape (K, N) of the weight."""
+    products = _list_products(ir.load(source))
+    return {str(node.name): tuple(node.inputs[1].const_value.shape) for node in products}
+
+
+def quantize_to_int8(source: Path, path: Path, *, kept: Collection[str] = ()) -> None:
     """Write a graph whose weights of products (MatMul) are stored in int8, with scales beside them.
 
     `GROUP` neighbouring rows of an output channel share a scale, the largest magnitude / 127; a weight whose rows are
     no multiple of that has one scale for each channel. The graph computes `int8 * scale` in float32 before each
     product. OpenVINO recognises that and, told so (`quantization_group`), multiplies in int8; any other runtime folds
     it into constants and answers with the rounded weights. No calibration data is needed.
+
+    Args:
+        source: The graph in float32.
+        path: Where the new one goes.
+        kept: Names of products that stay in float32.
     """
     model = ir.load(source)
     wide: dict[str, ir.Value] = {}
-    for node in list(model.graph):
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+    for node in _list_products(model):
+        if node.name in kept:
             continue
+        weight = node.inputs[1]
         if weight.name not in wide:
             wide[weight.name] = _store_int8(model.graph, node, weight)
         node.replace_input_with(1, wide[weight.name])
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     save_graph(model, path)
+
+
+def _list_products(model: ir.Model) -> list[Any]:
+    """Return the MatMul nodes whose second factor is a weight (K, N)."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type == "MatMul"
+        and _is_weight(weight := node.inputs[1])
+        and len(weight.const_value.shape) == 2
+    ]
 
 
 def _store_int8(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
@@ -228,5 +255,4 @@ def _quiet() -> Iterator[None]:
 _CONVERSIONS: Final[dict[str, Callable[[Path, Path], None]]] = {
     "bf16": convert_to_bfloat16,
     "fp16": convert_to_float16,
-    "int8": quantize_to_int8,
 }

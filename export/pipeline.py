@@ -149,23 +149,21 @@ def _make_graphs(
     from export.fuse import fuse_graphs
     from export.graphs import export_graphs
     from export.parity import check_parity
-    from export.precision import check_precision
+    from export.settle import settle_graphs
     from export.speed import compare_speed, require_faster
 
     plain = export_graphs(bundle, scratch, _scale(progress, 0, 40))
     parity = check_parity(bundle, plain, cases, _scale(progress, 40, 65))
-    converted = convert_graphs(
+    converted, precision = settle_graphs(
         bundle,
         plain,
         profile,
+        precision_cases,
         scratch / "converted",
+        _scale(progress, 65, 95),
         target=deployment.target,
-        progress=_scale(progress, 65, 75),
     )
     graphs = converted.paths
-    precision = check_precision(
-        bundle, graphs, profile, precision_cases, _scale(progress, 75, 95), reference=plain
-    )
     if profile.faster_than:
         rival = _load_profile(profile.faster_than)
         slower = convert_graphs(bundle, plain, rival, scratch / "rival", target=deployment.target).paths

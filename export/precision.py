@@ -3,7 +3,9 @@
 `check_parity` holds the exported graphs to PyTorch strictly. This gate takes graphs that were converted since, runs
 them by `contract.runtime` under the settings that they will be served with, chained as Triton chains them, and
 measures what a person would notice: probabilities, decisions, AUROC and AP, embeddings and whom they find. The limits
-are the profile's (`export.profiles`). Each of study, image and text must meet them, each case alone and in batches.
+are the profile's (`export.profiles`). Each of study, image and text that the model was trained for must meet them, each
+case alone and in batches. What it was not trained for is measured and not held to anything: such answers mean nothing,
+and random weights are as near to any threshold.
 
 A share of flipped decisions that few cases cannot show, because one decision is more than that, is read as one flip.
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import ArtifactError, ParityError
@@ -20,14 +23,14 @@ from contract.runtime import Session, open_session
 from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS
 from contract.text import ReportTokenizer
 from export.parity import Arrays, Kind, ParityCase, complete_cases
-from export.precision_report import GraphPrecision, PrecisionReport, measure_kind
-from export.profiles import Profile
+from export.precision_report import GraphPrecision, PrecisionReport, measure_distances, measure_kind
+from export.profiles import Limits, Profile
 
 Runner = Callable[[str, Arrays], Arrays]  # graph, its inputs -> its outputs
 Progress = Callable[[int, int], None]
 KINDS: Final[tuple[Kind, ...]] = ("study", "image", "text")
 ALONE: Final = 16  # so many cases are asked alone too
-_ENCODERS: Final = ("image_encoder", "text_encoder")
+ENCODERS: Final = ("image_encoder", "text_encoder")
 
 
 def check_precision(
@@ -73,31 +76,76 @@ def measure_precision(
     reference: Mapping[str, Path] | None = None,
 ) -> PrecisionReport:
     """Measure as `check_precision` does, and return the report also where it did not pass."""
-    asked = complete_cases(bundle, cases)
-    sessions = open_profile(bundle, graphs, profile)
-    expected = _load_reference(bundle, reference)
-    total = -(-len(asked) // MAX_BATCH_SIZE) + min(len(asked), ALONE)
-    record = _Record()
-    for done, (size, batch) in enumerate(_make_batches(bundle, asked)):
+    return Gate(bundle, cases, reference=reference).measure(graphs, profile, progress)
+
+
+class Gate:
+    """Real cases, and what float32 answers to them: computed once for all graphs that are held to it."""
+
+    def __init__(
+        self, bundle: Bundle, cases: Sequence[ParityCase], *, reference: Mapping[str, Path] | None = None
+    ) -> None:
+        """Take the cases; see `check_precision`."""
+        self._bundle, self._reference = bundle, reference
+        self._count = len(cases)
+        self.cases = complete_cases(bundle, cases)
+        self._expected: list[tuple[int, Batch, dict[str, Arrays]]] = []
+        self._record = _Record()
+
+    def measure(
+        self, graphs: Mapping[str, Path], profile: Profile, progress: Progress | None = None
+    ) -> PrecisionReport:
+        """Measure the graphs of a profile; see `check_precision`."""
+        sessions = open_profile(self._bundle, graphs, profile)
+        total = -(-len(self.cases) // MAX_BATCH_SIZE) + min(len(self.cases), ALONE)
+        record = self._record = _Record()
+        for done, (size, batch, expected) in enumerate(self._list_expected()):
+            if progress:
+                progress(done, total)
+            record.add(size, batch, expected, ask(make_runner(sessions), batch))
         if progress:
-            progress(done, total)
-        record.add(size, batch, _ask(expected, batch), _ask(_make_runner(sessions), batch))
-    if progress:
-        progress(total, total)
-    labels = [case.labels for case in asked]
-    return PrecisionReport(
-        profile=profile.name,
-        limits=profile.limits,
-        fingerprint=bundle.fingerprint,
-        reference="PyTorch float32" if reference is None else "float32 graphs that agree with PyTorch",
-        runtimes={name: session.describe() for name, session in sessions.items()},
-        cases=len(cases),
-        kinds=tuple(
-            measure_kind(bundle.labels, kind, size, answers, [labels[case] for case in answers.cases])
-            for (size, kind), answers in record.list_answers()
-        ),
-        graphs=record.list_graphs(),
-    )
+            progress(total, total)
+        labels = [case.labels for case in self.cases]
+        return PrecisionReport(
+            profile=profile.name,
+            limits=profile.limits,
+            fingerprint=self._bundle.fingerprint,
+            reference="PyTorch float32"
+            if self._reference is None
+            else "float32 graphs that agree with PyTorch",
+            runtimes={name: session.describe() for name, session in sessions.items()},
+            cases=self._count,
+            kinds=tuple(
+                measure_kind(
+                    self._bundle.labels, kind, size, answers, [labels[case] for case in answers.cases]
+                )
+                for (size, kind), answers in record.list_answers()
+            ),
+            graphs=record.list_graphs(),
+            not_gated=explain_not_gated(self._bundle.trained_ways),
+        )
+
+    def find_worst(self, kind: Kind, limits: Limits, count: int) -> list[ParityCase]:
+        """Return the cases, asked in a batch, whose answers were the furthest off at the last measurement."""
+        answers = self._record.answers[MAX_BATCH_SIZE, kind]
+        order = np.argsort(-answers.compare(limits))[:count]
+        return [self.cases[answers.cases[place]] for place in order]
+
+    def _list_expected(self) -> Iterator[tuple[int, "Batch", dict[str, Arrays]]]:
+        if self._expected:
+            yield from self._expected
+            return
+        run, made = load_reference(self._bundle, self._reference), []
+        for size, batch in make_batches(self._bundle, self.cases):
+            made.append((size, batch, ask(run, batch)))
+            yield made[-1]
+        self._expected = made  # all of them
+
+
+def explain_not_gated(trained: Sequence[str]) -> dict[str, str]:
+    """Return why each kind that a model was not trained for is held to nothing; see `Bundle.trained_ways`."""
+    lacking = {"study": "an image and a report", "image": "an image", "text": "a report"}
+    return {kind: f"no training study has {lacking[kind]}" for kind in KINDS if kind not in trained}
 
 
 def require_passed(report: PrecisionReport) -> None:
@@ -129,7 +177,9 @@ def open_profile(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) -
     return sessions
 
 
-def _make_runner(sessions: Mapping[str, Session]) -> Runner:
+def make_runner(sessions: Mapping[str, Session]) -> Runner:
+    """Return what runs one of these graphs."""
+
     def run(graph: str, inputs: Arrays) -> Arrays:
         names = [tensor.name for tensor in MODELS[graph].outputs]
         return dict(zip(names, sessions[graph].run(names, inputs), strict=True))
@@ -137,11 +187,12 @@ def _make_runner(sessions: Mapping[str, Session]) -> Runner:
     return run
 
 
-def _load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runner:
+def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runner:
+    """Return what answers in float32: these graphs on ONNX Runtime, or the PyTorch model."""
     if reference is not None:
         from export.profiles import load_profile
 
-        return _make_runner(open_profile(bundle, reference, load_profile("fp32")))
+        return make_runner(open_profile(bundle, reference, load_profile("fp32")))
     import torch
 
     from training.model import graph_modules, load_model
@@ -158,7 +209,7 @@ def _load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Run
     return run
 
 
-class _Batch:
+class Batch:
     """Some cases as tensors; `places[kind]` are the positions of the cases that can be asked as that kind."""
 
     def __init__(self, tokenizer: ReportTokenizer, max_length: int, cases: Mapping[int, ParityCase]) -> None:
@@ -183,20 +234,20 @@ class _Batch:
         return chosen
 
 
-def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[tuple[int, _Batch]]:
+def make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[tuple[int, Batch]]:
     """Yield batches with their nominal size: all cases in full batches, then the first ones alone."""
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
     for size, count in ((MAX_BATCH_SIZE, len(cases)), (1, min(len(cases), ALONE))):
         for start in range(0, count, size):
             chosen = {place: cases[place] for place in range(start, min(start + size, count))}
-            yield size, _Batch(tokenizer, max_length, chosen)
+            yield size, Batch(tokenizer, max_length, chosen)
 
 
-def _ask(run: Runner, batch: _Batch) -> dict[str, Arrays]:
+def ask(run: Runner, batch: Batch) -> dict[str, Arrays]:
     """Return the outputs of every graph that the batch can be put to."""
     values, answers = dict(batch.inputs), {}
-    for encoder in _ENCODERS:
+    for encoder in ENCODERS:
         inputs = {
             tensor.name: values[tensor.name] for tensor in MODELS[encoder].inputs if tensor.name in values
         }
@@ -227,6 +278,10 @@ class _Answers:
         """Return all (M, ...) expected and found arrays of an output."""
         return np.concatenate(self._parts["expected", output]), np.concatenate(self._parts["found", output])
 
+    def compare(self, limits: Limits) -> NDArray[np.float64]:
+        """Return how far each case (M,) is off; see `measure_distances`."""
+        return measure_distances(limits, *(self.read(output) for output in ("probabilities", "embedding")))
+
 
 class _Record:
     """All answers, by batch size and kind, and how far each graph's outputs are off."""
@@ -236,7 +291,7 @@ class _Record:
         self._squares: dict[tuple[str, str], list[float]] = {}  # of the difference, of the expected
 
     def add(
-        self, size: int, batch: _Batch, expected: Mapping[str, Arrays], found: Mapping[str, Arrays]
+        self, size: int, batch: Batch, expected: Mapping[str, Arrays], found: Mapping[str, Arrays]
     ) -> None:
         """Note one batch."""
         for kind in KINDS:
@@ -247,7 +302,7 @@ class _Record:
             for output, value in outputs.items():
                 self._add_squares(graph, output, value, found[graph][output], batch)
 
-    def _add_squares(self, graph: str, output: str, expected: Any, found: Any, batch: _Batch) -> None:
+    def _add_squares(self, graph: str, output: str, expected: Any, found: Any, batch: Batch) -> None:
         if output == "text_tokens":  # nothing reads those on padding
             real = batch.inputs["attention_mask"].astype(bool)
             expected, found = expected[real], found[real]

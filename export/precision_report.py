@@ -1,7 +1,7 @@
 """What `export.precision` measured, row by row, and whether it is within a profile's limits."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,7 @@ from export.measures import (
 from export.parity import Kind
 from export.profiles import Limits
 
+Pair = tuple[NDArray[np.floating], NDArray[np.floating]]  # what was expected, what was found
 REPORTS: Final = "precision"  # directory in a bundle
 _AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper ones
 
@@ -103,21 +104,45 @@ class GraphPrecision:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """All measures of one profile against float32."""
+    """All measures of one profile against float32.
+
+    Attributes:
+        profile: Its name.
+        limits: What it is held to.
+        fingerprint: Of the bundle.
+        reference: What it was compared with.
+        runtimes: Graph -> what ran it.
+        cases: How many were asked.
+        kinds: The measures.
+        graphs: How far the outputs of each graph are off.
+        not_gated: Kind -> why it is held to nothing.
+        kept: Products that stay in float32, as "graph/node (K x N)", in the order in which they were chosen.
+        products: How many products there are, where some may stay in float32.
+        beyond_with_fewer: What was beyond its limit before those that cost the most were kept too; "" for nothing.
+    """
 
     profile: str
     limits: Limits
     fingerprint: str
     reference: str
-    runtimes: dict[str, str]  # graph -> what ran it
+    runtimes: dict[str, str]
     cases: int
     kinds: tuple[KindPrecision, ...]
     graphs: tuple[GraphPrecision, ...]
+    not_gated: dict[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    products: int = 0
+    beyond_with_fewer: str = ""
+
+    @property
+    def gated(self) -> tuple[KindPrecision, ...]:
+        """The measures that are held to the limits."""
+        return tuple(row for row in self.kinds if row.kind not in self.not_gated)
 
     @property
     def failures(self) -> list[str]:
         """One clause for each measure that is beyond its limit; [] where the profile may be published."""
-        return [failure for row in self.kinds for failure in row.list_failures(self.limits)]
+        return [failure for row in self.gated for failure in row.list_failures(self.limits)]
 
     @property
     def passed(self) -> bool:
@@ -135,11 +160,12 @@ class PrecisionReport:
         """Return the verdict in one line."""
         if not self.passed:
             return f"Profile {self.profile} is beyond its limits on {self.cases} cases: {self.failures[0]}"
-        flips, decisions = (sum(getattr(row, name) for row in self.kinds) for name in ("flips", "decisions"))
+        flips, decisions = (sum(getattr(row, name) for row in self.gated) for name in ("flips", "decisions"))
         return (
             f"Profile {self.profile} is within its limits on {self.cases} cases: probabilities differ by at most "
-            f"{max(row.probability_difference for row in self.kinds):.1e}, {flips} of {decisions} decisions flip, "
-            f"embeddings keep a cosine of {min(row.embedding_cosine for row in self.kinds):.5f}"
+            f"{max(row.probability_difference for row in self.gated):.1e}, {flips} of {decisions} decisions flip, "
+            f"embeddings keep a cosine of {min(row.embedding_cosine for row in self.gated):.5f}"
+            + (f"; {len(self.kept)} of {self.products} products stay in float32" if self.kept else "")
         )
 
     def to_markdown(self) -> str:
@@ -152,7 +178,7 @@ class PrecisionReport:
             "| asked | batch | cases | probability, largest | mean | flips | of | cosine, smallest | mean "
             "| AUROC | AP | labels | ten nearest | |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-            *(_format_kind(row, not row.list_failures(limits)) for row in self.kinds),
+            *(_format_kind(row, self._judge(row)) for row in self.kinds),
             f"| allowed | | | {limits.probability_difference:g} | | {limits.flip_share:.2%} | "
             f"| {limits.embedding_cosine:g} | | {limits.auroc_change:g} | {limits.ap_change:g} | "
             f"| {limits.neighbour_overlap:.0%} | |",
@@ -161,11 +187,27 @@ class PrecisionReport:
             "|---|---|---|",
             *(f"| {x.graph} | {x.output} | {x.relative_difference:.1e} |" for x in self.graphs),
         ]
-        if any(row.neighbour_overlap is None and row.batch_size > 1 for row in self.kinds):
+        lines += ["", f"Held to the limits: {', '.join(dict.fromkeys(row.kind for row in self.gated))}."]
+        lines += [f"Not held to them: {kind}, because {reason}." for kind, reason in self.not_gated.items()]
+        if self.kept:
+            lines += [
+                "",
+                f"{len(self.kept)} of {self.products} products stay in float32: {', '.join(self.kept)}.",
+            ]
+        if self.beyond_with_fewer:
+            lines += [
+                f"The last product of each encoder always does. With no more than that, {self.beyond_with_fewer}."
+            ]
+        if any(row.neighbour_overlap is None and row.batch_size > 1 for row in self.gated):
             lines += ["", f"The ten nearest were not measured where fewer than {MIN_CASES} cases were asked."]
-        if all(row.auroc_change is None for row in self.kinds):
+        if all(row.auroc_change is None for row in self.gated):
             lines += ["", f"AUROC and AP were not measured: that takes {MIN_SCORED} cases with labels."]
         return "\n".join(lines) + "\n"
+
+    def _judge(self, row: KindPrecision) -> str:
+        if row.kind in self.not_gated:
+            return "not gated"
+        return "FAILED" if row.list_failures(self.limits) else "ok"
 
 
 def write_report(bundle: Bundle, report: PrecisionReport) -> Path:
@@ -224,6 +266,24 @@ def measure_kind(
     )
 
 
+def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> NDArray[np.float64]:
+    """Return for each of M cases how much of a profile's limits its answers use up; above 1 is beyond them.
+
+    Small independent differences add up in it: it is the cosine distance over the allowed one or, where that is more,
+    the square of the largest difference of a probability over that of the allowed one.
+
+    Args:
+        limits: The profile's.
+        probabilities: Expected and found (M, K).
+        embeddings: Expected and found (M, D).
+    """
+    tiny = np.finfo(np.float64).tiny
+    distances = (1 - compute_cosines(*embeddings)) / max(1 - limits.embedding_cosine, tiny)
+    differences = np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max(axis=1)
+    squares = (differences / max(limits.probability_difference, tiny)) ** 2
+    return np.nan_to_num(np.maximum(distances, squares), nan=np.inf, posinf=np.inf)
+
+
 def _measure_scores(
     targets: Sequence[NDArray[np.bool_] | None], expected: Any, found: Any
 ) -> tuple[float | None, float | None, int]:
@@ -238,14 +298,14 @@ def _measure_scores(
     return abs(after[0] - before[0]), abs(after[1] - before[1]), before[2]
 
 
-def _format_kind(row: KindPrecision, passed: bool) -> str:
+def _format_kind(row: KindPrecision, verdict: str) -> str:
     auroc, ap = ("-" if value is None else f"{value:.1e}" for value in (row.auroc_change, row.ap_change))
     overlap = "-" if row.neighbour_overlap is None else f"{row.neighbour_overlap:.1%}"
     return (
         f"| {row.kind} | {row.batch_size} | {row.cases} | {row.probability_difference:.1e} "
         f"| {row.mean_difference:.1e} | {row.flips} | {row.decisions} | {row.embedding_cosine:.6f} "
         f"| {row.mean_cosine:.6f} | {auroc} | {ap} | {row.scored_labels or '-'} | {overlap} "
-        f"| {'ok' if passed else 'FAILED'} |"
+        f"| {verdict} |"
     )
 
 

@@ -59,6 +59,8 @@ class Profile:
         limits: How far answers may move (`export.precision`).
         graphs: The graphs that are converted.
         faster_than: Name of the profile that this one must beat to be published; "" for none.
+        kept_share: Largest share, 0 to 1, of the products that may stay in float32 for the rest to be within the
+            limits (`export.settle`).
     """
 
     name: str
@@ -70,6 +72,7 @@ class Profile:
     limits: Limits
     graphs: tuple[str, ...] = GRAPHS
     faster_than: str = ""
+    kept_share: float = 0.0
 
     def make_optimization(self) -> dict[str, Any]:
         """Return what goes under `optimization` of each graph's config.pbtxt, in Triton's JSON form; {} is nothing."""
@@ -107,7 +110,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
         values,
         Profile,
         given={"name"},
-        optional={"accelerator", "parameters", "graphs", "faster_than"},
+        optional={"accelerator", "parameters", "graphs", "faster_than", "kept_share"},
     )
     parameters = _read_table(title, "parameters", values.get("parameters", {}))
     profile = Profile(
@@ -120,7 +123,10 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
         limits=_read_limits(title, values["limits"]),
         graphs=_read_graphs(title, values.get("graphs", list(GRAPHS))),
         faster_than=str(values.get("faster_than", "")),
+        kept_share=_read_share(title, "kept_share", values.get("kept_share", 0)),
     )
+    if profile.kept_share and profile.conversion != "int8":
+        raise ConfigError(f"{title}: kept_share is for the conversion int8, not {profile.conversion}.")
     _check_references(title, profile, tables)
     return profile
 
@@ -153,10 +159,13 @@ def _check_keys(
 
 def _read_limits(title: str, values: Any) -> Limits:
     _check_keys(f"{title}, limits", _read_table(title, "limits", values), Limits)
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ConfigError(f"{title}, limits: {key} must be a number from 0 to 1, not {value!r}.")
-    return Limits(**{key: float(value) for key, value in values.items()})
+    return Limits(**{key: _read_share(f"{title}, limits", key, value) for key, value in values.items()})
+
+
+def _read_share(title: str, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{title}: {key} must be a number from 0 to 1, not {value!r}.")
+    return float(value)
 
 
 def _read_table(title: str, key: str, value: Any) -> dict[str, Any]:

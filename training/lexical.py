@@ -48,6 +48,9 @@ class LexicalHead(nn.Module):
         self.register_buffer("bigrams", torch.zeros(2 * buckets, labels + 1))
         self.register_buffer("bias", torch.zeros(2, labels))
         self.register_buffer("mask_id", torch.tensor(-1))  # set when fitted
+        # A table and not a product: OpenVINO 2026.4 takes remainders in float32, which has no room for these products.
+        hashes = torch.arange(vocabulary_size) * _HASH % buckets  # (V,)
+        self.register_buffer("hashes", hashes, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits (B, K) float32 of ids and mask (B, L) int64; the bias where a text has no known n-gram."""
@@ -92,7 +95,7 @@ class LexicalHead(nn.Module):
         )  # (B, L)
         follows = words & torch.cat([none, words[:, :-1]], dim=1)
         before = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
-        pairs = (before * _HASH + input_ids) % (self.bigrams.shape[0] // 2)
+        pairs = (self.hashes[before] + input_ids) % (self.bigrams.shape[0] // 2)
         hidden = self.find_hidden(input_ids)[:, None].long()  # (B, 1), chooses the half of a table
         pieces = input_ids + hidden * (self.unigrams.shape[0] // 2)
         pairs = pairs + hidden * (self.bigrams.shape[0] // 2)

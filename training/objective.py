@@ -10,6 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from contract.training_data import WAYS
 from training.batch import Batch
 from training.config import LossConfig
 from training.fusion import FusionOutput
@@ -17,7 +18,6 @@ from training.gather import gather_rows
 from training.losses import contrastive_loss, label_loss
 from training.model import CxrModel
 
-WAYS = ("study", "image", "text")  # the ways a study can be read
 Reading = dict[str, tuple[FusionOutput, Tensor]]  # way -> output (B_way, ...), rows of the batch (B,) bool
 
 

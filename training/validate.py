@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from contract.labels import LABEL_KEYS, LABELS
 from contract.text import ReportTokenizer
+from contract.training_data import WAYS
 from training.batch import choose_batch, iterate_in_order, make_batch
 from training.calibrate import apply_platt, fit_platt
 from training.config import TrainConfig
 from training.data import StudySet
 from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
 from training.model import CxrModel
-from training.objective import WAYS, read_batch
+from training.objective import read_batch
 
 Rows = NDArray[np.int64]
 Predictions = dict[str, tuple[NDArray[np.float32], Rows]]  # way -> logits (M, K) and rows of the studies (M,)
@@ -133,8 +134,7 @@ def measure(
     counts = {
         part: {
             "studies": len(rows),
-            "image": int(studies.has("image")[rows].sum()),
-            "text": int(studies.has("text")[rows].sum()),
+            **{kind: int(studies.has(kind)[rows].sum()) for kind in ("image", "text", "study")},
             "labelled": int(studies.labelled[rows].sum()),
         }
         for part, rows in examined.split.items()

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import Bundle
-from contract.training_data import PHANTOM_WARNING, describe_training, read_trained_on, warn_of_training
+from contract.training_data import (
+    PHANTOM_WARNING,
+    WAYS,
+    describe_training,
+    read_trained_on,
+    read_trained_ways,
+    warn_of_training,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,36 @@ def test_a_collection_is_one_short_line_or_unknown(recorded, name):
 def test_an_old_bundle_is_of_unknown_data():
     bundle = Bundle(Path("bundle"), "f" * 64, {}, (), {"data_source": "phantom"})
     assert replace(bundle, manifest={}).trained_on == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("counts", "ways"),
+    [
+        ({"studies": 9, "image": 9, "text": 9, "study": 9}, WAYS),
+        ({"studies": 9, "image": 4, "text": 5, "study": 0}, ("image", "text")),
+        ({"studies": 9, "image": 4, "text": 5}, ("image", "text")),  # from before "study" was counted
+        ({"studies": 9, "image": 5, "text": 5}, WAYS),  # one has both, as only nine have either
+        ({"studies": 9, "image": 0, "text": 9}, ("text",)),
+        ({"studies": 9, "image": 9, "text": 0}, ("image",)),
+    ],
+)
+def test_a_model_was_trained_for_what_its_studies_have(counts, ways):
+    assert read_trained_ways({"studies": {"train": counts}}) == ways
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        *({}, {"studies": None}, {"studies": {"train": []}}, {"studies": {"test": {"image": 0}}}),
+        *(
+            {"studies": {"train": {"studies": 9, "text": 9}}},
+            {"studies": {"train": dict.fromkeys(WAYS, None)}},
+        ),
+        {"studies": {"train": {"studies": 0, "image": 0, "text": 0}}},
+    ],
+)
+def test_a_model_that_records_nothing_is_held_to_every_way(metrics):
+    assert read_trained_ways(metrics) == WAYS
 
 
 def test_only_phantoms_are_warned_of():

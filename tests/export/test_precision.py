@@ -380,10 +380,10 @@ def test_a_slower_profile_is_not_published(bundle, graphs, cases):
     assert set(report.profile_ms) == {"image_encoder", "text_encoder", "fusion_study"}
     assert min(report.profile_ms.values()) > 0
     assert json.loads(json.dumps(report.to_dict()))["ratio"] == report.ratio
-    require_faster(SpeedReport("int8", "fp32", 32, {"a": 1.0}, {"a": 1.5}))
+    require_faster(SpeedReport("int8", "fp32", "study", 32, {"a": 1.0}, {"a": 1.5}))
     with pytest.raises(
         ArtifactError, match=r"int8 is not published, .* 2.0 ms under int8, 1.5 ms under fp32"
     ):
-        require_faster(SpeedReport("int8", "fp32", 32, {"a": 2.0}, {"a": 1.5}))
+        require_faster(SpeedReport("int8", "fp32", "study", 32, {"a": 2.0}, {"a": 1.5}))
     with pytest.raises(ConfigError, match=r"an image and a report"):
         compare_speed(bundle, [(profile, graphs), (profile, graphs)], cases[2:], rounds=3)

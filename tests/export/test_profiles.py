@@ -79,6 +79,16 @@ def test_optimization_is_what_triton_reads(name):
             'target = "cpu"\nfaster_than = "fp23"',
             "no profile fp23 to be faster than; did you",
         ),
+        (
+            'target = "cpu"',
+            'target = "cpu"\nkept_share = 2',
+            "kept_share must be a number from 0 to 1, not 2",
+        ),
+        (
+            'target = "cpu"',
+            'target = "cpu"\nkept_share = 0.1',
+            "kept_share is for the conversion int8, not none",
+        ),
         ("[fp32.limits]", "[fp32.limit]", "no setting limit; did you mean limits"),
         ("[fp32]", "[fp32", "is no TOML"),
     ],
@@ -112,5 +122,5 @@ def test_unknown_profile_suggests_a_near_one():
 def test_the_head_of_the_file_explains_every_key():
     head = PROFILES.read_text().partition("[fp32]")[0]
     profile = load_profile("bf16")
-    for key in (*asdict(profile.limits), "conversion", "graphs", "accelerator", "faster_than"):
+    for key in (*asdict(profile.limits), "conversion", "graphs", "accelerator", "faster_than", "kept_share"):
         assert key in head

@@ -81,6 +81,9 @@ def test_bundle_says_what_it_was_made_from(table, tmp_path):
     ids = [study for part in ("train", "validation", "test") for study in split[part]]
     assert len(ids) == len(set(ids)) == sum(part["studies"] for part in result.metrics["studies"].values())
     assert set(result.metrics["test"]) == {"study", "image", "text"}
+    counts = result.metrics["studies"]["train"]
+    assert counts["study"] == counts["image"] + counts["text"] - counts["studies"] > 0
+    assert bundle.trained_ways == ("study", "image", "text")
     assert bundle.config["training"]["loop"]["epochs"] == 2
     assert bundle.manifest["seed"] == 0
     assert bundle.manifest["data_source"] == "phantom"

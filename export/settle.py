@@ -1,0 +1,115 @@
+"""The graphs of a profile that are within its limits, some products left in float32 where that takes it.
+
+int8 rounds every product alike, but a few lose the most: above all the last one of an encoder, to whose result nothing
+is added. Those two always stay in float32: of Swin-T and BERT-base a hundredth of the multiplications, of the demo's
+model a fifth to a half of the cosine distance. Where the limits are missed nevertheless, the products that cost the
+most are found (`export.sensitivity`) and left in float32 too, one, two, four and so on up to the profile's
+`kept_share`, until all cases are within the limits. The limits stay what they are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from contract.bundle import Bundle
+from export.convert import ConvertedGraphs, convert_graphs
+from export.parity import Kind, ParityCase
+from export.precision import ENCODERS, KINDS, Gate, Progress, require_passed
+from export.precision_report import PrecisionReport
+from export.profiles import Profile
+from export.sensitivity import Product, Sensitivity, list_products
+
+WORST: Final = 16  # so many cases of each kind that missed a limit show which products cost the most
+
+
+def settle_graphs(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    profile: Profile,
+    cases: Sequence[ParityCase],
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    target: str | None = None,
+) -> tuple[ConvertedGraphs, PrecisionReport]:
+    """Convert graphs and hold them to the profile's limits.
+
+    Args:
+        bundle: The verified bundle.
+        graphs: Graph name -> file in float32 that passed `check_parity`.
+        profile: What to make of them, and the limits.
+        cases: As for `check_precision`.
+        out: Directory for the new files.
+        progress: Called with (steps done, steps in all) of each measurement.
+        target: As for `convert_graphs`.
+
+    Returns:
+        The graphs and their report, within the limits.
+
+    Raises:
+        ConfigError, TensorError, FingerprintError, ArtifactError: As `convert_graphs` and `check_precision`.
+        ParityError: A measure is beyond its limit, with as many products in float32 as the profile allows.
+    """
+    gate = Gate(bundle, cases, reference=graphs)
+    products = list_products(graphs) if profile.kept_share else []
+    most = int(profile.kept_share * len(products))
+    kept = find_last(products)[:most]
+
+    def settle() -> tuple[ConvertedGraphs, PrecisionReport]:
+        converted = convert_graphs(bundle, graphs, profile, out, target=target, kept=_group(kept))
+        report = gate.measure(converted.paths, profile, progress)
+        return converted, replace(report, kept=tuple(map(str, kept)), products=len(products))
+
+    converted, report = settle()
+    if report.passed:
+        return converted, report
+    beyond, others = report.failures[0], [product for product in products if product not in kept]
+    ranked = _rank(bundle, graphs, profile, gate, report, others, out / "alone")
+    for count in _list_counts(most - len(kept)):
+        kept += islice(ranked, count)
+        converted, report = settle()
+        if report.passed:
+            return converted, replace(report, beyond_with_fewer=beyond)
+    require_passed(report)
+    return converted, report
+
+
+def find_last(products: Sequence[Product]) -> list[Product]:
+    """Return the last product of each encoder."""
+    last = {product.graph: product for product in products if product.graph in ENCODERS}
+    return list(last.values())
+
+
+def _rank(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    profile: Profile,
+    gate: Gate,
+    report: PrecisionReport,
+    products: Sequence[Product],
+    scratch: Path,
+) -> Iterator[Product]:
+    missed = {row.kind for row in report.gated if row.list_failures(profile.limits)}
+    worst: dict[Kind, list[ParityCase]] = {
+        kind: gate.find_worst(kind, profile.limits, WORST) for kind in KINDS if kind in missed
+    }
+    yield from Sensitivity(bundle, graphs, profile, worst, scratch).rank(products)
+
+
+def _list_counts(most: int) -> Iterator[int]:
+    """Yield 1, 1, 2, 4 and so on; all together are `most`."""
+    count = total = min(1, most)
+    while count:
+        yield count
+        count = min(total, most - total)
+        total += count
+
+
+def _group(products: Sequence[Product]) -> dict[str, list[str]]:
+    """Return graph name -> names of nodes."""
+    grouped: dict[str, list[str]] = {}
+    for product in products:
+        grouped.setdefault(product.graph, []).append(product.node)
+    return grouped
