@@ -108,7 +108,12 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             turns.leave(size)
             raise
         task = self._start(INFER, request, context)
-        task.add_done_callback(lambda _: (turns.end(), turns.leave(size)))
+
+        def finish(_: asyncio.Task[bytes]) -> None:
+            turns.end()
+            turns.leave(size)
+
+        task.add_done_callback(finish)
         return await self._wait(task, context)
 
     def _start(self, method: str, request: bytes, context: Any) -> asyncio.Task[bytes]:
