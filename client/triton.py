@@ -41,10 +41,6 @@ _SHARED_FROM_CALL: Final = 3
 _PROBE_TIMEOUT_S: Final = 1.0
 _SERVER: Final = "Triton's gRPC service"
 _SETTING: Final = "triton_url (--triton)"
-_REGION_ERRORS: Final = {
-    "NOT_FOUND",
-    "INTERNAL",
-}  # what Triton says of a region it does not know or that is too small
 
 
 class Answer(Arrays):
@@ -209,20 +205,35 @@ class TritonTransport:
         except InferenceServerException as error:
             code = strip_code(error.status())
             kept = code == "INVALID_ARGUMENT"  # an answer: nothing of the call is left at the server
-            if code not in _REGION_ERRORS:
-                raise
-            self._forget_regions(restarted=code == "NOT_FOUND")
-            return None
+            if code == "NOT_FOUND":  # of the region, as after a restart: nothing was run
+                self._output_sizes.clear()
+                self._regions.retire_free()
+                return None
+            if code == "INTERNAL" and self._has_outgrown(call, outputs):
+                self._output_sizes.clear()
+                return None
+            raise  # also what failed at the server: a second run would fail again, or harm it again
         except BaseException:
             kept = False
             raise
         finally:
             (self._regions.give_back if kept else self._regions.retire)(region)
 
-    def _forget_regions(self, *, restarted: bool) -> None:
-        self._output_sizes.clear()
-        if restarted:
-            self._regions.retire_free()
+    def _has_outgrown(self, call: "_Call", outputs: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether the server now has a model whose outputs do not fit their places.
+
+        Triton says INTERNAL of that and of a model that failed, so its configuration decides.
+        """
+        try:
+            config = self._client().get_model_config(call.spec.name, client_timeout=_PROBE_TIMEOUT_S).config
+        except InferenceServerException:
+            return False
+        dtypes = {entry.name: NUMPY_DTYPES[entry.dtype] for entry in call.spec.outputs}
+        return any(
+            call.count_items(entry.dims) * dtypes[entry.name].itemsize > outputs[entry.name][1]
+            for entry in config.output
+            if entry.name in outputs
+        )
 
     def _send(self, lane: Lane, call: "_Call", request: Request) -> Any:
         left_s = max(call.deadline - time.monotonic(), 1e-3)
@@ -308,6 +319,12 @@ class _Call:
         self.outputs = outputs
         self.deadline = deadline
         self.key = (spec.name, outputs, *(array.shape for array in arrays))
+
+    def count_items(self, dims: Sequence[int]) -> int:
+        """Return how many numbers an output of these dimensions has; -1 is the length of the text."""
+        inputs = zip(self.spec.inputs, self.arrays, strict=True)
+        length = next((array.shape[1] for entry, array in inputs if entry.shape == ("L",)), 0)
+        return len(self.arrays[0]) * math.prod(length if dim == -1 else dim for dim in dims)
 
     @property
     def sized_outputs(self) -> list[str]:
