@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 import model_repository
 from contract.bundle import Bundle
+from contract.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import CONFIG_NAME
 from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
@@ -82,7 +83,7 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
     for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
         for entry, tensor in zip(entries, tensors, strict=True):
             entry.dims[:] = tensor.dims(sizes)
-    for key, value in _make_parameters(bundle, spec, sizes).items():
+    for key, value in _make_parameters(bundle, spec, sizes, deployment).items():
         config.parameters[key].string_value = value
     apply_settings(
         config,
@@ -96,7 +97,9 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
     return config
 
 
-def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
+def _make_parameters(
+    bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int], deployment: Deployment
+) -> dict[str, str]:
     values: dict[str, str] = {"fingerprint": bundle.fingerprint}
     inputs = set(spec.inputs)
     if spec.backend == "python" and IMAGE_BYTES in inputs:
@@ -113,7 +116,10 @@ def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) 
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,
+            "profile": deployment.profile,
         }
+        if needs_embedded({"optimization": deployment.optimization}):
+            values[REQUIRED_BACKEND] = EMBEDDED
     temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
     if spec.backend == "ensemble" and temperature:
         values["temperature"] = str(temperature)
