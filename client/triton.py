@@ -31,7 +31,8 @@ from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
 from client.status import make_error, make_wrong_service_error, strip_code
 from contract.address import check_address, speaks_http1
-from contract.errors import ArtifactError, CancelledError, CxrError, UnavailableError
+from contract.embedded import EMBEDDED, SERVER_NAME, explain_refusal
+from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -137,13 +138,22 @@ class TritonTransport:
 
         Raises:
             ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
+            ConfigError: Its backend does not run the graphs as they were gated (`contract.embedded`).
             ServiceError: See `client.status`.
         """
         try:
             answer = self._client().get_model_config(model, version, as_json=True, client_timeout=timeout_s)
+            served = parse_model(model, answer["config"], source=f"Triton at {self.url}")
+            if served.required_backend == EMBEDDED:
+                self._require_embedded(served.profile, timeout_s)
         except InferenceServerException as error:
             raise self._explain(error, timeout_s) from error
-        return parse_model(model, answer["config"], source=f"Triton at {self.url}")
+        return served
+
+    def _require_embedded(self, profile: str, timeout_s: float) -> None:
+        name = self._client().get_server_metadata(client_timeout=timeout_s).name
+        if name != SERVER_NAME:
+            raise ConfigError(explain_refusal(f"Triton at {self.url}", profile))
 
     def check_ready(self, timeout_s: float) -> str | None:
         """Return None when the server and all its models are ready, else one sentence."""
