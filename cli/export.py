@@ -35,6 +35,7 @@ class Publication:
     replace: bool = False
     load: str | None = None
     admin_key: Path | None = None
+    cores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ def _publish(
             variant=publication.variant,
             profile=publication.profile,
             layout=publication.graphs,
+            cores=publication.cores,
             replace=publication.replace,
             take=partial(take_version, console, publication) if publication.load else None,
         )

@@ -42,6 +42,12 @@ def export(
     graphs: Annotated[
         str, typer.Option(help="split, or fused: encoders and fusion in one graph for each kind of question.")
     ] = "split",
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Cores of the machine that serves: processes that read images. Default: this one's."
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the repository whole, with all its versions.")
     ] = False,
@@ -57,7 +63,7 @@ def export(
     from cli.show import print_json
 
     console = make_console(as_json)
-    publication = Publication(target, variant, profile, graphs, replace, load, admin_key)
+    publication = Publication(target, variant, profile, graphs, replace, load, admin_key, cores)
     result = export_bundle(
         console, bundle, table=table, repository=repository, hub_folder=hub_folder, publication=publication
     )

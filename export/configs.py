@@ -19,7 +19,7 @@ from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
 from contract.tokens import TokenLimits
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
-from export.targets import apply_settings, check_target
+from export.targets import apply_settings, check_target, count_cores
 from export.versions import pin
 
 TEMPLATES: Final = Path(model_repository.__file__).parent
@@ -32,7 +32,8 @@ class Deployment:
     """How the models of one bundle are to run once published.
 
     `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.fuse`); `optimization` is
-    Triton's, in JSON form (`export.targets.make_optimization`), of every graph.
+    Triton's, in JSON form (`export.targets.make_optimization`), of every graph. `cores` are those of the machine that
+    serves; the default is this one's.
     """
 
     target: str = "cpu"
@@ -40,6 +41,7 @@ class Deployment:
     profile: str = "fp32"
     layout: str = "split"
     optimization: Mapping[str, Any] = field(default_factory=dict)
+    cores: int = field(default_factory=count_cores)
 
     def check(self) -> None:
         """Raise ConfigError when a name is unknown."""
@@ -93,6 +95,7 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
         sizes=sizes,
         max_length=int(_read_setting(bundle, "max_length")),
         optimization=deployment.optimization,
+        cores=deployment.cores,
     )
     return config
 

@@ -66,6 +66,7 @@ def export(
     variant: str = "latency",
     profile: str = "fp32",
     layout: str = "split",
+    cores: int | None = None,
     replace: bool = False,
     take: Take | None = None,
 ) -> ExportResult:
@@ -82,6 +83,7 @@ def export(
         variant: What the server is tuned for: latency or throughput.
         profile: Precision profile of the graphs (`export.profiles`).
         layout: "split", or "fused" for encoders and fusion in one graph per kind of question.
+        cores: Of the machine that serves; None is this one.
         replace: Replace a repository published earlier whole.
         take: Has a running server load the new version beside the one that answers, hold it to the gate that it is
             given, and switch to it. What it raises ends the export.
@@ -97,7 +99,7 @@ def export(
     from export.publish import check_fits, check_replaceable, publish
 
     bundle, chosen = load_bundle(bundle_path), _load_profile(profile)
-    deployment = make_deployment(chosen, target, variant, layout)
+    deployment = make_deployment(chosen, target, variant, layout, cores)
     repository = Path(repository)
     if check_replaceable(repository) and not replace:
         check_fits(bundle, repository, deployment)  # before the slow part
@@ -147,12 +149,15 @@ def _load_profile(name: str) -> "Profile":
     return load_profile(name)
 
 
-def make_deployment(profile: "Profile", target: str, variant: str, layout: str) -> "Deployment":
+def make_deployment(
+    profile: "Profile", target: str, variant: str, layout: str, cores: int | None = None
+) -> "Deployment":
     """Return how the graphs of a profile are to run; ConfigError when a name is unknown or does not fit the profile."""
     from export.configs import Deployment
-    from export.targets import make_optimization
+    from export.targets import count_cores, make_optimization
 
-    deployment = Deployment(target, variant, profile.name, layout, make_optimization(target, profile))
+    optimization = make_optimization(target, profile)
+    deployment = Deployment(target, variant, profile.name, layout, optimization, cores or count_cores())
     deployment.check()
     return deployment
 
