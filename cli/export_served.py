@@ -164,4 +164,4 @@ def print_retired(console: Console, result: Retired) -> None:
         soft_wrap=True,
     )
     if result.loaded:
-        console.print("Triton has unloaded it.", highlight=False)
+        console.print("Triton unloads it.", highlight=False)
