@@ -94,7 +94,7 @@ def _find_graph(config: Mapping[str, Any]) -> str:
     from contract.tensors import FUSED, GRAPHS
 
     steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
-    return next(name for name in steps if name in GRAPHS or name in FUSED)
+    return next(str(name) for name in steps if name in GRAPHS or name in FUSED)
 
 
 def require_passed(verified: Verified) -> None:

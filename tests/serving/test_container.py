@@ -1,6 +1,8 @@
 """The Triton image's first process: what its backend would not run as it was gated is refused before the start."""
 
+import os
 import shutil
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from serving import container
 from serving.reload import find_embedded_only
 from serving.triton import TritonAddresses, TritonInstallation, build_command
 
+ROOT = Path(__file__).resolve().parents[2]
 OPENVINO = """
 optimization { execution_accelerators { cpu_execution_accelerator {
   name: "openvino" parameters { key: "quantization_group" value: "128" } } } }
@@ -87,6 +90,28 @@ def test_the_process_ends_with_the_sentence_before_anything_starts(int8_reposito
     assert ended.stderr.count("\n") == 1
     assert "would not run as they were gated" in ended.stderr
     assert not started.exists()
+
+
+def test_the_entry_of_the_image_refuses_before_triton_starts(int8_repository, backends, tmp_path):
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    (program.parent / "python3").symlink_to(sys.executable)
+    environment = {
+        "PATH": f"{program.parent}:/usr/bin:/bin",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()]),
+        "CXR_MODELS": str(int8_repository),
+    }
+    command = [ROOT / "docker" / "serve_triton.sh", f"--backend-directory={backends}"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"The repository {int8_repository} holds graphs of the profile")
+    assert not (tmp_path / "started").exists()
+    shutil.rmtree(backends / "onnxruntime")
+    shutil.copytree(ROOT / "serving" / "backends" / "onnxruntime", backends / "onnxruntime")
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0
+    assert (tmp_path / "started").exists()
 
 
 def test_cxr_serve_names_its_server():
