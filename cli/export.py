@@ -1,8 +1,10 @@
 """`cxr export`: a bundle into a model repository for Triton, into a folder for the Hugging Face hub, or both."""
 
 import contextlib
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,15 @@ from rich.text import Text
 
 from cli.progress import show_progress
 from contract.bundle import SPLIT, Bundle, load_bundle
-from contract.errors import ConfigError, CxrError
+from contract.errors import ConfigError, CxrError, ParityError
 
 if TYPE_CHECKING:
     from contract.repository import Published
     from export.hub import HubFolder
-    from export.pipeline import ExportResult
+    from export.pipeline import Check, ExportResult
+    from export.server_check import ServerCheck
     from serving.reload import Reload
+    from serving.served_graphs import ServedGraphs
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,19 @@ class Publication:
     replace: bool = False
     load: str | None = None
     admin_key: Path | None = None
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a running server took, and how it did at the gate before it switched."""
+
+    loaded: "Reload"
+    check: "ServerCheck"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return both as JSON-ready values."""
+        return {**self.loaded.to_dict(), "gate": self.check.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Exported:
 
     published: "ExportResult | None"
     hub_folder: "HubFolder | None"
-    loaded: "Reload | None" = None
+    loaded: Taken | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; the repository's fields stand at the top."""
@@ -84,7 +101,8 @@ def export_bundle(
 
     Raises:
         ConfigError: An option is missing or unknown, or a directory is not free.
-        ArtifactError: The bundle is damaged, a graph answers differently, or the disk refused the write.
+        ArtifactError: The bundle is damaged, a graph answers differently, at the gates here or through the running
+            server, which then goes on as it was, or the disk refused the write.
         ServiceError: The running server cannot be asked, and nothing was published; or it did not take the new version,
             which is withdrawn.
     """
@@ -100,7 +118,7 @@ def export_bundle(
         _prepare_load(repository, publication)  # before the slow part
     if table and repository:
         published = _publish(console, bundle, table, repository, publication)
-        loaded = _load_new_version(console, published, publication)
+        loaded = published.taken if isinstance(published.taken, Taken) else None
     if hub_folder:
         # What was published has left its report in the bundle, which is read and hashed anew for that alone.
         current = load_bundle(path) if published else bundle
@@ -198,26 +216,69 @@ def _publish(
             variant=publication.variant,
             profile=publication.profile,
             layout=publication.graphs,
+            cores=publication.cores,
             replace=publication.replace,
+            take=partial(take_version, console, publication) if publication.load else None,
         )
 
 
-def _load_new_version(
-    console: Console, published: "ExportResult", publication: Publication
-) -> "Reload | None":
-    from contract.repository import read_published
-    from export.versions import withdraw
+def take_version(
+    console: Console, publication: Publication, repository: Path, version: int, check: "Check"
+) -> Taken:
+    """Let the running server load a version that waits, hold it to the gate there, and only then switch to it.
 
-    if not publication.load:
-        return None
-    repository, version = published.repository, published.version
-    has_other = read_published(repository).previous is not None
-    undo = (lambda: withdraw(repository, version)) if has_other else None
-    return _load(console, repository, publication.load, _require_key(publication), undo=undo)
+    Raises:
+        ParityError: It answers beyond the limits there. Like any other failure, that withdraws the version: the one
+            before it answers, on disk and at the server.
+        ServiceError, ConfigError: The server did not take it, or its backend does not honour the profile.
+    """
+    from contract.repository import read_published
+    from export.versions import promote, withdraw
+
+    reports: list[ServerCheck] = []
+
+    def hold(served: "ServedGraphs") -> None:
+        report, ran = _ask_server(served, read_published(repository).details["layout"], check)
+        reports.append(report)
+        if not report.passed:
+            console.print(report.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+            raise ParityError(
+                f"Through Triton at {publication.load} version {version} does not answer as its graphs did: "
+                f"{report.failures[0]}."
+            )
+        promote(repository, version, ran)
+
+    key, url = _require_key(publication), str(publication.load)
+    undo = partial(withdraw, repository, version)
+    loaded = _load(console, repository, url, key, undo=undo, before_switch=hold)
+    return Taken(loaded, reports[0])
+
+
+def _ask_server(served: "ServedGraphs", layout: str, check: "Check") -> "tuple[ServerCheck, dict[str, Any]]":
+    """Return what the gate at the server found, and what it ran on."""
+    from contract.tensors import LAYOUTS
+    from export.precision import ServedGraphs as AskedGraphs
+
+    graphs = [name for name, spec in LAYOUTS[layout].items() if spec.backend == "onnxruntime"]  # type: ignore[index]
+    ran = served.describe(graphs[0])
+    report = check(AskedGraphs(served.ask, layout, f"{ran['runtime']} {ran['provider']}"))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return report, {
+        **ran,
+        "precision": report.stored.profile,
+        "cases": report.precision.cases,
+        "passed": now.isoformat(timespec="seconds"),
+    }
 
 
 def _load(
-    console: Console, repository: Path, url: str, admin_key: Path, *, undo: Callable[[], object] | None
+    console: Console,
+    repository: Path,
+    url: str,
+    admin_key: Path,
+    *,
+    undo: Callable[[], object] | None,
+    before_switch: "Callable[[ServedGraphs], None] | None" = None,
 ) -> "Reload":
     """Let the server at `url` take what the repository says; `undo` it on disk and there if it cannot."""
     from serving.reload import reload_models
@@ -226,7 +287,7 @@ def _load(
     key = read_admin_key(admin_key)
     try:
         with console.status(Text(f"Loading into Triton at {url}")):
-            return reload_models(url, repository, key)
+            return reload_models(url, repository, key, before_switch=before_switch)
     except BaseException as error:
         if undo is None:
             raise
@@ -266,7 +327,9 @@ def print_export(console: Console, exported: Exported) -> None:
             markup=False,
         )
     if exported.loaded:
-        _print_loaded(console, exported.loaded)
+        report = exported.loaded.check.to_markdown()
+        console.print(report, highlight=False, markup=False, soft_wrap=True)
+        _print_loaded(console, exported.loaded.loaded)
     if folder := exported.hub_folder:
         megabytes = sum(folder.files.values()) / 1e6
         console.print(

@@ -1,4 +1,4 @@
-"""`cxr export`: publish a bundle, take the publication back."""
+"""`cxr export`: publish a bundle, take the publication back, hold a server to it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ ADMIN_KEY = Path("logs") / "runtime" / "admin_key"
 export_app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Publish a bundle for Triton or the hub; take a publication back.",
+    help="Publish a bundle for Triton or the hub; take a publication back; verify what a server answers.",
 )
 
 
@@ -42,6 +42,12 @@ def export(
     graphs: Annotated[
         str, typer.Option(help="split, or fused: encoders and fusion in one graph for each kind of question.")
     ] = "split",
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Cores of the machine that serves: processes that read images. Default: this one's."
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the repository whole, with all its versions.")
     ] = False,
@@ -57,7 +63,7 @@ def export(
     from cli.show import print_json
 
     console = make_console(as_json)
-    publication = Publication(target, variant, profile, graphs, replace, load, admin_key)
+    publication = Publication(target, variant, profile, graphs, replace, load, admin_key, cores)
     result = export_bundle(
         console, bundle, table=table, repository=repository, hub_folder=hub_folder, publication=publication
     )
@@ -82,6 +88,41 @@ def rollback(
     console = make_console(as_json)
     result = roll_back(console, repository, to=to, load=load, admin_key=admin_key)
     print_json(result.to_dict()) if as_json else print_rollback(console, result)
+
+
+@export_app.command("verify")
+def verify(
+    triton: Annotated[str, typer.Argument(metavar="HOST:PORT", help="gRPC address of a running Triton.")],
+    as_json: Json = False,
+) -> None:
+    """Ask a running Triton what its graphs answered when they were published; exit code 3 where it differs."""
+    from cli.export_served import print_verified, require_passed, verify_server
+    from cli.show import print_json
+
+    console = make_console(as_json)
+    result = verify_server(console, triton)
+    print_json(result.to_dict()) if as_json else print_verified(console, result)
+    require_passed(result)
+
+
+@export_app.command("retire")
+def retire(
+    repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
+    version: Annotated[
+        int | None,
+        typer.Option(metavar="VERSION", help="The version to remove. Default: the one that does not answer."),
+    ] = None,
+    load: Load = None,
+    admin_key: AdminKey = ADMIN_KEY,
+    as_json: Json = False,
+) -> None:
+    """Remove the version that does not answer; a running server unloads it and has its memory back."""
+    from cli.export_served import print_retired, retire_version
+    from cli.show import print_json
+
+    console = make_console(as_json)
+    result = retire_version(console, repository, version=version, load=load, admin_key=admin_key)
+    print_json(result.to_dict()) if as_json else print_retired(console, result)
 
 
 @export_app.command("tensorrt")

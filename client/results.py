@@ -295,7 +295,8 @@ class ServedModel:
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
     `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
     the collection that it was trained on: "phantom", "openi", another name, or "unknown"; token ids are
-    below `vocabulary_size`.
+    below `vocabulary_size`. `profile` is the precision profile of its graphs, "" where an older repository does not
+    say it; `required_backend` names the Triton backend that alone runs them as they were gated, "" for any.
     """
 
     fingerprint: str
@@ -308,6 +309,8 @@ class ServedModel:
     temperature: float | None = None
     trained_on: str = UNKNOWN
     vocabulary_size: int | None = None
+    profile: str = ""
+    required_backend: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:

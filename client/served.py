@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from client.results import ServedModel
 from contract.bundle import ServedLabel, check_numbers
+from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
 from contract.tensors import MODELS
@@ -119,6 +120,8 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
             vocabulary_size=int(values["vocabulary_size"]) if "vocabulary_size" in values else None,
+            profile=values.get("profile", ""),
+            required_backend=values.get(REQUIRED_BACKEND, ""),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

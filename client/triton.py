@@ -31,7 +31,8 @@ from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
 from client.status import make_error, make_wrong_service_error, strip_code
 from contract.address import check_address, speaks_http1
-from contract.errors import ArtifactError, CancelledError, CxrError, UnavailableError
+from contract.embedded import EMBEDDED, SERVER_NAME, explain_refusal
+from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,10 +42,6 @@ _SHARED_FROM_CALL: Final = 3
 _PROBE_TIMEOUT_S: Final = 1.0
 _SERVER: Final = "Triton's gRPC service"
 _SETTING: Final = "triton_url (--triton)"
-_REGION_ERRORS: Final = {
-    "NOT_FOUND",
-    "INTERNAL",
-}  # what Triton says of a region it does not know or that is too small
 
 
 class Answer(Arrays):
@@ -141,13 +138,22 @@ class TritonTransport:
 
         Raises:
             ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
+            ConfigError: Its backend does not run the graphs as they were gated (`contract.embedded`).
             ServiceError: See `client.status`.
         """
         try:
             answer = self._client().get_model_config(model, version, as_json=True, client_timeout=timeout_s)
+            served = parse_model(model, answer["config"], source=f"Triton at {self.url}")
+            if served.required_backend == EMBEDDED:
+                self._require_embedded(served.profile, timeout_s)
         except InferenceServerException as error:
             raise self._explain(error, timeout_s) from error
-        return parse_model(model, answer["config"], source=f"Triton at {self.url}")
+        return served
+
+    def _require_embedded(self, profile: str, timeout_s: float) -> None:
+        name = self._client().get_server_metadata(client_timeout=timeout_s).name
+        if name != SERVER_NAME:
+            raise ConfigError(explain_refusal(f"Triton at {self.url}", profile))
 
     def check_ready(self, timeout_s: float) -> str | None:
         """Return None when the server and all its models are ready, else one sentence."""
@@ -209,20 +215,35 @@ class TritonTransport:
         except InferenceServerException as error:
             code = strip_code(error.status())
             kept = code == "INVALID_ARGUMENT"  # an answer: nothing of the call is left at the server
-            if code not in _REGION_ERRORS:
-                raise
-            self._forget_regions(restarted=code == "NOT_FOUND")
-            return None
+            if code == "NOT_FOUND":  # of the region, as after a restart: nothing was run
+                self._output_sizes.clear()
+                self._regions.retire_free()
+                return None
+            if code == "INTERNAL" and self._has_outgrown(call, outputs):
+                self._output_sizes.clear()
+                return None
+            raise  # also what failed at the server: a second run would fail again, or harm it again
         except BaseException:
             kept = False
             raise
         finally:
             (self._regions.give_back if kept else self._regions.retire)(region)
 
-    def _forget_regions(self, *, restarted: bool) -> None:
-        self._output_sizes.clear()
-        if restarted:
-            self._regions.retire_free()
+    def _has_outgrown(self, call: "_Call", outputs: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether the server now has a model whose outputs do not fit their places.
+
+        Triton says INTERNAL of that and of a model that failed, so its configuration decides.
+        """
+        try:
+            config = self._client().get_model_config(call.spec.name, client_timeout=_PROBE_TIMEOUT_S).config
+        except InferenceServerException:
+            return False
+        dtypes = {entry.name: NUMPY_DTYPES[entry.dtype] for entry in call.spec.outputs}
+        return any(
+            call.count_items(entry.dims) * dtypes[entry.name].itemsize > outputs[entry.name][1]
+            for entry in config.output
+            if entry.name in outputs
+        )
 
     def _send(self, lane: Lane, call: "_Call", request: Request) -> Any:
         left_s = max(call.deadline - time.monotonic(), 1e-3)
@@ -308,6 +329,12 @@ class _Call:
         self.outputs = outputs
         self.deadline = deadline
         self.key = (spec.name, outputs, *(array.shape for array in arrays))
+
+    def count_items(self, dims: Sequence[int]) -> int:
+        """Return how many numbers an output of these dimensions has; -1 is the length of the text."""
+        inputs = zip(self.spec.inputs, self.arrays, strict=True)
+        length = next((array.shape[1] for entry, array in inputs if entry.shape == ("L",)), 0)
+        return len(self.arrays[0]) * math.prod(length if dim == -1 else dim for dim in dims)
 
     @property
     def sized_outputs(self) -> list[str]:

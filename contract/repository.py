@@ -29,8 +29,12 @@ MARKER: Final = ".published.json"  # Triton reads directories only, so it passes
 CONFIG_NAME: Final = "config.pbtxt"
 REPOSITORY_ID: Final = "repository_id"  # in the marker, and a config parameter of each ensemble
 FINGERPRINT: Final = "fingerprint"
+GATES: Final = (
+    "gates"  # in what was recorded of a version: gate -> the runtime, provider and precision it ran on
+)
 _STUDY: Final = "predict_study"
 _CHECKSUM, _CONFIGS = "checksum", "configs"
+_OF_ONE_VERSION: Final = frozenset(["files", "created", GATES])
 _SHORT: Final = 12  # digits of a hash in a message
 _THREADS: Final = 4  # hashlib releases the lock of the interpreter
 _SHOWN: Final = 3  # damaged files in one message
@@ -60,7 +64,8 @@ class Published:
     """What a repository holds.
 
     `versions` has for each number what was recorded: fingerprint, created (ISO 8601, UTC), profile, target, variant,
-    files (path in the repository -> SHA-256). `details` is what all versions share: sizes, labels, layout.
+    files (path in the repository -> SHA-256), gates (what each ran on). `details` is what all versions share: sizes,
+    labels, layout.
     `configs` (path -> SHA-256) are the configs that Triton reads; None where an older marker does not know them.
     """
 
@@ -81,6 +86,11 @@ class Published:
         return self.versions[self.version].get("rate_limited") is True
 
     @property
+    def newest(self) -> int:
+        """The version that was published last; it may wait beside the one that answers."""
+        return max(self.versions)
+
+    @property
     def previous(self) -> int | None:
         """The other version that is kept, or None."""
         return next((number for number in sorted(self.versions) if number != self.version), None)
@@ -90,7 +100,7 @@ class Published:
         now = self.versions[self.version]
         return {
             **self.details,
-            **{key: value for key, value in now.items() if key not in ("files", "created")},
+            **{key: value for key, value in now.items() if key not in _OF_ONE_VERSION},
             "version": self.version,
             "versions": {str(number): dict(entry) for number, entry in sorted(self.versions.items())},
         }

@@ -4,7 +4,8 @@
 # admin key, and nobody else can change models, logging or tracing. Without CXR_ADMIN_KEY the key is random, so nobody
 # can at all.
 # Triton's own HTTP is off: 2.51 ends at one ordinary POST. CXR_HTTP_INFERENCE=1 opens it, for trusted callers alone.
-# serving.container watches Triton by real inferences and ends when it stands still, for the container to start again.
+# serving.container refuses a repository that the backend here would not run as it was gated, watches Triton by real
+# inferences and ends when it stands still, for the container to start again.
 # Further arguments go to tritonserver.
 set -eu
 

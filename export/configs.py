@@ -12,13 +12,14 @@ from tritonclient.grpc import model_config_pb2
 
 import model_repository
 from contract.bundle import Bundle
+from contract.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import CONFIG_NAME
 from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
 from contract.tokens import TokenLimits
 from export.checks import read_sizes
 from export.fuse import fuse_ensemble
-from export.targets import apply_settings, check_target
+from export.targets import apply_settings, check_target, count_cores
 from export.versions import pin
 
 TEMPLATES: Final = Path(model_repository.__file__).parent
@@ -31,7 +32,8 @@ class Deployment:
     """How the models of one bundle are to run once published.
 
     `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.fuse`); `optimization` is
-    Triton's, in JSON form (`export.targets.make_optimization`), of every graph.
+    Triton's, in JSON form (`export.targets.make_optimization`), of every graph. `cores` are those of the machine that
+    serves; the default is this one's.
     """
 
     target: str = "cpu"
@@ -39,6 +41,7 @@ class Deployment:
     profile: str = "fp32"
     layout: str = "split"
     optimization: Mapping[str, Any] = field(default_factory=dict)
+    cores: int = field(default_factory=count_cores)
 
     def check(self) -> None:
         """Raise ConfigError when a name is unknown."""
@@ -82,7 +85,7 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
     for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
         for entry, tensor in zip(entries, tensors, strict=True):
             entry.dims[:] = tensor.dims(sizes)
-    for key, value in _make_parameters(bundle, spec, sizes).items():
+    for key, value in _make_parameters(bundle, spec, sizes, deployment).items():
         config.parameters[key].string_value = value
     apply_settings(
         config,
@@ -92,11 +95,14 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
         sizes=sizes,
         max_length=int(_read_setting(bundle, "max_length")),
         optimization=deployment.optimization,
+        cores=deployment.cores,
     )
     return config
 
 
-def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) -> dict[str, str]:
+def _make_parameters(
+    bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int], deployment: Deployment
+) -> dict[str, str]:
     values: dict[str, str] = {"fingerprint": bundle.fingerprint}
     inputs = set(spec.inputs)
     if spec.backend == "python" and IMAGE_BYTES in inputs:
@@ -113,7 +119,10 @@ def _make_parameters(bundle: Bundle, spec: ModelSpec, sizes: Mapping[str, int]) 
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,
+            "profile": deployment.profile,
         }
+        if needs_embedded({"optimization": deployment.optimization}):
+            values[REQUIRED_BACKEND] = EMBEDDED
     temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")
     if spec.backend == "ensemble" and temperature:
         values["temperature"] = str(temperature)

@@ -11,6 +11,8 @@ A share of flipped decisions that few cases cannot show, because one decision is
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,17 +22,32 @@ from numpy.typing import NDArray
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import ArtifactError, ParityError
 from contract.runtime import Session, open_session
-from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS
+from contract.tensors import FUSED, GRAPHS, IMAGE_TOKENS, MAX_BATCH_SIZE, MODELS, PIXELS
 from contract.text import ReportTokenizer
 from export.parity import Arrays, Kind, ParityCase, complete_cases
 from export.precision_report import GraphPrecision, PrecisionReport, measure_distances, measure_kind
 from export.profiles import Limits, Profile
 
-Runner = Callable[[str, Arrays], Arrays]  # graph, its inputs -> its outputs
+Runner = Callable[[str, Arrays], Arrays]  # served graph, its inputs -> its outputs
 Progress = Callable[[int, int], None]
 KINDS: Final[tuple[Kind, ...]] = ("study", "image", "text")
 ALONE: Final = 16  # so many cases are asked alone too
 ENCODERS: Final = ("image_encoder", "text_encoder")
+
+
+@dataclass(frozen=True)
+class ServedGraphs:
+    """Graphs that a running server has loaded.
+
+    Attributes:
+        run: Asks one of them.
+        layout: "split" or "fused", as they were published.
+        runtime: What runs them, for people.
+    """
+
+    run: Runner
+    layout: str
+    runtime: str
 
 
 def check_precision(
@@ -74,9 +91,13 @@ def measure_precision(
     progress: Progress | None = None,
     *,
     reference: Mapping[str, Path] | None = None,
+    served: ServedGraphs | None = None,
 ) -> PrecisionReport:
-    """Measure as `check_precision` does, and return the report also where it did not pass."""
-    return Gate(bundle, cases, reference=reference).measure(graphs, profile, progress)
+    """Measure as `check_precision` does, and return the report also where it did not pass.
+
+    With `served` the graphs of a running server are asked instead of the files, of which only the names count then.
+    """
+    return Gate(bundle, cases, reference=reference).measure(graphs, profile, progress, served=served)
 
 
 class Gate:
@@ -93,16 +114,22 @@ class Gate:
         self._record = _Record()
 
     def measure(
-        self, graphs: Mapping[str, Path], profile: Profile, progress: Progress | None = None
+        self,
+        graphs: Mapping[str, Path],
+        profile: Profile,
+        progress: Progress | None = None,
+        *,
+        served: ServedGraphs | None = None,
     ) -> PrecisionReport:
-        """Measure the graphs of a profile; see `check_precision`."""
-        sessions = open_profile(self._bundle, graphs, profile)
+        """Measure the graphs of a profile; see `measure_precision`."""
+        sessions = {} if served else open_profile(self._bundle, graphs, profile)
+        answer = _make_asker(served) if served else partial(ask, make_runner(sessions))
         total = -(-len(self.cases) // MAX_BATCH_SIZE) + min(len(self.cases), ALONE)
         record = self._record = _Record()
         for done, (size, batch, expected) in enumerate(self._list_expected()):
             if progress:
                 progress(done, total)
-            record.add(size, batch, expected, ask(make_runner(sessions), batch))
+            record.add(size, batch, expected, answer(batch))
         if progress:
             progress(total, total)
         labels = [case.labels for case in self.cases]
@@ -113,7 +140,9 @@ class Gate:
             reference="PyTorch float32"
             if self._reference is None
             else "float32 graphs that agree with PyTorch",
-            runtimes={name: session.describe() for name, session in sessions.items()},
+            runtimes=dict.fromkeys(graphs, served.runtime)
+            if served
+            else {name: session.describe() for name, session in sessions.items()},
             cases=self._count,
             kinds=tuple(
                 measure_kind(
@@ -224,11 +253,11 @@ class Batch:
             tokens = tokenizer.encode([cases[place].text or "" for place in texts], max_length)
             self.inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
-    def select(self, kind: Kind, values: Arrays) -> Arrays:
-        """Return the rows of the inputs of a kind's fusion that belong to cases of that kind."""
+    def select(self, kind: Kind, values: Arrays, *, fused: bool = False) -> Arrays:
+        """Return the rows of the inputs of a kind's fusion, or fused graph, that belong to cases of that kind."""
         chosen = {}
-        for tensor in MODELS[f"fusion_{kind}"].inputs:
-            own: Kind = "image" if tensor.name == "image_tokens" else "text"
+        for tensor in (FUSED[f"fused_{kind}"] if fused else MODELS[f"fusion_{kind}"]).inputs:
+            own: Kind = "image" if tensor in (IMAGE_TOKENS, PIXELS) else "text"
             rows = [self.places[own].index(place) for place in self.places[kind]]
             chosen[tensor.name] = np.ascontiguousarray(values[tensor.name][rows])
         return chosen
@@ -258,6 +287,21 @@ def ask(run: Runner, batch: Batch) -> dict[str, Arrays]:
         if batch.places[kind]:
             answers[f"fusion_{kind}"] = run(f"fusion_{kind}", batch.select(kind, values))
     return answers
+
+
+def _make_asker(served: ServedGraphs) -> Callable[[Batch], dict[str, Arrays]]:
+    """Return what puts a batch to the graphs of a server, as they are laid out there."""
+    if served.layout != "fused":
+        return partial(ask, served.run)
+
+    def ask_fused(batch: Batch) -> dict[str, Arrays]:
+        return {
+            f"fusion_{kind}": served.run(f"fused_{kind}", batch.select(kind, batch.inputs, fused=True))
+            for kind in KINDS
+            if batch.places[kind]
+        }
+
+    return ask_fused
 
 
 class _Answers:
@@ -298,8 +342,8 @@ class _Record:
             if batch.places[kind]:
                 answers = self.answers.setdefault((size, kind), _Answers())
                 answers.add(batch.places[kind], expected[f"fusion_{kind}"], found[f"fusion_{kind}"])
-        for graph, outputs in expected.items():
-            for output, value in outputs.items():
+        for graph in expected.keys() & found.keys():  # fused graphs do not show what their encoders say
+            for output, value in expected[graph].items():
                 self._add_squares(graph, output, value, found[graph][output], batch)
 
     def _add_squares(self, graph: str, output: str, expected: Any, found: Any, batch: Batch) -> None:

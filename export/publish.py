@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as change
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import (
     CONFIG_NAME,
+    GATES,
     MARKER,
     REPOSITORY_ID,
     Published,
@@ -33,6 +34,7 @@ from contract.steps import TOKENIZER_STEPS
 from contract.tensors import INPUT_IDS, TEXT_GATE
 from export.checks import read_fingerprint, read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config, find_difference, read_token_limits
+from export.server_gate import STORED, StoredAnswers
 from export.targets import is_rate_limited
 from export.versions import (
     apply_state,
@@ -57,6 +59,8 @@ class _Source:
     bundle: Bundle
     graphs: Mapping[str, Path]
     deployment: Deployment
+    gates: Mapping[str, Any] = field(default_factory=dict)  # what each gate ran on, for the marker
+    stored: StoredAnswers | None = None
     repository_id: str = ""  # by which a server's repository is told from another one of the same model
 
 
@@ -67,6 +71,9 @@ def publish(
     deployment: Deployment | None = None,
     *,
     replace: bool = False,
+    standby: bool = False,
+    gates: Mapping[str, Any] | None = None,
+    stored: StoredAnswers | None = None,
 ) -> Path:
     """Write a repository, or a new version of every model into one that was published earlier, all or nothing.
 
@@ -78,6 +85,10 @@ def publish(
         repository: Where it goes. What was not published by this function is left alone.
         deployment: How the models run; the default is plain fp32 on the processor.
         replace: Replace an earlier repository whole, with all its versions.
+        standby: Let the version that answers go on doing so; the new one is loaded beside it, until
+            `export.versions.promote`. The first version of a repository answers in any case.
+        gates: Gate -> the runtime, provider and precision that it ran on; for the marker.
+        stored: What a server is to answer (`export.server_gate`).
 
     Returns:
         The repository's absolute path.
@@ -88,13 +99,13 @@ def publish(
         FingerprintError: A graph comes from another bundle.
         ArtifactError: A graph or a template is missing, or the disk refused the write; all is as it was.
     """
-    source = _Source(bundle, graphs, deployment or Deployment(), uuid.uuid4().hex)
+    source = _Source(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex)
     source.deployment.check()
     repository = repository.absolute()
     exists = check_replaceable(repository)
     _check_graphs(source)
     if exists and not replace and (repository / MARKER).is_file():
-        _add_version(repository, source)
+        _add_version(repository, source, standby=standby)
     elif not exists:
         with write_directory(repository) as scratch:
             _fill(scratch, source)
@@ -160,8 +171,8 @@ def _fill(scratch: Path, source: _Source) -> None:
     (scratch / MARKER).write_text(render_marker(state, configs), encoding="utf-8")
 
 
-def _add_version(repository: Path, source: _Source) -> None:
-    """Put a new version beside the one that answers and let it take over; on any error all is as it was."""
+def _add_version(repository: Path, source: _Source, *, standby: bool) -> None:
+    """Put a new version beside the one that answers, to take over or to wait; on any error all is as it was."""
     with lock(repository):
         state = restore(repository)  # first of all what an earlier interruption left
         require_intact(state, [state.version])  # it is kept beside the new one, and loaded with it
@@ -172,7 +183,7 @@ def _add_version(repository: Path, source: _Source) -> None:
             _place_version(repository, number, source)
             kept = {state.version: state.versions[state.version], number: _record(repository, number, source)}
             details = _describe(source) | {REPOSITORY_ID: source.repository_id}
-            changed = Published(repository, number, kept, details)
+            changed = Published(repository, state.version if standby else number, kept, details)
             apply_state(changed)
         except BaseException as error:
             remove_leftovers(state)
@@ -202,6 +213,8 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
     if spec.backend == "ensemble":
         pin(config, number)
         config.parameters[REPOSITORY_ID].string_value = source.repository_id
+        if source.stored and (kind := _find_asked_kind(name)):
+            config.parameters[STORED].string_value = source.stored.write(kind)
     head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
     (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
     (directory / FINGERPRINT_FILE).write_text(f"{source.bundle.fingerprint}\n", encoding="ascii")
@@ -213,6 +226,12 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
         read_token_limits(source.bundle).write(directory)
     if name in TOKENIZER_STEPS:
         shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
+
+
+def _find_asked_kind(name: str) -> str:
+    """Return the kind of question that an ensemble of tensors answers; "" for every other model."""
+    prefix, _, rest = name.partition("_")
+    return rest.removesuffix("_tensors") if prefix == "predict" and rest.endswith("_tensors") else ""
 
 
 def _copy_graph(graph: Path, version: Path) -> None:
@@ -240,6 +259,7 @@ def _record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
         "variant": deployment.variant,
         "profile": deployment.profile,
         "rate_limited": is_rate_limited(deployment.target, deployment.variant),
+        **({GATES: dict(source.gates)} if source.gates else {}),
         "files": hash_version(repository, number),
     }
 

@@ -4,6 +4,7 @@ The fields are those of Triton's `ModelConfig` (model_config.proto): instance gr
 queue policies and priorities, rate limits, warm-up requests and the execution accelerator.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -14,7 +15,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
-from contract.tensors import LENGTH_BUCKETS, ModelSpec
+from contract.tensors import IMAGE_BYTES, LENGTH_BUCKETS, ModelSpec
 from export.tensorrt_shapes import format_profile, make_profile
 
 if sys.version_info >= (3, 11):
@@ -43,6 +44,11 @@ def check_target(target: str, variant: str = "latency") -> None:
         raise ConfigError(f"The target must be {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, not {target}.")
     if variant not in VARIANTS:
         raise ConfigError(f"The variant must be {' or '.join(VARIANTS)}, not {variant}.")
+
+
+def count_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_role(spec: ModelSpec) -> Role:
@@ -91,6 +97,7 @@ def apply_settings(
     sizes: Mapping[str, int],
     max_length: int,
     optimization: Mapping[str, Any] | None = None,
+    cores: int = 1,
 ) -> None:
     """Write the settings of a target and variant into one model's `ModelConfig`, over what was there.
 
@@ -102,6 +109,7 @@ def apply_settings(
         sizes: S, N, C and D of the model.
         max_length: Most text tokens that the model reads; larger buckets are not warmed up.
         optimization: Triton's `optimization` in JSON form (`make_optimization`).
+        cores: Of the machine that serves; the instances of models that read image files follow them.
 
     Raises:
         ConfigError: Target or variant is unknown, or Triton knows no such optimization.
@@ -114,6 +122,10 @@ def apply_settings(
     for name in ("instance_group", "dynamic_batching", "model_warmup", "optimization"):
         config.ClearField(name)
     _set_instances(config, role, machine, variant)
+    if IMAGE_BYTES in spec.inputs:
+        count = min(cores, settings["image_files"][target])
+        config.instance_group[0].count = max(config.instance_group[0].count, count)
+        config.dynamic_batching.preferred_batch_size.append(1)
     _set_batching(config.dynamic_batching, settings, role, machine[variant], variant)
     if spec.backend != "onnxruntime":
         return

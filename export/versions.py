@@ -22,7 +22,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from contract.errors import ArtifactError, ConfigError
 from contract.repository import (
     CONFIG_NAME,
     FINGERPRINT,
+    GATES,
     MARKER,
     Published,
     UnpublishedError,
@@ -45,6 +46,7 @@ from contract.repository import (
     require_version_configs,
 )
 
+SERVER_GATE: Final = "server"
 _STAGED: Final = ".new-"  # a directory that is no number, and hidden: Triton passes over it
 
 
@@ -94,6 +96,74 @@ def _choose_version(state: Published, to: int | None) -> int:
         there = ", ".join(map(str, sorted(state.versions)))
         raise ConfigError(f"{state.repository} has no version {to}: it holds {there}.")
     return min(state.versions) if to is None else to
+
+
+def promote(repository: Path, version: int, gate: Mapping[str, Any] | None = None) -> Published:
+    """Let a version answer that waits beside the other one.
+
+    Args:
+        repository: A published repository.
+        version: The version.
+        gate: What the gate at the server ran on; for the marker.
+
+    Raises:
+        ConfigError: There is no such version, or another process is publishing into it.
+        ArtifactError: The disk refused the write; the repository is as it was.
+    """
+    repository = repository.absolute()
+    with lock(repository):
+        state = restore(repository)
+        entry = dict(state.versions[_choose_version(state, version)])
+        if gate:
+            entry[GATES] = {**entry.get(GATES, {}), SERVER_GATE: dict(gate)}
+        changed = replace(state, version=version, versions={**state.versions, version: entry})
+        apply_state(changed)
+    return changed
+
+
+def retire(
+    repository: Path, version: int | None = None, tell: Callable[[], object] | None = None
+) -> tuple[Published, int]:
+    """Remove the version that does not answer.
+
+    Args:
+        repository: A published repository.
+        version: The version; None is the one beside that which answers.
+        tell: Makes a running server take what the repository says then, so that it unloads the version. The files
+            stay until it has, and where it raises everything is as it was.
+
+    Returns:
+        What the repository holds now, and the version that is gone.
+
+    Raises:
+        ConfigError: There is no such version, or it answers, or another process is publishing into it.
+        ArtifactError: The disk refused the write; the repository is as it was.
+    """
+    repository = repository.absolute()
+    with lock(repository):
+        state = restore(repository)
+        gone = _choose_retired(state, version)
+        kept = {number: entry for number, entry in state.versions.items() if number != gone}
+        changed = replace(state, versions=kept)
+        apply_state(changed)
+        if tell is not None:
+            try:
+                tell()
+            except BaseException:
+                apply_state(state)
+                raise
+        remove_leftovers(changed)
+    return changed, gone
+
+
+def _choose_retired(state: Published, version: int | None) -> int:
+    if version is None and state.previous is None:
+        raise ConfigError(f"{state.repository} holds version {state.version} only, which answers.")
+    if version == state.version:
+        raise ConfigError(
+            f"Version {version} of {state.repository} answers: let another one answer first (`cxr export rollback`)."
+        )
+    return _choose_version(state, state.previous if version is None else version)
 
 
 def withdraw(repository: Path, version: int) -> Published:

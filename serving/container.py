@@ -2,31 +2,42 @@
 
     python -m serving.container tritonserver --model-repository=/models ...
 
+A repository that the "onnxruntime" backend there would not run as it was gated is refused before the start; a Triton
+with the embedded backend gets the name that says so (`contract.embedded`).
 Docker and Kubernetes start a container again that has ended; neither looks into one that only stands still. What dead
 clients left in a shared /dev/shm is removed meanwhile (`serving.regions`).
 """
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
+from contract.embedded import SERVER_NAME, explain_refusal, is_embedded
+from contract.errors import ConfigError, CxrError
 from contract.probe_case import PROBED
+from contract.repository import read_published
+from serving.reload import find_embedded_only
 from serving.watch import TritonWatch
 
-_GRPC_PORT: Final = re.compile(r"--grpc-port=(\d+)")
+_BACKENDS: Final = "/opt/tritonserver/backends"  # Triton's default
 _LOOK_S: Final = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command until it ends or stands still; return the exit code for the container."""
     command = list(sys.argv[1:] if arguments is None else arguments)
-    port = next((match[1] for word in reversed(command) if (match := _GRPC_PORT.fullmatch(word))), "8001")
+    port = _find_option(command, "grpc-port", "8001")
+    try:
+        command += _name_server(command)
+    except CxrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     try:
         process = subprocess.Popen(command, start_new_session=True)
     except FileNotFoundError:
@@ -47,6 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _find_option(command: Sequence[str], name: str, default: str) -> str:
+    """Return the last value of an option of tritonserver, given as --name=value."""
+    start = f"--{name}="
+    return next((word.removeprefix(start) for word in reversed(command) if word.startswith(start)), default)
+
+
+def _name_server(command: Sequence[str]) -> list[str]:
+    """Return the option that names the server after its backend; ConfigError where that cannot run the repository."""
+    if is_embedded(Path(_find_option(command, "backend-directory", _BACKENDS))):
+        return [] if _find_option(command, "id", "") else [f"--id={SERVER_NAME}"]
+    repository = Path(_find_option(command, "model-repository", ""))
+    if find_embedded_only(repository):
+        profile = str(read_published(repository).to_dict().get("profile"))
+        raise ConfigError(explain_refusal(f"The repository {repository}", profile))
+    return []
 
 
 if __name__ == "__main__":

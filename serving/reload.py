@@ -1,7 +1,8 @@
 """A running Triton takes the version that a published repository says: by explicit loads, without a pause.
 
-Graphs and preprocessing are loaded first; they then serve the old version and the new one side by side. Each
-ensemble is loaded after them and is what switches: a request that has begun ends in the version in which it began.
+Graphs and preprocessing are loaded first; they then serve the old version and the new one side by side, so that the
+new one can be asked before anybody depends on it. Each ensemble is loaded after them and is what switches: a request
+that has begun ends in the version in which it began.
 Before the first load it is certain that the files are what was published, that the server answers, takes the key
 and serves this very repository: two repositories may hold the same model, so their configs carry an id.
 Nothing that serves is unloaded before its successor is ready. (Triton, "Model Management", explicit mode:
@@ -9,31 +10,23 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from google.protobuf import text_format
-from tritonclient import grpc as triton
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
-from contract.errors import (
-    ArtifactError,
-    ConfigError,
-    DeadlineError,
-    FingerprintError,
-    ServerError,
-    UnavailableError,
-)
+from contract.embedded import BACKEND, needs_embedded
+from contract.errors import ArtifactError, ConfigError, DeadlineError, FingerprintError, ServerError
 from contract.repository import FINGERPRINT, REPOSITORY_ID, Published, read_published, verify
+from serving.served_graphs import PROBE_TIMEOUT_S, ServedGraphs, connect, shorten
 from serving.triton import ADMIN_HEADER
 
 _GRPC_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts this before restricted headers
-_PROBE_TIMEOUT_S: Final = 5.0
-_MAX_CHARS: Final = 400
-_SERVER: Final = "Triton's gRPC service"
+_SETTING: Final = "--load"
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,14 @@ class Reload:
         return asdict(self)
 
 
-def reload_models(triton_url: str, repository: Path, admin_key: str, timeout_s: float = 300.0) -> Reload:
+def reload_models(
+    triton_url: str,
+    repository: Path,
+    admin_key: str,
+    timeout_s: float = 300.0,
+    *,
+    before_switch: Callable[[ServedGraphs], None] | None = None,
+) -> Reload:
     """Make a running Triton serve what the repository now says.
 
     Args:
@@ -56,6 +56,8 @@ def reload_models(triton_url: str, repository: Path, admin_key: str, timeout_s: 
         repository: The published repository as this process sees it (a container may see it elsewhere).
         admin_key: The key that the server was started with (`serving.triton.read_admin_key`).
         timeout_s: How long all loads together may take.
+        before_switch: Called when the newest version is loaded and no ensemble has switched yet, with that version.
+            It may change which version the repository says; what it raises leaves the ensembles as they are.
 
     Raises:
         ArtifactError: The directory is no published repository, or a file of it is not what was published.
@@ -71,20 +73,19 @@ def reload_models(triton_url: str, repository: Path, admin_key: str, timeout_s: 
     state = verify(repository)
     shared, switches = find_models(repository)
     deadline = time.monotonic() + timeout_s
-    client = triton.InferenceServerClient(triton_url, channel_args=list(CHANNEL_OPTIONS))
-    try:
-        headers = {_GRPC_HEADER: admin_key}
+    headers = {_GRPC_HEADER: admin_key}
+    with connect(triton_url, _SETTING) as client:
         _require_access(client, triton_url, headers)
         _find_served(client, switches, state, triton_url)
-        seconds = {}
-        for name in (*shared, *switches):
+        seconds = _load_all(client, shared, headers, deadline)
+        if before_switch is not None:
             began = time.monotonic()
-            _load(client, name, headers, deadline - began)
-            seconds[name] = round(time.monotonic() - began, 3)
+            before_switch(ServedGraphs(client, triton_url, state.newest))
+            deadline += time.monotonic() - began
+            state = read_published(repository)
+        seconds |= _load_all(client, switches, headers, deadline)
         for name in switches:
             _require_served(client, name, state, triton_url)
-    finally:
-        client.close()
     return Reload(state.fingerprint, seconds)
 
 
@@ -100,14 +101,25 @@ def check_server(triton_url: str, repository: Path, admin_key: str) -> int | Non
     """
     state = read_published(repository)
     _, switches = find_models(repository)
-    client = triton.InferenceServerClient(triton_url, channel_args=list(CHANNEL_OPTIONS))
-    try:
+    with connect(triton_url, _SETTING) as client:
         _require_access(client, triton_url, {_GRPC_HEADER: admin_key})
         versions = _find_served(client, switches, state, triton_url)
-    finally:
-        client.close()
     (version, *others) = versions
     return version if not others and version in state.versions else None
+
+
+def find_embedded_only(repository: Path) -> list[str]:
+    """Return the names of the graphs that no other backend than the embedded one runs as they were gated.
+
+    Raises:
+        ArtifactError: A config cannot be read.
+    """
+    found = []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = json_format.MessageToDict(_read_config(path), preserving_proto_field_name=True)
+        if config.get("backend") == BACKEND and needs_embedded(config):
+            found.append(path.parent.name)
+    return found
 
 
 def find_models(repository: Path) -> tuple[list[str], list[str]]:
@@ -119,34 +131,38 @@ def find_models(repository: Path) -> tuple[list[str], list[str]]:
     shared: list[str] = []
     switches: list[str] = []
     for path in sorted(repository.glob("*/config.pbtxt")):
-        try:
-            config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-            raise ArtifactError(f"{path} is not a config that Triton reads.") from error
+        config = _read_config(path)
         (switches if config.platform == "ensemble" else shared).append(path.parent.name)
     if not shared and not switches:
         raise ArtifactError(f"{repository} holds no model.")
     return shared, switches
 
 
+def _read_config(path: Path) -> Any:
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ArtifactError(f"{path} is not a config that Triton reads.") from error
+
+
 def _require_access(client: Any, url: str, headers: dict[str, str]) -> None:
-    """Tell an address where nothing answers from a key that is wrong: both have the same status code."""
-    check_address(url, server=_SERVER, setting="--load", example="127.0.0.1:8001")
+    """Tell a key that is wrong from a server that does not answer: both have the same status code."""
     try:
-        client.is_server_live(client_timeout=_PROBE_TIMEOUT_S)
-    except InferenceServerException as error:
-        if (error.status() or "").endswith("UNIMPLEMENTED") or speaks_http1(url):
-            raise ConfigError(
-                f"What answers at {url} is another service than {_SERVER}: give --load the address that `cxr serve` "
-                "prints as triton."
-            ) from error
-        raise UnavailableError(f"Triton at {url} does not answer: is `cxr serve` running there?") from error
-    try:
-        client.get_model_repository_index(headers=headers, client_timeout=_PROBE_TIMEOUT_S)
+        client.get_model_repository_index(headers=headers, client_timeout=PROBE_TIMEOUT_S)
     except InferenceServerException as error:
         raise ConfigError(
             f"Triton at {url} does not take this admin key: use the file of the logs directory of that server."
         ) from error
+
+
+def _load_all(client: Any, names: list[str], headers: dict[str, str], deadline: float) -> dict[str, float]:
+    """Load models in turn; return how long each took, in seconds."""
+    seconds = {}
+    for name in names:
+        began = time.monotonic()
+        _load(client, name, headers, deadline - began)
+        seconds[name] = round(time.monotonic() - began, 3)
+    return seconds
 
 
 def _load(client: Any, name: str, headers: dict[str, str], timeout_s: float) -> None:
@@ -157,7 +173,7 @@ def _load(client: Any, name: str, headers: dict[str, str], timeout_s: float) -> 
     except InferenceServerException as error:
         if (error.status() or "").endswith(("DEADLINE_EXCEEDED", "CANCELLED")):
             raise DeadlineError(f"Triton did not load {name} in time; it may still do so.") from error
-        raise ServerError(f"Triton did not take {name}: {_shorten(error.message() or '')}.") from error
+        raise ServerError(f"Triton did not take {name}: {shorten(error.message() or '')}.") from error
 
 
 def _find_served(client: Any, switches: list[str], state: Published, url: str) -> set[int]:
@@ -165,7 +181,7 @@ def _find_served(client: Any, switches: list[str], state: Published, url: str) -
     versions = set()
     for name in switches:
         try:
-            config = client.get_model_config(name, client_timeout=_PROBE_TIMEOUT_S).config
+            config = client.get_model_config(name, client_timeout=PROBE_TIMEOUT_S).config
         except InferenceServerException:
             continue  # a load of it failed before: another one may succeed
         _require_same_repository(name, config, state, url)
@@ -193,9 +209,9 @@ def _require_same_repository(name: str, config: Any, state: Published, url: str)
 
 def _require_served(client: Any, name: str, state: Published, url: str) -> None:
     try:
-        config = client.get_model_config(name, client_timeout=_PROBE_TIMEOUT_S).config
+        config = client.get_model_config(name, client_timeout=PROBE_TIMEOUT_S).config
     except InferenceServerException as error:
-        raise ServerError(f"Triton does not serve {name}: {_shorten(error.message() or '')}.") from error
+        raise ServerError(f"Triton does not serve {name}: {shorten(error.message() or '')}.") from error
     found = config.parameters[FINGERPRINT].string_value
     versions = list(config.version_policy.specific.versions)
     if found != state.fingerprint:
@@ -212,9 +228,3 @@ def _report_other_model(name: str, found: str, state: Published, url: str) -> Fi
         f"Triton at {url} serves model {found[:12] or '(none)'} in {name}, but the model of {state.repository} is "
         f"{state.fingerprint[:12]}: that server was started with another repository."
     )
-
-
-def _shorten(message: str) -> str:
-    """Return the reason without the Python stack that a python backend adds."""
-    text = " ".join(message.partition("\n\nAt:")[0].split()).rstrip(".;")
-    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 1] + "…"

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from contract.embedded import SERVER_NAME
 from contract.errors import ConfigError
 from contract.repository import read_published
 
@@ -193,6 +194,7 @@ def build_command(
     restricted = f"model-repository,logging,trace:{ADMIN_HEADER}={admin_key}"
     return [
         str(installation.server),
+        f"--id={SERVER_NAME}",
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--cache-directory={installation.caches}",

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer
@@ -101,7 +100,7 @@ def test_server_that_cannot_be_asked_is_found_before_anything_changes(arguments,
 
 @pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError, KeyboardInterrupt])
 def test_rollback_that_the_server_cannot_take_is_taken_back(error, calls, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error("No.")
 
     monkeypatch.setattr("serving.reload.reload_models", fail)
@@ -121,15 +120,13 @@ def test_switch_of_which_the_server_was_not_told_is_undone_before_a_publish(
 
 @pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError])
 def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error("No.")
 
-    published = SimpleNamespace(repository=Path("r"), version=2)
     publication = command.Publication(load="here:1", admin_key=Path("k"))
-    assert command._load_new_version(Console(quiet=True), published, publication).fingerprint == "a" * 64
     monkeypatch.setattr("serving.reload.reload_models", fail)
     with pytest.raises(error, match=r"No\. The change was taken back"):
-        command._load_new_version(Console(quiet=True), published, publication)
+        command.take_version(Console(quiet=True), publication, Path("r"), 2, lambda _: None)
     assert calls[-1][:2] == ("withdraw", (Path("r"), 2))
 
 

@@ -44,6 +44,7 @@ class Server:
         self.failures: list[str] = []  # status codes of the next inferences
         self.refuses_regions = False
         self.registered = 0
+        self.config_calls = 0
         self.ready: bool | str = True
         self.entered = threading.Event()
         self.block = False
@@ -87,6 +88,14 @@ class Client:
         if isinstance(self.server.ready, str):
             raise InferenceServerException("no", status=f"StatusCode.{self.server.ready}")
         return self.server.ready
+
+    def get_model_config(self, model, client_timeout):
+        self.server.config_calls += 1
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.name = model
+        for spec in MODELS[model].outputs:
+            answer.config.output.add(name=spec.name, dims=spec.dims(SIZES))
+        return answer
 
     def register_system_shared_memory(self, name, key, byte_size, client_timeout):
         if self.server.refuses_regions:
@@ -279,7 +288,23 @@ def test_a_failure_that_is_not_of_the_region_is_raised(connect, server, code):
     server.failures = [code, code]
     with pytest.raises(ServerError, match="it says"):
         ask(transport, make_pixels(8))
+    server.failures = []
     ask(transport, make_pixels(8))
+
+
+def test_what_failed_at_the_server_is_not_run_a_second_time(connect, server):
+    transport = connect(carrier="shared_memory")
+    for _ in range(3):
+        ask(transport, make_pixels(8))
+    assert server.sent[-1]["shared_outputs"]
+    sent = len(server.sent)
+    server.failures = ["INTERNAL"]
+    with pytest.raises(ServerError, match="it says"):
+        ask(transport, make_pixels(8))
+    assert len(server.sent) == sent + 1
+    assert server.config_calls == 1  # its outputs fit: so it was not the region
+    ask(transport, make_pixels(8))
+    assert server.sent[-1]["shared"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.export import Publication, _load_new_version, _prepare_load, roll_back
+from cli.export import Publication, _prepare_load, roll_back, take_version
 from client import CxrClient
 from contract.errors import ConfigError, CxrError, FingerprintError, UnavailableError
 from contract.labels import LABELS
@@ -138,8 +138,6 @@ def test_a_load_is_checked_first_and_repeated_without_flipping(stack, models, tm
 
 
 def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, models):
-    from types import SimpleNamespace
-
     from contract.repository import hash_version, render_marker
     from export.publish import publish
     from export.versions import apply_state, render
@@ -147,7 +145,7 @@ def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, 
     publication = Publication(load=stack.triton_url, admin_key=stack.admin_key_path)
     repository = stack.repository
     _prepare_load(repository, publication)
-    publish(*models[1], repository)
+    publish(*models[1], repository, standby=True)
     (repository / "text_encoder" / "2" / "model.onnx").write_bytes(b"broken when it was published")
     state = read_published(repository)
     state.versions[2]["files"] = hash_version(repository, 2)
@@ -155,7 +153,7 @@ def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, 
     apply_state(state)
     verify(repository)
     with pytest.raises(CxrError, match=r"did not take text_encoder.*The change was taken back"):
-        _load_new_version(quiet(), SimpleNamespace(repository=repository, version=2), publication)
+        take_version(quiet(), publication, repository, 2, lambda _: pytest.fail("it was asked"))
     assert list(verify(repository).versions) == [1]
     with CxrClient(stack.triton_url, stack.retrieval_url) as client:
         assert client.predict(report=TEXTS[0]).fingerprint == models[0][0].fingerprint

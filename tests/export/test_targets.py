@@ -9,7 +9,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
-from contract.tensors import LAYOUTS, LENGTH_BUCKETS, MAX_BATCH_SIZE, MODELS
+from contract.tensors import IMAGE_BYTES, LAYOUTS, LENGTH_BUCKETS, MAX_BATCH_SIZE, MODELS
 from export.checks import read_sizes
 from export.configs import Deployment, fill_config
 from export.publish import publish
@@ -19,8 +19,8 @@ KIND = model_config_pb2.ModelInstanceGroup.Kind
 CASES = list(itertools.product(TARGETS, VARIANTS, LAYOUTS))
 
 
-def fill_all(bundle, target, variant, layout, profile=None):
-    deployment = Deployment(target, variant, "fp32", layout, make_optimization(target, profile))
+def fill_all(bundle, target, variant, layout, profile=None, cores=2):
+    deployment = Deployment(target, variant, "fp32", layout, make_optimization(target, profile), cores)
     for name, spec in LAYOUTS[layout].items():
         config = fill_config(bundle, spec, deployment)
         text = text_format.MessageToString(config)  # as it lies on disk
@@ -74,6 +74,25 @@ def test_batching_queues_and_instances(target, variant, layout, bundle):
             assert policy.allow_timeout_override
             assert MAX_BATCH_SIZE <= policy.max_queue_size <= 1024
         assert 0 < person.default_timeout_microseconds <= 10_000_000 < job.default_timeout_microseconds
+
+
+@pytest.mark.parametrize(("target", "variant", "layout"), CASES)
+def test_who_reads_images_takes_them_one_by_one_and_follows_the_cores(target, variant, layout, bundle):
+    counts = {}
+    for cores in (1, 3, 8, 64):
+        for name, spec, config in fill_all(bundle, target, variant, layout, cores=cores):
+            if spec.backend == "python":
+                counts[name, cores] = config.instance_group[0].count
+                alone = list(config.dynamic_batching.preferred_batch_size) == [1]
+                assert alone is (IMAGE_BYTES in spec.inputs)
+                assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    most = 4 if target == "cpu" else 16
+    for name in ("preprocess_image", "preprocess_study"):
+        least = counts["preprocess_text", 1]  # what the target has for every core
+        assert [counts[name, cores] for cores in (1, 3, 8, 64)] == [
+            max(least, min(cores, most)) for cores in (1, 3, 8, 64)
+        ]
+    assert len({counts["preprocess_text", cores] for cores in (1, 3, 8, 64)}) == 1
 
 
 @pytest.mark.parametrize(("target", "variant", "layout"), CASES)

@@ -1,0 +1,167 @@
+"""`cxr export verify` and `cxr export retire`: what a running Triton serves, held to its gate, and made smaller."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from contract.errors import ArtifactError, ConfigError, ParityError
+
+if TYPE_CHECKING:
+    from contract.repository import Published
+    from export.server_gate import Agreement
+    from serving.reload import Reload
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Which version a server answered with, and how far it is from what its graphs answered at the gates."""
+
+    triton: str
+    fingerprint: str
+    version: int
+    agreement: "Agreement"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        head = {"triton": self.triton, "fingerprint": self.fingerprint, "version": self.version}
+        return {**head, **self.agreement.to_dict()}
+
+
+@dataclass(frozen=True)
+class Retired:
+    """Which version is gone, what answers, and what a running server took."""
+
+    published: "Published"
+    version: int
+    loaded: "Reload | None"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        values = {
+            "repository": str(self.published.repository),
+            "retired": self.version,
+            "version": self.published.version,
+            "fingerprint": self.published.fingerprint,
+        }
+        return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
+
+
+def verify_server(console: Console, url: str) -> Verified:
+    """Ask the ensembles of a running Triton the drawn questions, and hold the answers to those in its configs.
+
+    Whether it passed says the result.
+
+    Raises:
+        ArtifactError: The server does not serve what `cxr export` of this version published.
+        ConfigError: The address is none of Triton's gRPC service, or its backend does not honour the profile.
+        ServiceError: It does not answer.
+    """
+    from client.served import parse_model
+    from export.questions import KINDS, draw_questions
+    from export.server_gate import STORED, StoredAnswers, collect_answers, compare_answers
+    from serving.served_graphs import ServedGraphs, connect, find_version
+
+    source = f"Triton at {url}"
+    with connect(url, "the address") as client, console.status(Text(f"Asking {source}")):
+        served = ServedGraphs(client, url, find_version(client, url, "predict_study_tensors"))
+        configs = {kind: served.read_config(f"predict_{kind}_tensors") for kind in KINDS}
+        model = parse_model("predict_study_tensors", configs["study"], source=source)
+        stored = StoredAnswers.read(
+            {kind: _read_parameter(config, STORED) for kind, config in configs.items()}, source=source
+        )
+        ran = served.describe(_find_graph(configs["image"]))
+        if model.vocabulary_size is None:
+            raise ArtifactError(f"{source} does not say its vocabulary: publish the bundle again.")
+        found = collect_answers(
+            lambda question: served.ask(f"predict_{question.kind}_tensors", question.inputs),
+            draw_questions(model.image_size, model.vocabulary_size, model.max_length),
+        )
+    agreement = compare_answers(stored, found, model.labels, f"{ran['runtime']} {ran['provider']}")
+    return Verified(url, model.fingerprint, served.version, agreement)
+
+
+def _read_parameter(config: Mapping[str, Any], name: str) -> str:
+    return str(config.get("parameters", {}).get(name, {}).get("string_value", ""))
+
+
+def _find_graph(config: Mapping[str, Any]) -> str:
+    """Return the first graph among the steps of an ensemble."""
+    from contract.tensors import FUSED, GRAPHS
+
+    steps = [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
+    return next(str(name) for name in steps if name in GRAPHS or name in FUSED)
+
+
+def require_passed(verified: Verified) -> None:
+    """Raise ParityError, with the first measure that is beyond its limit, unless the server passed."""
+    if not verified.agreement.passed:
+        raise ParityError(
+            f"Triton at {verified.triton} does not answer as the graphs of version {verified.version} did: "
+            f"{verified.agreement.failures[0]}."
+        )
+
+
+def retire_version(
+    console: Console, repository: Path, *, version: int | None, load: str | None, admin_key: Path
+) -> Retired:
+    """Remove the version that does not answer, and have the running server unload it first.
+
+    Raises:
+        ConfigError: There is no such version, or it answers, here or at the server; or there is no admin key.
+        ServiceError: The running server did not take it; the version stays.
+    """
+    from export.versions import retire
+
+    if load is None:
+        published, gone = retire(repository, version)
+        return Retired(published, gone, None)
+    reloads: list[Reload] = []
+    published, gone = retire(
+        repository, version, partial(_unload, console, repository, load, admin_key, reloads)
+    )
+    return Retired(published, gone, reloads[0])
+
+
+def _unload(console: Console, repository: Path, url: str, admin_key: Path, reloads: "list[Reload]") -> None:
+    """Have the server take what the repository says now, if it answers with the version that is kept."""
+    from contract.repository import read_published
+    from serving.reload import check_server, reload_models
+    from serving.triton import read_admin_key
+
+    key = read_admin_key(admin_key)
+    if check_server(url, repository, key) != read_published(repository).version:
+        raise ConfigError(
+            f"Triton at {url} answers with another version than {repository} says: run `cxr export rollback "
+            f"{repository} --to VERSION --load {url}` first."
+        )
+    with console.status(Text(f"Unloading from Triton at {url}")):
+        reloads.append(reload_models(url, repository, key))
+
+
+def print_verified(console: Console, verified: Verified) -> None:
+    """Print the table, and which version it is of."""
+    console.print(verified.agreement.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Triton at {verified.triton} answers with version {verified.version} (model {verified.fingerprint[:12]}).",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_retired(console: Console, result: Retired) -> None:
+    """Print what is gone and what answers."""
+    console.print(
+        f"Version {result.version} of {result.published.repository} is gone; version {result.published.version} "
+        f"(model {result.published.fingerprint[:12]}) answers.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if result.loaded:
+        console.print("Triton unloads it.", highlight=False)

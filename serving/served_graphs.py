@@ -1,0 +1,182 @@
+"""Models of a running Triton, asked by name and version, and what it says about what runs them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
+from contract.embedded import EMBEDDED, SERVER_NAME, explain_refusal, needs_embedded
+from contract.errors import (
+    ArtifactError,
+    ConfigError,
+    DeadlineError,
+    ServerError,
+    ServiceError,
+    UnavailableError,
+)
+from contract.tensors import FUSED, MODELS, ModelSpec
+
+Arrays = dict[str, NDArray[Any]]
+PROBE_TIMEOUT_S: Final = 5.0
+_SERVER: Final = "Triton's gRPC service"
+_MAX_CHARS: Final = 400
+
+
+class ServedGraphs:
+    """Asks one version of the models of a running Triton; every call has a deadline."""
+
+    def __init__(self, client: Any, url: str, version: int, timeout_s: float = 120.0) -> None:
+        """Take a tritonclient.grpc.InferenceServerClient.
+
+        Args:
+            client: The client.
+            url: Its address, for messages.
+            version: The version that is asked.
+            timeout_s: How long all questions together may take.
+        """
+        self.version = version
+        self._client = client
+        self._url = url
+        self._deadline = time.monotonic() + timeout_s
+
+    def ask(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run a model on batched inputs by name; return all its outputs by name.
+
+        Raises:
+            DeadlineError, UnavailableError: No answer.
+            ServerError: Triton answered with an error, or without an output.
+        """
+        spec = MODELS.get(model) or FUSED[model]
+        wanted = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
+        try:
+            answer = self._client.infer(
+                model,
+                _make_inputs(spec, inputs),
+                model_version=str(self.version),
+                outputs=wanted,
+                client_timeout=max(self._deadline - time.monotonic(), 1e-3),
+            )
+        except InferenceServerException as error:
+            raise self._explain(model, error) from error
+        arrays = {tensor.name: answer.as_numpy(tensor.name) for tensor in spec.outputs}
+        if missing := [name for name, array in arrays.items() if array is None]:
+            raise ServerError(f"Triton at {self._url} answered {model} without the output {missing[0]}.")
+        return arrays
+
+    def read_config(self, model: str) -> dict[str, Any]:
+        """Return a model's config as Triton's JSON; ServiceError as in `ask`."""
+        try:
+            answer = self._client.get_model_config(model, str(self.version), client_timeout=PROBE_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise self._explain(model, error) from error
+        return dict(json_format.MessageToDict(answer.config, preserving_proto_field_name=True))
+
+    def describe(self, model: str) -> dict[str, str]:
+        """Return the runtime, the provider and, where known, the precision of a graph, as far as Triton tells.
+
+        Raises:
+            ConfigError: The graph asks for what the backend there does not honour.
+            ServiceError: As in `ask`.
+        """
+        config = self.read_config(model)
+        try:
+            server = self._client.get_server_metadata(client_timeout=PROBE_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise self._explain(model, error) from error
+        embedded = server.name == SERVER_NAME
+        if not embedded and needs_embedded(config):
+            raise ConfigError(explain_refusal(f"Triton at {self._url}", "int8 or bf16"))
+        kinds = {group.get("kind", "KIND_AUTO") for group in config.get("instance_group", [{}])}
+        accelerators = [
+            entry["name"]
+            for listed in config.get("optimization", {}).get("execution_accelerators", {}).values()
+            for entry in listed
+        ]
+        backend = config.get("backend") or config.get("platform", "")
+        provider = ", ".join([*(kind.removeprefix("KIND_") for kind in sorted(kinds)), *accelerators])
+        name = f"{EMBEDDED} {backend}" if embedded else backend
+        return {"runtime": f"Triton {server.version}, {name}", "provider": provider}
+
+    def _explain(self, model: str, error: InferenceServerException) -> ServiceError:
+        code = (error.status() or "").rpartition(".")[2]
+        name = f"version {self.version} of {model}"
+        if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
+            return DeadlineError(f"Triton at {self._url} did not answer with {name} in time.")
+        if code == "UNAVAILABLE":
+            return UnavailableError(f"Triton at {self._url} does not answer with {name}.")
+        return ServerError(f"Triton at {self._url} failed at {name}: {shorten(error.message() or '')}.")
+
+
+def find_version(client: Any, url: str, model: str) -> int:
+    """Return the version of an ensemble that answers now.
+
+    Raises:
+        ArtifactError: The server runs something else than what `cxr export` published.
+        ServiceError: It does not answer.
+    """
+    try:
+        config = client.get_model_config(model, client_timeout=PROBE_TIMEOUT_S).config
+    except InferenceServerException as error:
+        if (error.status() or "").endswith("UNAVAILABLE"):
+            raise UnavailableError(f"Triton at {url} does not answer.") from error
+        raise ArtifactError(f"Triton at {url} does not serve {model}: `cxr export` publishes it.") from error
+    versions = list(config.version_policy.specific.versions)
+    if not versions:
+        raise ArtifactError(f"Triton at {url} serves a {model} that `cxr export` did not publish.")
+    return int(versions[0])
+
+
+@contextmanager
+def connect(url: str, setting: str) -> Iterator[Any]:
+    """Open a client of a Triton that answers, and close it.
+
+    Args:
+        url: Its gRPC address, host:port.
+        setting: Where the address is given: "--load".
+
+    Raises:
+        ConfigError: It is no address, or what answers there is another service.
+        UnavailableError: Nothing answers.
+    """
+    check_address(url, server=_SERVER, setting=setting, example="127.0.0.1:8001")
+    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+    try:
+        _require_live(client, url, setting)
+        yield client
+    finally:
+        client.close()
+
+
+def _require_live(client: Any, url: str, setting: str) -> None:
+    try:
+        client.is_server_live(client_timeout=PROBE_TIMEOUT_S)
+    except InferenceServerException as error:
+        if (error.status() or "").endswith("UNIMPLEMENTED") or speaks_http1(url):
+            raise ConfigError(
+                f"What answers at {url} is another service than {_SERVER}: give {setting} the address that "
+                "`cxr serve` prints as triton."
+            ) from error
+        raise UnavailableError(f"Triton at {url} does not answer: is `cxr serve` running there?") from error
+
+
+def shorten(message: str) -> str:
+    """Return the reason without the Python stack that a python backend adds."""
+    text = " ".join(message.partition("\n\nAt:")[0].split()).rstrip(".;")
+    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 1] + "…"
+
+
+def _make_inputs(spec: ModelSpec, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+    tensors = []
+    for entry in spec.inputs:
+        array = np.ascontiguousarray(inputs[entry.name])
+        tensor = triton.InferInput(entry.name, list(array.shape), entry.dtype)
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
