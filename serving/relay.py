@@ -29,6 +29,7 @@ QUEUED_BY_TRITON: Final = 1280  # where it has one (`throughput`): all that its 
 MOST_WAITING: Final = 256
 MOST_BYTES: Final = 2**30  # of the inferences that run or wait
 _PING_TIMEOUT_S: Final = 1.0
+_GRACE_S: Final = 3.0  # for calls under way at the end: as long as Triton gives them
 _MOST_CALLS: Final = 1024  # of any kind, counted before their messages are read
 _SIZES: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _OWN_METADATA: Final = ("grpc-", "user-agent", "te", "content-type", ":")
@@ -187,7 +188,7 @@ async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event)
         server.add_insecure_port(listen)
         await server.start()
         await ended.wait()
-        await server.stop(grace=None)
+        await server.stop(grace=_GRACE_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

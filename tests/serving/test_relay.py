@@ -99,9 +99,13 @@ class Running:
     def start(self, request: bytes, timeout: float = SECONDS):
         return self.channel.unary_unary(INFER).future(request, timeout=timeout)
 
-    def close(self) -> None:
-        self.channel.close()
+    def end(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.end()
+        self.channel.close()
         self._thread.join()
 
 
@@ -242,6 +246,18 @@ def test_a_triton_that_is_away_is_said_and_found_again(tmp_path):
         server.stop(0).wait()
     finally:
         relay.close()
+
+
+def test_calls_under_way_are_answered_at_the_end(triton, tmp_path):
+    relay = Running(f"unix:{tmp_path}/triton")
+    call = relay.start(b"slow one")
+    assert wait(lambda: triton.seen == [b"slow one"])
+    relay.end()
+    assert wait(lambda: not is_up(relay.url))  # nobody new is let in
+    assert not call.done()
+    triton.go_on.set()
+    assert call.result() == b"answer to slow one"
+    relay.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
