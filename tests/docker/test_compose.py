@@ -10,18 +10,17 @@ import tomllib
 import yaml
 
 from contract.dicom_file import MAX_IMAGE_BYTES
-from contract.tensors import GRAPHS, IMAGE_BYTES, MAX_BATCH_SIZE, MODELS
+from contract.tensors import GRAPHS, IMAGE_BYTES, MODELS
 from export.targets import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
-LARGEST_RADIOGRAPH_BYTES = 4248 * 3480 * 2  # of the 7,470 of Open-i, 16 bits allocated
 DECODING_BYTES = GIB  # of one instance, for an image of 64 million pixels
 MODEL_BYTES = {
     "cpu": 4 * GIB,
     "gpu": 8 * GIB,
 }  # two versions; on a GPU also CUDA's libraries and a build of an engine
-TARGETS = tomllib.loads(SETTINGS.read_text())["target"]
+TARGETS, READERS = (tomllib.loads(SETTINGS.read_text())[name] for name in ("target", "image_files"))
 UNITS = {"s": 1, "m": 60, "h": 3600, "mb": 2**20, "gb": GIB}
 
 
@@ -43,10 +42,9 @@ def services(compose):
 
 
 def count_readers(*targets: str) -> int:
-    """Return how many instances read image files at once, at most, in any variant."""
+    """Return how many instances read image files at once, at most, each of them one."""
     models = [spec for spec in MODELS.values() if spec.backend == "python" and IMAGE_BYTES in spec.inputs]
-    variants = [TARGETS[target][variant] for target in targets for variant in ("latency", "throughput")]
-    return len(models) * max(variant["instances"]["preprocess"] for variant in variants)
+    return len(models) * max(READERS[target] for target in targets)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +53,7 @@ def count_readers(*targets: str) -> int:
 )
 def test_memory_holds_what_the_readers_allow(services, name, machine, targets):
     instances = count_readers(*targets)
-    files = instances * (MAX_IMAGE_BYTES + (MAX_BATCH_SIZE - 1) * LARGEST_RADIOGRAPH_BYTES)
+    files = instances * MAX_IMAGE_BYTES
     shared = read(services[name]["shm_size"])
     assert files <= shared <= 1.5 * files
     memory = read(services[name]["deploy"]["resources"]["limits"]["memory"])
