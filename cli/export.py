@@ -280,13 +280,17 @@ def _load(
     undo: Callable[[], object] | None,
     before_switch: "Callable[[ServedGraphs], None] | None" = None,
 ) -> "Reload":
-    """Let the server at `url` take what the repository says; `undo` it on disk and there if it cannot."""
+    """Let the server at `url` take what the repository says; `undo` it on disk and there if it cannot.
+
+    With `before_switch` the bar of the export runs already, and rich before 14.1 shows one thing at a time.
+    """
     from serving.reload import reload_models
     from serving.triton import read_admin_key
 
     key = read_admin_key(admin_key)
     try:
-        with console.status(Text(f"Loading into Triton at {url}")):
+        words = Text(f"Loading into Triton at {url}")
+        with contextlib.nullcontext() if before_switch else console.status(words):
             return reload_models(url, repository, key, before_switch=before_switch)
     except BaseException as error:
         if undo is None:

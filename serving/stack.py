@@ -336,7 +336,7 @@ class Stack:
         )
 
     def _build_relay(self) -> ChildProcess:
-        queues = read_published(self.repository).to_dict()["variant"] == "throughput"
+        queues = read_published(self.repository).to_dict().get("variant") == "throughput"
         command = [sys.executable, "-P", "-m", "serving.relay", "--listen", self.triton_url]
         command += ["--triton", self._own_url, "--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
         return ChildProcess(

@@ -245,6 +245,13 @@ def test_a_version_that_answers_differently_is_withdrawn_with_the_table(models, 
     )  # when it was undone
 
 
+def test_it_shows_nothing_beside_the_bar_of_the_export(models, triton, monkeypatch):
+    """Rich 13 takes a second live display for an error."""
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "status", lambda *_: pytest.fail("a second one"))
+    assert take(models, triton, console).check.passed
+
+
 def drop(name):
     return lambda arrays: {key: value for key, value in arrays.items() if key != name}
 
