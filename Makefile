@@ -127,5 +127,5 @@ $(BENCH)/%/fused/.published.json: $(BENCH)/%/bundle/manifest.json
 GPU_OUT ?= $(RESULTS)/gpu
 GPU ?=
 
-gpu: ## measure one NVIDIA GPU (8 minutes; GPU='--device cpu --size demo' tries the command without one)
+gpu: ## measure one NVIDIA GPU (8 minutes; GPU='--device cpu --size demo' tries it without one)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m cli.bench.gpu $(GPU_OUT) $(GPU) $(if $(WHEELS),--wheels $(WHEELS))
