@@ -77,9 +77,10 @@ def verify_server(console: Console, url: str) -> Verified:
         ran = served.describe(_find_graph(configs["image"]))
         if model.vocabulary_size is None:
             raise ArtifactError(f"{source} does not say its vocabulary: publish the bundle again.")
+        questions = draw_questions(model.image_size, model.vocabulary_size, model.max_length)
         found = collect_answers(
             lambda question: served.ask(f"predict_{question.kind}_tensors", question.inputs),
-            draw_questions(model.image_size, model.vocabulary_size, model.max_length),
+            [question for question in questions if question.kind in stored.answers],
         )
     agreement = compare_answers(stored, found, model.labels, f"{ran['runtime']} {ran['provider']}")
     return Verified(url, model.fingerprint, served.version, agreement)

@@ -213,7 +213,7 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
     if spec.backend == "ensemble":
         pin(config, number)
         config.parameters[REPOSITORY_ID].string_value = source.repository_id
-        if source.stored and (kind := _find_asked_kind(name)):
+        if source.stored and (kind := _find_asked_kind(name)) in source.stored.answers:
             config.parameters[STORED].string_value = source.stored.write(kind)
     head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
     (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")

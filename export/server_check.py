@@ -102,7 +102,8 @@ def check_server(
     Raises:
         ServiceError: The server did not answer.
     """
-    found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), draw_for(bundle))
+    questions = [question for question in draw_for(bundle) if question.kind in stored.answers]
+    found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), questions)
     agreement = compare_answers(stored, found, bundle.labels, served.runtime)
     chosen = sorted(cases, key=lambda case: (case.pixels is None) + (not case.has_text))[:MOST_CASES]
     real = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)

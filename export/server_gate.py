@@ -36,7 +36,7 @@ class StoredAnswers:
         profile: Name of the precision profile.
         limits: Of the profile.
         answers: Kind -> (M, K + D) float32, for all cases of the drawn questions in turn: the probabilities, then the
-            embedding.
+            embedding. A kind that is not here is not held to anything.
     """
 
     profile: str
@@ -60,23 +60,23 @@ class StoredAnswers:
         """Parse what `write` returned.
 
         Args:
-            parameters: Kind -> parameter.
+            parameters: Kind -> parameter; empty where there is none.
             source: Who said it, for messages.
 
         Raises:
-            ArtifactError: It is missing or damaged.
+            ArtifactError: All are missing, or one is damaged.
         """
         try:
-            values = {kind: json.loads(parameters[kind]) for kind in KINDS}
+            values = {kind: json.loads(parameters[kind]) for kind in KINDS if parameters.get(kind)}
             answers = {
                 kind: np.frombuffer(base64.b64decode(value["answers"], validate=True), _DTYPE)
                 .reshape(value["shape"])
                 .astype(np.float32)
                 for kind, value in values.items()
             }
-            first = values[KINDS[0]]
+            first = next(iter(values.values()))
             return cls(str(first["profile"]), Limits(**first["limits"]), answers)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{source} holds no answers to compare with: publish the bundle again with `cxr export`."
             ) from error
@@ -166,15 +166,15 @@ def collect_answers(
     Raises:
         ServerError: An answer is not one row of each output for each case.
     """
-    rows: dict[str, list[NDArray[Any]]] = {kind: [] for kind in KINDS}
+    rows: dict[str, list[NDArray[Any]]] = {}
     for question in questions:
         answer = ask(question)
         parts = [np.asarray(answer[name]) for name in _OUTPUTS]
         if any(part.ndim != 2 or len(part) != question.batch_size for part in parts):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise ServerError(f"{question.batch_size} cases were answered with tensors of {shapes}.")
-        rows[question.kind].append(np.concatenate(parts, axis=1))
-    return {kind: np.concatenate(parts).astype(np.float32) for kind, parts in rows.items()}
+        rows.setdefault(question.kind, []).append(np.concatenate(parts, axis=1))
+    return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in KINDS if kind in rows}
 
 
 def ask_graphs(ask: Ask, question: Question, *, layout: str = "split") -> Arrays:
@@ -211,8 +211,8 @@ def compare_answers(
 def _compare(
     stored: StoredAnswers, found: Mapping[str, NDArray[np.float32]], labels: Sequence[ServedLabel]
 ) -> Iterator[KindAgreement]:
-    for kind in KINDS:
-        expected, answered = stored.answers[kind], found[kind]
+    for kind, expected in stored.answers.items():
+        answered = found[kind]
         if expected.shape != answered.shape:
             raise ServerError(
                 f"The answers to {kind} have the shape {list(answered.shape)}, not {list(expected.shape)}."

@@ -104,7 +104,9 @@ def test_stored_answers_come_back_as_they_were(stored):
         np.testing.assert_array_equal(read.answers[kind], stored.answers[kind])
         assert len(parameters[kind]) < 40_000
     one = json.loads(parameters["text"])
-    for broken in ({}, {**parameters, "text": ""}, {**parameters, "text": "[]"}):
+    alone = StoredAnswers.read({"text": parameters["text"], "image": ""}, source="here")
+    assert list(alone.answers) == ["text"]  # of a model that was trained for nothing else
+    for broken in ({}, dict.fromkeys(KINDS, ""), {**parameters, "text": "[]"}):
         with pytest.raises(ArtifactError, match="here holds no answers to compare with"):
             StoredAnswers.read(broken, source="here")
     for change in ({"answers": "%"}, {"shape": [1, 2]}, {"answers": one["answers"][:-8]}):
