@@ -13,6 +13,7 @@ from contract.errors import ConfigError, ParityError
 from export.parity import ParityCase
 from export.precision import check_precision, require_passed
 from export.profiles import load_profile
+from export.server_check import store_answers
 from export.speed import compare_speed
 
 
@@ -104,3 +105,8 @@ def test_drawn_pixels_are_asked_of_a_model_of_images_too(make_trained, graphs):
     case = ParityCase(None, "The heart is enlarged.", np.zeros(22, bool))
     report = check_precision(trained, graphs, load_profile("fp32"), [case], reference=graphs)
     assert report.not_gated == {}
+
+
+def test_a_server_is_asked_what_the_model_was_trained_for(of_reports, bundle, graphs):
+    assert list(store_answers(of_reports, graphs, load_profile("fp32")).answers) == ["text"]
+    assert set(store_answers(bundle, graphs, load_profile("fp32")).answers) == {"study", "image", "text"}
