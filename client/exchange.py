@@ -113,6 +113,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
         conformal_set=_choose_set(model, probabilities),
         trained_on=model.trained_on,
+        trained_ways=model.trained_ways,
     )
 
 

@@ -12,7 +12,7 @@ from contract.bundle import Decision, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 from contract.strings import require_strings, require_text
-from contract.training_data import UNKNOWN, warn_of_training
+from contract.training_data import UNKNOWN, WAYS, warn_of_training, warn_of_way
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
@@ -116,6 +116,7 @@ class Prediction:
         report_notes: How much of the report was read; None without a report.
         conformal_set: The labels that stay possible; None from a model that states nothing about them.
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
+        trained_ways: Which of "study", "image" and "text" it was trained to read.
     """
 
     kind: Kind
@@ -130,6 +131,7 @@ class Prediction:
     report_notes: ReportNotes | None = None
     conformal_set: ConformalSet | None = None
     trained_on: str = UNKNOWN
+    trained_ways: tuple[str, ...] = WAYS
 
     def __repr__(self) -> str:
         ranked = sorted(self.findings, key=lambda finding: -finding.probability)
@@ -142,7 +144,8 @@ class Prediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
-        return (*warn_of_training(self.trained_on), *self.input_warnings)
+        untrained = warn_of_way(self.kind, self.trained_ways)
+        return (*warn_of_training(self.trained_on), *untrained, *self.input_warnings)
 
     @property
     def input_warnings(self) -> tuple[str, ...]:
@@ -294,9 +297,10 @@ class ServedModel:
 
     `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
     `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
-    the collection that it was trained on: "phantom", "openi", another name, or "unknown"; token ids are
-    below `vocabulary_size`. `profile` is the precision profile of its graphs, "" where an older repository does not
-    say it; `required_backend` names the Triton backend that alone runs them as they were gated, "" for any.
+    the collection that it was trained on: "phantom", "openi", another name, or "unknown"; `trained_ways` are those of
+    "study", "image" and "text" that it was trained to read; token ids are below `vocabulary_size`. `profile` is the
+    precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
+    backend that alone runs them as they were gated, "" for any.
     """
 
     fingerprint: str
@@ -308,6 +312,7 @@ class ServedModel:
     labels: tuple[ServedLabel, ...]
     temperature: float | None = None
     trained_on: str = UNKNOWN
+    trained_ways: tuple[str, ...] = WAYS
     vocabulary_size: int | None = None
     profile: str = ""
     required_backend: str = ""

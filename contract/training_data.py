@@ -1,11 +1,12 @@
 """What a model was trained on, and what that says about its answers; it travels from the bundle to every answer.
 
 manifest.json (data_source) -> parameter trained_on of the served predict_* models -> client -> every result
-metrics.json (studies, train) -> the ways in which the model was trained to be read -> gates of the exporter
+metrics.json (studies, train) -> the ways in which the model was trained to be read -> gates of the exporter, and
+                                 parameter trained_ways of the served predict_* models -> client -> every result
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 WAYS: Final = ("study", "image", "text")  # to read a study: both, the image alone, the report alone
@@ -42,6 +43,29 @@ def read_trained_ways(metrics: Mapping[str, Any]) -> tuple[str, ...]:
         return WAYS
     found = tuple(way for way, count in zip(WAYS, (both, image, text), strict=True) if count > 0)
     return found or WAYS
+
+
+def parse_ways(value: object) -> tuple[str, ...]:
+    """Return the ways that a served model states, such as "image,text"; all where it states nothing usable."""
+    named = value.split(",") if isinstance(value, str) else []
+    return tuple(way for way in WAYS if way in named) or WAYS
+
+
+def warn_of_way(kind: str, ways: Sequence[str]) -> tuple[str, ...]:
+    """Return the sentence that belongs to an answer to what a model was not trained to read; nothing otherwise.
+
+    Args:
+        kind: How a case was read: "study", "image" or "text".
+        ways: What the model was trained for; see `read_trained_ways`.
+    """
+    if kind in ways:
+        return ()
+    for way, name in (("image", "images"), ("text", "reports")):
+        if way not in ways and "study" not in ways and kind in (way, "study"):
+            return (f"This model was trained without {name}: what it makes of one means nothing.",)
+    if kind == "study":
+        return ("This model was trained on images and reports apart, never on both of one study.",)
+    return (f"This model was never trained on {'an image' if kind == 'image' else 'a report'} alone.",)
 
 
 def describe_training(trained_on: str) -> str:

@@ -119,6 +119,7 @@ def _make_parameters(
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,
+            "trained_ways": ",".join(bundle.trained_ways),
             "profile": deployment.profile,
         }
         if needs_embedded({"optimization": deployment.optimization}):

@@ -3,11 +3,12 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cli.show import print_checks, print_indexed
-from client.results import Health, IndexResult
+from client.results import Health, IndexResult, Prediction
 from client.served import parse_model
 from contract.labels import LABELS
 from contract.tensors import MODELS
@@ -44,6 +45,45 @@ def test_a_served_model_says_what_it_was_trained_on(said, trained_on, warnings):
     assert model.warnings == warnings
     told = json.loads(json.dumps(model.to_dict()))
     assert (told["trained_on"], told["warnings"]) == (trained_on, list(warnings))
+
+
+@pytest.mark.parametrize(
+    ("said", "ways"),
+    [
+        ({"trained_ways": "text"}, ("text",)),
+        ({"trained_ways": "text,image"}, ("image", "text")),
+        ({"trained_ways": "voice"}, ("study", "image", "text")),
+        ({}, ("study", "image", "text")),  # published by an older version
+    ],
+)
+def test_a_served_model_says_what_it_was_trained_to_read(said, ways):
+    assert parse_model("predict_study", make_config(**said), source="Triton").trained_ways == ways
+
+
+@pytest.mark.parametrize(
+    ("ways", "kind", "words"),
+    [
+        (("text",), "text", None),
+        (("text",), "image", "trained without images: what it makes of one means nothing"),
+        (("text",), "study", "trained without images: what it makes of one means nothing"),
+        (("image",), "text", "trained without reports: what it makes of one means nothing"),
+        (("image",), "study", "trained without reports"),
+        (("image", "text"), "study", "trained on images and reports apart"),
+        (("study", "text"), "image", "never trained on an image alone"),
+        (("study",), "text", "never trained on a report alone"),
+        (("study", "image", "text"), "study", None),
+    ],
+)
+def test_an_answer_to_what_the_model_was_not_trained_to_read_says_so(ways, kind, words):
+    prediction = Prediction(
+        kind, (), np.ones(4, np.float32), "ab" * 32, trained_on="openi", trained_ways=ways
+    )
+    if words is None:
+        assert prediction.warnings == ()
+    else:
+        (sentence,) = prediction.warnings
+        assert words in sentence
+        assert prediction.to_dict()["warnings"] == [sentence]
 
 
 def make_console() -> Console:
