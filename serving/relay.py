@@ -31,8 +31,11 @@ MOST_BYTES: Final = 2**30  # of the inferences that run or wait
 _PING_TIMEOUT_S: Final = 1.0
 _GRACE_S: Final = 3.0  # for calls under way at the end: as long as Triton gives them
 _MOST_CALLS: Final = 1024  # of any kind, counted before their messages are read
-_SIZES: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-_OWN_METADATA: Final = ("grpc-", "user-agent", "te", "content-type", ":")
+_TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+_TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
+_HOP: Final = frozenset(
+    {"user-agent", "te", "content-type"}
+)  # headers that gRPC writes anew for each connection
 
 Call = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -120,7 +123,9 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _start(self, method: str, request: bytes, context: Any) -> asyncio.Task[bytes]:
         """Begin a call of Triton that goes on to its end, whoever waits for it."""
         metadata = [
-            pair for pair in context.invocation_metadata() or () if not pair[0].startswith(_OWN_METADATA)
+            (name, value)
+            for name, value in context.invocation_metadata() or ()
+            if name not in _HOP and not name.startswith(("grpc-", ":"))
         ]
         task = asyncio.ensure_future(self._ask(method, request, metadata))
         self._running.add(task)
@@ -181,9 +186,11 @@ async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event)
         RuntimeError: The port cannot be had.
     """
     server = grpc.aio.server(
-        options=[*_SIZES, ("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=_MOST_CALLS, compression=None
+        options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=_MOST_CALLS,
+        compression=None,
     )
-    async with grpc.aio.insecure_channel(triton, options=[*_SIZES, *CHANNEL_OPTIONS]) as channel:
+    async with grpc.aio.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
         server.add_generic_rpc_handlers((Relay(channel, turns),))
         server.add_insecure_port(listen)
         await server.start()

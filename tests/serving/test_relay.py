@@ -134,8 +134,14 @@ def test_bytes_metadata_and_errors_pass_as_they_are(triton, make_relay):
     relay = make_relay()
     blob = bytes(range(256)) * 100_000  # 25 MB, beyond gRPC's usual limit
     assert relay.call(INFER, blob) == b"answer to " + blob
-    assert relay.call(READY, b"", metadata=(("triton-grpc-protocol-cxr-admin-key", "x"),)) == b"answer to "
-    assert triton.metadata["triton-grpc-protocol-cxr-admin-key"] == "x"
+    sent = {
+        "triton-grpc-protocol-cxr-admin-key": "x",
+        "tenant": "y",
+        "traceparent": "z",
+        "blob-bin": b"\0\xff",
+    }
+    assert relay.call(READY, b"", metadata=tuple(sent.items())) == b"answer to "
+    assert triton.metadata.items() >= sent.items()
     with pytest.raises(grpc.RpcError) as caught:
         relay.call(INFER, b"bad file")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
