@@ -4,6 +4,7 @@ Names, shapes and data types of inputs and outputs stay; every file is held to t
 conversion costs in accuracy is measured elsewhere (`export.precision`).
 """
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -159,6 +160,9 @@ def quantize_to_int8(source: Path, path: Path, *, kept: Collection[str] = ()) ->
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     save_graph(model, path)
+    # Nodes and values point at each other: without this the weights of one graph after the other stay in memory.
+    del model, wide
+    gc.collect()
 
 
 def _list_products(model: ir.Model) -> list[Any]:

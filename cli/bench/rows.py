@@ -156,7 +156,16 @@ def measure_agreement(model: Model, phases: Phases) -> list[TargetRow]:
     name = "our load generator / perf_analyzer, p50, difference"
     program = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
     if not program:
-        return [TargetRow(name, "at most", 5.0, None, "%", "no perf_analyzer on PATH or at $PERF_ANALYZER")]
+        return [
+            TargetRow(
+                name,
+                "at most",
+                5.0,
+                None,
+                "%",
+                "no perf_analyzer on PATH or at $PERF_ANALYZER; docs/benchmarks.md says where to get it",
+            )
+        ]
     from client.bench.perf_analyzer import run_perf_analyzer
     from serving.inprocess import InProcess
 
