@@ -219,9 +219,7 @@ def _make_observer(stack: ExitStack, options: Options) -> "Observer":
     from client.bench.process import ProcessTree, find_server
     from client.bench.server import ServerObserver, read_gpus
 
-    pids = list(options.server_pids)
-    if not pids and (found := find_server(options.triton)) is not None:
-        pids = [found]
+    pids = list(options.server_pids) or find_server(options.triton)
     if options.metrics_url:
         read_gpus(options.metrics_url)  # an address that cannot work says so now
     observer = ServerObserver(

@@ -13,6 +13,8 @@ except ImportError as missing:
         "The load generator needs the 'bench' extra: pip install 'cxr-serving[bench]'."
     ) from missing
 
+_RELAY: Final = "serving.relay"
+_TRITON: Final = "tritonserver"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -73,18 +75,31 @@ def _list_tree(pid: int) -> list[Any]:
         return []
 
 
-def find_server(url: str) -> int | None:
-    """Return the process on this machine that listens at `url` (host:port), or None where it cannot be told."""
+def find_server(url: str) -> list[int]:
+    """Return the processes on this machine that answer at `url` (host:port); none where it cannot be told.
+
+    Behind the relay of `cxr serve` that is its Triton too.
+    """
     host, _, port = url.rpartition(":")
     if host not in _LOOPBACK or not port.isdigit():
-        return None
+        return []
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.Error:  # some systems tell only the administrator
-        return None
+        return []
     pids = {
         connection.pid
         for connection in connections
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port) and connection.pid
     }
-    return int(min(pids)) if pids else None
+    return [int(min(pids)), *_list_behind(int(min(pids)))] if pids else []
+
+
+def _list_behind(pid: int) -> list[int]:
+    """Return the Triton that a relay calls: both have one parent."""
+    try:
+        relay = psutil.Process(pid)
+        siblings = relay.parent().children() if _RELAY in relay.cmdline() else []
+        return [process.pid for process in siblings if process.name() == _TRITON]
+    except (psutil.Error, AttributeError):
+        return []

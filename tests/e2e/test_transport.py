@@ -205,31 +205,31 @@ def read_log(stack: Stack, text: str) -> int:
     return (stack.log_dir / "triton.log").read_text(errors="replace").count(text)
 
 
-def test_an_iterator_that_is_closed_cancels_its_calls_at_the_server(client, sleeper):
+def test_an_iterator_that_is_closed_ends_at_once_and_triton_never_learns_of_it(client, sleeper):
     woken, slept = (read_log(sleeper, f"the sleeper {what}") for what in ("was woken", "slept well"))
-    cases = (CaseInput(str(n), str(n), report="0" if n == 0 else "20") for n in range(1000))
+    cases = (CaseInput(str(n), str(n), report="0" if n == 0 else "1.5") for n in range(1000))
     answers = client.predict_many(cases, in_flight=QUEUE)
     assert next(answers)[1].fingerprint == FINGERPRINT
     time.sleep(0.3)
     began = time.monotonic()
     answers.close()
-    client.predict(report="0")  # the queue is empty again, long before 20 s
-    assert time.monotonic() - began < 5
-    assert read_log(sleeper, "the sleeper was woken") == woken + 1  # one ran, the other was in the queue
-    assert read_log(sleeper, "the sleeper slept well") == slept
+    assert time.monotonic() - began < 1
+    client.predict(report="0")  # behind those that Triton had begun
+    assert read_log(sleeper, "the sleeper was woken") == woken
+    assert slept < read_log(sleeper, "the sleeper slept well") <= slept + QUEUE + 1
 
 
-def test_closing_the_client_cancels_its_calls(sleeper):
+def test_closing_the_client_ends_its_calls(sleeper):
     outcomes: list = []
     client = CxrClient(sleeper.triton_url, sleeper.retrieval_url)
     client.predict(report="0")
-    thread = call(outcomes, client, 20)
+    thread = call(outcomes, client, 4)
     time.sleep(0.3)
     client.close()
-    thread.join(5)
+    thread.join(3)
     [(error, took)] = outcomes
     assert type(error) is CancelledError
-    assert took < 5
+    assert took < 3
 
 
 def list_regions() -> set[str]:

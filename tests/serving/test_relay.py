@@ -107,6 +107,7 @@ class Running:
             self.end()
         self.channel.close()
         self._thread.join()
+        self._loop.close()
 
 
 @pytest.fixture

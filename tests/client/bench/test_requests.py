@@ -184,10 +184,10 @@ def test_process_that_is_not_there():
 
 
 def test_server_is_found_by_its_port(server_url):
-    assert find_server(server_url) == os.getpid()
-    assert find_server("127.0.0.1:1") is None
-    assert find_server("example.org:8001") is None
-    assert find_server("nonsense") is None
+    assert find_server(server_url) == [os.getpid()]
+    assert find_server("127.0.0.1:1") == []
+    assert find_server("example.org:8001") == []
+    assert find_server("nonsense") == []
 
 
 PAGE = b"""# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)
