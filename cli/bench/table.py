@@ -24,7 +24,7 @@ MARKDOWN_FILE: Final = "table.md"
 def measure_table(
     console: Console, root: Path, out: Path, *, seconds: float, runs: int = 1, only: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Measure all rows and write them after each part, so that an interrupt loses little.
+    """Measure all rows and write them after each run of a part, so that an interrupt loses little.
 
     Args:
         console: Where progress is shown.
@@ -54,13 +54,13 @@ def measure_table(
     for name, part in parts.items():
         if only and name not in only:
             continue
-        measured = []
+        before, measured = list(report["rows"]), []
         for run in range(runs):
             with console.status(f"Measuring: {name}, run {run + 1} of {runs}"):
                 measured.append(part())
-        rows = merge_runs(measured)
-        report["rows"] += [row.to_dict() for row in rows]
-        write_table(report, out)
+            rows = merge_runs(measured)
+            report["rows"] = before + [row.to_dict() for row in rows]
+            write_table(report, out)
         for row in rows:
             console.print(f"{row.name}: {_show_value(row)} ({row.verdict})", highlight=False, markup=False)
     return report

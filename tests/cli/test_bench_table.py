@@ -110,6 +110,18 @@ def test_the_range_of_the_runs_stands_beside_the_median(tmp_path, monkeypatch):
     assert "| a | - | 1.2x (1.1 to 1.3) | no target |  |" in to_markdown(report)
 
 
+def test_an_interrupt_loses_the_run_that_it_ends_and_no_other(tmp_path, monkeypatch):
+    values = iter([1.3])
+
+    def measure():
+        return [TargetRow("a", "at most", None, next(values))]
+
+    monkeypatch.setattr(bench_rows, "list_parts", lambda *_: {"one": measure})
+    with pytest.raises(StopIteration):
+        measure_table(Console(quiet=True), tmp_path, tmp_path / "out", seconds=1, runs=3)
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["rows"][0]["runs"] == [1.3]
+
+
 def test_unknown_part_and_missing_models(tmp_path):
     with pytest.raises(ConfigError, match="no part speed"):
         measure_table(Console(quiet=True), tmp_path, tmp_path, seconds=1, only=["speed"])
