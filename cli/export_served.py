@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from contract.errors import ArtifactError, ConfigError, ParityError
+from contract.runtime import read_parameter
+from contract.training_data import WAYS
 
 if TYPE_CHECKING:
     from contract.repository import Published
@@ -62,17 +64,17 @@ def verify_server(console: Console, url: str) -> Verified:
         ServiceError: It does not answer.
     """
     from client.served import parse_model
-    from export.questions import KINDS, draw_questions
+    from export.questions import draw_questions
     from export.server_gate import STORED, StoredAnswers, collect_answers, compare_answers
     from serving.served_graphs import ServedGraphs, connect, find_version
 
     source = f"Triton at {url}"
     with connect(url, "the address") as client, console.status(Text(f"Asking {source}")):
         served = ServedGraphs(client, url, find_version(client, url, "predict_study_tensors"))
-        configs = {kind: served.read_config(f"predict_{kind}_tensors") for kind in KINDS}
+        configs = {kind: served.read_config(f"predict_{kind}_tensors") for kind in WAYS}
         model = parse_model("predict_study_tensors", configs["study"], source=source)
         stored = StoredAnswers.read(
-            {kind: _read_parameter(config, STORED) for kind, config in configs.items()}, source=source
+            {kind: read_parameter(config, STORED) for kind, config in configs.items()}, source=source
         )
         ran = served.describe(_find_graph(configs["image"]))
         if model.vocabulary_size is None:
@@ -84,10 +86,6 @@ def verify_server(console: Console, url: str) -> Verified:
         )
     agreement = compare_answers(stored, found, model.labels, f"{ran['runtime']} {ran['provider']}")
     return Verified(url, model.fingerprint, served.version, agreement)
-
-
-def _read_parameter(config: Mapping[str, Any], name: str) -> str:
-    return str(config.get("parameters", {}).get(name, {}).get("string_value", ""))
 
 
 def _find_graph(config: Mapping[str, Any]) -> str:

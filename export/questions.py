@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKETS, PIXELS
 
 Arrays = dict[str, NDArray[Any]]
-KINDS: Final = ("study", "image", "text")
 _SEED: Final = 20_260_701
 _BLOCKS: Final = 8  # a side of the picture
 _NOISE: Final = 24  # grey levels, up and down

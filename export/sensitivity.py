@@ -69,6 +69,7 @@ class Sensitivity:
             scratch: Directory for graphs; made if needed.
         """
         self._graphs, self._profile, self._scratch = graphs, profile, scratch
+        self._products: dict[str, list[str]] = {}  # graph -> names of its products
         self._float32 = load_reference(bundle, graphs)
         batches = {kind: next(make_batches(bundle, chosen))[1] for kind, chosen in cases.items()}
         self._expected = {kind: (batch, ask(self._float32, batch)) for kind, batch in batches.items()}
@@ -98,7 +99,9 @@ class Sensitivity:
         name = segment[0].graph
         chosen = {product.node for product in segment}
         path = self._scratch / f"{name}.onnx"
-        kept = [node for node in find_products(self._graphs[name]) if node not in chosen]
+        if name not in self._products:  # it takes reading the whole graph
+            self._products[name] = list(find_products(self._graphs[name]))
+        kept = [node for node in self._products[name] if node not in chosen]
         quantize_to_int8(self._graphs[name], path, kept=kept)
         config = {"optimization": self._profile.make_optimization()}
         session = open_session(path, config, kind=self._profile.target.upper())

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from contract.bundle import ServedLabel
 from contract.errors import ArtifactError, ServerError
 from contract.tensors import EMBEDDING, FUSED_PARTS, MODELS, PROBABILITIES
+from contract.training_data import WAYS
 from export.measures import compute_cosines, count_flips, find_largest_difference
 from export.profiles import Limits
-from export.questions import KINDS, Arrays, Question
+from export.questions import Arrays, Question
 
 Ask = Callable[[str, Arrays], Arrays]  # a model's name, its inputs -> its outputs
 STORED: Final = "gate"  # parameter of `predict_*_tensors`
@@ -67,7 +68,7 @@ class StoredAnswers:
             ArtifactError: All are missing, or one is damaged.
         """
         try:
-            values = {kind: json.loads(parameters[kind]) for kind in KINDS if parameters.get(kind)}
+            values = {kind: json.loads(parameters[kind]) for kind in WAYS if parameters.get(kind)}
             answers = {
                 kind: np.frombuffer(base64.b64decode(value["answers"], validate=True), _DTYPE)
                 .reshape(value["shape"])
@@ -174,7 +175,7 @@ def collect_answers(
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise ServerError(f"{question.batch_size} cases were answered with tensors of {shapes}.")
         rows.setdefault(question.kind, []).append(np.concatenate(parts, axis=1))
-    return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in KINDS if kind in rows}
+    return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in WAYS if kind in rows}
 
 
 def ask_graphs(ask: Ask, question: Question, *, layout: str = "split") -> Arrays:

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from contract.address import CHANNEL_OPTIONS
+from serving.triton import EXIT_TIMEOUT_S
 
 INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 STREAM: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -29,13 +30,11 @@ QUEUED_BY_TRITON: Final = 1280  # where it has one (`throughput`): all that its 
 MOST_WAITING: Final = 256
 MOST_BYTES: Final = 2**30  # of the inferences that run or wait
 _PING_TIMEOUT_S: Final = 1.0
-_GRACE_S: Final = 3.0  # for calls under way at the end: as long as Triton gives them
 _MOST_CALLS: Final = 1024  # of any kind, counted before their messages are read
 _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
-_HOP: Final = frozenset(
-    {"user-agent", "te", "content-type"}
-)  # headers that gRPC writes anew for each connection
+# Headers that gRPC writes anew for each connection.
+_HOP: Final = frozenset({"user-agent", "te", "content-type"})
 
 Call = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -188,14 +187,13 @@ async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event)
     server = grpc.aio.server(
         options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=_MOST_CALLS,
-        compression=None,
     )
     async with grpc.aio.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
         server.add_generic_rpc_handlers((Relay(channel, turns),))
         server.add_insecure_port(listen)
         await server.start()
         await ended.wait()
-        await server.stop(grace=_GRACE_S)
+        await server.stop(grace=EXIT_TIMEOUT_S)  # as long as Triton gives calls under way
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

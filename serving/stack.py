@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -324,25 +325,28 @@ class Stack:
         )
 
     def _build_sidecar(self) -> ChildProcess:
-        # -P: no `retrieval` folder in the current directory takes the place of this project's.
-        command = [sys.executable, "-P", "-m", "retrieval.server", "--store", str(self.store)]
-        command += ["--address", self.retrieval_url, "--fingerprint", self.fingerprint]
-        return ChildProcess(
-            _SIDECAR,
-            command,
-            log_path=self.log_dir / "retrieval.log",
-            environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
-            keep_log=self._ready,
-        )
+        options = [
+            "--store",
+            str(self.store),
+            "--address",
+            self.retrieval_url,
+            "--fingerprint",
+            self.fingerprint,
+        ]
+        return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
 
     def _build_relay(self) -> ChildProcess:
         queues = read_published(self.repository).to_dict().get("variant") == "throughput"
-        command = [sys.executable, "-P", "-m", "serving.relay", "--listen", self.triton_url]
-        command += ["--triton", self._own_url, "--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
+        options = ["--listen", self.triton_url, "--triton", self._own_url]
+        options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
+        return self._build_python(_RELAY, "serving.relay", options, "relay.log")
+
+    def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
+        # -P: no folder of the module's name in the current directory takes the place of this project's.
         return ChildProcess(
-            _RELAY,
-            command,
-            log_path=self.log_dir / "relay.log",
+            name,
+            [sys.executable, "-P", "-m", module, *options],
+            log_path=self.log_dir / log,
             environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
             keep_log=self._ready,
         )
@@ -365,24 +369,23 @@ class Stack:
         )
 
     def _make_sidecar_part(self) -> Part:
-        return Part(
-            _SIDECAR,
-            self._children[1],
-            build=self._build_sidecar,
-            watch=lambda child, up: HealthWatch(
-                partial(is_sidecar_ready, self.retrieval_url), child.pid or 0, up=up
-            ),
-            ports=[self.ports.retrieval],
-            clean=lambda: None,
-        )
+        is_ready = partial(is_sidecar_ready, self.retrieval_url)
+        return self._make_python_part(self._children[1], self._build_sidecar, is_ready, self.ports.retrieval)
 
     def _make_relay_part(self) -> Part:
+        is_ready = partial(is_up, self.triton_url)
+        return self._make_python_part(self._children[2], self._build_relay, is_ready, self.ports.grpc)
+
+    @staticmethod
+    def _make_python_part(
+        child: ChildProcess, build: Callable[[], ChildProcess], is_ready: Callable[[], bool], port: int
+    ) -> Part:
         return Part(
-            _RELAY,
-            self._children[2],
-            build=self._build_relay,
-            watch=lambda child, up: HealthWatch(partial(is_up, self.triton_url), child.pid or 0, up=up),
-            ports=[self.ports.grpc],
+            child.name,
+            child,
+            build=build,
+            watch=lambda child, up: HealthWatch(is_ready, child.pid or 0, up=up),
+            ports=[port],
             clean=lambda: None,
         )
 

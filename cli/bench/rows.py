@@ -75,7 +75,8 @@ def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
 
     best = InProcess(model.fused)
     fixed = prepare(best, TENSORS, model.read_cases(), length=LENGTH)
-    single = Ways({"split": model.fp32}).find_fastest(TENSORS, fixed, phases)
+    fp32 = Ways({"split": model.fp32})
+    single = fp32.find_fastest(TENSORS, fixed, phases)
     rows = measure_side_by_side(
         [
             Subject("best profile", answer_here(best, TENSORS, fixed), ClosedLoop(1)),
@@ -85,7 +86,7 @@ def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
         phases,
     )
     everything = prepare(best, TENSORS, model.read_cases(None))
-    cosine, flips, decisions = compare_answers(InProcess(model.fp32), best, everything, model.bundle)
+    cosine, flips, decisions = compare_answers(fp32.first, best, everything, model.bundle)
     amx = "amx_bf16" in describe_machine()["flags"]
     return [
         TargetRow(
@@ -116,13 +117,14 @@ def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
 
     with ExitStack() as open_now:
         stack, _ = open_now.enter_context(model.serve(model.fused))
-        ours = prepare(InProcess(model.fused), TENSORS, model.read_cases())
+        best = InProcess(model.fused)
+        ours = prepare(best, TENSORS, model.read_cases())
         padded = [join_cases([inputs], PUBLISHED_LENGTH) for inputs in ours]
         steps = {
             "torch eager fp32, padded": make_eager(model.bundle.path, _SIGNATURE, padded),
             "torch eager fp32": make_eager(model.bundle.path, _SIGNATURE, ours),
             "ONNX Runtime fp32": answer_here(InProcess(model.fp32), TENSORS, ours),
-            "best profile": answer_here(InProcess(model.fused), TENSORS, ours),
+            "best profile": answer_here(best, TENSORS, ours),
             "served": open_now.enter_context(send(stack, TENSORS, ours)),
         }
         subjects = [Subject(name, request, ClosedLoop(1)) for name, request in steps.items()]

@@ -31,7 +31,7 @@ from cli.bench.model import (
 )
 from cli.bench.target import TargetRow
 from client.bench.inputs import Arrays
-from client.bench.load import ClosedLoop, Phases
+from client.bench.load import ClosedLoop, Phases, Request
 from client.bench.measure import Row, Subject, measure
 from client.bench.requests import make_client_request
 from client.channel import Carrier, ChannelSettings
@@ -59,8 +59,7 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
             load.measure_latency(fixed),
             *load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97),
             *load.measure_throughput(mixed, "texts of mixed lengths", None),
-            load.measure_files(raw, "auto", "raw DICOM in by the client", 1.10),
-            load.measure_files(raw, "grpc", "raw DICOM over TCP, no shared memory", None),
+            *load.measure_files(raw),
             TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up"),
         ]
 
@@ -107,27 +106,31 @@ class _Load:
             for row in served
         ]
 
-    def measure_files(
-        self, requests: Sequence[Arrays], carrier: Carrier, name: str, limit: float | None
-    ) -> TargetRow:
-        """One client after the other, files in."""
+    def measure_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
+        """One client after the other, files in, by shared memory and by TCP alone."""
+        fastest = self.ways.find_fastest(RAW, requests, self.phases)
+        senders = [self._send_files(requests, carrier) for carrier in ("auto", "grpc")]
+        subjects = [Subject(_SERVED, sender, ClosedLoop(1)) for sender in senders]
+        *served, here = measure_side_by_side([*subjects, fastest], self.phases)
+        names = ("raw DICOM in by the client", "raw DICOM over TCP, no shared memory")
+        return [
+            TargetRow(
+                f"{name}, p50 / in-process",
+                "at most",
+                limit,
+                compare(row, here),
+                detail=_say_latency(row, here),
+            )
+            for name, limit, row in zip(names, (1.10, None), served, strict=True)
+        ]
+
+    def _send_files(self, requests: Sequence[Arrays], carrier: Carrier) -> Request:
         from client.triton import TritonTransport
 
-        fastest = self.ways.find_fastest(RAW, requests, self.phases)
         transport = TritonTransport(self.stack.triton_url, ChannelSettings(carrier))
         self.open_now.callback(transport.close)
         outputs = tuple(tensor.name for tensor in MODELS[RAW].outputs)
-        send_file = make_client_request(transport, RAW, requests, outputs, TIMEOUT_S)
-        served, here = measure_side_by_side(
-            [Subject(_SERVED, send_file, ClosedLoop(1)), fastest], self.phases
-        )
-        return TargetRow(
-            f"{name}, p50 / in-process",
-            "at most",
-            limit,
-            compare(served, here),
-            detail=_say_latency(served, here),
-        )
+        return make_client_request(transport, RAW, requests, outputs, TIMEOUT_S)
 
 
 def _say_latency(served: Row, here: Row) -> str:

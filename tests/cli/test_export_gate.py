@@ -29,9 +29,10 @@ from contract.errors import (
 from contract.labels import LABELS
 from contract.repository import read_published, verify
 from contract.tensors import GRAPHS, MODELS, NUMPY_DTYPES
+from contract.training_data import WAYS
 from export.profiles import load_profile
 from export.publish import publish
-from export.questions import KINDS, Question
+from export.questions import Question
 from export.server_check import draw_for
 from export.server_gate import StoredAnswers, ask_graphs, collect_answers, compare_answers
 
@@ -172,7 +173,7 @@ def make_check(models, repository):
     def check(served):
         configs = repository / "{}" / "2" / "config.pbtxt"
         given = {}
-        for kind in KINDS:
+        for kind in WAYS:
             text = Path(str(configs).format(f"predict_{kind}_tensors")).read_text()
             parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
             given[kind] = parameters["gate"].string_value
@@ -345,7 +346,7 @@ def test_a_server_is_verified_at_any_time(models, triton):
     result = run("verify", "127.0.0.1:1")
     assert result.exit_code == 0, result.output
     assert "answers with version 2" in result.output
-    assert {call[1] for call in triton.calls} == {f"predict_{kind}_tensors" for kind in KINDS}
+    assert {call[1] for call in triton.calls} == {f"predict_{kind}_tensors" for kind in WAYS}
     told = json.loads(run("verify", "127.0.0.1:1", "--json").stdout)
     assert (told["passed"], told["version"], told["profile"]) == (True, 2, "fp32")
     assert told["server"] == "Triton 2.70.0, onnxruntime CPU"

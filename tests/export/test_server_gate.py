@@ -14,12 +14,13 @@ from contract.errors import ArtifactError, ServerError
 from contract.repository import read_published
 from contract.tensors import FUSED, LENGTH_BUCKETS, MODELS
 from contract.tokens import TokenLimits
+from contract.training_data import WAYS
 from export import pipeline
 from export.fuse import fuse_graphs
 from export.graphs import export_graphs
 from export.precision import ServedGraphs
 from export.profiles import load_profile
-from export.questions import KINDS, draw_questions
+from export.questions import draw_questions
 from export.server_check import MOST_CASES, check_server, draw_for, store_answers
 from export.server_gate import StoredAnswers, ask_graphs, collect_answers, compare_answers
 
@@ -85,7 +86,7 @@ def test_questions_are_the_same_for_ever_and_can_be_read_by_the_model():
         if question.kind != "image":
             TokenLimits(4000, 256).check(question.inputs["input_ids"], question.inputs["attention_mask"])
     assert digest.hexdigest()[:16] == "f8b92a40ec5c6533"
-    assert {question.kind for question in questions} == set(KINDS)
+    assert {question.kind for question in questions} == set(WAYS)
     for kind in ("text", "study"):
         asked = [question.inputs["input_ids"].shape for question in questions if question.kind == kind]
         assert {length for _, length in asked} == set(LENGTH_BUCKETS)
@@ -97,16 +98,16 @@ def test_questions_are_the_same_for_ever_and_can_be_read_by_the_model():
 
 
 def test_stored_answers_come_back_as_they_were(stored):
-    parameters = {kind: stored.write(kind) for kind in KINDS}
+    parameters = {kind: stored.write(kind) for kind in WAYS}
     read = StoredAnswers.read(parameters, source="here")
     assert (read.profile, read.limits) == ("fp32", FP32.limits)
-    for kind in KINDS:
+    for kind in WAYS:
         np.testing.assert_array_equal(read.answers[kind], stored.answers[kind])
         assert len(parameters[kind]) < 40_000
     one = json.loads(parameters["text"])
     alone = StoredAnswers.read({"text": parameters["text"], "image": ""}, source="here")
     assert list(alone.answers) == ["text"]  # of a model that was trained for nothing else
-    for broken in ({}, dict.fromkeys(KINDS, ""), {**parameters, "text": "[]"}):
+    for broken in ({}, dict.fromkeys(WAYS, ""), {**parameters, "text": "[]"}):
         with pytest.raises(ArtifactError, match="here holds no answers to compare with"):
             StoredAnswers.read(broken, source="here")
     for change in ({"answers": "%"}, {"shape": [1, 2]}, {"answers": one["answers"][:-8]}):
@@ -118,7 +119,7 @@ def test_the_graphs_themselves_pass_split_and_fused(bundle, graphs, stored, tmp_
     for layout, files in (("split", graphs), ("fused", fuse_graphs(graphs, tmp_path))):
         report = compare_answers(stored, ask(bundle, serve(files), layout), bundle.labels, "ORT")
         assert report.passed, report.to_markdown()
-        assert [row.kind for row in report.kinds] == list(KINDS)
+        assert [row.kind for row in report.kinds] == list(WAYS)
         assert "| allowed |" in report.to_markdown()
         assert "FAILED" not in report.to_markdown()
         assert json.loads(json.dumps(report.to_dict()))["passed"] is True

@@ -13,10 +13,10 @@ from contract.embedded import needs_embedded
 from contract.errors import ArtifactError, ConfigError, DeadlineError
 from contract.repository import MARKER, read_published, verify
 from contract.tensors import GRAPHS, MODELS
+from contract.training_data import WAYS
 from export.configs import Deployment
 from export.profiles import load_profile
 from export.publish import publish
-from export.questions import KINDS
 from export.server_gate import STORED, StoredAnswers
 from export.targets import make_optimization
 from export.versions import lock, promote, retire, rollback, withdraw
@@ -117,7 +117,7 @@ def test_a_full_disk_at_the_promotion_leaves_all_as_it_was(repository, models, m
 
 def test_what_the_gates_ran_on_and_what_they_were_answered_travels_with_a_version(models, bundle, tmp_path):
     rows = np.arange(60, dtype=np.float32).reshape(2, 30)
-    stored = StoredAnswers("fp32", load_profile("fp32").limits, dict.fromkeys(KINDS, rows))
+    stored = StoredAnswers("fp32", load_profile("fp32").limits, dict.fromkeys(WAYS, rows))
     repository = publish(*models[1], tmp_path / "r", gates={"parity": GATE}, stored=stored)
     assert read_published(repository).versions[1]["gates"] == {"parity": GATE}
     publish(*models[2], repository)  # the configs of one version are its own
@@ -129,10 +129,10 @@ def test_what_the_gates_ran_on_and_what_they_were_answered_travels_with_a_versio
     rollback(repository)
     given = {
         kind: read_config(repository, f"predict_{kind}_tensors").parameters[STORED].string_value
-        for kind in KINDS
+        for kind in WAYS
     }
     read = StoredAnswers.read(given, source="r")
-    assert all((read.answers[kind] == rows).all() for kind in KINDS)
+    assert all((read.answers[kind] == rows).all() for kind in WAYS)
 
 
 def test_the_version_that_does_not_answer_is_retired(repository, models):
