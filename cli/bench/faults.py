@@ -12,7 +12,9 @@ from cli.bench.served_process import ServedProcess
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _FILL: Final = "cxr_soak_fill"
-_SHORT_STOP_S: Final = 1.5  # enough to abort Triton 2.51 when one of its stubs stands still for so long
+_SHORT_STOP_S: Final = (
+    1.5  # most often enough to abort Triton 2.51, when one of its stubs stands still for so long
+)
 _FULL_S: Final = 4.0
 _STEPS_BYTES: Final = (2**22, 2**16, mmap.PAGESIZE)
 
