@@ -193,6 +193,22 @@ FUSED: Final[dict[str, ModelSpec]] = {
 }
 
 
+CHECKS: Final = ("check_study", "check_text")
+
+
+def drop_checks(models: Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
+    """Return the models of the fused layout without the steps that check token ids.
+
+    For graphs on a backend that checks every request itself before it batches (`serving.backends.onnxruntime`): the
+    graph is then the first step, and the request is still read by one step alone.
+    """
+    return {
+        name: replace(spec, steps=tuple(step for step in spec.steps if step not in CHECKS))
+        for name, spec in models.items()
+        if name not in CHECKS
+    }
+
+
 def _fuse_steps(spec: ModelSpec) -> ModelSpec:
     """Return an ensemble with the one fused graph in the place of its encoders, their gate and its fusion."""
     fused = f"fused_{spec.name.split('_')[1]}"

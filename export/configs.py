@@ -15,10 +15,10 @@ from contract.bundle import Bundle
 from contract.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import CONFIG_NAME
-from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec
+from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec, drop_checks
 from contract.tokens import TokenLimits
 from export.checks import read_sizes
-from export.fuse import fuse_ensemble
+from export.fuse import drop_check, fuse_ensemble
 from export.targets import apply_settings, check_target, count_cores
 from export.versions import pin
 
@@ -52,7 +52,13 @@ class Deployment:
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """The served models of this layout."""
-        return LAYOUTS[self.layout]  # type: ignore[index]
+        models = LAYOUTS[self.layout]  # type: ignore[index]
+        return drop_checks(models) if self.graphs_check else models
+
+    @property
+    def graphs_check(self) -> bool:
+        """Whether the backend that these graphs need checks token ids itself, and no step before them has to."""
+        return self.layout == "fused" and needs_embedded({"optimization": self.optimization})
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -82,6 +88,7 @@ def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None =
     config = read_template(spec.name)
     if deployment.layout == "fused" and spec.backend == "ensemble":
         config = fuse_ensemble(config, spec.name.split("_")[1])
+        config = drop_check(config) if deployment.graphs_check else config
     for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
         for entry, tensor in zip(entries, tensors, strict=True):
             entry.dims[:] = tensor.dims(sizes)

@@ -19,7 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
+from contract.tensors import CHECKS, FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
 from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_fingerprint, seal_graph
 
 _PRODUCER: Final = "cxr export"
@@ -91,6 +91,33 @@ def fuse_ensemble(config: Any, kind: str) -> Any:
     steps = [*kept, step]  # in the order of the data
     result.ensemble_scheduling.ClearField("step")
     result.ensemble_scheduling.step.extend(steps)
+    return result
+
+
+def drop_check(config: Any) -> Any:
+    """Rewrite a fused ensemble so that the fused step itself reads what a check step handed on.
+
+    Args:
+        config: Triton's `ModelConfig` that `fuse_ensemble` made; it is not changed.
+
+    Returns:
+        A new `ModelConfig`; the same where there is no check.
+    """
+    result = type(config)()
+    result.CopyFrom(config)
+    scheduling = result.ensemble_scheduling
+    handed_on = {
+        made: step.input_map[name]
+        for step in scheduling.step
+        if step.model_name in CHECKS
+        for name, made in step.output_map.items()
+    }
+    kept = [step for step in scheduling.step if step.model_name not in CHECKS]
+    for step in kept:
+        for name, tensor in dict(step.input_map).items():
+            step.input_map[name] = handed_on.get(tensor, tensor)
+    scheduling.ClearField("step")
+    scheduling.step.extend(kept)
     return result
 
 

@@ -29,6 +29,7 @@ from contract.tensors import (
     TEXT_GATE,
     TOKEN_SPANS,
     ModelSpec,
+    drop_checks,
 )
 
 SIZES = {"S": 224, "N": 49, "C": 256, "D": 128, "L": 64}
@@ -143,6 +144,10 @@ def test_layouts():
     assert fused["predict_study"].steps == ("preprocess_study", "fused_study")
     assert fused["predict_image"].steps == ("preprocess_image", "fused_image")
     assert fused["predict_text_tensors"].steps == ("check_text", "fused_text")
+    unchecked = drop_checks(fused)
+    assert set(fused) - set(unchecked) == {"check_study", "check_text"}
+    assert unchecked["predict_study_tensors"].steps == ("fused_study",)
+    assert unchecked["predict_study"] == fused["predict_study"]
 
 
 @pytest.mark.parametrize("name", FUSED)

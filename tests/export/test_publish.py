@@ -19,7 +19,7 @@ from contract.tensors import FUSED, GRAPHS, INPUT_IDS, LAYOUTS, MODELS, REPORT
 from contract.tokens import TokenLimits
 from export import parity, pipeline
 from export.checks import read_sizes
-from export.configs import TEMPLATES, Deployment, fill_config
+from export.configs import TEMPLATES, Deployment, fill_config, read_token_limits
 from export.publish import publish
 
 
@@ -208,6 +208,21 @@ def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
     assert {step.model_name for step in steps} == {"preprocess_study", "fused_study"}
     with pytest.raises(ConfigError, match=r"its layout is fused, the new one's is split.*--replace"):
         publish(bundle, graphs, repository)
+
+
+def test_graphs_of_a_backend_that_checks_token_ids_have_no_check_before_them(bundle, graphs, tmp_path):
+    from export.fuse import fuse_graphs
+
+    fused = fuse_graphs(graphs, tmp_path / "fused")
+    openvino = {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}
+    deployment = Deployment(layout="fused", optimization=openvino)
+    repository = publish(bundle, fused, tmp_path / "repository", deployment)
+    assert not list(repository.glob("check_*"))
+    (step,) = read_config(repository, "predict_study_tensors").ensemble_scheduling.step
+    assert (step.model_name, step.model_version) == ("fused_study", 1)
+    assert dict(step.input_map) == {x: x for x in ("pixels", "input_ids", "attention_mask")}
+    for name in ("fused_study", "fused_text"):  # what it checks them by
+        assert TokenLimits.read(repository / name / "1") == read_token_limits(bundle)
 
 
 def test_empty_directory_is_filled(bundle, graphs, tmp_path):

@@ -8,14 +8,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import model_repository
-from contract.tensors import FUSED, LAYOUTS, MAX_BATCH_SIZE, MODELS
-from export.fuse import fuse_ensemble
+from contract.tensors import FUSED, LAYOUTS, MAX_BATCH_SIZE, MODELS, drop_checks
+from export.fuse import drop_check, fuse_ensemble
 
 TEMPLATES = Path(model_repository.__file__).parent
 TEMPLATED = {**MODELS, **FUSED}
 ENSEMBLES = [name for name, spec in MODELS.items() if spec.backend == "ensemble"]
 OTHERS = [name for name in TEMPLATED if name not in ENSEMBLES]
-in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
+UNCHECKED = "fused, checked by the graphs' backend"
+MODELS_OF = {**LAYOUTS, UNCHECKED: drop_checks(LAYOUTS["fused"])}
+in_all_layouts = pytest.mark.parametrize("layout", MODELS_OF)
 
 
 def read_config(name):
@@ -24,9 +26,12 @@ def read_config(name):
 
 
 def read_ensemble(layout, name):
-    """Return an ensemble as it is published: only the split layout is in git, the other is made of it."""
+    """Return an ensemble as it is published: only the split layout is in git, the others are made of it."""
     config = read_config(name)
-    return config if layout == "split" else fuse_ensemble(config, name.split("_")[1])
+    if layout == "split":
+        return config
+    fused = fuse_ensemble(config, name.split("_")[1])
+    return drop_check(fused) if layout == UNCHECKED else fused
 
 
 def describe(entries):
@@ -65,7 +70,7 @@ def test_template_leaves_to_the_targets_what_they_set(name):
     assert not config.HasField("version_policy")
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_ensemble_runs_its_steps(layout, name):
     config = read_ensemble(layout, name)
@@ -74,14 +79,14 @@ def test_ensemble_runs_its_steps(layout, name):
     assert not config.instance_group
     assert not config.HasField("dynamic_batching")
     steps = config.ensemble_scheduling.step
-    assert sorted(step.model_name for step in steps) == sorted(LAYOUTS[layout][name].steps)
+    assert sorted(step.model_name for step in steps) == sorted(MODELS_OF[layout][name].steps)
     assert all(step.model_version == -1 for step in steps)
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_ensemble_is_wired_without_a_loose_end(layout, name):
-    models, config = LAYOUTS[layout], read_ensemble(layout, name)
+    models, config = MODELS_OF[layout], read_ensemble(layout, name)
     spec = models[name]
     steps = {step.model_name: step for step in config.ensemble_scheduling.step}
     known = {tensor.name: tensor for tensor in spec.inputs}
@@ -162,7 +167,7 @@ def list_requests(config):
     return [some for count in range(1, len(names) + 1) for some in combinations(names, count)]
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_ensemble_is_a_chain(layout, name):
     """What keeps Triton 2.51 alive when a step fails or is cancelled; contract/tensors.py says why."""
@@ -172,13 +177,13 @@ def test_ensemble_is_a_chain(layout, name):
         assert all(len(ready) == 1 for ready in waves), (requested, waves)
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_only_the_first_step_reads_the_request(layout, name):
     config = read_ensemble(layout, name)
     given = {entry.name for entry in config.input}
     readers = [step for step in config.ensemble_scheduling.step if given & set(step.input_map.values())]
-    assert [step.model_name for step in readers] == [LAYOUTS[layout][name].steps[0]]
+    assert [step.model_name for step in readers] == [MODELS_OF[layout][name].steps[0]]
     assert set(readers[0].input_map.values()) == given
     made = {tensor for step in config.ensemble_scheduling.step for tensor in step.output_map.values()}
     assert not given & made
@@ -200,7 +205,7 @@ def test_the_rule_of_the_chain_finds_what_breaks_it():
     assert list_ready(config, ["probabilities"])[0] == ["preprocess_study", "preprocess_image"]
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_any_outputs_may_be_asked_for(layout, name):
     """Triton runs every step that makes what was asked for, and no other."""
@@ -216,7 +221,7 @@ def test_the_rehearsed_pruning_shows_what_triton_does_wrong():
     assert "text_encoder" not in prune(config, ["probabilities"])
 
 
-@in_both_layouts
+@in_all_layouts
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_the_order_of_the_steps_does_not_matter(layout, name):
     """One step reads the request, so no input of it is left out while a step runs."""
