@@ -26,6 +26,7 @@ from cli.options import (
     Json,
     ReportText,
     RetrievalUrl,
+    Shrink,
     Table,
     Timeout,
     Transport,
@@ -209,6 +210,7 @@ def index_cases(
     timeout: Timeout = 30.0,
     transport: Transport = "auto",
     compression: Compression = "none",
+    shrink: Shrink = True,
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
@@ -220,7 +222,9 @@ def index_cases(
 
     rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
     console = make_console(as_json)
-    connected = CxrClient(triton, retrieval, timeout, transport=transport, compression=compression)
+    connected = CxrClient(
+        triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
+    )
     with connected as client, show_progress(console, "Indexing") as progress:
         text_mode = client.info().text_mode
         result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
@@ -250,6 +254,7 @@ def predict(
     timeout: Timeout = 10.0,
     transport: Transport = "auto",
     compression: Compression = "none",
+    shrink: Shrink = True,
     as_json: Json = False,
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
@@ -276,7 +281,9 @@ def predict(
     if cases is None:
         require_input(image, report)
     findings = read_findings(finding)
-    with CxrClient(triton, timeout_s=timeout, transport=transport, compression=compression) as client:
+    with CxrClient(
+        triton, timeout_s=timeout, transport=transport, compression=compression, shrink=shrink
+    ) as client:
         if cases is not None:
             exit_with(predict_all(client, cases, out=out, as_json=as_json))
             return
@@ -302,6 +309,7 @@ def search(
     timeout: Timeout = 10.0,
     transport: Transport = "auto",
     compression: Compression = "none",
+    shrink: Shrink = True,
     as_json: Json = False,
 ) -> None:
     """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
@@ -310,7 +318,9 @@ def search(
     from client import CxrClient
 
     require_input(image, report)
-    with CxrClient(triton, retrieval, timeout, transport=transport, compression=compression) as client:
+    with CxrClient(
+        triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
+    ) as client:
         found = client.search(
             read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )

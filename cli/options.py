@@ -43,6 +43,15 @@ Compression = Annotated[
     typer.Option("--compression", envvar="CXR_COMPRESSION", help="Of gRPC messages: for slow networks only."),
 ]
 
+Shrink = Annotated[
+    bool,
+    typer.Option(
+        "--shrink/--whole",
+        envvar="CXR_SHRINK",
+        help="Read large images here and send only the model's pixels, or send whole files.",
+    ),
+]
+
 
 def _check_timeout(seconds: float) -> float:
     if math.isnan(seconds):  # which no range refuses

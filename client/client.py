@@ -33,6 +33,7 @@ from client.results import (
 )
 from client.retrieval import IndexInfo, RetrievalTransport, check_search
 from client.served import ServedModels
+from client.shrink import shrink_inputs
 from client.triton import Answer, Arrays, TritonTransport
 from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
@@ -60,6 +61,7 @@ class CxrClient:
         transport: Carrier = "auto",
         compression: Compression = "none",
         keepalive_s: float | None = None,
+        shrink: bool = True,
     ) -> None:
         """Describe the servers; nothing is sent yet.
 
@@ -73,11 +75,14 @@ class CxrClient:
             compression: "none", "gzip" or "deflate" of gRPC messages. It pays off on networks below about 12 MB/s
                 with images that are not compressed already; on one host it always costs.
             keepalive_s: Seconds between pings of idle connections, at least 10; see `client.channel`. None: no pings.
+            shrink: Read large images here and send the pixels that the model reads, with the same answer
+                (`client.shrink`); False sends every file whole. Needs the `image` extra: without it, files go whole.
 
         Raises:
             ConfigError: A setting does not exist, an address is none, or the time-out is no number above 0.
         """
         self._timeout_s = check_timeout(timeout_s)
+        self._shrink = shrink
         self._triton = TritonTransport(triton_url, ChannelSettings(transport, compression, keepalive_s))
         self._retrieval = RetrievalTransport(retrieval_url)
         self._models = ServedModels(self._triton.read_model)
@@ -377,6 +382,11 @@ class CxrClient:
         kind, inputs = make_inputs(image, report)
         name = f"predict_{kind}"
         outputs = [tensor.name for tensor in MODELS[name].outputs]
+        shrunk = shrink_inputs(inputs, self._models.require(deadline.left)) if self._shrink else None
+        if shrunk is not None:
+            answer, model = self._ask(name, shrunk.inputs, outputs, deadline, calls)
+            if shrunk.fits(model):
+                return shrunk.restore_notes(read_answer(kind, model, answer))
         answer, model = self._ask(name, inputs, outputs, deadline, calls)
         return read_answer(kind, model, answer)
 

@@ -300,7 +300,8 @@ class ServedModel:
     the collection that it was trained on: "phantom", "openi", another name, or "unknown"; `trained_ways` are those of
     "study", "image" and "text" that it was trained to read; token ids are below `vocabulary_size`. `profile` is the
     precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
-    backend that alone runs them as they were gated, "" for any.
+    backend that alone runs them as they were gated, "" for any; `image_reading` is the number of the code that reads
+    images there (`contract.shrink`), None where an older repository does not say it.
     """
 
     fingerprint: str
@@ -316,6 +317,7 @@ class ServedModel:
     vocabulary_size: int | None = None
     profile: str = ""
     required_backend: str = ""
+    image_reading: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from contract.bundle import ServedLabel, check_numbers
 from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
+from contract.shrink import IMAGE_READING_PARAMETER
 from contract.tensors import MODELS
 from contract.training_data import parse_ways, read_trained_on
 
@@ -120,14 +121,19 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
             trained_ways=parse_ways(values.get("trained_ways")),  # nor this
-            vocabulary_size=int(values["vocabulary_size"]) if "vocabulary_size" in values else None,
+            vocabulary_size=_read_optional(values, "vocabulary_size"),
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),
+            image_reading=_read_optional(values, IMAGE_READING_PARAMETER),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{source} serves models that `cxr export` did not publish: their parameters lack labels or sizes."
         ) from error
+
+
+def _read_optional(values: Mapping[str, str], name: str) -> int | None:
+    return int(values[name]) if name in values else None
 
 
 def _check_outputs(name: str, config: Mapping[str, Any], source: str) -> None:

@@ -15,6 +15,7 @@ from contract.bundle import Bundle
 from contract.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import CONFIG_NAME
+from contract.shrink import IMAGE_READING, IMAGE_READING_PARAMETER
 from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec, drop_checks
 from contract.tokens import TokenLimits
 from export.checks import read_sizes
@@ -123,6 +124,7 @@ def _make_parameters(
             "max_length": _read_setting(bundle, "max_length"),
             "vocabulary_size": str(read_token_limits(bundle).vocabulary_size),
             "image_size": str(sizes["S"]),
+            IMAGE_READING_PARAMETER: str(IMAGE_READING),
             "embedding_size": str(sizes["D"]),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,

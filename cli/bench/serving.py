@@ -33,9 +33,8 @@ from cli.bench.target import TargetRow
 from client.bench.inputs import Arrays
 from client.bench.load import ClosedLoop, Phases, Request
 from client.bench.measure import Row, Subject, measure
-from client.bench.requests import make_client_request
-from client.channel import Carrier, ChannelSettings
-from contract.tensors import MODELS
+from client.channel import Carrier
+from contract.tensors import IMAGE_BYTES, REPORT
 
 if TYPE_CHECKING:
     from serving.stack import Stack
@@ -107,12 +106,17 @@ class _Load:
         ]
 
     def measure_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
-        """One client after the other, files in, by shared memory and by TCP alone."""
+        """One client after the other, files in: as the client sends them by itself, and whole files."""
         fastest = self.ways.find_fastest(RAW, requests, self.phases)
-        senders = [self._send_files(requests, carrier) for carrier in ("auto", "grpc")]
+        settings: list[tuple[str, float | None, bool, Carrier]] = [
+            ("raw DICOM in by the client", 1.10, True, "auto"),
+            ("raw DICOM in by the client, over TCP", None, True, "grpc"),
+            ("whole DICOM files, by shared memory", None, False, "auto"),
+            ("whole DICOM files, over TCP", None, False, "grpc"),
+        ]
+        senders = [self._send_files(requests, carrier, shrink=shrink) for _, _, shrink, carrier in settings]
         subjects = [Subject(_SERVED, sender, ClosedLoop(1)) for sender in senders]
         *served, here = measure_side_by_side([*subjects, fastest], self.phases)
-        names = ("raw DICOM in by the client", "raw DICOM over TCP, no shared memory")
         return [
             TargetRow(
                 f"{name}, p50 / in-process",
@@ -121,16 +125,21 @@ class _Load:
                 compare(row, here),
                 detail=_say_latency(row, here),
             )
-            for name, limit, row in zip(names, (1.10, None), served, strict=True)
+            for (name, limit, _, _), row in zip(settings, served, strict=True)
         ]
 
-    def _send_files(self, requests: Sequence[Arrays], carrier: Carrier) -> Request:
-        from client.triton import TritonTransport
+    def _send_files(self, requests: Sequence[Arrays], carrier: Carrier, *, shrink: bool) -> Request:
+        from client import CxrClient
 
-        transport = TritonTransport(self.stack.triton_url, ChannelSettings(carrier))
-        self.open_now.callback(transport.close)
-        outputs = tuple(tensor.name for tensor in MODELS[RAW].outputs)
-        return make_client_request(transport, RAW, requests, outputs, TIMEOUT_S)
+        address = self.stack.triton_url
+        client = CxrClient(address, timeout_s=TIMEOUT_S, transport=carrier, shrink=shrink)
+        self.open_now.callback(client.close)
+        cases = [(bytes(x[IMAGE_BYTES.name][0, 0]), bytes(x[REPORT.name][0, 0])) for x in requests]
+
+        def request(number: int) -> None:
+            client.predict(*cases[number % len(cases)])
+
+        return request
 
 
 def _say_latency(served: Row, here: Row) -> str:
