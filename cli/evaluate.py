@@ -189,9 +189,8 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
         gaps = compare_answers(ours, theirs)
     except ConfigError as error:
         raise ServerError(str(error)) from error
-    thresholds = np.array([label.threshold for label in bundle.labels])
     sides = (ours, _keep_ties(ours, theirs))
-    rows = [measure_ways(asked, thresholds, Options(resamples=0)) for asked in sides]
+    rows = [measure_ways(asked, bundle.decisions, Options(resamples=0)) for asked in sides]
     between = (
         abs(first["macro"][name]["value"] - second["macro"][name]["value"])
         for first, second in zip(*rows, strict=True)

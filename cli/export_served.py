@@ -84,7 +84,7 @@ def verify_server(console: Console, url: str) -> Verified:
             lambda question: served.ask(f"predict_{question.kind}_tensors", question.inputs),
             [question for question in questions if question.kind in stored.answers],
         )
-    agreement = compare_answers(stored, found, model.labels, f"{ran['runtime']} {ran['provider']}")
+    agreement = compare_answers(stored, found, model.decisions, f"{ran['runtime']} {ran['provider']}")
     return Verified(url, model.fingerprint, served.version, agreement)
 
 

@@ -54,7 +54,7 @@ def print_prediction(
         table.add_row(
             escape(finding.name),
             f"{finding.probability:.3f}",
-            f"{finding.threshold:.3f}",
+            "-" if finding.threshold is None else f"{finding.threshold:.3f}",
             _mark_decision(finding),
         )
     console.print(table)
@@ -69,6 +69,8 @@ def _mark_decision(finding: "Finding") -> str:
     if finding.decision == "uncertain":
         band = f"{finding.uncertain_low:.3f} to {finding.uncertain_high:.3f}"
         return f"[bold yellow]uncertain[/bold yellow] [dim]({band})[/dim]"
+    if finding.decision == "undecided":
+        return "[dim]not decided[/dim]"
     return "[bold]present[/bold]" if finding.decision == "present" else "[dim]below[/dim]"
 
 
@@ -170,11 +172,10 @@ def format_interval(interval: Mapping[str, float] | None) -> str:
 
 def print_explanation(console: Console, explanation: "Explanation", overlay: str | None) -> None:
     """Print which finding was explained, what speaks for and against it, and where the picture lies."""
-    state = "present" if explanation.probability >= explanation.threshold else "below its threshold"
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
     console.print(
-        f"[bold]Why {escape(explanation.name)}[/bold]: probability {explanation.probability:.3f}, {state} "
-        f"({explanation.threshold:.3f}); share of the attribution: {shares}",
+        f"[bold]Why {escape(explanation.name)}[/bold]: probability {explanation.probability:.3f}, "
+        f"{explanation.verdict}; share of the attribution: {shares}",
         highlight=False,
     )
     for title, words in _rank_words(explanation).items():

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
 from client.results import BatchPrediction, ConformalSet, Finding, Kind, Prediction, ServedModel
 from client.triton import Arrays
+from contract.decisions import ServedLabel
 from contract.errors import ConfigError, TensorError
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import (
@@ -91,9 +92,10 @@ def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPredictio
 def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
     """Return the tensors of an answer, each with a batch of one, as a prediction."""
     probabilities = answer[PROBABILITIES.name][0].tolist()
+    labels = model.decisions.of(kind)
     findings = tuple(
         Finding(x.key, x.name, probability, x.threshold, x.uncertain_low, x.uncertain_high)
-        for x, probability in zip(model.labels, probabilities, strict=True)
+        for x, probability in zip(labels, probabilities, strict=True)
     )
 
     def first(name: str) -> Any:
@@ -111,20 +113,20 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         token_spans=first(TOKEN_SPANS.name),
         image_notes=None if image_notes is None else ImageNotes.from_json(bytes(image_notes[0])),
         report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
-        conformal_set=_choose_set(model, probabilities),
+        conformal_set=_choose_set(labels, probabilities),
         trained_on=model.trained_on,
         trained_ways=model.trained_ways,
     )
 
 
-def _choose_set(model: ServedModel, probabilities: Sequence[float]) -> ConformalSet | None:
+def _choose_set(labels: Sequence[ServedLabel], probabilities: Sequence[float]) -> ConformalSet | None:
     """Return the labels with at least the probability from which they stay possible."""
-    stated = [label.stated_recall for label in model.labels if label.stated_recall is not None]
-    if len(stated) < len(model.labels):
+    stated = [label.stated_recall for label in labels if label.stated_recall is not None]
+    if len(stated) < len(labels):
         return None
     keys = tuple(
         label.key
-        for label, probability in zip(model.labels, probabilities, strict=True)
+        for label, probability in zip(labels, probabilities, strict=True)
         if label.include is not None and probability >= label.include
     )
     return ConformalSet(keys, min(stated))

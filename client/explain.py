@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from client.explanation import Array, Explanation, WordAttribution
 from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
 from client.results import Kind
-from contract.bundle import Bundle, ServedLabel
+from contract.bundle import Bundle
+from contract.decisions import ServedLabel
 from contract.dicom import load_pixels
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS
@@ -37,6 +38,7 @@ except (ModuleNotFoundError, ConfigError) as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
 DISPLAY_SIZE: Final = 448  # side in pixels of the radiograph that is shown
+_UNSTATED: Final = 0.5  # threshold of a label without one
 CHUNK: Final = 8  # points of the path that go through the model at once; bounds the memory
 IMAGE_BASELINE: Final = "a black image"
 TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
@@ -100,7 +102,8 @@ def explain(
         image: As `CxrClient.predict` takes it.
         report: As `CxrClient.predict` takes it.
         label: Key of the finding. Default: the one furthest above its threshold on the way to certainty or,
-            if none reaches its threshold, the one closest to it; `normal` only if it alone is present.
+            if none reaches its threshold, the one closest to it; `normal` only if it alone is present. Where the
+            model has no thresholds for this way of reading, 0.5 stands for them.
         steps: Points of the integral (Gauss-Legendre); more make `convergence_delta` smaller.
 
     Raises:
@@ -117,10 +120,11 @@ def explain(
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].numpy()
-    index = choose_label(bundle.labels, probabilities) if label is None else LABEL_INDEX[label]
+    labels = bundle.decisions.of(inputs.kind)
+    index = choose_label(labels, probabilities) if label is None else LABEL_INDEX[label]
     parts = attribute(model, inputs, index, steps=steps)
     attention = _read_attention(output, index)
-    served = bundle.labels[index]
+    served = labels[index]
     grid = model.config.grid
     return Explanation(
         kind=inputs.kind,
@@ -142,6 +146,7 @@ def explain(
         image_notes=inputs.image_notes,
         report_notes=inputs.report_notes,
         trained_on=bundle.trained_on,
+        trained_ways=bundle.trained_ways,
     )
 
 
@@ -253,7 +258,8 @@ def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
         labels: The K categories with their thresholds.
         probabilities: (K,), calibrated.
     """
-    thresholds = np.clip([label.threshold for label in labels], 1e-6, 1 - 1e-6)
+    stated = [_UNSTATED if label.threshold is None else label.threshold for label in labels]
+    thresholds = np.clip(stated, 1e-6, 1 - 1e-6)
     distance = probabilities - thresholds
     margins = np.where(distance >= 0, distance / (1 - thresholds), distance / thresholds)  # -1 to 1
     normal = LABEL_INDEX["normal"]

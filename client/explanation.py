@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from client.regions import find_hottest_region
 from client.results import Kind
 from contract.notes import ImageNotes, ReportNotes, join_warnings
-from contract.training_data import UNKNOWN, warn_of_training
+from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
 Array = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Explanation:
         key: Key of the finding.
         name: Its name for people.
         probability: Calibrated, 0 to 1.
-        threshold: Probability from which the finding counts as present.
+        threshold: Probability from which the finding counts as present; None where the model states none for this way.
         logit: Of the finding, before calibration.
         baseline_logit: The same for the baseline.
         steps: Points of the integral.
@@ -58,13 +58,14 @@ class Explanation:
         image_notes: How the image was taken; None without an image.
         report_notes: How much of the report was read; None without a report.
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
+        trained_ways: Which of "study", "image" and "text" it was trained to read.
     """
 
     kind: Kind
     key: str
     name: str
     probability: float
-    threshold: float
+    threshold: float | None
     logit: float
     baseline_logit: float
     steps: int
@@ -79,6 +80,7 @@ class Explanation:
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
     trained_on: str = UNKNOWN
+    trained_ways: tuple[str, ...] = WAYS
 
     def __repr__(self) -> str:
         return (
@@ -89,7 +91,21 @@ class Explanation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the explanation is believed, the same as of the served prediction."""
-        return (*warn_of_training(self.trained_on), *join_warnings(self.image_notes, self.report_notes))
+        decisions = (UNDECIDED_WARNING,) if self.threshold is None else ()
+        return (
+            *warn_of_training(self.trained_on),
+            *warn_of_way(self.kind, self.trained_ways),
+            *decisions,
+            *join_warnings(self.image_notes, self.report_notes),
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Where the probability lies to the threshold, in words."""
+        if self.threshold is None:
+            return "without a threshold"
+        relation = "present" if self.probability >= self.threshold else "below its threshold"
+        return f"{relation} ({self.threshold:.3f})"
 
     @property
     def relative_delta(self) -> float:

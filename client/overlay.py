@@ -141,10 +141,9 @@ def _add_words(figure: Any, explanation: "Explanation") -> None:
 
 
 def _title(explanation: "Explanation") -> str:
-    relation = "present" if explanation.probability >= explanation.threshold else "below its threshold"
     return (
-        f"{explanation.name}: probability {explanation.probability:.2f}, {relation} "
-        f"({explanation.threshold:.2f}); read from the {explanation.kind}"
+        f"{explanation.name}: probability {explanation.probability:.3f}, {explanation.verdict}; "
+        f"read from the {explanation.kind}"
     )
 
 

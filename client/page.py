@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from client.overlay import encode_png, render_attention, render_overlay
 from client.results import Finding, Prediction, SimilarCase
+from contract.decisions import Decision
 from contract.dicom import MAX_IMAGE_BYTES, load_pixels
 from contract.errors import ImageError
 from contract.files import write_file
@@ -33,6 +34,12 @@ _KEY: Final = (
     '<span class="sign-against">Blue, dotted line</span>: speaks against it.'
 )
 _NO_CASES: Final = '<p class="quiet">No case was found.</p>'
+_STATES: Final[dict[Decision, str]] = {
+    "present": "● present",
+    "uncertain": "◐ uncertain",
+    "absent": "○ below",
+    "undecided": "not decided",
+}
 _KIND_TITLES: Final = {"study": "Image and report", "image": "Image alone", "text": "Report alone"}
 
 
@@ -88,9 +95,12 @@ def _make_summary(
     rows = [("Labels of this study", _name_labels(truth)), *_describe_image(predictions, explanation)]
     for kind, prediction in predictions.items():
         read = _KIND_TITLES.get(kind, kind).lower()
-        decided: dict[str, list[str]] = {"present": [], "uncertain": [], "absent": []}
+        decided: dict[str, list[str]] = {"present": [], "uncertain": [], "absent": [], "undecided": []}
         for finding in prediction.findings:
             decided[finding.decision].append(finding.key)
+        if decided["undecided"]:
+            rows.append((f"Present: {read}", "not decided: no thresholds"))
+            continue
         rows.append((f"Present: {read}", _name_labels(decided["present"])))
         if decided["uncertain"]:
             rows.append((f"Uncertain: {read}", _name_labels(decided["uncertain"])))
@@ -165,7 +175,8 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
     return _make_section(
         "Findings",
         '<p class="note">Calibrated probabilities, ordered by the first column. The upright mark is the '
-        f"threshold from which a finding counts as present.{banded}</p>{_make_sets(predictions)}"
+        f"threshold from which a finding counts as present, for each column its own."
+        f"{banded}</p>{_make_sets(predictions)}"
         f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table class="findings"><thead><tr>'
         f'<th scope="col">Finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
     )
@@ -175,16 +186,26 @@ def _make_bar(finding: Finding | None) -> str:
     if finding is None:
         return '<span class="quiet">not given</span>'
     state = finding.decision
-    said = {"present": "● present", "uncertain": "◐ uncertain", "absent": "○ below"}[state]
-    width, limit = (100 * min(max(value, 0.0), 1.0) for value in (finding.probability, finding.threshold))
+    limit = "no threshold" if finding.threshold is None else f"threshold {finding.threshold:.3f}"
     return (
-        f'<div class="probability {state}" title="probability {finding.probability:.3f}, '
-        f'threshold {finding.threshold:.3f}"><div class="track" aria-hidden="true">'
-        f'<div class="fill" style="width: {width:.1f}%"></div>{_make_band(finding)}'
-        f'<div class="limit" style="left: {limit:.1f}%"></div></div>'
+        f'<div class="probability {state}" title="probability {finding.probability:.3f}, {limit}">'
+        f'<div class="track" aria-hidden="true"><div class="fill" style="width: {_place(finding.probability)}"></div>'
+        f"{_make_band(finding)}{_make_limit(finding)}</div>"
         f'<span class="value">{finding.probability:.2f}</span>'
-        f'<span class="state">{said}</span></div>'
+        f'<span class="state">{_STATES[state]}</span></div>'
     )
+
+
+def _place(probability: float) -> str:
+    """Return how far along its bar a probability lies."""
+    return f"{100 * min(max(probability, 0.0), 1.0):.1f}%"
+
+
+def _make_limit(finding: Finding) -> str:
+    """Mark the threshold; nothing where there is none."""
+    if finding.threshold is None:
+        return ""
+    return f'<div class="limit" style="left: {_place(finding.threshold)}"></div>'
 
 
 def _make_band(finding: Finding) -> str:
@@ -208,7 +229,7 @@ def _make_explanation(explanation: "Explanation | None") -> str:
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
     text = (
         f"<p>Integrated Gradients of the logit of <strong>{escape(explanation.name)}</strong> (probability "
-        f"{explanation.probability:.2f}, threshold {explanation.threshold:.2f}), through the whole model. "
+        f"{explanation.probability:.3f}, {explanation.verdict}), through the whole model. "
         f"Share of the absolute attribution: <strong>{escape(shares)}</strong>.</p>"
         f'<p class="note">Compared with {escape(explanation.baseline)}. Logit {explanation.logit:+.2f}, of '
         f"the baseline {explanation.baseline_logit:+.2f}; {explanation.steps} steps leave "

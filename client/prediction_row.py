@@ -33,7 +33,7 @@ class PredictionRow:
         error: One sentence; empty where the model answered.
         kind: "study" or "image"; empty without an answer.
         probabilities: (K,) calibrated, 0 to 1, in the order of `contract.labels`; empty without an answer.
-        decisions: (K,) "present", "uncertain" or "absent"; likewise.
+        decisions: (K,) "present", "uncertain", "absent" or "undecided"; likewise.
         warnings: One sentence each.
     """
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.inputs import ImageSource, ReportSource
-from contract.bundle import Decision, ServedLabel, decide
+from contract.decisions import Decision, Decisions, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings
 from contract.strings import require_strings, require_text
-from contract.training_data import UNKNOWN, WAYS, warn_of_training, warn_of_way
+from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
@@ -29,14 +29,15 @@ _SHOWN_CHARS: Final = 40
 class Finding:
     """One category: its calibrated probability (0 to 1), and the threshold and band of the served model.
 
-    A probability from `uncertain_low` up to, but without, `uncertain_high` is uncertain; both are None in a model
-    without a band.
+    They are those of the way in which the case was read. A probability from `uncertain_low` up to, but without,
+    `uncertain_high` is uncertain; both are None in a model without a band. `threshold` is None where the model states
+    none for this way of reading: then nothing is decided.
     """
 
     key: str
     name: str
     probability: float
-    threshold: float
+    threshold: float | None
     uncertain_low: float | None = None
     uncertain_high: float | None = None
 
@@ -44,18 +45,23 @@ class Finding:
         return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
 
     @property
-    def present(self) -> bool:
-        """Whether the probability reaches the threshold."""
-        return self.probability >= self.threshold
+    def present(self) -> bool | None:
+        """Whether the probability reaches the threshold; None without one."""
+        return None if self.threshold is None else self.probability >= self.threshold
 
     @property
-    def confidence(self) -> float:
-        """How probable it is that `present` is right, 0 to 1."""
+    def confidence(self) -> float | None:
+        """How probable it is that `present` is right, 0 to 1; None without a threshold."""
+        if self.present is None:
+            return None
         return self.probability if self.present else 1 - self.probability
 
     @property
     def decision(self) -> Decision:
-        """Like `present`, but "uncertain" inside the band; a model without bands is uncertain about nothing."""
+        """Like `present`, but "uncertain" inside the band, and "undecided" without a threshold.
+
+        A model without bands is uncertain about nothing.
+        """
         return decide(self.probability, self.threshold, self.uncertain_low, self.uncertain_high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +75,7 @@ class ConformalSet:
     """The labels that stay possible: together they are likely to hold nearly all that a case has.
 
     `stated_recall` is the share of a study's labels that such a set holds on average, at least, as fitted on the
-    validation split for the image, the report and both. A set of more than `MOST_SHOWN` narrows nothing down.
+    validation split for this way of reading. A set of more than `MOST_SHOWN` narrows nothing down.
     """
 
     keys: tuple[str, ...]
@@ -144,8 +150,10 @@ class Prediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
-        untrained = warn_of_way(self.kind, self.trained_ways)
-        return (*warn_of_training(self.trained_on), *untrained, *self.input_warnings)
+        way = warn_of_way(self.kind, self.trained_ways)
+        undecided = any(finding.threshold is None for finding in self.findings)
+        decisions = (UNDECIDED_WARNING,) if undecided else ()
+        return (*warn_of_training(self.trained_on), *way, *decisions, *self.input_warnings)
 
     @property
     def input_warnings(self) -> tuple[str, ...]:
@@ -295,7 +303,7 @@ class IndexResult:
 class ServedModel:
     """What the served model says about itself.
 
-    `grid` is the side of the square that the N image tokens form; `labels` lack their calibration;
+    `grid` is the side of the square that the N image tokens form; `decisions` lack their calibration;
     `temperature` divided the similarities of the contrastive loss, None where the model does not say; `trained_on` is
     the collection that it was trained on: "phantom", "openi", another name, or "unknown"; `trained_ways` are those of
     "study", "image" and "text" that it was trained to read; token ids are below `vocabulary_size`. `profile` is the
@@ -310,7 +318,7 @@ class ServedModel:
     image_size: int
     embedding_size: int
     grid: int
-    labels: tuple[ServedLabel, ...]
+    decisions: Decisions
     temperature: float | None = None
     trained_on: str = UNKNOWN
     trained_ways: tuple[str, ...] = WAYS
@@ -327,13 +335,12 @@ class ServedModel:
     def __repr__(self) -> str:
         return (
             f"ServedModel({self.fingerprint[:12]!r}, reads {self.text_mode!r} and {self.image_size} pixels, "
-            f"{len(self.labels)} labels)"
+            f"decides from {', '.join(self.decisions.ways) or 'nothing'})"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and warnings."""
-        labels = [label.describe() for label in self.labels]
-        return {**asdict(self), "labels": labels, "warnings": list(self.warnings)}
+        return {**asdict(self), "decisions": self.decisions.describe(), "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True)
@@ -342,7 +349,7 @@ class BatchPrediction:
 
     Attributes:
         kind: "study", "image" or "text".
-        model: That answered, with labels and thresholds.
+        model: That answered.
         probabilities: (B, K) float32, calibrated, in the order of `contract.labels`.
         embedding: (B, D) float32 of unit length.
         image_attention: (B, K, N) float32, each row summing to 1; None without images.
@@ -367,7 +374,12 @@ class BatchPrediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answers are believed; the inputs were the caller's to look at."""
-        return self.model.warnings
+        return (*self.model.warnings, *warn_of_way(self.kind, self.model.trained_ways))
+
+    @property
+    def labels(self) -> tuple[ServedLabel, ...]:
+        """The K categories as the model decides them for this way of reading."""
+        return self.model.decisions.of(self.kind)
 
 
 @dataclass(frozen=True)

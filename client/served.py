@@ -9,19 +9,17 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 from client.results import ServedModel
-from contract.bundle import ServedLabel, check_numbers
+from contract.decisions import parse_decisions
 from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
-from contract.labels import LABEL_KEYS
 from contract.shrink import IMAGE_READING_PARAMETER
 from contract.tensors import MODELS
 from contract.training_data import parse_ways, read_trained_on
 
-_LABEL_FIELDS: Final = {field.name for field in fields(ServedLabel)}  # a newer server may say more
 _TRUST_S: Final = 2.0
 
 
@@ -95,10 +93,6 @@ def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedM
         ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
     """
     model = _parse_parameters(config, source)
-    if tuple(label.key for label in model.labels) != LABEL_KEYS:
-        raise ArtifactError(f"{source} serves other categories than this client knows.")
-    for label in model.labels:
-        check_numbers(label, source=source)
     _check_outputs(name, config, source)
     return model
 
@@ -106,10 +100,8 @@ def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedM
 def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
     try:
         values = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
-        labels = tuple(
-            ServedLabel(**{name: value for name, value in entry.items() if name in _LABEL_FIELDS})
-            for entry in json.loads(values["labels"])
-        )
+        if "labels" in values:
+            raise _refuse_old(source, "one threshold per label for all ways to read a study")
         return ServedModel(
             fingerprint=values["fingerprint"],
             text_mode=values["text_mode"],
@@ -117,7 +109,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             image_size=int(values["image_size"]),
             embedding_size=int(values["embedding_size"]),
             grid=int(values["image_tokens_grid"]),
-            labels=labels,
+            decisions=parse_decisions(json.loads(values["decisions"]), source=source),
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
             trained_ways=parse_ways(values.get("trained_ways")),  # nor this
@@ -128,7 +120,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{source} serves models that `cxr export` did not publish: their parameters lack labels or sizes."
+            f"{source} serves models that `cxr export` did not publish: their parameters lack decisions or sizes."
         ) from error
 
 
@@ -141,7 +133,10 @@ def _check_outputs(name: str, config: Mapping[str, Any], source: str) -> None:
     served = {entry["name"] for entry in config.get("output", [])}
     expected = {tensor.name for tensor in MODELS[name].outputs}
     if missing := sorted(expected - served):
-        raise ArtifactError(
-            f"{source} serves {name} without the outputs {', '.join(missing)}: an older version published it; "
-            "publish the bundle again with `cxr export`."
-        )
+        raise _refuse_old(source, f"{name} without the outputs {', '.join(missing)}")
+
+
+def _refuse_old(source: str, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"{source} serves {what}: an older version published it; publish the bundle again with `cxr export`."
+    )

@@ -1,6 +1,6 @@
 """The model bundle: one directory that holds everything a trained model is, and proves that it is whole.
 
-    model.safetensors  weights             labels.json   names, thresholds, calibration
+    model.safetensors  weights             labels.json   thresholds, calibration
     config.json        model and training  metrics.json  what it reached, on which data
     tokenizer.json     text vocabulary     split.json    study ids of train / validation / test
     MODEL_CARD.md      for people          manifest.json sha256 of each file, fingerprint, versions
@@ -11,19 +11,19 @@ config, tokenizer, labels). It is stamped into every ONNX graph, Triton config a
 
 import hashlib
 import json
-import math
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from contract.decisions import Decisions, parse_decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
-from contract.labels import LABEL_KEYS, LABEL_NAMES
+from contract.labels import LABEL_NAMES
 from contract.training_data import read_trained_on, read_trained_ways
 
 MANIFEST: Final = "manifest.json"
@@ -36,61 +36,7 @@ SPLIT: Final = "split.json"
 MODEL_CARD: Final = "MODEL_CARD.md"
 DECIDING_FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, LABELS_FILE)
 REQUIRED_FILES: Final = (*DECIDING_FILES, METRICS, SPLIT, MODEL_CARD)
-
-Decision = Literal["present", "absent", "uncertain"]
-
-
-def decide(probability: float, threshold: float, low: float | None, high: float | None) -> Decision:
-    """Return "uncertain" from `low` up to, but without, `high`; else whether the threshold is reached."""
-    if low is not None and high is not None and low <= probability < high:
-        return "uncertain"
-    return "present" if probability >= threshold else "absent"
-
-
-@dataclass(frozen=True)
-class ServedLabel:
-    """A category as one model serves it.
-
-    The calibrated probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
-    What follows `bias` is None in a model that states nothing about it; see `training.selective`.
-
-    Attributes:
-        key: Short name, as in `contract.labels`.
-        name: For people.
-        threshold: Probability, 0 to 1, from which the finding counts as present.
-        scale: Of the logit.
-        bias: Of the scaled logit.
-        uncertain_low: Lower edge of the band of uncertain probabilities; at most the threshold.
-        uncertain_high: Its upper edge, the first probability above it; at least the threshold.
-        stated_missed: Largest expected share of the studies with the finding that is decided "absent".
-        stated_false_alarms: Largest expected share of the studies without it that is decided "present".
-        include: Probability from which the label belongs to the conformal set.
-        stated_recall: Smallest expected share of a study's labels that its conformal set holds.
-    """
-
-    key: str
-    name: str
-    threshold: float
-    scale: float = 1.0
-    bias: float = 0.0
-    uncertain_low: float | None = None
-    uncertain_high: float | None = None
-    stated_missed: float | None = None
-    stated_false_alarms: float | None = None
-    include: float | None = None
-    stated_recall: float | None = None
-
-    def decide(self, probability: float) -> Decision:
-        """Return what a probability of this label means; see `decide`."""
-        return decide(probability, self.threshold, self.uncertain_low, self.uncertain_high)
-
-    def describe(self) -> dict[str, str | float]:
-        """Return what a client needs of it: all but the calibration, and nothing that is not stated."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if value is not None and name not in {"scale", "bias"}
-        }
+LABELS_FORMAT: Final = 2  # 1, which said nothing of it: one set of labels for all ways to read a study
 
 
 @dataclass(frozen=True)
@@ -100,7 +46,7 @@ class Bundle:
     path: Path
     fingerprint: str  # 64 hexadecimal digits
     config: dict[str, Any]
-    labels: tuple[ServedLabel, ...]
+    decisions: Decisions
     manifest: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -236,12 +182,9 @@ def _place_file(source: Path, target: Path, *, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def write_labels(directory: Path, labels: tuple[ServedLabel, ...]) -> None:
-    """Write labels.json; what a label does not state is left out, as it was before it could be stated."""
-    entries = [
-        {name: value for name, value in asdict(label).items() if value is not None} for label in labels
-    ]
-    write_json(directory / LABELS_FILE, {"labels": entries})
+def write_labels(directory: Path, decisions: Decisions) -> None:
+    """Write labels.json: for each way to read a study the 22 categories, without what is not stated."""
+    write_json(directory / LABELS_FILE, {"format": LABELS_FORMAT, "ways": decisions.to_dict()})
 
 
 def write_json(path: Path, value: object) -> None:
@@ -290,52 +233,28 @@ def load_bundle(path: Path | str) -> Bundle:
         expected_from=f"the content of {path}",
         found_from=MANIFEST,
     )
-    labels = read_labels(path / LABELS_FILE)
-    return Bundle(path, fingerprint, _read_json(path / CONFIG), labels, manifest)
+    decisions = read_labels(path / LABELS_FILE)
+    return Bundle(path, fingerprint, _read_json(path / CONFIG), decisions, manifest)
 
 
-def read_labels(path: Path) -> tuple[ServedLabel, ...]:
-    """Read labels.json; raises ArtifactError unless it holds the 22 categories in their order."""
-    try:
-        labels = tuple(ServedLabel(**entry) for entry in _read_json(path)["labels"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a label file.") from error
-    check_labels(labels, source=str(path))
-    return labels
+def read_labels(path: Path) -> Decisions:
+    """Read labels.json.
 
-
-def check_labels(labels: tuple[ServedLabel, ...], *, source: str) -> None:
-    """Raise ArtifactError unless the labels are the 22 categories, in their order, with usable numbers."""
-    if tuple(label.key for label in labels) != LABEL_KEYS:
-        raise ArtifactError(f"{source} does not hold the {len(LABEL_KEYS)} categories in their order.")
-    if any(label.name != LABEL_NAMES[label.key] for label in labels):
-        raise ArtifactError(f"{source} names a category differently from this version of the software.")
-    for label in labels:
-        check_numbers(label, source=source)
-
-
-def check_numbers(label: ServedLabel, *, source: str) -> None:
-    """Raise ArtifactError unless the numbers of a label are usable; see `ServedLabel` for their ranges."""
-    values = {name: value for name, value in asdict(label).items() if name not in {"key", "name"}}
-    stated = {name: value for name, value in values.items() if value is not None}
-    needed = {"threshold", "scale", "bias"}
-    if not needed <= stated.keys() or not all(
-        isinstance(number, int | float) and math.isfinite(number) for number in stated.values()
-    ):
-        raise ArtifactError(f"{source} holds something else than numbers for {label.key}.")
-    for name in stated.keys() - {"scale", "bias"}:
-        if not 0 <= stated[name] <= 1:
-            said = name.replace("_", " ")
-            raise ArtifactError(f"{source} gives {label.key} the {said} {stated[name]}, not 0 to 1.")
-    for first, second in (("uncertain_low", "uncertain_high"), ("include", "stated_recall")):
-        if (first in stated) != (second in stated):
-            raise ArtifactError(f"{source} gives {label.key} only one of {first} and {second}.")
-    low, high = (stated.get(name, label.threshold) for name in ("uncertain_low", "uncertain_high"))
-    if not low <= label.threshold <= high:
+    Raises:
+        ArtifactError: It is no label file, it was written in another format, or its numbers cannot be used.
+    """
+    content = _read_json(path)
+    if "labels" in content:
         raise ArtifactError(
-            f"{source} gives {label.key} the band {low} to {high}, which does not hold its threshold "
-            f"{label.threshold}."
+            f"{path} was written by an older version, with one threshold per label for all ways to read a study: train "
+            "the bundle again."
         )
+    if content.get("format") != LABELS_FORMAT:
+        raise ArtifactError(f"{path} is not a label file of format {LABELS_FORMAT}.")
+    decisions = parse_decisions(content.get("ways"), source=str(path))
+    if any(label.name != LABEL_NAMES[label.key] for labels in decisions.ways.values() for label in labels):
+        raise ArtifactError(f"{path} names a category differently from this version of the software.")
+    return decisions
 
 
 def _verify_file(directory: Path, name: str, expected: object) -> None:

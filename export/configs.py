@@ -119,7 +119,7 @@ def _make_parameters(
         values |= {key: _read_setting(bundle, key) for key in ("text_mode", "max_length")}
     if spec.backend == "ensemble":
         values |= {
-            "labels": json.dumps([label.describe() for label in bundle.labels]),
+            "decisions": json.dumps(bundle.decisions.describe()),
             "text_mode": _read_setting(bundle, "text_mode"),
             "max_length": _read_setting(bundle, "max_length"),
             "vocabulary_size": str(read_token_limits(bundle).vocabulary_size),

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ServedLabel
+from contract.decisions import ServedLabel
 
 Array = NDArray[np.floating]
 NEIGHBOURS: Final = 10
@@ -38,7 +38,7 @@ def count_flips(labels: Sequence[ServedLabel], expected: Array, found: Array) ->
     """Count decisions of two (M, K) arrays of probabilities that turn from present to absent or back.
 
     A decision that is uncertain in one of them is none: crossing an edge of the uncertain band tells a person that the
-    model is less or more sure, not something else.
+    model is less or more sure, not something else. Nor is one of a label without a threshold.
     """
     return int((_decide(labels, expected) * _decide(labels, found) == -1).sum())
 
@@ -84,13 +84,11 @@ def measure_overlap(expected: Array, found: Array) -> float | None:
 
 
 def _decide(labels: Sequence[ServedLabel], probabilities: Array) -> NDArray[np.int8]:
-    """Return 1 for present, -1 for absent, 0 for uncertain; `contract.bundle.decide` for whole arrays."""
-    nan = float("nan")
-    low = np.array([nan if label.uncertain_low is None else label.uncertain_low for label in labels])
-    high = np.array([nan if label.uncertain_high is None else label.uncertain_high for label in labels])
-    threshold = np.array([label.threshold for label in labels])
-    decided = np.where(probabilities >= threshold, 1, -1)
-    return np.where((probabilities >= low) & (probabilities < high), 0, decided).astype(np.int8)
+    """Return 1 for present, -1 for absent, 0 for all else; `contract.decisions.decide` for whole arrays."""
+    rows = [(label.threshold, label.uncertain_low, label.uncertain_high) for label in labels]
+    threshold, low, high = np.array(rows, np.float64).T  # (K,) each, NaN where nothing is stated
+    undecided = np.isnan(threshold) | ((probabilities >= low) & (probabilities < high))
+    return np.where(undecided, 0, np.where(probabilities >= threshold, 1, -1)).astype(np.int8)
 
 
 def _compare_all(embeddings: Array) -> NDArray[np.float64]:

@@ -146,7 +146,11 @@ class Gate:
             cases=self._count,
             kinds=tuple(
                 measure_kind(
-                    self._bundle.labels, kind, size, answers, [labels[case] for case in answers.cases]
+                    self._bundle.decisions.of(kind),
+                    kind,
+                    size,
+                    answers,
+                    [labels[case] for case in answers.cases],
                 )
                 for (size, kind), answers in record.list_answers()
             ),

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle, ServedLabel, amend_bundle, write_json
+from contract.bundle import Bundle, amend_bundle, write_json
+from contract.decisions import ServedLabel
 from export.measures import (
     MIN_CASES,
     MIN_SCORED,
@@ -237,7 +238,7 @@ def measure_kind(
     """Measure the answers to one kind of question.
 
     Args:
-        labels: The K categories as the bundle serves them.
+        labels: The K categories as the bundle decides them for this kind.
         kind: The kind.
         batch_size: Largest number of cases in a batch; of cases that were asked alone (1) only what each of them shows
             by itself is measured.

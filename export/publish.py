@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
+from contract.labels import LABEL_KEYS
 from contract.repository import (
     CONFIG_NAME,
     GATES,
@@ -268,7 +269,7 @@ def _describe(source: _Source) -> dict[str, Any]:
     """Return what the marker says about all versions together: they agree in it, or cannot be versions."""
     return {
         "sizes": read_sizes(source.bundle),
-        "labels": [label.key for label in source.bundle.labels],
+        "labels": list(LABEL_KEYS),
         "layout": source.deployment.layout,
     }
 

@@ -107,7 +107,7 @@ def check_server(
     """
     questions = [question for question in draw_for(bundle) if question.kind in stored.answers]
     found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), questions)
-    agreement = compare_answers(stored, found, bundle.labels, served.runtime)
+    agreement = compare_answers(stored, found, bundle.decisions, served.runtime)
     chosen = sorted(cases, key=lambda case: (case.pixels is None) + (not case.has_text))[:MOST_CASES]
     real = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)
     return ServerCheck(agreement, real)

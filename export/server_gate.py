@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions
 from contract.errors import ArtifactError, ServerError
 from contract.tensors import EMBEDDING, FUSED_PARTS, MODELS, PROBABILITIES
 from contract.training_data import WAYS
@@ -192,7 +192,7 @@ def ask_graphs(ask: Ask, question: Question, *, layout: str = "split") -> Arrays
 def compare_answers(
     stored: StoredAnswers,
     found: Mapping[str, NDArray[np.float32]],
-    labels: Sequence[ServedLabel],
+    decisions: Decisions,
     server: str,
 ) -> Agreement:
     """Hold what a server answered to what was stored.
@@ -200,17 +200,17 @@ def compare_answers(
     Args:
         stored: Of the version that was asked.
         found: Kind -> (M, K + D), as `collect_answers` returns it.
-        labels: The K categories with their thresholds.
+        decisions: Of the model that was asked.
         server: What ran there, for people.
 
     Raises:
         ServerError: The answers have another shape than the stored ones.
     """
-    return Agreement(server, stored.profile, stored.limits, tuple(_compare(stored, found, labels)))
+    return Agreement(server, stored.profile, stored.limits, tuple(_compare(stored, found, decisions)))
 
 
 def _compare(
-    stored: StoredAnswers, found: Mapping[str, NDArray[np.float32]], labels: Sequence[ServedLabel]
+    stored: StoredAnswers, found: Mapping[str, NDArray[np.float32]], decisions: Decisions
 ) -> Iterator[KindAgreement]:
     for kind, expected in stored.answers.items():
         answered = found[kind]
@@ -218,6 +218,7 @@ def _compare(
             raise ServerError(
                 f"The answers to {kind} have the shape {list(answered.shape)}, not {list(expected.shape)}."
             )
+        labels = decisions.of(kind)
         known = (expected[:, : len(labels)], answered[:, : len(labels)])
         yield KindAgreement(
             kind=kind,

@@ -199,6 +199,7 @@ def _write_bundle(
     from safetensors.torch import save_file
 
     from contract import bundle as parts
+    from contract.decisions import Decisions, ServedLabel
     from contract.label_words import MASK
     from contract.labels import LABELS
     from contract.text import SPECIAL_TOKENS, train_tokenizer
@@ -230,7 +231,8 @@ def _write_bundle(
     size = min(config.vocabulary_size, 300)
     train_tokenizer([*texts] * 3, directory / parts.TOKENIZER, vocab_size=size)
     named = zip(LABELS, thresholds, strict=True)
-    parts.write_labels(directory, tuple(parts.ServedLabel(x.key, x.name, limit) for x, limit in named))
+    labels = tuple(ServedLabel(x.key, x.name, limit) for x, limit in named)
+    parts.write_labels(directory, Decisions.repeat(labels))
     for name in (parts.METRICS, parts.SPLIT):
         parts.write_json(directory / name, {})
     (directory / parts.MODEL_CARD).write_text("Random weights, for tests.\n")

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from contract import bundle as files
-from contract.labels import LABELS
+from contract.decisions import Decisions
 from training.card import write_card
 from training.config import TrainConfig
 from training.model import CxrModel
 from training.openi import read_collection
-from training.selective import Selection
 
 
 def write_bundle(
@@ -27,8 +25,7 @@ def write_bundle(
     model: CxrModel,
     *,
     split_ids: Mapping[str, list[str]],
-    thresholds: NDArray[np.float64],
-    selection: Selection | None = None,
+    decisions: Decisions,
     metrics: Mapping[str, Any],
     details: Mapping[str, Any],
 ) -> None:
@@ -39,25 +36,16 @@ def write_bundle(
         config: The training run.
         model: The trained and calibrated model.
         split_ids: Study ids of "train", "validation" and "test".
-        thresholds: (K,) probabilities from which a finding counts as present.
-        selection: From which probabilities on the model is uncertain, and its conformal set.
+        decisions: What the calibrated model decides from which probabilities.
         metrics: Becomes metrics.json.
         details: Becomes part of the manifest; from `describe_origin`.
     """
     model = model.to("cpu").eval()
-    main = "study" if "study" in metrics["test"] else next(iter(metrics["test"]), "study")
-    scale, bias = (getattr(model.fusion, f"{name}_{main}").tolist() for name in ("scale", "bias"))
-    labels = tuple(
-        files.ServedLabel(label.key, label.name, float(threshold), one_scale, one_bias)
-        for label, threshold, one_scale, one_bias in zip(LABELS, thresholds, scale, bias, strict=True)
-    )
-    if selection is not None:
-        labels = selection.add_to(labels)
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, directory / files.WEIGHTS
     )
     files.write_json(directory / files.CONFIG, make_bundle_config(config))
-    files.write_labels(directory, labels)
+    files.write_labels(directory, decisions)
     files.write_json(directory / files.METRICS, metrics)
     files.write_json(directory / files.SPLIT, split_ids)
     (directory / files.MODEL_CARD).write_text(write_card(config, metrics, details), encoding="utf-8")

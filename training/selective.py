@@ -16,23 +16,22 @@ say the "absent" that is right for most.) The band of a label is the smallest on
 
 The limits are met in expectation over validation splits, by split conformal prediction conditional on the class
 (Vovk 2012, Conditional validity of inductive conformal predictors; "Mondrian"), which is Conformal Risk Control
-(Angelopoulos et al. 2022, https://arxiv.org/abs/2208.02814) of each kind of error. They are met for each way to
-read a study (image, report, both) by itself: a label has one band, so that the widest one of the ways counts. Over
-all ways together the sure ones would hide what a weak one misses; and rows of one study are not independent.
+(Angelopoulos et al. 2022, https://arxiv.org/abs/2208.02814) of each kind of error. Each way to read a study (image,
+report, both) is fitted by itself: over all of them together the sure ones would hide what a weak one misses, and rows
+of one study are not independent.
 
-It supposes that new cases are drawn like the validation split, one row per study and way, and that nothing else was
-fitted on it. Here calibration, thresholds and the choice of the epoch were, so that what was reached on the
+It supposes that new cases are drawn like the validation split, one row per study, and that nothing else was fitted on
+it. Here calibration, thresholds and the choice of the epoch were, so that what was reached on the
 test split has to be read beside what is stated: `training.evaluation.abstention`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ServedLabel
+from contract.decisions import ServedLabel
 from contract.errors import ConfigError
 
 MISSED: Final = 0.10
@@ -42,12 +41,11 @@ _GRID: Final = np.concatenate([[-1.0], np.geomspace(1e-4, 0.99, 80)])  # -1 keep
 _BLOCK: Final = 500  # studies at once; MAPIE holds a copy of their answers per point of the grid
 
 Floats = NDArray[np.float64]
-Ways = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a model states about its decisions.
+    """What a model states about its decisions on one way to read a study.
 
     Attributes:
         bands: (K, 2), low and high edge; a probability in [low, high) is uncertain.
@@ -90,16 +88,15 @@ def fit_selection(
     targets: NDArray[np.bool_],
     thresholds: NDArray[np.floating],
     *,
-    ways: Ways | None = None,
     missed: float = MISSED,
     false_alarms: float = FALSE_ALARMS,
     recall: float = RECALL,
 ) -> Selection:
     """Fit the bands and the conformal set; see `fit_bands` for the arguments and `fit_include` for `recall`."""
-    bands = fit_bands(probabilities, targets, thresholds, ways=ways, missed=missed, false_alarms=false_alarms)
-    include = fit_include(probabilities, targets, ways=ways, recall=recall)
+    bands = fit_bands(probabilities, targets, thresholds, missed=missed, false_alarms=false_alarms)
+    include = fit_include(probabilities, targets, recall=recall)
     limits = (
-        np.where(_find_supported(classes, ways, limit), limit, np.nan)
+        np.where(_find_supported(classes, limit), limit, np.nan)
         for classes, limit in ((targets, missed), (~targets, false_alarms))
     )
     return Selection(bands, *limits, include, None if include is None else recall)
@@ -110,21 +107,19 @@ def fit_bands(
     targets: NDArray[np.bool_],
     thresholds: NDArray[np.floating],
     *,
-    ways: Ways | None = None,
     missed: float = MISSED,
     false_alarms: float = FALSE_ALARMS,
 ) -> Floats:
     """Fit the band of each label.
 
-    An edge needs 1 / limit studies of its class in every way (10 with the finding for 10 % missed). With fewer it is
-    the threshold: "absent" then rests on the finding being rare, not on a limit. Where the model tells the
-    classes well apart both edges are the threshold too, and nothing is uncertain.
+    An edge needs 1 / limit studies of its class (10 with the finding for 10 % missed). With fewer it is the threshold:
+    "absent" then rests on the finding being rare, not on a limit. Where the model tells the classes well apart both
+    edges are the threshold too, and nothing is uncertain.
 
     Args:
         probabilities: (M, K), 0 to 1, calibrated.
         targets: (M, K).
         thresholds: (K,), from which a finding counts as present.
-        ways: (M,) the way in which the study of each row was read. Default: all in one.
         missed: Limit on the expected share of positives decided "absent", 0 to 1 (both excluded).
         false_alarms: Limit on the expected share of negatives decided "present", likewise.
 
@@ -134,21 +129,18 @@ def fit_bands(
     Raises:
         ConfigError: The arrays do not fit each other, or a limit is out of range.
     """
-    _check(probabilities, targets, ways, missed, false_alarms)
+    _check(probabilities, targets, missed, false_alarms)
     if thresholds.shape != targets.shape[1:]:
         raise ConfigError(f"{targets.shape[1]} labels need as many thresholds, not {thresholds.shape}.")
     bands = np.repeat(np.asarray(thresholds, np.float64)[:, None], 2, axis=1)
-    supported = zip(
-        _find_supported(targets, ways, missed), _find_supported(~targets, ways, false_alarms), strict=True
-    )
+    supported = zip(_find_supported(targets, missed), _find_supported(~targets, false_alarms), strict=True)
     for k, (has_low, has_high) in enumerate(supported):
-        for rows in _split_ways(targets, ways):
-            values, positive = probabilities[rows, k], targets[rows, k]
-            if has_low:
-                bands[k, 0] = min(bands[k, 0], _find_edge(values[positive], missed))
-            if has_high:  # the highest negative that is still no alarm lies inside the band
-                highest = -_find_edge(-values[~positive], false_alarms)
-                bands[k, 1] = max(bands[k, 1], min(1.0, np.nextafter(highest, np.inf)))
+        values, positive = probabilities[:, k], targets[:, k]
+        if has_low:
+            bands[k, 0] = min(bands[k, 0], _find_edge(values[positive], missed))
+        if has_high:  # the highest negative that is still no alarm lies inside the band
+            highest = -_find_edge(-values[~positive], false_alarms)
+            bands[k, 1] = max(bands[k, 1], min(1.0, np.nextafter(highest, np.inf)))
     return bands
 
 
@@ -156,35 +148,30 @@ def fit_include(
     probabilities: NDArray[np.floating],
     targets: NDArray[np.bool_],
     *,
-    ways: Ways | None = None,
     recall: float = RECALL,
 ) -> float | None:
     """Fit the probability from which a label belongs to the conformal set.
 
     The set of all labels with at least this probability holds, in expectation, at least `recall` of the true labels
     of a study that has any: conformal risk control of the recall by MAPIE
-    (`mapie.risk_control.MultiLabelClassificationController`, method "crc"), in each way by itself.
+    (`mapie.risk_control.MultiLabelClassificationController`, method "crc").
 
     Args:
         probabilities: (M, K), 0 to 1.
         targets: (M, K).
-        ways: As in `fit_bands`; the lowest probability of the ways counts.
         recall: 0 to 1, both excluded.
 
     Returns:
-        0 to 1; None with fewer than 1 / (1 - recall) studies that have a label in any way.
+        0 to 1; None with fewer than 1 / (1 - recall) studies that have a label.
 
     Raises:
         ConfigError: The arrays do not fit each other, `recall` is out of range, or MAPIE is not installed.
     """
-    _check(probabilities, targets, ways, 1 - recall)
-    found = []
-    for rows in _split_ways(targets, ways):
-        labelled = rows[targets[rows].any(1)]
-        if not _can_state(len(labelled), 1 - recall):
-            return None
-        found.append(_control_recall(probabilities[labelled], targets[labelled], recall))
-    return min(found, default=None)
+    _check(probabilities, targets, 1 - recall)
+    labelled = targets.any(1)
+    if not _can_state(labelled.sum(), 1 - recall):
+        return None
+    return _control_recall(probabilities[labelled], targets[labelled], recall)
 
 
 def _control_recall(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], recall: float) -> float:
@@ -211,32 +198,19 @@ def _find_edge(scores: NDArray[np.floating], limit: float) -> float:
     return float(np.sort(scores)[below])
 
 
-def _find_supported(classes: NDArray[np.bool_], ways: Ways | None, limit: float) -> NDArray[np.bool_]:
-    """Return for which labels (K,) every way has enough studies of the class (M, K) for a limit."""
-    counts = [classes[rows].sum(0) for rows in _split_ways(classes, ways)]
-    fewest = np.min(counts, axis=0) if counts else np.zeros(classes.shape[1])
-    return np.array([_can_state(count, limit) for count in fewest.tolist()])
+def _find_supported(classes: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
+    """Return for which labels (K,) there are enough studies of the class (M, K) for a limit."""
+    return np.array([_can_state(count, limit) for count in classes.sum(0).tolist()], bool)
 
 
 def _can_state(count: float, limit: float) -> bool:
     return count * limit >= 1 - 1e-9
 
 
-def _split_ways(targets: NDArray[np.bool_], ways: Ways | None) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of each way."""
-    ways = np.zeros(len(targets), np.int64) if ways is None else np.asarray(ways)
-    for way in np.unique(ways):
-        yield np.flatnonzero(ways == way)
-
-
-def _check(
-    probabilities: NDArray[np.floating], targets: NDArray[np.bool_], ways: Ways | None, *limits: float
-) -> None:
+def _check(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], *limits: float) -> None:
     """Raise ConfigError for what cannot be fitted."""
-    if probabilities.shape != targets.shape or (ways is not None and np.shape(ways) != targets.shape[:1]):
-        raise ConfigError(
-            f"Probabilities {probabilities.shape}, targets {targets.shape} and ways {np.shape(ways)} do not fit."
-        )
+    if probabilities.shape != targets.shape:
+        raise ConfigError(f"Probabilities {probabilities.shape} and targets {targets.shape} do not fit.")
     for limit in limits:
         if not 0 < limit < 1:
             raise ConfigError(f"A stated share must lie between 0 and 1, not at {limit:g}.")

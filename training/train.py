@@ -33,7 +33,6 @@ from training.model import CxrModel
 from training.openi import read_table
 from training.pretrain import pretrain_text
 from training.save import describe_origin, write_bundle
-from training.selective import fit_selection
 from training.split import split_studies
 from training.split_file import find_split_rows
 from training.trackers import Tracker, track_run
@@ -251,9 +250,8 @@ def _finish(loop: Loop, out: Path, table: Path, seconds: float) -> dict[str, Any
     examined, model = loop.examined, loop.model
     _fit_lexical(examined, model)
     predictions = {part: predict_part(examined, model, part) for part in ("test", "validation")}
-    found = calibrate(examined, model, predictions["validation"])
-    selection = fit_selection(found.probabilities, found.targets, found.thresholds, ways=found.ways)
-    metrics = measure(examined, model, found.thresholds, predictions) | {
+    decisions = calibrate(examined, model, predictions["validation"])
+    metrics = measure(examined, model, decisions, predictions) | {
         "history": [asdict(report) for report in loop.history],
         "best_epoch": loop.best_epoch,
     }
@@ -265,8 +263,7 @@ def _finish(loop: Loop, out: Path, table: Path, seconds: float) -> dict[str, Any
             examined.config,
             model,
             split_ids=_name_split(examined.studies, examined.split),
-            thresholds=found.thresholds,
-            selection=selection,
+            decisions=decisions,
             metrics=metrics,
             details=details,
         )

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contract.decisions import Decisions
 from contract.labels import LABEL_KEYS, LABELS
 from contract.text import ReportTokenizer
-from contract.training_data import WAYS
+from contract.training_data import WAYS, read_trained_ways
 from training.batch import choose_batch, iterate_in_order, make_batch
 from training.calibrate import apply_platt, fit_platt
 from training.config import TrainConfig
 from training.data import StudySet
-from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
+from training.decisions import fit_decisions
+from training.evaluation.labels import LabelMetrics, evaluate_labels
 from training.model import CxrModel
 from training.objective import read_batch
 
@@ -83,16 +85,6 @@ def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
     return scores | {"score": float(np.mean(list(scores.values())))} if scores else {}
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """Thresholds (K,), and what they were fitted on: probabilities (M, K), targets (M, K), ways (M,)."""
-
-    thresholds: NDArray[np.float64]
-    probabilities: NDArray[np.float32]
-    targets: NDArray[np.bool_]
-    ways: NDArray[np.str_]
-
-
 def predict_part(examined: Examined, model: CxrModel, part: str) -> Predictions:
     """Return the logits of a part's labelled studies by way, and by the names of `TWO_VIEWS` where two are fused."""
     rows = examined.select_rows(part)
@@ -103,35 +95,55 @@ def predict_part(examined: Examined, model: CxrModel, part: str) -> Predictions:
     return predictions
 
 
-def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> Calibrated:
-    """Fit the calibration of each way (into the model) and one threshold per label, on the validation split.
+def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> Decisions:
+    """Fit calibration (into the model), thresholds and bands of each way on the validation split.
 
-    What two views together say is read with the calibration of one. A label has one threshold whatever the input is,
-    so it is fitted on the probabilities of all ways.
+    What two views together say is read with the calibration and the thresholds of one. A way that the model was not
+    trained for decides nothing.
     """
-    probabilities, targets, ways = [], [], []
+    trained = read_trained_ways({"studies": count_studies(examined)})
+    ways = {}
     for way in (way for way in WAYS if way in validation):
         logits, rows = validation[way]
-        scale, bias = fit_platt(logits, examined.studies.targets[rows])
-        getattr(model.fusion, f"scale_{way}").copy_(torch.from_numpy(scale))
-        getattr(model.fusion, f"bias_{way}").copy_(torch.from_numpy(bias))
-        probabilities.append(apply_platt(logits, scale, bias))
-        targets.append(examined.studies.targets[rows])
-        ways.append(np.full(len(rows), way))
-    known = np.concatenate(probabilities), np.concatenate(targets)
-    thresholds = np.asarray(fit_thresholds(*known), dtype=np.float64)
-    return Calibrated(thresholds, *known, np.concatenate(ways))
+        targets = examined.studies.targets[rows]
+        scale, bias = fit_platt(logits, targets)
+        set_calibration(model, way, scale, bias)
+        if way in trained:
+            ways[way] = fit_decisions(logits, targets, scale, bias)
+    return Decisions(ways)
+
+
+def set_calibration(model: CxrModel, way: str, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """Put the calibration (K,) of one way into a model."""
+    for name, values in (("scale", scale), ("bias", bias)):
+        getattr(model.fusion, f"{name}_{way}").copy_(torch.from_numpy(values))
 
 
 def measure(
     examined: Examined,
     model: CxrModel,
-    thresholds: NDArray[np.float64],
+    decisions: Decisions,
     predictions: Mapping[str, Predictions],
 ) -> dict[str, Any]:
     """Return what metrics.json holds: results per part of `predictions` and way, and what they rest on."""
     studies = examined.studies
-    counts = {
+    positives = studies.targets[examined.select_rows("train")].sum(0).tolist()
+    results = {
+        part: {way: result.to_dict() for way, result in _evaluate(examined, model, decisions, found).items()}
+        for part, found in predictions.items()
+    }
+    return {
+        **results,
+        "studies": count_studies(examined),
+        "unreadable_images": studies.unreadable,
+        "training_positives": dict(zip(LABEL_KEYS, positives, strict=True)),
+    }
+
+
+def count_studies(examined: Examined) -> dict[str, dict[str, int]]:
+    """Return for each part of the split how many studies there are, by what can be read of them."""
+    studies = examined.studies
+    return {
         part: {
             "studies": len(rows),
             **{kind: int(studies.has(kind)[rows].sum()) for kind in ("image", "text", "study")},
@@ -139,31 +151,20 @@ def measure(
         }
         for part, rows in examined.split.items()
     }
-    positives = studies.targets[examined.select_rows("train")].sum(0).tolist()
-    results = {
-        part: {way: result.to_dict() for way, result in _evaluate(examined, model, thresholds, found).items()}
-        for part, found in predictions.items()
-    }
-    return {
-        **results,
-        "studies": counts,
-        "unreadable_images": studies.unreadable,
-        "training_positives": dict(zip(LABEL_KEYS, positives, strict=True)),
-    }
 
 
 def _evaluate(
-    examined: Examined, model: CxrModel, thresholds: NDArray[np.float64], predictions: Predictions
+    examined: Examined, model: CxrModel, decisions: Decisions, predictions: Predictions
 ) -> dict[str, LabelMetrics]:
-    calibrated = {title: way for way, title in TWO_VIEWS.items()}
+    read = {title: way for way, title in TWO_VIEWS.items()}
     metrics = {}
     for title, (logits, places) in predictions.items():
-        way = calibrated.get(title, title)
+        way = read.get(title, title)
         scale, bias = (getattr(model.fusion, f"{name}_{way}").cpu().numpy() for name in ("scale", "bias"))
         metrics[title] = evaluate_labels(
             apply_platt(logits, scale, bias),
             examined.studies.targets[places],
-            thresholds,
+            decisions.get_thresholds(way),
             groups=[examined.studies.patient_ids[row] for row in places],
             seed=examined.config.seed,
         )

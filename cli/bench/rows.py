@@ -195,7 +195,8 @@ def compare_answers(
     reference: "InProcess", other: "InProcess", requests: Sequence[Arrays], bundle: Bundle
 ) -> tuple[float, int, int]:
     """Return the lowest cosine of two embeddings of a case, how many labels change sides, and of how many."""
-    thresholds = np.array([label.threshold for label in bundle.labels])
+    labels = bundle.decisions.of("study")
+    thresholds = np.array([label.threshold for label in labels], np.float64)
     lowest, flips, decisions = 1.0, 0, 0
     for inputs in requests:
         one, two = (each.run(TENSORS, inputs) for each in (reference, other))

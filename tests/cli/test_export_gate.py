@@ -178,7 +178,9 @@ def make_check(models, repository):
             parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
             given[kind] = parameters["gate"].string_value
         found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), draw_for(bundle))
-        report = compare_answers(StoredAnswers.read(given, source="x"), found, bundle.labels, served.runtime)
+        report = compare_answers(
+            StoredAnswers.read(given, source="x"), found, bundle.decisions, served.runtime
+        )
         return SimpleNamespace(
             passed=report.passed,
             failures=report.failures,

@@ -12,11 +12,12 @@ from cli.show import print_prediction
 from client import CxrClient
 from client.results import ConformalSet, Finding
 from client.triton import Answer, TritonTransport
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import MODELS, NUMPY_DTYPES
+from contract.training_data import UNDECIDED_WARNING
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
 STATED = {"uncertain_low": 0.25, "uncertain_high": 0.75, "include": 0.1, "stated_recall": 0.9}
@@ -26,15 +27,15 @@ PROBABILITIES = [0.05, 0.25, 0.5, 0.75, *[0.0] * 18]
 
 
 class Server:
-    """Stands for tritonclient's own client; it serves labels that say what they are told to."""
+    """Stands for tritonclient's own client; it serves decisions that say what they are told to."""
 
-    def __init__(self, labels) -> None:
-        self.labels = labels
+    def __init__(self, decisions) -> None:
+        self.decisions = decisions
 
     def get_model_config(self, *_arguments, **_settings):
         values = {
             "fingerprint": "ab" * 32,
-            "labels": json.dumps(self.labels),
+            "decisions": json.dumps(self.decisions),
             "text_mode": "full",
             "max_length": "64",
             "image_size": "56",
@@ -61,17 +62,21 @@ def infer(model, _inputs, outputs, _timeout_s, **_):
     return Answer(answer)
 
 
-def predict(monkeypatch, labels):
-    monkeypatch.setattr(TritonTransport, "_client", lambda _self: Server(labels))
+def predict(monkeypatch, decisions, **case):
+    monkeypatch.setattr(TritonTransport, "_client", lambda _self: Server(decisions))
     with CxrClient() as client:
         monkeypatch.setattr(client._triton, "infer", infer)
-        return client.info(), client.predict(report="Clear.")
+        return client.info(), client.predict(**(case or {"report": "Clear."}))
+
+
+def describe(labels) -> dict:
+    return Decisions.repeat(tuple(labels)).describe()
 
 
 def test_decisions_come_with_the_served_model(monkeypatch):
-    info, prediction = predict(monkeypatch, [label.describe() for label in BANDED])
-    assert info.labels == BANDED
-    assert info.to_dict()["labels"][0] == {
+    info, prediction = predict(monkeypatch, describe(BANDED))
+    assert info.decisions == Decisions.repeat(BANDED)
+    assert info.to_dict()["decisions"]["image"][0] == {
         "key": PLAIN[0].key,
         "name": PLAIN[0].name,
         "threshold": 0.5,
@@ -91,8 +96,8 @@ def test_decisions_come_with_the_served_model(monkeypatch):
 
 
 def test_a_model_without_bands_decides_everything(monkeypatch):
-    info, prediction = predict(monkeypatch, [label.describe() for label in PLAIN])
-    assert info.labels == PLAIN
+    info, prediction = predict(monkeypatch, describe(PLAIN))
+    assert info.decisions == Decisions.repeat(PLAIN)
     assert {finding.decision for finding in prediction.findings} == {"present", "absent"}
     assert all((finding.decision == "present") == finding.present for finding in prediction.findings)
     assert prediction.conformal_set is None
@@ -102,12 +107,15 @@ def test_a_model_without_bands_decides_everything(monkeypatch):
 
 def test_a_set_needs_a_statement_about_every_label(monkeypatch):
     labels = (*BANDED[:-1], PLAIN[-1])
-    assert predict(monkeypatch, [label.describe() for label in labels])[1].conformal_set is None
+    assert predict(monkeypatch, describe(labels))[1].conformal_set is None
 
 
 def test_what_a_newer_server_says_besides_is_passed_over(monkeypatch):
-    info, _ = predict(monkeypatch, [{**label.describe(), "colour": "blue"} for label in BANDED])
-    assert info.labels == BANDED
+    said = {
+        way: [{**label, "colour": "blue"} for label in labels] for way, labels in describe(BANDED).items()
+    }
+    info, _ = predict(monkeypatch, said)
+    assert info.decisions == Decisions.repeat(BANDED)
 
 
 @pytest.mark.parametrize(
@@ -117,15 +125,53 @@ def test_what_a_newer_server_says_besides_is_passed_over(monkeypatch):
         ({"uncertain_high": 1.5}, "uncertain high 1.5, not 0 to 1"),
         ({"threshold": "0.5"}, "something else than numbers"),
         ({"include": None}, "only one of include and stated_recall"),
-        ({"key": "other"}, "other categories"),
+        ({"key": "other"}, "22 categories in their order"),
     ],
 )
 def test_a_server_whose_labels_make_no_sense_is_refused(monkeypatch, changes, words):
-    labels = [label.describe() for label in BANDED]
+    decisions = describe(BANDED)
+    decisions["image"][0] |= changes
     with pytest.raises(ArtifactError, match=words):
-        predict(monkeypatch, [{**labels[0], **changes}, *labels[1:]])
-    with pytest.raises(ArtifactError, match="did not publish"):
+        predict(monkeypatch, decisions)
+    with pytest.raises(ArtifactError, match="does not hold the labels of each way"):
         predict(monkeypatch, [5])
+
+
+def test_a_server_of_an_older_version_is_refused(monkeypatch):
+    config = Server(describe(PLAIN)).get_model_config()
+    old = {"labels": {"string_value": json.dumps([label.describe() for label in PLAIN])}}
+    config["config"]["parameters"] |= old
+    monkeypatch.setattr(Server, "get_model_config", lambda *_, **__: config)
+    with pytest.raises(ArtifactError, match=r"one threshold per label .* publish the bundle again"):
+        predict(monkeypatch, {})
+
+
+def test_each_way_is_decided_by_its_own_thresholds_and_sets(monkeypatch):
+    low, high = (tuple(replace(label, threshold=value) for label in PLAIN) for value in (0.2, 0.6))
+    decisions = Decisions({"image": low, "text": high, "study": BANDED}).describe()
+    counts = {}
+    for case in ({"image": b"x"}, {"report": "Clear."}, {"image": b"x", "report": "Clear."}):
+        _, prediction = predict(monkeypatch, decisions, **case)
+        assert not prediction.warnings
+        found = [finding.decision for finding in prediction.findings]
+        counts[prediction.kind] = (found.count("present"), prediction.conformal_set is not None)
+    assert counts == {"image": (3, False), "text": (1, False), "study": (1, True)}
+
+
+def test_a_way_without_thresholds_decides_nothing_and_says_so(monkeypatch):
+    of_reports = Decisions({"text": BANDED}).describe()
+    assert not predict(monkeypatch, of_reports)[1].warnings
+    info, prediction = predict(monkeypatch, of_reports, image=b"x")
+    assert list(info.to_dict()["decisions"]) == ["text"]
+    assert UNDECIDED_WARNING in prediction.warnings
+    assert prediction.conformal_set is None
+    finding = prediction.findings[3]
+    assert (finding.probability, finding.present, finding.decision) == (0.75, None, "undecided")
+    said = json.loads(json.dumps(prediction.to_dict()))["findings"][3]
+    assert (said["present"], said["threshold"], said["confidence"]) == (None, None, None)
+    shown = show(prediction)
+    assert "not decided" in shown
+    assert UNDECIDED_WARNING in shown
 
 
 def show(prediction) -> str:
@@ -135,14 +181,14 @@ def show(prediction) -> str:
 
 
 def test_the_terminal_says_uncertain(monkeypatch):
-    shown = show(predict(monkeypatch, [label.describe() for label in BANDED])[1])
+    shown = show(predict(monkeypatch, describe(BANDED))[1])
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
     assert "uncertain (0.250 to 0.750)" in rows[PLAIN[1].name]
     assert "present" in rows[PLAIN[3].name]
     assert "below" in rows[PLAIN[0].name]
     names = ", ".join(label.name for label in PLAIN[1:4])
     assert f"Possible labels from the report: {names}. Such a list holds at least 90 % of a study's" in shown
-    shown = show(predict(monkeypatch, [label.describe() for label in PLAIN])[1])
+    shown = show(predict(monkeypatch, describe(PLAIN))[1])
     assert "uncertain" not in shown
     assert "Possible labels" not in shown
 

@@ -18,7 +18,7 @@ from client import CaseInput, CxrClient
 from client.results import ServedModel
 from client.retrieval import MAX_K, RetrievalTransport, Stored
 from client.triton import Answer, TritonTransport
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
 from contract.notes import ImageNotes, ReportNotes
@@ -28,7 +28,8 @@ from contract.tensors import MODELS, NUMPY_DTYPES
 from retrieval import requests
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
 
 
 class Triton:

@@ -11,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from contract.bundle import Bundle, ServedLabel
+from contract.bundle import Bundle
+from contract.decisions import Decisions, ServedLabel
 from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, ImageError, ReportError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.notes import note_image
 from contract.text import ReportTokenizer
+from contract.training_data import UNDECIDED_WARNING
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
@@ -290,12 +292,21 @@ def test_label_that_is_explained_by_default(probabilities, expected):
 def test_default_label_is_used(bundle, image):
     probabilities = [explain(bundle, image=image, label=key, steps=1).probability for key in LABEL_KEYS]
     result = explain(bundle, image=image, steps=1)
-    assert result.key == LABEL_KEYS[choose_label(bundle.labels, np.array(probabilities, np.float32))]
-    stricter = replace(
-        bundle,
-        labels=tuple(replace(x, threshold=0.999 if x.key == result.key else 1e-3) for x in bundle.labels),
-    )
+    labels = bundle.decisions.of("image")
+    assert result.key == LABEL_KEYS[choose_label(labels, np.array(probabilities, np.float32))]
+    strict = tuple(replace(x, threshold=0.999 if x.key == result.key else 1e-3) for x in labels)
+    stricter = replace(bundle, decisions=Decisions({**bundle.decisions.ways, "image": strict}))
     assert explain(stricter, image=image, steps=1).key != result.key
+    elsewhere = replace(bundle, decisions=Decisions({**bundle.decisions.ways, "text": strict}))
+    assert explain(elsewhere, image=image, steps=1).key == result.key
+
+
+def test_a_way_without_thresholds_is_explained_and_not_decided(bundle, image):
+    of_reports = replace(bundle, decisions=Decisions({"text": bundle.decisions.of("text")}))
+    result = explain(of_reports, image=image, steps=1)
+    assert (result.threshold, result.verdict) == (None, "without a threshold")
+    assert UNDECIDED_WARNING in result.warnings
+    assert explain(of_reports, report="Clear.", steps=1).threshold is not None
 
 
 def test_bad_input(bundle, image):

@@ -16,6 +16,7 @@ from client.results import ConformalSet, Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReportNotes
+from contract.training_data import UNDECIDED_WARNING
 
 FINGERPRINT = "cd" * 32
 ATTACK = "<script>alert('x')</script>"
@@ -333,6 +334,22 @@ def test_a_band_is_drawn_and_its_findings_are_uncertain(tmp_path: Path, explanat
     page = write(tmp_path / "wide.html", explanation, cases, predictions={"image": banded})
     assert "<li>The image does not narrow the labels down: 14 of 22 would have to be named to hold" in page
     assert "Possible labels" not in page
+
+
+def test_a_way_without_thresholds_is_not_decided(tmp_path: Path, cases):
+    plain = predict("image", 0.3)
+    undecided = replace(plain, findings=tuple(replace(finding, threshold=None) for finding in plain.findings))
+    page = write(
+        tmp_path / "undecided.html",
+        None,
+        cases,
+        predictions={"image": undecided, "text": predict("text", 0.9)},
+    )
+    read_outline(page)
+    assert "<dt>Present: image alone</dt><dd>not decided: no thresholds</dd>" in page
+    assert page.count('<span class="state">not decided</span>') == len(LABELS)
+    assert page.count('<div class="limit"') == len(LABELS)  # of the other column
+    assert UNDECIDED_WARNING in page
 
 
 def test_each_cell_names_its_column_for_a_phone(page):

@@ -20,7 +20,8 @@ from client import (
 )
 from client.explanation import Explanation, WordAttribution
 from client.retrieval import StoredCase
-from contract.bundle import Bundle, ServedLabel
+from contract.bundle import Bundle
+from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReportNotes
 
@@ -28,7 +29,8 @@ SECRET = "Jane Roe has a left pleural effusion. " * 30
 PRINT = "ab" * 32
 NOTES = {"image_notes": ImageNotes(warnings=("Odd view.",)), "report_notes": ReportNotes(9)}
 FINDINGS = tuple(Finding(x.key, x.name, 0.9 - 0.01 * place, 0.5) for place, x in enumerate(LABELS))
-SERVED = ServedModel(PRINT, "findings", 64, 56, 16, 7, tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+SERVED = ServedModel(PRINT, "findings", 64, 56, 16, 7, DECISIONS)
 CASE = SimilarCase("CXR12", "CXR12", 0.91349, ("cardiac", "pleural"), SECRET, "/scans/12.dcm")
 WIDE = np.zeros((22, 49), np.float32)
 
@@ -75,7 +77,7 @@ SHOWN = {
         report_text=SECRET,
         **NOTES,
     ),
-    "ServedModel('abababababab', reads 'findings' and 56 pixels, 22 labels)": SERVED,
+    "ServedModel('abababababab', reads 'findings' and 56 pixels, decides from study, image, text)": SERVED,
     "Health(triton='ready', retrieval='ready', cases=560, model='abababababab')": Health(
         None, None, PRINT, 560
     ),
@@ -86,7 +88,7 @@ SHOWN = {
         560, refused=(("1", "no"),), warned=(("1", ("Odd.",)),) * 900
     ),
     "Bundle('demo-output/bundle', 'abababababab')": Bundle(
-        Path("demo-output/bundle"), PRINT, {"text_mode": "findings"}, SERVED.labels, {"files": {}}
+        Path("demo-output/bundle"), PRINT, {"text_mode": "findings"}, SERVED.decisions, {"files": {}}
     ),
     "CaseInput('CXR12', given=['image', 'report'])": CaseInput("CXR12", "CXR12", SECRET.encode(), SECRET),
     f"CaseInput({'1' * 39 + '…'!r}, given=[])": CaseInput("1" * 900, "CXR12"),

@@ -20,7 +20,8 @@ class Server:
         self.name, self.code, self.metadata_calls = name, code, 0
         labels = [{"key": key, "name": key, "threshold": 0.5} for key in LABEL_KEYS]
         sizes = {"max_length": "64", "image_size": "56", "embedding_size": "8", "image_tokens_grid": "7"}
-        values = {"fingerprint": "ab" * 32, "labels": json.dumps(labels), "text_mode": "full", **sizes}
+        values = {"fingerprint": "ab" * 32, "text_mode": "full", **sizes}
+        values["decisions"] = json.dumps({"study": labels})
         values |= {"profile": profile} | ({"required_backend": required} if required else {})
         self.parameters = {key: {"string_value": value} for key, value in values.items()}
 

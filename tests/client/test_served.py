@@ -8,7 +8,7 @@ from client import CaseInput, CxrClient
 from client.results import ServedModel
 from client.retrieval import Stored
 from client.triton import Answer
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -26,7 +26,8 @@ SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
 
 def make_model(fingerprint: str, threshold: float) -> ServedModel:
     labels = tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS)
-    return ServedModel(fingerprint * 64, "full", 64, 56, 16, 7, labels, vocabulary_size=120)
+    decisions = Decisions.repeat(labels)
+    return ServedModel(fingerprint * 64, "full", 64, 56, 16, 7, decisions, vocabulary_size=120)
 
 
 MODELS_BY_VERSION = {"1": make_model("a", 0.2), "2": make_model("b", 0.8)}
@@ -101,7 +102,9 @@ def triton(client) -> Triton:
 def check(prediction, version: str) -> None:
     model = MODELS_BY_VERSION[version]
     assert prediction.fingerprint == model.fingerprint
-    assert {finding.threshold for finding in prediction.findings} == {model.labels[0].threshold}
+    assert {finding.threshold for finding in prediction.findings} == {
+        model.decisions.of("study")[0].threshold
+    }
     assert {finding.present for finding in prediction.findings} == {version == "1"}
 
 
@@ -214,7 +217,7 @@ def test_preprocessed_cases_are_predicted_as_a_batch(client, names, kind):
     batch = client.predict_tensors(**{name: tensors[name] for name in names})
     assert batch.kind == kind
     assert batch.fingerprint == "a" * 64
-    assert batch.model.labels[0].threshold == 0.2
+    assert batch.labels[0].threshold == 0.2
     assert batch.probabilities.shape == (3, 22)
     assert batch.embedding.shape == (3, 16)
     assert (batch.image_attention is None) == (kind == "text")

@@ -7,7 +7,7 @@ import client.client as module
 from client import CxrClient
 from client.results import ServedModel
 from client.triton import Answer
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.dicom import load_pixels
 from contract.labels import LABELS
 from contract.notes import ImageNotes
@@ -49,7 +49,7 @@ class FakeTriton:
 
 def make_model(size: int = SIZE, reading: int | None = IMAGE_READING) -> ServedModel:
     labels = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
-    return ServedModel("ab" * 32, "findings", 16, size, 4, 2, labels, image_reading=reading)
+    return ServedModel("ab" * 32, "findings", 16, size, 4, 2, Decisions.repeat(labels), image_reading=reading)
 
 
 def ask(monkeypatch, image: bytes, *models: ServedModel, **settings: object):

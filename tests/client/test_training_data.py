@@ -20,7 +20,7 @@ def make_config(**parameters: str) -> dict:
     values = {
         "fingerprint": "ab" * 32,
         "text_mode": "findings",
-        "labels": json.dumps(labels),
+        "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels)),
         **dict.fromkeys(("max_length", "image_size", "embedding_size", "image_tokens_grid"), "7"),
         **parameters,
     }

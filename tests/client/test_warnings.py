@@ -14,14 +14,15 @@ from client import CaseInput, CxrClient
 from client.results import IndexResult, ServedModel, SimilarCase
 from client.retrieval import Stored
 from client.triton import Answer, TritonTransport
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError, InputError
 from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReportNotes
 from contract.tensors import MODELS, NUMPY_DTYPES
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
+MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
 LATERAL = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view [of sorts].",))
 FRONTAL = ImageNotes("PA", "", "DX")
 CUT = ReportNotes(64, True, ("The report is longer than 64 tokens: its end was not read.",))
@@ -170,7 +171,7 @@ def describe_served(outputs: list[str]) -> dict:
     labels = [{"key": key, "name": key, "threshold": 0.5} for key in LABEL_KEYS]
     values = {
         "fingerprint": "ab" * 32,
-        "labels": json.dumps(labels),
+        "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels)),
         "text_mode": "full",
         "max_length": "64",
         "image_size": "56",

@@ -12,7 +12,7 @@ from cli.app import app
 from client import CxrClient, FindingScore
 from client.results import ServedModel
 from client.triton import Answer, TritonTransport
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError, FingerprintError, InputError
 from contract.labels import LABELS
 from contract.notes import ImageNotes, ReportNotes
@@ -30,7 +30,8 @@ VOCABULARY = {
 
 def make_model(**changes: object) -> ServedModel:
     labels = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
-    values = {"fingerprint": "ab" * 32, "text_mode": "findings", "labels": labels, "temperature": None}
+    values = {"fingerprint": "ab" * 32, "text_mode": "findings", "temperature": None}
+    values["decisions"] = Decisions.repeat(labels)
     sizes = {"max_length": 64, "image_size": 56, "embedding_size": D, "grid": 7}
     return ServedModel(**{**values, **sizes, **changes})
 
@@ -224,9 +225,10 @@ def test_findings_are_not_logged(client, caplog):
 
 @pytest.mark.parametrize(("stated", "expected"), [({}, None), ({"temperature": "0.07"}, 0.07)])
 def test_temperature_is_read_from_the_served_parameters(monkeypatch, stated, expected):
-    labels = json.dumps([{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS])
+    labels = [{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS]
     sizes = {"max_length": "64", "image_size": "56", "embedding_size": "8", "image_tokens_grid": "7"}
-    values = {"fingerprint": "ab" * 32, "labels": labels, "text_mode": "full", **sizes, **stated}
+    values = {"fingerprint": "ab" * 32, "text_mode": "full", **sizes, **stated}
+    values["decisions"] = json.dumps({"text": labels})
     parameters = {name: {"string_value": value} for name, value in values.items()}
     outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
 

@@ -15,9 +15,7 @@ from contract.bundle import (
     MANIFEST,
     MODEL_CARD,
     REQUIRED_FILES,
-    ServedLabel,
     amend_bundle,
-    check_labels,
     compute_fingerprint,
     compute_sha256,
     load_bundle,
@@ -28,19 +26,12 @@ from contract.bundle import (
     write_json,
     write_labels,
 )
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.labels import LABEL_KEYS, LABELS
 
 SERVED = tuple(ServedLabel(label.key, label.name, 0.5, 1.5, -0.25) for label in LABELS)
-BANDED = replace(
-    SERVED[0],
-    uncertain_low=0.3,
-    uncertain_high=0.7,
-    stated_missed=0.1,
-    stated_false_alarms=0.05,
-    include=0.2,
-    stated_recall=0.9,
-)
+DECISIONS = Decisions({"study": SERVED, "image": tuple(replace(label, threshold=0.1) for label in SERVED)})
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def sealed(tmp_path: Path) -> Path:
     for name in REQUIRED_FILES:
         (directory / name).write_text(f"content of {name}")
     write_json(directory / CONFIG, {"size": 224})
-    write_labels(directory, SERVED)
+    write_labels(directory, DECISIONS)
     seal_bundle(directory, {"seed": 7, "git_commit": "abc"})
     return directory
 
@@ -65,7 +56,7 @@ def edit_manifest(directory: Path, **changes: object) -> None:
 def test_a_sealed_bundle_is_read_back(sealed):
     bundle = load_bundle(str(sealed))
     assert bundle.path == sealed
-    assert bundle.labels == SERVED
+    assert bundle.decisions == DECISIONS
     assert bundle.config == {"size": 224}
     assert bundle.manifest["seed"] == 7
     assert set(bundle.manifest["files"]) == set(REQUIRED_FILES)
@@ -222,80 +213,41 @@ def test_no_bundle(tmp_path):
 # --- labels ------------------------------------------------------------------------------------------------
 
 
+def test_labels_are_read_back_way_by_way(tmp_path):
+    write_labels(tmp_path, DECISIONS)
+    assert read_labels(tmp_path / LABELS_FILE) == DECISIONS
+    content = json.loads((tmp_path / LABELS_FILE).read_text())
+    assert content["format"] == 2
+    assert set(content["ways"]) == {"study", "image"}  # this model was not trained on reports
+    assert set(content["ways"]["image"][0]) == {"key", "name", "threshold", "scale", "bias"}
+
+
+def test_labels_of_an_older_version_are_refused_in_one_sentence(tmp_path):
+    write_json(tmp_path / LABELS_FILE, {"labels": [label.to_dict() for label in SERVED]})
+    with pytest.raises(ArtifactError, match=r"older version, with one threshold per label.*train") as caught:
+        read_labels(tmp_path / LABELS_FILE)
+    assert str(caught.value).count(".") - str(tmp_path).count(".") == 2  # one of them in labels.json
+
+
 @pytest.mark.parametrize(
-    ("labels", "words"),
+    ("value", "words"),
     [
-        ((), "22 categories in their order"),
-        (SERVED[:-1], "22 categories in their order"),
-        ((*SERVED, SERVED[0]), "22 categories in their order"),
-        (SERVED[::-1], "22 categories in their order"),
-        ((SERVED[1], SERVED[0], *SERVED[2:]), "22 categories in their order"),
-        ((replace(SERVED[0], name="Other"), *SERVED[1:]), "names a category differently"),
-        ((replace(SERVED[0], threshold=float("nan")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
-        ((replace(SERVED[0], scale="2"), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
-        ((replace(SERVED[0], bias=float("inf")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
-        ((replace(SERVED[0], threshold=1.5), *SERVED[1:]), "threshold 1.5, not 0 to 1"),
-        ((replace(SERVED[0], threshold=-0.1), *SERVED[1:]), "threshold -0.1, not 0 to 1"),
-        ((replace(SERVED[0], threshold=None), *SERVED[1:]), "numbers for|not a label file"),
-        ((replace(BANDED, uncertain_low=-0.1), *SERVED[1:]), "uncertain low -0.1, not 0 to 1"),
-        ((replace(BANDED, uncertain_high=1.1), *SERVED[1:]), "uncertain high 1.1, not 0 to 1"),
-        ((replace(BANDED, uncertain_low=float("nan")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
-        ((replace(BANDED, include="0.1"), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
-        ((replace(BANDED, uncertain_low=None), *SERVED[1:]), "only one of uncertain_low and uncertain_high"),
-        ((replace(BANDED, stated_recall=None), *SERVED[1:]), "only one of include and stated_recall"),
-        ((replace(BANDED, include=2.0), *SERVED[1:]), "include 2.0, not 0 to 1"),
-        ((replace(BANDED, stated_missed=-1.0), *SERVED[1:]), "stated missed -1.0, not 0 to 1"),
-        ((replace(BANDED, uncertain_low=0.6), *SERVED[1:]), "band 0.6 to 0.7, which does not hold"),
-        ((replace(BANDED, uncertain_high=0.4), *SERVED[1:]), "band 0.3 to 0.4, which does not hold"),
+        ({}, "not a label file of format 2"),
+        ({"format": 3, "ways": {}}, "not a label file of format 2"),
+        ({"format": 2}, "labels of each way"),
+        ({"format": 2, "ways": {"study": [5]}}, "labels of each way"),
+        ({"format": 2, "ways": {"study": []}}, "22 categories in their order"),
     ],
 )
-def test_wrong_labels(tmp_path, labels, words):
-    with pytest.raises(ArtifactError, match=words):
-        check_labels(labels, source="here")
-    write_labels(tmp_path, labels)
+def test_no_label_file(tmp_path, value, words):
+    write_json(tmp_path / LABELS_FILE, value)
     with pytest.raises(ArtifactError, match=words):
         read_labels(tmp_path / LABELS_FILE)
 
 
-def test_what_is_stated_is_read_back(tmp_path):
-    labels = (BANDED, *SERVED[1:])
-    write_labels(tmp_path, labels)
-    assert read_labels(tmp_path / LABELS_FILE) == labels
-    entries = json.loads((tmp_path / LABELS_FILE).read_text())["labels"]
-    assert set(entries[1]) == {
-        "key",
-        "name",
-        "threshold",
-        "scale",
-        "bias",
-    }  # as older versions wrote and read
-    assert BANDED.describe().keys() == entries[0].keys() - {"scale", "bias"}
-    assert SERVED[0].describe() == {"key": BANDED.key, "name": BANDED.name, "threshold": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("probability", "plain", "banded"),
-    [
-        (0.29, "absent", "absent"),
-        (0.3, "absent", "uncertain"),
-        (0.49, "absent", "uncertain"),
-        (0.5, "present", "uncertain"),
-        (0.69, "present", "uncertain"),
-        (0.7, "present", "present"),
-    ],
-)
-def test_decisions(probability, plain, banded):
-    assert SERVED[0].decide(probability) == plain
-    assert BANDED.decide(probability) == banded
-    assert replace(BANDED, uncertain_low=0.5, uncertain_high=0.5).decide(probability) == plain
-
-
-@pytest.mark.parametrize(
-    "value", [{}, {"labels": None}, {"labels": [5]}, {"labels": [{"key": "normal"}]}, {"labels": [{"x": 1}]}]
-)
-def test_no_label_file(tmp_path, value):
-    write_json(tmp_path / LABELS_FILE, value)
-    with pytest.raises(ArtifactError, match="is not a label file"):
+def test_a_category_of_another_name_is_refused(tmp_path):
+    write_labels(tmp_path, Decisions({"text": (replace(SERVED[0], name="Other"), *SERVED[1:])}))
+    with pytest.raises(ArtifactError, match="names a category differently"):
         read_labels(tmp_path / LABELS_FILE)
 
 

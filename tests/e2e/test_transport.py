@@ -90,7 +90,7 @@ def write_model(root: Path, name: str) -> None:
     labels = [{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS]
     values = {
         "fingerprint": FINGERPRINT,
-        "labels": json.dumps(labels),
+        "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels)),
         "text_mode": "full",
         "max_length": "64",
         "image_size": "224",

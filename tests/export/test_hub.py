@@ -109,7 +109,7 @@ def test_folder_is_the_same_model(small, tmp_path):
     written = write_hub_folder(str(small.path), tmp_path / "folder")
     again = load_bundle(tmp_path / "folder")
     assert again.fingerprint == written.fingerprint == small.fingerprint
-    assert (again.labels, again.config, again.manifest) == (small.labels, small.config, small.manifest)
+    assert (again.decisions, again.config, again.manifest) == (small.decisions, small.config, small.manifest)
     for before, after in zip(predict(small), predict(again), strict=True):
         assert np.array_equal(before, after)
 

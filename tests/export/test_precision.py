@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from contract.bundle import ServedLabel, load_bundle
+from contract.bundle import load_bundle
+from contract.decisions import ServedLabel
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError, TensorError
 from contract.labels import LABELS
 from contract.runtime import open_session
@@ -247,12 +248,14 @@ class Answers:
 @pytest.mark.parametrize(("change", "moved"), [(0.0, False), (1e-9, False), (0.05, True)])
 def test_enough_cases_with_labels_are_scored(change, moved, bundle):
     targets = list(np.random.default_rng(2).random((60, K)) < 0.3)
-    row = measure_kind(bundle.labels, "text", 32, Answers(change), [*targets[:55], *[None] * 5])
+    row = measure_kind(bundle.decisions.of("text"), "text", 32, Answers(change), [*targets[:55], *[None] * 5])
     assert row.scored_labels == K
     assert (row.auroc_change > 1e-4) == (row.ap_change > 1e-4) == (row.neighbour_overlap < 1) == moved
-    few = measure_kind(bundle.labels, "text", 32, Answers(change), [*targets[:49], *[None] * 11])
+    few = measure_kind(
+        bundle.decisions.of("text"), "text", 32, Answers(change), [*targets[:49], *[None] * 11]
+    )
     assert (few.auroc_change, few.ap_change, few.scored_labels) == (None, None, 0)
-    alone = measure_kind(bundle.labels, "text", 1, Answers(change), targets)
+    alone = measure_kind(bundle.decisions.of("text"), "text", 1, Answers(change), targets)
     assert (alone.auroc_change, alone.neighbour_overlap) == (None, None)
 
 

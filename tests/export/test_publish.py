@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.bundle import compute_sha256
+from contract.decisions import Decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
 from contract.repository import MARKER, read_published
@@ -101,11 +102,14 @@ def test_sizes_and_fingerprint_are_stamped(name, repository, bundle):
 @pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.backend == "ensemble"])
 def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundle):
     parameters = {key: x.string_value for key, x in read_config(repository, name).parameters.items()}
-    labels = json.loads(parameters.pop("labels"))
-    assert [label["key"] for label in labels] == list(LABEL_KEYS)
+    decisions = json.loads(parameters.pop("decisions"))
+    assert list(decisions) == ["study", "image", "text"]
+    assert [label["key"] for label in decisions["image"]] == list(LABEL_KEYS)
     assert parameters.pop("repository_id") == read_published(repository).details["repository_id"]
-    assert [label["threshold"] for label in labels] == [label.threshold for label in bundle.labels]
-    assert set(labels[0]) == {"key", "name", "threshold"}
+    for way, labels in decisions.items():
+        served = bundle.decisions.of(way)
+        assert [label["threshold"] for label in labels] == [label.threshold for label in served]
+        assert set(labels[0]) == {"key", "name", "threshold"}
     assert parameters == {
         "fingerprint": bundle.fingerprint,
         "text_mode": "findings",
@@ -140,11 +144,14 @@ def test_what_a_label_states_travels_with_it(bundle):
         "include": 0.05,
         "stated_recall": 0.9,
     }
-    labels = (replace(bundle.labels[0], **stated), *bundle.labels[1:])
-    config = fill_config(replace(bundle, labels=labels), MODELS["predict_text"])
-    first, second = json.loads(config.parameters["labels"].string_value)[:2]
+    plain = bundle.decisions.of("image")
+    decisions = Decisions({"image": (replace(plain[0], **stated), *plain[1:]), "study": plain})
+    config = fill_config(replace(bundle, decisions=decisions), MODELS["predict_text"])
+    said = json.loads(config.parameters["decisions"].string_value)
+    assert list(said) == ["study", "image"]
+    first, second = said["image"][:2]
     assert {name: first[name] for name in stated} == stated
-    assert set(second) == {"key", "name", "threshold"}
+    assert set(second) == set(said["study"][0]) == {"key", "name", "threshold"}
 
 
 def test_preprocessing_gets_its_settings(repository):

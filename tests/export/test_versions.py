@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from contract.decisions import Decisions
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import MARKER, read_published, verify
 from contract.tensors import GRAPHS, MODELS
@@ -31,8 +32,9 @@ def models(bundle, tmp_path_factory):
 
     def make(number: int) -> tuple:
         fingerprint = f"{number:064x}"
-        labels = tuple(replace(label, threshold=number / 10) for label in bundle.labels)
-        return replace(bundle, fingerprint=fingerprint, labels=labels), write_graphs(fingerprint)
+        labels = tuple(replace(label, threshold=number / 10) for label in bundle.decisions.of("image"))
+        decisions = Decisions.repeat(labels)
+        return replace(bundle, fingerprint=fingerprint, decisions=decisions), write_graphs(fingerprint)
 
     def write_graphs(fingerprint: str) -> dict[str, Path]:
         root = tmp_path_factory.mktemp("graphs")
@@ -82,7 +84,7 @@ def check_whole(repository: Path) -> dict[str, int]:
         (version,) = config.version_policy.specific.versions
         assert (repository / name / str(version)).is_dir()
         assert config.parameters["fingerprint"].string_value == f"{version:064x}"
-        threshold = json.loads(config.parameters["labels"].string_value)[0]["threshold"]
+        threshold = json.loads(config.parameters["decisions"].string_value)["text"][0]["threshold"]
         assert threshold == version / 10
         for step in config.ensemble_scheduling.step:
             assert step.model_version == version
@@ -171,11 +173,18 @@ def change(bundle, **sizes):
     return replace(bundle, config={**bundle.config, "sizes": {**bundle.config["sizes"], **sizes}})
 
 
+def test_other_categories_are_refused(repository, models, monkeypatch):
+    before, (bundle, graphs) = read_tree(repository), models[2]
+    monkeypatch.setattr("export.publish.LABEL_KEYS", ("normal",))
+    with pytest.raises(ConfigError, match=r"its labels is .* the new one's is \['normal'\].*--replace"):
+        publish(bundle, graphs, repository)
+    assert read_tree(repository) == before
+
+
 @pytest.mark.parametrize(
     ("spoil", "deployment", "words"),
     [
         (lambda x: change(x, D=64), Deployment(), r"its sizes is .*'D': 128.*'D': 64"),
-        (lambda x: replace(x, labels=x.labels[:-1]), Deployment(), "its labels"),
         (
             lambda x: replace(x, config={**x.config, "text_mode": "all"}),
             Deployment(),

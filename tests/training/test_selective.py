@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.bundle import ServedLabel, check_numbers
+from contract.decisions import ServedLabel, check_numbers
 from contract.errors import ConfigError
 from contract.labels import LABELS
 from training.selective import fit_bands, fit_include, fit_selection
@@ -91,36 +91,6 @@ def test_simulated_limits_hold_on_average(studies, limit):
         assert np.mean(shares) >= limit - 1 / studies - 2.5 * error  # nor more uncertain than it has to be
 
 
-def test_limits_hold_in_each_way_and_not_over_all_of_them():
-    """Two sure ways would hide what a weak one misses."""
-    generator = np.random.default_rng(5)
-    targets = np.tile(np.repeat([True, False], 2000), 3)
-    ways = np.repeat(["study", "text", "image"], 4000)
-    strength = np.where(ways == "image", 0.5, 3)
-    scores = np.where(targets, strength, -strength) + generator.normal(0, 1, 12_000)
-    probabilities = (1 / (1 + np.exp(-scores)))[:, None]
-    pooled, each = (
-        fit_bands(probabilities, targets[:, None], np.array([0.5]), ways=given)[0, 0]
-        for given in (None, ways)
-    )
-    weak = probabilities[(ways == "image") & targets, 0]
-    assert (weak < each).mean() == pytest.approx(0.1, abs=0.001)
-    assert (weak < pooled).mean() > 0.25
-    sets = [fit_include(probabilities[::9], targets[::9, None], ways=given) for given in (None, ways[::9])]
-    assert sets[1] < sets[0] - 0.05
-
-
-def test_a_limit_needs_enough_studies_in_every_way():
-    targets = (np.arange(200) % 20 < 5)[:, None]  # 50 with the finding
-    probabilities = np.where(targets, 0.2, 0.7)
-    ways = np.where(np.arange(200) < 180, "text", "image")  # 45 of them and 5
-    assert fit_bands(probabilities, targets, np.array([0.5]))[0].tolist() == [0.2, pytest.approx(0.7)]
-    assert fit_bands(probabilities, targets, np.array([0.5]), ways=ways)[0].tolist() == [0.5, 0.5]
-    selection = fit_selection(probabilities, targets, np.array([0.5]), ways=ways)
-    assert np.isnan([selection.missed[0], selection.false_alarms[0]]).all()
-    assert selection.include is None
-
-
 def test_simulated_sets_hold_the_stated_share_of_labels():
     generator = np.random.default_rng(3)
 
@@ -154,7 +124,6 @@ def test_studies_without_a_label_and_too_few_studies_state_no_recall():
     assert fit_include(probabilities, targets) is None
     targets[9, 1] = True
     assert fit_include(probabilities, targets) == pytest.approx(0.5, abs=0.06)
-    assert fit_include(probabilities, targets, ways=np.arange(40) < 20) is None  # one way has no label at all
     assert fit_include(probabilities[:0], targets[:0]) is None
 
 
@@ -187,7 +156,6 @@ def test_labels_carry_what_is_stated():
         ({"missed": 0}, "between 0 and 1, not at 0"),
         ({"false_alarms": 1}, "between 0 and 1, not at 1"),
         ({"recall": 1.0}, "between 0 and 1, not at 0"),
-        ({"ways": np.arange(3)}, r"ways \(3,\) do not fit"),
         ({"targets": np.ones((4, 2), bool)}, r"targets \(4, 2\)"),
         ({"thresholds": np.ones(2)}, "1 labels need as many thresholds"),
     ],

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from training.evaluation.ask import Asked, Options
 from training.evaluation.labels import MIN_POSITIVES, Floats, draw_weights, summarise
 
@@ -107,21 +107,23 @@ def _count_kept(
     )
 
 
-def measure_abstention(asked: Asked, labels: Sequence[ServedLabel], options: Options) -> list[dict[str, Any]]:
+def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
     """Return a row for the study, the image and the report: decisions, curve and conformal sets.
 
     Labels count that have `MIN_POSITIVES` studies with and without them. A model without bands is uncertain about
-    nothing; without a conformal threshold its "set" is None.
+    nothing; without a conformal threshold its "set" is None. A way without thresholds has no row.
     """
     rows = []
     for way in asked.gallery_answers:  # the plain ways
+        if way.kind not in decisions.ways:
+            continue
         answers = asked.answers[way]
         answered = np.flatnonzero(answers.answered)
         patients = [asked.test.patient_ids[row] for row in answered]
         weights = draw_weights(patients, options.seed, options.resamples)
         weights = np.concatenate([np.ones((1, len(answered))), weights])
         found = measure_decisions(
-            answers.probabilities[answered], asked.test.targets[answered], labels, weights
+            answers.probabilities[answered], asked.test.targets[answered], decisions.of(way.kind), weights
         )
         rows.append({"key": way.key, "title": way.title, "studies": len(answered), **found})
     return rows
@@ -138,7 +140,7 @@ def measure_decisions(
     Args:
         probabilities: (M, K).
         targets: (M, K).
-        labels: K.
+        labels: K, with thresholds.
         weights: (1 + R, M), the first row ones, the others how often each study was drawn.
 
     Returns:
@@ -162,10 +164,11 @@ def _measure_label(
 ) -> dict[str, Floats]:
     """Return every metric (1 + R,) of one label."""
     decisions = np.array([label.decide(value) for value in probabilities.tolist()])
-    wrong = (probabilities >= label.threshold) != targets
+    threshold = np.array(label.threshold, np.float64)
+    wrong = (probabilities >= threshold) != targets
     decided = decisions != "uncertain"
     everything = np.ones_like(decided)
-    confidence = measure_confidence(probabilities, np.array(label.threshold))
+    confidence = measure_confidence(probabilities, threshold)
     step = max(1, _BLOCK // max(1, len(targets)))
     blocks = [weights[start : start + step] for start in range(0, len(weights), step)]
     aurc, oracle = (
@@ -215,8 +218,9 @@ def _average_curves(
     coverage = np.linspace(0.02, 1, _POINTS)
     risks = np.zeros((2, _POINTS))
     for k, label in enumerate(labels):
-        wrong = (probabilities[:, k] >= label.threshold) != targets[:, k]
-        confidence = measure_confidence(probabilities[:, k], np.array(label.threshold))
+        threshold = np.array(label.threshold, np.float64)
+        wrong = (probabilities[:, k] >= threshold) != targets[:, k]
+        confidence = measure_confidence(probabilities[:, k], threshold)
         for place, order in enumerate((confidence, (~wrong).astype(np.float64))):
             curve = risk_coverage(order, wrong)
             risks[place] += np.interp(coverage, curve.coverage, curve.risk) / len(labels)

@@ -74,7 +74,7 @@ class LabelMetrics:
 def evaluate_labels(
     probabilities: NDArray[np.floating],
     targets: NDArray[np.bool_],
-    thresholds: NDArray[np.floating],
+    thresholds: NDArray[np.floating] | None,
     *,
     groups: Sequence[str],
     seed: int = 0,
@@ -85,12 +85,15 @@ def evaluate_labels(
     Args:
         probabilities: (M, K), 0 to 1.
         targets: (M, K).
-        thresholds: (K,), fitted on other studies; a label counts as present from its threshold on.
+        thresholds: (K,), fitted on other studies; a label counts as present from its threshold on. None: nothing is
+            decided, and F1 is left out.
         groups: M patient ids; the bootstrap draws patients, not studies.
         seed: Of the bootstrap.
         resamples: How many times patients are drawn.
     """
-    positives, predicted = targets.sum(0), probabilities >= thresholds  # (K,), (M, K)
+    positives = targets.sum(0)  # (K,)
+    predicted = np.zeros_like(targets) if thresholds is None else probabilities >= thresholds  # (M, K)
+    names = METRICS if thresholds is not None else tuple(name for name in METRICS if name != "f1")
     usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
     keys = tuple(LABEL_KEYS[k] for k in usable)
     weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
@@ -98,12 +101,12 @@ def evaluate_labels(
     tables = [_measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable]
     macro, micro = {}, {}
     if tables:
-        macro = {name: _summarise(name, [table[name] for table in tables]) for name in METRICS}
+        macro = {name: _summarise(name, [table[name] for table in tables]) for name in names}
         pooled = (values[:, usable].ravel() for values in (probabilities, predicted, targets))
         everything = _measure(*pooled, np.repeat(weights, len(usable), axis=1))
-        micro = {name: _summarise(name, [everything[name]]) for name in METRICS}
+        micro = {name: _summarise(name, [everything[name]]) for name in names}
     labels = {
-        key: {name: _summarise(name, [table[name]]) for name in METRICS}
+        key: {name: _summarise(name, [table[name]]) for name in names}
         for key, table in zip(keys, tables, strict=True)
     }
     counts = {key: int(positives[k]) for key, k in zip(keys, usable, strict=True)}

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
+from contract.decisions import Decisions
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX
 from contract.text import TextMode
@@ -34,7 +35,6 @@ Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 
 def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options: Options) -> dict[str, Any]:
     """Return what evaluation.json holds; see the functions below for each of its blocks."""
-    thresholds = np.array([label.threshold for label in bundle.labels])
     mode: TextMode = bundle.config["text_mode"]
     return {
         "fingerprint": bundle.fingerprint,
@@ -47,11 +47,11 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
             "unreadable": asked.unreadable,
         },
         "classification": [
-            *measure_ways(asked, thresholds, options),
+            *measure_ways(asked, bundle.decisions, options),
             *(measure_controls(asked.test, parts, options) if "train" in parts else ()),
         ],
-        "abstention": measure_abstention(asked, bundle.labels, options),
-        "subgroups": measure_subgroups(asked, mode, thresholds, options),
+        "abstention": measure_abstention(asked, bundle.decisions, options),
+        "subgroups": measure_subgroups(asked, mode, bundle.decisions, options),
         "retrieval": measure_retrieval(asked, mode, options),
         "pairs": measure_pairs(asked, mode, options),
         "as_published": {"why_they_flatter": REASONS, **measure_as_published(asked, options)},
@@ -59,11 +59,12 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
     }
 
 
-def measure_ways(asked: Asked, thresholds: NDArray[np.float64], options: Options) -> list[dict[str, Any]]:
-    """Return a row for each way to ask the model."""
+def measure_ways(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
+    """Return a row for each way to ask the model, decided by the thresholds of what is read."""
     rows = []
     for way, answers in asked.answers.items():
         answered = np.flatnonzero(answers.answered)
+        thresholds = decisions.get_thresholds(way.kind)
         metrics = _evaluate(asked.test, answers.probabilities, answered, thresholds, options)
         kind = "control" if way.swapped else "model"
         rows.append({"key": way.key, "title": way.title, "kind": kind, **metrics.to_dict()})
@@ -87,7 +88,7 @@ def measure_controls(test: Studies, parts: Mapping[str, Studies], options: Optio
 
 
 def measure_subgroups(
-    asked: Asked, mode: TextMode, thresholds: NDArray[np.float64], options: Options
+    asked: Asked, mode: TextMode, decisions: Decisions, options: Options
 ) -> list[dict[str, Any]]:
     """Return rows for groups of test studies by their first image's header, of image alone and of the study."""
     if not asked.test.has_image().any():
@@ -102,6 +103,7 @@ def measure_subgroups(
             continue
         for way in (Way(True, None), Way(True, mode)):
             answers = asked.answers[way].probabilities
+            thresholds = decisions.get_thresholds(way.kind)
             metrics = _evaluate(asked.test, answers, np.array(members), thresholds, options)
             rows.append({"group": name, "value": value, "way": way.key, **metrics.to_dict()})
     return rows
@@ -241,7 +243,7 @@ def _evaluate(
     studies: Studies,
     probabilities: NDArray[np.float32],
     rows: NDArray[np.int64],
-    thresholds: NDArray[np.float64],
+    thresholds: NDArray[np.float64] | None,
     options: Options,
 ) -> LabelMetrics:
     return evaluate_labels(

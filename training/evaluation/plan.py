@@ -50,6 +50,11 @@ class Way:
         return f"{inputs}/swapped_{self.swapped}" if self.swapped else inputs
 
     @property
+    def kind(self) -> str:
+        """What decides about it: "study", "image" or "text"; see `contract.decisions`."""
+        return "study" if self.image and self.text else "image" if self.image else "text"
+
+    @property
     def title(self) -> str:
         """Its name for people."""
         image = "another's image" if self.swapped == "image" else "image"

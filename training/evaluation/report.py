@@ -22,7 +22,8 @@ PLOTS: Final = {
 }
 _FORMULAS: Final = (
     "AUROC, AP (average precision) and F1: higher is better; Brier score and ECE (expected calibration error, 15 "
-    "bins): lower is better. Thresholds and calibration were fitted on the validation split."
+    "bins): lower is better. Thresholds and calibration were fitted on the validation split, apart for the image, the "
+    "report and both."
 )
 
 
@@ -215,30 +216,29 @@ def _count_bands(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what each label states, and how many of its cases were missed or raised a false alarm."""
+    """Return, way by way, what each label states, and how many of its cases were missed or raised a false alarm."""
     if not _count_bands(rows):
         return ""
-    lines = []
-    for key in dict.fromkeys(key for row in rows for key in row["labels"]):
-        stated = next(row["labels"][key] for row in rows if key in row["labels"])
-        band = "-" if stated["band"] is None else "{:.3f} to {:.3f}".format(*stated["band"])
-        limits = (stated[f"stated_{name}"] for name in ("missed", "false_alarms"))
-        said = ["-" if limit is None else f"{limit:.2f}" for limit in limits]
-        lines.append(
-            [LABEL_NAMES[key], band, *said, *(_tell_decisions(row["labels"].get(key)) for row in rows)]
-        )
-    head = ["label", "band", "missed, stated", "false alarms, stated", *(row["title"] for row in rows)]
+    parts = []
+    for row in rows:
+        lines = [[LABEL_NAMES[key], *_tell_band(found)] for key, found in row["labels"].items()]
+        head = ["label", "band", "missed, stated", "reached", "false alarms, stated", "reached", "coverage"]
+        parts.append(f"#### {row['title']}\n\n" + _table(head, lines))
     return (
         "\n### Bands per label\n\n"
-        "Limits as fitted on the validation split, and what was reached here in each way: coverage / missed / false "
-        "alarms.\n\n" + _table(head, lines)
+        "Limits as fitted on the validation split for each way of reading, and what was reached here.\n\n"
+        + "\n".join(parts)
     )
 
 
-def _tell_decisions(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    return " / ".join(_cell(found.get(name), whole=False) for name in ("coverage", "missed", "false_alarms"))
+def _tell_band(found: Mapping[str, Any]) -> list[str]:
+    """Return the cells of one label: its band, each limit and what was reached, and the coverage."""
+    band = "-" if found["band"] is None else "{:.3f} to {:.3f}".format(*found["band"])
+    cells = [band]
+    for name in ("missed", "false_alarms"):
+        stated = found[f"stated_{name}"]
+        cells += ["-" if stated is None else f"{stated:.2f}", _cell(found.get(name), whole=False)]
+    return [*cells, _cell(found.get("coverage"), whole=False)]
 
 
 def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:

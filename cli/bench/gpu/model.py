@@ -17,13 +17,13 @@ from contract.bundle import (
     TOKENIZER,
     WEIGHTS,
     Bundle,
-    ServedLabel,
     load_bundle,
     seal_bundle,
     write_directory,
     write_json,
     write_labels,
 )
+from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABELS
 from contract.probe_case import PROBE_REPORT
 from contract.tensors import MODELS
@@ -122,7 +122,8 @@ def _write_bundle(directory: Path, settings: Settings) -> None:
     }
     write_json(directory / CONFIG, dict(values))
     train_tokenizer([PROBE_REPORT.decode()] * 3, directory / TOKENIZER, vocab_size=_VOCABULARY)
-    write_labels(directory, tuple(ServedLabel(label.key, label.name, _ANSWERED) for label in LABELS))
+    labels = tuple(ServedLabel(label.key, label.name, _ANSWERED) for label in LABELS)
+    write_labels(directory, Decisions.repeat(labels))
     for name in (METRICS, SPLIT):
         write_json(directory / name, {})
     (directory / MODEL_CARD).write_text("Random weights: for measuring speed alone.\n", encoding="utf-8")

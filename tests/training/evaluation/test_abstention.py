@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.bundle import ServedLabel
+from contract.decisions import ServedLabel
 from contract.labels import LABELS
 from training.evaluation.abstention import (
     compute_aurc,

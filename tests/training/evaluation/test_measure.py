@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABELS
 from contract.training_data import PHANTOM_WARNING
@@ -25,7 +25,7 @@ BUNDLE = SimpleNamespace(
     fingerprint="f" * 64,
     config={"text_mode": "findings"},
     trained_on="openi",
-    labels=tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS),
+    decisions=Decisions.repeat(tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)),
 )
 
 
@@ -85,8 +85,8 @@ def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tm
     assert "Conformal sets" not in report
     assert "# Abstention" not in write_report({**results, "abstention": None})  # of an older evaluation
     stated = {"uncertain_low": 0.05, "uncertain_high": 0.95, "stated_missed": 0.1}
-    labels = tuple(replace(x, **stated, include=0.5, stated_recall=0.9) for x in BUNDLE.labels)
-    bundle = SimpleNamespace(**{**vars(BUNDLE), "labels": labels})
+    labels = tuple(replace(x, **stated, include=0.5, stated_recall=0.9) for x in BUNDLE.decisions.of("study"))
+    bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": Decisions.repeat(labels)})
     banded = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
     for row in banded["abstention"]:
         assert row["macro"]["coverage"]["value"] == 0
@@ -94,11 +94,44 @@ def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tm
     json.dumps(banded, allow_nan=False)
     report = write_report(banded)
     assert (
-        "| Pleural Disease (Effusion / Thickening) | 0.050 to 0.950 | 0.10 | - | 0.000 / 0.000 / 0.000 |"
+        "| Pleural Disease (Effusion / Thickening) | 0.050 to 0.950 | 0.10 | 0.000 | - | 0.000 | 0.000 |"
         in report
     )
     assert "| image | 0.90 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |" in report
     draw_plots(asked, banded, "findings", tmp_path)
+
+
+def test_each_way_is_decided_by_its_own_thresholds(asked, parts):
+    """Where everything is present, all are false alarms; where nothing is, all are missed."""
+    never, always = (
+        tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS) for threshold in (1.0, 0.0)
+    )
+    decisions = Decisions({"image": always, "study": BUNDLE.decisions.of("study"), "text": never})
+    results = measure(asked, parts, SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions}), OPTIONS)
+    f1 = {key: row["macro"]["f1"]["value"] for key, row in get_rows(results).items()}
+    assert f1["findings"] == f1["full"] == 0
+    assert f1["image+findings"] == f1["image+full"] == 1
+    assert (
+        f1["image"] == f1["image/swapped_image"] == pytest.approx(0.5)
+    )  # a third of the studies has each label
+    assert {row["macro"]["f1"]["value"] for row in results["subgroups"] if row["way"] != "image"} == {1}
+    decided = {row["key"]: row["macro"] for row in results["abstention"]}
+    assert decided["image"]["false_alarms"]["value"] == decided["findings"]["missed"]["value"] == 1
+    assert decided["image+findings"]["error"]["value"] == 0
+
+
+def test_a_way_without_thresholds_has_no_f1_and_decides_nothing(asked, parts, tmp_path):
+    decisions = Decisions({"text": BUNDLE.decisions.of("text")})
+    bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions})
+    results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    rows = get_rows(results)
+    assert rows["findings"]["macro"]["f1"]["value"] == 1
+    for metrics in (rows["image"]["macro"], rows["image"]["micro"], rows["image"]["labels"]["pleural"]):
+        assert metrics["auroc"]["value"] == 1
+        assert "f1" not in metrics
+    assert [row["key"] for row in results["abstention"]] == ["findings"]
+    assert "| image | 60 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) | - |" in write_report(results)
+    draw_plots(asked, results, "findings", tmp_path)
 
 
 def test_subgroups_are_those_of_the_headers(results):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from contract.bundle import ServedLabel
+from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.prompts import clean_findings
@@ -128,7 +128,7 @@ def test_report_shows_it(image):
         fingerprint="f" * 64,
         config={"text_mode": "findings"},
         trained_on="unknown",
-        labels=[ServedLabel(label.key, label.name, 0.5) for label in LABELS],
+        decisions=Decisions.repeat(tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)),
     )
     results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
     assert "Zero-shot" not in write_report(results)
