@@ -70,7 +70,9 @@ def raise_interrupt(_signal: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     since = _Interrupts.waiting_since = _Interrupts.waiting_since or now
     if now - since < _FINISH_S and _must_finish(frame):
-        again = threading.Timer(_LOOK_S, signal.raise_signal, (signal.SIGINT,))
+        # To the main thread: where it waits, as in a sleep, no other thread's signal wakes it.
+        main = threading.main_thread().ident
+        again = threading.Timer(_LOOK_S, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
         return
