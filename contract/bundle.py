@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
-from contract.labels import LABEL_KEYS, LABEL_NAMES
+from contract.labels import LABEL_KEYS, LABELS
 from contract.training_data import read_trained_on, read_trained_ways
 
 MANIFEST: Final = "manifest.json"
@@ -308,7 +308,8 @@ def check_labels(labels: tuple[ServedLabel, ...], *, source: str) -> None:
     """Raise ArtifactError unless the labels are the 22 categories, in their order, with usable numbers."""
     if tuple(label.key for label in labels) != LABEL_KEYS:
         raise ArtifactError(f"{source} does not hold the {len(LABEL_KEYS)} categories in their order.")
-    if any(label.name != LABEL_NAMES[label.key] for label in labels):
+    names = zip((label.name for label in labels), LABELS, strict=True)
+    if any(name not in {known.name, known.published or known.name} for name, known in names):
         raise ArtifactError(f"{source} names a category differently from this version of the software.")
     for label in labels:
         check_numbers(label, source=source)

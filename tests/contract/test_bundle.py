@@ -231,6 +231,8 @@ def test_no_bundle(tmp_path):
         (SERVED[::-1], "22 categories in their order"),
         ((SERVED[1], SERVED[0], *SERVED[2:]), "22 categories in their order"),
         ((replace(SERVED[0], name="Other"), *SERVED[1:]), "names a category differently"),
+        ((replace(SERVED[0], name=""), *SERVED[1:]), "names a category differently"),
+        ((replace(SERVED[0], name="COPD / Emphysema"), *SERVED[1:]), "names a category differently"),
         ((replace(SERVED[0], threshold=float("nan")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
         ((replace(SERVED[0], scale="2"), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
         ((replace(SERVED[0], bias=float("inf")), *SERVED[1:]), f"numbers for {LABEL_KEYS[0]}"),
@@ -273,6 +275,15 @@ def test_what_is_stated_is_read_back(tmp_path):
     assert SERVED[0].describe() == {"key": BANDED.key, "name": BANDED.name, "threshold": 0.5}
 
 
+def test_a_bundle_with_the_published_names_is_read():
+    former = tuple(
+        replace(label, name=known.published or known.name)
+        for label, known in zip(SERVED, LABELS, strict=True)
+    )
+    assert former != SERVED
+    check_labels(former, source="here")
+
+
 @pytest.mark.parametrize(
     ("probability", "plain", "banded"),
     [
@@ -301,6 +312,7 @@ def test_no_label_file(tmp_path, value):
 
 def test_the_categories():
     assert len(LABELS) == len(set(LABEL_KEYS)) == len({label.name for label in LABELS}) == 22
+    assert len({label.published or label.name for label in LABELS}) == 22
     assert LABEL_KEYS[0] == "general_radiographic"
     assert LABEL_KEYS[-1] == "normal"
 
