@@ -6,7 +6,12 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Label:
-    """One category: `key` in code and files, `name` for people."""
+    """One category.
+
+    Attributes:
+        key: In code and files.
+        name: For people. It says what most studies with the category show.
+    """
 
     key: str
     name: str
@@ -16,15 +21,15 @@ LABELS: Final[tuple[Label, ...]] = (
     Label("general_radiographic", "General Radiographic & Non-specific Findings"),
     Label("general_disease", "General Disease & Symptom Terms"),
     Label("atelectasis", "Atelectasis / Lung Collapse"),
-    Label("infection", "Infection / Pneumonia"),
-    Label("fibrosis_ild", "Pulmonary Fibrosis / ILD"),
-    Label("copd_emphysema", "COPD / Emphysema"),
+    Label("infection", "Infection / Pneumonia / Airspace Disease"),
+    Label("fibrosis_ild", "Lung Scar / Fibrosis / ILD"),
+    Label("copd_emphysema", "COPD / Emphysema / Hyperinflation"),
     Label("cardiac", "Cardiomegaly / Heart Failure"),
     Label("aortic_vascular", "Aortic & General Vascular Disease"),
-    Label("pulmonary_vascular", "Pulmonary Vascular Disease"),
+    Label("pulmonary_vascular", "Pulmonary Vascular Disease / Congestion"),
     Label("malignancy", "Suspicious / Malignant Lesion"),
     Label("nodule_cyst", "Benign / Indeterminate Nodule & Cyst"),
-    Label("granulomatous", "Granulomatous Disease (Sarcoid/TB/Fungal)"),
+    Label("granulomatous", "Granuloma (Mostly Old) / Granulomatous Disease"),
     Label("lymphadenopathy", "Lymphadenopathy"),
     Label("pleural", "Pleural Disease (Effusion / Thickening)"),
     Label("air_leak", "Air Leak Syndromes"),

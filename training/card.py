@@ -16,6 +16,7 @@ from contract.labels import LABEL_NAMES
 from contract.training_data import read_trained_on, warn_of_training
 from training.config import TrainConfig
 from training.config_file import format_config
+from training.mesh import list_doubts
 
 LICENCE_FILE: Final = "LICENSE.md"  # `export.hub` writes it from the card's section "Licence"
 RARE: Final = 10  # training cases; a label with fewer is named among the limits
@@ -87,6 +88,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_data(metrics, source),
         _write_results(metrics),
         _write_labels(metrics),
+        _write_doubts(details),
         _write_calibration(),
         _write_limits(config, metrics, source),
         _write_training(config, details),
@@ -267,6 +269,23 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
     return (
         f"### By category, from {_name_way(way)}\n\n"
         f"| category | training cases | test cases | {head} |\n|---|---|---|---|---|---|\n{''.join(rows)}"
+    )
+
+
+def _write_doubts(details: Mapping[str, Any]) -> str:
+    """Return which headings count for a category that they do not mean; "" for labels of another table."""
+    if details.get("data_source") not in _SOURCES:
+        return ""
+    rows = "".join(
+        f"| {LABEL_NAMES[key]} | {'; '.join(f'`{heading}`' for heading in headings)} | {doubt} |\n"
+        for key, doubts in list_doubts().items()
+        for doubt, headings in doubts.items()
+    )
+    return (
+        "### Labels in doubt\n\n"
+        "The categories follow a published grouping. Some of its MeSH headings say something else than their category, "
+        "or less: read such a category by its headings. `training/mesh.csv` gives a reason for every heading.\n\n"
+        f"| category | headings | doubt |\n|---|---|---|\n{rows}"
     )
 
 

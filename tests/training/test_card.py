@@ -150,6 +150,15 @@ def test_body_says_what_was_measured_and_on_what():
         assert card.count(f"\n## {heading}\n") == 1
 
 
+@pytest.mark.parametrize("source", ["openi", "phantom", "my hospital", None])
+def test_labels_in_doubt_are_marked(source):
+    card = write_card(CONFIG, METRICS, {**DETAILS, "data_source": source})
+    known = source in {"openi", "phantom"}  # whose labels come from that table
+    assert ("### Labels in doubt" in card) is known
+    assert (f"| {LABEL_NAMES['fibrosis_ild']} | `cicatrix` | A scar is" in card) is known
+    assert ("| `lung/hyperdistention`; `diaphragm/flattened` |" in card) is known
+
+
 def test_ways_stand_in_their_order_whatever_the_file_sorts():
     """metrics.json is sorted by name; the categories are shown for image and report together, if they were tested."""
     sorted_by_name = {**METRICS, "test": dict(sorted(METRICS["test"].items())), "studies": METRICS["studies"]}

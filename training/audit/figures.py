@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 Audit = dict[str, Any]
 Groups = Mapping[str, Sequence[Sequence[int]]]  # "equal", "near" -> groups of rows
 
-_UNKNOWN: Final = "No rule of training/mesh.py knows it."
+_UNKNOWN: Final = "No rule of training/mesh.csv knows it."
 _LISTED_GROUPS: Final = 8
 _LISTED_SIZES: Final = 12
 _LENGTH_STEP: Final = 10  # words, of a bar of the histogram
