@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, ConfigError, ReportError
 from contract.label_words import mask_label_words
+from contract.report_characters import normalize_text
 from contract.report_format import (
     decode_report,
     is_encoded_xml,
     refuse_control_characters,
     refuse_web_page,
 )
+from contract.report_headings import SECTIONS
 from contract.report_hl7 import is_hl7, read_observations
-from contract.report_sections import SECTIONS, normalize_text, split_sections
+from contract.report_sections import split_sections
 from contract.report_xml import is_xml, parse_xml
 from contract.strings import require_strings
 from contract.tensors import LENGTH_BUCKETS

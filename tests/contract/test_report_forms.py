@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ReportError
+from contract.report_characters import normalize_text
 from contract.report_format import decode_report
 from contract.report_hl7 import read_observations
-from contract.report_sections import normalize_text, split_sections
+from contract.report_sections import split_sections
 from contract.text import SECTIONS, TEXT_MODES, Report, clean_text, format_report, parse_report, read_report
 
 # What comes before the name of a heading, behind it, and between it and its text.
