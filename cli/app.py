@@ -150,7 +150,8 @@ def evaluate(
         return
     loaded = load_bundle(bundle)
     external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
-    with CxrClient(triton, timeout_s=timeout) if served else nullcontext() as client:
+    # Whole files, so that what is measured is the server's reading of them.
+    with CxrClient(triton, timeout_s=timeout, shrink=False) if served else nullcontext() as client:
         asked, results = evaluate_bundle(
             console,
             loaded,
