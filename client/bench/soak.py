@@ -182,7 +182,7 @@ class GoodClients:
         record: Record,
         stop: threading.Event,
     ) -> None:
-        with CxrClient(self._url, timeout_s=_TIMEOUT_S, transport=carrier) as client:
+        with CxrClient(self._url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False) as client:
             number = 0
             while not stop.wait(_PAUSE_S):
                 place, number = number % len(cases), number + 1

@@ -75,12 +75,12 @@ def test_other_users_do_not_see_what_passes_through_shared_memory(served):
 
 def test_clients_whose_regions_a_stranger_unregisters_get_right_answers(served, stranger):
     image = next(case.image for case in draw_cases(3) if case.image)
-    with CxrClient(served.triton_url, timeout_s=20, transport="grpc") as client:
+    with CxrClient(served.triton_url, timeout_s=20, transport="grpc", shrink=False) as client:
         expected = client.predict(image, PROBE_REPORT).embedding
     differences, end = [], time.monotonic() + 3
 
     def ask() -> None:
-        with CxrClient(served.triton_url, timeout_s=20, transport="shared_memory") as client:
+        with CxrClient(served.triton_url, timeout_s=20, transport="shared_memory", shrink=False) as client:
             while time.monotonic() < end:
                 difference = client.predict(image, PROBE_REPORT).embedding - expected
                 differences.append(float(np.abs(difference).max()))

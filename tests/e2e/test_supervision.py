@@ -210,7 +210,7 @@ def test_a_busy_server_is_left_alone(unharmed):
     done = threading.Event()
 
     def ask() -> None:
-        with CxrClient(unharmed.triton_url, timeout_s=120, transport="grpc") as client:
+        with CxrClient(unharmed.triton_url, timeout_s=120, transport="grpc", shrink=False) as client:
             while not done.is_set():
                 began = time.monotonic()
                 client.predict(image)
@@ -311,7 +311,7 @@ OWNER = """
 import os, signal, sys
 from client import CxrClient
 from client.bench.soak import draw_cases
-client = CxrClient(sys.argv[1], transport="shared_memory", timeout_s=30)
+client = CxrClient(sys.argv[1], transport="shared_memory", timeout_s=30, shrink=False)
 client.predict(next(case.image for case in draw_cases(3) if case.image))
 print("has a region", flush=True)
 signal.pause()
