@@ -13,6 +13,7 @@ from client.triton import TritonTransport
 from contract.dicom import load_pixels
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
 from contract.labels import LABEL_KEYS
+from contract.shrink import is_worth_shrinking
 from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
 from contract.training_data import PHANTOM_WARNING
@@ -66,6 +67,15 @@ def test_served_answer_is_the_model_answer(client, trained, row, image):
         [finding.probability for finding in served.findings], probabilities[0].numpy(), atol=1e-4
     )
     assert float(served.embedding @ embedding[0].numpy()) > 0.9999
+
+
+def test_whole_files_and_pixels_that_the_client_read_get_one_answer(stack, client, trained, row, image):
+    assert is_worth_shrinking(image, size=trained.bundle.config["sizes"]["S"])
+    with CxrClient(stack.triton_url, timeout_s=30, shrink=False) as whole:
+        expected = whole.predict(image, get_report(row))
+    shrunk = client.predict(image, get_report(row))
+    assert shrunk.to_dict() == expected.to_dict()
+    np.testing.assert_array_equal(shrunk.embedding, expected.embedding)
 
 
 def test_similar_cases(client, trained, image):
