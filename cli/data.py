@@ -112,7 +112,15 @@ def describe_images(counts: Sequence["ImageCount"]) -> dict[str, Any]:
     if not counts:
         return {}
     [count] = counts
-    return {"images": {"named": count.named, "found": count.found, "missing": count.named - count.found}}
+    listed = {} if count.listed is None else {"listed": count.listed}
+    return {
+        "images": {
+            "named": count.named,
+            "found": count.found,
+            "missing": count.named - count.found,
+            **listed,
+        }
+    }
 
 
 def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
@@ -123,3 +131,5 @@ def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
             f"{count.found:,} of {count.named:,} images found, {missing:,} missing",
             style="yellow" if missing else None,
         )
+        if count.listed is not None:
+            console.print(f"{count.listed:,} of {count.found:,} images are in the list of projections")

@@ -40,9 +40,15 @@ def make_table(
     reports: Annotated[Path, typer.Argument(help="Reports: NLMCXR_reports.tgz or a directory of XML files.")],
     out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
     images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM or PNG files.")] = None,
+    projections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published list of which image is frontal: CSV with the columns filename and projection."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read Open-i reports and images into one studies table."""
+    """Read Open-i reports and images into one studies table, the frontal image of each study first."""
     from cli.data import describe_images, print_images
     from cli.progress import show_progress
     from cli.show import print_json
@@ -51,7 +57,7 @@ def make_table(
     console = make_console(as_json)
     counts: list[ImageCount] = []
     with show_progress(console, "Reading reports") as progress:
-        table = build_table(reports, images, progress, counts.append)
+        table = build_table(reports, images, progress, counts.append, projections)
     write_table(table, out)
     if as_json:
         print_json({"table": str(out), "studies": table.num_rows, **describe_images(counts)})

@@ -42,6 +42,8 @@ _STRICT_ELEMENTS: Final = (
 # These only help: one that is broken counts as absent.
 _HINTS: Final = (
     *("SOPClassUID", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined", "ViewCodeSequence"),
+    *("PatientOrientation", "AcquisitionDeviceProcessingCode", "PostprocessingFunction", "Manufacturer"),
+    *("PlateType", "Exposure", "ExposureInuAs"),
     *(f"{part}Shape" for part in ("Shutter", "Collimator")),
     *(
         f"{part}{side}Edge"

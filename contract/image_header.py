@@ -5,18 +5,17 @@ import io
 import re
 import unicodedata
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from contract import dicom_file
 from contract.errors import ConfigError, ImageError
+from contract.image_view import View, ViewVerdict, weigh_view
+from contract.view_clues import ViewClues, describe_shape, read_clues
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-View = Literal["PA", "AP", "LATERAL", "UNKNOWN"]
-VIEWS: Final[tuple[View, ...]] = ("PA", "AP", "LATERAL", "UNKNOWN")
-_LATERAL_CODES: Final = {"LL", "RL", "LAT", "LLAT", "RLAT"}
 ORIENTATION: Final = 0x0112  # EXIF tag
 TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
 # What exporters write for the chest, in the languages of their programs, without accents; 51185008 is SNOMED CT's code.
@@ -28,12 +27,6 @@ _CHEST_WORDS: Final = (
 )
 _NO_BODY_PARTS: Final = ("UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "NA", "NULL", "0")
 _SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  # thoracic or not
-# View codes of DICOM PS3.16 CID 4010, SNOMED CT and the SNOMED-RT codes before it.
-_VIEW_CODES: Final[dict[str, View]] = {
-    **dict.fromkeys(("272479007", "R-10214", "R-40888"), "PA"),
-    **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "LATERAL"),
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,9 @@ class ImageHeader:
     Attributes:
         format: "DICOM", "PNG" or "JPEG".
         modality: DICOM modality, "CR" or "DX" for most radiographs.
-        view: How it was taken: by View Position, or by View Code Sequence where that says nothing.
+        view: How it was taken, by all that the header says of it (`contract.image_view`).
+        view_confidence: Chance that the view is right, 0.5 to 1; of UNKNOWN, that of the likelier kind.
+        view_source: The evidence for the view, "; " between.
         laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
         body_part: DICOM Body Part Examined.
         photometric: DICOM Photometric Interpretation; MONOCHROME1 stores air white.
@@ -55,11 +50,14 @@ class ImageHeader:
         window: Whether it brings a window (Window Center and Window Width).
         voi_lut: Whether it brings a VOI LUT sequence.
         syntax: DICOM transfer syntax UID.
+        clues: What the view was told from.
     """
 
     format: str
     modality: str = ""
     view: View = "UNKNOWN"
+    view_confidence: float = 0.5
+    view_source: str = ""
     laterality: str = ""
     body_part: str = ""
     photometric: str = ""
@@ -71,6 +69,7 @@ class ImageHeader:
     window: bool = False
     voi_lut: bool = False
     syntax: str = ""
+    clues: ViewClues = field(default=ViewClues(), compare=False, repr=False)
 
 
 def read_image_header(data: bytes) -> ImageHeader:
@@ -87,21 +86,22 @@ def read_image_header(data: bytes) -> ImageHeader:
 def describe_dataset(dataset: "Dataset") -> ImageHeader:
     """Return the header of a parsed DICOM file."""
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", "")
+    rows, columns = _read_count(dataset, "Rows"), _read_count(dataset, "Columns")
     return ImageHeader(
         format="DICOM",
         modality=_read_code(dataset, "Modality"),
-        view=_read_view(dataset),
         laterality=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
         body_part=_read_body_part(dataset),
         photometric=_read_code(dataset, "PhotometricInterpretation"),
         inverse=_read_code(dataset, "PresentationLUTShape") == "INVERSE",
         bits=_read_count(dataset, "BitsStored"),
-        rows=_read_count(dataset, "Rows"),
-        columns=_read_count(dataset, "Columns"),
+        rows=rows,
+        columns=columns,
         frames=_read_count(dataset, "NumberOfFrames") or 1,
         window=all(dataset.get(name) not in (None, "") for name in dicom_file.WINDOW_ELEMENTS),
         voi_lut=bool(dataset.get("VOILUTSequence")),
         syntax=str(syntax or ""),
+        **_weigh(read_clues(dataset, rows=rows, columns=columns)),
     )
 
 
@@ -148,30 +148,24 @@ def describe_picture(data: bytes) -> ImageHeader:
                 if Image.Image.getexif(image).get(ORIENTATION, 1) in TURNED:
                     rows, columns = columns, rows
                 bits = data[24] if png else 8  # IHDR, PNG 11.2.1
-                return ImageHeader("PNG" if png else "JPEG", bits=bits, rows=rows, columns=columns)
+                kind, clues = "PNG" if png else "JPEG", ViewClues(shape=describe_shape(rows, columns))
+                return ImageHeader(kind, bits=bits, rows=rows, columns=columns, **_weigh(clues))
     except Exception as error:  # the decoders raise many kinds for damaged files
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
 
-def _read_view(dataset: "Dataset") -> View:
-    view = _read_code(dataset, "ViewPosition")
-    if view == "PA":
-        return "PA"
-    if view == "AP":
-        return "AP"
-    if view in _LATERAL_CODES or "LATERAL" in view:
-        return "LATERAL"
-    return _VIEW_CODES.get(_read_view_code(dataset), "UNKNOWN") if not view else "UNKNOWN"
+def _weigh(clues: ViewClues) -> dict[str, Any]:
+    """Return the fields of a header that say how the image was taken."""
+    return {"clues": clues, **describe_verdict(weigh_view(clues))}
 
 
-def _read_view_code(dataset: "Dataset") -> str:
-    """Return the code value of the View Code Sequence, "" where there is none or a broken one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return str(dataset.ViewCodeSequence[0].CodeValue).strip()
-    except Exception:  # pydicom converts the item's values here, and raises many kinds for damaged ones
-        return ""
+def describe_verdict(verdict: ViewVerdict) -> dict[str, Any]:
+    """Return a verdict as the fields of a header."""
+    return {
+        "view": verdict.view,
+        "view_confidence": verdict.confidence,
+        "view_source": verdict.source,
+    }
 
 
 def _read_body_part(dataset: "Dataset") -> str:

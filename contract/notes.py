@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from contract.errors import ArtifactError
-from contract.image_header import VIEWS, View, list_warnings
+from contract.image_header import list_warnings
+from contract.image_view import VIEWS, View
 
 if TYPE_CHECKING:
     from contract.dicom import Radiograph
@@ -44,7 +45,7 @@ class ImageNotes(_Notes):
     """How an image was taken, and what to be warned of; what the file does not say is "".
 
     Attributes:
-        view: "PA", "AP", "LATERAL" or "UNKNOWN".
+        view: "PA", "AP", "FRONTAL" (one of these), "LATERAL" or "UNKNOWN".
         laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
         modality: DICOM modality, "CR" or "DX" for most radiographs.
         warnings: One sentence each.

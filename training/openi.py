@@ -7,22 +7,25 @@ file CXR<n>_IM-....png or <n>_IM-....dcm.png; only report 1 repeats its number, 
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.files import write_file
-from contract.image_header import ImageHeader, read_image_header
+from contract.image_header import ImageHeader
 from contract.report_xml import parse_xml
 from contract.text import SECTIONS, Report, TextMode, collect_sections, select_text
+from contract.view_clues import Projection
 from training.mesh import is_labelled, map_headings
+from training.projections import read_projections
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from training.openi_views import order_images
     from training.studies_table import conform_table
 except ModuleNotFoundError as error:
     raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
@@ -31,8 +34,6 @@ Progress = Callable[[int, int], None]
 
 MAX_XML_BYTES = 4 * 2**20
 IMAGE_SUFFIXES = {".dcm", ".png", ".jpg", ".jpeg"}
-_HEADER_BYTES = 2**16  # more than the header of any Open-i file; the pixels follow
-_VIEW_ORDER = {"PA": 0, "AP": 1, "UNKNOWN": 2, "LATERAL": 3}
 
 # What a report's <title> says -> what a table's metadata and a model card call the collection.
 COLLECTIONS = {
@@ -41,10 +42,14 @@ COLLECTIONS = {
 }
 _COLLECTION_KEY = b"collection"
 
-# One field for each of `ImageHeader`; the view has a column of its own.
-_HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64()}
+# One field for each of `ImageHeader`; the view has a column of its own, and what it was told from is not kept.
+_HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 HEADER = pa.struct(
-    [(field.name, _HEADER_TYPES[field.type]) for field in fields(ImageHeader) if field.name != "view"]
+    [
+        (field.name, _HEADER_TYPES[field.type])
+        for field in fields(ImageHeader)
+        if field.name not in {"view", "clues"}
+    ]
 )
 SCHEMA = pa.schema(
     [
@@ -213,6 +218,7 @@ class ImageCount:
 
     named: int
     found: int
+    listed: int | None = None  # how many of those found are in the list of projections, None without one
 
 
 def build_table(
@@ -220,6 +226,7 @@ def build_table(
     images: Path | None,
     progress: Progress | None = None,
     on_images: Callable[[ImageCount], None] | None = None,
+    projections: Path | None = None,
 ) -> pa.Table:
     """Read reports and join their images.
 
@@ -229,31 +236,51 @@ def build_table(
             holds absolute paths.
         progress: Called with (done, total).
         on_images: Called once, where `images` are given.
+        projections: A published list of what each image shows (`training.projections`), which overrules headers.
 
     Raises:
-        ConfigError: None of the images that the reports name is among `images`; and as `read_reports`.
+        ConfigError: None of the images that the reports name is among `images`, or none of these in the list; and as
+            `read_reports` and `read_projections`.
 
     Returns:
-        One row per study, columns as in `SCHEMA`; images in the order PA, AP, unknown, lateral. The metadata
-        name the collection where all reports are of one that is known (`read_collection`).
+        One row per study, columns as in `SCHEMA`; the likeliest frontal image first (`contract.image_view`). The
+        metadata name the collection where all reports are of one that is known (`read_collection`).
     """
+    if projections and not images:
+        raise ConfigError("A list of projections says nothing without images: give their directory as well.")
+    listed = _read_listed(projections)
     studies = read_reports(reports, progress)
     found = find_images(images.absolute()) if images else {}  # the table is read from elsewhere, too
     rows = []
     for done, study in enumerate(studies, start=1):
-        rows.append(_make_row(study, found))
+        rows.append(_make_row(study, found, listed))
         if progress and found and (done % 50 == 0 or done == len(studies)):
             progress(done, len(studies))
     if images:
-        count = ImageCount(
-            sum(len(study.image_ids) for study in studies), sum(len(row["image_paths"]) for row in rows)
-        )
+        count = _count_images(studies, rows, listed if projections else None)
         _require_images(count, studies, images, len(found))
+        if projections and not count.listed:
+            raise ConfigError(f"{projections} names none of the {count.found:,} images under {images}.")
         if on_images:
             on_images(count)
     collections = {study.collection for study in studies}
     metadata = {_COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def _read_listed(projections: Path | None) -> dict[str, Projection]:
+    """Return the projection of each image of a list by the image's key."""
+    if projections is None:
+        return {}
+    return {get_image_key(Path(name).name): shown for name, shown in read_projections(projections).items()}
+
+
+def _count_images(
+    studies: Sequence[Study], rows: Sequence[dict[str, Any]], listed: Mapping[str, Projection] | None
+) -> ImageCount:
+    found = [get_image_key(image_id) for row in rows for image_id in row["image_ids"]]
+    known = None if listed is None else sum(key in listed for key in found)
+    return ImageCount(sum(len(study.image_ids) for study in studies), len(found), known)
 
 
 def _require_images(count: ImageCount, studies: Sequence[Study], directory: Path, files: int) -> None:
@@ -272,38 +299,25 @@ def read_collection(path: Path) -> str | None:
     return named if named in COLLECTIONS.values() else None
 
 
-def _make_row(study: Study, found: dict[str, Path]) -> dict[str, Any]:
+def _make_row(study: Study, found: dict[str, Path], listed: Mapping[str, Projection]) -> dict[str, Any]:
     images = [
         (image_id, found[key]) for image_id in study.image_ids if (key := get_image_key(image_id)) in found
     ]
-    viewed = [(_read_header(path), image_id, path) for image_id, path in images]
-    viewed.sort(key=lambda entry: (_VIEW_ORDER[entry[0].view], entry[1]))
+    projections = [listed.get(get_image_key(image_id), "") for image_id, _ in images]
+    viewed = order_images(images, projections)
     return {
         "study_id": study.study_id,
         "patient_id": study.patient_id,
-        "image_ids": [image_id for _, image_id, _ in viewed],
-        "image_paths": [str(path) for *_, path in viewed],
-        "views": [header.view for header, *_ in viewed],
-        "headers": [asdict(header) for header, *_ in viewed],
+        "image_ids": [image_id for image_id, *_ in viewed],
+        "image_paths": [str(path) for _, path, _ in viewed],
+        "views": [header.view for *_, header in viewed],
+        "headers": [{field.name: getattr(header, field.name) for field in HEADER} for *_, header in viewed],
         **{name: getattr(study.report, name) for name in SECTIONS},
         "mesh_major": list(study.mesh_major),
         "mesh_automatic": list(study.mesh_automatic),
         "labels": sorted(study.labels),
         "labelled": study.labelled,
     }
-
-
-def _read_header(path: Path) -> ImageHeader:
-    """Read the header of an image file; an image that is none has an empty one of format ""."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_HEADER_BYTES)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    try:
-        return read_image_header(data)
-    except InputError:
-        return ImageHeader("")
 
 
 def read_text(row: Mapping[str, Any], mode: TextMode) -> str:

@@ -109,7 +109,8 @@ def _convert_value(array: Any, wanted: pa.DataType) -> Any:
     if pa.types.is_string(wanted):
         return _convert_string(array, wanted)
     kind = array.type
-    if pa.types.is_integer(wanted) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    numeric = pa.types.is_integer(wanted) or pa.types.is_floating(wanted)
+    if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return array.cast(wanted)  # refuses what it cannot keep
     raise TypeError(f"{kind} is not {wanted}")
 

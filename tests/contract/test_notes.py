@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from contract.dicom import Radiograph
 from contract.errors import ArtifactError
-from contract.image_header import VIEWS, ImageHeader, list_warnings
+from contract.image_header import ImageHeader, list_warnings
+from contract.image_view import VIEWS
 from contract.notes import ImageNotes, ReportNotes, join_warnings, note_image, note_reports
 from contract.text import TokenBatch
 

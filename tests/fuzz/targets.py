@@ -16,7 +16,8 @@ import numpy as np
 
 from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, CxrError, ImageError, InputError, ReportError
-from contract.image_header import VIEWS, ImageHeader, list_warnings, read_image_header
+from contract.image_header import ImageHeader, list_warnings, read_image_header
+from contract.image_view import VIEWS
 from contract.text import (
     MAX_REPORT_CHARS,
     TEXT_MODES,

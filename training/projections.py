@@ -1,0 +1,61 @@
+"""Published lists of which image of Open-i is frontal and which is lateral, as people saw it.
+
+A CSV file with the columns `filename` and `projection`; others, such as `uid`, do not count:
+
+    uid,filename,projection
+    1,1_IM-0001-4001.dcm.png,Frontal
+    1,1_IM-0001-3001.dcm.png,Lateral
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Final
+
+from contract.errors import ConfigError
+from contract.view_clues import Projection
+
+_COLUMNS: Final = ("filename", "projection")
+_PROJECTIONS: Final[dict[str, Projection]] = {"frontal": "FRONTAL", "lateral": "LATERAL"}
+
+
+def read_projections(path: Path) -> dict[str, Projection]:
+    """Return the projection of each image of a list, by the file name as the list writes it.
+
+    Raises:
+        ConfigError: The file cannot be read, is no such list, or says two things of one image.
+    """
+    reader = csv.DictReader(io.StringIO(_read_text(path)), strict=True)
+    found: dict[str, Projection] = {}
+    try:
+        names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+        if missing := [name for name in _COLUMNS if name not in names]:
+            raise ConfigError(
+                f"{path} is not a list of projections: its first line lacks {' and '.join(missing)}."
+            )
+        for row in reader:
+            name, said = ((row[names[column]] or "").strip() for column in _COLUMNS)
+            projection = _PROJECTIONS.get(said.lower(), "")
+            if not name or not projection:
+                raise ConfigError(
+                    f"{path} is not a list of projections: line {reader.line_num} does not name an image "
+                    "and Frontal or Lateral."
+                )
+            if found.setdefault(name, projection) != projection:
+                raise ConfigError(f"{path} calls {name[:60]} both frontal and lateral.")
+    except csv.Error as error:
+        raise ConfigError(
+            f"{path} is not a list of projections: line {reader.reader.line_num} cannot be read."
+        ) from error
+    if not found:
+        raise ConfigError(f"{path} names no image.")
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the projections {path}: {error.strerror or error}.") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path} is not a list of projections: it is not UTF-8 text.") from error
