@@ -273,8 +273,8 @@ def predict(
     """
     from cli.inputs import read_image, read_report, require_input
     from cli.predict import exit_with, list_cases, predict_all
+    from cli.prompt_scores import describe_scores, print_scores, read_findings
     from cli.show import NOTICE, print_json, print_prediction
-    from cli.zero_shot import describe_scores, print_scores, read_findings
     from client import CxrClient
 
     cases = list_cases(images or (), out=out, report=report is not None, findings=bool(finding))

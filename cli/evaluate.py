@@ -93,7 +93,7 @@ def evaluate_bundle(
     from training.evaluation.measure import measure
     from training.evaluation.plan import read_external, read_parts
     from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
-    from training.evaluation.zero_shot import measure_zero_shot
+    from training.evaluation.prompt_scores import measure_prompt_scores
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
@@ -116,7 +116,7 @@ def evaluate_bundle(
         asked = answered
     with console.status("Measuring"):
         results = measure(asked, parts, bundle, options)
-    results["zero_shot"] = measure_zero_shot(asked, predictor, options)
+    results["prompt_scores"] = measure_prompt_scores(asked, predictor, options)
     results["served"] = served
     results["external"] = EXTERNAL if external else None
     part = "all of it" if external else f"split {split.name}"

@@ -10,6 +10,7 @@ Explanations (`client.explain`) run offline on a bundle and need the `explain` e
 """
 
 from client.client import CxrClient
+from client.prompt_scores import FindingScore
 from client.results import (
     BatchPrediction,
     CaseInput,
@@ -22,7 +23,6 @@ from client.results import (
     ServedModel,
     SimilarCase,
 )
-from client.zero_shot import FindingScore
 
 __all__ = [
     "BatchPrediction",

@@ -21,6 +21,7 @@ from client.exchange import check_tensors, make_inputs, read_answer, read_batch
 from client.indexing import index_cases, require_unchanged
 from client.inputs import ImageSource, ReportSource
 from client.many import predict_in_order
+from client.prompt_scores import FindingScore, score_findings
 from client.results import (
     BatchPrediction,
     CaseInput,
@@ -35,7 +36,6 @@ from client.retrieval import IndexInfo, RetrievalTransport, check_search
 from client.served import ServedModels
 from client.shrink import shrink_inputs
 from client.triton import Answer, Arrays, TritonTransport
-from client.zero_shot import FindingScore, score_findings
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import BusyError, CxrError, InputError, UnavailableError
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
@@ -228,7 +228,7 @@ class CxrClient:
     def score_findings(
         self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
     ) -> tuple[FindingScore, ...]:
-        """Score findings in free words, such as "rib fracture", against a prediction; see `client.zero_shot`.
+        """Score findings in free words, such as "rib fracture", against a prediction; see `client.prompt_scores`.
 
         Raises:
             FingerprintError: The prediction was made by another model than is served.

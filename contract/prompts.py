@@ -1,4 +1,4 @@
-"""Prompts of zero-shot classification: sentences that say a finding is there or is not, and the score made of them.
+"""Prompts: sentences that say a finding is there or is not, and the score made of them.
 
     finding ── make_prompts ──> sentences ── text encoder ──> embeddings ── average_prompts ──> present, absent (D,)
     embedding of a case ── cosine with each ── compute_scores ──> 0 to 1
@@ -6,9 +6,11 @@
 Sentences of one side are averaged in the embedding space: prompt ensembling, Radford et al. 2021 (arXiv:2103.00020,
 section 3.1.4). The score is a softmax over the two sides, as in CheXzero: Tiu et al. 2022, Expert-level detection of
 pathologies from unannotated chest X-ray images via self-supervised learning, Nature Biomedical Engineering 6.
-The templates are the commonest ways in which the reports of Open-i state and deny a finding.
+The templates are the commonest ways in which the reports of Open-i state and deny a finding. A model of `training` was
+trained on labels of the same findings, so the score is no zero-shot score.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,24 +22,28 @@ from contract.errors import ConfigError, InputError
 from contract.strings import require_strings
 from contract.text import Report, clean_text, format_report
 
+# `bare` is the finding without its article ("No mass", of "a mass"), `verb` is "is" or "are".
 PRESENT_TEMPLATES: Final = (
     "{finding}.",
-    "There is {finding}.",
-    "{finding} is present.",
-    "{finding} is seen.",
+    "There {verb} {finding}.",
+    "{finding} {verb} present.",
+    "{finding} {verb} seen.",
     "Findings consistent with {finding}.",
 )
 ABSENT_TEMPLATES: Final = (
-    "No {finding}.",
-    "There is no {finding}.",
+    "No {bare}.",
+    "There {verb} no {bare}.",
     "No evidence of {finding}.",
-    "No {finding} is seen.",
+    "No {bare} {verb} seen.",
     "Negative for {finding}.",
 )
 MAX_FINDING_CHARS: Final = 200
 # Of the contrastive loss of `training.config.LossConfig`; for a served model that does not state its own.
 DEFAULT_TEMPERATURE: Final = 0.125
 
+_ARTICLE: Final = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
+_BEHIND_NOUN: Final = re.compile(r"\s(?:of|in|at|on|under|with|within|along|near|from|to)\s.*", re.IGNORECASE)
+_SINGULAR_ENDS: Final = ("ss", "is", "us", "as", "ites")  # mass, stenosis, thrombus, gas, ascites
 _SENTENCE_STARTS: Final = ("no", "not", "without", "negative", "there", "absence", "absent")
 
 
@@ -90,8 +96,20 @@ def make_prompts(*findings: str) -> Prompts:
 
 
 def _fill(templates: Sequence[str], findings: Sequence[str]) -> tuple[str, ...]:
-    sentences = (template.format(finding=finding) for finding in findings for template in templates)
+    sentences = (template.format(**_inflect(finding)) for finding in findings for template in templates)
     return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def _inflect(finding: str) -> dict[str, str]:
+    """Return the words that a template takes: the finding, without its article, and the verb that agrees with it.
+
+    Its number is told by the last letters of its noun, which is the last word before a preposition.
+    """
+    noun = _BEHIND_NOUN.sub("", finding).lower()
+    plural = noun.endswith("s") and not noun.endswith(_SINGULAR_ENDS)
+    article = found[0] if (found := _ARTICLE.match(finding)) else ""
+    bare = finding.removeprefix(article)
+    return {"finding": article.lower() + bare, "bare": bare, "verb": "are" if plural else "is"}
 
 
 def frame_prompt(sentence: str) -> str:

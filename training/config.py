@@ -130,7 +130,8 @@ class WeightsConfig:
 class DataConfig:
     """What is read of a study, and what is left out at random in training.
 
-    With two `views`, the first is seen alone as often as the other (`lateral_share`), and both else.
+    With two `views`, the first is seen alone as often as the other (`lateral_share`), and both else: the share
+    lies below a half.
     """
 
     text_mode: TextMode = "findings"  # the part of a report that is read (`contract.text`)
@@ -152,6 +153,11 @@ class DataConfig:
         _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
         shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
         _require_shares("data", self, *shares, "text_dropout")
+        _require(
+            self.views == 1 or self.lateral_share < 0.5,
+            f"data.views 2 fuses two views only with a data.lateral_share below 0.5, not {self.lateral_share}: each "
+            "view is seen alone with that share, and both with the rest.",
+        )
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from training.augment import augment
 from training.batch import Batch, Draw, draw_batch, draw_order, make_batch
 from training.checkpoint import RunDirectory
 from training.config import LoopConfig, TrainConfig
+from training.evaluation.labels import MIN_POSITIVES
 from training.losses import compute_positive_weights
 from training.model import CxrModel
 from training.objective import Objective
-from training.optimizer import make_optimizers, make_schedules
+from training.optimizer import make_average, make_optimizers, make_schedules
 from training.prefetch import Meter, prefetch
 from training.validate import Examined, Predictions, predict_rows, score
 from training.watch import EpochReport, StepReport, Watcher
@@ -131,11 +132,16 @@ def fit(loop: Loop, checkpoint: Path | None) -> None:
         loop.history.append(report)
         if report.validation and report.validation["score"] >= loop.best_score:
             loop.best_score, loop.best_epoch = report.validation["score"], epoch
-            loop.best_state = {key: value.clone() for key, value in loop.kept.state_dict().items()}
+            loop.best_state = _copy_weights(loop.kept)
         _save(loop, epoch)
         loop.watcher.on_epoch(report)
-    if loop.best_state is not None:
-        loop.model.load_state_dict(loop.best_state)
+    if loop.best_state is None:
+        loop.best_epoch = len(loop.history)
+        loop.watcher.on_note(
+            f"No label has {MIN_POSITIVES} validation studies with and without it, so no epoch was better than "
+            "another: the last one is kept."
+        )
+    loop.model.load_state_dict(loop.best_state or loop.kept.state_dict())
 
 
 def _prepare(loop: Loop) -> None:
@@ -155,8 +161,7 @@ def _prepare(loop: Loop) -> None:
         Objective(loop.model, weights, config.loss), *optimizers
     )
     if config.optimizer.ema_decay:
-        update = optim.swa_utils.get_ema_multi_avg_fn(config.optimizer.ema_decay)
-        loop.average = optim.swa_utils.AveragedModel(loop.model, multi_avg_fn=update, use_buffers=True)
+        loop.average = make_average(loop.model, config.optimizer.ema_decay)
 
 
 def _train_epoch(loop: Loop, epoch: int) -> EpochReport:
@@ -294,6 +299,10 @@ def _validate(loop: Loop) -> dict[str, float]:
     return score(loop.examined.studies, predictions)
 
 
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
 def _is_finished(loop: Loop) -> bool:
     """Return whether validation has not got better for `patience` validations."""
     patience = loop.config.loop.patience
@@ -302,15 +311,19 @@ def _is_finished(loop: Loop) -> bool:
 
 
 def _save(loop: Loop, epoch: int) -> None:
-    """Write the checkpoint of an epoch; the first process alone writes."""
+    """Write the checkpoint of an epoch; the first process alone writes.
+
+    Any epoch may be the one that a killed run goes on from, so the optimizers' state stands in each; but not behind the
+    last one, when nothing is left to train. The best weights are not written twice where they are this epoch's.
+    """
     if loop.accelerator.is_main_process:
+        ended = epoch == loop.config.loop.epochs or _is_finished(loop)
+        best = None if loop.best_epoch == epoch else loop.best_state
         state = {
             "model": loop.model.state_dict(),
             "average": None if loop.average is None else loop.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
-            "schedules": [schedule.state_dict() for schedule in loop.schedules],
-            "scaler": None if loop.accelerator.scaler is None else loop.accelerator.scaler.state_dict(),
-            "best": {"score": loop.best_score, "epoch": loop.best_epoch, "state": loop.best_state},
+            "training": None if ended else _read_training_state(loop),
+            "best": {"score": loop.best_score, "epoch": loop.best_epoch, "state": best},
             "history": [asdict(report) for report in loop.history],
             "step": loop.step,
         }
@@ -321,6 +334,24 @@ def _save(loop: Loop, epoch: int) -> None:
     loop.accelerator.wait_for_everyone()
 
 
+def _read_training_state(loop: Loop) -> dict[str, Any]:
+    """Return what only further steps need."""
+    return {
+        "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
+        "schedules": [schedule.state_dict() for schedule in loop.schedules],
+        "scaler": None if loop.accelerator.scaler is None else loop.accelerator.scaler.state_dict(),
+    }
+
+
+def _load_training_state(loop: Loop, state: dict[str, Any]) -> None:
+    for optimizer, values in zip(loop.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    for schedule, values in zip(loop.schedules, state["schedules"], strict=True):
+        schedule.load_state_dict(values)
+    if loop.accelerator.scaler is not None:
+        loop.accelerator.scaler.load_state_dict(state["scaler"])
+
+
 def _load(loop: Loop, checkpoint: Path) -> None:
     """Go on from a checkpoint."""
     try:
@@ -328,17 +359,15 @@ def _load(loop: Loop, checkpoint: Path) -> None:
         loop.model.load_state_dict(state["model"])
         if loop.average is not None:
             loop.average.load_state_dict(state["average"])
-        for optimizer, values in zip(loop.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        for schedule, values in zip(loop.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(values)
-        if loop.accelerator.scaler is not None:
-            loop.accelerator.scaler.load_state_dict(state["scaler"])
+        if state["training"] is not None:
+            _load_training_state(loop, state["training"])
         best = state["best"]
         loop.history = [EpochReport(**values) for values in state["history"]]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"The checkpoint {checkpoint} cannot be read.") from error
     loop.best_score, loop.best_epoch, loop.best_state = best["score"], best["epoch"], best["state"]
+    if loop.best_epoch == len(loop.history):
+        loop.best_state = _copy_weights(loop.kept)
     loop.step = state["step"]
     loop.started -= loop.history[-1].seconds
     loop.run.write_epochs(loop.history)

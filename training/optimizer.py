@@ -41,20 +41,22 @@ class _Layer(NamedTuple):
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimizer]:
     """Return the optimizers that together update every trainable parameter of the model once.
 
-    Vectors (norms, biases, single embeddings) are not decayed. Frozen parameters are left out. Rates are those of
-    `describe_rates`.
+    Vectors (norms, biases, single embeddings) are not decayed, nor what a part of the model names in its own
+    `no_weight_decay` (timm's Swin: the tables of relative position biases). Frozen parameters are left out. Rates are
+    those of `describe_rates`.
 
     Args:
         model: The model or a wrapper around it: encoders are found by the "swin" and "bert" in parameters' names.
         config: Its section `optimizer` decides.
     """
     matrices = _find_matrices(model) if config.optimizer.name == "muon" else set()
-    layers = _find_layers(model)
+    layers, undecayed = _find_layers(model), _find_undecayed(model)
     scales = _scale_layers(layers, config.optimizer)
     groups: dict[bool, dict[tuple[float, float], list[Tensor]]] = {True: {}, False: {}}
     for name, parameter in _list_trainable(model):
         rate = config.optimizer.learning_rate * scales[layers[name]]
-        decay = config.optimizer.weight_decay if parameter.ndim > 1 else 0.0
+        decayed = parameter.ndim > 1 and name not in undecayed
+        decay = config.optimizer.weight_decay if decayed else 0.0
         groups[name in matrices].setdefault((rate, decay), []).append(parameter)
     made: list[optim.Optimizer] = []
     if groups[True]:
@@ -62,6 +64,25 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimiz
     if groups[False]:
         made.append(optim.AdamW(_list_groups(groups[False])))
     return made
+
+
+def make_average(model: nn.Module, decay: float) -> optim.swa_utils.AveragedModel:
+    """Return an exponential moving average of a model; call `update_parameters` on it after every training step.
+
+    Numbers are averaged, also running statistics. Whole numbers (positions, indices, counts) are copied: an average of
+    two that are equal can be rounded down.
+    """
+    blend = optim.swa_utils.get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Change tensors of one type in place."""
+        if averaged[0].is_floating_point():
+            blend(averaged, current, count)
+            return
+        for old, new in zip(averaged, current, strict=True):
+            old.copy_(new)
+
+    return optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def describe_rates(model: nn.Module, config: TrainConfig) -> list[LayerRate]:
@@ -148,6 +169,16 @@ def _scale_layers(layers: Mapping[str, _Layer], config: OptimizerConfig) -> dict
 def _find_matrices(model: nn.Module) -> set[str]:
     """Return the names of the weights of linear layers: embeddings, tables and queries are no matrices here."""
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _find_undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that a part of the model wants without weight decay."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
 
 
 def _list_groups(groups: dict[tuple[float, float], list[Tensor]]) -> list[dict[str, object]]:

@@ -1,6 +1,6 @@
 """A model's answers to a part of the split while it is trained: scores, calibration, thresholds, final figures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contract.decisions import Decisions
-from contract.labels import LABEL_KEYS, LABELS
+from contract.decisions import Decisions, ServedLabel
+from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer
 from contract.training_data import WAYS, read_trained_ways
 from training.batch import choose_batch, iterate_in_order, make_batch
@@ -17,7 +17,7 @@ from training.calibrate import apply_platt, fit_platt
 from training.config import TrainConfig
 from training.data import StudySet
 from training.decisions import fit_decisions
-from training.evaluation.labels import LabelMetrics, evaluate_labels
+from training.evaluation.labels import MIN_POSITIVES, LabelMetrics, evaluate_labels
 from training.model import CxrModel
 from training.objective import read_batch
 
@@ -49,18 +49,32 @@ class Examined:
 
 
 @torch.inference_mode()
-def predict_rows(examined: Examined, model: CxrModel, rows: Rows, *, views: int = 1) -> Predictions:
-    """Return the logits of studies for every way each can be read, with their first view or (2) both."""
+def predict_rows(
+    examined: Examined,
+    model: CxrModel,
+    rows: Rows,
+    *,
+    views: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Return the logits of studies for every way each can be read, with their first view or (2) both.
+
+    `progress` is called with studies asked and studies in all.
+    """
     model.eval()
     device = next(model.parameters()).device
     found: dict[str, list[tuple[NDArray[np.float32], Rows]]] = {}
     data = examined.config.data
+    done = 0
     for chunk in iterate_in_order(rows, examined.config.loop.batch_size):
         draw = choose_batch(examined.studies, chunk, data, views=views)
         batch = make_batch(examined.studies, examined.tokenizer, draw, data).to(device)
         for way, (out, chosen) in read_batch(model, batch).items():
             logits = out.logits.float().cpu().numpy()
             found.setdefault(way, []).append((logits, chunk[chosen.cpu().numpy()]))
+        done += len(chunk)
+        if progress is not None:
+            progress(done, len(rows))
     return {
         way: (
             np.concatenate([logits for logits, _ in found[way]]),
@@ -72,14 +86,19 @@ def predict_rows(examined: Examined, model: CxrModel, rows: Rows, *, views: int 
 
 
 def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
-    """Return macro AUROC and average precision by way, and their mean as "score"; empty without labels."""
+    """Return macro AUROC and average precision by way, and their mean as "score".
+
+    Labels count as on the test side, with `MIN_POSITIVES` studies with and without them: the AP of a single study jumps
+    from epoch to epoch by more than a better model gains. Empty where no label has as many.
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores: dict[str, float] = {}
     for way, (logits, rows) in predictions.items():
         targets = studies.targets[rows]
-        usable = [k for k in range(len(LABELS)) if 0 < targets[:, k].sum() < len(targets)]
-        if usable:
+        positives = targets.sum(0)
+        usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+        if len(usable):
             scores[f"{way}/auroc"] = float(roc_auc_score(targets[:, usable], logits[:, usable]))
             scores[f"{way}/ap"] = float(average_precision_score(targets[:, usable], logits[:, usable]))
     return scores | {"score": float(np.mean(list(scores.values())))} if scores else {}
@@ -102,7 +121,7 @@ def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> D
     trained for decides nothing.
     """
     trained = read_trained_ways({"studies": count_studies(examined)})
-    ways = {}
+    ways: dict[str, tuple[ServedLabel, ...]] = {}
     for way in (way for way in WAYS if way in validation):
         logits, rows = validation[way]
         targets = examined.studies.targets[rows]
@@ -117,6 +136,12 @@ def set_calibration(model: CxrModel, way: str, scale: NDArray[np.float32], bias:
     """Put the calibration (K,) of one way into a model."""
     for name, values in (("scale", scale), ("bias", bias)):
         getattr(model.fusion, f"{name}_{way}").copy_(torch.from_numpy(values))
+
+
+def read_calibration(model: CxrModel, way: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return scale and bias (K,) of one way."""
+    scale, bias = (getattr(model.fusion, f"{name}_{way}").cpu().numpy() for name in ("scale", "bias"))
+    return scale, bias
 
 
 def measure(
@@ -160,9 +185,8 @@ def _evaluate(
     metrics = {}
     for title, (logits, places) in predictions.items():
         way = read.get(title, title)
-        scale, bias = (getattr(model.fusion, f"{name}_{way}").cpu().numpy() for name in ("scale", "bias"))
         metrics[title] = evaluate_labels(
-            apply_platt(logits, scale, bias),
+            apply_platt(logits, *read_calibration(model, way)),
             examined.studies.targets[places],
             decisions.get_thresholds(way),
             groups=[examined.studies.patient_ids[row] for row in places],

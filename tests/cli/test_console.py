@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli import bench, data, evaluate, progress, show, zero_shot
+from cli import bench, data, evaluate, progress, prompt_scores, show
 from cli.bench import run as bench_run
 from cli.console import CommandConsole, escape
 from cli.options import make_console
@@ -63,7 +63,7 @@ def print_everything(value: str) -> dict[str, str]:
         "case label": print_to(show.print_cases, [make_case("1", labels=(value,))]),
         "indexed": print_to(show.print_indexed, refused),
         "checks": print_to(show.print_checks, [check], health),
-        "scores": print_to(zero_shot.print_scores, [score]),
+        "scores": print_to(prompt_scores.print_scores, [score]),
         "ratios": print_to(bench_run.print_ratios, [ratio], value),
         "cache": print_to(data.print_cache, value, summary, 1.0),
         "step": print_to(print_step, value),
@@ -146,7 +146,7 @@ def test_no_table_loses_a_column_or_is_wider_than_the_terminal(width):
             print_to(show.print_prediction, make_prediction(long), width=width),
             ("0.500", "0.250"),
         ),
-        "scores": (print_to(zero_shot.print_scores, [score], width=width), ("0.123", "0.234", "0.345")),
+        "scores": (print_to(prompt_scores.print_scores, [score], width=width), ("0.123", "0.234", "0.345")),
         "ratios": (print_to(bench_run.print_ratios, [ratio], "A/B", width=width), ("1.25", "2.50", "2.000")),
         "evaluation": (print_to(evaluate.print_results, results, width=width), ("3954",)),
         "cache": (print_to(data.print_cache, "cache", summary, 1.0, width=width), ("image.",)),

@@ -58,6 +58,27 @@ def test_sentences_state_and_deny():
     assert make_prompts("{0} {x}").absent[0] == "No {0} {x}."  # braces are words like others
 
 
+@pytest.mark.parametrize(
+    ("finding", "present", "absent"),
+    [
+        ("a mass", "There is a mass.", ("No mass.", "There is no mass.", "No evidence of a mass.")),
+        ("An elevated hemidiaphragm", "There is an elevated hemidiaphragm.", ("No elevated hemidiaphragm.",)),
+        ("the usual line", "The usual line is seen.", ("No usual line is seen.",)),
+        ("low lung volumes", "Low lung volumes are present.", ("There are no low lung volumes.",)),
+        ("degenerative changes of the spine", "Degenerative changes of the spine are seen.", ()),
+        ("thickening of the pleural margins", "Thickening of the pleural margins is seen.", ()),
+        ("atelectasis", "There is atelectasis.", ("No atelectasis is seen.", "Negative for atelectasis.")),
+        ("free gas", "There is free gas.", ("There is no free gas.",)),
+        ("a", "There is a.", ("No a.",)),
+    ],
+)
+def test_sentences_are_grammatical(finding, present, absent):
+    prompts = make_prompts(finding)
+    assert present in prompts.present
+    assert set(absent) < set(prompts.absent)
+    assert len(prompts.present) == len(PRESENT_TEMPLATES)
+
+
 def test_several_names_share_a_side():
     prompts = make_prompts("effusion", "fluid")
     assert len(prompts.present) == 2 * len(PRESENT_TEMPLATES)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from contract.errors import ConfigError
-from training.config import ModelConfig, TrainConfig
+from training.config import DataConfig, ModelConfig, TrainConfig
 from training.config_file import (
     flatten_settings,
     format_config,
@@ -82,6 +82,15 @@ BAD_SETTINGS = {
 def test_a_wrong_value_is_named(name):
     with pytest.raises(ConfigError, match=name):
         load_config("demo", {name: BAD_SETTINGS[name]})
+
+
+def test_two_views_need_a_share_that_leaves_some_to_both():
+    with pytest.raises(
+        ConfigError, match=r"data\.views 2 fuses two views only with a data\.lateral_share below 0\.5"
+    ):
+        TrainConfig(data=DataConfig(views=2)).check()
+    TrainConfig(data=DataConfig(views=2, lateral_share=0.4)).check()
+    TrainConfig(data=DataConfig(views=1, lateral_share=1.0)).check()
 
 
 UNKNOWN = {

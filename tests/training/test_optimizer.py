@@ -1,5 +1,6 @@
 """Every trainable parameter is updated by exactly one optimizer, at the rate and decay of its layer and kind."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,14 @@ from torch import nn
 
 from training.config import ModelConfig, OptimizerConfig, TrainConfig
 from training.model import CxrModel
-from training.optimizer import REST, describe_rates, make_optimizers, make_schedules, scale_rate
+from training.optimizer import (
+    REST,
+    describe_rates,
+    make_average,
+    make_optimizers,
+    make_schedules,
+    scale_rate,
+)
 
 CONFIG = TrainConfig(
     model=ModelConfig(
@@ -95,6 +103,49 @@ def test_muon_leaves_tables_and_vectors_of_the_model_to_adamw(model):
     assert found["text_encoder.bert.embeddings.word_embeddings.weight"] == ("AdamW", 0.005, 0.1)
     assert found["image_encoder.swin.patch_embed.proj.weight"] == ("AdamW", 0.005, 0.1)
     assert found["image_encoder.swin.layers.0.blocks.0.mlp.fc1.weight"] == ("Muon", 0.005, 0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_tables_of_relative_position_biases_are_not_decayed(model, name):
+    found = name_groups(model, change(name=name))
+    tables = [parameter for parameter in found if parameter.endswith("relative_position_bias_table")]
+    assert len(tables) == 3  # one per block
+    assert {found[parameter] for parameter in tables} == {("AdamW", 0.005, 0.0)}
+    assert found["image_encoder.swin.layers.0.blocks.0.attn.qkv.weight"][2] == 0.1
+    wrapped = nn.ModuleDict({"module": model})
+    assert found == {
+        parameter.removeprefix("module."): group
+        for parameter, group in name_groups(wrapped, change(name=name)).items()
+    }
+
+
+def test_a_moving_average_keeps_whole_numbers(model):
+    """0.9 * 5 + 0.1 * 5 is 4.99 in float32, and would be cut to 4."""
+    changing = copy.deepcopy(model)
+    average = make_average(changing, 0.9)
+    before = {name: value.clone() for name, value in changing.named_buffers()}
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in changing.parameters():
+                parameter.fill_(step)
+            changing.fusion.scale_image.fill_(step)
+        average.update_parameters(changing)
+    whole = {name: value for name, value in average.module.named_buffers() if not value.is_floating_point()}
+    assert {name.rsplit(".", 1)[-1] for name in whole} >= {"relative_position_index", "position_ids"}
+    for name, value in whole.items():
+        assert torch.equal(value, before[name]), name
+    expected = (0.9 * 0 + 0.1 * 1) * 0.9 + 0.1 * 2
+    assert average.module.fusion.scale_image.tolist() == pytest.approx([expected] * 22)
+    assert average.module.fusion.view.mean().item() == pytest.approx(expected)
+
+
+def test_a_moving_average_follows_whole_numbers_that_change():
+    norm = nn.BatchNorm1d(2)
+    average = make_average(norm, 0.5)
+    for _ in range(4):
+        norm(torch.randn(8, 2))
+        average.update_parameters(norm)
+    assert int(average.module.num_batches_tracked) == 4
 
 
 DISTANCES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import load_bundle
-from training.openi import build_table, write_table
+from training.openi import build_table, read_table, write_table
 from training.phantom import draw_dataset
 
 SETTINGS = (
@@ -38,6 +38,19 @@ def make_command(table: Path, out: Path, *more: str, launcher: tuple[str, ...] =
     settings = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
     command = [sys.executable, *launcher, "-m", "cxr", "train", str(table), "--out", str(out), *settings]
     return [*command, "--log-with", "none", "--json"]
+
+
+def write_split(table: Path, path: Path) -> Path:
+    """Write a split by patient of which the validation part is large enough for scores."""
+    rows = read_table(table, ["study_id", "patient_id"]).to_pylist()
+    patients = sorted({row["patient_id"] for row in rows})
+    ends = {"train": patients[: len(patients) // 2], "test": patients[-5:]}
+    split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for row in rows:
+        part = next((part for part, members in ends.items() if row["patient_id"] in members), "validation")
+        split[part].append(row["study_id"])
+    path.write_text(json.dumps(split))
+    return path
 
 
 def run(command: list[str]) -> None:
@@ -77,9 +90,10 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, tmp_
 def test_two_processes_train_as_one_does(table, tmp_path):
     """Without dropout, which is drawn in every process by itself; batches of 31 of which one process gets one more."""
     plain = ("model.dropout=0.0", "loop.batch_size=31", "data.text_dropout=0.0")
-    run(make_command(table, tmp_path / "one", *plain))
+    split = ("--split-file", str(write_split(table, tmp_path / "split.json")))
+    run([*make_command(table, tmp_path / "one", *plain), *split])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run(make_command(table, tmp_path / "two", *plain, launcher=launcher))
+    run([*make_command(table, tmp_path / "two", *plain, launcher=launcher), *split])
     one, two = (read_epochs(tmp_path / f"{name}.run") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for ours, theirs in zip(one, two, strict=True):
@@ -87,6 +101,7 @@ def test_two_processes_train_as_one_does(table, tmp_path):
         for name, value in ours["losses"].items():
             assert theirs["losses"][name] == pytest.approx(value, rel=2e-3), name
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-3)
+        assert ours["validation"]
         for name, value in ours["validation"].items():
             assert theirs["validation"][name] == pytest.approx(value, abs=0.03), name
     assert load_bundle(tmp_path / "two").config == load_bundle(tmp_path / "one").config

@@ -70,7 +70,8 @@ def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, tmp_path):
     assert fingerprint("c", 1) != fingerprint("a2", 0)
 
 
-def test_bundle_says_what_it_was_made_from(table, tmp_path):
+def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.validate.MIN_POSITIVES", 1)  # of 6 validation studies
     listener = Listener()
     config = load_config(
         "demo", {**SMALL, "loop.epochs": 2, "loop.validate_every": 2, "data.text_dropout": 0.0}
@@ -108,6 +109,8 @@ def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table,
         with pytest.raises(KeyboardInterrupt):
             train(load_config("demo", SMALL), table, tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.run"]
+    state = torch.load(tmp_path / "bundle.run" / "checkpoint-1" / "state.pt", weights_only=True)
+    assert state["training"] is None  # nothing is left to train
     with pytest.raises(ConfigError, match="--resume"):
         train(load_config("demo", SMALL), table, tmp_path / "bundle")
     with pytest.raises(ConfigError, match=r"other settings \(seed = 0\)"):
@@ -118,6 +121,39 @@ def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table,
     assert "Going on after epoch 1 of 1." in listener.notes
     straight = train(load_config("demo", SMALL), table, tmp_path / "straight")
     assert load_bundle(resumed.bundle).fingerprint == load_bundle(straight.bundle).fingerprint
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.7, 0.1), (0.7, 0.5, 0.1)])
+def test_the_best_weights_outlive_a_break_behind_the_best_epoch_and_later(
+    table, tmp_path, monkeypatch, scores
+):
+    """The checkpoint holds them once: as the weights of its epoch, or beside them."""
+    settings = {**SMALL, "loop.epochs": 3, "loop.validate_every": 1, "optimizer.ema_decay": 0.5}
+
+    def start(name: str, given, **options):
+        left = iter(given)
+        monkeypatch.setattr(loop_module, "score", lambda *_: {"score": next(left)})
+        return train(load_config("demo", settings), table, tmp_path / name, **options)
+
+    straight = start("straight", scores)
+    with pytest.raises((KeyboardInterrupt, StopIteration)):
+        start("killed", scores[:2])
+    state = torch.load(tmp_path / "killed.run" / "checkpoint-2" / "state.pt", weights_only=True)
+    assert state["best"]["epoch"] == scores.index(0.7) + 1 == straight.metrics["best_epoch"]
+    assert (state["best"]["state"] is None) == (scores[1] == 0.7)
+    assert set(state["training"]) == {"optimizers", "schedules", "scaler"}
+    resumed = start("killed", scores[2:], resume=True)
+    assert load_bundle(resumed.bundle).fingerprint == load_bundle(straight.bundle).fingerprint
+
+
+def test_without_labels_of_enough_studies_the_last_epoch_is_kept(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "score", lambda *_: {})
+    listener = Listener()
+    config = load_config("demo", {**SMALL, "loop.epochs": 2, "loop.validate_every": 1, "loop.patience": 1})
+    result = train(config, table, tmp_path / "bundle", watcher=listener)
+    assert result.metrics["best_epoch"] == 2
+    [note] = listener.notes
+    assert note.startswith("No label has 5 validation studies with and without it")
 
 
 def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch):

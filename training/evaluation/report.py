@@ -37,7 +37,7 @@ def write_report(results: Mapping[str, Any]) -> str:
         _write_micro(results),
         _write_labels(results),
         write_abstention(results),
-        _write_zero_shot(results),
+        _write_prompt_scores(results),
         _write_subgroups(results),
         write_retrieval(results),
         _write_pairs(results),
@@ -261,9 +261,9 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _write_zero_shot(results: Mapping[str, Any]) -> str:
-    """Return the tables of `training.evaluation.zero_shot`; "" where it was not measured."""
-    rows = results.get("zero_shot")
+def _write_prompt_scores(results: Mapping[str, Any]) -> str:
+    """Return the tables of `training.evaluation.prompt_scores`; "" where it was not measured."""
+    rows = results.get("prompt_scores")
     if not rows:
         return ""
     metrics = ("auroc", "ap")
@@ -276,12 +276,13 @@ def _write_zero_shot(results: Mapping[str, Any]) -> str:
         for key, found in rows[0]["labels"].items()
     ]
     return (
-        "## Zero-shot\n\n"
+        "## Prompt scores\n\n"
         "Labels put into words: a study scores by how much nearer its embedding is to sentences that state the label "
-        "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. A report "
-        "states its own findings: the row of the image alone is the one to read.\n\n"
+        "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. They are "
+        "no zero-shot figures: the model was trained on these labels. A report states its own findings: the row of "
+        "the image alone is the one to read.\n\n"
         + _table(["read", "studies", *(TITLES[name] for name in metrics)], averages)
-        + "\n### Zero-shot AUROC per label\n\n"
+        + "\n### AUROC of the prompt scores per label\n\n"
         + _table(["label", "positive", *(row["title"] for row in rows)], labels)
     )
 

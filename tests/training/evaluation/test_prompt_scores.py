@@ -1,4 +1,4 @@
-"""Zero-shot results of a predictor whose embeddings are known."""
+"""Prompt scores of a predictor whose embeddings are known."""
 
 import json
 from types import SimpleNamespace
@@ -14,14 +14,14 @@ from training.evaluation.ask import Options, ask_model
 from training.evaluation.labels import evaluate_labels
 from training.evaluation.measure import measure
 from training.evaluation.predict import Answers
-from training.evaluation.report import write_report
-from training.evaluation.zero_shot import (
+from training.evaluation.prompt_scores import (
     LABEL_PHRASES,
     NORMAL_PROMPTS,
     evaluate_scores,
     make_label_prompts,
-    measure_zero_shot,
+    measure_prompt_scores,
 )
+from training.evaluation.report import write_report
 
 from .conftest import RulePredictor, make_studies
 
@@ -72,7 +72,7 @@ def test_every_label_has_sentences_of_its_own():
 
 def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
     predictor = PromptPredictor()
-    rows = measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    rows = measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
     assert [row["key"] for row in rows] == ["image", "image+findings", "findings"]
     for row in rows:
         assert row["studies"] == 60
@@ -84,7 +84,7 @@ def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
 
 def test_a_model_that_does_not_look_at_images_is_at_chance(parts):
     predictor = PromptPredictor(blind=True)
-    [image, *_] = measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    [image, *_] = measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
     assert image["macro"]["auroc"]["value"] == 0.5
 
 
@@ -107,13 +107,13 @@ def test_too_few_studies_give_no_average():
 
 def test_masked_findings_are_not_measured(parts):
     predictor = PromptPredictor(mode="findings_masked")
-    assert measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS) == []
+    assert measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS) == []
 
 
 def test_a_refused_sentence_is_an_error(parts):
     predictor = PromptPredictor(refuses="No pneumothorax.")
     with pytest.raises(ConfigError, match="refused a sentence"):
-        measure_zero_shot(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+        measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
 
 
 @pytest.mark.parametrize("image", [True, False])
@@ -131,10 +131,10 @@ def test_report_shows_it(image):
         decisions=Decisions.repeat(tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)),
     )
     results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
-    assert "Zero-shot" not in write_report(results)
-    results["zero_shot"] = measure_zero_shot(asked, predictor, OPTIONS)
+    assert "Prompt scores" not in write_report(results)
+    results["prompt_scores"] = measure_prompt_scores(asked, predictor, OPTIONS)
     report = write_report(results)
-    [block] = [part for part in report.split("\n## ") if part.startswith("Zero-shot")]
+    [block] = [part for part in report.split("\n## ") if part.startswith("Prompt scores")]
     assert ("| image | 60 | 1.000 (1.000-1.000) |" in block) == image
     assert "| findings | 60 | 1.000 (1.000-1.000) |" in block
     assert "| Cardiomegaly / Heart Failure | 20 |" in block

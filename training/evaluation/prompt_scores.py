@@ -1,7 +1,8 @@
 """How well sentences alone sort studies: the labels put into words, and compared with what the model sees.
 
-No label was trained for this: only images were trained to lie near their reports. The row of the image alone is
-the one to read (CheXzero, Tiu et al. 2022, measures the same); a report states its own findings.
+The sentences were not trained on, but this is no zero-shot test: the model they are put to was trained on these very
+labels, and its embeddings show it. The row of the image alone is the one to read; a report states its own findings.
+(CheXzero, Tiu et al. 2022, measures the same way a model that never saw a label.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,8 +76,8 @@ def make_label_prompts() -> tuple[Prompts, ...]:
     )
 
 
-def measure_zero_shot(asked: Asked, predictor: Predictor, options: Options) -> list[dict[str, Any]]:
-    """Return a row for the image, the report and both: AUROC and average precision of zero-shot scores.
+def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) -> list[dict[str, Any]]:
+    """Return a row for the image, the report and both: AUROC and average precision of the prompt scores.
 
     Args:
         asked: What the model said to the test studies; its embeddings are compared with the sentences.
@@ -108,7 +109,7 @@ def embed_prompts(prompts: Sequence[Prompts], predictor: Predictor) -> NDArray[n
     sentences = [sentence for both in prompts for side in (both.present, both.absent) for sentence in side]
     answers = predictor.ask([Case(f"prompt-{row}", text=text) for row, text in enumerate(sentences)])
     if not answers.answered.all():
-        raise ConfigError("The model refused a sentence of the zero-shot prompts.")
+        raise ConfigError("The model refused a sentence of the prompts.")
     ends = np.cumsum([len(side) for both in prompts for side in (both.present, both.absent)])[:-1]
     averages = [average_prompts(part) for part in np.split(answers.embeddings, ends)]
     return np.stack(averages).reshape(len(prompts), 2, -1)
