@@ -132,7 +132,6 @@ class Gate:
             record.add(size, batch, expected, answer(batch))
         if progress:
             progress(total, total)
-        labels = [case.labels for case in self.cases]
         return PrecisionReport(
             profile=profile.name,
             limits=profile.limits,
@@ -146,7 +145,7 @@ class Gate:
             cases=self._count,
             kinds=tuple(
                 measure_kind(
-                    self._bundle.labels, kind, size, answers, [labels[case] for case in answers.cases]
+                    self._bundle.labels, kind, size, answers, [self.cases[case] for case in answers.cases]
                 )
                 for (size, kind), answers in record.list_answers()
             ),

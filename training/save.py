@@ -18,7 +18,7 @@ from training.card import write_card
 from training.config import TrainConfig
 from training.model import CxrModel
 from training.openi import read_collection
-from training.selective import Selection
+from training.selective import Selection, mark_unlearned
 
 
 def write_bundle(
@@ -53,6 +53,7 @@ def write_bundle(
     )
     if selection is not None:
         labels = selection.add_to(labels)
+    labels = mark_unlearned(labels, {key for key, count in metrics["training_known"].items() if count})
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, directory / files.WEIGHTS
     )

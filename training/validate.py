@@ -75,21 +75,23 @@ def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
 
     scores: dict[str, float] = {}
     for way, (logits, rows) in predictions.items():
-        targets = studies.targets[rows]
-        usable = [k for k in range(len(LABELS)) if 0 < targets[:, k].sum() < len(targets)]
+        targets, known = studies.targets[rows], studies.known[rows]
+        asked = [(targets[known[:, k], k], logits[known[:, k], k]) for k in range(len(LABELS))]
+        usable = [(truth, values) for truth, values in asked if truth.any() and not truth.all()]
         if usable:
-            scores[f"{way}/auroc"] = float(roc_auc_score(targets[:, usable], logits[:, usable]))
-            scores[f"{way}/ap"] = float(average_precision_score(targets[:, usable], logits[:, usable]))
+            scores[f"{way}/auroc"] = float(np.mean([roc_auc_score(*answers) for answers in usable]))
+            scores[f"{way}/ap"] = float(np.mean([average_precision_score(*answers) for answers in usable]))
     return scores | {"score": float(np.mean(list(scores.values())))} if scores else {}
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Thresholds (K,), and what they were fitted on: probabilities (M, K), targets (M, K), ways (M,)."""
+    """Thresholds (K,), and what they were fitted on: probabilities, targets and what is known (M, K), ways (M,)."""
 
     thresholds: NDArray[np.float64]
     probabilities: NDArray[np.float32]
     targets: NDArray[np.bool_]
+    known: NDArray[np.bool_]
     ways: NDArray[np.str_]
 
 
@@ -107,20 +109,25 @@ def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> C
     """Fit the calibration of each way (into the model) and one threshold per label, on the validation split.
 
     What two views together say is read with the calibration of one. A label has one threshold whatever the input is,
-    so it is fitted on the probabilities of all ways.
+    so it is fitted on the probabilities of all ways. A label that no training study states has the probability 0.5,
+    which says nothing.
     """
-    probabilities, targets, ways = [], [], []
+    studies = examined.studies
+    learned = studies.known[examined.split["train"]].any(0)
+    probabilities, fitted_on, ways = [], [], []
     for way in (way for way in WAYS if way in validation):
         logits, rows = validation[way]
-        scale, bias = fit_platt(logits, examined.studies.targets[rows])
+        scale, bias = fit_platt(logits, studies.targets[rows], studies.known[rows])
+        scale[~learned] = bias[~learned] = 0
         getattr(model.fusion, f"scale_{way}").copy_(torch.from_numpy(scale))
         getattr(model.fusion, f"bias_{way}").copy_(torch.from_numpy(bias))
         probabilities.append(apply_platt(logits, scale, bias))
-        targets.append(examined.studies.targets[rows])
+        fitted_on.append(rows)
         ways.append(np.full(len(rows), way))
-    known = np.concatenate(probabilities), np.concatenate(targets)
-    thresholds = np.asarray(fit_thresholds(*known), dtype=np.float64)
-    return Calibrated(thresholds, *known, np.concatenate(ways))
+    places = np.concatenate(fitted_on)
+    answers = np.concatenate(probabilities), studies.targets[places], studies.known[places]
+    thresholds = np.asarray(fit_thresholds(*answers), dtype=np.float64)
+    return Calibrated(thresholds, *answers, np.concatenate(ways))
 
 
 def measure(
@@ -139,7 +146,9 @@ def measure(
         }
         for part, rows in examined.split.items()
     }
-    positives = studies.targets[examined.select_rows("train")].sum(0).tolist()
+    rows = examined.select_rows("train")
+    known = studies.known[rows]
+    positives = (studies.targets[rows] & known).sum(0).tolist()
     results = {
         part: {way: result.to_dict() for way, result in _evaluate(examined, model, thresholds, found).items()}
         for part, found in predictions.items()
@@ -149,6 +158,7 @@ def measure(
         "studies": counts,
         "unreadable_images": studies.unreadable,
         "training_positives": dict(zip(LABEL_KEYS, positives, strict=True)),
+        "training_known": dict(zip(LABEL_KEYS, known.sum(0).tolist(), strict=True)),
     }
 
 
@@ -165,6 +175,7 @@ def _evaluate(
             examined.studies.targets[places],
             thresholds,
             groups=[examined.studies.patient_ids[row] for row in places],
+            known=examined.studies.known[places],
             seed=examined.config.seed,
         )
     return metrics
