@@ -134,9 +134,12 @@ def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     from export.parity import ParityCase
 
     image = get_image(row)
-    known = np.array([label.key in row["labels"] for label in LABELS]) if row["labelled"] else None
+    there, unknown = (
+        np.array([label.key in row[name] for label in LABELS]) for name in ("labels", "unknown_labels")
+    )
     return ParityCase(
         pixels=load_pixels(read_image_file(image), size=image_size) if image else None,
         text=_read_text(row, text_mode) or None,
-        labels=known,
+        labels=there if row["labelled"] else None,
+        known=~unknown,
     )

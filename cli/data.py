@@ -1,5 +1,6 @@
 """What the `cxr data` commands print: an audit, and what filling a cache came to."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cli.console import Table, escape
+from contract.labels import LABEL_NAMES
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from training.cache import CacheSummary
     from training.openi import ImageCount
 
@@ -38,12 +42,18 @@ def print_audit(console: Console, audit: Audit) -> None:
 def _list_labels(audit: Audit) -> Table:
     parts = audit["parts"]["described"] if audit["parts"] else {}
     table = Table("Category", header_style="bold")
-    for title in ("Studies", "Share", *parts):
+    for title in ("Studies", "Known of", "Share", *parts):
         table.add_column(title, justify="right")
     for key, found in audit["labels"].items():
-        shares = [found["share"], *(part["labels"][key]["share"] for part in parts.values())]
-        table.add_row(found["name"], f"{found['studies']:,}", *(f"{100 * share:.1f} %" for share in shares))
+        shares = [
+            _show_share(counts) for counts in (found, *(part["labels"][key] for part in parts.values()))
+        ]
+        table.add_row(found["name"], f"{found['studies']:,}", f"{found['known']:,}", *shares)
     return table
+
+
+def _show_share(counts: Mapping[str, Any]) -> str:
+    return f"{100 * counts['share']:.1f} %" if counts["known"] else "unknown"
 
 
 def _print_parts(console: Console, parts: Mapping[str, Any]) -> None:
@@ -105,6 +115,37 @@ def print_cache(console: Console, directory: Path, summary: "CacheSummary", seco
         for refusal in summary.refused:
             table.add_row(escape(refusal.image_id), escape(refusal.reason))
         console.print(table)
+
+
+def describe_table(table: "pa.Table") -> dict[str, Any]:
+    """Return what --json says of a new table."""
+    unknown = set(LABEL_NAMES).intersection(*(keys or () for keys in _list_unknown(table)))
+    return {
+        "studies": table.num_rows,
+        "patients": len(table["patient_id"].unique()),
+        "labelled": sum(table["labelled"].to_pylist()),
+        "boxes": sum(map(len, table["boxes"].to_pylist())),
+        "split": Counter(part for part in table["split"].to_pylist() if part),
+        "never_stated": [key for key in LABEL_NAMES if key in unknown],
+    }
+
+
+def _list_unknown(table: "pa.Table") -> list[list[str]]:
+    """Return of each labelled study the labels that are not stated; of none all of them."""
+    pairs = zip(table["labelled"].to_pylist(), table["unknown_labels"].to_pylist(), strict=True)
+    return [unknown for labelled, unknown in pairs if labelled] or [list(LABEL_NAMES)]
+
+
+def print_table(console: Console, table: "pa.Table") -> None:
+    """Print what a new table says of its studies beside their number."""
+    found = describe_table(table)
+    counts = (
+        f"{found['patients']:,} patients, {found['labelled']:,} studies labelled, {found['boxes']:,} boxes"
+    )
+    parts = ", ".join(f"{count:,} {part}" for part, count in found["split"].items())
+    console.print(counts + (f"; the collection's split: {parts}" if parts else ""), highlight=False)
+    if found["never_stated"] and found["labelled"]:
+        console.print(f"never stated, so unknown: {', '.join(found['never_stated'])}", highlight=False)
 
 
 def describe_images(counts: Sequence["ImageCount"]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`cxr data`: draw, read and describe data sets in Open-i's layout."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,21 @@ import typer
 
 from cli.console import escape
 from cli.options import Json, Table, make_console
+from contract.errors import ConfigError
 
-data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets in Open-i's layout.")
+data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets.")
+
+
+class SourceFormat(str, Enum):
+    """Published formats; those but Open-i's are read by `training.collections`."""
+
+    OPENI = "openi"
+    NIH14 = "nih14"
+    CHEXPERT = "chexpert"
+    MIMIC_CXR = "mimic-cxr"
+    VINDR = "vindr"
+    PADCHEST = "padchest"
+    CSV = "csv"
 
 
 @data_app.command("draw")
@@ -37,32 +51,57 @@ def draw_data(
 
 @data_app.command("table")
 def make_table(
-    reports: Annotated[Path, typer.Argument(help="Reports: NLMCXR_reports.tgz or a directory of XML files.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Open-i: NLMCXR_reports.tgz or a directory of XML files. Others: the label file or its directory."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
-    images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM or PNG files.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Directory tree of DICOM, PNG or JPEG files.")] = None,
+    form: Annotated[
+        SourceFormat, typer.Option("--format", help="How the files are published.")
+    ] = SourceFormat.OPENI,
+    mapping: Annotated[
+        Path | None, typer.Option(help="TOML file that says what the columns mean; with --format csv.")
+    ] = None,
     projections: Annotated[
         Path | None,
         typer.Option(
-            help="Published list of which image is frontal: CSV with the columns filename and projection."
+            help="Published list of which Open-i image is frontal: CSV with the columns filename and projection."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read Open-i reports and images into one studies table, the frontal image of each study first."""
-    from cli.data import describe_images, print_images
+    """Read labels, reports and images as published into one studies table, the frontal image of each study first.
+
+    What a collection does not state is unknown.
+    """
+    from cli.data import describe_images, describe_table, print_images, print_table
     from cli.progress import show_progress
     from cli.show import print_json
+    from training.collections.table import build_collection_table
     from training.openi import ImageCount, build_table, write_table
 
     console = make_console(as_json)
     counts: list[ImageCount] = []
-    with show_progress(console, "Reading reports") as progress:
-        table = build_table(reports, images, progress, counts.append, projections)
+    if mapping is not None and form is not SourceFormat.CSV:
+        raise ConfigError("--mapping belongs to --format csv.")
+    if projections is not None and form is not SourceFormat.OPENI:
+        raise ConfigError("--projections belongs to --format openi.")
+    with show_progress(console, "Reading studies") as progress:
+        if form is SourceFormat.OPENI:
+            table = build_table(source, images, progress, counts.append, projections)
+        else:
+            table = build_collection_table(
+                source, form.value, images, mapping=mapping, progress=progress, on_images=counts.append
+            )
     write_table(table, out)
     if as_json:
-        print_json({"table": str(out), "studies": table.num_rows, **describe_images(counts)})
+        print_json({"table": str(out), **describe_table(table), **describe_images(counts)})
     else:
         console.print(f"{table.num_rows} studies in {escape(out)}", soft_wrap=True)
+        print_table(console, table)
         print_images(console, counts)
 
 

@@ -16,7 +16,16 @@ PHANTOM_WARNING: Final = (
     "This model was trained on drawn phantoms: its answers about real radiographs mean nothing."
 )
 UNDECIDED_WARNING: Final = "This model has no thresholds for this way of reading: it decides nothing."
-_TITLES: Final = {PHANTOM: "drawn phantoms", "openi": "Open-i", UNKNOWN: "unknown data"}
+_TITLES: Final = {
+    PHANTOM: "drawn phantoms",
+    "openi": "Open-i",
+    "nih14": "ChestX-ray14",
+    "chexpert": "CheXpert",
+    "mimic-cxr": "MIMIC-CXR",
+    "vindr": "VinDr-CXR",
+    "padchest": "PadChest",
+    UNKNOWN: "unknown data",
+}
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,100}")  # one short line, whoever wrote it
 
 

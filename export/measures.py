@@ -43,12 +43,15 @@ def count_flips(labels: Sequence[ServedLabel], expected: Array, found: Array) ->
     return int((_decide(labels, expected) * _decide(labels, found) == -1).sum())
 
 
-def score_labels(targets: NDArray[np.bool_], probabilities: Array) -> tuple[float, float, int]:
+def score_labels(
+    targets: NDArray[np.bool_], probabilities: Array, known: NDArray[np.bool_] | None = None
+) -> tuple[float, float, int]:
     """Return macro AUROC, macro average precision and how many labels they are the mean of.
 
     Args:
         targets: (M, K).
         probabilities: (M, K).
+        known: (M, K), which of the targets are known; a label is scored on these cases alone. Default: all.
 
     Returns:
         Over the labels that some but not all cases have; (NaN, NaN, 0) where there is none, and NaN where a
@@ -56,11 +59,17 @@ def score_labels(targets: NDArray[np.bool_], probabilities: Array) -> tuple[floa
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    usable = np.flatnonzero(targets.any(0) & ~targets.all(0)) if len(targets) else np.empty(0, np.int64)
+    known = np.ones_like(targets) if known is None else known
+    usable = np.flatnonzero((targets & known).any(0) & (~targets & known).any(0))
     if not len(usable) or not np.isfinite(probabilities).all():
         return float("nan"), float("nan"), len(usable)
-    chosen = targets[:, usable], probabilities[:, usable].astype(np.float64).round(_DECIMALS)
-    return float(roc_auc_score(*chosen)), float(average_precision_score(*chosen)), len(usable)
+    rounded = probabilities.astype(np.float64).round(_DECIMALS)
+    asked = [(targets[known[:, k], k], rounded[known[:, k], k]) for k in usable]
+    auroc, ap = (
+        float(np.mean([score(*answers) for answers in asked]))
+        for score in (roc_auc_score, average_precision_score)
+    )
+    return auroc, ap, len(usable)
 
 
 def measure_overlap(expected: Array, found: Array) -> float | None:

@@ -42,11 +42,13 @@ class ParityCase:
     """One real case: `pixels` (1, S, S) uint8, `text` the part of the report that the model reads.
 
     `labels` (K,) bool, in the order of `contract.labels`, are what is known to be there; None: nothing is known.
+    `known` (K,) bool says of which labels it is known whether they are there; None: of all of them.
     """
 
     pixels: NDArray[np.uint8] | None = None
     text: str | None = None
     labels: NDArray[np.bool_] | None = None
+    known: NDArray[np.bool_] | None = None
 
     @property
     def has_text(self) -> bool:

@@ -132,7 +132,6 @@ class Gate:
             record.add(size, batch, expected, answer(batch))
         if progress:
             progress(total, total)
-        labels = [case.labels for case in self.cases]
         return PrecisionReport(
             profile=profile.name,
             limits=profile.limits,
@@ -150,7 +149,7 @@ class Gate:
                     kind,
                     size,
                     answers,
-                    [labels[case] for case in answers.cases],
+                    [self.cases[case] for case in answers.cases],
                 )
                 for (size, kind), answers in record.list_answers()
             ),

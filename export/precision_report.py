@@ -19,7 +19,7 @@ from export.measures import (
     measure_overlap,
     score_labels,
 )
-from export.parity import Kind
+from export.parity import Kind, ParityCase
 from export.profiles import Limits
 
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]  # what was expected, what was found
@@ -233,7 +233,7 @@ def measure_kind(
     kind: Kind,
     batch_size: int,
     answers: Answers,
-    targets: Sequence[NDArray[np.bool_] | None],
+    cases: Sequence[ParityCase],
 ) -> KindPrecision:
     """Measure the answers to one kind of question.
 
@@ -243,13 +243,13 @@ def measure_kind(
         batch_size: Largest number of cases in a batch; of cases that were asked alone (1) only what each of them shows
             by itself is measured.
         answers: `probabilities` (M, K) and `embedding` (M, D) of both sides.
-        targets: (K,) bool for each of the M cases, or None where nothing is known.
+        cases: The M cases; of each what is known of its labels counts.
     """
     expected, found = answers.read("probabilities")
     embeddings = answers.read("embedding")
     cosines = compute_cosines(*embeddings)
     whole = batch_size > 1
-    auroc, ap, scored = _measure_scores(targets, expected, found) if whole else (None, None, 0)
+    auroc, ap, scored = _measure_scores(cases, expected, found) if whole else (None, None, 0)
     return KindPrecision(
         kind=kind,
         batch_size=batch_size,
@@ -286,14 +286,21 @@ def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> 
 
 
 def _measure_scores(
-    targets: Sequence[NDArray[np.bool_] | None], expected: Any, found: Any
+    cases: Sequence[ParityCase], expected: Any, found: Any
 ) -> tuple[float | None, float | None, int]:
     """Return the absolute changes of AUROC and AP over the cases with labels, and the number of labels scored."""
-    rows = [row for row, known in enumerate(targets) if known is not None]
-    if len(rows) < MIN_SCORED:
+    labelled = {row: case.labels for row, case in enumerate(cases) if case.labels is not None}
+    if len(labelled) < MIN_SCORED:
         return None, None, 0
-    known = np.stack([target for target in targets if target is not None]).astype(bool)
-    before, after = score_labels(known, expected[rows]), score_labels(known, found[rows])
+    rows = list(labelled)
+    targets = np.stack(list(labelled.values())).astype(bool)
+    known = np.stack(
+        [
+            np.ones_like(labels) if cases[row].known is None else cases[row].known
+            for row, labels in labelled.items()
+        ]
+    )
+    before, after = (score_labels(targets, answers[rows], known) for answers in (expected, found))
     if not before[2]:
         return None, None, 0
     return abs(after[0] - before[0]), abs(after[1] - before[1]), before[2]

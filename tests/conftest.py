@@ -39,6 +39,12 @@ def openi_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nih14_directory() -> Path:
+    """Directory of real ChestX-ray14 files; see `_require_data`."""
+    return _require_data("nih14", "ChestX-ray14 files")
+
+
+@pytest.fixture(scope="session")
 def real_radiographs() -> tuple[Path, ...]:
     """Real frontal and lateral radiographs of ChestX-ray14 and Open-i, as PNG and JPEG; see `_require_data`."""
     nih, nih14 = (_require_data(name, "ChestX-ray14 files") for name in ("nih", "nih14"))

@@ -65,7 +65,7 @@ class Batch:
     second_rows: Tensor  # (B_image,) bool: which have a second view
     text_rows: Tensor  # (B,) bool
     targets: Tensor  # (B, K) float
-    labelled: Tensor  # (B,) bool
+    known: Tensor  # (B, K) bool
     groups: Tensor  # (B,) int64, equal for equal texts
 
     def to(self, device: torch.device) -> "Batch":
@@ -166,7 +166,7 @@ def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config
         second_rows=torch.from_numpy(second_rows[image_rows]),
         text_rows=torch.from_numpy(text_rows),
         targets=torch.from_numpy(studies.targets[draw.rows]).float(),
-        labelled=torch.from_numpy(studies.labelled[draw.rows]),
+        known=torch.from_numpy(studies.known[draw.rows]),
         groups=torch.from_numpy(draw.groups),
     )
 

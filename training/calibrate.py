@@ -16,22 +16,24 @@ _SMALLEST_STEP: Final = 1e-8
 
 
 def fit_platt(
-    logits: NDArray[np.float32], targets: NDArray[np.bool_]
+    logits: NDArray[np.float32], targets: NDArray[np.bool_], known: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Fit scale and bias of each label.
 
     Args:
         logits: (M, K), before calibration.
         targets: (M, K).
+        known: (M, K), which of them are known; default: all.
 
     Returns:
-        scale (K,), at least `SMALLEST_SCALE`, and bias (K,); 1 and 0 when there are no cases.
+        scale (K,), at least `SMALLEST_SCALE`, and bias (K,); 1 and 0 for a label without a case.
     """
     count = logits.shape[1]
+    known = np.ones_like(targets) if known is None else known
     scale, bias = np.ones(count, np.float32), np.zeros(count, np.float32)
-    if len(logits):
-        for label in range(count):
-            scale[label], bias[label] = _fit_label(logits[:, label].astype(np.float64), targets[:, label])
+    for label in np.flatnonzero(known.any(0)):
+        rows = known[:, label]
+        scale[label], bias[label] = _fit_label(logits[rows, label].astype(np.float64), targets[rows, label])
     return scale, bias
 
 

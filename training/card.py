@@ -6,7 +6,6 @@ Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from contract.labels import LABEL_NAMES
 from contract.training_data import read_trained_on, warn_of_training
+from training.card_source import Source, find_source
 from training.config import TrainConfig
 from training.config_file import format_config
 from training.mesh import list_doubts
@@ -44,33 +44,6 @@ _TEXT_MODES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A collection of studies: `key` stands in the metadata, the rest is prose."""
-
-    key: str
-    name: str
-    about: str
-    limit: str
-
-
-_SOURCES: Final = {
-    "openi": _Source(
-        "open-i",
-        "Open-i (Indiana University chest X-ray collection)",
-        "Radiographs and reports of the Open-i collection of the U.S. National Library of Medicine "
-        "(Demner-Fushman et al. 2016), de-identified by its makers.",
-        "One collection's data; other scanners, patients and wordings were not tested.",
-    ),
-    "phantom": _Source(
-        "cxr-phantom",
-        "Phantoms drawn by cxr-serving",
-        "Phantoms: radiographs and reports that a program drew, in the layout of Open-i. No patient is in them.",
-        "**Trained on drawn phantoms: the figures say that the software works, and nothing about patients.**",
-    ),
-}
-
-
 def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     """Return the Markdown of a model card.
 
@@ -80,7 +53,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         details: What the manifest holds: versions, git commit, data hash, seed, device, seconds. Optional are
             "data_source" ("openi", "phantom", or another name in words) and "datasets" (ids of data sets on the hub).
     """
-    source = _find_source(details)
+    source = find_source(details)
     parts = [
         _write_metadata(config, metrics, details, source),
         _write_summary(config, metrics, details),
@@ -88,7 +61,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_data(metrics, source),
         _write_results(metrics),
         _write_labels(metrics),
-        _write_doubts(details),
+        _write_doubts(source),
         _write_calibration(),
         _write_limits(config, metrics, source),
         _write_training(config, details),
@@ -118,19 +91,8 @@ def _append_evaluation(card: str, text: str) -> str:
     return f"{card.rstrip()}\n\n{start}\n# Evaluation\n\n{text}\n{end}\n"
 
 
-def _find_source(details: Mapping[str, Any]) -> _Source:
-    named = details.get("data_source")
-    if named in _SOURCES:
-        return _SOURCES[named]
-    name = str(named) if named else f"studies table {details['data_sha256'][:12]}"
-    about = f"Source: {named}." if named else "The training record does not say which collection this was."
-    return _Source(
-        "custom", name, about, "One data set; other scanners, patients and wordings were not tested."
-    )
-
-
 def _write_metadata(
-    config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any], source: _Source
+    config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
 ) -> str:
     """Return the YAML block; hub-docs/modelcard.md names its keys."""
     results = list(_make_results(metrics, details, source))
@@ -150,7 +112,7 @@ def _write_metadata(
 
 
 def _make_results(
-    metrics: Mapping[str, Any], details: Mapping[str, Any], source: _Source
+    metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
 ) -> Iterator[EvalResult]:
     """Yield the macro means on the test split; the way a study is read takes the place of a data set's config."""
     for way, result in _list_ways(metrics):
@@ -227,7 +189,7 @@ def _write_use() -> str:
     )
 
 
-def _write_data(metrics: Mapping[str, Any], source: _Source) -> str:
+def _write_data(metrics: Mapping[str, Any], source: Source) -> str:
     rows = "".join(
         f"| {part} | {count['studies']} | {count['image']} | {count['text']} | {count['labelled']} |\n"
         for part, count in metrics["studies"].items()
@@ -235,8 +197,7 @@ def _write_data(metrics: Mapping[str, Any], source: _Source) -> str:
     unreadable = metrics.get("unreadable_images", 0)
     note = f"\n{unreadable} image(s) could not be read and were left out.\n" if unreadable else ""
     return (
-        f"## Data\n\n{source.about} Split by patient; `split.json` holds the study ids. Labels come from the MeSH "
-        "major headings that indexers gave each report, never from phrases in the text that the model reads.\n\n"
+        f"## Data\n\n{source.about} Split by patient; `split.json` holds the study ids. {source.labels}\n\n"
         f"| part | studies | with image | with report | labelled |\n|---|---|---|---|---|\n{rows}{note}"
     )
 
@@ -259,12 +220,17 @@ def _write_results(metrics: Mapping[str, Any]) -> str:
 def _write_labels(metrics: Mapping[str, Any]) -> str:
     """Return each label's figures, for the first way that was tested."""
     way, result = next(iter(_list_ways(metrics)), ("study", {}))
-    measured, trained = result.get("labels", {}), metrics["training_positives"]
+    measured, trained, unlearned = (
+        result.get("labels", {}),
+        metrics["training_positives"],
+        _list_unlearned(metrics),
+    )
     rows = []
     for key, name in LABEL_NAMES.items():
         values = measured.get(key, {})
         cells = " | ".join(_cell(values.get(metric)) for metric in _HUB_METRICS)
-        rows.append(f"| {name} | {trained.get(key, 0)} | {values.get('positives', '-')} | {cells} |\n")
+        count = "not stated" if key in unlearned else trained.get(key, 0)
+        rows.append(f"| {name} | {count} | {values.get('positives', '-')} | {cells} |\n")
     head = " | ".join(_METRICS[name] for name in _HUB_METRICS)
     return (
         f"### By category, from {_name_way(way)}\n\n"
@@ -272,9 +238,9 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _write_doubts(details: Mapping[str, Any]) -> str:
+def _write_doubts(source: Source) -> str:
     """Return which headings count for a category that they do not mean; "" for labels of another table."""
-    if details.get("data_source") not in _SOURCES:
+    if not source.from_headings:
         return ""
     rows = "".join(
         f"| {LABEL_NAMES[key]} | {'; '.join(f'`{heading}`' for heading in headings)} | {doubt} |\n"
@@ -306,9 +272,10 @@ def _write_calibration() -> str:
     )
 
 
-def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: _Source) -> str:
+def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Source) -> str:
     known = metrics["training_positives"]
-    unseen = [name for key, name in LABEL_NAMES.items() if known.get(key, 0) < RARE]
+    unlearned = _list_unlearned(metrics)
+    unseen = [name for key, name in LABEL_NAMES.items() if known.get(key, 0) < RARE and key not in unlearned]
     lines = [
         source.limit,
         f"The text model reads `{config.data.text_mode}` of the report. A report can state its labels in words, so "
@@ -321,9 +288,20 @@ def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: _Sour
         lines.append(
             "**No images were used: the image encoder is untrained, and image predictions mean nothing.**"
         )
+    if unlearned:
+        names = ", ".join(LABEL_NAMES[key] for key in unlearned)
+        lines.append(
+            f"**Never learned, as the training data do not say where they are absent: {names}.** The model answers 0.5 "
+            "and uncertain to each of them, whatever it sees."
+        )
     if unseen:
         lines.append(f"Fewer than {RARE} training cases, not to be relied on: {', '.join(unseen)}.")
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _list_unlearned(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the labels that no training study states; bundles of older versions know them all."""
+    return [key for key, count in metrics.get("training_known", {}).items() if not count]
 
 
 def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class StudySet:
         wordings: Two readings of M texts, from `read_wordings`.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
         pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
-        targets: (M, K) bool.
-        labelled: (M,) bool; False where nobody indexed the report, so that no label means nothing.
+        targets: (M, K) bool, False where nothing is known.
+        known: (M, K) bool; False where the collection does not say whether the study has the label.
         unreadable: How many image files could not be read.
     """
 
@@ -47,8 +47,13 @@ class StudySet:
     views: tuple[tuple[int, ...], ...]
     pixels: NDArray[np.uint8]
     targets: NDArray[np.bool_]
-    labelled: NDArray[np.bool_]
+    known: NDArray[np.bool_]
     unreadable: int = 0
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """(M,) bool; False where nothing is known, such as where nobody indexed the report."""
+        return np.asarray(self.known.any(1), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -101,7 +106,7 @@ def read_studies(
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
-        labelled=np.array([row["labelled"] for row in rows], dtype=bool),
+        known=make_known(rows),
         unreadable=sum(place is None for place in places),
     )
 
@@ -156,6 +161,30 @@ def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
     for row, keys in enumerate(labels):
         targets[row, [LABEL_INDEX[key] for key in keys]] = True
     return targets
+
+
+def make_known(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Return (M, K) bool: which labels the rows of a studies table state, whether as there or as not there."""
+    known = ~make_targets([row["unknown_labels"] for row in rows])
+    known[[not row["labelled"] for row in rows]] = False
+    return known
+
+
+def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[StudySet, tuple[str, ...]]:
+    """Make the labels unknown that some training studies (`rows`) hold, others do not state, and none denies.
+
+    Whoever learns from positives alone calls the finding present in everyone.
+
+    Returns:
+        The studies, and the keys of these labels.
+    """
+    targets, known = studies.targets[rows], studies.known[rows]
+    undeniable = (targets & known).any(0) & ~(~targets & known).any(0) & ~known.all(0)
+    if not undeniable.any():
+        return studies, ()
+    kept = studies.known & ~undeniable
+    keys = tuple(LABELS[k].key for k in np.flatnonzero(undeniable))
+    return replace(studies, known=kept, targets=studies.targets & kept), keys
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:

@@ -118,13 +118,14 @@ def fit_lexical(
     targets: Tensor,
     *,
     mask_id: int,
+    known: Tensor | None = None,
     C: float = 10.0,
     weight: float = 1.0,
 ) -> None:
     """Fit one logistic regression per label, for texts with and without hidden words, and write them into the head.
 
-    Equal inputs give equal tables. A label that all or none of the texts have gets weights and bias 0, and so does
-    every label where the texts of a kind share no word: the other part of the model decides it alone.
+    Equal inputs give equal tables. A label that all or none of the texts are known to have gets weights and bias 0, and
+    so does every label where the texts of a kind share no word: the other part of the model decides it alone.
 
     Args:
         head: Changed in place.
@@ -132,6 +133,7 @@ def fit_lexical(
         attention_mask: (M, L) int64.
         targets: (M, K) bool.
         mask_id: Of [MASK].
+        known: (M, K) bool, which of the targets are known; default: all.
         C: Inverse strength of the L2 penalty, above 0.
         weight: What the logits are multiplied by, above 0.
 
@@ -140,9 +142,10 @@ def fit_lexical(
     """
     head.mask_id.fill_(mask_id)
     counts = _count_ngrams(head, input_ids, attention_mask)  # (M, 2 V + 2 buckets)
-    known = targets.cpu().numpy().astype(bool)
-    table = np.zeros((counts.shape[1], known.shape[1] + 1))
-    bias = np.zeros((2, known.shape[1]))
+    truth = targets.cpu().numpy().astype(bool)
+    stated = np.ones_like(truth) if known is None else known.cpu().numpy().astype(bool)
+    table = np.zeros((counts.shape[1], truth.shape[1] + 1))
+    bias = np.zeros((2, truth.shape[1]))
     hidden = head.find_hidden(input_ids).cpu().numpy()
     for kind in np.unique(hidden).astype(int):
         rows = np.flatnonzero(hidden == kind)
@@ -151,7 +154,7 @@ def fit_lexical(
             if kind:  # a text or two that happen to have hidden words
                 continue
             raise ConfigError("The training texts are too few for the lexical part: they share no word.")
-        idf, weights, bias[kind] = _fit_regressions(counts[rows][:, kept], known[rows], C)
+        idf, weights, bias[kind] = _fit_regressions(counts[rows][:, kept], truth[rows], stated[rows], C)
         table[kept, :-1] = weight * idf[:, None] * weights
         table[kept, -1] = idf**2
     split = len(head.unigrams)
@@ -161,18 +164,19 @@ def fit_lexical(
 
 
 def _fit_regressions(
-    counts: "csr_matrix", known: NDArray[np.bool_], C: float
+    counts: "csr_matrix", truth: NDArray[np.bool_], known: NDArray[np.bool_], C: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the idf (F,), weights (F, K) and biases (K,) of texts (M, F) and their labels (M, K)."""
+    """Return the idf (F,), weights (F, K) and biases (K,) of texts (M, F), from their known labels (M, K)."""
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
     transformer = TfidfTransformer()
     features = transformer.fit_transform(counts)
-    weights, bias = np.zeros((counts.shape[1], known.shape[1])), np.zeros(known.shape[1])
-    for k in np.flatnonzero(known.any(0) & ~known.all(0)):
+    weights, bias = np.zeros((counts.shape[1], truth.shape[1])), np.zeros(truth.shape[1])
+    for k in np.flatnonzero((truth & known).any(0) & (~truth & known).any(0)):
+        rows = np.flatnonzero(known[:, k])
         model = LogisticRegression(C=C, solver="liblinear", class_weight="balanced", max_iter=1000)
-        model.fit(features, known[:, k])
+        model.fit(features[rows], truth[rows, k])
         weights[:, k], bias[k] = model.coef_[0], model.intercept_[0]
     return transformer.idf_, weights, bias
 

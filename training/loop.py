@@ -147,8 +147,9 @@ def fit(loop: Loop, checkpoint: Path | None) -> None:
 def _prepare(loop: Loop) -> None:
     """Put model, losses and optimizers on the device, and into as many processes as there are."""
     config, studies = loop.config, loop.examined.studies
-    targets = torch.from_numpy(studies.targets[loop.examined.select_rows("train")])
-    weights = compute_positive_weights(targets, config.loss.positive_weight_limit)
+    rows = loop.examined.select_rows("train")
+    targets, known = torch.from_numpy(studies.targets[rows]), torch.from_numpy(studies.known[rows])
+    weights = compute_positive_weights(targets, known, config.loss.positive_weight_limit)
     if loop.accelerator.num_processes > 1 and loop.accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(loop.model)
     loop.model.to(loop.accelerator.device)
@@ -216,21 +217,20 @@ def _load_batches(loop: Loop, draw: Draw) -> list[Batch]:
     return [make_batch(examined.studies, examined.tokenizer, part, loop.config.data) for part in parts]
 
 
-def _count_labelled(loop: Loop, draw: Draw) -> dict[str, float]:
-    """Return, by way, the labelled studies of a draw divided by the number of processes."""
-    labelled = loop.examined.studies.labelled[draw.rows]
+def _count_known(loop: Loop, draw: Draw) -> dict[str, float]:
+    """Return, by way, the known labels of the studies of a draw divided by the number of processes."""
+    known = loop.examined.studies.known[draw.rows].sum(1)
     image = draw.views[:, 0] >= 0
     text = np.array([bool(words) for words in draw.texts], bool)
     ways = {"image": image, "text": text, "study": image & text}
     return {
-        way: max(1.0, float((labelled & rows).sum())) / loop.accelerator.num_processes
-        for way, rows in ways.items()
+        way: max(1.0, float(known[rows].sum())) / loop.accelerator.num_processes for way, rows in ways.items()
     }
 
 
 def _step(loop: Loop, draw: Draw, batches: list[Batch], noise: torch.Generator) -> dict[str, Tensor]:
     """Change the weights once; return the losses of this process."""
-    accelerator, counts = loop.accelerator, _count_labelled(loop, draw)
+    accelerator, counts = loop.accelerator, _count_known(loop, draw)
     total: dict[str, Tensor] = {}
     for place, part in enumerate(batches, start=1):
         batch = part.to(accelerator.device)

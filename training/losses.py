@@ -11,20 +11,21 @@ from torch.nn import functional as F
 from training.config import LossConfig
 
 
-def compute_positive_weights(targets: Tensor, limit: float) -> Tensor:
+def compute_positive_weights(targets: Tensor, known: Tensor, limit: float) -> Tensor:
     """Return negatives / positives of each label, between 1 and `limit`.
 
     Unclamped, a label with three cases would weigh a thousand times the others and drown them.
 
     Args:
-        targets: (M, K) bool, the labelled training studies.
+        targets: (M, K) bool, the training studies.
+        known: (M, K) bool, which of them are stated; the others count neither as positive nor as negative.
         limit: The largest weight, at least 1.
 
     Returns:
         (K,) float32.
     """
-    positives = targets.sum(0).float()
-    return ((len(targets) - positives) / positives.clamp(min=1.0)).clamp(1.0, limit)
+    positives, stated = (targets & known).sum(0).float(), known.sum(0).float()
+    return ((stated - positives) / positives.clamp(min=1.0)).clamp(1.0, limit)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
@@ -82,25 +83,25 @@ def _focus(share: Tensor, gamma: float) -> Tensor:
 def label_loss(
     logits: Tensor,
     targets: Tensor,
-    labelled: Tensor,
+    known: Tensor,
     weights: Tensor,
     config: LossConfig,
     *,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Return the label loss: mean over labels, summed over labelled studies, divided by their count.
+    """Return the label loss: the sum over the known labels of all studies, divided by their count.
 
     Args:
         logits: (B, K) float32.
         targets: (B, K) float of 0 and 1.
-        labelled: (B,) bool; the others have no known labels and count for nothing.
+        known: (B, K) bool; what is not known counts for nothing, and is no negative.
         weights: (K,) weight of the positives in BCE; the asymmetric loss has none.
         config: Which loss, and its settings.
-        count: () labelled studies of all processes together divided by the number of processes, so that the mean of
-            the processes' losses and gradients is that of the whole batch. None: the labelled studies here.
+        count: () known labels of all processes together divided by the number of processes, so that the mean of the
+            processes' losses and gradients is that of the whole batch. None: the known labels here.
 
     Returns:
-        () loss; 0 where no study is labelled.
+        () loss; 0 where nothing is known.
     """
     if config.labels == "asymmetric":
         entries = asymmetric_loss(logits, targets, config.asymmetric_gammas, config.asymmetric_clip)
@@ -108,11 +109,11 @@ def label_loss(
         entropy = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
         focal = focal_loss(logits, targets, config.focal_gamma)
         entries = config.bce_share * entropy + (1.0 - config.bce_share) * focal
-    rows = labelled.to(entries.dtype)
+    counted = known.to(entries.dtype)
     if count is None:
-        count = rows.sum()
-    # not clamped to 1: one labelled study for two processes is a count of 0.5
-    return (entries.mean(1) * rows).sum() / torch.where(count > 0, count, 1.0)
+        count = counted.sum()
+    # not clamped to 1: one known label for two processes is a count of 0.5
+    return (entries * counted).sum() / torch.where(count > 0, count, 1.0)
 
 
 def contrastive_loss(first: Tensor, second: Tensor, groups: Tensor, temperature: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 A study with an image and a report is read by image and report together, by the image alone and by the report alone,
 so that one set of weights serves all three; one without an image trains the report side only, and the other way
-round; one that nobody indexed takes part in the contrastive loss alone.
+round; one whose labels are all unknown takes part in the contrastive loss alone,
+which reads no label: its positives are the studies of equal reports.
 """
 
 from itertools import combinations
@@ -94,8 +95,8 @@ class Objective(nn.Module):
         Args:
             batch: The studies of this process.
             pixels: The batch's pixels as changed for training.
-            counts: For each way, how many labelled studies all processes read together that way, divided by the
-                number of processes: their mean gradient is then that of the whole batch.
+            counts: For each way, how many known labels the studies have that all processes read together that way,
+                divided by the number of processes: their mean gradient is then that of the whole batch.
             share: Of the contrastive loss that counts, where the batch is one of several whose gradients are summed.
         """
         readings = read_batch(self.model, batch, pixels, lexical=False)
@@ -104,7 +105,7 @@ class Objective(nn.Module):
             parts[f"labels/{way}"] = label_loss(
                 out.logits.float(),
                 batch.targets[rows],
-                batch.labelled[rows],
+                batch.known[rows],
                 self.positive_weights,
                 self.config,
                 count=batch.targets.new_tensor(counts[way]),

@@ -17,6 +17,7 @@ from contract.files import write_file
 from contract.image_header import ImageHeader
 from contract.report_xml import parse_xml
 from contract.text import SECTIONS, Report, TextMode, collect_sections, select_text
+from contract.training_data import UNKNOWN, read_trained_on
 from contract.view_clues import Projection
 from training.mesh import is_labelled, map_headings
 from training.projections import read_projections
@@ -26,7 +27,7 @@ try:
     import pyarrow.parquet as pq
 
     from training.openi_views import order_images
-    from training.studies_table import conform_table
+    from training.studies_table import OPTIONAL, conform_table
 except ModuleNotFoundError as error:
     raise ConfigError("Reading Open-i needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -40,7 +41,7 @@ COLLECTIONS = {
     "Indiana University Chest X-ray Collection": "openi",
     "Phantom Chest X-ray Collection": "phantom",
 }
-_COLLECTION_KEY = b"collection"
+COLLECTION_KEY = b"collection"
 
 # One field for each of `ImageHeader`; the view has a column of its own, and what it was told from is not kept.
 _HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
@@ -49,6 +50,18 @@ HEADER = pa.struct(
         (field.name, _HEADER_TYPES[field.type])
         for field in fields(ImageHeader)
         if field.name not in {"view", "clues"}
+    ]
+)
+# A box that a reader drew: x and y of its upper left corner and its size, in pixels of an image of this width and
+# height, which are null where the collection does not say them.
+BOX = pa.struct(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.string()),  # as the collection writes it
+        ("category", pa.string()),  # one of the 22, null where the label is none of them
+        ("reader", pa.string()),  # null where the collection does not say who drew it
+        *((name, pa.float64()) for name in ("x", "y", "width", "height")),
+        *((name, pa.int64()) for name in ("image_width", "image_height")),
     ]
 )
 SCHEMA = pa.schema(
@@ -64,6 +77,9 @@ SCHEMA = pa.schema(
         ("mesh_automatic", pa.list_(pa.string())),
         ("labels", pa.list_(pa.string())),
         ("labelled", pa.bool_()),
+        ("unknown_labels", pa.list_(pa.string())),  # of a labelled study; the collection does not state them
+        ("boxes", pa.list_(BOX)),
+        ("split", pa.string()),  # the collection's own part: "train", "validation", "test"; null without one
     ]
 )
 
@@ -258,13 +274,15 @@ def build_table(
             progress(done, len(studies))
     if images:
         count = _count_images(studies, rows, listed if projections else None)
-        _require_images(count, studies, images, len(found))
+        example = next((study.image_ids[0] for study in studies if study.image_ids), "")
+        sought = f"{example} is looked for as {get_image_key(example)}.dcm, {example}.png or .jpg, in any folder below"
+        require_images(count, images, len(found), sought)
         if projections and not count.listed:
             raise ConfigError(f"{projections} names none of the {count.found:,} images under {images}.")
         if on_images:
             on_images(count)
     collections = {study.collection for study in studies}
-    metadata = {_COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
+    metadata = {COLLECTION_KEY: collections.pop().encode()} if len(collections) == 1 else {}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
 
 
@@ -283,20 +301,22 @@ def _count_images(
     return ImageCount(sum(len(study.image_ids) for study in studies), len(found), known)
 
 
-def _require_images(count: ImageCount, studies: Sequence[Study], directory: Path, files: int) -> None:
+def require_images(count: ImageCount, directory: Path, files: int, sought: str) -> None:
+    """Raise ConfigError where images are named and none was found; `sought` says of one how it is looked for."""
     if count.found or not count.named:
         return
-    example = next(study.image_ids[0] for study in studies if study.image_ids)
     raise ConfigError(
         f"None of {count.named:,} images that the reports name was found under {directory} ({files:,} image files): "
-        f"{example} is looked for as {get_image_key(example)}.dcm, {example}.png or .jpg, in any folder below."
+        f"{sought}."
     )
 
 
 def read_collection(path: Path) -> str | None:
-    """Return "openi" or "phantom", where a studies table says which collection all of it is from."""
-    named = (pq.read_schema(path).metadata or {}).get(_COLLECTION_KEY, b"").decode()
-    return named if named in COLLECTIONS.values() else None
+    """Return the name of a collection, where a studies table says which one all of it is from."""
+    named = read_trained_on(
+        (pq.read_schema(path).metadata or {}).get(COLLECTION_KEY, b"").decode(errors="replace")
+    )
+    return None if named == UNKNOWN else named
 
 
 def _make_row(study: Study, found: dict[str, Path], listed: Mapping[str, Projection]) -> dict[str, Any]:
@@ -317,6 +337,9 @@ def _make_row(study: Study, found: dict[str, Path], listed: Mapping[str, Project
         "mesh_automatic": list(study.mesh_automatic),
         "labels": sorted(study.labels),
         "labelled": study.labelled,
+        "unknown_labels": [],
+        "boxes": [],
+        "split": None,
     }
 
 
@@ -352,10 +375,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
     try:
         names = pq.read_schema(path).names
-        wrong = [name for name in wanted.names if names.count(name) != 1]
+        present = [name for name in wanted.names if name in names or name not in OPTIONAL]
+        wrong = [name for name in present if names.count(name) != 1]
         table = None
         if not wrong:
-            table = pq.read_table(path, columns=wanted.names, page_checksum_verification=True)
+            table = pq.read_table(path, columns=present, page_checksum_verification=True)
             table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error

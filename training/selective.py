@@ -83,21 +83,47 @@ class Selection:
         return tuple(found)
 
 
+def mark_unlearned(labels: tuple[ServedLabel, ...], learned: NDArray[np.bool_]) -> tuple[ServedLabel, ...]:
+    """Return the labels; those that nothing was learned of are "uncertain" whatever the probability is.
+
+    Args:
+        labels: K labels.
+        learned: (K,), which of them some training study states.
+    """
+    return tuple(
+        label
+        if is_learned
+        else replace(
+            label,
+            threshold=1.0,
+            uncertain_low=0.0,
+            uncertain_high=1.0,
+            stated_missed=None,
+            stated_false_alarms=None,
+            include=None if label.include is None else 1.0,
+        )
+        for label, is_learned in zip(labels, learned.tolist(), strict=True)
+    )
+
+
 def fit_selection(
     probabilities: NDArray[np.floating],
     targets: NDArray[np.bool_],
     thresholds: NDArray[np.floating],
     *,
+    known: NDArray[np.bool_] | None = None,
     missed: float = MISSED,
     false_alarms: float = FALSE_ALARMS,
     recall: float = RECALL,
 ) -> Selection:
     """Fit the bands and the conformal set; see `fit_bands` for the arguments and `fit_include` for `recall`."""
-    bands = fit_bands(probabilities, targets, thresholds, missed=missed, false_alarms=false_alarms)
+    bands = fit_bands(
+        probabilities, targets, thresholds, known=known, missed=missed, false_alarms=false_alarms
+    )
     include = fit_include(probabilities, targets, recall=recall)
     limits = (
         np.where(_find_supported(classes, limit), limit, np.nan)
-        for classes, limit in ((targets, missed), (~targets, false_alarms))
+        for classes, limit in ((targets, missed), (_find_negatives(targets, known), false_alarms))
     )
     return Selection(bands, *limits, include, None if include is None else recall)
 
@@ -107,6 +133,7 @@ def fit_bands(
     targets: NDArray[np.bool_],
     thresholds: NDArray[np.floating],
     *,
+    known: NDArray[np.bool_] | None = None,
     missed: float = MISSED,
     false_alarms: float = FALSE_ALARMS,
 ) -> Floats:
@@ -118,8 +145,9 @@ def fit_bands(
 
     Args:
         probabilities: (M, K), 0 to 1, calibrated.
-        targets: (M, K).
+        targets: (M, K), False where nothing is known.
         thresholds: (K,), from which a finding counts as present.
+        known: (M, K), which of the targets are known; default: all.
         missed: Limit on the expected share of positives decided "absent", 0 to 1 (both excluded).
         false_alarms: Limit on the expected share of negatives decided "present", likewise.
 
@@ -133,13 +161,14 @@ def fit_bands(
     if thresholds.shape != targets.shape[1:]:
         raise ConfigError(f"{targets.shape[1]} labels need as many thresholds, not {thresholds.shape}.")
     bands = np.repeat(np.asarray(thresholds, np.float64)[:, None], 2, axis=1)
-    supported = zip(_find_supported(targets, missed), _find_supported(~targets, false_alarms), strict=True)
+    negatives = _find_negatives(targets, known)
+    supported = zip(_find_supported(targets, missed), _find_supported(negatives, false_alarms), strict=True)
     for k, (has_low, has_high) in enumerate(supported):
-        values, positive = probabilities[:, k], targets[:, k]
+        values = probabilities[:, k]
         if has_low:
-            bands[k, 0] = min(bands[k, 0], _find_edge(values[positive], missed))
+            bands[k, 0] = min(bands[k, 0], _find_edge(values[targets[:, k]], missed))
         if has_high:  # the highest negative that is still no alarm lies inside the band
-            highest = -_find_edge(-values[~positive], false_alarms)
+            highest = -_find_edge(-values[negatives[:, k]], false_alarms)
             bands[k, 1] = max(bands[k, 1], min(1.0, np.nextafter(highest, np.inf)))
     return bands
 
@@ -153,7 +182,7 @@ def fit_include(
     """Fit the probability from which a label belongs to the conformal set.
 
     The set of all labels with at least this probability holds, in expectation, at least `recall` of the true labels
-    of a study that has any: conformal risk control of the recall by MAPIE
+    of a study that has any, of those that are known: conformal risk control of the recall by MAPIE
     (`mapie.risk_control.MultiLabelClassificationController`, method "crc").
 
     Args:
@@ -196,6 +225,10 @@ def _find_edge(scores: NDArray[np.floating], limit: float) -> float:
     """
     below = int(limit * (len(scores) + 1) - 1 + 1e-9)  # rounding must not cost a case
     return float(np.sort(scores)[below])
+
+
+def _find_negatives(targets: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    return ~targets if known is None else ~targets & known
 
 
 def _find_supported(classes: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:

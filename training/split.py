@@ -74,6 +74,48 @@ def split_studies(
     return found
 
 
+def follow_split(
+    named: Sequence[str | None],
+    patient_ids: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    seed: int,
+    *,
+    texts: Sequence[Sequence[str]] = (),
+) -> dict[str, list[int]]:
+    """Split M studies as their collection publishes it; a part that it lacks is drawn from its training studies.
+
+    Args:
+        named: M parts, None for a study of none, which is left out.
+        patient_ids: M names; this and the others serve where a part is drawn, as in `split_studies`.
+        labels: M collections of label keys.
+        seed: Of the draw.
+        texts: Readings, each of M texts.
+
+    Returns:
+        Part -> rows (0 to M - 1), ascending.
+
+    Raises:
+        ConfigError: The collection names no training study, or they are too few to draw from.
+    """
+    parts = {part: [row for row, name in enumerate(named) if name == part] for part in FRACTIONS}
+    pool = parts["train"]
+    if not pool:
+        raise ConfigError(
+            "The table's own split has no training study that can be read: give one by --split-file."
+        )
+    if lacking := [part for part, rows in parts.items() if not rows]:
+        shares = {part: FRACTIONS[part] for part in ("train", *lacking)}
+        drawn = split_studies(
+            [patient_ids[row] for row in pool],
+            [labels[row] for row in pool],
+            seed,
+            texts=[[reading[row] for row in pool] for reading in texts],
+            fractions={part: share / sum(shares.values()) for part, share in shares.items()},
+        )
+        parts |= {part: [pool[place] for place in places] for part, places in drawn.items()}
+    return parts
+
+
 def group_studies(patient_ids: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[int]]:
     """Join rows that share a patient or nearly a text, directly or through others."""
     first: dict[str, int] = {}

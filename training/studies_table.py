@@ -4,14 +4,18 @@ pandas, polars and DuckDB keep the values of a table and change its types: long 
 strings, other widths of numbers, a type without values for a column that holds none, columns in another order.
 """
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.labels import LABEL_INDEX
+from training.split_file import PARTS
 
 _IDS: Final = ("study_id", "patient_id")  # of every study
+# Tables of older versions lack them: they say all labels of a study that is labelled, hold no boxes and no split.
+OPTIONAL: Final = ("unknown_labels", "boxes", "split")
 _PER_IMAGE: Final = ("image_ids", "image_paths", "views", "headers")
 _OF_HEADERS: Final = ("views", "headers")  # nothing of them is known where they are empty
 _SHOWN: Final = 3
@@ -24,14 +28,19 @@ def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     A list that is missing is empty, and a study whose labels are missing is not labelled: nothing is known of it.
 
     Args:
-        table: Holds at least the columns of the schema.
+        table: Holds at least the columns of the schema but those of `OPTIONAL`, which are then without values.
         schema: Columns and types that are wanted; its metadata do not count.
 
     Raises:
         ValueError: A column cannot be had in its type without loss, or its values contradict others; the message
             names it and begins in lower case.
     """
-    columns = {field.name: _convert_column(table[field.name], field.type) for field in schema}
+    columns = {
+        field.name: _convert_column(table[field.name], field.type)
+        if field.name in table.column_names or field.name not in OPTIONAL
+        else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+        for field in schema
+    }
     if wrong := [name for name, column in columns.items() if column is None]:
         found = ", ".join(str(table[name].type)[:_SHOWN_CHARS] for name in wrong)
         raise ValueError(f"{', '.join(wrong)} missing or of another type ({found})")
@@ -61,17 +70,29 @@ def _check_values(columns: dict[str, pa.ChunkedArray]) -> None:
         values = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
         if (name in _IDS or pa.types.is_list(column.type)) and values.null_count:
             raise ValueError(f"{name} without a value in {values.null_count:,} places")
-    if "labels" in columns:
-        found = pc.unique(columns["labels"].combine_chunks().flatten()).to_pylist()
-        if unknown := sorted(set(found) - set(LABEL_INDEX)):
-            shown = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
-            raise ValueError(f"labels that hold {len(unknown):,} unknown keys ({shown})")
+    for name in ("labels", "unknown_labels"):
+        if name in columns:
+            _check_keys(name, columns[name], LABEL_INDEX, "unknown keys")
+    if "split" in columns:
+        _check_keys("split", columns["split"], PARTS, "other parts than train, validation and test")
+    if "labels" in columns and "unknown_labels" in columns:
+        pairs = zip(columns["labels"].to_pylist(), columns["unknown_labels"].to_pylist(), strict=True)
+        if both := sum(not set(there).isdisjoint(unknown) for there, unknown in pairs):
+            raise ValueError(f"labels and unknown_labels that name the same label in {both:,} studies")
     lengths = {name: pc.list_value_length(columns[name]) for name in _PER_IMAGE if name in columns}
     images = lengths.pop("image_paths", None)
     for name, length in lengths.items() if images is not None else ():
         unknown = pc.equal(length, 0 if name in _OF_HEADERS else -1)
         if not pc.all(pc.or_(pc.equal(length, images), unknown)).as_py() and len(length):
             raise ValueError(f"image_paths and {name} with different numbers of images for a study")
+
+
+def _check_keys(name: str, column: pa.ChunkedArray, allowed: Collection[str], what: str) -> None:
+    flat = column.combine_chunks()
+    values = pc.unique(flat.flatten() if pa.types.is_list(flat.type) else flat.drop_null()).to_pylist()
+    if unknown := sorted(set(values) - set(allowed)):
+        shown = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
+        raise ValueError(f"{name} that hold{'s' * (name == 'split')} {len(unknown):,} {what} ({shown})")
 
 
 def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:
@@ -112,6 +133,8 @@ def _convert_value(array: Any, wanted: pa.DataType) -> Any:
     numeric = pa.types.is_integer(wanted) or pa.types.is_floating(wanted)
     if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return array.cast(wanted)  # refuses what it cannot keep
+    if pa.types.is_floating(wanted) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return array.cast(wanted)
     raise TypeError(f"{kind} is not {wanted}")
 
 

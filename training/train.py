@@ -26,14 +26,14 @@ from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer, train_tokenizer
 from training.checkpoint import RunDirectory, name_run
 from training.config import TrainConfig
-from training.data import StudySet, read_studies
+from training.data import StudySet, forget_undeniable, read_studies
 from training.lexical import fit_lexical
 from training.loop import Loop, choose_precision, fit, make_accelerator
 from training.model import CxrModel
 from training.openi import read_table
 from training.pretrain import pretrain_text
 from training.save import describe_origin, write_bundle
-from training.split import split_studies
+from training.split import follow_split, split_studies
 from training.split_file import find_split_rows
 from training.trackers import Tracker, track_run
 from training.validate import Examined, calibrate, measure, predict_part
@@ -76,7 +76,7 @@ def train(
         config: From `training.config_file.load_config`.
         table: Parquet file made by `training.openi.write_table`.
         out: Bundle directory; must not exist. It appears complete or, on any error, not at all.
-        split_file: Split to use instead of drawing one; see `training.split_file`.
+        split_file: Split to use; see `training.split_file`. Default: the one that the table names, or else a drawn one.
         cache: Image cache of the table, to read instead of the image files; see `training.cache`.
         run: Directory of the run (`training.checkpoint`); default: `<out>.run`.
         resume: Go on with a run that stopped.
@@ -99,6 +99,7 @@ def train(
             table, config.data.text_mode, config.model.image_size, watcher.on_images, cache=cache
         )
         split = _split(config, studies, table, split_file)
+        studies, undeniable = forget_undeniable(studies, split["train"])
         directory = RunDirectory(run or name_run(out))
         origin = {"table": files.compute_sha256(table), "split": _hash_split(studies, split)}
         checkpoint = _open_run(accelerator, directory, config, origin, resume)
@@ -107,6 +108,10 @@ def train(
             config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
         examined = Examined(config, studies, tokenizer, split)
         with track_run(watcher, trackers, directory.path, asdict(config)) as watching:
+            if undeniable:
+                watching.on_note(
+                    f"Not learned, because the table never denies them: {', '.join(undeniable)}."
+                )
             model = _make_model(examined, accelerator, watching, fresh=checkpoint is None)
             loop = Loop(examined, model, accelerator, directory, watching)
             fit(loop, checkpoint)
@@ -136,14 +141,20 @@ def _use_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
 def _split(
     config: TrainConfig, studies: StudySet, table: Path, split_file: Path | None
 ) -> dict[str, NDArray[np.int64]]:
-    """Read the split from a file, or draw one."""
+    """Read the split from a file or from the table, or draw one."""
+    columns = read_table(table, ["study_id", "patient_id", "split"]).to_pydict()
     if split_file is not None:
-        columns = read_table(table, ["study_id", "patient_id"]).to_pydict()
         patients = dict(zip(columns["study_id"], columns["patient_id"], strict=True))
         parts = find_split_rows(split_file, studies.study_ids, patients)
     else:
         labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
-        parts = split_studies(studies.patient_ids, labels, config.seed, texts=studies.wordings)
+        named = dict(zip(columns["study_id"], columns["split"], strict=True))
+        given = (studies.patient_ids, labels, config.seed)
+        parts = (
+            follow_split([named[study_id] for study_id in studies.study_ids], *given, texts=studies.wordings)
+            if any(named.values())
+            else split_studies(*given, texts=studies.wordings)
+        )
     return {name: np.array(rows, dtype=np.int64) for name, rows in parts.items()}
 
 
@@ -233,12 +244,14 @@ def _fit_lexical(examined: Examined, model: CxrModel) -> None:
     config, tokenizer = examined.config, examined.tokenizer
     plain = [examined.studies.texts[row] for row in rows]
     texts = dict.fromkeys(zip([*plain, *map(mask_label_words, plain)], [*rows, *rows], strict=True))
+    places = [row for _, row in texts]
     encoded = tokenizer.encode([text for text, _ in texts], config.data.max_length)
     fit_lexical(
         model.fusion.lexical,
         torch.from_numpy(encoded.input_ids),
         torch.from_numpy(encoded.attention_mask),
-        torch.from_numpy(examined.studies.targets[[row for _, row in texts]]),
+        torch.from_numpy(examined.studies.targets[places]),
+        known=torch.from_numpy(examined.studies.known[places]),
         mask_id=tokenizer.mask_id,
         C=config.lexical.C,
         weight=config.lexical.weight,

@@ -17,7 +17,7 @@ from training.calibrate import apply_platt, fit_platt
 from training.config import TrainConfig
 from training.data import StudySet
 from training.decisions import fit_decisions
-from training.evaluation.labels import MIN_POSITIVES, LabelMetrics, evaluate_labels
+from training.evaluation.labels import LabelMetrics, evaluate_labels, find_usable
 from training.model import CxrModel
 from training.objective import read_batch
 
@@ -95,12 +95,12 @@ def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
 
     scores: dict[str, float] = {}
     for way, (logits, rows) in predictions.items():
-        targets = studies.targets[rows]
-        positives = targets.sum(0)
-        usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
-        if len(usable):
-            scores[f"{way}/auroc"] = float(roc_auc_score(targets[:, usable], logits[:, usable]))
-            scores[f"{way}/ap"] = float(average_precision_score(targets[:, usable], logits[:, usable]))
+        targets, known = studies.targets[rows], studies.known[rows]
+        usable = find_usable(targets, known)
+        asked = [(targets[known[:, k], k], logits[known[:, k], k]) for k in usable]
+        if asked:
+            scores[f"{way}/auroc"] = float(np.mean([roc_auc_score(*answers) for answers in asked]))
+            scores[f"{way}/ap"] = float(np.mean([average_precision_score(*answers) for answers in asked]))
     return scores | {"score": float(np.mean(list(scores.values())))} if scores else {}
 
 
@@ -118,17 +118,19 @@ def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> D
     """Fit calibration (into the model), thresholds and bands of each way on the validation split.
 
     What two views together say is read with the calibration and the thresholds of one. A way that the model was not
-    trained for decides nothing.
+    trained for decides nothing. A label that no training study states has the probability 0.5, which says nothing.
     """
     trained = read_trained_ways({"studies": count_studies(examined)})
+    learned = examined.studies.known[examined.split["train"]].any(0)
     ways: dict[str, tuple[ServedLabel, ...]] = {}
     for way in (way for way in WAYS if way in validation):
         logits, rows = validation[way]
-        targets = examined.studies.targets[rows]
-        scale, bias = fit_platt(logits, targets)
+        targets, known = examined.studies.targets[rows], examined.studies.known[rows]
+        scale, bias = fit_platt(logits, targets, known)
+        scale[~learned] = bias[~learned] = 0
         set_calibration(model, way, scale, bias)
         if way in trained:
-            ways[way] = fit_decisions(logits, targets, scale, bias)
+            ways[way] = fit_decisions(logits, targets, scale, bias, known=known, learned=learned)
     return Decisions(ways)
 
 
@@ -152,7 +154,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return what metrics.json holds: results per part of `predictions` and way, and what they rest on."""
     studies = examined.studies
-    positives = studies.targets[examined.select_rows("train")].sum(0).tolist()
+    rows = examined.select_rows("train")
+    known = studies.known[rows]
+    positives = (studies.targets[rows] & known).sum(0).tolist()
     results = {
         part: {way: result.to_dict() for way, result in _evaluate(examined, model, decisions, found).items()}
         for part, found in predictions.items()
@@ -162,6 +166,7 @@ def measure(
         "studies": count_studies(examined),
         "unreadable_images": studies.unreadable,
         "training_positives": dict(zip(LABEL_KEYS, positives, strict=True)),
+        "training_known": dict(zip(LABEL_KEYS, known.sum(0).tolist(), strict=True)),
     }
 
 
@@ -190,6 +195,7 @@ def _evaluate(
             examined.studies.targets[places],
             decisions.get_thresholds(way),
             groups=[examined.studies.patient_ids[row] for row in places],
+            known=examined.studies.known[places],
             seed=examined.config.seed,
         )
     return metrics

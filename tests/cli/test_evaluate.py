@@ -83,7 +83,7 @@ def make_asked(shift: float | np.ndarray = 0.0, refused: bool = False, tied: boo
     )
     targets = np.zeros((20, len(LABELS)), bool)
     targets[:10, 0] = True
-    studies = Studies(rows, {}, targets)
+    studies = Studies(rows, {}, targets, np.ones_like(targets))
     spread = np.linspace(0, 0.9, 20 * len(LABELS), dtype=np.float32).reshape(20, -1)
     probabilities = (np.full_like(spread, 0.3) if tied else spread) + np.float32(shift)
     if refused:

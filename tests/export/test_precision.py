@@ -248,14 +248,19 @@ class Answers:
 @pytest.mark.parametrize(("change", "moved"), [(0.0, False), (1e-9, False), (0.05, True)])
 def test_enough_cases_with_labels_are_scored(change, moved, bundle):
     targets = list(np.random.default_rng(2).random((60, K)) < 0.3)
-    row = measure_kind(bundle.decisions.of("text"), "text", 32, Answers(change), [*targets[:55], *[None] * 5])
+
+    def measure(count, size=32):
+        cases = [
+            ParityCase(None, "clear", truth if row < count else None) for row, truth in enumerate(targets)
+        ]
+        return measure_kind(bundle.decisions.of("text"), "text", size, Answers(change), cases)
+
+    row = measure(55)
     assert row.scored_labels == K
     assert (row.auroc_change > 1e-4) == (row.ap_change > 1e-4) == (row.neighbour_overlap < 1) == moved
-    few = measure_kind(
-        bundle.decisions.of("text"), "text", 32, Answers(change), [*targets[:49], *[None] * 11]
-    )
+    few = measure(49)
     assert (few.auroc_change, few.ap_change, few.scored_labels) == (None, None, 0)
-    alone = measure_kind(bundle.decisions.of("text"), "text", 1, Answers(change), targets)
+    alone = measure(60, size=1)
     assert (alone.auroc_change, alone.neighbour_overlap) == (None, None)
 
 

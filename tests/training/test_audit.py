@@ -85,7 +85,7 @@ def split(tmp_path):
 def test_counts(table):
     audit = audit_table(table)
     assert (audit["studies"], audit["patients"], audit["images"], audit["labelled"]) == (6, 5, 3, 4)
-    assert audit["labels"]["normal"] == {"name": "Normal", "studies": 2, "share": 0.5}
+    assert audit["labels"]["normal"] == {"name": "Normal", "studies": 2, "known": 4, "share": 0.5}
     assert audit["labels"]["cardiac"]["studies"] == 1
     keys = [label.key for label in LABELS]
     together = audit["together"]

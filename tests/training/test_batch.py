@@ -33,7 +33,7 @@ def studies() -> StudySet:
         views=((0, 1), (2,), (), (3,)),
         pixels=pixels,
         targets=np.eye(4, 22, dtype=bool),
-        labelled=np.array([True, True, True, False]),
+        known=np.array([True, True, True, False])[:, None].repeat(22, 1),
     )
 
 
@@ -58,7 +58,7 @@ def test_a_batch_holds_only_the_rows_that_have_an_image_or_a_text(studies, token
     assert batch.input_ids.shape[1] == int(batch.attention_mask.sum(1).max())  # no longer than the longest
     assert batch.groups[0] == batch.groups[3]  # equal texts
     assert len(set(batch.groups.tolist())) == 3
-    assert batch.labelled.tolist() == [True, True, True, False]
+    assert batch.known.all(1).tolist() == batch.known.any(1).tolist() == [True, True, True, False]
 
 
 def test_two_views_come_behind_all_first_ones(studies, tokenizer):

@@ -36,7 +36,8 @@ def make_examined(targets, *, image=True, text=True):
     def has(kind):
         return np.full(STUDIES, {"image": image, "text": text, "study": image and text}[kind])
 
-    studies = SimpleNamespace(targets=targets, labelled=np.ones(STUDIES, bool), has=has)
+    known = np.ones_like(targets)
+    studies = SimpleNamespace(targets=targets, known=known, labelled=known[:, 0], has=has)
     return SimpleNamespace(studies=studies, split={"train": np.arange(STUDIES)})
 
 
@@ -102,3 +103,15 @@ def test_nothing_to_fit_on(targets):
     assert fitted == tuple(
         replace(label, uncertain_low=None, include=None, threshold=0.5) for label in fitted
     )
+
+
+def test_a_label_that_nothing_was_learned_of_is_uncertain_in_every_way(targets):
+    examined, model = make_examined(targets), make_model()
+    examined.studies.known[:, 3] = False
+    rows = np.arange(STUDIES)
+    decisions = calibrate(examined, model, {"text": (draw_logits(targets, 3), rows)})
+    check_decisions(decisions, source="here")
+    unlearned, learned = decisions.of("text")[3], decisions.of("text")[0]
+    assert {unlearned.decide(value) for value in (0.0, 0.5, 0.999)} == {"uncertain"}
+    assert (unlearned.scale, unlearned.bias) == (0, 0)  # the probability is 0.5 whatever is read
+    assert learned.decide(0.0) == "absent"

@@ -46,7 +46,9 @@ def compute(model, batch, config, count=None):
     logits, first, second = model(values)
     if not len(values):  # as of a process in whose rows the modality is missing
         first, second = torch.zeros(0, 4), torch.zeros(0, 4)
-    labels = label_loss(logits, targets, labelled, torch.full((22,), 2.0), config, count=count)
+    labels = label_loss(
+        logits, targets, labelled[:, None].expand(-1, 22), torch.full((22,), 2.0), config, count=count
+    )
     rows = [gather_rows(tensor) for tensor in (first, second, groups)]
     contrast = contrastive_loss(*rows, 0.1)
     (labels + contrast).backward()
@@ -67,7 +69,7 @@ def work(rank, store, out):
             model = Towers()
             wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
             batch = [part[own] for part in make_batch()]
-            losses = compute(wrapped, batch, config, LABELLED.sum() / 2)
+            losses = compute(wrapped, batch, config, 22 * LABELLED.sum() / 2)
             found[f"{split}/{name}"] = collect(model, losses)
     torch.save(found, out)
     dist.destroy_process_group()

@@ -23,6 +23,11 @@ def batch():
     return 3 * torch.randn(5, 22), (torch.rand(5, 22) > 0.5).float()
 
 
+def mark_known(labelled):
+    """Return (B, 22): all labels are known of the studies that are labelled, and none of the others."""
+    return torch.tensor(labelled)[:, None].repeat(1, 22)
+
+
 def differentiate(function, logits):
     """Return the values of a loss and the gradient of their sum."""
     logits = logits.clone().requires_grad_()
@@ -132,13 +137,45 @@ def test_the_worst_mistakes_keep_their_gradient():
 def test_unlabelled_studies_give_neither_loss_nor_gradient():
     logits = torch.randn(3, 22, requires_grad=True)
     targets, weights = torch.zeros(3, 22), torch.ones(22)
-    label_loss(logits, targets, torch.tensor([True, False, True]), weights, LossConfig()).backward()
+    label_loss(logits, targets, mark_known([True, False, True]), weights, LossConfig()).backward()
     assert (logits.grad[1] == 0).all()
     assert (logits.grad[0] != 0).all()
-    nobody = torch.zeros(3, dtype=torch.bool)
+    nobody = mark_known([False] * 3)
     for count in (None, torch.tensor(0.0)):
         assert label_loss(logits, targets, nobody, weights, LossConfig(), count=count) == 0
     assert label_loss(logits[:0], targets[:0], nobody[:0], weights, LossConfig()) == 0
+
+
+@pytest.mark.parametrize("labels", ["bce_focal", "asymmetric"])
+def test_unknown_labels_give_neither_loss_nor_gradient(labels, batch):
+    config = LossConfig(labels=labels)
+    logits, targets = batch
+    known = torch.rand(5, 22, generator=torch.Generator().manual_seed(3)) > 0.4
+    weights = torch.linspace(1, 5, 22)
+
+    def compute(values, truth):
+        return label_loss(values, truth, known, weights, config)
+
+    found, gradient = differentiate(lambda x: compute(x, targets), logits)
+    turned = torch.where(known, targets, 1 - targets)
+    assert compute(logits, turned) == found
+    assert (gradient[~known] == 0).all()
+    assert labels == "asymmetric" or (gradient[known] != 0).all()  # that one is deaf to easy negatives
+    each = [
+        label_loss(logits, targets, one.reshape(5, 22), weights, config)
+        for one in torch.eye(110, dtype=torch.bool)[known.flatten()]
+    ]
+    torch.testing.assert_close(found, torch.stack(each).mean())
+
+
+def test_positive_weights_count_what_is_known():
+    targets = torch.zeros(100, 22, dtype=torch.bool)
+    targets[:10, 0] = True
+    known = torch.zeros_like(targets)
+    known[:30, 0] = True
+    assert compute_positive_weights(targets, known, 9.0)[:2].tolist() == [2.0, 1.0]
+    targets[50:, 0] = True
+    assert compute_positive_weights(targets, known, 9.0)[0] == 2.0
 
 
 def test_label_loss_mixes_weighted_cross_entropy_and_focal_loss(batch):
@@ -147,14 +184,14 @@ def test_label_loss_mixes_weighted_cross_entropy_and_focal_loss(batch):
     weighted = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
     expected = 0.6 * weighted + 0.4 * focal_loss(logits, targets, 1.5).mean()
     config = LossConfig(bce_share=0.6, focal_gamma=1.5)
-    everybody = torch.ones(5, dtype=torch.bool)
+    everybody = mark_known([True] * 5)
     torch.testing.assert_close(label_loss(logits, targets, everybody, weights, config), expected)
 
 
 def test_label_loss_can_be_asymmetric(batch):
     logits, targets = batch
     config = LossConfig(labels="asymmetric", asymmetric_gammas=(0.5, 3.0), asymmetric_clip=0.1)
-    labelled = torch.tensor([True, True, False, True, False])
+    labelled = mark_known([True, True, False, True, False])
     found = label_loss(logits, targets, labelled, torch.full((22,), 9.0), config)
     expected = asymmetric_loss(logits, targets, (0.5, 3.0), 0.1)[labelled].mean()
     torch.testing.assert_close(found, expected)
@@ -162,7 +199,8 @@ def test_label_loss_can_be_asymmetric(batch):
 
 def test_a_count_below_one_is_taken_as_it_is(batch):
     logits, targets = batch
-    one = torch.tensor([True, False, False, False, False])
+    one = mark_known([False] * 5)
+    one[0, 3] = True
     weights = torch.ones(22)
     alone = label_loss(logits, targets, one, weights, LossConfig())
     shared = label_loss(logits, targets, one, weights, LossConfig(), count=torch.tensor(0.5))
@@ -174,7 +212,7 @@ def test_positive_weights_are_clamped():
     targets[:50, 0] = True
     targets[:1, 1] = True
     targets[:90, 2] = True
-    weights = compute_positive_weights(targets, 5.0)
+    weights = compute_positive_weights(targets, torch.ones_like(targets), 5.0)
     assert weights[:4].tolist() == [1.0, 5.0, 1.0, 5.0]
 
 

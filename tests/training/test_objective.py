@@ -33,7 +33,7 @@ def make_batch():
         second_rows=torch.zeros(3, dtype=torch.bool),
         text_rows=text_rows,
         targets=torch.randint(0, 2, (4, 22)).float(),
-        labelled=torch.ones(4, dtype=torch.bool),
+        known=torch.ones(4, 22, dtype=torch.bool),
         groups=torch.arange(4),
     )
 

@@ -5,7 +5,7 @@ Nothing of a report is repeated here but counts and study ids, so an audit can b
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from contract.text import SECTIONS, clean_text
 from training.duplicates import SIMILARITY, group_texts
 from training.mesh import UNMAPPED, map_heading, split_heading
 from training.openi import read_table, read_text
-from training.split_file import read_split_file
+from training.split_file import PARTS, read_split_file
 
 Row = Mapping[str, Any]
 Audit = dict[str, Any]
@@ -39,7 +39,7 @@ def audit_table(table: Path, split_path: Path | None = None) -> Audit:
 
     Args:
         table: Parquet file made by `training.openi.write_table`.
-        split_path: Split file whose parts are compared; see `training.split_file`.
+        split_path: Split file whose parts are compared; see `training.split_file`. Default: the table's own split.
 
     Returns:
         Figures that JSON can hold; shares are of 0 to 1, words those of findings and impression.
@@ -52,19 +52,20 @@ def audit_table(table: Path, split_path: Path | None = None) -> Audit:
     if not rows:
         raise ConfigError(f"{table} holds no study.")
     ids = [row["study_id"] for row in rows]
-    parts = read_split_file(split_path, ids) if split_path else None
+    parts = read_split_file(split_path, ids) if split_path else _read_own_split(rows)
     labelled = [row for row in rows if row["labelled"]]
     texts = [read_text(row, "full") for row in rows]
     groups = {"equal": group_texts(texts, 1), "near": group_texts(texts)}
     return {
         "table": table.name,
-        "split": split_path.name if split_path else None,
+        "split": split_path.name if split_path else "the table's own" if parts else None,
         "studies": len(rows),
         "patients": len({row["patient_id"] for row in rows}),
         "images": sum(len(row["image_paths"]) for row in rows),
         "labelled": len(labelled),
         "labels": _count_labels(labelled),
-        "together": _count_together(labelled),
+        "together": _count_together(labelled, lambda row, key: key in row["labels"]),
+        "together_known": _count_together(labelled, lambda row, key: key not in row["unknown_labels"]),
         "labels_per_study": _count(len(row["labels"]) for row in labelled),
         "images_per_study": _count(len(row["image_paths"]) for row in rows),
         "headings": _audit_headings(rows),
@@ -86,27 +87,37 @@ def _rank(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0])))
 
 
+def _read_own_split(rows: Sequence[Row]) -> dict[str, list[str]] | None:
+    """Return part -> study ids of the split that the table names, None without one."""
+    parts = {part: [row["study_id"] for row in rows if row["split"] == part] for part in PARTS}
+    return parts if any(parts.values()) else None
+
+
 def _count_labels(labelled: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Count the studies with each label, those of which it is known, and the share of the first among these."""
     counts = Counter(key for row in labelled for key in row["labels"])
+    unknown = Counter(key for row in labelled for key in row["unknown_labels"])
     return {
         label.key: {
             "name": label.name,
             "studies": counts[label.key],
-            "share": _divide(counts[label.key], labelled),
+            "known": len(labelled) - unknown[label.key],
+            "share": _divide(counts[label.key], len(labelled) - unknown[label.key]),
         }
         for label in LABELS
     }
 
 
-def _divide(count: int, rows: Sequence[Any]) -> float:
-    return count / len(rows) if rows else 0.0
+def _divide(count: int, total: int) -> float:
+    return count / total if total else 0.0
 
 
-def _count_together(labelled: Sequence[Row]) -> list[list[int]]:
-    """Return (K, K): how many studies have both labels, in the order of the labels."""
-    has = np.array([[label.key in row["labels"] for label in LABELS] for row in labelled], dtype=np.int64)
-    has = has.reshape(len(labelled), len(LABELS))
-    return (has.T @ has).tolist()
+def _count_together(labelled: Sequence[Row], is_counted: Callable[[Row, str], bool]) -> list[list[int]]:
+    """Return (K, K): how many studies have the label of the row, with that of the column counted."""
+    shape = (len(labelled), len(LABELS))
+    has = np.array([[label.key in row["labels"] for label in LABELS] for row in labelled], np.int64)
+    counted = np.array([[is_counted(row, label.key) for label in LABELS] for row in labelled], np.int64)
+    return (has.reshape(shape).T @ counted.reshape(shape)).tolist()
 
 
 def _audit_headings(rows: Sequence[Row]) -> dict[str, Any]:
@@ -255,9 +266,10 @@ def _describe_part(rows: Sequence[Row]) -> dict[str, Any]:
         "studies": len(rows),
         "labelled": len(labelled),
         "images": sum(len(row["image_paths"]) for row in rows),
-        "labels_per_study": _divide(sum(len(row["labels"]) for row in labelled), labelled),
+        "labels_per_study": _divide(sum(len(row["labels"]) for row in labelled), len(labelled)),
         "labels": {
-            key: {"studies": found["studies"], "share": found["share"]} for key, found in labels.items()
+            key: {name: found[name] for name in ("studies", "known", "share")}
+            for key, found in labels.items()
         },
-        "missing_labels": [key for key, found in labels.items() if not found["studies"]],
+        "missing_labels": [key for key, found in labels.items() if found["known"] and not found["studies"]],
     }

@@ -70,10 +70,13 @@ def _show_overview(audit: Audit) -> str:
 
 
 def _show_labels(audit: Audit) -> str:
-    text = "The share of each label among the labelled studies"
+    text = "The share of each label among the studies that it is known of"
     text += "; dots show it in the parts of the split." if audit["parts"] else "."
-    missing = [found["name"] for found in audit["labels"].values() if not found["studies"]]
+    missing = [found["name"] for found in audit["labels"].values() if found["known"] and not found["studies"]]
+    unknown = [found["name"] for found in audit["labels"].values() if not found["known"]]
     warning = f'<p class="warn">No study has: {escape(", ".join(missing))}.</p>' if missing else ""
+    if unknown and audit["labelled"]:
+        warning += f'<p class="quiet">Unknown of every study: {escape(", ".join(unknown))}.</p>'
     return _section("Labels", text, warning + _image(draw_prevalence(audit), "Share of each label"))
 
 

@@ -51,10 +51,12 @@ def draw_prevalence(audit: Mapping[str, Any]) -> str:
             axis.scatter(dots, places + shift, s=13, color=PART_COLOURS[part], label=part, zorder=3)
             ends = [max(end, dot) for end, dot in zip(ends, dots, strict=True)]
         for place, found, end in zip(places, labels.values(), ends, strict=True):
-            text = f"{found['studies']:,}  ({100 * found['share']:.1f} %)"
+            text = f"{found['studies']:,}  ({100 * found['share']:.1f} %)" if found["known"] else "unknown"
             axis.text(end + 0.6, place, text, va="center", fontsize=8, color=SOFT)
         axis.set(
-            xlabel="% of the labelled studies", xlim=(0, max(*ends, 1) * 1.18), ylim=(len(labels) - 0.4, -0.6)
+            xlabel="% of the studies that it is known of",
+            xlim=(0, max(*ends, 1) * 1.18),
+            ylim=(len(labels) - 0.4, -0.6),
         )
         axis.set_yticks(places, [found["name"] for found in labels.values()])
         axis.tick_params(axis="y", length=0)
@@ -64,10 +66,10 @@ def draw_prevalence(audit: Mapping[str, Any]) -> str:
 
 
 def draw_together(audit: Mapping[str, Any]) -> str:
-    """Draw which labels occur together: of the studies of a row, the share that has the column's label too."""
+    """Draw which labels occur together: of a row's studies whose column is known, the share that has it too."""
     together = np.array(audit["together"], dtype=float)
-    totals = np.diag(together)
-    shares = together / np.maximum(totals, 1)[:, None]
+    totals = np.array(audit["together_known"], dtype=float)
+    shares = together / np.maximum(totals, 1)
     np.fill_diagonal(shares, np.nan)
     names = [label.name for label in LABELS]
     with mpl.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
@@ -84,7 +86,8 @@ def draw_together(audit: Mapping[str, Any]) -> str:
             range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=7.5
         )
         axis.set_yticks(
-            range(len(names)), [f"{name} ({int(n)})" for name, n in zip(names, totals, strict=True)]
+            range(len(names)),
+            [f"{name} ({int(n)})" for name, n in zip(names, np.diag(together), strict=True)],
         )
         axis.tick_params(length=0, labelsize=7.5)
         axis.set_facecolor("#eef1f4")

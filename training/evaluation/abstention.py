@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from contract.decisions import Decisions, ServedLabel
 from training.evaluation.ask import Asked, Options
-from training.evaluation.labels import MIN_POSITIVES, Floats, draw_weights, summarise
+from training.evaluation.labels import Floats, draw_weights, find_usable, summarise
 
 METRICS: Final = (
     "coverage",  # share of the decisions that are not "uncertain"
@@ -110,8 +110,8 @@ def _count_kept(
 def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
     """Return a row for the study, the image and the report: decisions, curve and conformal sets.
 
-    Labels count that have `MIN_POSITIVES` studies with and without them. A model without bands is uncertain about
-    nothing; without a conformal threshold its "set" is None. A way without thresholds has no row.
+    Labels count that have `MIN_POSITIVES` studies that are known to be with, and without, them. A model without bands
+    is uncertain about nothing; without a conformal threshold its "set" is None. A way without thresholds has no row.
     """
     rows = []
     for way in asked.gallery_answers:  # the plain ways
@@ -123,7 +123,11 @@ def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> 
         weights = draw_weights(patients, options.seed, options.resamples)
         weights = np.concatenate([np.ones((1, len(answered))), weights])
         found = measure_decisions(
-            answers.probabilities[answered], asked.test.targets[answered], decisions.of(way.kind), weights
+            answers.probabilities[answered],
+            asked.test.targets[answered],
+            decisions.of(way.kind),
+            weights,
+            known=asked.test.known[answered],
         )
         rows.append({"key": way.key, "title": way.title, "studies": len(answered), **found})
     return rows
@@ -134,28 +138,36 @@ def measure_decisions(
     targets: NDArray[np.bool_],
     labels: Sequence[ServedLabel],
     weights: Floats,
+    *,
+    known: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Measure the decisions about M studies.
 
     Args:
         probabilities: (M, K).
-        targets: (M, K).
+        targets: (M, K), False where nothing is known.
         labels: K, with thresholds.
         weights: (1 + R, M), the first row ones, the others how often each study was drawn.
+        known: (M, K), which of the targets are known; a label is measured on these studies alone. Default: all.
 
     Returns:
         "averaged" (keys), "macro", "labels", "curve" (means over the labels, by coverage) and "set".
     """
-    positives = targets.sum(0)
-    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
-    tables = {k: _measure_label(probabilities[:, k], targets[:, k], labels[k], weights) for k in usable}
+    known = np.ones_like(targets) if known is None else known
+    usable, positives = find_usable(targets, known), (targets & known).sum(0)
+    tables = {
+        k: _measure_label(probabilities[rows, k], targets[rows, k], labels[k], weights[:, rows])
+        for k, rows in ((k, known[:, k]) for k in usable)
+    }
     macro = {name: _summarise([table[name] for table in tables.values()]) for name in METRICS}
     return {
         "averaged": [labels[k].key for k in usable],
         "macro": {name: value for name, value in macro.items() if value is not None},
         "labels": {labels[k].key: _describe_label(labels[k], tables[k], int(positives[k])) for k in usable},
-        "curve": _average_curves(probabilities[:, usable], targets[:, usable], [labels[k] for k in usable]),
-        "set": _measure_sets(probabilities, targets, labels, weights),
+        "curve": _average_curves(
+            [(probabilities[known[:, k], k], targets[known[:, k], k], labels[k]) for k in usable]
+        ),
+        "set": _measure_sets(probabilities, targets & known, labels, weights),
     }
 
 
@@ -210,20 +222,24 @@ def _describe_label(label: ServedLabel, table: Mapping[str, Floats], positives: 
 
 
 def _average_curves(
-    probabilities: NDArray[np.floating], targets: NDArray[np.bool_], labels: Sequence[ServedLabel]
+    answers: Sequence[tuple[NDArray[np.floating], NDArray[np.bool_], ServedLabel]],
 ) -> dict[str, list[float]]:
-    """Return the mean risk over the labels at `_POINTS` coverages, and that of the oracle; empty without labels."""
-    if not labels:
+    """Return the mean risk over labels at `_POINTS` coverages, and that of the oracle; empty without labels.
+
+    Args:
+        answers: Of each label the probabilities and targets (M,) of the studies that it is known of.
+    """
+    if not answers:
         return {"coverage": [], "risk": [], "oracle": []}
     coverage = np.linspace(0.02, 1, _POINTS)
     risks = np.zeros((2, _POINTS))
-    for k, label in enumerate(labels):
+    for probabilities, targets, label in answers:
         threshold = np.array(label.threshold, np.float64)
-        wrong = (probabilities[:, k] >= threshold) != targets[:, k]
-        confidence = measure_confidence(probabilities[:, k], threshold)
+        wrong = (probabilities >= threshold) != targets
+        confidence = measure_confidence(probabilities, threshold)
         for place, order in enumerate((confidence, (~wrong).astype(np.float64))):
             curve = risk_coverage(order, wrong)
-            risks[place] += np.interp(coverage, curve.coverage, curve.risk) / len(labels)
+            risks[place] += np.interp(coverage, curve.coverage, curve.risk) / len(answers)
     values = {"coverage": coverage, "risk": risks[0], "oracle": risks[1]}
     return {name: [round(float(value), 4) for value in row] for name, row in values.items()}
 

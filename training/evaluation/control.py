@@ -75,6 +75,7 @@ def evaluate_control(
         test.targets,
         answers.thresholds,
         groups=test.patient_ids,
+        known=test.known,
         seed=seed,
         resamples=resamples,
     )
@@ -91,25 +92,29 @@ def run_control(parts: Mapping[str, Studies], mode: TextMode) -> ControlAnswers:
         if not len(found):
             raise ConfigError(f"The {part} split holds no labelled report.")
     texts = {part: [parts[part].texts[mode][row] for row in rows[part]] for part in parts}
-    targets = {part: parts[part].targets[rows[part]] for part in parts}
-    logits = fit_control(texts, targets["train"])
-    scale, bias = fit_platt(logits["validation"], targets["validation"])
+    truth = {part: (parts[part].targets[rows[part]], parts[part].known[rows[part]]) for part in parts}
+    logits = fit_control(texts, *truth["train"])
+    scale, bias = fit_platt(logits["validation"], *truth["validation"])
     calibrated = {part: apply_platt(logits[part], scale, bias) for part in ("validation", "test")}
-    thresholds = fit_thresholds(calibrated["validation"], targets["validation"])
+    thresholds = fit_thresholds(calibrated["validation"], *truth["validation"])
     return ControlAnswers(rows["test"], calibrated["test"], thresholds)
 
 
 def fit_control(
-    texts: Mapping[str, Sequence[str]], train_targets: NDArray[np.bool_]
+    texts: Mapping[str, Sequence[str]],
+    train_targets: NDArray[np.bool_],
+    train_known: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Fit one logistic regression per label on TF-IDF features.
 
     Args:
         texts: Part -> texts; the features and the regressions come from "train" alone.
         train_targets: (M_train, K).
+        train_known: (M_train, K), which of them are known; default: all.
 
     Returns:
-        Part -> logits (M, K); those of a label that all or none of "train" have are the same everywhere.
+        Part -> logits (M, K); those of a label that all or none of "train" are known to have are the same
+        everywhere.
 
     Raises:
         ConfigError: No word stands in two texts of "train".
@@ -120,9 +125,11 @@ def fit_control(
     features = {part: vectorizer.transform(entries) for part, entries in texts.items()}
     shape = train_targets.shape[1]
     logits = {part: np.full((len(entries), shape), -10.0, np.float32) for part, entries in texts.items()}
-    for k in np.flatnonzero(train_targets.any(0) & ~train_targets.all(0)):
+    known = np.ones_like(train_targets) if train_known is None else train_known
+    for k in np.flatnonzero((train_targets & known).any(0) & (~train_targets & known).any(0)):
+        rows = np.flatnonzero(known[:, k])
         model = LogisticRegression(C=_REGULARISATION, solver="liblinear", class_weight="balanced")
-        model.fit(features["train"], train_targets[:, k])
+        model.fit(features["train"][rows], train_targets[rows, k])
         for part, matrix in features.items():
             logits[part][:, k] = model.decision_function(matrix)
     return logits

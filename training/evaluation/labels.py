@@ -48,6 +48,7 @@ class LabelMetrics:
         micro: Metric name -> value over all answers of the averaged labels, as if they were one label.
         labels: Label key -> metric name -> value, for each averaged label.
         positives: Label key -> how many studies have it, for each averaged label.
+        known: Label key -> of how many studies it is known whether they have it, for each averaged label.
     """
 
     studies: int
@@ -56,6 +57,7 @@ class LabelMetrics:
     micro: dict[str, Interval]
     labels: dict[str, dict[str, Interval]]
     positives: dict[str, int]
+    known: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what metrics.json holds."""
@@ -65,7 +67,7 @@ class LabelMetrics:
             "macro": _to_dicts(self.macro),
             "micro": _to_dicts(self.micro),
             "labels": {
-                key: {**_to_dicts(values), "positives": self.positives[key]}
+                key: {**_to_dicts(values), "positives": self.positives[key], "known": self.known[key]}
                 for key, values in self.labels.items()
             },
         }
@@ -77,6 +79,7 @@ def evaluate_labels(
     thresholds: NDArray[np.floating] | None,
     *,
     groups: Sequence[str],
+    known: NDArray[np.bool_] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> LabelMetrics:
@@ -88,29 +91,46 @@ def evaluate_labels(
         thresholds: (K,), fitted on other studies; a label counts as present from its threshold on. None: nothing is
             decided, and F1 is left out.
         groups: M patient ids; the bootstrap draws patients, not studies.
+        known: (M, K), which of the targets are known; a label is measured on these studies alone. Default: all.
         seed: Of the bootstrap.
         resamples: How many times patients are drawn.
     """
-    positives = targets.sum(0)  # (K,)
+    known = np.ones_like(targets) if known is None else known
     predicted = np.zeros_like(targets) if thresholds is None else probabilities >= thresholds  # (M, K)
     names = METRICS if thresholds is not None else tuple(name for name in METRICS if name != "f1")
-    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    usable = find_usable(targets, known)
     keys = tuple(LABEL_KEYS[k] for k in usable)
     weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
     # Of each label: metric -> (1+R,)
-    tables = [_measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable]
+    tables = [
+        _measure(
+            *(values[known[:, k], k] for values in (probabilities, predicted, targets)),
+            weights[:, known[:, k]],
+        )
+        for k in usable
+    ]
     macro, micro = {}, {}
     if tables:
         macro = {name: _summarise(name, [table[name] for table in tables]) for name in names}
-        pooled = (values[:, usable].ravel() for values in (probabilities, predicted, targets))
-        everything = _measure(*pooled, np.repeat(weights, len(usable), axis=1))
+        stated = known[:, usable]
+        pooled = (values[:, usable][stated] for values in (probabilities, predicted, targets))
+        everything = _measure(*pooled, np.repeat(weights, stated.sum(1), axis=1))
         micro = {name: _summarise(name, [everything[name]]) for name in names}
     labels = {
         key: {name: _summarise(name, [table[name]]) for name in names}
         for key, table in zip(keys, tables, strict=True)
     }
-    counts = {key: int(positives[k]) for key, k in zip(keys, usable, strict=True)}
-    return LabelMetrics(len(targets), keys, macro, micro, labels, counts)
+    positives, counts = (
+        {key: int(table[:, k].sum()) for key, k in zip(keys, usable, strict=True)}
+        for table in (targets & known, known)
+    )
+    return LabelMetrics(len(targets), keys, macro, micro, labels, positives, counts)
+
+
+def find_usable(targets: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return which labels have `MIN_POSITIVES` known studies with and without them, of (M, K) targets."""
+    positives, negatives = (targets & known).sum(0), (~targets & known).sum(0)
+    return np.flatnonzero(np.minimum(positives, negatives) >= MIN_POSITIVES)
 
 
 def _measure(
@@ -132,18 +152,24 @@ def _measure(
     return {name: np.concatenate([measure(rows) for rows in blocks]) for name, measure in measures.items()}
 
 
-def fit_thresholds(probabilities: NDArray[np.floating], targets: NDArray[np.bool_]) -> Floats:
+def fit_thresholds(
+    probabilities: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    known: NDArray[np.bool_] | None = None,
+) -> Floats:
     """Return, per label, the threshold with the highest F1 on (M, K) probabilities.
 
     The threshold lies midway between the two neighbouring probabilities, so that it does not cling to one
     case. A label with fewer than `MIN_POSITIVES` positives keeps 0.5: the best threshold of a single case can be
-    next to 0, and would call the finding present in everyone.
+    next to 0, and would call the finding present in everyone. Of the targets those count that are `known` (M, K).
     """
     from sklearn.metrics import precision_recall_curve
 
     thresholds = np.full(targets.shape[1], _DEFAULT_THRESHOLD)
-    for k in np.flatnonzero(targets.sum(0) >= MIN_POSITIVES):
-        precision, recall, points = precision_recall_curve(targets[:, k], probabilities[:, k])
+    known = np.ones_like(targets) if known is None else known
+    for k in np.flatnonzero((targets & known).sum(0) >= MIN_POSITIVES):
+        rows = known[:, k]
+        precision, recall, points = precision_recall_curve(targets[rows, k], probabilities[rows, k])
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         best = int(np.argmax(f1[:-1]))
         below = points[best - 1] if best else points[best]

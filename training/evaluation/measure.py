@@ -24,6 +24,7 @@ from training.evaluation.ranking import (
     evaluate_random,
     evaluate_ranking,
     find_same,
+    find_unknown,
     rank_cases,
 )
 
@@ -165,7 +166,9 @@ def compare_embeddings(asked: Asked) -> dict[str, Similarities]:
 def evaluate_search(
     test: Studies, gallery: Studies, similarities: Similarities, options: Options
 ) -> dict[str, dict[str, RankingMetrics]]:
-    """Measure rankings of a gallery, the query's patient left out, beside a random order.
+    """Measure rankings of a gallery, beside a random order.
+
+    The query's patient is left out, and studies of which nobody knows whether they are like the query.
 
     Args:
         test: Q queries.
@@ -177,7 +180,7 @@ def evaluate_search(
         "with_normal" and "without_normal" -> title -> metrics.
     """
     same = find_same(test.patient_ids, gallery.patient_ids)
-    orders = {title: rank_cases(values, same, options.seed) for title, values in similarities.items()}
+    known = (test.known, gallery.known)
     chosen: dict[str, Any] = {
         "groups": test.patient_ids,
         "seed": options.seed,
@@ -185,10 +188,12 @@ def evaluate_search(
     }
     found = {}
     for block, without in (("with_normal", ()), ("without_normal", (NORMAL,))):
-        gains = compute_gains(test.targets, gallery.targets, without=without)
+        gains = compute_gains(test.targets, gallery.targets, known=known, without=without)
+        excluded = same | find_unknown(test.targets, gallery.targets, known, without=without)
         found[block] = {
-            title: evaluate_ranking(order, gains, same, **chosen) for title, order in orders.items()
-        } | {"random order": evaluate_random(gains, same, **chosen)}
+            title: evaluate_ranking(rank_cases(values, excluded, options.seed), gains, excluded, **chosen)
+            for title, values in similarities.items()
+        } | {"random order": evaluate_random(gains, excluded, **chosen)}
     return found
 
 
@@ -221,8 +226,9 @@ def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[
     for (name, similarities), gallery in zip(
         compare_embeddings(asked).items(), list_galleries(asked).values(), strict=True
     ):
-        relevant = compute_gains(asked.test.targets, gallery.targets) > 0
-        nothing = np.zeros_like(relevant)
+        known = (asked.test.known, gallery.known)
+        relevant = compute_gains(asked.test.targets, gallery.targets, known=known) > 0
+        unknown = find_unknown(asked.test.targets, gallery.targets, known)
         noise = np.random.default_rng(options.seed).random(relevant.shape)
         found[f"test_to_{name}"] = [
             {
@@ -230,7 +236,7 @@ def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[
                 **{
                     metric: round(value, 4)
                     for metric, value in evaluate_as_published(
-                        rank_cases(values, nothing, options.seed), relevant
+                        rank_cases(values, unknown, options.seed), relevant
                     ).items()
                 },
             }
@@ -251,6 +257,7 @@ def _evaluate(
         studies.targets[rows],
         thresholds,
         groups=[studies.patient_ids[row] for row in rows],
+        known=studies.known[rows],
         seed=options.seed,
         resamples=options.resamples,
     )

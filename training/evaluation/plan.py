@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.text import TEXT_MODES, TextMode
-from training.data import make_targets
+from training.data import make_known, make_targets
 from training.openi import read_table, read_text
 from training.split_file import read_split_file
 
@@ -71,12 +71,14 @@ class Studies:
     Attributes:
         rows: Rows of the studies table.
         texts: Text mode -> M texts; "" where that part of the report holds no words.
-        targets: (M, K).
+        targets: (M, K), False where nothing is known.
+        known: (M, K), which of the targets the collection states.
     """
 
     rows: tuple[dict[str, Any], ...]
     texts: Mapping[str, tuple[str, ...]]
     targets: NDArray[np.bool_]
+    known: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +109,7 @@ class Studies:
     def take(self, rows: NDArray[np.int64]) -> "Studies":
         """Return some of the studies."""
         texts = {mode: tuple(texts[row] for row in rows) for mode, texts in self.texts.items()}
-        return Studies(tuple(self.rows[row] for row in rows), texts, self.targets[rows])
+        return Studies(tuple(self.rows[row] for row in rows), texts, self.targets[rows], self.known[rows])
 
 
 def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
@@ -139,7 +141,7 @@ def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) 
     wanted = set(study_ids)
     chosen = tuple(dict(row) for row in rows if row["study_id"] in wanted and row["labelled"])
     texts = {mode: tuple(read_text(row, mode) for row in chosen) for mode in TEXT_MODES}
-    return Studies(chosen, texts, make_targets([row["labels"] for row in chosen]))
+    return Studies(chosen, texts, make_targets([row["labels"] for row in chosen]), make_known(chosen))
 
 
 def choose_complete(studies: Studies, mode: TextMode) -> Studies:

@@ -16,11 +16,11 @@ from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
 from training.evaluation.ask import Asked, Options, list_plain_ways
 from training.evaluation.labels import (
-    MIN_POSITIVES,
     Floats,
     compute_ap,
     compute_auroc,
     draw_weights,
+    find_usable,
     summarise,
 )
 from training.evaluation.plan import Case
@@ -99,7 +99,13 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     rows = []
     for way in ways:
         scores = score_labels(asked.answers[way].embeddings, sides)
-        metrics = evaluate_scores(scores, asked.test.targets, groups=asked.test.patient_ids, options=options)
+        metrics = evaluate_scores(
+            scores,
+            asked.test.targets,
+            groups=asked.test.patient_ids,
+            options=options,
+            known=asked.test.known,
+        )
         rows.append({"key": way.key, "title": way.title, "studies": len(asked.test), **metrics})
     return rows
 
@@ -122,7 +128,12 @@ def score_labels(embeddings: NDArray[np.floating], sides: NDArray[np.float64]) -
 
 
 def evaluate_scores(
-    scores: NDArray[np.float64], targets: NDArray[np.bool_], *, groups: Sequence[str], options: Options
+    scores: NDArray[np.float64],
+    targets: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    options: Options,
+    known: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Measure scores (M, K) that sort studies but are no probabilities.
 
@@ -131,24 +142,28 @@ def evaluate_scores(
         targets: (M, K).
         groups: M patient ids; the bootstrap draws patients.
         options: Of the bootstrap.
+        known: (M, K), which of the targets are known; default: all.
 
     Returns:
         "averaged" (keys of the labels with enough studies), "macro" (metric -> interval) and "labels" (key ->
         metric -> interval, and "positives").
     """
-    positives = targets.sum(0)
-    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    known = np.ones_like(targets) if known is None else known
+    usable = find_usable(targets, known)
     weights = np.concatenate(
         [np.ones((1, len(targets))), draw_weights(groups, options.seed, options.resamples)]
     )  # (1+R, M)
     tables: Mapping[str, list[Floats]] = {
-        name: [compute(scores[:, k], targets[:, k], weights) for k in usable]
+        name: [
+            compute(scores[rows, k], targets[rows, k], weights[:, rows])
+            for k, rows in ((k, known[:, k]) for k in usable)
+        ]
         for name, compute in _METRICS.items()
     }
     labels = {
         LABEL_KEYS[k]: {
             **{name: summarise(table[place][None]).to_dict() for name, table in tables.items()},
-            "positives": int(positives[k]),
+            "positives": int((targets & known)[:, k].sum()),
         }
         for place, k in enumerate(usable)
     }

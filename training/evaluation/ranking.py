@@ -2,7 +2,8 @@
 
 Queries are studies Q, the gallery holds studies G. What counts as alike is a gain (Q, G): 0 for a case that has
 nothing to do with the query, up to 1 for one with exactly its labels. A gallery study that is the query
-itself, or of the same patient, is excluded: it neither fills a place nor counts as found or missed.
+itself, or of the same patient, is excluded: it neither fills a place nor counts as found or missed. So is one of which
+nobody knows whether it is like the query.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,24 +47,53 @@ class RankingMetrics:
         }
 
 
+Known = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # which targets are known: (Q, K) and (G, K)
+
+
 def compute_gains(
-    queries: NDArray[np.bool_], gallery: NDArray[np.bool_], *, without: Sequence[int] = ()
+    queries: NDArray[np.bool_],
+    gallery: NDArray[np.bool_],
+    *,
+    known: Known | None = None,
+    without: Sequence[int] = (),
 ) -> Floats:
     """Return how alike labels are: the Jaccard index, shared labels / all labels of both.
 
     Args:
         queries: (Q, K).
         gallery: (G, K).
+        known: Which of them are known; labels count that are known of both studies. Default: all.
         without: Places of labels that do not count, such as that of `normal`.
 
     Returns:
         (Q, G), 0 to 1; 0 where neither has a label.
     """
-    kept = np.setdiff1d(np.arange(queries.shape[1]), np.asarray(without, dtype=np.int64))
-    ours, theirs = queries[:, kept].astype(np.float64), gallery[:, kept].astype(np.float64)
+    ours, theirs, our_known, their_known = _select_labels(queries, gallery, known, without)
     shared = ours @ theirs.T
-    either = ours.sum(1)[:, None] + theirs.sum(1)[None] - shared
+    either = ours @ their_known.T + our_known @ theirs.T - shared
     return np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
+
+
+def find_unknown(
+    queries: NDArray[np.bool_], gallery: NDArray[np.bool_], known: Known, *, without: Sequence[int] = ()
+) -> NDArray[np.bool_]:
+    """Return (Q, G), of which pairs nobody knows whether they are alike; as `compute_gains`.
+
+    These share no label, but one of them has a label that may or may not be there in the other.
+    """
+    ours, theirs, our_known, their_known = _select_labels(queries, gallery, known, without)
+    open_labels = ours @ (1 - their_known).T + (1 - our_known) @ theirs.T
+    return np.asarray((ours @ theirs.T == 0) & (open_labels > 0))
+
+
+def _select_labels(
+    queries: NDArray[np.bool_], gallery: NDArray[np.bool_], known: Known | None, without: Sequence[int]
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the labels that count of queries and gallery, 0 where unknown, and which of them are known."""
+    kept = np.setdiff1d(np.arange(queries.shape[1]), np.asarray(without, dtype=np.int64))
+    ours, theirs = known or (np.ones_like(queries), np.ones_like(gallery))
+    tables = (queries & ours, gallery & theirs, ours, theirs)
+    return tuple(table[:, kept].astype(np.float64) for table in tables)  # type: ignore[return-value]
 
 
 def find_same(queries: Sequence[str], gallery: Sequence[str]) -> NDArray[np.bool_]:

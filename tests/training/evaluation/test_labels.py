@@ -247,7 +247,7 @@ def test_metrics_are_written_as_json():
     written = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
     assert written["averaged"] == list(metrics.averaged)
     assert written["macro"]["auroc"]["low"] == round(metrics.macro["auroc"].low, 4)
-    assert set(written["labels"][LABEL_KEYS[0]]) == {*METRICS, "positives"}
+    assert set(written["labels"][LABEL_KEYS[0]]) == {*METRICS, "positives", "known"}
 
 
 # --- intervals -------------------------------------------------------------------------------------------------
