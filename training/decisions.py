@@ -1,12 +1,14 @@
 """Thresholds, bands and conformal cuts of one way to read a study, fitted on studies that were not trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.decisions import ServedLabel
 from contract.labels import LABELS
-from training.calibrate import apply_platt
-from training.evaluation.labels import fit_thresholds
+from training.calibrate import apply_platt, fit_platt
+from training.evaluation.labels import MIN_POSITIVES, fit_thresholds
 from training.selective import fit_selection
 
 
@@ -33,3 +35,49 @@ def fit_decisions(
     fitted = zip(LABELS, thresholds.tolist(), scale.tolist(), bias.tolist(), strict=True)
     labels = tuple(ServedLabel(label.key, label.name, *numbers) for label, *numbers in fitted)
     return fit_selection(probabilities, targets, thresholds).add_to(labels)
+
+
+def refit_decisions(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    old: tuple[ServedLabel, ...],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+) -> tuple[tuple[ServedLabel, ...], tuple[str, ...]]:
+    """Fit calibration and decisions anew where there are enough studies, and keep the old ones elsewhere.
+
+    Args:
+        logits: (M, K), before calibration.
+        targets: (M, K).
+        old: The K categories of this way as they were decided; without thresholds where nothing was.
+        scale: (K,) old calibration of this way.
+        bias: (K,) likewise.
+
+    Returns:
+        The K categories, and the keys of those with fewer than `MIN_POSITIVES` studies with or without them, which
+        keep calibration, threshold and band. The conformal cut is one for all labels: the old one stays only where too
+        few studies have a label.
+    """
+    positives = targets.sum(0)
+    enough = np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES
+    scale, bias = (
+        np.where(enough, *pair) for pair in zip(fit_platt(logits, targets), (scale, bias), strict=True)
+    )
+    labels = []
+    for fitted, before, refitted in zip(
+        fit_decisions(logits, targets, scale, bias), old, enough, strict=True
+    ):
+        label = fitted if refitted or before.threshold is None else before
+        cut = before if fitted.include is None else fitted
+        labels.append(
+            replace(
+                label,
+                scale=fitted.scale,
+                bias=fitted.bias,
+                include=cut.include,
+                stated_recall=cut.stated_recall,
+            )
+        )
+    return tuple(labels), tuple(
+        label.key for label, refitted in zip(old, enough, strict=True) if not refitted
+    )
