@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from cli.bench.app import bench_app
+from cli.calibrate import calibrate
 from cli.command import CommandGroup, open_streams, run, take_interrupts
 from cli.console import escape
 from cli.data_app import data_app
@@ -168,6 +169,9 @@ def evaluate(
     else:
         print_results(console, results)
         console.print(f"Everything, with plots: {escape(written)}", soft_wrap=True)
+
+
+app.command()(calibrate)
 
 
 @app.command()

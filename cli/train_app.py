@@ -16,6 +16,7 @@ from cli.default_command import DefaultCommandGroup
 from cli.options import Json, Table, make_console
 
 if TYPE_CHECKING:
+    from contract.bundle import Bundle
     from training.compare import Comparison, Difference, TrainingRun
     from training.config import TrainConfig
 
@@ -32,8 +33,20 @@ def train(
     table: Table,
     out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
     config: Annotated[
-        str, typer.Option(help="Name of a config (`cxr train configs` lists them) or a TOML file.")
-    ] = "demo",
+        str | None,
+        typer.Option(
+            help="Name of a config (`cxr train configs` lists them) or a TOML file.",
+            show_default="demo, or that of the bundle of --from",
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="BUNDLE",
+            help="Start from the weights and the vocabulary of this bundle, which must have the same architecture.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,12 +96,15 @@ def train(
 
     The run's directory keeps every epoch's figures and, while it trains, a checkpoint for --resume.
 
+    With --from it goes on from a trained bundle: all of it, or without the encoders that --set weights.freeze=["image"]
+    leaves as they are. Calibration, thresholds and the lexical part are fitted anew.
+
     Started by torchrun, every process trains and the first one reports.
     """
     from cli.show import print_json, print_metrics
     from cli.watch import show_training
     from training.checkpoint import name_run
-    from training.config_file import load_config, parse_settings
+    from training.config_file import parse_settings
     from training.trackers import make_trackers
 
     given = {
@@ -100,7 +116,7 @@ def train(
     changes = parse_settings(settings or ()) | {
         key: value for key, value in given.items() if value is not None
     }
-    chosen = load_config(config, changes)
+    chosen, bundle = _choose_config(config, start, changes)
     first = os.environ.get("RANK", "0") == "0"
     trackers = make_trackers(log_with or ["tensorboard"]) if first else []
     run = run or name_run(out)
@@ -120,6 +136,7 @@ def train(
             cache=cache,
             run=run,
             resume=resume,
+            start=bundle,
             watcher=watcher,
             trackers=trackers,
         )
@@ -200,6 +217,23 @@ def show_configs(
     for each, prose in found.items():
         table.add_row(f"[bold]{escape(each)}[/bold]", escape(prose))
     make_console(False).print(table, highlight=False)
+
+
+def _choose_config(
+    name: str | None, start: Path | None, changes: Mapping[str, object]
+) -> "tuple[TrainConfig, Bundle | None]":
+    """Return the named config, or that of the bundle to start from, with the changes; and the bundle."""
+    from contract.bundle import load_bundle
+    from training.config_file import change_config, load_config
+
+    if start is None:
+        return load_config(name or "demo", changes), None
+    from training.start import read_start_config  # heavy
+
+    bundle = load_bundle(start, convert=True)
+    if name is not None:
+        return load_config(name, changes), bundle
+    return change_config(read_start_config(bundle), changes), bundle
 
 
 def _print_config(console: Console, config: "TrainConfig") -> None:

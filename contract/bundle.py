@@ -24,7 +24,7 @@ from contract.decisions import Decisions, parse_decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
-from contract.training_data import read_trained_on, read_trained_ways
+from contract.training_data import WAYS, read_trained_on, read_trained_ways
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -212,8 +212,12 @@ def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
     return fingerprint
 
 
-def load_bundle(path: Path | str) -> Bundle:
+def load_bundle(path: Path | str, *, convert: bool = False) -> Bundle:
     """Read and verify a bundle.
+
+    Args:
+        path: Its directory.
+        convert: Read the labels of an older version, one set for all ways to read a study, as those of each way.
 
     Raises:
         ArtifactError: It is no bundle, a file is missing, or a file was changed after sealing (named).
@@ -233,21 +237,23 @@ def load_bundle(path: Path | str) -> Bundle:
         expected_from=f"the content of {path}",
         found_from=MANIFEST,
     )
-    decisions = read_labels(path / LABELS_FILE)
+    decisions = read_labels(path / LABELS_FILE, convert=convert)
     return Bundle(path, fingerprint, _read_json(path / CONFIG), decisions, manifest)
 
 
-def read_labels(path: Path) -> Decisions:
-    """Read labels.json.
+def read_labels(path: Path, *, convert: bool = False) -> Decisions:
+    """Read labels.json; `convert` as in `load_bundle`.
 
     Raises:
         ArtifactError: It is no label file, it was written in another format, or its numbers cannot be used.
     """
     content = _read_json(path)
+    if "labels" in content and convert:
+        content = {"format": LABELS_FORMAT, "ways": dict.fromkeys(WAYS, content["labels"])}
     if "labels" in content:
         raise ArtifactError(
-            f"{path} was written by an older version, with one threshold per label for all ways to read a study: train "
-            "the bundle again."
+            f"{path} was written by an older version, with one threshold per label for all ways to read a study: make "
+            "a new bundle from it with `cxr calibrate`, or train it again."
         )
     if content.get("format") != LABELS_FORMAT:
         raise ArtifactError(f"{path} is not a label file of format {LABELS_FORMAT}.")

@@ -6,19 +6,18 @@ Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from contract.labels import LABEL_NAMES
 from contract.training_data import read_trained_on, warn_of_training
+from training.card_origin import choose_licence, find_base_models, write_licence, write_start
 from training.card_source import Source, find_source
 from training.config import TrainConfig
 from training.config_file import format_config
 from training.mesh import list_doubts
 
-LICENCE_FILE: Final = "LICENSE.md"  # `export.hub` writes it from the card's section "Licence"
 RARE: Final = 10  # training cases; a label with fewer is named among the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _WAYS: Final = {
@@ -51,7 +50,8 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         config: The training run.
         metrics: What metrics.json holds.
         details: What the manifest holds: versions, git commit, data hash, seed, device, seconds. Optional are
-            "data_source" ("openi", "phantom", or another name in words) and "datasets" (ids of data sets on the hub).
+            "data_source" ("openi", "phantom", or another name in words), "datasets" (ids of data sets on the hub),
+            "started_from" (`training.start.describe_start`) and "calibration" (`training.recalibrate`).
     """
     source = find_source(details)
     parts = [
@@ -62,10 +62,10 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_results(metrics),
         _write_labels(metrics),
         _write_doubts(source),
-        _write_calibration(),
+        _write_calibration(details),
         _write_limits(config, metrics, source),
         _write_training(config, details),
-        _write_licence(config, details),
+        write_licence(config, details),
         _write_citations(config, details),
     ]
     note = (
@@ -98,12 +98,12 @@ def _write_metadata(
     results = list(_make_results(metrics, details, source))
     data = ModelCardData(
         language="en",
-        **_choose_licence(config, details),
+        **choose_licence(config, details),
         library_name="cxr-serving",
         pipeline_tag="image-classification" if "image" in metrics["test"] else "text-classification",
         tags=["chest-x-ray", "radiology", "medical", "multi-label", "multimodal", "retrieval", source.key],
         datasets=list(details.get("datasets", ())) or None,
-        base_model=_find_base_models(config) or None,
+        base_model=find_base_models(config) or None,
         metrics=list(_HUB_METRICS.values()),
         model_name=f"cxr-serving {config.name}" if results else None,
         eval_results=results or None,
@@ -137,24 +137,6 @@ def _make_results(
                     "high_95": float(found["high"]),
                 },
             )
-
-
-def _choose_licence(config: TrainConfig, details: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hub's licence keys: MIT only where nobody else's data or weights are in the model."""
-    if details.get("data_source") == "phantom" and not any((config.weights.image, config.weights.text)):
-        return {"license": "mit"}
-    return {"license": "other", "license_name": "depends-on-training-data", "license_link": LICENCE_FILE}
-
-
-def _find_base_models(config: TrainConfig) -> list[str]:
-    """Return the hub ids among the pretrained weights; a file or directory has none."""
-    ids = []
-    for source in (config.weights.image, config.weights.text):
-        name = (source or "").removeprefix("hf-hub:").removeprefix("hf_hub:")
-        owner, _, rest = name.partition("/")
-        if owner and rest and "/" not in rest and owner[0] not in ".~" and not Path(name).exists():
-            ids.append(name)
-    return ids
 
 
 def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
@@ -203,9 +185,10 @@ def _write_data(metrics: Mapping[str, Any], source: Source) -> str:
 
 
 def _write_results(metrics: Mapping[str, Any]) -> str:
+    names = _list_measured(metrics)
     rows = "".join(
         f"| {_name_way(way)} | {result.get('studies', '-')} | "
-        + " | ".join(_cell(result["macro"].get(name)) for name in _METRICS)
+        + " | ".join(_cell(result["macro"].get(name)) for name in names)
         + " |\n"
         for way, result in _list_ways(metrics)
     )
@@ -213,12 +196,13 @@ def _write_results(metrics: Mapping[str, Any]) -> str:
         "## Results on the test split\n\nMacro means over the labels with enough cases, with 95 % intervals "
         "from bootstrapping patients. AUROC, average precision and F1: higher is better; Brier score and expected "
         "calibration error: lower is better.\n\n"
-        f"| input | studies | {' | '.join(_METRICS.values())} |\n|{'---|' * (len(_METRICS) + 2)}\n{rows}"
+        f"| input | studies | {' | '.join(names.values())} |\n|{'---|' * (len(names) + 2)}\n{rows}"
     )
 
 
 def _write_labels(metrics: Mapping[str, Any]) -> str:
     """Return each label's figures, for the first way that was tested."""
+    names = [name for name in _list_measured(metrics) if name in _HUB_METRICS]
     way, result = next(iter(_list_ways(metrics)), ("study", {}))
     measured, trained, unlearned = (
         result.get("labels", {}),
@@ -228,13 +212,13 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
     rows = []
     for key, name in LABEL_NAMES.items():
         values = measured.get(key, {})
-        cells = " | ".join(_cell(values.get(metric)) for metric in _HUB_METRICS)
+        cells = " | ".join(_cell(values.get(name)) for name in names)
         count = "not stated" if key in unlearned else trained.get(key, 0)
         rows.append(f"| {name} | {count} | {values.get('positives', '-')} | {cells} |\n")
-    head = " | ".join(_METRICS[name] for name in _HUB_METRICS)
+    head = " | ".join(_METRICS[name] for name in names)
     return (
         f"### By category, from {_name_way(way)}\n\n"
-        f"| category | training cases | test cases | {head} |\n|---|---|---|---|---|---|\n{''.join(rows)}"
+        f"| category | training cases | test cases | {head} |\n|{'---|' * (len(names) + 3)}\n{''.join(rows)}"
     )
 
 
@@ -255,7 +239,8 @@ def _write_doubts(source: Source) -> str:
     )
 
 
-def _write_calibration() -> str:
+def _write_calibration(details: Mapping[str, Any]) -> str:
+    again = details.get("calibration")
     return (
         "## Calibration, thresholds and abstention\n\n"
         "Probabilities are calibrated for each category and each way of reading (Platt scaling). A category counts "
@@ -268,7 +253,27 @@ def _write_calibration() -> str:
         "expectation: of the studies with the finding those decided absent, and of those without it those decided "
         "present (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). That supposes cases like the "
         "validation split, on which calibration and thresholds were fitted too: hold it against what the evaluation "
-        "measured.\n"
+        "measured.\n" + (_write_recalibration(again) if again else "")
+    )
+
+
+def _write_recalibration(again: Mapping[str, Any]) -> str:
+    """Return what was fitted anew, on which studies, and which labels kept their old values."""
+    source = find_source(again).name
+    lines = [
+        f"- {_name_way(way)}: {found['studies']} studies"
+        + (
+            f"; too few of {', '.join(f'`{key}`' for key in found['kept'])}, old values kept"
+            if found["kept"]
+            else ""
+        )
+        for way, found in again["ways"].items()
+    ]
+    return (
+        f"\n**Calibrated anew** from model `{again['from'][:12]}` on {source} (studies table with SHA-256 "
+        f"{again['data_sha256']}): there, not on the validation split, calibration, thresholds and bands were fitted. "
+        "F1, Brier score and calibration error on the test split are not known any more. `cxr evaluate` measures on "
+        "other studies what these reach.\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -311,32 +316,12 @@ def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
         f"Image weights: {_name_weights(config.weights.image)}; text weights: {_name_weights(config.weights.text)}. "
         f"{config.loop.epochs} epochs, batch {config.loop.batch_size}, seed {config.seed}; "
         f"{details['seconds']:.0f} s on {details['device']}.\n\n"
+        f"{write_start(details)}"
         f"- Code: commit {details['git_commit'] or 'unknown'}\n"
         f"- Data: studies table with SHA-256 {details['data_sha256']}\n"
         f"- Versions: {versions}\n\n"
         f"Every setting, as `cxr train --config` reads it:\n\n```toml\n{format_config(config).rstrip()}\n```\n"
     )
-
-
-def _write_licence(config: TrainConfig, details: Mapping[str, Any]) -> str:
-    named = details.get("data_source")
-    pretrained = [source for source in (config.weights.image, config.weights.text) if source]
-    if named == "openi":
-        text = (
-            "The weights were trained on Open-i, whose reports state CC BY-NC-ND 4.0 (attribution, not commercial, no "
-            "derivatives). Whether that binds weights trained on them is not settled: take them as for non-commercial "
-            "research with attribution, and clear anything else with the collection's makers."
-        )
-    elif named == "phantom":
-        text = "The weights were trained on phantoms that the MIT-licensed code drew: nobody else's data is in them."
-    else:
-        text = (
-            "The licence of the weights depends on the data that they were trained on, which the training record does "
-            "not name or does not know the terms of: whoever publishes them has to state it."
-        )
-    if pretrained:
-        text += f" They start from {' and '.join(f'`{source}`' for source in pretrained)}; those licences hold as well."
-    return f"## Licence\n\nThe code (cxr-serving) is under the MIT licence. {text}\n"
 
 
 def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
@@ -368,6 +353,12 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
     else:
         lines.append("Optimizer: Loshchilov and Hutter 2019, Decoupled Weight Decay, arXiv:1711.05101")
     return "## Methods to cite\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _list_measured(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics, with their titles, that some way has; all of them where no way has any."""
+    measured = {name for _, result in _list_ways(metrics) for name in result["macro"]}
+    return {name: title for name, title in _METRICS.items() if name in measured or not measured}
 
 
 def _list_ways(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -91,6 +91,6 @@ def find_source(details: Mapping[str, Any]) -> Source:
     named = details.get("data_source")
     if named in _SOURCES:
         return _SOURCES[named]
-    name = str(named) if named else f"studies table {details['data_sha256'][:12]}"
+    name = str(named) if named else f"studies table {details.get('data_sha256', 'unknown')[:12]}"
     about = f"Source: {named}." if named else "The training record does not say which collection this was."
     return Source("custom", name, about, _ONE_SET, _OTHER_LABELS)

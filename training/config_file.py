@@ -47,8 +47,12 @@ def load_config(name: str, changes: Mapping[str, Any] | None = None) -> TrainCon
     Raises:
         ConfigError: No such config or setting, a value of another type or out of its range.
     """
-    config = _read(_find(name, Path.cwd()), ())
-    for key, value in (changes or {}).items():
+    return change_config(_read(_find(name, Path.cwd()), ()), changes or {})
+
+
+def change_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a config with some settings changed; arguments and errors as of `load_config`."""
+    for key, value in changes.items():
         *sections, last = key.split(".")
         values = {last: value}
         for section in reversed(sections):
@@ -133,6 +137,18 @@ def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
     """
     config: ModelConfig = change_settings(ModelConfig(), values, "model")
     config.check()
+    return config
+
+
+def read_train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """Return the run that a bundle's config.json records.
+
+    Raises:
+        ConfigError: It records none, or one of another version of this software.
+    """
+    if not isinstance(values.get("training"), Mapping):
+        raise ConfigError("The bundle's config.json does not record how the model was trained.")
+    config: TrainConfig = change_settings(TrainConfig(), {**values["training"], "model": values["model"]})
     return config
 
 

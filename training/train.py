@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 
 from contract import bundle as files
+from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.label_words import mask_label_words
 from contract.labels import LABEL_KEYS
@@ -35,6 +36,7 @@ from training.pretrain import pretrain_text
 from training.save import describe_origin, write_bundle
 from training.split import follow_split, split_studies
 from training.split_file import find_split_rows
+from training.start import check_split, describe_start, fit_config, load_start
 from training.trackers import Tracker, track_run
 from training.validate import Examined, calibrate, measure, predict_part
 from training.watch import Silent, Watcher
@@ -65,6 +67,7 @@ def train(
     cache: Path | None = None,
     run: Path | None = None,
     resume: bool = False,
+    start: Bundle | None = None,
     watcher: Watcher | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> TrainResult:
@@ -80,12 +83,13 @@ def train(
         cache: Image cache of the table, to read instead of the image files; see `training.cache`.
         run: Directory of the run (`training.checkpoint`); default: `<out>.run`.
         resume: Go on with a run that stopped.
+        start: Bundle whose weights and vocabulary the run starts from; see `training.start`.
         watcher: Is told of the progress.
         trackers: Keep it: from `training.trackers.make_trackers`.
 
     Raises:
-        ConfigError: A setting, the table, the split, the cache or pretrained weights cannot be used, or `out` or
-            the run exists.
+        ConfigError: A setting, the table, the split, the cache, pretrained weights or the bundle to start from cannot
+            be used, or `out` or the run exists.
         ArtifactError: The checkpoint is damaged, or the bundle could not be written.
     """
     config.check()
@@ -93,18 +97,23 @@ def train(
     if out.exists():
         raise ConfigError(f"{out} exists already.")
     started = time.monotonic()
-    config = adopt_text_model(config)
+    config = adopt_text_model(config) if start is None else fit_config(config, start)
     with _use_accelerator(config) as accelerator:
         studies = read_studies(
             table, config.data.text_mode, config.model.image_size, watcher.on_images, cache=cache
         )
         split = _split(config, studies, table, split_file)
+        if start is not None:
+            check_split(start, table, _name_split(studies, split))
         studies, undeniable = forget_undeniable(studies, split["train"])
         directory = RunDirectory(run or name_run(out))
         origin = {"table": files.compute_sha256(table), "split": _hash_split(studies, split)}
+        origin |= {} if start is None else {"start": start.fingerprint}
         checkpoint = _open_run(accelerator, directory, config, origin, resume)
-        tokenizer = _prepare_tokenizer(accelerator, config, studies, split, directory.path / files.TOKENIZER)
-        if not config.weights.text:
+        tokenizer = _prepare_tokenizer(
+            accelerator, config, studies, split, directory.path / files.TOKENIZER, start
+        )
+        if start is None and not config.weights.text:
             config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
         examined = Examined(config, studies, tokenizer, split)
         with track_run(watcher, trackers, directory.path, asdict(config)) as watching:
@@ -112,12 +121,12 @@ def train(
                 watching.on_note(
                     f"Not learned, because the table never denies them: {', '.join(undeniable)}."
                 )
-            model = _make_model(examined, accelerator, watching, fresh=checkpoint is None)
+            model = _make_model(examined, accelerator, watching, start, fresh=checkpoint is None)
             loop = Loop(examined, model, accelerator, directory, watching)
             fit(loop, checkpoint)
         metrics: dict[str, Any] = {}
         if accelerator.is_main_process:
-            metrics = _finish(loop, out, Path(table), time.monotonic() - started)
+            metrics = _finish(loop, out, Path(table), start, time.monotonic() - started)
             directory.remove_checkpoints()
         accelerator.wait_for_everyone()
     return TrainResult(out, metrics)
@@ -188,10 +197,13 @@ def _prepare_tokenizer(
     studies: StudySet,
     split: dict[str, NDArray[np.int64]],
     path: Path,
+    start: Bundle | None,
 ) -> ReportTokenizer:
-    """Return the tokenizer of the text weights, or one trained on the training split's texts."""
+    """Return the tokenizer of the bundle or the text weights, or one trained on the training split's texts."""
     if accelerator.is_main_process and not path.exists():
-        if config.weights.text:
+        if start is not None:
+            shutil.copyfile(start.tokenizer_path, path)
+        elif config.weights.text:
             save_text_tokenizer(config.weights.text, path)
         else:
             texts = (studies.texts[row] for row in split["train"])
@@ -200,10 +212,14 @@ def _prepare_tokenizer(
     return ReportTokenizer.load(path)
 
 
-def _make_model(examined: Examined, accelerator: Accelerator, watcher: Watcher, *, fresh: bool) -> CxrModel:
+def _make_model(
+    examined: Examined, accelerator: Accelerator, watcher: Watcher, start: Bundle | None, *, fresh: bool
+) -> CxrModel:
     """Return the model with its first weights: random, loaded, or pre-trained on the reports."""
     config = examined.config
     model = CxrModel(config.model)
+    if fresh and start is not None:
+        watcher.on_note(load_start(model, start))
     if fresh and config.weights.image:
         watcher.on_note(load_image_weights(model, config.weights.image).describe())
     if fresh and config.weights.text:
@@ -258,7 +274,7 @@ def _fit_lexical(examined: Examined, model: CxrModel) -> None:
     )
 
 
-def _finish(loop: Loop, out: Path, table: Path, seconds: float) -> dict[str, Any]:
+def _finish(loop: Loop, out: Path, table: Path, start: Bundle | None, seconds: float) -> dict[str, Any]:
     """Fit the lexical part, calibrate, measure and write the bundle."""
     examined, model = loop.examined, loop.model
     _fit_lexical(examined, model)
@@ -269,6 +285,7 @@ def _finish(loop: Loop, out: Path, table: Path, seconds: float) -> dict[str, Any
         "best_epoch": loop.best_epoch,
     }
     details = describe_origin(examined.config, table, loop.accelerator.device, seconds)
+    details |= {} if start is None else {"started_from": describe_start(start)}
     with files.write_directory(out) as scratch:
         shutil.copy(loop.run.path / files.TOKENIZER, scratch / files.TOKENIZER)
         write_bundle(

@@ -11,7 +11,18 @@ from typer.testing import CliRunner
 from cli.app import app
 from contract.errors import UnavailableError
 
-COMMANDS = ("demo", "train", "export", "serve", "index", "predict", "search", "explain", "doctor")
+COMMANDS = (
+    "demo",
+    "train",
+    "calibrate",
+    "export",
+    "serve",
+    "index",
+    "predict",
+    "search",
+    "explain",
+    "doctor",
+)
 
 
 def run(*arguments: str):
@@ -55,6 +66,8 @@ BAD_CALLS = {
     "no table": (("data", "audit", "missing.parquet"), 2, "cxr data table"),
     "no reports": (("demo", "--reports", "missing.tgz"), 2, "missing.tgz"),
     "no table to cache": (("data", "cache", "missing.parquet", "--out", "cache"), 2, "cxr data table"),
+    "no bundle to calibrate": (("calibrate", "missing", "t.parquet", "--out", "b"), 3, "missing"),
+    "no bundle to start from": (("train", "t.parquet", "--out", "b", "--from", "missing"), 3, "missing"),
     "unknown config": (("train", "missing.parquet", "--out", "b", "--config", "huge"), 2, "huge"),
     "unknown setting": (
         ("train", "missing.parquet", "--out", "b", "--set", "lerning_rate=1"),

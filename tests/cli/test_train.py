@@ -77,7 +77,29 @@ def test_options_may_stand_first_and_defaults_are_those_of_the_config(calls):
     assert (config.name, config.seed) == ("demo", 0)
     assert given["run"] == Path("r")
     assert not given["resume"]
+    assert given["start"] is None
     assert len(given["trackers"]) == 1
+
+
+def test_a_run_starts_from_a_bundle_with_its_config_or_a_named_one(
+    calls, write_bundle, small_config, tmp_path, monkeypatch
+):
+    from contract.labels import LABELS
+    from training import config_file
+
+    bundle = write_bundle(
+        tmp_path / "bundle", small_config, seed=1, texts=["clear lungs"], thresholds=[0.5] * len(LABELS)
+    )
+    given = ("t.parquet", "--out", "b", "--from", str(bundle.path))
+    result = run(*given, "--config", "tiny", "--epochs", "3")
+    assert result.exit_code == 0, result.output
+    assert "does not record how the model was trained" in run(*given).stderr
+    recorded = replace(config_file.load_config("reports"), name="earlier")
+    monkeypatch.setattr("training.start.read_start_config", lambda _: recorded)
+    assert run(*given, "--epochs", "2").exit_code == 0
+    (named, *_, first), (own, *_, second) = calls
+    assert (named.name, named.loop.epochs, own.name, own.loop.epochs) == ("tiny", 3, "earlier", 2)
+    assert first["start"].fingerprint == second["start"].fingerprint == bundle.fingerprint
 
 
 def test_json_is_one_document_with_the_config(calls):
@@ -99,7 +121,7 @@ def test_only_the_first_process_of_torchrun_reports(calls, monkeypatch, more):
 def test_help_shows_how_to_train_and_what_else_there_is(arguments):
     result = run(*arguments)
     assert result.exit_code == (0 if arguments else 2)  # without a word it is a wrong call
-    for word in ("--config", "--set", "--resume", "--log-with", "compare", "configs"):
+    for word in ("--config", "--from", "--set", "--resume", "--log-with", "compare", "configs"):
         assert word in result.output
 
 
