@@ -1,4 +1,4 @@
-"""What the grey of an image that was read says against it: no contrast, no structure, two levels.
+"""What the grey of an image that was read says against it: no contrast, no structure, two levels, a negative.
 
 Such an image is answered like any other, and the answer is worth nothing; so whoever reads it is told. The limits lie
 far from all real radiographs that were measured (670 of ChestX-ray14, 487 of Kermany et al., Open-i, the phantoms;
@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from contract.image_polarity import NEGATIVE_LIMIT, measure_polarity
 
 _LEAST_SPREAD: Final = 64  # of 255, between the 1st and the 99th percentile; radiographs: 116 and more
 _LEAST_CORRELATION: Final = 0.4  # of neighbours; radiographs: 0.7 and more
@@ -21,6 +23,10 @@ NO_CONTRAST: Final = "The image has hardly any contrast: no finding can be seen 
 NO_RADIOGRAPH: Final = "The image does not look like a radiograph: "
 NOISE: Final = NO_RADIOGRAPH + "neighbouring pixels have nothing in common, as in noise."
 TWO_LEVELS: Final = NO_RADIOGRAPH + "nearly all of it has one of two greys."
+NEGATIVE: Final = (
+    "The image looks like a negative, with lungs brighter than what lies between and below them: the file may state "
+    "the wrong polarity, or the image lies on its side. Do not rely on what the model says of it."
+)
 
 
 def list_remarks(image: NDArray[np.uint8]) -> list[str]:
@@ -36,7 +42,9 @@ def list_remarks(image: NDArray[np.uint8]) -> list[str]:
     inner = crop_borders(image)
     if measure_correlation(inner) < _LEAST_CORRELATION or measure_coarse(inner) < _LEAST_COARSE:
         return [NOISE]
-    return [TWO_LEVELS] if measure_rest(counts) < _LEAST_REST else []
+    if measure_rest(counts) < _LEAST_REST:
+        return [TWO_LEVELS]
+    return [NEGATIVE] if measure_polarity(inner) < NEGATIVE_LIMIT else []
 
 
 def crop_borders(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -55,6 +55,12 @@ def real_radiographs() -> tuple[Path, ...]:
 
 
 @pytest.fixture(scope="session")
+def children_archive() -> Path:
+    """The archive of 5,840 radiographs of children, Kermany et al.; see `_require_data`."""
+    return _require_data("kermany", "radiographs of Kermany et al.") / "chest_xray_224.tar"
+
+
+@pytest.fixture(scope="session")
 def install_aside() -> "Callable[[str, str], tuple[Path, str]]":
     """A function that installs one version of a package beside this environment; see `_install_aside`."""
     return _install_aside

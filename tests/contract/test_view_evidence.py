@@ -11,10 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import pytest
-from pydicom.dataset import Dataset
 
 from contract import image_view as views
-from contract.image_header import ImageHeader, describe_dataset
 from contract.image_view import (
     EVIDENCE,
     EXPOSURES,
@@ -25,51 +23,28 @@ from contract.image_view import (
     weigh_study,
 )
 from contract.view_clues import ViewClues
+from training.phantom.header_clues import read_row_clues
 
-COLUMNS = {  # DICOM keyword -> column of the csv
-    "ViewPosition": "View Position",
-    "AcquisitionDeviceProcessingCode": "Acquisition Device Processing Code",
-    "PostprocessingFunction": "Postprocessing Function",
-    "PlateType": "Plate Type",
-    "ExposureInuAs": "Exposure in uAs",
-    "Exposure": "Exposure",
-    "Rows": "Rows",
-    "Columns": "Columns",
-}
-NUMBERS = {"ExposureInuAs", "Exposure", "Rows", "Columns"}
 STUDIES_WITH_FRONTAL = 3689  # of the published list, as are these
 PA_IMAGES, PA_LATERALS, SILENT_IMAGES, SILENT_LATERALS, LATERAL_FIRST = 3590, 1368, 2585, 1401, 241
 
-Studies = dict[str, list[tuple[str, ImageHeader]]]
-
-
-def make_header(row: dict[str, str]) -> ImageHeader:
-    """Return the header of a file that holds what a row of the csv holds."""
-    dataset = Dataset()
-    for keyword, column in COLUMNS.items():
-        if row[column]:
-            setattr(dataset, keyword, int(float(row[column])) if keyword in NUMBERS else row[column])
-    if row["Patient Orientation"]:
-        dataset.PatientOrientation = row["Patient Orientation"].strip("[]").replace("'", "").split(", ")
-    if row["Private Creator"]:
-        dataset.add_new(0x00190010, "LO", row["Private Creator"])
-    return describe_dataset(dataset)
+Studies = dict[str, list[tuple[str, ViewClues]]]
 
 
 @pytest.fixture(scope="module")
 def studies(openi_directory) -> Studies:
-    """Image ids and headers of each study, in the order of the ids."""
+    """Image ids and clues of each study, in the order of the ids."""
     with gzip.open(openi_directory / "nlmcxr_dicom_metadata.csv.gz", "rt", newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["imageid"])
     found: Studies = defaultdict(list)
     for row in rows:
-        found[row["imageid"].split("_")[0]].append((row["imageid"], make_header(row)))
+        found[row["imageid"].split("_")[0]].append((row["imageid"], read_row_clues(row)))
     return found
 
 
 @pytest.fixture(scope="module")
 def verdicts(studies) -> dict[str, list[ViewVerdict]]:
-    return {name: weigh_study([header.clues for _, header in study]) for name, study in studies.items()}
+    return {name: weigh_study([clues for _, clues in study]) for name, study in studies.items()}
 
 
 def list_names(clues: ViewClues) -> set[str]:
@@ -85,7 +60,7 @@ def find_named(clues: ViewClues) -> str:
 
 def list_pairs(studies: Studies) -> Iterator[tuple[ViewClues, ViewClues]]:
     for study in studies.values():
-        yield from itertools.permutations([header.clues for _, header in study], 2)
+        yield from itertools.permutations([clues for _, clues in study], 2)
 
 
 def show(title: str, table: Counter) -> None:
@@ -96,7 +71,7 @@ def show(title: str, table: Counter) -> None:
 
 def test_what_headers_name_agrees(studies):
     """Patient Orientation, View Position and the program's name never contradict each other."""
-    headers = [header.clues for study in studies.values() for _, header in study]
+    headers = [clues for study in studies.values() for _, clues in study]
     oriented = Counter((clues.position, clues.orientation) for clues in headers if clues.orientation)
     show("View Position and Patient Orientation", oriented)
     positions = Counter(clues.position for clues in headers)
@@ -115,7 +90,7 @@ def test_what_headers_name_agrees(studies):
 
 def test_codes_belong_to_a_maker(studies):
     """Each known code comes from one maker's devices alone; 0200 and 720F, of no known maker, decide nothing."""
-    headers = [header.clues for study in studies.values() for _, header in study]
+    headers = [clues for study in studies.values() for _, clues in study]
     known = {"60003", "60025", "60235", "1", "2", "3", "4"}
     makers = Counter((clues.code, clues.maker) for clues in headers if clues.code)
     show("code and maker", makers)
@@ -141,10 +116,10 @@ def test_siemens_codes_against_exposures(studies):
 
 def test_shapes_of_named_images(studies):
     shapes = Counter(
-        (find_named(header.clues), header.clues.shape)
+        (find_named(clues), clues.shape)
         for study in studies.values()
-        for _, header in study
-        if find_named(header.clues)
+        for _, clues in study
+        if find_named(clues)
     )
     show("named or coded as, and shape", shapes)
     for shape, evidence in SHAPES.items():
@@ -172,7 +147,7 @@ def test_exposures_of_named_images(studies):
 def test_kinds_that_stand_together(studies):
     together: Counter = Counter()
     for study in studies.values():
-        kinds = "".join(sorted(find_named(header.clues) for _, header in study))
+        kinds = "".join(sorted(find_named(clues) for _, clues in study))
         if len(kinds) == len(study) in {2, 3}:
             together[kinds] += 1
     show("studies of two or three images, all named or coded", together)
@@ -181,20 +156,18 @@ def test_kinds_that_stand_together(studies):
     assert lateral / together.total() == views.ALL_LATERAL
 
 
-def put_first(study: Sequence[tuple[str, ImageHeader]], found: Sequence[ViewVerdict]) -> ViewVerdict:
+def put_first(study: Sequence[tuple[str, ViewClues]], found: Sequence[ViewVerdict]) -> ViewVerdict:
     """Return the verdict on the image that comes first."""
     places = range(len(study))
     return found[min(places, key=lambda place: (rank_view(found[place]), study[place][0]))]
 
 
 def put_first_by_position(
-    study: Sequence[tuple[str, ImageHeader]], found: Sequence[ViewVerdict]
+    study: Sequence[tuple[str, ViewClues]], found: Sequence[ViewVerdict]
 ) -> ViewVerdict:
     """Return the verdict on the image that came first when View Position alone decided."""
     order = {"PA": 0, "AP": 1, "": 2, "LATERAL": 3}
-    return found[
-        min(range(len(study)), key=lambda place: (order[study[place][1].clues.position], study[place][0]))
-    ]
+    return found[min(range(len(study)), key=lambda place: (order[study[place][1].position], study[place][0]))]
 
 
 def test_hardly_a_study_starts_with_a_lateral(studies, verdicts):
@@ -211,8 +184,8 @@ def test_hardly_a_study_starts_with_a_lateral(studies, verdicts):
             chances["first"] += put_first(study, found).lateral
             chances["first by position"] += put_first_by_position(study, found).lateral
     for name, study in studies.items():
-        for (_, header), verdict in zip(study, verdicts[name], strict=True):
-            chances[f"position {header.clues.position}"] += verdict.lateral
+        for (_, clues), verdict in zip(study, verdicts[name], strict=True):
+            chances[f"position {clues.position}"] += verdict.lateral
     print({key: round(value, 1) for key, value in chances.items()})
     assert chances["first"] < 0.01 * STUDIES_WITH_FRONTAL
     assert chances["first by position"] == pytest.approx(LATERAL_FIRST, rel=0.1)
@@ -230,8 +203,8 @@ def test_what_stays_unsure(studies, verdicts):
     landscape = [
         verdict.view
         for name, study in studies.items()
-        for (_, header), verdict in zip(study, verdicts[name], strict=True)
-        if (header.clues.code, header.clues.shape) == ("60003", "landscape")
+        for (_, clues), verdict in zip(study, verdicts[name], strict=True)
+        if (clues.code, clues.shape) == ("60003", "landscape")
     ]
     assert len(landscape) == 16
     assert "LATERAL" not in landscape

@@ -12,8 +12,7 @@ import gzip
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ArtifactError, ConfigError
+from training.phantom.header_clues import (
+    describe_exposures,
+    draw_exposure,
+    find_laterals,
+    get_variant,
+    merge_sizes,
+    read_row_clues,
+)
 
 TABLE: Final = Path(__file__).with_name("headers.json")
 FIELDS: Final = {  # DICOM keyword -> column of the csv
@@ -37,8 +44,6 @@ FIELDS: Final = {  # DICOM keyword -> column of the csv
     "PixelIntensityRelationship": "Pixel Intensity Relationship",
     "PixelIntensityRelationshipSign": "Pixel Intensity Relationship Sign",
 }
-LATERAL_VIEWS: Final = frozenset({"LL", "RL", "LATERAL", "LARGE LATERAL"})
-_VIEW_ORDER: Final = {"PA": 0, "AP": 1}
 _RARE: Final = 4  # sizes and windows seen less often are rounded together
 
 
@@ -54,6 +59,8 @@ class Header:
         columns: Its width.
         lateral: Whether it shows the chest from the side.
         name: End of its file name, as in <n>_IM-0001-<name>.dcm.
+        clues: What else tells the view (`training.phantom.header_clues`).
+        exposure: In mAs, 0 where the header lacks it.
     """
 
     fields: dict[str, str]
@@ -63,6 +70,8 @@ class Header:
     columns: int
     lateral: bool
     name: str
+    clues: dict[str, str] = field(default_factory=dict)
+    exposure: float = 0.0
 
     @property
     def bits_stored(self) -> int:
@@ -75,34 +84,23 @@ class Header:
         return self.fields["PhotometricInterpretation"] == "MONOCHROME1"
 
 
-def find_laterals(views: Sequence[str]) -> list[bool]:
-    """Say which images of a study show it from the side.
-
-    Where no image is called lateral, the first in the order PA, AP, blank is the frontal one: more than half of the
-    real studies give both images the same view position.
-
-    Args:
-        views: View positions of one study's images, in the order of their names.
-    """
-    called = [view in LATERAL_VIEWS for view in views]
-    if any(called) or not views:
-        return called
-    frontal = min(range(len(views)), key=lambda place: (_VIEW_ORDER.get(views[place], 2), place))
-    return [place != frontal for place in range(len(views))]
-
-
 def draw_headers(generator: np.random.Generator) -> list[Header]:
     """Draw the headers of one study's images, as they stand together in the real collection."""
     table = load_table()
-    kinds = [table["kinds"][place] for place in _pick(generator, table["studies"])]
-    names = _pick(generator, [entry for entry in table["names"] if len(entry[0]) == len(kinds)])
-    laterals = find_laterals([kind["fields"]["ViewPosition"] for kind in kinds])
+    together = _pick(generator, table["studies"])
+    names = _pick(generator, [entry for entry in table["names"] if len(entry[0]) == len(together)])
+    thickness = float(generator.random())  # of the patient, by which all exposures rise and fall
     headers = []
-    for kind, name, lateral in zip(kinds, names, laterals, strict=True):
-        rows, columns = _pick(generator, kind["sizes"]["lateral" if lateral else "frontal"])
+    for (place, variant_place), name in zip(together, names, strict=True):
+        kind = table["kinds"][place]
+        variant = kind["variants"][variant_place]
+        rows, columns = _pick(generator, variant["sizes"])
         window = tuple(_pick(generator, kind["windows"])) if kind["windows"] else None
+        exposure = draw_exposure(variant["exposures"], thickness)
+        many = kind["window"] == "multiple"
+        lateral = variant["lateral"]
         headers.append(
-            Header(kind["fields"], window, kind["window"] == "multiple", rows, columns, lateral, name)
+            Header(kind["fields"], window, many, rows, columns, lateral, name, variant["clues"], exposure)
         )
     return headers
 
@@ -130,37 +128,36 @@ def count_headers(metadata: Path) -> dict[str, Any]:
         metadata: nlmcxr_dicom_metadata.csv.gz.
 
     Returns:
-        "images": how many; "kinds": [{"fields", "window", "windows", "sizes", "count"}]; "studies": which kinds
-        stand together [[places in kinds], count]; "names": how the files of a study are called.
+        "images": how many; "kinds": [{"fields", "window", "windows", "variants", "count"}], a variant holding what
+        tells the view: {"clues", "lateral", "sizes", "exposures"}; "studies": which kinds and variants stand together,
+        [[[place in kinds, place in variants], ...], count]; "names": how the files of a study are called.
 
     Raises:
         ConfigError: There is no such file, or it is another one.
     """
-    studies = _read_studies(metadata)
-    kinds = Counter(_get_kind(row) for rows in studies for row in rows)
-    order = {
-        kind: place
-        for place, (kind, _) in enumerate(sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))
+    studies = [_describe_images(rows) for rows in _read_studies(metadata)]
+    images = [image for study in studies for image in study]
+    kinds = Counter(image.kind for image in images)
+    order = _order(kinds)
+    variants = {
+        kind: _order(Counter(image.variant for image in images if image.kind == kind)) for kind in kinds
     }
-    together = Counter(tuple(order[_get_kind(row)] for row in rows) for rows in studies)
-    names = Counter(tuple(_get_name(row) for row in rows) for rows in studies)
-    sizes: dict[Any, Counter[tuple[int, int]]] = defaultdict(Counter)
-    windows: dict[Any, Counter[tuple[float, float]]] = defaultdict(Counter)
-    for rows in studies:
-        laterals = find_laterals([row["View Position"] for row in rows])
-        for row, lateral in zip(rows, laterals, strict=True):
-            sizes[_get_kind(row), lateral][int(row["Rows"]), int(row["Columns"])] += 1
-            if row["Window Center"]:
-                windows[_get_kind(row)][_read_window(row)] += 1
+    together = Counter(
+        tuple((order[image.kind], variants[image.kind][image.variant]) for image in study)
+        for study in studies
+    )
+    names = Counter(tuple(_get_name(image.row) for image in study) for study in studies)
     listed = [
         {
             "fields": dict(zip(FIELDS, kind, strict=False)),
             "window": kind[-1],
-            "windows": _list_counts(windows[kind], step=100),
-            "sizes": {
-                "frontal": _list_counts(sizes[kind, False], step=100),
-                "lateral": _list_counts(sizes[kind, True], step=100),
-            },
+            "windows": _list_counts(
+                Counter(_read_window(i.row) for i in images if i.kind == kind and kind[-1]), step=100
+            ),
+            "variants": [
+                _describe_variant(variant, [i for i in images if (i.kind, i.variant) == (kind, variant)])
+                for variant in variants[kind]
+            ],
             "count": kinds[kind],
         }
         for kind in order
@@ -171,6 +168,42 @@ def count_headers(metadata: Path) -> dict[str, Any]:
         "studies": _list_counts(together),
         "names": [entry for entry in _list_counts(names) if _is_usable(*entry)],
     }
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One row of the csv, and what it is counted with."""
+
+    row: dict[str, str]
+    kind: tuple[str, ...]
+    variant: tuple[str, str, str, str, bool]
+    exposure: float
+
+
+def _describe_images(rows: list[dict[str, str]]) -> list[_Image]:
+    """Return the images of one study."""
+    clues = [read_row_clues(row) for row in rows]
+    return [
+        _Image(row, _get_kind(row), get_variant(row, found, lateral=lateral), found.exposure)
+        for row, found, lateral in zip(rows, clues, find_laterals(clues), strict=True)
+    ]
+
+
+def _describe_variant(variant: tuple[str, str, str, str, bool], images: list[_Image]) -> dict[str, Any]:
+    code, program, maker, _, lateral = variant
+    sizes = Counter((int(image.row["Rows"]), int(image.row["Columns"])) for image in images)
+    return {
+        "clues": {"AcquisitionDeviceProcessingCode": code, "PostprocessingFunction": program, "maker": maker},
+        "lateral": lateral,
+        "sizes": _list_counts(merge_sizes(sizes, rare=_RARE, step=100)),
+        "exposures": describe_exposures([image.exposure for image in images]),
+    }
+
+
+def _order(counts: "Counter[Any]") -> dict[Any, int]:
+    """Return the place of each value, most frequent first."""
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {value: place for place, (value, _) in enumerate(ranked)}
 
 
 def _read_studies(metadata: Path) -> list[list[dict[str, str]]]:

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from contract.text import SECTIONS
 from training.phantom.film import FILM_CM, Plane
+from training.phantom.header_clues import add_clues
 from training.phantom.headers import Header
 
 REMARK: Final = "PHANTOM: drawn by a program, shows no person"
@@ -107,6 +108,7 @@ def make_dataset(
     for keyword, text in header.fields.items():
         if text or keyword in {"ViewPosition", "PatientOrientation"}:
             setattr(dataset, keyword, _read_value(keyword, text))
+    add_clues(dataset, header.clues, header.exposure)
     _add_window(dataset, window, header.many_windows)
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
     dataset.Rows, dataset.Columns = stored.shape

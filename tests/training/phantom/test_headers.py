@@ -1,5 +1,6 @@
 """DICOM headers: distributed as in the real collection, and nothing of its patients in the table."""
 
+import ast
 import csv
 import gzip
 import json
@@ -8,15 +9,25 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from contract.errors import ConfigError
+from contract.image_view import rank_view, weigh_study
+from contract.view_clues import ViewClues, read_clues
 from training.openi import get_image_key
+from training.phantom.header_clues import (
+    CLUES,
+    add_clues,
+    describe_exposures,
+    draw_exposure,
+    find_laterals,
+)
 from training.phantom.headers import (
     FIELDS,
     TABLE,
+    Header,
     count_headers,
     draw_headers,
-    find_laterals,
     format_table,
     load_table,
 )
@@ -120,8 +131,8 @@ def test_names_are_those_of_real_files(drawn, rows):
 
 def test_sizes_and_windows_are_usable():
     for kind in load_table()["kinds"]:
-        sizes = [size for view in kind["sizes"].values() for size, _ in view]
-        assert sizes
+        assert all(variant["sizes"] for variant in kind["variants"])
+        sizes = [size for variant in kind["variants"] for size, _ in variant["sizes"]]
         assert min(min(size) for size in sizes) >= 500
         assert all(width > 1 for (_, width), _ in kind["windows"])
         assert bool(kind["windows"]) == bool(kind["window"])
@@ -137,26 +148,71 @@ def test_table_holds_no_identifier(rows):
     table = json.loads(text)
     assert table.keys() == {"images", "kinds", "studies", "names"}
     for kind in table["kinds"]:
-        assert kind.keys() == {"fields", "window", "windows", "sizes", "count"}
+        assert kind.keys() == {"fields", "window", "windows", "variants", "count"}
         assert kind["fields"].keys() == FIELDS.keys()
+        for variant in kind["variants"]:
+            assert variant.keys() == {"clues", "lateral", "sizes", "exposures"}
+            assert variant["clues"].keys() == {*CLUES, "maker"}
+
+
+PA, LL, SILENT = ViewClues(position="PA"), ViewClues(position="LATERAL"), ViewClues()
 
 
 @pytest.mark.parametrize(
-    ("views", "laterals"),
+    ("studied", "laterals"),
     [
         ([], []),
-        (["PA"], [False]),
-        ([""], [False]),
-        (["LL"], [True]),
-        (["PA", "LL"], [False, True]),
-        (["LATERAL", "PA", "RL"], [True, False, True]),
-        (["", ""], [False, True]),
-        (["PA", "PA"], [False, True]),
-        (["", "AP", "PA"], [True, True, False]),
+        ([PA], [False]),
+        ([SILENT], [False]),
+        ([LL], [True]),
+        ([PA, LL], [False, True]),
+        ([LL, PA, LL], [True, False, True]),
+        ([SILENT, SILENT], [False, True]),
+        ([SILENT, PA], [True, False]),
+        ([LL, LL], [True, True]),
     ],
 )
-def test_which_images_are_lateral(views, laterals):
-    assert find_laterals(views) == laterals
+def test_which_images_are_lateral(studied, laterals):
+    assert find_laterals(studied) == laterals
+
+
+def test_headers_tell_what_the_phantom_shows(drawn):
+    """By the same evidence as in the real collection: hardly a study starts with a lateral, or has a wrong view."""
+    wrong = decided = late = several = 0
+    for headers in drawn:
+        verdicts = weigh_study([read_drawn_clues(header) for header in headers])
+        known = [
+            (v.view == "LATERAL", h.lateral)
+            for v, h in zip(verdicts, headers, strict=True)
+            if v.view != "UNKNOWN"
+        ]
+        wrong, decided = wrong + sum(said != shown for said, shown in known), decided + len(known)
+        if len({header.lateral for header in headers}) == 2:
+            first = min(
+                range(len(headers)), key=lambda place: (rank_view(verdicts[place]), headers[place].name)
+            )
+            late, several = late + headers[first].lateral, several + 1
+    assert decided > 7000
+    assert wrong < 0.002 * decided
+    assert several > 3000
+    assert late < 0.005 * several
+
+
+def read_drawn_clues(header: Header) -> ViewClues:
+    """Return what a file with a drawn header says of its view."""
+    dataset = Dataset()
+    dataset.ViewPosition, orientation = header.fields["ViewPosition"], header.fields["PatientOrientation"]
+    dataset.PatientOrientation = ast.literal_eval(orientation) if orientation else ""
+    add_clues(dataset, header.clues, header.exposure)
+    return read_clues(dataset, rows=header.rows, columns=header.columns)
+
+
+def test_exposures_of_one_patient_rise_together():
+    quantiles = describe_exposures([1.0, 2.0, 4.04, 0.0, 8.0])
+    assert quantiles == sorted(quantiles)
+    assert draw_exposure(quantiles, 0.1) < draw_exposure(quantiles, 0.6) < draw_exposure(quantiles, 0.95) <= 8
+    assert describe_exposures([1.0, 0.0, 0.0]) == describe_exposures([]) == []
+    assert draw_exposure([], 0.5) == 0
 
 
 def test_equal_generators_draw_equal_headers():
