@@ -15,7 +15,7 @@ from contract.errors import FingerprintError, ServiceError
 if TYPE_CHECKING:
     from client.explanation import Explanation
     from client.results import Finding, Health, IndexResult, Prediction, SimilarCase
-    from contract.notes import ImageNotes
+    from contract.notes import ImageNotes, ReportNotes
     from serving.doctor import Check
 
 NOTICE: Final = notes.NOTICE
@@ -40,7 +40,7 @@ def print_json(value: Any) -> None:
 def print_prediction(
     console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
 ) -> None:
-    """Print the most likely findings, the labels that stay possible, how the image was taken, and the warnings."""
+    """Print the most likely findings, the labels that stay possible, how the inputs were read, and the warnings."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column, justify in (
         ("Finding", "left"),
@@ -61,6 +61,9 @@ def print_prediction(
     _print_set(console, prediction)
     if prediction.image_notes is not None:
         said = escape(describe_image(prediction.image_notes))
+        console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
+    if prediction.report_notes is not None:
+        said = escape(describe_report(prediction.report_notes))
         console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
     print_warnings(console, prediction.warnings)
 
@@ -86,6 +89,11 @@ def describe_image(notes: "ImageNotes") -> str:
     view = "unknown" if notes.view == "UNKNOWN" else notes.view
     known = {"view": view, "laterality": notes.laterality, "modality": notes.modality}
     return "Image: " + ", ".join(f"{name} {value}" for name, value in known.items() if value)
+
+
+def describe_report(notes: "ReportNotes") -> str:
+    """Return what of a report was read as what, in one line."""
+    return f"Report: read as {notes.describe_parts()}"
 
 
 def print_warnings(console: Console, warnings: Sequence[str]) -> None:

@@ -92,7 +92,8 @@ def _make_summary(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None", truth: tuple[str, ...]
 ) -> str:
     """Show the radiograph and, beside it, what each kind of input makes the model say."""
-    rows = [("Labels of this study", _name_labels(truth)), *_describe_image(predictions, explanation)]
+    notes = [*_describe_image(predictions, explanation), *_describe_report(predictions, explanation)]
+    rows = [("Labels of this study", _name_labels(truth)), *notes]
     for kind, prediction in predictions.items():
         read = _KIND_TITLES.get(kind, kind).lower()
         decided: dict[str, list[str]] = {"present": [], "uncertain": [], "absent": [], "undecided": []}
@@ -137,6 +138,15 @@ def _describe_image(
     known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
     said = ", ".join(part for part in known if part and part != "UNKNOWN")
     return [("View", escape(said) or "not said by the file")]
+
+
+def _describe_report(
+    predictions: Mapping[str, Prediction], explanation: "Explanation | None"
+) -> list[tuple[str, str]]:
+    """Return what of the report was read as what as a row of the summary; none without a report."""
+    sources = _list_sources(predictions, explanation)
+    notes = next((source.report_notes for source in sources if source.report_notes is not None), None)
+    return [] if notes is None else [("Report read as", escape(notes.describe_parts()))]
 
 
 def _make_radiograph(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:

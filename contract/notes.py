@@ -5,13 +5,15 @@ models send these notes as UTF-8 JSON, the client parses them, and offline expla
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from contract.errors import ArtifactError
 from contract.image_header import list_warnings
 from contract.image_view import VIEWS, View
+from contract.report_names import SECTIONS, Part
+from contract.report_statements import count_sentences
 
 if TYPE_CHECKING:
     from contract.dicom import Radiograph
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands beside every answer
 _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
+_MAX_PARTS: Final = 256
 _UNFAMILIAR: Final = (
     "Most words of the report are not in the model's vocabulary: it may be in another language, or no report at all, "
     "so do not rely on what the model says of it."
 )
+_SEVERAL: Final = "The report seems to hold several examinations: all of them were read as one."
 
 
 class _Notes:
@@ -73,18 +77,46 @@ class ImageNotes(_Notes):
 
 
 @dataclass(frozen=True)
+class ReadPart:
+    """What one heading of a report was read as; it holds nothing of the report.
+
+    Attributes:
+        heading: The heading in small letters, one that the project knows; "" for text without one.
+        section: "indication", "comparison", "findings" or "impression"; "" for text that is in no section.
+        sentences: How many, 0 or more.
+    """
+
+    heading: str
+    section: str
+    sentences: int
+
+
+@dataclass(frozen=True)
 class ReportNotes(_Notes):
-    """How much of a report was read, and what to be warned of.
+    """How much of a report was read and as what, and what to be warned of.
 
     Attributes:
         tokens: How many tokens the model read, [CLS] and [SEP] included.
         truncated: Whether the end was cut off.
         warnings: One sentence each.
+        parts: What was read as what, in the order of the report.
     """
 
     tokens: int
     truncated: bool = False
     warnings: tuple[str, ...] = ()
+    parts: tuple[ReadPart, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {**super().to_dict(), "parts": [asdict(part) for part in self.parts]}
+
+    def describe_parts(self) -> str:
+        """Return what was read as what: 'indication 1 sentence ("history"), findings 2 sentences; left out 1 ...'."""
+        said = {section: _describe_section(section, self.parts) for section in (*SECTIONS, "")}
+        left_out = said.pop("")
+        read = ", ".join(filter(None, said.values())) or "nothing"
+        return f"{read}; left out {left_out}" if left_out else read
 
     @classmethod
     def from_json(cls, data: bytes) -> "ReportNotes":
@@ -93,10 +125,11 @@ class ReportNotes(_Notes):
         Raises:
             ArtifactError: The bytes are anything else.
         """
-        values = _parse(data, {"tokens": int, "truncated": bool, "warnings": list})
+        values = _parse(data, {"tokens": int, "truncated": bool, "warnings": list, "parts": list})
         if values["tokens"] < 0:
             raise ArtifactError("The server's report notes count fewer than 0 tokens.")
-        return cls(values["tokens"], values["truncated"], _read_warnings(values["warnings"]))
+        warnings, parts = _read_warnings(values["warnings"]), _read_parts(values["parts"])
+        return cls(values["tokens"], values["truncated"], warnings, parts)
 
 
 def note_image(radiograph: "Radiograph") -> ImageNotes:
@@ -106,20 +139,63 @@ def note_image(radiograph: "Radiograph") -> ImageNotes:
     return ImageNotes(header.view, header.laterality, header.modality, warnings)
 
 
-def note_reports(batch: "TokenBatch", *, text_mode: str, max_length: int) -> tuple[ReportNotes, ...]:
+def note_reports(
+    batch: "TokenBatch", parts: Iterable[Sequence[Part]], *, text_mode: str, max_length: int
+) -> tuple[ReportNotes, ...]:
     """Return the notes on each report of a tokenized batch.
 
     Args:
         batch: What `ReportTokenizer.encode` returned.
+        parts: The parts of each of its reports (`contract.text.parse_parts`).
         text_mode: Which part of a report the model reads (`contract.text.TextMode`).
         max_length: The most tokens that it reads.
     """
     cut = _describe_cut(text_mode, max_length)
-    rows = zip(batch.attention_mask, batch.truncated, batch.unfamiliar, strict=True)
+    rows = zip(batch.attention_mask, batch.truncated, batch.unfamiliar, parts, strict=True)
     return tuple(
-        ReportNotes(int(mask.sum()), truncated, (cut,) * truncated + (_UNFAMILIAR,) * unfamiliar)
-        for mask, truncated, unfamiliar in rows
+        ReportNotes(
+            tokens=int(mask.sum()),
+            truncated=truncated,
+            warnings=(cut,) * truncated + (_UNFAMILIAR,) * unfamiliar + (_SEVERAL,) * _has_several(found),
+            parts=_note_parts(found),
+        )
+        for mask, truncated, unfamiliar, found in rows
     )
+
+
+def _note_parts(parts: Sequence[Part]) -> tuple[ReadPart, ...]:
+    """Return the parts without their text; those with one heading and section come together."""
+    sentences: dict[tuple[str, str], int] = {}
+    for part in parts:
+        key = part.heading, part.section
+        sentences[key] = sentences.get(key, 0) + count_sentences(part.text)
+    return tuple(ReadPart(*key, count) for key, count in sentences.items() if count)
+
+
+def _has_several(parts: Sequence[Part]) -> bool:
+    """Whether the name of an examination stands between two findings, or two impressions."""
+    seen: set[str] = set()  # sections before the last examination
+    since: set[str] = set()
+    for part in parts:
+        if part.heading.startswith(("exam", "procedure", "stud")):
+            seen |= since
+            since = set()
+        elif part.heading and part.text and part.section in {"findings", "impression"}:
+            if part.section in seen:
+                return True
+            since.add(part.section)
+    return False
+
+
+def _describe_section(section: str, parts: Sequence[ReadPart]) -> str:
+    """Return how much a section holds, and under which other headings; "" where it holds nothing."""
+    own = [part for part in parts if part.section == section]
+    count = sum(part.sentences for part in own)
+    if not count:
+        return ""
+    names = ", ".join(f'"{part.heading}"' if part.heading else "no heading" for part in own)
+    others = f" ({names})" if names != f'"{section}"' else ""
+    return f"{section} {count} sentence{'s' * (count != 1)}{others}".strip()
 
 
 def join_warnings(*notes: ImageNotes | ReportNotes | None) -> tuple[str, ...]:
@@ -156,6 +232,23 @@ def _read_warnings(values: list[Any]) -> tuple[str, ...]:
     for value in values:
         _require_line(value)
     return tuple(values)
+
+
+def _read_parts(values: list[Any]) -> tuple[ReadPart, ...]:
+    if len(values) > _MAX_PARTS:
+        raise ArtifactError(f"The server's report notes hold more than {_MAX_PARTS} parts.")
+    return tuple(map(_read_part, values))
+
+
+def _read_part(value: Any) -> ReadPart:
+    try:
+        part = ReadPart(**value)
+    except TypeError as error:
+        raise ArtifactError("The server's report notes hold something else than parts.") from error
+    _require_line(part.heading)
+    if part.section not in (*SECTIONS, "") or type(part.sentences) is not int or part.sentences < 0:
+        raise ArtifactError("The server's report notes hold a part without section or number of sentences.")
+    return part
 
 
 def _require_line(value: Any) -> None:

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from contract.errors import ReportError
-from contract.report_headings import find_section
+from contract.report_names import find_section
 
 _FRAME: Final = "\x0b\x1c \t\r\n\ufeff"  # of the minimal lower layer protocol, and blanks
 _BATCH: Final = re.compile(r"(?:FHS|BHS)[|^~\\&]")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from contract.dicom import Radiograph, load_radiograph
 from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
+from contract.report_sections import split_sections
 from contract.runtime import read_parameter
 from contract.tensors import (
     ATTENTION_MASK,
@@ -27,7 +28,7 @@ from contract.tensors import (
     TEXT_GATE,
     TOKEN_SPANS,
 )
-from contract.text import ReportTokenizer, TextMode, TokenBatch, read_report
+from contract.text import Report, ReportTokenizer, TextMode, TokenBatch, parse_parts, select_text
 from contract.tokens import TokenLimits
 
 Array = NDArray[Any]
@@ -59,9 +60,10 @@ class ReportReader:
 
     def read(self, reports: Iterable[bytes | str]) -> ReportBatch:
         """Return the reports as one batch; ReportError for one that cannot be read."""
-        texts = [read_report(report, self._mode) for report in reports]
+        parts = [parse_parts(report) for report in reports]
+        texts = [select_text(Report(**split_sections(found)), self._mode) for found in parts]
         tokens = self.tokenizer.encode(texts, self._max_length)
-        notes = note_reports(tokens, text_mode=self._mode, max_length=self._max_length)
+        notes = note_reports(tokens, parts, text_mode=self._mode, max_length=self._max_length)
         return ReportBatch(tuple(texts), tokens, notes)
 
 

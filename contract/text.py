@@ -24,9 +24,9 @@ from contract.report_format import (
     refuse_control_characters,
     refuse_web_page,
 )
-from contract.report_headings import SECTIONS
 from contract.report_hl7 import is_hl7, read_observations
-from contract.report_sections import split_sections
+from contract.report_names import SECTIONS, Part
+from contract.report_sections import read_parts, split_sections
 from contract.report_xml import is_xml, parse_xml
 from contract.strings import require_strings
 from contract.tensors import LENGTH_BUCKETS
@@ -83,31 +83,47 @@ def parse_report(data: bytes | str) -> Report:
     """Read a report: Open-i XML, an HL7 v2 message, text with section headings, or bare text.
 
     Raises:
+        ReportError: As `parse_parts`.
+    """
+    return Report(**split_sections(parse_parts(data)))
+
+
+def parse_parts(data: bytes | str) -> tuple[Part, ...]:
+    """Return the parts of a report in their order, with those that are in no section.
+
+    Raises:
         ReportError: Empty, longer than `MAX_REPORT_CHARS`, with control characters, broken XML, or no text at all:
             the message names the kind of file that was given (`contract.report_format`).
     """
     if isinstance(data, bytes) and is_encoded_xml(data):
-        return _take_sections(parse_xml(data))  # its declaration says the encoding
+        return _take_parts(parse_xml(data))  # its declaration says the encoding
     text = decode_report(data)
     if is_hl7(text):
         text = read_observations(text)
     refuse_control_characters(text)
     stripped = text.lstrip()
     if stripped.startswith("<") and is_xml(stripped):
-        return _take_sections(parse_xml(stripped))
+        return _take_parts(parse_xml(stripped))
     if len(text) > MAX_REPORT_CHARS:
         raise ReportError(f"The report has {len(text):,} characters; at most {MAX_REPORT_CHARS:,} are read.")
     text = normalize_text(text)
     if not text.strip():
         raise ReportError("The report is empty.")
-    return Report(**split_sections(text))
+    return read_parts(text)
 
 
 def format_report(report: Report) -> str:
-    """Write a report as text that `parse_report` reads back; empty when no section holds text."""
+    """Write a report as text that `parse_report` reads back; empty when no section holds text.
+
+    Sections without text have no heading, except where the others would be read in another way without them.
+    """
     parts = zip(SECTIONS, astuple(report), strict=True)
-    tidy = ((name, _collapse(normalize_text(_collapse(text)))) for name, text in parts)
-    return "\n".join(f"{name.upper()}: {text}" for name, text in tidy if text)
+    tidy = {name: _collapse(normalize_text(_collapse(text))) for name, text in parts}
+    lines = [f"{name.upper()}: {text}" for name, text in tidy.items() if text]
+    written = "\n".join(lines)
+    if not lines or split_sections(read_parts(written)) == tidy:
+        return written
+    return "\n".join(f"{name.upper()}: {text}" for name, text in tidy.items())
 
 
 def select_text(report: Report, mode: TextMode) -> str:
@@ -132,7 +148,11 @@ def select_text(report: Report, mode: TextMode) -> str:
         text = clean_text(report.findings) or clean_text(report.impression)
     if not re.search(r"[^\W_]", text):
         part = "indication" if mode == "indication" else "findings or impression"
-        raise ReportError(f"The report holds no words in its {part}, and the model reads nothing else.")
+        held = [name for name, body in zip(SECTIONS, astuple(report), strict=True) if clean_text(body)]
+        instead = f" (only in its {' and '.join(held)})" if held else ""
+        raise ReportError(
+            f"The report holds no words in its {part}{instead}, and the model reads nothing else."
+        )
     return mask_label_words(text) if mode == "findings_masked" else text
 
 
@@ -291,24 +311,27 @@ def _import_tokenizers() -> Any:
 
 def collect_sections(root: "Element") -> Report:
     """Return the sections of an Open-i report, the bodies of equal headings joined; white space is as it was."""
-    sections = dict.fromkeys(SECTIONS, "")
+    return Report(**split_sections(_collect_parts(root)))
+
+
+def _collect_parts(root: "Element") -> tuple[Part, ...]:
+    parts = []
     for element in root.iter("AbstractText"):
         name = (element.get("Label") or "").strip().lower()
-        if name in sections:
-            body = "".join(element.itertext()).strip()
-            sections[name] = f"{sections[name]} {body}".strip()
-    return Report(**sections)
+        section = name if name in SECTIONS else ""
+        parts.append(Part(section, section, "".join(element.itertext()).strip()))
+    return tuple(parts)
 
 
-def _take_sections(root: "Element") -> Report:
+def _take_parts(root: "Element") -> tuple[Part, ...]:
     refuse_web_page(root.tag)
-    report = collect_sections(root)
-    size = sum(len(section) for section in astuple(report))
+    parts = _collect_parts(root)
+    size = sum(len(part.text) for part in parts if part.section)
     if not size:
         raise ReportError("The XML file holds no report text (AbstractText).")
     if size > MAX_REPORT_CHARS:
         raise ReportError(f"The report has {size:,} characters; at most {MAX_REPORT_CHARS:,} are read.")
-    return report
+    return parts
 
 
 def _collapse(text: str) -> str:

@@ -15,7 +15,7 @@ from client.page import write_report_page
 from client.results import ConformalSet, Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
-from contract.notes import ImageNotes, ReportNotes
+from contract.notes import ImageNotes, ReadPart, ReportNotes
 from contract.training_data import UNDECIDED_WARNING
 
 FINGERPRINT = "cd" * 32
@@ -280,7 +280,7 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
     assert 'class="warnings"' not in page
     assert "<dt>View</dt>" not in page
     image = ImageNotes("LATERAL", "L", "CR", ("A lateral view.",))
-    report = ReportNotes(64, True, ("The end was not read.",))
+    report = ReportNotes(64, True, ("The end was not read.",), (ReadPart("results", "findings", 2),))
     read = {
         "study": replace(predict("study", 0.9), image_notes=image, report_notes=report),
         "text": replace(predict("text", 0.6), report_notes=report),
@@ -292,6 +292,7 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
     assert re.findall(r"<li>([^<]+)</li>", warned) == ["A lateral view.", "The end was not read."]
     assert warned.index('<div class="warnings"') < warned.index("<dt>Labels of this study")
     assert "<dt>View</dt><dd>LATERAL, laterality L, CR</dd>" in warned
+    assert "<dt>Report read as</dt><dd>findings 2 sentences (&quot;results&quot;)</dd>" in warned
 
 
 def test_page_of_an_image_whose_file_says_nothing(tmp_path: Path):

@@ -17,7 +17,7 @@ from client.triton import Answer, TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError, InputError
 from contract.labels import LABEL_KEYS, LABELS
-from contract.notes import ImageNotes, ReportNotes
+from contract.notes import ImageNotes, ReadPart, ReportNotes
 from contract.tensors import MODELS, NUMPY_DTYPES
 
 SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
@@ -26,7 +26,7 @@ MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
 LATERAL = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view [of sorts].",))
 FRONTAL = ImageNotes("PA", "", "DX")
 CUT = ReportNotes(64, True, ("The report is longer than 64 tokens: its end was not read.",))
-WHOLE = ReportNotes(9)
+WHOLE = ReportNotes(9, parts=(ReadPart("history", "indication", 1), ReadPart("findings", "findings", 2)))
 
 
 class FakeTriton:
@@ -154,6 +154,13 @@ def test_predict_says_how_the_image_was_taken(client, tmp_path):
     image.write_bytes(b"lateral")
     assert "Image: view LATERAL, laterality L, modality CR" in run("predict", str(image)).splitlines()
     assert "Image:" not in run("predict", "--report", "short")
+
+
+def test_predict_says_what_the_report_was_read_as(client):
+    said = 'Report: read as indication 1 sentence ("history"), findings 2 sentences'
+    assert said in run("predict", "--report", "short").splitlines()
+    parts = json.loads(run("predict", "--report", "short", "--json"))["report_notes"]["parts"]
+    assert parts[0] == {"heading": "history", "section": "indication", "sentences": 1}
 
 
 def test_index_command_names_the_first_cases_with_a_warning():

@@ -11,11 +11,14 @@ from contract.dicom import Radiograph
 from contract.errors import ArtifactError
 from contract.image_header import ImageHeader, list_warnings
 from contract.image_view import VIEWS
-from contract.notes import ImageNotes, ReportNotes, join_warnings, note_image, note_reports
-from contract.text import TokenBatch
+from contract.notes import ImageNotes, ReadPart, ReportNotes, join_warnings, note_image, note_reports
+from contract.report_names import SECTIONS, Part
+from contract.text import TokenBatch, parse_parts
 
 IMAGE = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view.", "Größe: 3 µm"))
-REPORT = ReportNotes(64, True, ("The report is longer than 64 tokens.",))
+REPORT = ReportNotes(
+    64, True, ("The report is longer than 64 tokens.",), (ReadPart("history", "indication", 2),)
+)
 
 lines = st.text(max_size=60).filter(str.isprintable)
 warnings = st.lists(lines, max_size=5).map(tuple)
@@ -26,7 +29,14 @@ def test_image_notes_come_back_as_they_were(notes):
     assert ImageNotes.from_json(notes.to_json()) == notes
 
 
-@given(st.builds(ReportNotes, st.integers(0, 10**6), st.booleans(), warnings))
+parts = st.builds(ReadPart, lines, st.sampled_from([*SECTIONS, ""]), st.integers(0, 99))
+
+
+@given(
+    st.builds(
+        ReportNotes, st.integers(0, 10**6), st.booleans(), warnings, st.lists(parts, max_size=5).map(tuple)
+    )
+)
 def test_report_notes_come_back_as_they_were(notes):
     assert ReportNotes.from_json(notes.to_json()) == notes
 
@@ -42,6 +52,7 @@ def test_the_json_is_what_the_readme_says():
         "tokens": 64,
         "truncated": True,
         "warnings": list(REPORT.warnings),
+        "parts": [{"heading": "history", "section": "indication", "sentences": 2}],
     }
     assert "µ".encode() in IMAGE.to_json()  # as it is, not as an escape
 
@@ -63,13 +74,57 @@ def test_report_notes_tell_what_was_cut(mode, names_impression):
     mask = ids.copy()
     mask[1, 10:] = 0
     batch = TokenBatch(ids, mask, np.zeros((2, 64, 2), np.int32), (True, False), (False, False))
-    cut, whole = note_reports(batch, text_mode=mode, max_length=64)
+    cut, whole = note_reports(batch, [(), ()], text_mode=mode, max_length=64)
     assert whole == ReportNotes(10)
     assert (cut.tokens, cut.truncated) == (64, True)
     (sentence,) = cut.warnings
     assert "longer than 64 tokens" in sentence
     assert "not read" in sentence
     assert ("impression" in sentence) is names_impression
+
+
+def note(text: str) -> ReportNotes:
+    ids = np.ones((1, 64), np.int64)
+    batch = TokenBatch(ids, ids, np.zeros((1, 64, 2), np.int32), (False,), (False,))
+    return note_reports(batch, [parse_parts(text)], text_mode="findings", max_length=64)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Clear lungs. No effusion.", "findings 2 sentences (no heading)"),
+        (
+            "INDICATION: Cough. FINDINGS: Clear lungs. No mass. IMPRESSION: 1. Normal.",
+            "indication 1 sentence, findings 2 sentences, impression 1 sentence",
+        ),
+        (
+            "CLINICAL HISTORY: Cough. TECHNIQUE: PA.\n\nThe lungs are clear.\n\nOPINION: Normal.",
+            'indication 1 sentence ("clinical history"), findings 1 sentence (no heading), '
+            'impression 1 sentence ("opinion"); left out 1 sentence ("technique")',
+        ),
+        (
+            "FINDINGS: Clear.\nIMPRESSION: Normal.\nDr. Jane Doe",
+            'findings 1 sentence, impression 1 sentence; left out 2 sentences ("signature")',
+        ),
+    ],
+)
+def test_report_notes_say_what_was_read_as_what(text, said):
+    assert note(text).describe_parts() == said
+    assert not {"Cough", "Jane", "PA", "mass"} & {*note(text).to_json().decode().replace('"', " ").split()}
+
+
+def test_several_examinations_are_told():
+    chest = "EXAM: Chest x-ray\nFINDINGS: Clear.\nIMPRESSION: Normal.\n"
+    assert note(chest).warnings == ()
+    assert ["several examinations" in told for told in note(chest + chest).warnings] == [True]
+
+
+def test_no_words_of_a_report_stand_in_the_parts():
+    parts = (Part("findings", "findings", "A secret. And more."), Part("findings", "findings", "Third."))
+    ids = np.ones((1, 64), np.int64)
+    batch = TokenBatch(ids, ids, np.zeros((1, 64, 2), np.int32), (False,), (False,))
+    (notes,) = note_reports(batch, [parts], text_mode="findings", max_length=64)
+    assert notes.parts == (ReadPart("findings", "findings", 3),)
 
 
 def test_joined_warnings_keep_their_order_and_come_once():
@@ -116,6 +171,12 @@ def test_anything_else_is_no_image_note(data):
         change(REPORT, tokens=1.5),
         change(REPORT, truncated=1),
         change(REPORT, warnings=["\x00"]),
+        change(REPORT, parts=[1]),
+        change(REPORT, parts=[{"heading": "a", "section": "findings"}]),
+        change(REPORT, parts=[{"heading": "a", "section": "other", "sentences": 1}]),
+        change(REPORT, parts=[{"heading": "\x1b", "section": "", "sentences": 1}]),
+        change(REPORT, parts=[{"heading": "a", "section": "", "sentences": True}]),
+        change(REPORT, parts=[REPORT.to_dict()["parts"][0]] * 999),
         IMAGE.to_json(),
     ],
 )

@@ -89,7 +89,7 @@ def test_familiar_reports_are_not_warned_of_and_others_are(mode, most, real_repo
     assert sum(tokenizer.encode(texts).unfamiliar) <= most
     batch = tokenizer.encode([*FOREIGN.values(), texts[0]])
     assert dict(zip(FOREIGN, batch.unfamiliar, strict=False)) == dict.fromkeys(FOREIGN, True)
-    *notes, last = note_reports(batch, text_mode=mode, max_length=256)
+    *notes, last = note_reports(batch, [()] * len(batch.truncated), text_mode=mode, max_length=256)
     assert all("not in the model's vocabulary" in note.warnings[-1] for note in notes)
     assert last.warnings == ()
 

@@ -137,9 +137,11 @@ def test_prose(text):
     assert parse_report(text) == Report(findings=text)
 
 
-def test_headings_within_lines_count_only_where_lines_have_none():
+def test_headings_within_lines_count_unless_lines_begin_with_them():
     text = "INDICATION: cough\nFINDINGS: clear IMPRESSION: none"
-    assert parse_report(text) == Report("cough", "", "clear IMPRESSION: none")
+    assert parse_report(text) == Report("cough", "", "clear", "none")
+    text = "FINDINGS: clear. Impression: none\nIMPRESSION: normal"
+    assert parse_report(text) == Report("", "", "clear. Impression: none", "normal")
 
 
 def test_sections_of_an_hl7_message_by_other_names():
@@ -152,7 +154,7 @@ def test_words_that_the_vocabulary_lacks_are_told():
     batch = TokenBatch(
         *(np.ones((2, 32), np.int64),) * 2, np.zeros((2, 32, 2), np.int32), (False, True), (True, False)
     )
-    first, second = note_reports(batch, text_mode="findings", max_length=32)
+    first, second = note_reports(batch, [(), ()], text_mode="findings", max_length=32)
     assert ["not in the model's vocabulary" in sentence for sentence in first.warnings] == [True]
     assert ["longer than 32 tokens" in sentence for sentence in second.warnings] == [True]
 

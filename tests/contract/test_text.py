@@ -161,7 +161,10 @@ def test_a_formatted_report_is_read_back(report):
 
 def test_format_writes_each_section_on_one_line():
     report = Report("cough", "", "clear\n\n IMPRESSION: none", "  ")
-    assert format_report(report) == "INDICATION: cough\nFINDINGS: clear IMPRESSION: none"
+    assert (
+        format_report(report)
+        == "INDICATION: cough\nCOMPARISON: \nFINDINGS: clear IMPRESSION: none\nIMPRESSION: "
+    )
     assert parse_report(format_report(report)).findings == "clear IMPRESSION: none"
 
 

@@ -15,7 +15,7 @@ from contract.bundle import Bundle
 from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABELS
-from contract.text import ReportTokenizer, TextMode, read_report
+from contract.text import Report, ReportTokenizer, TextMode, format_report, read_report
 from training.cache import open_cache
 from training.evaluation.plan import Case
 from training.model import load_model
@@ -68,7 +68,7 @@ class Predictor(Protocol):
 
 def frame_text(text: str, mode: TextMode) -> str:
     """Return a report of which a model that reads `mode` reads just `text`, whatever part it was taken from."""
-    return f"{'INDICATION' if mode == 'indication' else 'FINDINGS'}: {text}"
+    return format_report(Report(indication=text) if mode == "indication" else Report(findings=text))
 
 
 def read_from_cache(directory: Path, size: int) -> ReadPixels:
