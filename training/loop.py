@@ -28,6 +28,7 @@ from training.config import LoopConfig, TrainConfig
 from training.evaluation.labels import MIN_POSITIVES
 from training.losses import compute_positive_weights
 from training.model import CxrModel
+from training.muon import multiplies_bfloat16
 from training.objective import Objective
 from training.optimizer import make_average, make_optimizers, make_schedules
 from training.prefetch import Meter, prefetch
@@ -107,8 +108,7 @@ def choose_precision(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    found = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
+    return "bf16" if multiplies_bfloat16() else "fp32"
 
 
 def fit(loop: Loop, checkpoint: Path | None) -> None:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from torch import Tensor, nn, optim
 
 from training.config import OptimizerConfig, TrainConfig
+from training.muon import make_muon
 
 REST: Final = "rest"
 _ENCODERS: Final = ("swin", "bert")
@@ -60,7 +61,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimiz
         groups[name in matrices].setdefault((rate, decay), []).append(parameter)
     made: list[optim.Optimizer] = []
     if groups[True]:
-        made.append(optim.Muon(_list_groups(groups[True]), adjust_lr_fn="match_rms_adamw"))
+        made.append(make_muon(_list_groups(groups[True]), adjust_lr_fn="match_rms_adamw"))
     if groups[False]:
         made.append(optim.AdamW(_list_groups(groups[False])))
     return made
