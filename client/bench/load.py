@@ -264,7 +264,13 @@ class _Run:
 
 @contextmanager
 def _keep_collector_short() -> Iterator[None]:
-    """Take all objects there are out of Python's collector: with torch loaded, looking at them takes 0.1 s."""
+    """Take all objects there are out of Python's collector: with torch loaded, looking at them takes 0.1 s.
+
+    Where somebody did so already, nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:

@@ -1,10 +1,12 @@
 """Simulated time: loads of minutes run in milliseconds and give the same figures every time."""
 
+import gc
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -127,6 +129,26 @@ class SimulatedServer:
         self._clock.sleep(done - self._clock.now())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> Iterator[None]:
+    """Python's collector looks once at what the whole run has loaded, not at each load."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def _simulate() -> tuple[SimulatedClock, Callable[..., SimulatedServer]]:
+    clock = SimulatedClock()
+    return clock, partial(SimulatedServer, clock)
+
+
+@pytest.fixture(scope="session")
+def simulate() -> Callable[[], tuple[SimulatedClock, Callable[..., SimulatedServer]]]:
+    """A function that returns a new clock and what makes servers on it."""
+    return _simulate
+
+
 @pytest.fixture
 def clock() -> SimulatedClock:
     return SimulatedClock()
@@ -134,4 +156,4 @@ def clock() -> SimulatedClock:
 
 @pytest.fixture
 def make_server(clock: SimulatedClock) -> Callable[..., SimulatedServer]:
-    return lambda *args, **kwargs: SimulatedServer(clock, *args, **kwargs)
+    return partial(SimulatedServer, clock)

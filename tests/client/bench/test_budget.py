@@ -6,7 +6,7 @@ from client.bench.budget import Budget, find_rate
 from client.bench.load import OpenLoop, Phases, run_load
 from contract.errors import ConfigError, ServerError
 
-PHASES = Phases(duration_s=20, warmup_s=1, warmup_max_s=1)
+PHASES = Phases(duration_s=10, warmup_s=1, warmup_max_s=1)
 
 
 def search(clock, make_server, budget: str, *, start: float, resolution: float = 0.05, **server):

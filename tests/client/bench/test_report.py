@@ -31,8 +31,10 @@ class Statistics:
         return {"models": models, "process": {"cpu_cores": 1.5, "rss_mib": 300.0, "processes": 2}}
 
 
-@pytest.fixture
-def rows(clock, make_server):
+@pytest.fixture(scope="module")
+def report(simulate):
+    """A report of six rows and a budget; the tests leave it as it is."""
+    clock, make_server = simulate()
     served = make_server(0.011, parallel=2)
     subjects = [Subject(SERVED, served, ClosedLoop(n), observer=Statistics()) for n in (1, 2, 4)]
     subjects += [
@@ -40,11 +42,8 @@ def rows(clock, make_server):
         Subject("in-process", make_server(0.01), ClosedLoop(1)),
         Subject("in-process", make_server(0.03), ClosedLoop(1), batch=4),
     ]
-    return measure(subjects, PHASES, repeats=5, clock=clock)
+    rows = measure(subjects, PHASES, repeats=5, clock=clock)
 
-
-@pytest.fixture
-def report(rows, clock, make_server):
     def try_rate(rate):
         return run_load(make_server(0.01), OpenLoop(rate, "constant"), PHASES, clock=clock)
 
