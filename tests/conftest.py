@@ -145,7 +145,9 @@ def chest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
     def relabel(**elements: object) -> bytes:
         dataset = pydicom.dcmread(io.BytesIO(data))
-        elements = {"ViewPosition": "PA", "ImageLaterality": "U", **elements}
+        # What else tells the view goes, so that View Position does.
+        told = {"PatientOrientation": "", "AcquisitionDeviceProcessingCode": "", "PostprocessingFunction": ""}
+        elements = {"ViewPosition": "PA", "ImageLaterality": "U", **told, **elements}
         for name, value in elements.items():
             setattr(dataset, name, value)
         dataset.PixelData = dataset.PixelData * int(elements.get("NumberOfFrames", 1))
