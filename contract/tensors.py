@@ -20,7 +20,7 @@ DataType = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32"]
 Size = int | Literal["S", "N", "L", "C", "D", "K"]
 
 MAX_BATCH_SIZE: Final = 32
-LENGTH_BUCKETS: Final = (32, 64, 128, 256)
+LENGTH_BUCKETS: Final = (32, 64, 128, 256)  # tokens; a model that reads more has its own most as one more
 NUMPY_DTYPES: Final[dict[DataType, np.dtype]] = {  # type: ignore[type-arg]
     "BYTES": np.dtype(np.object_),
     "UINT8": np.dtype(np.uint8),

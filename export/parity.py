@@ -207,7 +207,7 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batc
         return _Batch(kind, inputs)
 
     with_pixels = [case for case in cases if case.pixels is not None][:MAX_BATCH_SIZE]
-    with_text = _vary_lengths([case for case in cases if case.has_text])[:MAX_BATCH_SIZE]
+    with_text = _vary_lengths([case for case in cases if case.has_text], max_length)[:MAX_BATCH_SIZE]
     with_both = [case for case in with_text if case.pixels is not None]
     groups: tuple[tuple[Kind, list[ParityCase]], ...] = (
         ("image", with_pixels),
@@ -221,11 +221,11 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batc
             yield make(kind, members)
 
 
-def _vary_lengths(cases: list[ParityCase]) -> list[ParityCase]:
-    """Add a case with a few words and one with more words than any bucket holds, made from the cases' own."""
+def _vary_lengths(cases: list[ParityCase], max_length: int) -> list[ParityCase]:
+    """Add a case with a few words and one with more words than the model reads, made from the cases' own."""
     source = next(case for case in cases if case.pixels is not None)
     words = " ".join(case.text or "" for case in cases).split()
-    longest = " ".join(words * (1 + 256 // len(words)))
+    longest = " ".join(words * (1 + max_length // len(words)))
     short = ParityCase(source.pixels, " ".join(words[:_SHORT_WORDS]))
     return [short, ParityCase(source.pixels, longest), *cases]
 

@@ -204,8 +204,11 @@ def _write_bundle(
     texts: Sequence[str],
     thresholds: Sequence[float],
     biases: Sequence[float] = (0.0, 0.0, 0.0),
+    longest: int = 256,
 ) -> "Bundle":
     """Write a bundle that reads findings; its tokenizer learns `texts`, `biases` calibrate study, image, text.
+
+    It reads as many tokens as it has positions, at most `longest`.
 
     A lexical part holds random tables too.
     """
@@ -234,7 +237,7 @@ def _write_bundle(
             lexical.mask_id.fill_(SPECIAL_TOKENS.index(MASK))
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, directory / parts.WEIGHTS)
-    length = min(config.text_positions, 256)
+    length = min(config.text_positions, longest)
     settings = {
         "model": asdict(config),
         "sizes": model.sizes,

@@ -135,7 +135,7 @@ class DataConfig:
     """
 
     text_mode: TextMode = "findings"  # the part of a report that is read (`contract.text`)
-    max_length: int = 256  # word pieces
+    max_length: int = 256  # word pieces, [CLS] and [SEP] included; BERT reads up to 512
     views: int = 1  # images of a study that are fused; the first is the frontal one
     lateral_share: float = 0.5  # how often another view than the first is seen alone, where there is one
     impression_share: float = 0.0  # how often the impression is read in the place of the text
@@ -317,7 +317,8 @@ class TrainConfig:
             getattr(self, name).check()
         _require(
             32 <= self.data.max_length <= self.model.text_positions,
-            f"data.max_length must lie between 32 and {self.model.text_positions}, not {self.data.max_length}.",
+            f"data.max_length must lie between 32 and model.text_positions, which is {self.model.text_positions}, "
+            f"not {self.data.max_length}.",
         )
 
 

@@ -138,3 +138,13 @@ def test_every_row_is_drawn_once(studies):
     assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3]
     assert max(map(len, batches)) == 3
     assert [rows.tolist() for rows in iterate_in_order(np.arange(5), 2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(("most", "length"), [(256, 256), (512, 402)])
+def test_as_many_word_pieces_are_read_as_the_config_says(studies, tokenizer, most, length):
+    long = replace(studies, texts=("heart " * 400, "", "", ""))
+    config = replace(PLAIN, max_length=most)
+    assert make_batch(long, tokenizer, choose_batch(long, np.arange(1), config), config).input_ids.shape == (
+        1,
+        length,
+    )

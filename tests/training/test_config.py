@@ -58,6 +58,14 @@ def test_base_has_the_sizes_of_the_published_model():
     assert (model.width, model.fusion_layers, model.fusion_heads, model.sizes["N"]) == (1024, 5, 8, 49)
 
 
+def test_512_tokens_can_be_chosen():
+    assert load_config("base", {"data.max_length": 512}).data.max_length == 512
+    both = {"data.max_length": 512, "model.text_positions": 512}
+    assert load_config("demo", both).model.text_positions == 512
+    with pytest.raises(ConfigError, match=r"between 32 and model.text_positions, which is 256, not 512"):
+        load_config("demo", {"data.max_length": 512})
+
+
 BAD_SETTINGS = {
     "optimizer.name": "sgd",
     "loop.epochs": 0,
