@@ -32,6 +32,7 @@ def make_row(number: int, *, image: bool = True, **changes: object) -> dict[str,
         "impression": f"summary {number % 7}",
         "labels": [key],
         "labelled": True,
+        "unknown_labels": [],
         **changes,
     }
 
