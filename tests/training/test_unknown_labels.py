@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from contract.bundle import ServedLabel, load_bundle
+from contract.bundle import load_bundle
+from contract.decisions import ServedLabel
 from contract.labels import LABEL_KEYS, LABELS
 from export.measures import score_labels
 from training.calibrate import fit_platt
@@ -19,8 +20,8 @@ from training.evaluation.abstention import measure_decisions
 from training.evaluation.ask import Options
 from training.evaluation.control import fit_control
 from training.evaluation.labels import evaluate_labels, fit_thresholds
+from training.evaluation.prompt_scores import evaluate_scores
 from training.evaluation.ranking import compute_gains, find_unknown
-from training.evaluation.zero_shot import evaluate_scores
 from training.lexical import LexicalHead, fit_lexical
 from training.openi import SCHEMA, build_table, write_table
 from training.phantom import draw_dataset
@@ -89,7 +90,9 @@ FUNCTIONS = {
     "metrics": lambda p, t, known: evaluate_labels(
         p, t, THRESHOLDS, groups=GROUPS, known=known, resamples=5
     ).to_dict(),
-    "zero-shot": lambda p, t, known: evaluate_scores(p, t, groups=GROUPS, options=Options(0, 5), known=known),
+    "prompt scores": lambda p, t, known: evaluate_scores(
+        p, t, groups=GROUPS, options=Options(0, 5), known=known
+    ),
     "decisions": lambda p, t, known: measure_decisions(p, t, SERVED, np.ones((1, M)), known=known),
     "epoch": score_epoch,
     "control": lambda p, t, known: fit_control({"train": WORDS, "test": WORDS[:9]}, t, known),
@@ -197,7 +200,7 @@ def trained(tmp_path_factory):
 
 def test_labels_that_nothing_was_learned_of_are_uncertain(trained):
     _, result, bundle = trained
-    labels = {label.key: label for label in bundle.labels}
+    labels = {label.key: label for label in bundle.decisions.of("text")}
     for key in ("pleural", "cardiac"):
         assert [labels[key].decide(value) for value in (0.0, 0.5, 0.999)] == ["uncertain"] * 3
         assert (labels[key].scale, labels[key].bias) == (0, 0)  # the probability is 0.5
