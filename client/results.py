@@ -39,6 +39,7 @@ class Finding:
     threshold: float
     uncertain_low: float | None = None
     uncertain_high: float | None = None
+    unmeasured: bool = False  # the test split of the model held too few cases of it
 
     def __repr__(self) -> str:
         return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
@@ -300,7 +301,8 @@ class ServedModel:
     the collection that it was trained on: "phantom", "openi", another name, or "unknown"; `trained_ways` are those of
     "study", "image" and "text" that it was trained to read; token ids are below `vocabulary_size`. `profile` is the
     precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
-    backend that alone runs them as they were gated, "" for any.
+    backend that alone runs them as they were gated, "" for any. `unmeasured` are the keys of the labels that its test
+    split held too few cases of.
     """
 
     fingerprint: str
@@ -316,6 +318,7 @@ class ServedModel:
     vocabulary_size: int | None = None
     profile: str = ""
     required_backend: str = ""
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
