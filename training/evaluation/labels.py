@@ -17,6 +17,7 @@ from contract.labels import LABEL_KEYS
 MIN_POSITIVES: Final = 5  # fewer positive (or negative) studies say nothing about a label
 RESAMPLES: Final = 1000
 METRICS: Final = ("auroc", "ap", "f1", "brier", "ece")
+CENTRED: Final = ("ap", "ece")  # metrics that resampling makes larger
 CALIBRATION_BINS: Final = 15
 _DEFAULT_THRESHOLD: Final = 0.5
 _BLOCK: Final = 8_000_000  # weights that are worked on at once: 64 MB
@@ -31,6 +32,28 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields, rounded to 4 digits."""
+        return {name: round(value, 4) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a first thing lies above a second one on the same studies, with its 95 % interval.
+
+    Attributes:
+        value: First minus second.
+        low: 2.5th percentile of the differences, each of one draw of patients for both.
+        high: 97.5th percentile.
+        p: Two-sided p value of the paired bootstrap: twice the share of draws on the other side of 0, at least
+            2 / (draws + 1) and at most 1; 1 without draws.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
 
     def to_dict(self) -> dict[str, float]:
         """Return the fields, rounded to 4 digits."""
@@ -91,9 +114,9 @@ def evaluate_labels(
         resamples: How many times patients are drawn.
     """
     positives, predicted = targets.sum(0), probabilities >= thresholds  # (K,), (M, K)
-    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    usable = find_measurable(targets)
     keys = tuple(LABEL_KEYS[k] for k in usable)
-    weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
+    weights = _weigh(groups, seed, resamples)  # (1+R, M)
     # Of each label: metric -> (1+R,)
     tables = [_measure(probabilities[:, k], predicted[:, k], targets[:, k], weights) for k in usable]
     macro, micro = {}, {}
@@ -108,6 +131,54 @@ def evaluate_labels(
     }
     counts = {key: int(positives[k]) for key, k in zip(keys, usable, strict=True)}
     return LabelMetrics(len(targets), keys, macro, micro, labels, counts)
+
+
+def compare_labels(
+    first: tuple[NDArray[np.floating], NDArray[np.floating]],
+    second: tuple[NDArray[np.floating], NDArray[np.floating]],
+    targets: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Difference]:
+    """Return metric name -> how far the macro mean of the first lies above that of the second.
+
+    Args:
+        first: Probabilities (M, K) and thresholds (K,) of the one.
+        second: Of the other, about the same studies.
+        targets: (M, K).
+        groups: M patient ids; one draw of patients counts for both.
+        seed: Of the bootstrap.
+        resamples: How many times patients are drawn.
+    """
+    usable, weights = find_measurable(targets), _weigh(groups, seed, resamples)
+    tables = [
+        [
+            _measure(probabilities[:, k], probabilities[:, k] >= thresholds[k], targets[:, k], weights)
+            for k in usable
+        ]
+        for probabilities, thresholds in (first, second)
+    ]
+    if not len(usable):
+        return {}
+    return {
+        name: summarise_difference(
+            np.stack([table[name] for table in tables[0]]), np.stack([table[name] for table in tables[1]])
+        )
+        for name in METRICS
+    }
+
+
+def find_measurable(targets: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the places of the labels that (M, K) targets have enough cases of, with and without."""
+    positives = targets.sum(0)
+    return np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+
+
+def _weigh(groups: Sequence[str], seed: int, resamples: int) -> Floats:
+    """Return (1 + R, M): every study once, and then how often each was drawn."""
+    return np.concatenate([np.ones((1, len(groups))), draw_weights(groups, seed, resamples)])
 
 
 def _measure(
@@ -235,22 +306,46 @@ def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
 def summarise(table: Floats, *, centred: bool = False) -> Interval:
     """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels.
 
-    Without resamples the interval is the value alone. With `centred` the interval is moved by the difference
-    between the mean of the resamples and the value: resampling adds noise to each bin of a calibration error,
-    which can only make it larger.
+    Without resamples the interval is the value alone. With `centred`, for values of 0 to 1, the interval is moved by
+    the difference between the mean of the resamples and the value: resampling adds noise to each bin of a calibration
+    error, and draws positive studies twice, behind each other, into an average precision. Both make it larger.
     """
-    value, drawn = float(np.mean(table[:, 0])), table[:, 1:]
-    # A resample without a positive (or negative) study of any label says nothing.
-    drawn = drawn[:, ~np.isnan(drawn).all(0)]
-    if not drawn.size:
+    value, means = float(np.mean(table[:, 0])), _average_draws(table)
+    if not means.size:
         return Interval(value, value, value)
-    means = np.nanmean(drawn, axis=0)
-    low, high = np.percentile(means, [2.5, 97.5]) - (means.mean() - value if centred else 0.0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    if centred:
+        low, high = (bound - (means.mean() - value) for bound in (low, high))
+        high = min(high, 1.0)
     return Interval(value, float(max(low, 0.0)), float(high))
 
 
+def summarise_difference(first: Floats, second: Floats) -> Difference:
+    """Return how far the mean over labels of the first (labels, 1 + R) lies above that of the second.
+
+    Both hold the same draws of patients, column by column. The draws are moved so that their mean is the value, as in
+    a centred `summarise`.
+    """
+    table = first - second
+    value, means = float(np.mean(table[:, 0])), _average_draws(table)
+    if not means.size:
+        return Difference(value, value, value, 1.0)
+    drawn = means - (means.mean() - value)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
+
+
+def _average_draws(table: Floats) -> Floats:
+    """Return the mean over labels of each draw that says something of one."""
+    drawn = table[:, 1:]
+    # A resample without a positive (or negative) study of any label says nothing.
+    drawn = drawn[:, ~np.isnan(drawn).all(0)]
+    return np.asarray(np.nanmean(drawn, axis=0)) if drawn.size else np.empty(0)
+
+
 def _summarise(name: str, rows: Sequence[Floats]) -> Interval:
-    return summarise(np.stack(rows), centred=name == "ece")
+    return summarise(np.stack(rows), centred=name in CENTRED)
 
 
 def _to_dicts(values: dict[str, Interval]) -> dict[str, dict[str, float]]:

@@ -15,11 +15,12 @@ from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
 from training.evaluation.ask import Asked, Options, list_plain_ways
 from training.evaluation.labels import (
-    MIN_POSITIVES,
+    CENTRED,
     Floats,
     compute_ap,
     compute_auroc,
     draw_weights,
+    find_measurable,
     summarise,
 )
 from training.evaluation.plan import Case
@@ -135,8 +136,7 @@ def evaluate_scores(
         "averaged" (keys of the labels with enough studies), "macro" (metric -> interval) and "labels" (key ->
         metric -> interval, and "positives").
     """
-    positives = targets.sum(0)
-    usable = np.flatnonzero(np.minimum(positives, len(targets) - positives) >= MIN_POSITIVES)
+    positives, usable = targets.sum(0), find_measurable(targets)
     weights = np.concatenate(
         [np.ones((1, len(targets))), draw_weights(groups, options.seed, options.resamples)]
     )  # (1+R, M)
@@ -146,10 +146,28 @@ def evaluate_scores(
     }
     labels = {
         LABEL_KEYS[k]: {
-            **{name: summarise(table[place][None]).to_dict() for name, table in tables.items()},
+            **{
+                name: summarise(table[place][None], centred=name in CENTRED).to_dict()
+                for name, table in tables.items()
+            },
             "positives": int(positives[k]),
         }
         for place, k in enumerate(usable)
     }
-    macro = {name: summarise(np.stack(table)).to_dict() for name, table in tables.items() if table}
+    macro = {
+        name: summarise(np.stack(table), centred=name in CENTRED).to_dict()
+        for name, table in tables.items()
+        if table
+    }
     return {"averaged": list(labels), "macro": macro, "labels": labels}
+
+
+def draw_ap(
+    scores: NDArray[np.floating], targets: NDArray[np.bool_], groups: Sequence[str], options: Options
+) -> Floats:
+    """Return (labels, 1 + R): the average precision of the labels with enough studies."""
+    weights = np.concatenate(
+        [np.ones((1, len(targets))), draw_weights(groups, options.seed, options.resamples)]
+    )
+    rows = [compute_ap(scores[:, k], targets[:, k], weights) for k in find_measurable(targets)]
+    return np.stack(rows) if rows else np.zeros((0, len(weights)))
