@@ -91,16 +91,19 @@ def evaluate_bundle(
     from contract.bundle import require_same_fingerprint
     from training.evaluation.ask import ask_model
     from training.evaluation.measure import measure
+    from training.evaluation.parts import measure_parts
     from training.evaluation.plan import read_external, read_parts
     from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
     from training.evaluation.prompt_scores import measure_prompt_scores
+    from training.evaluation.sentences import measure_sentences
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
     parts = read_external(table) if external else read_parts(table, split)
     with show_progress(console, "Asking PyTorch") as progress:
-        predictor: Predictor = TorchPredictor(bundle, read_pixels=read_pixels)
-        asked = ask_model(parts, predictor, options, progress)
+        own = TorchPredictor(bundle, read_pixels=read_pixels)
+        asked = ask_model(parts, own, options, progress)
+    predictor: Predictor = own
     served = None
     if client is not None:
         predictor = ServedPredictor(client)
@@ -117,6 +120,8 @@ def evaluate_bundle(
     with console.status("Measuring"):
         results = measure(asked, parts, bundle, options)
     results["prompt_scores"] = measure_prompt_scores(asked, predictor, options)
+    results["sentences"] = measure_sentences(asked, parts, predictor, options)
+    results["parts"] = measure_parts(asked, own, options)
     results["served"] = served
     results["external"] = EXTERNAL if external else None
     part = "all of it" if external else f"split {split.name}"

@@ -11,6 +11,7 @@ from rich.console import Console
 from cli.console import Table, escape
 from contract import notes
 from contract.errors import FingerprintError, ServiceError
+from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -57,6 +58,8 @@ def print_prediction(
             "-" if finding.threshold is None else f"{finding.threshold:.3f}",
             _mark_decision(finding),
         )
+        if finding.unmeasured:
+            table.add_row(f"  [dim]{UNMEASURED}[/dim]")
     console.print(table)
     _print_set(console, prediction)
     if prediction.image_notes is not None:

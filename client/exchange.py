@@ -1,6 +1,7 @@
 """A case as the tensors of a request, and the tensors of an answer as a prediction."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
     text, image_notes, report_notes = map(first, (REPORT_TEXT.name, IMAGE_NOTES.name, REPORT_NOTES.name))
     return Prediction(
         kind=kind,
-        findings=findings,
+        findings=tuple(replace(finding, unmeasured=finding.key in model.unmeasured) for finding in findings),
         embedding=answer[EMBEDDING.name][0],
         fingerprint=model.fingerprint,
         image_attention=first(IMAGE_ATTENTION.name),

@@ -21,6 +21,7 @@ from contract.dicom import MAX_IMAGE_BYTES, load_pixels
 from contract.errors import ImageError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
+from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
     from client.explanation import Explanation, WordAttribution
@@ -178,7 +179,8 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
         )
         labelled = finding.key in truth
         tag = ' <span class="tag truth">labelled</span>' if labelled else ""
-        name = f'<th scope="row">{escape(finding.name)}{tag}</th>'
+        few = f' <span class="note">{UNMEASURED}</span>' if finding.unmeasured else ""
+        name = f'<th scope="row">{escape(finding.name)}{tag}{few}</th>'
         rows.append(f'<tr class="{"truth" if labelled else "other"}">{name}{cells}</tr>')
     drawn = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
     banded = " A hatched stretch is the band in which the model does not decide." if drawn else ""

@@ -40,6 +40,7 @@ class Finding:
     threshold: float | None
     uncertain_low: float | None = None
     uncertain_high: float | None = None
+    unmeasured: bool = False  # the test split of the model held too few cases of it
 
     def __repr__(self) -> str:
         return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
@@ -309,7 +310,8 @@ class ServedModel:
     "study", "image" and "text" that it was trained to read; token ids are below `vocabulary_size`. `profile` is the
     precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
     backend that alone runs them as they were gated, "" for any; `image_reading` is the number of the code that reads
-    images there (`contract.shrink`), None where an older repository does not say it.
+    images there (`contract.shrink`), None where an older repository does not say it. `unmeasured` are the keys of the
+    labels that its test split held too few cases of.
     """
 
     fingerprint: str
@@ -326,6 +328,7 @@ class ServedModel:
     profile: str = ""
     required_backend: str = ""
     image_reading: int | None = None
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.shrink import IMAGE_READING_PARAMETER
 from contract.tensors import MODELS
-from contract.training_data import parse_ways, read_trained_on
+from contract.training_data import parse_unmeasured, parse_ways, read_trained_on
 
 _TRUST_S: Final = 2.0
 
@@ -113,6 +113,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
             trained_ways=parse_ways(values.get("trained_ways")),  # nor this
+            unmeasured=parse_unmeasured(values.get("unmeasured")),  # nor this
             vocabulary_size=_read_optional(values, "vocabulary_size"),
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),

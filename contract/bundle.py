@@ -24,7 +24,7 @@ from contract.decisions import Decisions, parse_decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
-from contract.training_data import WAYS, read_trained_on, read_trained_ways
+from contract.training_data import WAYS, read_trained_on, read_trained_ways, read_unmeasured
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -66,6 +66,11 @@ class Bundle:
     def trained_ways(self) -> tuple[str, ...]:
         """The ways to read a study that the model was trained for; all in a bundle that does not record it."""
         return read_trained_ways(_read_json(self.path / METRICS))
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Keys of the labels that its test split held too few cases of to measure."""
+        return read_unmeasured(_read_json(self.path / METRICS))
 
     @property
     def weights_path(self) -> Path:

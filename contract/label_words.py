@@ -13,8 +13,8 @@ LABEL_WORDS: Final[dict[str, str]] = {
     "general_disease": "edema* congest* hypovolem* ascites dyspnea",
     "atelectasis": "atelecta* collaps* subsegmental volume volumes",
     "infection": "pneumonia* pneumonitis infect* infiltrat* consolidat* bronchitis abscess* empyema*",
-    "fibrosis_ild": "fibro* interstitial* reticul* honeycomb* scar scars scarr* cicatri*",
-    "copd_emphysema": "copd emphysem* hyper* flatten* bulla bullae bullous bronchiec* obstructive",
+    "fibrosis_ild": "fibro* interstitial* reticul* honeycomb* scar scars scarr* cicatri* bronchiec*",
+    "copd_emphysema": "copd emphysem* hyper* flatten* bulla bullae bullous obstructive",
     "cardiac": "cardiomegal* enlarg* failure decompensat* pericardi* megaly",
     "aortic_vascular": (
         "aort* tortuo* atheroscl* arterioscl* atheromat* ectat* ectasia* unfold* aneurysm* vascular* *vascular"
@@ -26,12 +26,12 @@ LABEL_WORDS: Final[dict[str, str]] = {
     "lymphadenopathy": "*adenopath* lymph node nodes",
     "pleural": "pleura* effusion* thicken* blunt* fluid hydropneumo* costophrenic",
     "air_leak": "*pneumothora* pneumomediastin* pneumoperiton* subcutaneous",
-    "msk_trauma": "fractur* dislocat* subluxat* healed healing trauma* posttrauma*",
+    "msk_trauma": "fractur* dislocat* subluxat* healed healing trauma* posttrauma* compress*",
     "msk_degenerative": (
         "degenerat* osteophyt* spondyl* *arthrit* arthros* arthropath* spur* dish discogenic hypertroph*"
     ),
     "msk_other": (
-        "*scolio* kypho* *kyphosis osteop* deminerali* deform* compress* pectus excavatum curvature scleros* sclerot*"
+        "*scolio* kypho* *kyphosis osteop* deminerali* deform* pectus excavatum curvature scleros* sclerot*"
     ),
     "hernia_diaphragm": "hernia* hiatal hiatus *diaphragm* eventrat* elevat*",
     "abdominal_gi": "*periton* bowel colon* gastric stomach cholelith* gallston*",

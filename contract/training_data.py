@@ -3,14 +3,19 @@
 manifest.json (data_source) -> parameter trained_on of the served predict_* models -> client -> every result
 metrics.json (studies, train) -> the ways in which the model was trained to be read -> gates of the exporter, and
                                  parameter trained_ways of the served predict_* models -> client -> every result
+metrics.json (test) -> the labels of which the test split held too few cases -> parameter unmeasured of the served
+                                 predict_* models -> client -> every finding
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from contract.labels import LABEL_KEYS
+
 WAYS: Final = ("study", "image", "text")  # to read a study: both, the image alone, the report alone
 UNKNOWN: Final = "unknown"
+UNMEASURED: Final = "too few test cases to be measured"  # of a label; see `read_unmeasured`
 PHANTOM: Final = "phantom"
 PHANTOM_WARNING: Final = (
     "This model was trained on drawn phantoms: its answers about real radiographs mean nothing."
@@ -59,6 +64,28 @@ def parse_ways(value: object) -> tuple[str, ...]:
     """Return the ways that a served model states, such as "image,text"; all where it states nothing usable."""
     named = value.split(",") if isinstance(value, str) else []
     return tuple(way for way in WAYS if way in named) or WAYS
+
+
+def read_unmeasured(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of the labels that the test split held too few cases of to measure, in the order of the logits.
+
+    Args:
+        metrics: What metrics.json holds; its results per label are of those labels alone that could be measured.
+
+    Returns:
+        None of them where nothing was measured, or nothing usable is recorded.
+    """
+    try:
+        measured = {key for result in metrics["test"].values() for key in result["labels"]}
+    except (KeyError, TypeError, AttributeError):
+        return ()
+    return tuple(key for key in LABEL_KEYS if key not in measured) if measured else ()
+
+
+def parse_unmeasured(value: object) -> tuple[str, ...]:
+    """Return the labels that a served model states, such as "malignancy,air_leak"; none where it states nothing."""
+    named = value.split(",") if isinstance(value, str) else []
+    return tuple(key for key in LABEL_KEYS if key in named)
 
 
 def warn_of_way(kind: str, ways: Sequence[str]) -> tuple[str, ...]:

@@ -131,6 +131,8 @@ def _make_parameters(
             "trained_ways": ",".join(bundle.trained_ways),
             "profile": deployment.profile,
         }
+        if bundle.unmeasured:
+            values["unmeasured"] = ",".join(bundle.unmeasured)
         if needs_embedded({"optimization": deployment.optimization}):
             values[REQUIRED_BACKEND] = EMBEDDED
     temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")

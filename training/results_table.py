@@ -13,6 +13,7 @@ from contract import bundle as files
 from contract.errors import ConfigError
 
 EVALUATION: Final = Path("evaluation") / "evaluation.json"
+_FAIR: Final = "model, findings - TF-IDF + LR, findings"  # the search, against its fair control
 Figure = tuple[float, float, float]  # value, and the 95 % interval's ends
 
 
@@ -49,13 +50,23 @@ def choose_columns(rows: Sequence[Row], wanted: Sequence[str] = ()) -> list[str]
 
 
 def format_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
-    """Return the rows as a Markdown table; `columns` as in `choose_columns`."""
+    """Return the rows as a Markdown table, and their mean where all are of one config; see `choose_columns`."""
     columns = choose_columns(rows, columns)
     lines = [f"| config | seed | {' | '.join(columns)} | s |", f"|---|---|{'---|' * (len(columns) + 1)}"]
     for row in rows:
         cells = [format_figure(row.figures.get(title)) for title in columns]
         lines.append(f"| {row.name} | {row.seed} | {' | '.join(cells)} | {row.seconds:.0f} |")
+    if len(rows) > 1 and len({row.name for row in rows}) == 1:
+        lines.append(
+            f"| {rows[0].name} | mean | {' | '.join(_average(rows, title) for title in columns)} | |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _average(rows: Sequence[Row], title: str) -> str:
+    """Return the mean of a figure over the rows; "-" where one lacks it."""
+    found = [row.figures[title][0] for row in rows if title in row.figures]
+    return f"{sum(found) / len(found):.3f}" if len(found) == len(rows) else "-"
 
 
 def format_figure(figure: Figure | None) -> str:
@@ -97,6 +108,17 @@ def _read_search(results: Mapping[str, Any], title: str, metric: str) -> Figure 
     return next((_read_interval(row["values"].get(metric)) for row in rows if row["title"] == title), None)
 
 
+def _read_lead(results: Mapping[str, Any], key: str, metric: str) -> Figure | None:
+    """Return how far the model lies above the control in a metric of a way; None in an older evaluation."""
+    rows = results.get("paired", {}).get("classification", ())
+    return next((_read_interval(row["values"].get(metric)) for row in rows if row["key"] == key), None)
+
+
+def _read_search_lead(results: Mapping[str, Any], title: str, metric: str) -> Figure | None:
+    rows = results.get("paired", {}).get("retrieval", {}).get("without_normal", ())
+    return next((_read_interval(row["values"].get(metric)) for row in rows if row["title"] == title), None)
+
+
 def _read_pairs(results: Mapping[str, Any], title: str, metric: str) -> Figure | None:
     return next(
         (_read_interval(row["values"].get(metric)) for row in results["pairs"] if row["title"] == title), None
@@ -125,8 +147,14 @@ _COLUMNS: Final = {
     "P@5 by image": lambda found: _read_search(found, "model, image", "p@5"),
     "P@5 by findings": lambda found: _read_search(found, "model, findings", "p@5"),
     "P@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "p@5"),
+    "P@5 TF-IDF + LR": lambda found: _read_search(found, "TF-IDF + LR, findings", "p@5"),
     "P@5 random": lambda found: _read_search(found, "random order", "p@5"),
     "nDCG@5 by findings": lambda found: _read_search(found, "model, findings", "ndcg@5"),
     "nDCG@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "ndcg@5"),
+    "nDCG@5 TF-IDF + LR": lambda found: _read_search(found, "TF-IDF + LR, findings", "ndcg@5"),
+    "AP - TF-IDF": lambda found: _read_lead(found, "findings", "ap"),
+    "masked AP - TF-IDF": lambda found: _read_lead(found, "findings_masked", "ap"),
+    "P@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "p@5"),
+    "nDCG@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "ndcg@5"),
     "report → image R@10": lambda found: _read_pairs(found, "report → image", "r@10"),
 }

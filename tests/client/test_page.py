@@ -3,6 +3,7 @@
 import base64
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from client.results import ConformalSet, Finding, Prediction, SimilarCase
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReadPart, ReportNotes
-from contract.training_data import UNDECIDED_WARNING
+from contract.training_data import UNDECIDED_WARNING, UNMEASURED
 
 FINGERPRINT = "cd" * 32
 ATTACK = "<script>alert('x')</script>"
@@ -220,6 +221,30 @@ def test_findings_of_each_kind_stand_side_by_side(page):
     assert re.findall(r'class="fill" style="width: ([\d.]+)%', pleural) == ["90.0", "30.0", "60.0"]
     assert pleural.count('class="limit" style="left: 40.0%"') == 3
     assert sum("labelled" in row for row in rows) == 1
+
+
+def test_a_label_that_was_not_measured_says_so(tmp_path):
+    def write(prediction) -> str:
+        write_report_page(
+            tmp_path / "page.html",
+            title="Study",
+            data_note="Made up.",
+            predictions={"text": prediction},
+            searches={},
+            explanation=None,
+            truth=(),
+        )
+        return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+    prediction = predict("text", 0.6)
+    findings = (replace(prediction.findings[0], unmeasured=True), *prediction.findings[1:])
+    [row] = [
+        row
+        for row in re.findall(r"<tr class.*?</tr>", write(replace(prediction, findings=findings)))
+        if UNMEASURED in row
+    ]
+    assert escape(findings[0].name) in row
+    assert UNMEASURED not in write(prediction)
 
 
 def test_words_are_marked_by_their_attribution(page):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cli.show import print_checks, print_indexed
+from cli.show import print_checks, print_indexed, print_prediction
+from client.exchange import read_answer
 from client.results import Health, IndexResult, Prediction
 from client.served import parse_model
 from contract.labels import LABELS
-from contract.tensors import MODELS
-from contract.training_data import PHANTOM_WARNING
+from contract.tensors import EMBEDDING, MODELS, PROBABILITIES
+from contract.training_data import PHANTOM_WARNING, UNMEASURED
 
 
 def make_config(**parameters: str) -> dict:
@@ -58,6 +59,30 @@ def test_a_served_model_says_what_it_was_trained_on(said, trained_on, warnings):
 )
 def test_a_served_model_says_what_it_was_trained_to_read(said, ways):
     assert parse_model("predict_study", make_config(**said), source="Triton").trained_ways == ways
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        ({"unmeasured": "air_leak,malignancy"}, ("malignancy", "air_leak")),
+        ({"unmeasured": "x"}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_finding_says_that_its_label_was_not_measured(said, keys):
+    model = parse_model("predict_text", make_config(**said), source="Triton")
+    assert model.unmeasured == keys
+    answer = {
+        PROBABILITIES.name: np.full((1, 22), 0.7, np.float32),
+        EMBEDDING.name: np.ones((1, 7), np.float32),
+    }
+    prediction = read_answer("text", model, answer)
+    assert tuple(finding.key for finding in prediction.findings if finding.unmeasured) == keys
+    told = json.loads(json.dumps(prediction.to_dict()))["findings"]
+    assert [finding["key"] for finding in told if finding["unmeasured"]] == list(keys)
+    console = make_console()
+    print_prediction(console, prediction, top=22)
+    assert console.export_text().count(UNMEASURED) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import Bundle
+from contract.labels import LABEL_KEYS
 from contract.training_data import (
     PHANTOM_WARNING,
     WAYS,
     describe_training,
+    parse_unmeasured,
     read_trained_on,
     read_trained_ways,
+    read_unmeasured,
     warn_of_training,
 )
 
@@ -68,6 +71,26 @@ def test_a_model_was_trained_for_what_its_studies_have(counts, ways):
 )
 def test_a_model_that_records_nothing_is_held_to_every_way(metrics):
     assert read_trained_ways(metrics) == WAYS
+
+
+def test_a_label_without_a_result_was_not_measured():
+    ways = {"image": {"labels": {"cardiac": {}}}, "text": {"labels": {"pleural": {}, "cardiac": {}}}}
+    expected = tuple(key for key in LABEL_KEYS if key not in {"cardiac", "pleural"})
+    assert read_unmeasured({"test": ways}) == expected
+    assert parse_unmeasured(",".join(expected)) == expected
+    assert read_unmeasured({"test": {"text": {"labels": dict.fromkeys(LABEL_KEYS)}}}) == ()
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, {"test": {}}, {"test": None}, {"test": {"text": {}}}, {"test": {"text": 5}}]
+)
+def test_where_nothing_was_measured_nothing_is_said(metrics):
+    assert read_unmeasured(metrics) == ()
+
+
+@pytest.mark.parametrize("said", [None, "", "unknown", 7])
+def test_a_server_that_names_no_label_says_nothing(said):
+    assert parse_unmeasured(said) == ()
 
 
 def test_only_phantoms_are_warned_of():

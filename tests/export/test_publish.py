@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from contract.bundle import compute_sha256
+from contract.bundle import METRICS, amend_bundle, compute_sha256, load_bundle, write_json
 from contract.decisions import Decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
@@ -134,6 +134,15 @@ def test_what_a_model_was_trained_on_travels_with_it(bundle, recorded):
             assert parameters["trained_on"].string_value == recorded
         else:  # shared by versions, which may be trained on different collections
             assert "trained_on" not in parameters
+
+
+def test_labels_that_were_not_measured_travel_with_it(bundle, tmp_path):
+    copied = load_bundle(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    with amend_bundle(copied, changed=(METRICS,)) as scratch:
+        labels = {key: {} for key in LABEL_KEYS if key not in {"air_leak", "malignancy"}}
+        write_json(scratch / METRICS, {"test": {"text": {"labels": labels}}})
+    parameters = fill_config(load_bundle(copied.path), MODELS["predict_text"]).parameters
+    assert parameters["unmeasured"].string_value == "malignancy,air_leak"
 
 
 def test_what_a_label_states_travels_with_it(bundle):

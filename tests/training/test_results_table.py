@@ -1,12 +1,13 @@
 """Evaluated bundles become rows of one table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
-from training.results_table import choose_columns, format_markdown, read_rows
+from training.results_table import Row, choose_columns, format_markdown, read_rows
 
 INTERVAL = {"value": 0.9126, "low": 0.851, "high": 0.949}
 
@@ -54,3 +55,34 @@ def test_what_is_not_evaluated_is_named(bundle):
 def test_an_unknown_column_is_refused(bundle):
     with pytest.raises(ConfigError, match="There is no column 'AUC'; choose of image AUROC"):
         choose_columns([], ["AUC"])
+
+
+LEAD = {"value": 0.012, "low": -0.004, "high": 0.027, "p": 0.13}
+
+
+def test_leads_are_those_of_the_paired_tests(bundle):
+    search = {"title": "model, findings - TF-IDF + LR, findings", "values": {"p@5": LEAD}}
+    paired = {
+        "classification": [{"key": "findings", "values": {"ap": LEAD}}],
+        "retrieval": {"without_normal": [search]},
+    }
+    evaluate(bundle, paired=paired)
+    [row] = read_rows([bundle.path])
+    assert row.figures["AP - TF-IDF"] == row.figures["P@5 - TF-IDF + LR"] == (0.012, -0.004, 0.027)
+    assert "nDCG@5 - TF-IDF + LR" not in row.figures
+
+
+def test_splits_of_one_config_have_a_mean():
+    rows = [
+        Row("reports", seed, 10.0, {"findings AP": (value, 0.8, 0.9)})
+        for seed, value in enumerate((0.85, 0.88))
+    ]
+    assert (
+        format_markdown(rows, ["findings AP", "image AP"]).splitlines()[-1]
+        == "| reports | mean | 0.865 | - | |"
+    )
+    assert "mean" not in format_markdown(rows[:1])
+    assert "mean" not in format_markdown([rows[0], replace(rows[1], name="demo")])
+    assert format_markdown([rows[0], replace(rows[1], figures={})], ["findings AP"]).endswith(
+        "| mean | - | |\n"
+    )

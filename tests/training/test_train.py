@@ -16,11 +16,13 @@ from training import train as train_module
 from training.cache import fill_cache
 from training.config_file import load_config
 from training.model import load_model
+from training.muon import multiplies_bfloat16
 from training.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
 from training.watch import EpochReport, Silent, StepReport
 
+OTHER_PRECISION = "fp32" if multiplies_bfloat16() else "bf16"  # than the one that is chosen here
 SMALL = {
     "loop.epochs": 1,
     "model.image_width": 16,
@@ -71,7 +73,7 @@ def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, tmp_path):
 
 
 def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.validate.MIN_POSITIVES", 1)  # of 6 validation studies
+    monkeypatch.setattr("training.evaluation.labels.MIN_POSITIVES", 1)  # of 6 validation studies
     listener = Listener()
     config = load_config(
         "demo", {**SMALL, "loop.epochs": 2, "loop.validate_every": 2, "data.text_dropout": 0.0}
@@ -179,7 +181,7 @@ def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch)
     [
         {"optimizer.ema_decay": 0.5},
         {"loop.accumulate": 4},
-        {"loop.precision": "fp32", "loop.deterministic": True},
+        {"loop.precision": OTHER_PRECISION, "loop.deterministic": True},
         {"data.views": 2},
         {"pretraining.epochs": 1},
         {"model.pooling": "mean"},

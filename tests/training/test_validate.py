@@ -19,7 +19,8 @@ def make_answers(positives: dict[int, int]):
         targets[:count, label] = True
     logits = np.where(targets, -1.0, 1.0).astype(np.float32)
     logits[:, 0] *= -1
-    return SimpleNamespace(targets=targets), {"image": (logits, np.arange(STUDIES))}
+    studies = SimpleNamespace(targets=targets, known=np.ones_like(targets))
+    return studies, {"image": (logits, np.arange(STUDIES))}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 labels.py      AUROC, average precision, F1, Brier score and calibration error, with patient-bootstrap intervals
 ranking.py     precision, recall, AP, MRR and nDCG of ranked cases; recall between images and reports
+sentences.py   search by a sentence that states a label
+parts.py       the transformer and the lexical part of a model, each alone
+paired.py      paired tests of model against control
 published.py   the published retrieval metrics, which flatter, to lay figures side by side
 control.py     TF-IDF: logistic regression and nearest neighbours, what counting words reaches
 plan.py        which studies are asked, in which ways (image, parts of the report, swapped inputs)
@@ -9,5 +12,5 @@ predict.py     asks a bundle's PyTorch model; the served model is asked by the `
 ask.py         asks a model everything; compares what two of them said
 measure.py     answers -> results
 splits.py      the controls alone, over several splits of a table
-report.py      results -> Markdown;  plots.py  results -> pictures
+report.py      results -> Markdown, with report_search.py and markdown.py;  plots.py  results -> pictures
 """

@@ -1,7 +1,7 @@
 """Asks a model everything an evaluation needs, and compares what two predictors said."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,31 @@ from numpy.typing import NDArray
 from contract.errors import ConfigError
 from contract.text import TextMode
 from training.evaluation.labels import RESAMPLES
-from training.evaluation.plan import Studies, Way, choose_complete, list_ways, make_cases
+from training.evaluation.plan import (
+    Studies,
+    Way,
+    choose_complete,
+    list_ways,
+    make_cases,
+    split_by_image,
+)
 from training.evaluation.predict import Answers, Predictor
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of M studies, one by one: what the published metrics count.
+
+    Attributes:
+        owners: (N,), the study of each image.
+        embeddings: Way -> (N, D), of each image read alone or with the study's report; of the report alone, the same
+            for all images of a study.
+    """
+
+    owners: NDArray[np.int64]
+    embeddings: Mapping[Way, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +45,7 @@ class Asked:
         gallery: G training studies that can be read in every way; none where the test studies are from elsewhere.
         answers: Way -> answers (M,) about the test studies; NaN where it was not asked or refused.
         gallery_answers: Way -> answers (G,) about the training studies.
+        images: Gallery ("test", "train") -> the images of its studies, those left out that could not be read.
         unreadable: How many test studies were left out because an image could not be read.
     """
 
@@ -31,6 +53,7 @@ class Asked:
     gallery: Studies
     answers: Mapping[Way, Answers]
     gallery_answers: Mapping[Way, Answers]
+    images: Mapping[str, Images] = field(default_factory=dict)
     unreadable: int = 0
 
 
@@ -55,7 +78,8 @@ def ask_model(
     gallery = choose_complete(parts["train"], mode) if "train" in parts else test.take(np.array([], np.int64))
     images = bool(test.has_image().any())
     ways, plain = list_ways(mode, images=images), list_plain_ways(mode, images=images)
-    total = len(ways) * len(test) + len(plain) * len(gallery)
+    others = sum(max(0, len(row["image_paths"]) - 1) for part in (test, gallery) for row in part.rows)
+    total = len(ways) * len(test) + len(plain) * len(gallery) + sum(way.image for way in plain) * others
     done = 0
 
     def ask(studies: Studies, way: Way) -> Answers:
@@ -72,10 +96,28 @@ def ask_model(
     answers = {way: ask(test, way) for way in ways}
     width = answers[plain[0]].embeddings.shape[1]
     gallery_answers = {way: ask(gallery, way) if len(gallery) else Answers.prepare(0, width) for way in plain}
-    asked = Asked(test, gallery, answers, gallery_answers)
+    asked = _drop_refused(Asked(test, gallery, answers, gallery_answers), plain)
+    found = {"test": _ask_images(asked.test, {way: asked.answers[way] for way in plain}, ask)}
+    if len(asked.gallery):
+        found["train"] = _ask_images(asked.gallery, asked.gallery_answers, ask)
     if progress:
         progress(total, total)
-    return _drop_refused(asked, plain)
+    return replace(asked, images=found)
+
+
+def _ask_images(
+    studies: Studies, answers: Mapping[Way, Answers], ask: Callable[[Studies, Way], Answers]
+) -> Images:
+    """Ask about the images that the answers to the studies are not about: all but the first of each."""
+    images, owners = split_by_image(studies)
+    others = np.flatnonzero(np.diff(owners, prepend=-1) == 0)
+    embeddings = {}
+    for way, found in answers.items():
+        embeddings[way] = found.embeddings[owners]  # (N, D)
+        if way.image and len(others):
+            embeddings[way][others] = ask(images.take(others), way).embeddings
+    read = ~np.any([np.isnan(values).any(1) for values in embeddings.values()], axis=0)
+    return Images(owners[read], {way: values[read] for way, values in embeddings.items()})
 
 
 def list_plain_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:
@@ -103,9 +145,9 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
     test, answers, rows = keep(asked.test, asked.answers)
     unreadable = len(asked.test) - len(rows)
     if not len(asked.gallery):
-        return Asked(test, asked.gallery, answers, asked.gallery_answers, unreadable)
+        return Asked(test, asked.gallery, answers, asked.gallery_answers, unreadable=unreadable)
     gallery, gallery_answers, _ = keep(asked.gallery, asked.gallery_answers)
-    return Asked(test, gallery, answers, gallery_answers, unreadable)
+    return Asked(test, gallery, answers, gallery_answers, unreadable=unreadable)
 
 
 def compare_answers(first: Asked, second: Asked) -> dict[str, float]:

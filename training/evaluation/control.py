@@ -68,14 +68,20 @@ def evaluate_control(
     Raises:
         ConfigError: A part of the split holds no labelled report, or the training reports share no word.
     """
-    answers = run_control(parts, mode)
-    test = parts["test"].take(answers.rows)
+    return evaluate_answers(run_control(parts, mode), parts["test"], seed=seed, resamples=resamples)
+
+
+def evaluate_answers(
+    answers: ControlAnswers, test: Studies, *, seed: int = 0, resamples: int = RESAMPLES
+) -> LabelMetrics:
+    """Measure what the control said to test studies."""
+    answered = test.take(answers.rows)
     return evaluate_labels(
         answers.probabilities,
-        test.targets,
+        answered.targets,
         answers.thresholds,
-        groups=test.patient_ids,
-        known=test.known,
+        groups=answered.patient_ids,
+        known=answered.known,
         seed=seed,
         resamples=resamples,
     )
@@ -93,11 +99,21 @@ def run_control(parts: Mapping[str, Studies], mode: TextMode) -> ControlAnswers:
             raise ConfigError(f"The {part} split holds no labelled report.")
     texts = {part: [parts[part].texts[mode][row] for row in rows[part]] for part in parts}
     truth = {part: (parts[part].targets[rows[part]], parts[part].known[rows[part]]) for part in parts}
+    probabilities = _fit_calibrated(texts, truth)
+    thresholds = fit_thresholds(probabilities["validation"], *truth["validation"])
+    return ControlAnswers(rows["test"], probabilities["test"], thresholds)
+
+
+def _fit_calibrated(
+    texts: Mapping[str, Sequence[str]], truth: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+) -> dict[str, NDArray[np.float32]]:
+    """Fit on "train", calibrate on "validation"; return part -> probabilities (M, K) for every part of `texts`.
+
+    `truth` holds targets (M, K) and which of them are known.
+    """
     logits = fit_control(texts, *truth["train"])
     scale, bias = fit_platt(logits["validation"], *truth["validation"])
-    calibrated = {part: apply_platt(logits[part], scale, bias) for part in ("validation", "test")}
-    thresholds = fit_thresholds(calibrated["validation"], *truth["validation"])
-    return ControlAnswers(rows["test"], calibrated["test"], thresholds)
+    return {part: apply_platt(values, scale, bias) for part, values in logits.items()}
 
 
 def fit_control(
@@ -143,6 +159,45 @@ def compare_texts(
     asked = vectorizer.transform(queries)  # rows have unit length
     products = (asked @ vectorizer.transform(gallery).T for gallery in galleries)
     return [np.asarray(product.toarray(), dtype=np.float64) for product in products]
+
+
+def compare_probabilities(
+    train: Studies, validation: Studies, mode: TextMode, queries: Sequence[str], *galleries: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """Return (Q, G) for each gallery, the cosine of the K probabilities that the regressions give to two texts.
+
+    The fair control of a search by a trained model: as its embeddings, the probabilities of training studies come from
+    something that has seen their labels.
+
+    Args:
+        train: What the regressions are fitted on.
+        validation: What they are calibrated on.
+        mode: Part of the reports.
+        queries: Q texts.
+        galleries: Texts to be found.
+
+    Raises:
+        ConfigError: A part holds no labelled report, or the training reports share no word.
+    """
+    rows = {
+        name: np.flatnonzero(part.has_text(mode))
+        for name, part in (("train", train), ("validation", validation))
+    }
+    if not all(len(found) for found in rows.values()):
+        raise ConfigError("The control needs labelled reports for training and validation.")
+    parts = {"train": train.take(rows["train"]), "validation": validation.take(rows["validation"])}
+    texts = {name: part.texts[mode] for name, part in parts.items()}
+    asked = {"queries": queries} | {str(place): gallery for place, gallery in enumerate(galleries)}
+    truth = {name: (part.targets, part.known) for name, part in parts.items()}
+    found = _fit_calibrated({**texts, **asked}, truth)
+    unit = {name: _normalise(found[name].astype(np.float64)) for name in asked}
+    return [unit["queries"] @ unit[str(place)].T for place in range(len(galleries))]
+
+
+def _normalise(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rows of unit length; those of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def _fit_vectorizer(texts: Sequence[str]) -> "TfidfVectorizer":

@@ -17,6 +17,7 @@ from contract.labels import LABEL_KEYS
 MIN_POSITIVES: Final = 5  # fewer positive (or negative) studies say nothing about a label
 RESAMPLES: Final = 1000
 METRICS: Final = ("auroc", "ap", "f1", "brier", "ece")
+CENTRED: Final = ("ap", "ece")  # metrics that resampling makes larger
 CALIBRATION_BINS: Final = 15
 _DEFAULT_THRESHOLD: Final = 0.5
 _BLOCK: Final = 8_000_000  # weights that are worked on at once: 64 MB
@@ -31,6 +32,28 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the fields, rounded to 4 digits."""
+        return {name: round(value, 4) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a first thing lies above a second one on the same studies, with its 95 % interval.
+
+    Attributes:
+        value: First minus second.
+        low: 2.5th percentile of the differences, each of one draw of patients for both.
+        high: 97.5th percentile.
+        p: Two-sided p value of the paired bootstrap: twice the share of draws on the other side of 0, at least
+            2 / (draws + 1) and at most 1; 1 without draws.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
 
     def to_dict(self) -> dict[str, float]:
         """Return the fields, rounded to 4 digits."""
@@ -96,19 +119,13 @@ def evaluate_labels(
         resamples: How many times patients are drawn.
     """
     known = np.ones_like(targets) if known is None else known
-    predicted = np.zeros_like(targets) if thresholds is None else probabilities >= thresholds  # (M, K)
-    names = METRICS if thresholds is not None else tuple(name for name in METRICS if name != "f1")
+    predicted = _decide(probabilities, thresholds)  # (M, K)
+    names = _name_metrics(decided=thresholds is not None)
     usable = find_usable(targets, known)
     keys = tuple(LABEL_KEYS[k] for k in usable)
-    weights = np.concatenate([np.ones((1, len(targets))), draw_weights(groups, seed, resamples)])  # (1+R, M)
+    weights = weigh_studies(groups, seed, resamples)  # (1+R, M)
     # Of each label: metric -> (1+R,)
-    tables = [
-        _measure(
-            *(values[known[:, k], k] for values in (probabilities, predicted, targets)),
-            weights[:, known[:, k]],
-        )
-        for k in usable
-    ]
+    tables = [_measure_label(k, probabilities, predicted, targets, known, weights) for k in usable]
     macro, micro = {}, {}
     if tables:
         macro = {name: _summarise(name, [table[name] for table in tables]) for name in names}
@@ -131,6 +148,80 @@ def find_usable(targets: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray
     """Return which labels have `MIN_POSITIVES` known studies with and without them, of (M, K) targets."""
     positives, negatives = (targets & known).sum(0), (~targets & known).sum(0)
     return np.flatnonzero(np.minimum(positives, negatives) >= MIN_POSITIVES)
+
+
+def compare_labels(
+    first: tuple[NDArray[np.floating], NDArray[np.floating] | None],
+    second: tuple[NDArray[np.floating], NDArray[np.floating] | None],
+    targets: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    known: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Difference]:
+    """Return metric name -> how far the macro mean of the first lies above that of the second.
+
+    Args:
+        first: Probabilities (M, K) and thresholds (K,) of the one; without thresholds F1 is left out.
+        second: Of the other, about the same studies.
+        targets: (M, K).
+        groups: M patient ids; one draw of patients counts for both.
+        known: (M, K), which of the targets are known; both are measured on these alone. Default: all.
+        seed: Of the bootstrap.
+        resamples: How many times patients are drawn.
+    """
+    known = np.ones_like(targets) if known is None else known
+    usable, weights = find_usable(targets, known), weigh_studies(groups, seed, resamples)
+    if not len(usable):
+        return {}
+    tables = [
+        [
+            _measure_label(k, probabilities, _decide(probabilities, thresholds), targets, known, weights)
+            for k in usable
+        ]
+        for probabilities, thresholds in (first, second)
+    ]
+    names = _name_metrics(decided=first[1] is not None and second[1] is not None)
+    return {
+        name: summarise_difference(
+            np.stack([table[name] for table in tables[0]]), np.stack([table[name] for table in tables[1]])
+        )
+        for name in names
+    }
+
+
+def _name_metrics(*, decided: bool) -> tuple[str, ...]:
+    return tuple(name for name in METRICS if decided or name != "f1")
+
+
+def _decide(
+    probabilities: NDArray[np.floating], thresholds: NDArray[np.floating] | None
+) -> NDArray[np.bool_]:
+    """Return (M, K), which labels are called present; none without thresholds."""
+    if thresholds is None:
+        return np.zeros(probabilities.shape, bool)
+    return np.asarray(probabilities >= thresholds)
+
+
+def weigh_studies(groups: Sequence[str], seed: int, resamples: int) -> Floats:
+    """Return (1 + R, M): every study once, and then how often each was drawn."""
+    return np.concatenate([np.ones((1, len(groups))), draw_weights(groups, seed, resamples)])
+
+
+def _measure_label(
+    label: int,
+    probabilities: NDArray[np.floating],
+    predicted: NDArray[np.bool_],
+    targets: NDArray[np.bool_],
+    known: NDArray[np.bool_],
+    weights: Floats,
+) -> dict[str, Floats]:
+    """Return every metric of one label for each row of weights, over the studies that it is known of."""
+    rows = known[:, label]
+    return _measure(
+        probabilities[rows, label], predicted[rows, label], targets[rows, label], weights[:, rows]
+    )
 
 
 def _measure(
@@ -264,22 +355,46 @@ def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
 def summarise(table: Floats, *, centred: bool = False) -> Interval:
     """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels.
 
-    Without resamples the interval is the value alone. With `centred` the interval is moved by the difference
-    between the mean of the resamples and the value: resampling adds noise to each bin of a calibration error,
-    which can only make it larger.
+    Without resamples the interval is the value alone. With `centred`, for values of 0 to 1, the interval is moved by
+    the difference between the mean of the resamples and the value: resampling adds noise to each bin of a calibration
+    error, and draws positive studies twice, behind each other, into an average precision. Both make it larger.
     """
-    value, drawn = float(np.mean(table[:, 0])), table[:, 1:]
-    # A resample without a positive (or negative) study of any label says nothing.
-    drawn = drawn[:, ~np.isnan(drawn).all(0)]
-    if not drawn.size:
+    value, means = float(np.mean(table[:, 0])), _average_draws(table)
+    if not means.size:
         return Interval(value, value, value)
-    means = np.nanmean(drawn, axis=0)
-    low, high = np.percentile(means, [2.5, 97.5]) - (means.mean() - value if centred else 0.0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    if centred:
+        low, high = (bound - (means.mean() - value) for bound in (low, high))
+        high = min(high, 1.0)
     return Interval(value, float(max(low, 0.0)), float(high))
 
 
+def summarise_difference(first: Floats, second: Floats) -> Difference:
+    """Return how far the mean over labels of the first (labels, 1 + R) lies above that of the second.
+
+    Both hold the same draws of patients, column by column. The draws are moved so that their mean is the value, as in
+    a centred `summarise`.
+    """
+    table = first - second
+    value, means = float(np.mean(table[:, 0])), _average_draws(table)
+    if not means.size:
+        return Difference(value, value, value, 1.0)
+    drawn = means - (means.mean() - value)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
+
+
+def _average_draws(table: Floats) -> Floats:
+    """Return the mean over labels of each draw that says something of one."""
+    drawn = table[:, 1:]
+    # A resample without a positive (or negative) study of any label says nothing.
+    drawn = drawn[:, ~np.isnan(drawn).all(0)]
+    return np.asarray(np.nanmean(drawn, axis=0)) if drawn.size else np.empty(0)
+
+
 def _summarise(name: str, rows: Sequence[Floats]) -> Interval:
-    return summarise(np.stack(rows), centred=name == "ece")
+    return summarise(np.stack(rows), centred=name in CENTRED)
 
 
 def _to_dicts(values: dict[str, Interval]) -> dict[str, dict[str, float]]:

@@ -13,8 +13,15 @@ from contract.labels import LABEL_INDEX
 from contract.text import TextMode
 from training.evaluation.abstention import measure_abstention
 from training.evaluation.ask import Asked, Options
-from training.evaluation.control import compare_texts, evaluate_control
+from training.evaluation.control import (
+    ControlAnswers,
+    compare_probabilities,
+    compare_texts,
+    evaluate_answers,
+    run_control,
+)
 from training.evaluation.labels import LabelMetrics, evaluate_labels
+from training.evaluation.paired import MODEL, compare_search, compare_ways
 from training.evaluation.plan import MODE_TITLES, Studies, Way
 from training.evaluation.published import REASONS, evaluate_as_published
 from training.evaluation.ranking import (
@@ -30,6 +37,10 @@ from training.evaluation.ranking import (
 
 MIN_SUBGROUP: Final = 20  # studies; fewer say nothing
 NORMAL: Final = LABEL_INDEX["normal"]
+BLOCKS: Final[dict[str, tuple[int, ...]]] = {
+    "with_normal": (),
+    "without_normal": (NORMAL,),
+}  # labels left out
 
 Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 
@@ -37,6 +48,8 @@ Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options: Options) -> dict[str, Any]:
     """Return what evaluation.json holds; see the functions below for each of its blocks."""
     mode: TextMode = bundle.config["text_mode"]
+    controls = run_controls(asked.test, parts) if "train" in parts else {}
+    similarities = compare_cases(asked, parts, mode)
     return {
         "fingerprint": bundle.fingerprint,
         "text_mode": mode,
@@ -49,11 +62,15 @@ def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options:
         },
         "classification": [
             *measure_ways(asked, bundle.decisions, options),
-            *(measure_controls(asked.test, parts, options) if "train" in parts else ()),
+            *measure_controls(asked.test, controls, options),
         ],
+        "paired": {
+            "classification": compare_ways(asked, controls, bundle.decisions, options),
+            "retrieval": measure_leads(asked, similarities, options),
+        },
         "abstention": measure_abstention(asked, bundle.decisions, options),
         "subgroups": measure_subgroups(asked, mode, bundle.decisions, options),
-        "retrieval": measure_retrieval(asked, mode, options),
+        "retrieval": measure_retrieval(asked, similarities, options),
         "pairs": measure_pairs(asked, mode, options),
         "as_published": {"why_they_flatter": REASONS, **measure_as_published(asked, options)},
         "options": {"seed": options.seed, "resamples": options.resamples},
@@ -72,20 +89,32 @@ def measure_ways(asked: Asked, decisions: Decisions, options: Options) -> list[d
     return rows
 
 
-def measure_controls(test: Studies, parts: Mapping[str, Studies], options: Options) -> list[dict[str, Any]]:
+def run_controls(test: Studies, parts: Mapping[str, Studies]) -> dict[str, ControlAnswers]:
+    """Return what TF-IDF with logistic regression says to the test studies, for each part of the report it can read."""
+    found = {mode: _try_control({**parts, "test": test}, mode) for mode in MODE_TITLES}
+    return {mode: answers for mode, answers in found.items() if answers is not None}
+
+
+def _try_control(parts: Mapping[str, Studies], mode: str) -> ControlAnswers | None:
+    try:
+        return run_control(parts, mode)  # type: ignore[arg-type]
+    except ConfigError:  # too few words in this part of the reports
+        return None
+
+
+def measure_controls(
+    test: Studies, controls: Mapping[str, ControlAnswers], options: Options
+) -> list[dict[str, Any]]:
     """Return a row of TF-IDF with logistic regression for each part of the report, on the same test studies."""
-    rows: list[dict[str, Any]] = []
-    for mode, title in MODE_TITLES.items():
-        try:
-            metrics = evaluate_control(
-                {**parts, "test": test}, mode, seed=options.seed, resamples=options.resamples
-            )
-        except ConfigError:  # too few words in this part of the reports
-            continue
-        rows.append(
-            {"key": f"tfidf/{mode}", "title": f"TF-IDF, {title}", "kind": "control", **metrics.to_dict()}
-        )
-    return rows
+    return [
+        {
+            "key": f"tfidf/{mode}",
+            "title": f"TF-IDF, {MODE_TITLES[mode]}",
+            "kind": "control",
+            **evaluate_answers(answers, test, seed=options.seed, resamples=options.resamples).to_dict(),
+        }
+        for mode, answers in controls.items()
+    ]
 
 
 def measure_subgroups(
@@ -124,24 +153,50 @@ def describe_image(study: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def measure_retrieval(asked: Asked, mode: TextMode, options: Options) -> dict[str, Any]:
-    """Return, for each gallery and with and without `normal`, a row for each kind of embedding and control."""
+def compare_cases(asked: Asked, parts: Mapping[str, Studies], mode: TextMode) -> dict[str, Similarities]:
+    """Return, for each gallery, how similar test studies are to it by each embedding and by each control."""
     similarities = compare_embeddings(asked)
-    # The control learns from training studies.
+    # The controls learn from training studies.
     for text in dict.fromkeys((mode, "full")) if len(asked.gallery) else ():
         train, test = asked.gallery.texts[text], asked.test.texts[text]
         try:
-            compared = compare_texts(train, test, test, train)
+            compared = {
+                "TF-IDF": compare_texts(train, test, test, train),
+                "TF-IDF + LR": compare_probabilities(
+                    asked.gallery, parts["validation"], text, test, test, train
+                ),
+            }
         except ConfigError:  # too few words
             continue
-        for found, values in zip(similarities.values(), compared, strict=True):
-            found[f"TF-IDF, {MODE_TITLES[text]}"] = values
+        for name, tables in compared.items():
+            for found, values in zip(similarities.values(), tables, strict=True):
+                found[f"{name}, {MODE_TITLES[text]}"] = values
+    return similarities
+
+
+def measure_retrieval(
+    asked: Asked, similarities: Mapping[str, Similarities], options: Options
+) -> dict[str, Any]:
+    """Return, for each gallery and with and without `normal`, a row for each kind of embedding and control."""
     return {
         f"test_to_{name}": {
             block: [{"title": title, **metrics.to_dict()} for title, metrics in rows.items()]
             for block, rows in evaluate_search(asked.test, gallery, similarities[name], options).items()
         }
         for name, gallery in list_galleries(asked).items()
+    }
+
+
+def measure_leads(asked: Asked, similarities: Mapping[str, Similarities], options: Options) -> dict[str, Any]:
+    """Return, for the search among training studies, with and without `normal`, model minus control."""
+    if not len(asked.gallery):
+        return {}
+    ways = {f"{MODEL}{way.title}": way for way in asked.gallery_answers}
+    return {
+        block: compare_search(
+            asked.test, asked.gallery, similarities["train"], ways, without=without, options=options
+        )
+        for block, without in BLOCKS.items()
     }
 
 
@@ -156,7 +211,7 @@ def compare_embeddings(asked: Asked) -> dict[str, Similarities]:
     galleries = {name: answers[name] for name in list_galleries(asked)}
     return {
         name: {
-            f"model, {way.title}": asked.answers[way].embeddings @ answers[way].embeddings.T
+            f"{MODEL}{way.title}": asked.answers[way].embeddings @ answers[way].embeddings.T
             for way in asked.gallery_answers
         }
         for name, answers in galleries.items()
@@ -187,7 +242,7 @@ def evaluate_search(
         "resamples": options.resamples,
     }
     found = {}
-    for block, without in (("with_normal", ()), ("without_normal", (NORMAL,))):
+    for block, without in BLOCKS.items():
         gains = compute_gains(test.targets, gallery.targets, known=known, without=without)
         excluded = same | find_unknown(test.targets, gallery.targets, known, without=without)
         found[block] = {
@@ -221,15 +276,26 @@ def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[s
 
 
 def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[str, Any]]]:
-    """Return the published retrieval metrics of the model and of a random order."""
+    """Return the published retrieval metrics of the model and of a random order: image against image.
+
+    Images of which nobody knows whether they are like the query come last.
+    """
+    queries = asked.images["test"]
+    targets = asked.test.targets[queries.owners]
     found: dict[str, list[dict[str, Any]]] = {}
-    for (name, similarities), gallery in zip(
-        compare_embeddings(asked).items(), list_galleries(asked).values(), strict=True
-    ):
-        known = (asked.test.known, gallery.known)
-        relevant = compute_gains(asked.test.targets, gallery.targets, known=known) > 0
-        unknown = find_unknown(asked.test.targets, gallery.targets, known)
+    for name, gallery in list_galleries(asked).items():
+        images = asked.images[name]
+        theirs = gallery.targets[images.owners]
+        known = (asked.test.known[queries.owners], gallery.known[images.owners])
+        relevant = compute_gains(targets, theirs, known=known) > 0
+        unknown = find_unknown(targets, theirs, known)
+        if name == "test":
+            np.fill_diagonal(relevant, val=False)
         noise = np.random.default_rng(options.seed).random(relevant.shape)
+        similarities = {
+            f"{MODEL}{way.title}": values @ images.embeddings[way].T
+            for way, values in queries.embeddings.items()
+        }
         found[f"test_to_{name}"] = [
             {
                 "title": title,

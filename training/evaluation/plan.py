@@ -5,7 +5,7 @@ another patient. A model that answers as well with a stranger's image does not l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -157,6 +157,25 @@ def choose_complete(studies: Studies, mode: TextMode) -> Studies:
     if not kept.any():
         raise ConfigError("No labelled study of this part of the split can be read.")
     return studies.take(np.flatnonzero(kept))
+
+
+def split_by_image(studies: Studies) -> tuple[Studies, NDArray[np.int64]]:
+    """Return one row for each image of M studies, and which study it belongs to.
+
+    Where no study has an image file, the images that the reports name count; where they name none, each study is one.
+
+    Returns:
+        N rows, each with one image file or none, and (N,) rows of `studies`.
+    """
+    files = bool(studies.has_image().any())
+    named = [row["image_paths"] if files else row.get("image_ids") or () for row in studies.rows]
+    if not any(named):
+        named = [[""]] * len(studies)
+    owners = np.repeat(np.arange(len(studies)), [len(names) for names in named])
+    images = studies.take(owners)
+    paths = (names[place : place + 1] if files else [] for names in named for place in range(len(names)))
+    rows = tuple({**row, "image_paths": list(path)} for row, path in zip(images.rows, paths, strict=True))
+    return replace(images, rows=rows), owners
 
 
 def list_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:

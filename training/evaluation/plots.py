@@ -15,7 +15,7 @@ from contract.text import TextMode
 from training.evaluation.ask import Asked
 from training.evaluation.labels import CALIBRATION_BINS, place_in_bins
 from training.evaluation.plan import Way
-from training.evaluation.report import BLOCKS, GALLERIES
+from training.evaluation.report_search import BLOCKS, GALLERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

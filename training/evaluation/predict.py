@@ -125,6 +125,38 @@ class TorchPredictor:
                 progress(done, len(cases))
         return answers
 
+    @property
+    def has_lexical(self) -> bool:
+        """Whether the model has a lexical part."""
+        return self._model.fusion.lexical is not None
+
+    @torch.inference_mode()
+    def score_parts(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Return the logits (M, K) that "transformer" and "lexical part" give to M texts; their sum is the model's.
+
+        Only for a model with a lexical part; the logits are not calibrated.
+        """
+        scores = {
+            name: np.empty((len(texts), len(LABELS)), np.float32) for name in ("transformer", "lexical part")
+        }
+        fusion = self._model.fusion
+        for start in range(0, len(texts), _BATCH):
+            rows = slice(start, start + _BATCH)
+            ids, mask = self._encode(texts[rows])
+            alone = fusion(None, self._model.text_encoder(ids, mask), mask)
+            scores["transformer"][rows] = alone.logits.float().cpu().numpy()
+            scores["lexical part"][rows] = fusion.lexical(ids, mask).float().cpu().numpy()
+        return scores
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (B, L) of texts."""
+        read = [read_report(frame_text(text, self.text_mode), self.text_mode) for text in texts]
+        tokens = self._tokenizer.encode(read, self._max_length)
+        ids, mask = (
+            torch.from_numpy(array).to(self._device) for array in (tokens.input_ids, tokens.attention_mask)
+        )
+        return ids, mask
+
     def _draw_batches(self, cases: Sequence[Case]) -> Iterator[tuple[int, list[int]]]:
         """Yield how many cases will be done and the rows of a batch; texts of similar length come together."""
         rows = sorted(range(len(cases)), key=lambda row: len(cases[row].text or ""))
@@ -146,11 +178,7 @@ class TorchPredictor:
             if image_tokens is None:
                 raise ConfigError("A case has neither an image nor a text.")
             return fusion.forward_image(image_tokens)[:2]
-        read = [read_report(frame_text(text, self.text_mode), self.text_mode) for text in texts]
-        tokens = self._tokenizer.encode(read, self._max_length)
-        ids, mask = (
-            torch.from_numpy(array).to(self._device) for array in (tokens.input_ids, tokens.attention_mask)
-        )
+        ids, mask = self._encode(texts)
         text_tokens = self._model.text_encoder(ids, mask)
         if image_tokens is None:
             return fusion.forward_text(text_tokens, ids, mask)[:2]

@@ -16,12 +16,13 @@ from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
 from training.evaluation.ask import Asked, Options, list_plain_ways
 from training.evaluation.labels import (
+    CENTRED,
     Floats,
     compute_ap,
     compute_auroc,
-    draw_weights,
     find_usable,
     summarise,
+    weigh_studies,
 )
 from training.evaluation.plan import Case
 from training.evaluation.predict import Predictor
@@ -150,9 +151,7 @@ def evaluate_scores(
     """
     known = np.ones_like(targets) if known is None else known
     usable = find_usable(targets, known)
-    weights = np.concatenate(
-        [np.ones((1, len(targets))), draw_weights(groups, options.seed, options.resamples)]
-    )  # (1+R, M)
+    weights = weigh_studies(groups, options.seed, options.resamples)  # (1+R, M)
     tables: Mapping[str, list[Floats]] = {
         name: [
             compute(scores[rows, k], targets[rows, k], weights[:, rows])
@@ -162,10 +161,35 @@ def evaluate_scores(
     }
     labels = {
         LABEL_KEYS[k]: {
-            **{name: summarise(table[place][None]).to_dict() for name, table in tables.items()},
+            **{
+                name: summarise(table[place][None], centred=name in CENTRED).to_dict()
+                for name, table in tables.items()
+            },
             "positives": int((targets & known)[:, k].sum()),
         }
         for place, k in enumerate(usable)
     }
-    macro = {name: summarise(np.stack(table)).to_dict() for name, table in tables.items() if table}
+    macro = {
+        name: summarise(np.stack(table), centred=name in CENTRED).to_dict()
+        for name, table in tables.items()
+        if table
+    }
     return {"averaged": list(labels), "macro": macro, "labels": labels}
+
+
+def draw_ap(
+    scores: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    options: Options,
+    known: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """Return (labels, 1 + R): the average precision of the labels with enough studies; as `evaluate_scores`."""
+    known = np.ones_like(targets) if known is None else known
+    weights = weigh_studies(groups, options.seed, options.resamples)
+    found = [
+        compute_ap(scores[rows, k], targets[rows, k], weights[:, rows])
+        for k, rows in ((k, known[:, k]) for k in find_usable(targets, known))
+    ]
+    return np.stack(found) if found else np.zeros((0, len(weights)))

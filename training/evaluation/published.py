@@ -1,14 +1,19 @@
 """The retrieval metrics as published for this model, so that figures can be laid side by side.
 
-They flatter, each for its own reason:
+The unit is an image: a study with two views is two queries, and counts twice in a gallery. The gallery of test against
+test holds the query. A query is not similar to itself, so that finding itself is a miss; the other view of its study,
+which has the same report, is a hit. Five cases are returned.
+
+These definitions flatter, each for its own reason:
 
 - Two cases count as alike when they share any label, `normal` included: most pairs of studies do, so that even
   a random order has a high precision and a first hit near the top.
 - nDCG compares the returned five with the best order of *these five*, not with the best five of the gallery:
   five poor cases in a fair order score as well as five good ones.
-- Average precision looks at five cases but divides by all similar ones of the gallery, so that it lies near 0
-  whatever the search is worth.
-- The query itself is not taken out of the gallery (test against test): it finds itself first.
+- The other view of the query's own study counts as a hit.
+
+And one says next to nothing: average precision looks at five cases but divides by all similar ones of the gallery, so
+that it lies near 0 whatever the search is worth.
 
 `training.evaluation.ranking` holds the definitions that mean something.
 """
@@ -21,8 +26,9 @@ from numpy.typing import NDArray
 K: Final = 5
 REASONS: Final = (
     "sharing any label, `normal` included, counts as similar, so that a random order scores high; nDCG@5 is "
-    "measured against the best order of the five returned cases, not of the gallery; average precision sees five "
-    "cases but divides by all similar ones; the query is not taken out of the gallery"
+    "measured against the best order of the five returned cases, not of the gallery; and the other view of the query's "
+    "own study counts as a hit. Average precision sees five cases but divides by all similar ones, so that it lies "
+    "near 0"
 )
 
 
@@ -30,18 +36,17 @@ def evaluate_as_published(order: NDArray[np.int64], relevant: NDArray[np.bool_])
     """Return P@5, mAP, MRR and nDCG@5 by the published definitions.
 
     Args:
-        order: (Q, G), the gallery from the most to the least similar, the query's own study included.
-        relevant: (Q, G), whether query and case share a label.
+        order: (Q, G), the gallery from the most to the least similar, the query itself included; the first five count.
+        relevant: (Q, G), whether query and case share a label; False where the case is the query itself.
     """
-    hits = np.take_along_axis(relevant, order, axis=1)  # (Q, G)
-    top = hits[:, :K].astype(np.float64)
+    top = np.take_along_axis(relevant, order[:, :K], axis=1).astype(np.float64)  # (Q, 5)
     places = np.arange(1, top.shape[1] + 1)
     precision = top.cumsum(1) / places
     discounts = 1 / np.log2(places + 1)
     ideal = (-np.sort(-top, axis=1) * discounts).sum(1)
-    first = np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0.0)
+    first = np.where(top.any(1), 1 / (top.argmax(1) + 1), 0.0)
     return {
-        "p@5": float(top.mean()),
+        "p@5": float(top.sum(1).mean() / K),
         "map": float(((precision * top).sum(1) / np.maximum(relevant.sum(1), 1)).mean()),
         "mrr": float(first.mean()),
         "ndcg@5": float(np.divide((top * discounts).sum(1), ideal, where=ideal > 0, out=0 * ideal).mean()),

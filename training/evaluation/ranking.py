@@ -13,7 +13,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.labels import RESAMPLES, Floats, Interval, draw_weights, summarise
+from training.evaluation.labels import (
+    RESAMPLES,
+    Difference,
+    Floats,
+    Interval,
+    draw_weights,
+    summarise,
+    summarise_difference,
+)
 
 CUTOFFS: Final = (1, 5, 10)
 RECALLS: Final = (1, 5, 10)  # of cross-modal search
@@ -154,6 +162,29 @@ def evaluate_random(
     return _evaluate(orders, gains, excluded, groups, seed, resamples)
 
 
+def compare_rankings(
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    gains: Floats,
+    excluded: NDArray[np.bool_],
+    *,
+    groups: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Difference]:
+    """Return metric name -> how far the first order (Q, G) lies above the second; else as `evaluate_ranking`."""
+    gains = np.where(excluded, 0.0, gains)
+    kept = np.flatnonzero((gains > 0).any(1))
+    if not len(kept):
+        return {}
+    (ours, _), (theirs, _) = (_measure(order[kept], gains[kept]) for order in (first, second))
+    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    return {
+        name: summarise_difference(_average_drawn(ours[name], weights), _average_drawn(theirs[name], weights))
+        for name in ours
+    }
+
+
 def evaluate_pairs(
     similarity: NDArray[np.floating],
     matches: NDArray[np.bool_],
@@ -228,6 +259,11 @@ def _measure(order: NDArray[np.int64], gains: Floats) -> tuple[dict[str, Floats]
 
 def _average(values: Floats, weights: Floats) -> Interval:
     """Return the mean of Q values with its interval; `weights` is (R, Q)."""
+    return summarise(_average_drawn(values, weights))
+
+
+def _average_drawn(values: Floats, weights: Floats) -> Floats:
+    """Return (1, 1 + R): the mean of Q values, and that of each draw (R, Q) that holds one of them."""
     totals = weights.sum(1)
     drawn = (weights @ values)[totals > 0] / totals[totals > 0]
-    return summarise(np.concatenate([[values.mean()], drawn])[None])
+    return np.concatenate([[values.mean()], drawn])[None]

@@ -5,14 +5,16 @@ from typing import Any, Final
 
 from contract.labels import LABEL_NAMES
 from contract.training_data import describe_training, warn_of_training
+from training.evaluation.markdown import format_difference, format_interval, format_table
+from training.evaluation.report_search import (
+    write_as_published,
+    write_leads,
+    write_pairs,
+    write_retrieval,
+    write_sentences,
+)
 
 TITLES: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
-RETRIEVAL: Final = ("p@1", "p@5", "p@10", "r@10", "map", "mrr", "ndcg@5", "ndcg@10")
-GALLERIES: Final = {"test_to_test": "test → test", "test_to_train": "test → train"}
-BLOCKS: Final = {
-    "with_normal": "`normal` counts as a label",
-    "without_normal": "without `normal`: studies with a finding only",
-}
 PLOTS: Final = {
     "roc": "ROC curves per label",
     "precision_recall": "Precision and recall per label",
@@ -20,6 +22,7 @@ PLOTS: Final = {
     "risk_coverage": "Risk by coverage",
     "retrieval": "Precision of the search by place",
 }
+TOO_FEW: Final = "too few cases"
 _FORMULAS: Final = (
     "AUROC, AP (average precision) and F1: higher is better; Brier score and ECE (expected calibration error, 15 "
     "bins): lower is better. Thresholds and calibration were fitted on the validation split, apart for the image, the "
@@ -34,13 +37,17 @@ def write_report(results: Mapping[str, Any]) -> str:
         _write_warnings(results),
         _describe(results),
         write_classification(results),
+        _write_paired(results),
+        _write_parts(results),
         _write_micro(results),
         _write_labels(results),
         write_abstention(results),
         _write_prompt_scores(results),
         _write_subgroups(results),
         write_retrieval(results),
-        _write_pairs(results),
+        write_leads(results),
+        write_sentences(results),
+        write_pairs(results),
         write_as_published(results),
         _write_plots(""),
     ]
@@ -52,7 +59,10 @@ def write_summary(results: Mapping[str, Any], folder: str) -> str:
     parts = (
         _write_warnings(results),
         write_classification(results),
+        _write_paired(results),
+        _write_parts(results),
         write_retrieval(results, brief=True),
+        write_leads(results),
         _write_plots(f"{folder}/"),
     )
     return "\n".join(part for part in parts if part)
@@ -69,7 +79,7 @@ def write_classification(results: Mapping[str, Any]) -> str:
         [
             f"{row['title']}{' *(control)*' if row['kind'] == 'control' else ''}",
             str(row["studies"]),
-            *(_cell(row["macro"].get(name)) for name in TITLES),
+            *(format_interval(row["macro"].get(name)) for name in TITLES),
         ]
         for row in rows
     ]
@@ -78,49 +88,43 @@ def write_classification(results: Mapping[str, Any]) -> str:
         "## Findings\n\n"
         f"Means over the labels with at least 5 positive and 5 negative test studies ({_name_averaged(rows)}), with "
         f"95 % intervals from drawing patients anew. {_FORMULAS} A report nearly states its own labels: read its "
-        "rows beside the masked ones, the image alone, and the controls.\n\n" + _table(head, lines)
+        "rows beside the masked ones, the image alone, and the controls.\n\n" + format_table(head, lines)
     )
 
 
-def write_retrieval(results: Mapping[str, Any], *, brief: bool = False) -> str:
-    """Return the tables of search; `brief` keeps one gallery and leaves the intervals out."""
-    parts = []
-    for gallery, title in GALLERIES.items():
-        if gallery not in results["retrieval"] or (brief and gallery == "test_to_test"):
-            continue
-        for block, note in BLOCKS.items():
-            rows = results["retrieval"][gallery][block]
-            names = [name for name in RETRIEVAL if any(name in row["values"] for row in rows)]
-            lines = [
-                [row["title"], *(_cell(row["values"].get(name), not brief) for name in names)] for row in rows
-            ]
-            counts = f"{rows[0]['queries']} queries, {rows[0]['gallery']} studies to find"
-            parts.append(f"### {title}, {note}\n\n{counts}.\n\n" + _table(["ranked by", *names], lines))
+def _write_paired(results: Mapping[str, Any]) -> str:
+    """Return the paired tests of ways against controls; "" where they were not made."""
+    rows = (results.get("paired") or {}).get("classification", ())
+    names = ("auroc", "ap", "f1")
+    lines = [[row["title"], *(format_difference(row["values"].get(name)) for name in names)] for row in rows]
+    if not lines:
+        return ""
     return (
-        "## Similar cases\n\n"
-        "Two studies are similar when they share a label; nDCG grades them by the share of labels in common "
-        "(Jaccard) against the best possible order of the whole gallery. The query, and all of its patient, is "
-        "taken out of the gallery; `map` looks at the whole order.\n\n" + "\n".join(parts)
+        "### Model minus control\n\n"
+        "Whether a model is ahead, on the same studies and the same draws of patients for both; p is two-sided. Each "
+        "row stands alone: of many, some fall below .05 by chance.\n\n"
+        + format_table(["read", *(TITLES[name] for name in names)], lines)
     )
 
 
-def write_as_published(results: Mapping[str, Any]) -> str:
-    """Return the published metrics, with the reasons why they flatter."""
-    block = results["as_published"]
-    parts = []
-    for gallery, title in GALLERIES.items():
-        if gallery not in block:
-            continue
-        lines = [
-            [row["title"], *(f"{row[name]:.3f}" for name in ("p@5", "map", "mrr", "ndcg@5"))]
-            for row in block[gallery]
+def _write_parts(results: Mapping[str, Any]) -> str:
+    """Return the table of `training.evaluation.parts`; "" for a model without a lexical part."""
+    rows = results.get("parts")
+    if not rows:
+        return ""
+    lines = [
+        [
+            f"{row['title']}: {row['part']}",
+            *(format_interval(row["macro"].get(name)) for name in ("auroc", "ap")),
+            format_difference(row["gain"]),
         ]
-        parts.append(f"### {title}\n\n" + _table(["ranked by", "P@5", "mAP", "MRR", "nDCG@5"], lines))
+        for row in rows
+    ]
     return (
-        "## As published\n\n"
-        "The definitions that the published model was measured with, only to lay figures side by side. They "
-        f"flatter: {block['why_they_flatter']}. The row of the random order shows by how much.\n\n"
-        + "\n".join(parts)
+        "### Parts of the model\n\n"
+        "The model adds the logits of a transformer and of a lexical part, which is TF-IDF with logistic regression. "
+        "Each alone, from the report alone, and how far both together lie above it in AP.\n\n"
+        + format_table(["read", "AUROC", "AP", "both minus this part"], lines)
     )
 
 
@@ -146,10 +150,10 @@ def _describe(results: Mapping[str, Any]) -> str:
 
 def _write_micro(results: Mapping[str, Any]) -> str:
     lines = [
-        [row["title"], *(_cell(row["micro"].get(name)) for name in TITLES)]
+        [row["title"], *(format_interval(row["micro"].get(name)) for name in TITLES)]
         for row in results["classification"]
     ]
-    return "### Micro averages\n\nAll answers of these labels as if they were one label.\n\n" + _table(
+    return "### Micro averages\n\nAll answers of these labels as if they were one label.\n\n" + format_table(
         ["read", *TITLES.values()], lines
     )
 
@@ -160,16 +164,18 @@ def _write_labels(results: Mapping[str, Any]) -> str:
         row for row in results["classification"] if row["kind"] == "model" or row["key"].startswith("tfidf")
     ]
     wanted = _choose_ways(rows, results["text_mode"])
-    keys = list(dict.fromkeys(key for row in wanted for key in row["labels"]))
     parts = []
     for name in ("auroc", "ap", "f1"):
         lines = []
-        for key in keys:
+        for key in LABEL_NAMES:
             counts = [str(row["labels"][key]["positives"]) for row in wanted if key in row["labels"]]
-            cells = (_cell(row["labels"].get(key, {}).get(name)) for row in wanted)
-            lines.append([LABEL_NAMES[key], counts[0], *cells])
+            cells = (
+                format_interval(row["labels"][key].get(name)) if key in row["labels"] else TOO_FEW
+                for row in wanted
+            )
+            lines.append([LABEL_NAMES[key], counts[0] if counts else TOO_FEW, *cells])
         head = ["label", "positive", *(row["title"] for row in wanted)]
-        parts.append(f"### {TITLES[name]} per label\n\n" + _table(head, lines))
+        parts.append(f"### {TITLES[name]} per label\n\n" + format_table(head, lines))
     return "\n".join(parts)
 
 
@@ -193,7 +199,7 @@ def write_abstention(results: Mapping[str, Any]) -> str:
         "aurc_excess": "excess AURC",
     }
     lines = [
-        [row["title"], str(row["studies"]), *(_cell(row["macro"].get(name)) for name in names)]
+        [row["title"], str(row["studies"]), *(format_interval(row["macro"].get(name)) for name in names)]
         for row in rows
     ]
     bands = "" if _count_bands(rows) else "**This model has no bands: nothing is uncertain to it.** "
@@ -205,7 +211,7 @@ def write_abstention(results: Mapping[str, Any]) -> str:
         "These two are what a band limits. The plain error may even be larger outside it, where a weak model may no "
         'longer say the "absent" that is right for most studies. AURC: area under the curve of risk by coverage, lower '
         "is better; its excess over a perfect order of refusal is the fault of the confidence.\n\n"
-        + _table(["read", "studies", *names.values()], lines)
+        + format_table(["read", "studies", *names.values()], lines)
         + _write_bands(rows)
         + _write_sets(rows)
     )
@@ -223,7 +229,7 @@ def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         lines = [[LABEL_NAMES[key], *_tell_band(found)] for key, found in row["labels"].items()]
         head = ["label", "band", "missed, stated", "reached", "false alarms, stated", "reached", "coverage"]
-        parts.append(f"#### {row['title']}\n\n" + _table(head, lines))
+        parts.append(f"#### {row['title']}\n\n" + format_table(head, lines))
     return (
         "\n### Bands per label\n\n"
         "Limits as fitted on the validation split for each way of reading, and what was reached here.\n\n"
@@ -237,8 +243,8 @@ def _tell_band(found: Mapping[str, Any]) -> list[str]:
     cells = [band]
     for name in ("missed", "false_alarms"):
         stated = found[f"stated_{name}"]
-        cells += ["-" if stated is None else f"{stated:.2f}", _cell(found.get(name), whole=False)]
-    return [*cells, _cell(found.get("coverage"), whole=False)]
+        cells += ["-" if stated is None else f"{stated:.2f}", format_interval(found.get(name), whole=False)]
+    return [*cells, format_interval(found.get("coverage"), whole=False)]
 
 
 def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -249,7 +255,7 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             title,
             f"{found['stated_recall']:.2f}",
-            *(_cell(found[name]) for name in ("recall", "size", "labels")),
+            *(format_interval(found[name]) for name in ("recall", "size", "labels")),
         ]
         for title, found in sets
     ]
@@ -257,7 +263,9 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
         "\n### Conformal sets\n\n"
         "The set names every label that stays possible: on average it is stated to hold at least this share of a "
         "study's labels, in each way. The client names sets of up to 5 labels; a longer one narrows nothing down.\n\n"
-        + _table(["read", "recall, stated", "recall, reached", "labels in the set", "labels it has"], lines)
+        + format_table(
+            ["read", "recall, stated", "recall, reached", "labels in the set", "labels it has"], lines
+        )
     )
 
 
@@ -268,11 +276,15 @@ def _write_prompt_scores(results: Mapping[str, Any]) -> str:
         return ""
     metrics = ("auroc", "ap")
     averages = [
-        [row["title"], str(row["studies"]), *(_cell(row["macro"].get(name)) for name in metrics)]
+        [row["title"], str(row["studies"]), *(format_interval(row["macro"].get(name)) for name in metrics)]
         for row in rows
     ]
     labels = [
-        [LABEL_NAMES[key], str(found["positives"]), *(_cell(row["labels"][key]["auroc"]) for row in rows)]
+        [
+            LABEL_NAMES[key],
+            str(found["positives"]),
+            *(format_interval(row["labels"][key]["auroc"]) for row in rows),
+        ]
         for key, found in rows[0]["labels"].items()
     ]
     return (
@@ -281,9 +293,9 @@ def _write_prompt_scores(results: Mapping[str, Any]) -> str:
         "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. They are "
         "no zero-shot figures: the model was trained on these labels. A report states its own findings: the row of "
         "the image alone is the one to read.\n\n"
-        + _table(["read", "studies", *(TITLES[name] for name in metrics)], averages)
+        + format_table(["read", "studies", *(TITLES[name] for name in metrics)], averages)
         + "\n### AUROC of the prompt scores per label\n\n"
-        + _table(["label", "positive", *(row["title"] for row in rows)], labels)
+        + format_table(["label", "positive", *(row["title"] for row in rows)], labels)
     )
 
 
@@ -297,7 +309,7 @@ def _write_subgroups(results: Mapping[str, Any]) -> str:
             row["way"],
             str(row["studies"]),
             str(len(row["averaged"])),
-            *(_cell(row["macro"].get(name)) for name in ("auroc", "ap", "f1", "ece")),
+            *(format_interval(row["macro"].get(name)) for name in ("auroc", "ap", "f1", "ece")),
         ]
         for row in rows
     ]
@@ -306,25 +318,7 @@ def _write_subgroups(results: Mapping[str, Any]) -> str:
         "## Subgroups\n\n"
         "Groups of at least 20 test studies by the header of the first image. Each row averages the labels that "
         "have enough cases in it: compare rows only with their intervals and label counts in mind.\n\n"
-        + _table(head, lines)
-    )
-
-
-def _write_pairs(results: Mapping[str, Any]) -> str:
-    if not results["pairs"]:
-        return ""
-    names = ("r@1", "r@5", "r@10", "median_rank")
-    lines = []
-    for row in results["pairs"]:
-        lines.append([row["title"], str(row["studies"]), *(_cell(row["values"][name]) for name in names)])
-        chance = [f"{row['chance'][name]:.3f}" for name in names[:3]]
-        lines.append(
-            [f"{row['title']}, by chance", str(row["studies"]), *chance, f"{row['studies'] / 2:.0f}"]
-        )
-    return (
-        "## Images and their reports\n\n"
-        "How often an image finds its own report (or one with the same words) among those of all test studies, and a "
-        "report its image.\n\n" + _table(["search", "studies", "R@1", "R@5", "R@10", "median rank"], lines)
+        + format_table(head, lines)
     )
 
 
@@ -335,17 +329,6 @@ def _write_plots(folder: str) -> str:
 
 def _name_averaged(rows: Sequence[Mapping[str, Any]]) -> str:
     widest = max((row["averaged"] for row in rows), key=len)
-    return f"{len(widest)}: {', '.join(f'`{key}`' for key in widest)}"
-
-
-def _cell(interval: Mapping[str, float] | None, whole: bool = True) -> str:
-    if interval is None:
-        return "-"
-    digits = 1 if interval["high"] > 10 else 3
-    value = f"{interval['value']:.{digits}f}"
-    return f"{value} ({interval['low']:.{digits}f}-{interval['high']:.{digits}f})" if whole else value
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+    few = [name for key, name in LABEL_NAMES.items() if key not in widest]
+    rest = f"; {TOO_FEW} of {', '.join(few)}" if few else ""
+    return f"{len(widest)} of {len(LABEL_NAMES)}{rest}"

@@ -9,7 +9,7 @@ import numpy as np
 from contract.errors import ConfigError
 from training.data import read_wordings
 from training.evaluation.ask import Options
-from training.evaluation.control import compare_texts, evaluate_control
+from training.evaluation.control import compare_probabilities, compare_texts, evaluate_control
 from training.evaluation.measure import evaluate_search
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
 from training.openi import read_table
@@ -94,9 +94,14 @@ def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, 
 def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str, dict[str, dict[str, float]]]:
     """Return block -> order -> metric -> value, of test studies searched for in train by their whole report."""
     test, gallery = (choose_complete(parts[part], "full") for part in ("test", "train"))
-    [similarity] = compare_texts(gallery.texts["full"], test.texts["full"], gallery.texts["full"])
+    texts = test.texts["full"], gallery.texts["full"]
+    [words] = compare_texts(gallery.texts["full"], *texts)
+    [probabilities] = compare_probabilities(gallery, parts["validation"], "full", *texts)
     found = evaluate_search(
-        test, gallery, {"TF-IDF, full report": similarity}, Options(options.seed, resamples=0)
+        test,
+        gallery,
+        {"TF-IDF, full report": words, "TF-IDF + LR, full report": probabilities},
+        Options(options.seed, resamples=0),
     )
     return {
         block: {

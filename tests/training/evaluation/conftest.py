@@ -23,6 +23,7 @@ def make_row(number: int, *, image: bool = True, **changes: object) -> dict[str,
     return {
         "study_id": f"CXR{number}",
         "patient_id": str(number),
+        "image_ids": [f"CXR{number}_1"],
         "image_paths": [f"{number}.dcm"] if image else [],
         "views": [("PA", "LATERAL")[number % 2]] if image else [],
         "headers": [{**header, "voi_lut": False}] if image else [],

@@ -16,6 +16,7 @@ from training.evaluation import labels
 from training.evaluation.labels import (
     METRICS,
     MIN_POSITIVES,
+    compare_labels,
     compute_ap,
     compute_auroc,
     compute_brier,
@@ -298,6 +299,59 @@ def test_the_bootstrap_draws_patients_not_studies():
 
 def width(metrics) -> float:
     return metrics.macro["auroc"].high - metrics.macro["auroc"].low
+
+
+@pytest.mark.parametrize("name", ["ap", "ece"])
+def test_intervals_of_what_resampling_makes_larger_are_centred(name):
+    """The mean of the draws lies above the value; the interval does not."""
+    probabilities, targets = make_cases(120, rate=0.06)
+    metrics = evaluate_labels(probabilities, targets, HALVES, groups=name_patients(120))
+    interval = metrics.macro[name]
+    assert interval.low < interval.value < interval.high
+    above, below = interval.high - interval.value, interval.value - interval.low
+    assert above == pytest.approx(below, rel=0.25)
+    table = np.concatenate([[[0.5]], np.random.default_rng(0).normal(0.7, 0.01, (1, 999))], axis=1)
+    assert labels.summarise(table).low > 0.6
+    centred = labels.summarise(table, centred=True)
+    assert centred.low == pytest.approx(0.48, abs=0.005)
+    assert centred.high == pytest.approx(0.52, abs=0.005)
+    assert labels.summarise(table + 0.49, centred=True).high <= 1
+
+
+def test_a_difference_is_paired():
+    probabilities, targets = make_cases(300)
+    better = np.clip(probabilities + 0.02 * targets, 0, 1)
+    chosen = {"groups": name_patients(300), "resamples": 300}
+    found = compare_labels((better, HALVES), (probabilities, HALVES), targets, **chosen)
+    alone = [evaluate_labels(values, targets, HALVES, **chosen).macro for values in (better, probabilities)]
+    assert set(found) == set(METRICS)
+    for name, difference in found.items():
+        first, second = (macro[name] for macro in alone)
+        assert difference.value == pytest.approx(first.value - second.value)
+        assert difference.low <= difference.value <= difference.high
+    assert alone[1]["auroc"].high > alone[0]["auroc"].low, "the two intervals overlap, and yet it is ahead"
+    assert found["auroc"].low > 0
+    assert found["auroc"].p == pytest.approx(2 / 301)
+    assert found["brier"].high < 0
+    same = compare_labels((better, HALVES), (better, HALVES), targets, **chosen)["ap"]
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    swapped = compare_labels((probabilities, HALVES), (better, HALVES), targets, **chosen)["auroc"]
+    assert swapped.value == -found["auroc"].value
+    assert swapped.p == found["auroc"].p
+    assert compare_labels((better, HALVES), (better, HALVES), targets & False, **chosen) == {}
+
+
+def test_p_values_of_no_difference_are_spread_evenly():
+    generator, small = np.random.default_rng(0), 0
+    for seed in range(60):
+        targets = np.zeros((100, K), dtype=bool)
+        targets[:30, 0] = True
+        first, second = (generator.normal(size=(100, K)) for _ in range(2))
+        found = compare_labels(
+            (first, HALVES), (second, HALVES), targets, groups=name_patients(100), seed=seed, resamples=100
+        )
+        small += found["auroc"].p < 0.1
+    assert 1 <= small <= 13  # 6 expected
 
 
 def test_seed_decides_the_resamples():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,15 +10,21 @@ import torch
 
 from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
+from contract.labels import LABEL_INDEX, LABELS
 from contract.text import ReportTokenizer
 from training.cache import fill_cache
 from training.evaluation import predict
+from training.evaluation.ask import Options, ask_model
+from training.evaluation.parts import measure_parts
 from training.evaluation.plan import Case
 from training.evaluation.predict import TorchPredictor, read_from_cache
 from training.model import load_model
 from training.openi import build_table, read_table, write_table
 from training.phantom import draw_dataset
 
+from .conftest import WORDS, RulePredictor
+
+OPTIONS = Options(seed=0, resamples=20)
 TEXTS = ("The heart is enlarged.", "Lungs are clear.", "There is a small left effusion today. " * 4)
 
 
@@ -116,3 +123,40 @@ def test_progress_and_no_input(bundle):
     assert steps == [(2, 2)]
     with pytest.raises(ConfigError, match="neither"):
         predictor.ask([Case("1")])
+
+
+def test_the_parts_of_a_model_add_up_to_it(bundle, monkeypatch):
+    monkeypatch.setattr(predict, "_BATCH", 2)
+    predictor = TorchPredictor(bundle)
+    fusion = predictor._model.fusion
+    torch.manual_seed(0)
+    for table in (fusion.lexical.unigrams, fusion.lexical.bigrams):  # as if fitted
+        table.copy_(torch.rand_like(table))
+    parts = predictor.score_parts(TEXTS)
+    assert set(parts) == {"transformer", "lexical part"}
+    assert all(np.abs(values).min() > 0 for values in parts.values())
+    logits = torch.from_numpy(parts["transformer"] + parts["lexical part"])
+    answers = predictor.ask([Case(str(row), None, text) for row, text in enumerate(TEXTS)])
+    np.testing.assert_allclose(fusion.calibrate(logits, "text").numpy(), answers.probabilities, atol=1e-5)
+
+
+def test_parts_are_measured_with_what_both_gain(parts):
+    """The transformer knows nothing and the lexical part the labels, so that both gain all over the first."""
+    asked = ask_model(parts, RulePredictor(), OPTIONS)
+
+    def score_parts(texts):
+        known = np.array([[words in text for words in WORDS.values()] for text in texts], np.float32)
+        lexical = np.zeros((len(texts), len(LABELS)), np.float32)
+        lexical[:, [LABEL_INDEX[key] for key in WORDS]] = known
+        return {"transformer": np.zeros_like(lexical), "lexical part": lexical}
+
+    predictor = SimpleNamespace(has_lexical=True, text_mode="findings", score_parts=score_parts)
+    rows = {(row["title"], row["part"]): row for row in measure_parts(asked, predictor, OPTIONS)}
+    assert len(rows) == 6
+    assert {title for title, _ in rows} == {"findings", "masked findings"}
+    nothing, words, both = (rows["findings", part] for part in ("transformer", "lexical part", "both"))
+    assert both["macro"]["ap"]["value"] == words["macro"]["ap"]["value"] == 1
+    assert nothing["macro"]["ap"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert nothing["gain"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert (words["gain"]["value"], both["gain"]) == (0, None)
+    assert measure_parts(asked, SimpleNamespace(has_lexical=False), OPTIONS) == []

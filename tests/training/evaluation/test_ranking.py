@@ -16,6 +16,7 @@ from torchmetrics.functional.retrieval import (
 
 from training.evaluation.published import evaluate_as_published
 from training.evaluation.ranking import (
+    compare_rankings,
     compute_gains,
     evaluate_pairs,
     evaluate_random,
@@ -183,13 +184,17 @@ def test_published_definitions_by_hand():
     order = np.array([[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]])
     relevant = np.zeros((2, 7), bool)
     relevant[0, [1, 3]] = True  # found second and fourth
-    relevant[1, [0]] = True  # found last
+    relevant[1, [0]] = True  # found last: five cases are returned, so it is not found
     found = evaluate_as_published(order, relevant)
     assert found["p@5"] == pytest.approx((2 / 5 + 0) / 2)
     assert found["map"] == pytest.approx(((1 / 2 + 2 / 4) / 2 + 0) / 2)
-    assert found["mrr"] == pytest.approx((1 / 2 + 1 / 7) / 2)
+    assert found["mrr"] == pytest.approx((1 / 2 + 0) / 2)
     gained, ideal = 1 / np.log2(3) + 1 / np.log2(5), 1 + 1 / np.log2(3)
     assert found["ndcg@5"] == pytest.approx((gained / ideal + 0) / 2)
+
+
+def test_published_precision_divides_by_five_also_in_a_small_gallery():
+    assert evaluate_as_published(np.array([[1, 0]]), np.array([[False, True]]))["p@5"] == 1 / 5
 
 
 def test_published_ndcg_rewards_poor_cases():
@@ -197,3 +202,25 @@ def test_published_ndcg_rewards_poor_cases():
     order, relevant = np.arange(100)[None], np.zeros((1, 100), bool)
     relevant[0, [0, *range(50, 100)]] = True
     assert evaluate_as_published(order, relevant)["ndcg@5"] == 1
+
+
+def test_a_difference_is_that_of_the_metrics_and_its_interval_is_paired():
+    gains, similarity = make_search(200, 100)
+    better = similarity + 0.05 * gains  # a little, for every query
+    excluded, groups = np.zeros(gains.shape, bool), [str(row) for row in range(200)]
+    ours, theirs = (rank_cases(values, excluded, 0) for values in (better, similarity))
+    found = compare_rankings(ours, theirs, gains, excluded, groups=groups, resamples=400)
+    alone = [
+        evaluate_ranking(order, gains, excluded, groups=groups, resamples=400) for order in (ours, theirs)
+    ]
+    for name, difference in found.items():
+        first, second = (metrics.values[name] for metrics in alone)
+        assert difference.value == pytest.approx(first.value - second.value)
+        assert difference.low <= difference.value <= difference.high
+    first, second = (metrics.values["map"] for metrics in alone)
+    assert second.high > first.low, "the two intervals overlap, and yet it is ahead"
+    assert found["map"].low > 0
+    assert found["map"].p == pytest.approx(2 / 401)
+    same = compare_rankings(theirs, theirs, gains, excluded, groups=groups, resamples=50)["map"]
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert compare_rankings(ours, theirs, gains * 0, excluded, groups=groups) == {}
