@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,13 +32,23 @@ def console():
     return Console(quiet=True)
 
 
-def run_small(out: Path, *parts: str) -> dict:
+@pytest.fixture
+def small_size(small_config, tmp_path) -> Path:
+    """A training config of the smallest model, as a file."""
+    from training.config_file import format_config, load_config
+
+    path = tmp_path / "small.toml"
+    path.write_text(format_config(replace(load_config("demo", {"data.max_length": 64}), model=small_config)))
+    return path
+
+
+def run_small(out: Path, size: Path, *parts: str) -> dict:
     only = [word for part in parts for word in ("--only", part)]
     options = [
         "--device",
         "cpu",
         "--size",
-        "demo",
+        str(size),
         "--seconds",
         "0.01",
         "--batches",
@@ -51,11 +62,11 @@ def run_small(out: Path, *parts: str) -> dict:
     return json.loads(done.stdout)
 
 
-def test_the_whole_runs_on_a_processor_and_goes_on(tmp_path):
+def test_the_whole_runs_on_a_processor_and_goes_on(small_size, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     out = tmp_path / "gpu"
-    parts = run_small(out)["parts"]
+    parts = run_small(out, small_size)["parts"]
     assert list(parts) == list(PARTS)
     for name in ("peak", "model", "torch", "onnx", "gates"):
         assert parts[name]["figures"], parts[name]
@@ -78,7 +89,7 @@ def test_the_whole_runs_on_a_processor_and_goes_on(tmp_path):
     assert "Compiled PyTorch" in (out / "gpu.md").read_text()
     before = (out / "parts" / "torch.json").read_text()
     (out / "parts" / "peak.json").unlink()
-    again = run_small(out, "peak", "torch")
+    again = run_small(out, small_size, "peak", "torch")
     assert again["parts"]["torch"] == json.loads(before)  # nothing is measured twice
     assert len(again["parts"]["peak"]["figures"]) == 3
 

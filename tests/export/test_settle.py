@@ -69,6 +69,7 @@ def test_the_last_product_of_an_encoder_stays_in_float32(settled, graphs):
     assert report.to_sentence().endswith(f"2 of {report.products} products stay in float32")
 
 
+@pytest.mark.slow
 def test_what_costs_the_most_stays_too_until_the_limits_are_met(settled, bundle, graphs, some, tmp_path):
     rows = [row for row in settled[1].kinds if row.kind == "text"]
     missed = 1 - 0.7 * (1 - min(row.embedding_cosine for row in rows))
@@ -85,6 +86,7 @@ def test_what_costs_the_most_stays_too_until_the_limits_are_met(settled, bundle,
     assert {(name, node) for name, nodes in found.items() for node in nodes} == chosen
 
 
+@pytest.mark.slow
 def test_a_share_of_the_products_is_the_most_that_stays(bundle, graphs, some, tmp_path):
     perfect = replace(WIDE, limits=replace(LOOSE, embedding_cosine=1.0), kept_share=0.06)
     with pytest.raises(
