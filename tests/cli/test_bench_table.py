@@ -1,6 +1,7 @@
 """`cxr bench table`: verdicts, files and errors; the figures themselves are `make bench`."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,19 +67,15 @@ class Answers:
         return self.answer
 
 
-class Bundle:
-    """Two labels."""
-
-    class Label:
-        threshold = 0.5
-
-    labels = (Label, Label)
+# Two labels, as a study is decided.
+TWO = (SimpleNamespace(threshold=0.5),) * 2
+BUNDLE = SimpleNamespace(decisions=SimpleNamespace(of=lambda way: {"study": TWO}[way]))
 
 
 def test_flips_and_cosine_are_counted():
     reference = Answers([0.4, 0.6], [1, 0])
-    assert compare_answers(reference, reference, [{}], Bundle) == (1.0, 0, 2)
-    cosine, flips, decisions = compare_answers(reference, Answers([0.4, 0.4], [0.6, 0.8]), [{}, {}], Bundle)
+    assert compare_answers(reference, reference, [{}], BUNDLE) == (1.0, 0, 2)
+    cosine, flips, decisions = compare_answers(reference, Answers([0.4, 0.4], [0.6, 0.8]), [{}, {}], BUNDLE)
     assert (round(cosine, 6), flips, decisions) == (0.6, 2, 4)
 
 

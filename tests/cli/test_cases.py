@@ -23,6 +23,7 @@ def rows(tmp_path_factory):
             "image_paths": [str(path)] if number else [],
             "labels": ["cardiac"] if number % 2 else ["normal"],
             "labelled": number % 10 != 0,
+            "unknown_labels": [],
             "indication": None,
             "comparison": None,
             "findings": f"Study {number}: " + "clear " * number,
