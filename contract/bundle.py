@@ -254,7 +254,7 @@ def read_labels(path: Path, *, convert: bool = False) -> Decisions:
     """
     content = _read_json(path)
     if "labels" in content and convert:
-        content = {"format": LABELS_FORMAT, "ways": dict.fromkeys(WAYS, content["labels"])}
+        content = {"format": LABELS_FORMAT, "ways": dict.fromkeys(WAYS, _rename(content["labels"]))}
     if "labels" in content:
         raise ArtifactError(
             f"{path} was written by an older version, with one threshold per label for all ways to read a study: make "
@@ -266,6 +266,13 @@ def read_labels(path: Path, *, convert: bool = False) -> Decisions:
     if any(label.name != LABEL_NAMES[label.key] for labels in decisions.ways.values() for label in labels):
         raise ArtifactError(f"{path} names a category differently from this version of the software.")
     return decisions
+
+
+def _rename(labels: object) -> object:
+    """Return the labels of an older version with the names of this one: a category is told by its key."""
+    if not (isinstance(labels, list) and all(isinstance(entry, dict) for entry in labels)):
+        return labels  # refused where it is parsed
+    return [entry | {"name": LABEL_NAMES.get(str(entry.get("key")), entry.get("name"))} for entry in labels]
 
 
 def _verify_file(directory: Path, name: str, expected: object) -> None:

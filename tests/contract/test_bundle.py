@@ -251,6 +251,19 @@ def test_a_category_of_another_name_is_refused(tmp_path):
         read_labels(tmp_path / LABELS_FILE)
 
 
+def test_an_older_version_is_converted_though_it_names_categories_differently(tmp_path):
+    older = [label.to_dict() for label in (replace(SERVED[0], name="Other"), *SERVED[1:])]
+    write_json(tmp_path / LABELS_FILE, {"labels": older})
+    assert read_labels(tmp_path / LABELS_FILE, convert=True) == Decisions.repeat(SERVED)
+
+
+@pytest.mark.parametrize("labels", [5, [5], [{"key": ["cardiac"]}], []])
+def test_no_labels_of_an_older_version(tmp_path, labels):
+    write_json(tmp_path / LABELS_FILE, {"labels": labels})
+    with pytest.raises(ArtifactError, match=r"labels of each way|22 categories"):
+        read_labels(tmp_path / LABELS_FILE, convert=True)
+
+
 def test_the_categories():
     assert len(LABELS) == len(set(LABEL_KEYS)) == len({label.name for label in LABELS}) == 22
     assert LABEL_KEYS[0] == "general_radiographic"
