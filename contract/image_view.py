@@ -105,7 +105,7 @@ _SIEMENS_CODES: Final = {
     **dict.fromkeys(("1", "2"), SIEMENS_FRONTAL),
     **dict.fromkeys(("3", "4"), SIEMENS_LATERAL),
 }
-_RANKS: Final = {"PA": 0, "FRONTAL": 1, "AP": 2, "UNKNOWN": 3, "LATERAL": 4}
+VIEW_RANKS: Final[dict[View, int]] = {"PA": 0, "FRONTAL": 1, "AP": 2, "UNKNOWN": 3, "LATERAL": 4}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def weigh_study(studied: Sequence[ViewClues]) -> list[ViewVerdict]:
 def rank_view(verdict: ViewVerdict) -> tuple[int, int]:
     """Return what puts the images of a study in order: sure frontals first, PA before AP, then the likelier ones."""
     chance = round(verdict.lateral, 6)
-    return (chance > 1 - _SURE) + (chance > 0.5), _RANKS[verdict.view]
+    return (chance > 1 - _SURE) + (chance > 0.5), VIEW_RANKS[verdict.view]
 
 
 def list_weights(clues: ViewClues) -> dict[str, float]:

@@ -7,9 +7,9 @@ the image are made here.
 
 from typing import Final
 
-from contract.dicom import load_radiograph
-from contract.notes import ImageNotes, note_image
+from contract.notes import ImageNotes
 from contract.png import encode_png
+from contract.steps import read_radiograph
 
 # Raised whenever the same file gives other pixels than before. A client sends pixels to a server with the same number
 # only; any other gets the file.
@@ -32,8 +32,8 @@ def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
         ImageError: The bytes are no image that can be read.
         ConfigError: A package that reads images is not installed.
     """
-    radiograph = load_radiograph(data, size=size)
-    return encode_png(radiograph.pixels[0], level=0), note_image(radiograph)
+    radiograph, notes = read_radiograph(data, size=size)
+    return encode_png(radiograph.pixels[0], level=0), notes
 
 
 def is_worth_shrinking(data: bytes, *, size: int) -> bool:

@@ -97,6 +97,6 @@ def test_without_packages_that_read_images_files_travel_whole(monkeypatch):
 
         raise make_missing_error()
 
-    monkeypatch.setattr("contract.shrink.load_radiograph", raise_missing)
+    monkeypatch.setattr("contract.shrink.read_radiograph", raise_missing)
     _, files = ask(monkeypatch, LARGE, make_model())
     assert files == [LARGE]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError, InputError
 from contract.image_header import ImageHeader
-from contract.image_view import View
+from contract.image_view import VIEW_RANKS, View
 from contract.text import SECTIONS
 from contract.view_clues import Projection
 from training.collections.chexpert import get_chexpert_key, read_chexpert
@@ -38,7 +38,6 @@ except ModuleNotFoundError as error:
 CSV: Final = "csv"
 # What a label file says of a view overrules the headers.
 _PROJECTIONS: Final[dict[View, Projection]] = {"PA": "FRONTAL", "AP": "FRONTAL", "LATERAL": "LATERAL"}
-_ORDER: Final[tuple[View, ...]] = ("PA", "FRONTAL", "AP", "UNKNOWN", "LATERAL")
 _SUFFIXES: Final = {*IMAGE_SUFFIXES, ".dicom"}  # VinDr's DICOM files
 _ROWS: Final = 1000  # studies that become columns at once
 
@@ -180,7 +179,7 @@ def _make_row(study: PublishedStudy, found: dict[str, Path]) -> dict[str, Any]:
         (image_id, path, header, header.view if stated[image_id] == "UNKNOWN" else stated[image_id])
         for image_id, path, header in ordered
     ]
-    viewed.sort(key=lambda entry: _ORDER.index(entry[3]))
+    viewed.sort(key=lambda entry: VIEW_RANKS[entry[3]])
     sizes = {image_id: header for image_id, _, header, _ in viewed}
     return {
         "study_id": study.study_id,
