@@ -22,6 +22,7 @@ class SourceFormat(str, Enum):
     MIMIC_CXR = "mimic-cxr"
     VINDR = "vindr"
     PADCHEST = "padchest"
+    KERMANY = "kermany"
     CSV = "csv"
 
 

@@ -29,6 +29,7 @@ _TITLES: Final = {
     "mimic-cxr": "MIMIC-CXR",
     "vindr": "VinDr-CXR",
     "padchest": "PadChest",
+    "kermany": "paediatric radiographs of Guangzhou",
     UNKNOWN: "unknown data",
 }
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,100}")  # one short line, whoever wrote it

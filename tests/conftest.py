@@ -45,6 +45,12 @@ def nih14_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kermany_archive() -> Path:
+    """The paediatric radiographs as one archive."""
+    return _require_data("kermany", "paediatric radiographs") / "chest_xray_224.tar"
+
+
+@pytest.fixture(scope="session")
 def real_radiographs() -> tuple[Path, ...]:
     """Real frontal and lateral radiographs of ChestX-ray14 and Open-i, as PNG and JPEG; see `_require_data`."""
     nih, nih14 = (_require_data(name, "ChestX-ray14 files") for name in ("nih", "nih14"))

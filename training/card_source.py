@@ -70,6 +70,14 @@ _SOURCES: Final = {
         _ONE_SET,
         "Physicians labelled a part of the reports, and a program learned from them for the rest. " + _MAPPED,
     ),
+    "kermany": Source(
+        "kermany-2018",
+        "Paediatric radiographs of Guangzhou",
+        "Radiographs of children of one to five years from the Guangzhou Women and Children's Medical Center (Kermany "
+        "et al. 2018, Cell), normal or with pneumonia.",
+        "Children of one hospital; adults, other findings and other scanners were not tested.",
+        "Physicians labelled the images. " + _MAPPED,
+    ),
     "openi": Source(
         "open-i",
         "Open-i (Indiana University chest X-ray collection)",

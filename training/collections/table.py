@@ -11,6 +11,7 @@ from contract.image_view import VIEW_RANKS, View
 from contract.text import SECTIONS
 from contract.view_clues import Projection
 from training.collections.chexpert import get_chexpert_key, read_chexpert
+from training.collections.kermany import read_kermany
 from training.collections.mimic_cxr import read_mimic_cxr
 from training.collections.nih14 import read_nih14
 from training.collections.own_csv import load_csv_mapping, read_own_csv
@@ -56,6 +57,7 @@ FORMATS: Final[dict[str, Format]] = {
     "mimic-cxr": Format(read_mimic_cxr),
     "vindr": Format(read_vindr),
     "padchest": Format(read_padchest),
+    "kermany": Format(read_kermany),
 }
 
 

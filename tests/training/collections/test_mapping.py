@@ -28,6 +28,7 @@ PUBLISHED = {
     ),
     "chexpert": CHEXPERT,
     "mimic-cxr": CHEXPERT,
+    "kermany": ("NORMAL", "PNEUMONIA bacteria", "PNEUMONIA virus"),
     "vindr": (
         *(
             "Aortic enlargement",
