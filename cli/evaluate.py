@@ -30,7 +30,7 @@ FOLDER: Final = "evaluation"
 ALLOWED: Final = {"probabilities": TOLERANCES[PROBABILITIES.name], "embeddings": TOLERANCES[EMBEDDING.name]}
 EXTERNAL: Final = (
     "An external test set: every labelled study of the table, with the thresholds and the calibration of the bundle. "
-    "Left out, as they need training studies: the TF-IDF controls, and the search among training studies."
+    "Left out, as they need training studies: the controls, and the search among training studies."
 )
 _ROUNDING: Final = 1e-6  # of a float32 probability; it depends on who else was in the batch
 
@@ -118,9 +118,10 @@ def evaluate_bundle(
         served = compare(asked, answered, bundle)
         asked = answered
     with console.status("Measuring"):
-        results = measure(asked, parts, bundle, options)
-    results["prompt_scores"] = measure_prompt_scores(asked, predictor, options)
-    results["sentences"] = measure_sentences(asked, parts, predictor, options)
+        results = measure(asked, parts, bundle, own.read_pixels, options)
+    reads_text = "text" in bundle.trained_ways
+    results["prompt_scores"] = measure_prompt_scores(asked, predictor, options) if reads_text else []
+    results["sentences"] = measure_sentences(asked, parts, predictor, options) if reads_text else {}
     results["parts"] = measure_parts(asked, own, options)
     results["served"] = served
     results["external"] = EXTERNAL if external else None

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.text import TextMode
 from training.evaluation.labels import RESAMPLES
 from training.evaluation.plan import (
     Studies,
     Way,
     choose_complete,
+    list_plain_ways,
     list_ways,
     make_cases,
     split_by_image,
@@ -76,8 +76,7 @@ def ask_model(
     mode = predictor.text_mode
     test = choose_complete(parts["test"], mode)
     gallery = choose_complete(parts["train"], mode) if "train" in parts else test.take(np.array([], np.int64))
-    images = bool(test.has_image().any())
-    ways, plain = list_ways(mode, images=images), list_plain_ways(mode, images=images)
+    ways, plain = list_ways(test, mode), list_plain_ways(test, mode)
     others = sum(max(0, len(row["image_paths"]) - 1) for part in (test, gallery) for row in part.rows)
     total = len(ways) * len(test) + len(plain) * len(gallery) + sum(way.image for way in plain) * others
     done = 0
@@ -118,11 +117,6 @@ def _ask_images(
             embeddings[way][others] = ask(images.take(others), way).embeddings
     read = ~np.any([np.isnan(values).any(1) for values in embeddings.values()], axis=0)
     return Images(owners[read], {way: values[read] for way, values in embeddings.items()})
-
-
-def list_plain_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:
-    """Return the three ways that a model is made for: study, image and report; without images the last."""
-    return (Way(True, mode), Way(True, None), Way(False, mode)) if images else (Way(False, mode),)
 
 
 def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:

@@ -1,11 +1,10 @@
-"""The control: TF-IDF with logistic regression, and with nearest neighbours, on the same split.
+"""The control of texts: TF-IDF with logistic regression, and with nearest neighbours, on the same split.
 
 A report nearly states its own labels, so a figure of a text model means something only beside what counting
 words reaches on the same studies.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,9 +13,16 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.text import TextMode
-from training.calibrate import apply_platt, fit_platt
-from training.evaluation.labels import RESAMPLES, LabelMetrics, evaluate_labels, fit_thresholds
+from training.evaluation.labels import RESAMPLES, LabelMetrics
 from training.evaluation.plan import Studies, read_parts
+from training.evaluation.regressions import (
+    ControlAnswers,
+    Truth,
+    calibrate_logits,
+    decide,
+    evaluate_answers,
+    fit_regressions,
+)
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,21 +30,6 @@ if TYPE_CHECKING:
 # C of scikit-learn: the best of 1, 3, 10 and 30 on the validation split of the real reports
 _REGULARISATION: Final = 10.0
 _FEATURES_PER_WORD: Final = (1, 2)  # words and pairs of words
-
-
-@dataclass(frozen=True)
-class ControlAnswers:
-    """What the control says to those M test studies that have words to read.
-
-    Attributes:
-        rows: (M,), their places among the test studies.
-        probabilities: (M, K), calibrated on validation.
-        thresholds: (K,), fitted on validation.
-    """
-
-    rows: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    thresholds: NDArray[np.float64]
 
 
 def run_table_control(
@@ -71,22 +62,6 @@ def evaluate_control(
     return evaluate_answers(run_control(parts, mode), parts["test"], seed=seed, resamples=resamples)
 
 
-def evaluate_answers(
-    answers: ControlAnswers, test: Studies, *, seed: int = 0, resamples: int = RESAMPLES
-) -> LabelMetrics:
-    """Measure what the control said to test studies."""
-    answered = test.take(answers.rows)
-    return evaluate_labels(
-        answers.probabilities,
-        answered.targets,
-        answers.thresholds,
-        groups=answered.patient_ids,
-        known=answered.known,
-        seed=seed,
-        resamples=resamples,
-    )
-
-
 def run_control(parts: Mapping[str, Studies], mode: TextMode) -> ControlAnswers:
     """Fit on "train", calibrate and choose thresholds on "validation", answer "test".
 
@@ -100,20 +75,14 @@ def run_control(parts: Mapping[str, Studies], mode: TextMode) -> ControlAnswers:
     texts = {part: [parts[part].texts[mode][row] for row in rows[part]] for part in parts}
     truth = {part: (parts[part].targets[rows[part]], parts[part].known[rows[part]]) for part in parts}
     probabilities = _fit_calibrated(texts, truth)
-    thresholds = fit_thresholds(probabilities["validation"], *truth["validation"])
-    return ControlAnswers(rows["test"], probabilities["test"], thresholds)
+    return decide(rows["test"], probabilities, truth["validation"])
 
 
 def _fit_calibrated(
-    texts: Mapping[str, Sequence[str]], truth: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+    texts: Mapping[str, Sequence[str]], truth: Mapping[str, Truth]
 ) -> dict[str, NDArray[np.float32]]:
-    """Fit on "train", calibrate on "validation"; return part -> probabilities (M, K) for every part of `texts`.
-
-    `truth` holds targets (M, K) and which of them are known.
-    """
-    logits = fit_control(texts, *truth["train"])
-    scale, bias = fit_platt(logits["validation"], *truth["validation"])
-    return {part: apply_platt(values, scale, bias) for part, values in logits.items()}
+    """Fit on "train", calibrate on "validation"; return part -> probabilities (M, K) for every part of `texts`."""
+    return calibrate_logits(fit_control(texts, *truth["train"]), truth["validation"])
 
 
 def fit_control(
@@ -139,16 +108,12 @@ def fit_control(
 
     vectorizer = _fit_vectorizer(texts["train"])
     features = {part: vectorizer.transform(entries) for part, entries in texts.items()}
-    shape = train_targets.shape[1]
-    logits = {part: np.full((len(entries), shape), -10.0, np.float32) for part, entries in texts.items()}
-    known = np.ones_like(train_targets) if train_known is None else train_known
-    for k in np.flatnonzero((train_targets & known).any(0) & (~train_targets & known).any(0)):
-        rows = np.flatnonzero(known[:, k])
-        model = LogisticRegression(C=_REGULARISATION, solver="liblinear", class_weight="balanced")
-        model.fit(features["train"][rows], train_targets[rows, k])
-        for part, matrix in features.items():
-            logits[part][:, k] = model.decision_function(matrix)
-    return logits
+    return fit_regressions(
+        features,
+        train_targets,
+        train_known,
+        lambda: LogisticRegression(C=_REGULARISATION, solver="liblinear", class_weight="balanced"),
+    )
 
 
 def compare_texts(

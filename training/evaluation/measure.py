@@ -13,16 +13,13 @@ from contract.labels import LABEL_INDEX
 from contract.text import TextMode
 from training.evaluation.abstention import measure_abstention
 from training.evaluation.ask import Asked, Options
-from training.evaluation.control import (
-    ControlAnswers,
-    compare_probabilities,
-    compare_texts,
-    evaluate_answers,
-    run_control,
-)
+from training.evaluation.control import compare_probabilities, compare_texts, run_control
+from training.evaluation.image_control import TITLES as IMAGE_CONTROLS
+from training.evaluation.image_control import run_image_controls
 from training.evaluation.labels import LabelMetrics, evaluate_labels
-from training.evaluation.paired import MODEL, compare_search, compare_ways
+from training.evaluation.paired import MODEL, Controls, compare_search, compare_ways
 from training.evaluation.plan import MODE_TITLES, Studies, Way
+from training.evaluation.predict import ReadPixels
 from training.evaluation.published import REASONS, evaluate_as_published
 from training.evaluation.ranking import (
     RankingMetrics,
@@ -34,6 +31,7 @@ from training.evaluation.ranking import (
     find_unknown,
     rank_cases,
 )
+from training.evaluation.regressions import ControlAnswers, evaluate_answers
 
 MIN_SUBGROUP: Final = 20  # studies; fewer say nothing
 NORMAL: Final = LABEL_INDEX["normal"]
@@ -45,10 +43,15 @@ BLOCKS: Final[dict[str, tuple[int, ...]]] = {
 Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 
 
-def measure(asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, options: Options) -> dict[str, Any]:
-    """Return what evaluation.json holds; see the functions below for each of its blocks."""
+def measure(
+    asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, read_pixels: ReadPixels, options: Options
+) -> dict[str, Any]:
+    """Return what evaluation.json holds; see the functions below for each of its blocks.
+
+    `read_pixels` gives the controls the images that the model sees.
+    """
     mode: TextMode = bundle.config["text_mode"]
-    controls = run_controls(asked.test, parts) if "train" in parts else {}
+    controls = run_controls(asked.test, parts, read_pixels) if "train" in parts else Controls({}, {})
     similarities = compare_cases(asked, parts, mode)
     return {
         "fingerprint": bundle.fingerprint,
@@ -89,10 +92,14 @@ def measure_ways(asked: Asked, decisions: Decisions, options: Options) -> list[d
     return rows
 
 
-def run_controls(test: Studies, parts: Mapping[str, Studies]) -> dict[str, ControlAnswers]:
-    """Return what TF-IDF with logistic regression says to the test studies, for each part of the report it can read."""
-    found = {mode: _try_control({**parts, "test": test}, mode) for mode in MODE_TITLES}
-    return {mode: answers for mode, answers in found.items() if answers is not None}
+def run_controls(test: Studies, parts: Mapping[str, Studies], read_pixels: ReadPixels) -> Controls:
+    """Return what the controls say to the test studies, for the first image and each part of the report."""
+    asked = {**parts, "test": test}
+    texts = {mode: answers for mode in MODE_TITLES if (answers := _try_control(asked, mode)) is not None}
+    try:
+        return Controls(texts, run_image_controls(asked, read_pixels) if test.has_image().any() else {})
+    except ConfigError:  # a part of the split holds no image
+        return Controls(texts, {})
 
 
 def _try_control(parts: Mapping[str, Studies], mode: str) -> ControlAnswers | None:
@@ -102,18 +109,20 @@ def _try_control(parts: Mapping[str, Studies], mode: str) -> ControlAnswers | No
         return None
 
 
-def measure_controls(
-    test: Studies, controls: Mapping[str, ControlAnswers], options: Options
-) -> list[dict[str, Any]]:
-    """Return a row of TF-IDF with logistic regression for each part of the report, on the same test studies."""
+def measure_controls(test: Studies, controls: Controls, options: Options) -> list[dict[str, Any]]:
+    """Return a row of logistic regression for each kind of features and part of the report, on the same studies."""
+    rows = [(name, IMAGE_CONTROLS[name], answers) for name, answers in controls.images.items()]
+    rows += [
+        (f"tfidf/{mode}", f"TF-IDF, {MODE_TITLES[mode]}", answers) for mode, answers in controls.texts.items()
+    ]
     return [
         {
-            "key": f"tfidf/{mode}",
-            "title": f"TF-IDF, {MODE_TITLES[mode]}",
+            "key": key,
+            "title": title,
             "kind": "control",
             **evaluate_answers(answers, test, seed=options.seed, resamples=options.resamples).to_dict(),
         }
-        for mode, answers in controls.items()
+        for key, title, answers in rows
     ]
 
 
@@ -131,7 +140,7 @@ def measure_subgroups(
     for (name, value), members in sorted(groups.items()):
         if len(members) < MIN_SUBGROUP or len(members) == len(asked.test):
             continue
-        for way in (Way(True, None), Way(True, mode)):
+        for way in (way for way in (Way(True, None), Way(True, mode)) if way in asked.answers):
             answers = asked.answers[way].probabilities
             thresholds = decisions.get_thresholds(way.kind)
             metrics = _evaluate(asked.test, answers, np.array(members), thresholds, options)
@@ -159,6 +168,8 @@ def compare_cases(asked: Asked, parts: Mapping[str, Studies], mode: TextMode) ->
     # The controls learn from training studies.
     for text in dict.fromkeys((mode, "full")) if len(asked.gallery) else ():
         train, test = asked.gallery.texts[text], asked.test.texts[text]
+        if not any(test):
+            continue
         try:
             compared = {
                 "TF-IDF": compare_texts(train, test, test, train),
@@ -255,7 +266,7 @@ def evaluate_search(
 def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[str, Any]]:
     """Return how well images find their reports among those of the test studies, and reports their images."""
     image, text = Way(True, None), Way(False, mode)
-    if image not in asked.answers:
+    if image not in asked.answers or text not in asked.answers:
         return []
     texts = np.asarray(asked.test.texts[mode], np.str_)
     matches = texts[:, None] == texts[None]  # equal reports cannot be told apart

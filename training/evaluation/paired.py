@@ -5,7 +5,8 @@ is a difference, model minus control, with its own interval and p value (a paire
 Tibshirani 1993, An Introduction to the Bootstrap, chapter 16).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -13,30 +14,38 @@ from numpy.typing import NDArray
 
 from contract.decisions import Decisions
 from training.evaluation.ask import Asked, Options
-from training.evaluation.control import ControlAnswers
+from training.evaluation.image_control import TITLES as IMAGE_CONTROLS
 from training.evaluation.labels import Difference, compare_labels
 from training.evaluation.plan import MODE_TITLES, Studies, Way
 from training.evaluation.ranking import compare_rankings, compute_gains, find_same, find_unknown, rank_cases
+from training.evaluation.regressions import ControlAnswers
 
 MODEL: Final = "model, "  # how the rows of a search by a model begin
 Rows = list[dict[str, Any]]
 
 
-def compare_ways(
-    asked: Asked,
-    controls: Mapping[str, ControlAnswers],
-    decisions: Decisions,
-    options: Options,
-) -> Rows:
-    """Return a row for each way that reads words, against TF-IDF with logistic regression on the same words.
+@dataclass(frozen=True)
+class Controls:
+    """What the controls said to the test studies.
 
-    A way that the model has no thresholds for has no difference in F1.
+    Attributes:
+        texts: Part of the report -> TF-IDF with logistic regression on these words.
+        images: Name in `training.evaluation.image_control.TITLES` -> logistic regression on such features.
+    """
+
+    texts: Mapping[str, ControlAnswers]
+    images: Mapping[str, ControlAnswers]
+
+
+def compare_ways(asked: Asked, controls: Controls, decisions: Decisions, options: Options) -> Rows:
+    """Return a row for each way and each control that reads the same.
+
+    A way with words stands against TF-IDF with logistic regression on the same words, the image alone against the
+    controls of images. A way that the model has no thresholds for has no difference in F1.
     """
     rows = []
-    for way, answers in asked.answers.items():
-        control = controls.get(way.text or "")
-        if control is None or way.swapped:
-            continue
+    for way, key, title, control in _pair_controls(asked, controls):
+        answers = asked.answers[way]
         both = np.flatnonzero(answers.answered[control.rows])
         places = control.rows[both]
         found = compare_labels(
@@ -51,12 +60,24 @@ def compare_ways(
         rows.append(
             {
                 "key": way.key,
-                "title": f"{way.title}: model - TF-IDF, {MODE_TITLES[way.text or '']}",
+                "control": key,
+                "title": f"{way.title}: model - {title}",
                 "studies": len(places),
                 "values": _to_dicts(found),
             }
         )
     return rows
+
+
+def _pair_controls(asked: Asked, controls: Controls) -> Iterator[tuple[Way, str, str, ControlAnswers]]:
+    """Yield each way with the key, the title and the answers of a control."""
+    for way in (way for way in asked.answers if not way.swapped):
+        if way.text is None:
+            for name, answers in controls.images.items():
+                yield way, name, IMAGE_CONTROLS[name], answers
+        elif way.text in controls.texts:
+            title = f"TF-IDF, {MODE_TITLES[way.text]}"
+            yield way, f"tfidf/{way.text}", title, controls.texts[way.text]
 
 
 def compare_search(

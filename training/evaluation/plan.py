@@ -147,14 +147,15 @@ def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) 
 def choose_complete(studies: Studies, mode: TextMode) -> Studies:
     """Keep the studies that can be read in every way, so that all rows of a table are about the same ones.
 
-    Where there are images at all, a study needs one; and every study needs the text that the model reads.
+    Where there are images at all, a study needs one; where there are texts at all, it needs the one that the model
+    reads.
 
     Raises:
         ConfigError: No study is left.
     """
-    images = studies.has_image()
-    kept = studies.has_text(mode) & (images if images.any() else True)
-    if not kept.any():
+    images, texts = studies.has_image(), studies.has_text(mode)
+    kept = (images if images.any() else True) & (texts if texts.any() else True)
+    if not (images.any() or texts.any()) or not np.any(kept):
         raise ConfigError("No labelled study of this part of the split can be read.")
     return studies.take(np.flatnonzero(kept))
 
@@ -178,15 +179,26 @@ def split_by_image(studies: Studies) -> tuple[Studies, NDArray[np.int64]]:
     return replace(images, rows=rows), owners
 
 
-def list_ways(mode: TextMode, *, images: bool) -> tuple[Way, ...]:
-    """Return the ways to ask, the controls last; `mode` is the text that the model was trained on."""
+def list_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
+    """Return the ways to ask about studies, the controls last; `mode` is the text that the model was trained on."""
     modes: tuple[TextMode, ...] = ("indication", "findings", "findings_masked", "full")
     texts = tuple(Way(False, text) for text in modes)
-    if not images:
+    if not studies.has_text(mode).any():
+        return (Way(True, None), Way(True, None, "image"))
+    if not studies.has_image().any():
         return (*texts, Way(False, mode, "report"))
     pairs = tuple(Way(True, text) for text in modes)
     controls = (Way(True, None, "image"), Way(True, mode, "image"), Way(True, mode, "report"))
     return (Way(True, None), *pairs, *texts, *controls)
+
+
+def list_plain_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
+    """Return the ways that a model is made for, of study, image and report those in which studies can be read."""
+    if not studies.has_text(mode).any():
+        return (Way(True, None),)
+    if not studies.has_image().any():
+        return (Way(False, mode),)
+    return (Way(True, mode), Way(True, None), Way(False, mode))
 
 
 def make_cases(studies: Studies, way: Way, *, seed: int = 0) -> tuple[list[Case], NDArray[np.int64]]:

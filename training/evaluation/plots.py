@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 COLOURS: Final = ("#0b6e99", "#d9730d", "#448361")
 _COLUMNS: Final = 6
-Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]  # title -> probabilities, targets (M, K)
+# Title -> probabilities, targets, and which of the targets are known, each (M, K).
+Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]]
 
 
 def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directory: Path) -> list[Path]:
@@ -53,9 +54,9 @@ def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directo
     return paths
 
 
-def _get_answers(asked: Asked, way: Way) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _get_answers(asked: Asked, way: Way) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     rows = asked.answers[way].answered
-    return asked.answers[way].probabilities[rows], asked.test.targets[rows]
+    return asked.answers[way].probabilities[rows], asked.test.targets[rows], asked.test.known[rows]
 
 
 def _make_figure(width: float, height: float) -> "Figure":
@@ -73,9 +74,10 @@ def _draw_grid(curves: Curves, keys: Sequence[str], draw: Any, x_title: str, y_t
     axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, key in zip(axes, keys, strict=False):
         k = LABEL_INDEX[key]
-        for colour, (probabilities, targets) in zip(COLOURS, curves.values(), strict=False):
-            if 0 < targets[:, k].sum() < len(targets):
-                draw(axis, targets[:, k], probabilities[:, k], colour)
+        for colour, (probabilities, targets, known) in zip(COLOURS, curves.values(), strict=False):
+            rows_known = known[:, k]
+            if 0 < targets[rows_known, k].sum() < rows_known.sum():
+                draw(axis, targets[rows_known, k], probabilities[rows_known, k], colour)
         axis.set_title(f"{_shorten(LABEL_NAMES[key])}", fontsize=7)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axis.tick_params(labelsize=7)
@@ -110,8 +112,9 @@ def _draw_reliability(curves: Curves, keys: Sequence[str]) -> "Figure":
     figure = _make_figure(3.6 * max(len(curves), 1), 4.0)
     axes = figure.subplots(1, max(len(curves), 1), sharey=True, squeeze=False).ravel()
     places = [LABEL_INDEX[key] for key in keys]
-    for axis, colour, (title, (probabilities, targets)) in zip(axes, COLOURS, curves.items(), strict=False):
-        values, truth = probabilities[:, places].ravel(), targets[:, places].ravel()
+    for axis, colour, (title, tables) in zip(axes, COLOURS, curves.items(), strict=False):
+        probabilities, targets, known = (table[:, places] for table in tables)
+        values, truth = probabilities[known], targets[known]
         bins = place_in_bins(values)
         counts = np.bincount(bins, minlength=CALIBRATION_BINS)
         seen = counts > 0

@@ -108,7 +108,7 @@ class TorchPredictor:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(bundle).to(self._device)
         self._tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
-        self._read_pixels = read_pixels or self._decode
+        self.read_pixels: ReadPixels = read_pixels or self._decode
         self._image_tokens: dict[str, Tensor | None] = {}
 
     @torch.inference_mode()
@@ -202,7 +202,7 @@ class TorchPredictor:
 
     def _try_pixels(self, path: str) -> NDArray[np.uint8] | None:
         try:
-            return np.asarray(self._read_pixels(path))
+            return np.asarray(self.read_pixels(path))
         except ImageError:
             return None
 

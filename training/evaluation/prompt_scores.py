@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
-from training.evaluation.ask import Asked, Options, list_plain_ways
+from training.evaluation.ask import Asked, Options
 from training.evaluation.labels import (
     CENTRED,
     Floats,
@@ -24,7 +24,7 @@ from training.evaluation.labels import (
     summarise,
     weigh_studies,
 )
-from training.evaluation.plan import Case
+from training.evaluation.plan import Case, list_plain_ways
 from training.evaluation.predict import Predictor
 
 # Label key -> names under which reports speak of it: the commonest MeSH headings of `training.mesh`, in prose.
@@ -95,8 +95,7 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     if predictor.text_mode == MASKED_MODE:
         return []
     sides = embed_prompts(make_label_prompts(), predictor)
-    images = bool(asked.test.has_image().any())
-    ways = sorted(list_plain_ways(predictor.text_mode, images=images), key=lambda way: bool(way.text))
+    ways = sorted(list_plain_ways(asked.test, predictor.text_mode), key=lambda way: bool(way.text))
     rows = []
     for way in ways:
         scores = score_labels(asked.answers[way].embeddings, sides)

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from contract.labels import LABEL_NAMES
 from contract.training_data import describe_training, warn_of_training
+from training.evaluation.image_control import TITLES as IMAGE_CONTROLS
 from training.evaluation.markdown import format_difference, format_interval, format_table
 from training.evaluation.report_search import (
     write_as_published,
@@ -160,10 +161,7 @@ def _write_micro(results: Mapping[str, Any]) -> str:
 
 def _write_labels(results: Mapping[str, Any]) -> str:
     """Return one table per metric that people ask for: label by way."""
-    rows = [
-        row for row in results["classification"] if row["kind"] == "model" or row["key"].startswith("tfidf")
-    ]
-    wanted = _choose_ways(rows, results["text_mode"])
+    wanted = _choose_ways(results["classification"], results["text_mode"])
     parts = []
     for name in ("auroc", "ap", "f1"):
         lines = []
@@ -180,7 +178,7 @@ def _write_labels(results: Mapping[str, Any]) -> str:
 
 
 def _choose_ways(rows: Sequence[Mapping[str, Any]], mode: str) -> list[Mapping[str, Any]]:
-    keys = ("image", f"image+{mode}", mode, f"tfidf/{mode}")
+    keys = ("image", *IMAGE_CONTROLS, f"image+{mode}", mode, f"tfidf/{mode}")
     return [row for key in keys for row in rows if row["key"] == key]
 
 

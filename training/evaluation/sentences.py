@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from training.evaluation.ask import Asked, Options, list_plain_ways
+from training.evaluation.ask import Asked, Options
 from training.evaluation.control import compare_probabilities, compare_texts
 from training.evaluation.labels import summarise_difference
 from training.evaluation.paired import MODEL
-from training.evaluation.plan import MODE_TITLES, Studies
+from training.evaluation.plan import MODE_TITLES, Studies, list_plain_ways
 from training.evaluation.predict import Predictor
 from training.evaluation.prompt_scores import (
     MASKED_MODE,
@@ -48,7 +48,7 @@ def measure_sentences(
     if predictor.text_mode == MASKED_MODE:
         return {"rows": [], "paired": []}
     sides = embed_prompts(make_label_prompts(), predictor)
-    ways = list_plain_ways(predictor.text_mode, images=bool(asked.test.has_image().any()))
+    ways = list_plain_ways(asked.test, predictor.text_mode)
     scores: dict[str, NDArray[np.float64]] = {
         f"{MODEL}{way.title}": asked.answers[way].embeddings.astype(np.float64) @ sides[:, 0].T
         for way in ways

@@ -9,6 +9,7 @@ from contract.labels import LABEL_INDEX, LABELS
 from training.evaluation.plan import Case, Studies, select_studies
 from training.evaluation.predict import Answers
 
+SIZE = 48  # of a drawn image, in pixels
 WORDS = {"cardiac": "heart enlarged", "pleural": "effusion left", "normal": "lungs clear"}
 
 
@@ -41,6 +42,15 @@ def make_row(number: int, *, image: bool = True, **changes: object) -> dict[str,
 def make_studies(numbers: Sequence[int], **changes: object) -> Studies:
     rows = [make_row(number, **changes) for number in numbers]
     return select_studies(rows, [row["study_id"] for row in rows])
+
+
+def draw_pixels(path: str) -> np.ndarray:
+    """A noisy square, (1, 48, 48) uint8, brighter in a corner that tells the label (`make_row`)."""
+    number = int(path.split(".", maxsplit=1)[0])
+    pixels = np.random.default_rng(number).integers(90, 110, (SIZE, SIZE))
+    row, column = divmod(number % 3, 2)
+    pixels[row * 24 : row * 24 + 12, column * 24 : column * 24 + 12] += 60
+    return pixels[None].astype(np.uint8)
 
 
 class RulePredictor:

@@ -21,7 +21,7 @@ from training.evaluation.prompt_scores import make_label_prompts
 from training.evaluation.report import write_report, write_summary
 from training.evaluation.sentences import measure_sentences
 
-from .conftest import RulePredictor, make_row, make_studies
+from .conftest import RulePredictor, draw_pixels, make_row, make_studies
 
 OPTIONS = Options(seed=0, resamples=30)
 
@@ -52,7 +52,7 @@ def asked(parts):
 
 @pytest.fixture
 def results(asked, parts):
-    return {**measure(asked, parts, BUNDLE, OPTIONS), "data": "Made-up studies.", "served": None}
+    return {**measure(asked, parts, BUNDLE, draw_pixels, OPTIONS), "data": "Made-up studies.", "served": None}
 
 
 def get_rows(results) -> dict:
@@ -103,7 +103,7 @@ def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tm
     stated = {"uncertain_low": 0.05, "uncertain_high": 0.95, "stated_missed": 0.1}
     labels = tuple(replace(x, **stated, include=0.5, stated_recall=0.9) for x in BUNDLE.decisions.of("study"))
     bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": Decisions.repeat(labels)})
-    banded = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    banded = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     for row in banded["abstention"]:
         assert row["macro"]["coverage"]["value"] == 0
         assert row["set"]["recall"]["value"] == row["set"]["size"]["value"] == 1
@@ -123,7 +123,9 @@ def test_each_way_is_decided_by_its_own_thresholds(asked, parts):
         tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS) for threshold in (1.0, 0.0)
     )
     decisions = Decisions({"image": always, "study": BUNDLE.decisions.of("study"), "text": never})
-    results = measure(asked, parts, SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions}), OPTIONS)
+    results = measure(
+        asked, parts, SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions}), draw_pixels, OPTIONS
+    )
     f1 = {key: row["macro"]["f1"]["value"] for key, row in get_rows(results).items()}
     assert f1["findings"] == f1["full"] == 0
     assert f1["image+findings"] == f1["image+full"] == 1
@@ -139,7 +141,7 @@ def test_each_way_is_decided_by_its_own_thresholds(asked, parts):
 def test_a_way_without_thresholds_has_no_f1_and_decides_nothing(asked, parts, tmp_path):
     decisions = Decisions({"text": BUNDLE.decisions.of("text")})
     bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions})
-    results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    results = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     rows = get_rows(results)
     assert rows["findings"]["macro"]["f1"]["value"] == 1
     for metrics in (rows["image"]["macro"], rows["image"]["micro"], rows["image"]["labels"]["pleural"]):
@@ -163,16 +165,17 @@ def test_subgroups_are_those_of_the_headers(results):
 
 
 def test_model_and_control_are_compared_in_pairs(results):
-    rows = {row["key"]: row for row in results["paired"]["classification"]}
-    assert {"findings", "image+findings", "findings_masked", "full", "indication"} <= set(rows)
-    assert "image" not in rows
-    assert not any("swapped" in key for key in rows)
-    assert rows["indication"]["studies"] == 48
-    found = rows["findings"]["values"]
+    rows = {(row["key"], row["control"]): row for row in results["paired"]["classification"]}
+    texts = {"findings", "image+findings", "findings_masked", "full", "indication"}
+    assert {(key, f"tfidf/{key.removeprefix('image+')}") for key in texts} <= set(rows)
+    assert {control for key, control in rows if key == "image"} == {"pixels", "hog"}
+    assert not any("swapped" in key for key, _ in rows)
+    assert rows["indication", "tfidf/indication"]["studies"] == 48
+    found = rows["findings", "tfidf/findings"]["values"]
     assert (found["auroc"]["value"], found["auroc"]["p"]) == (0, 1)  # both read the words right
     classified = get_rows(results)
-    for key, row in rows.items():
-        control = classified[f"tfidf/{key.removeprefix('image+')}"]["macro"]
+    for (key, compared), row in rows.items():
+        control = classified[compared]["macro"]
         for name, difference in row["values"].items():
             expected = classified[key]["macro"][name]["value"] - control[name]["value"]
             assert difference["value"] == pytest.approx(expected, abs=2e-4)
@@ -338,7 +341,7 @@ def test_a_refused_image_leaves_its_study_out_of_every_row(parts):
     asked = ask_model(parts, RulePredictor(refused=["100.dcm", "3.dcm"]), OPTIONS)
     assert "CXR100" not in asked.test.study_ids
     assert (len(asked.test), len(asked.gallery), asked.unreadable) == (59, 59, 1)
-    results = measure(asked, parts, BUNDLE, OPTIONS)
+    results = measure(asked, parts, BUNDLE, draw_pixels, OPTIONS)
     assert get_rows(results)["findings"]["studies"] == 59
     assert get_rows(results)["image/swapped_image"]["studies"] == 58  # whoever got that image
 
@@ -355,7 +358,7 @@ def test_reports_alone(tmp_path):
         for name, start in (("train", 0), ("validation", 40), ("test", 80))
     }
     asked = ask_model(parts, RulePredictor(), OPTIONS)
-    results = {**measure(asked, parts, BUNDLE, OPTIONS), "data": "", "served": None}
+    results = {**measure(asked, parts, BUNDLE, draw_pixels, OPTIONS), "data": "", "served": None}
     assert results["subgroups"] == results["pairs"] == []
     assert "findings/swapped_report" in get_rows(results)
     assert "Images and their reports" not in write_report(results)

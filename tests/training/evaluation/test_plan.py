@@ -10,6 +10,7 @@ from training.evaluation.plan import (
     Way,
     choose_complete,
     draw_strangers,
+    list_plain_ways,
     list_ways,
     make_cases,
     select_studies,
@@ -36,23 +37,36 @@ def test_complete_studies_can_be_read_in_every_way():
     assert choose_complete(select_studies(rows, ids), "findings").study_ids == ("CXR0",)
     texts_only = select_studies([make_row(number, image=False) for number in range(3)], ids)
     assert len(choose_complete(texts_only, "findings")) == 3
+    images_only = select_studies(rows[2:], ids)
+    assert choose_complete(images_only, "findings").study_ids == ("CXR2",)
     with pytest.raises(ConfigError, match="can be read"):
-        choose_complete(select_studies(rows[2:], ids), "findings")
+        choose_complete(
+            select_studies([make_row(2, image=False, findings="", impression="")], ids), "findings"
+        )
+    with pytest.raises(ConfigError, match="can be read"):
+        choose_complete(select_studies([rows[1], rows[2]], ids), "findings")
 
 
 def test_every_way_has_a_name_of_its_own():
-    for images in (True, False):
-        ways = list_ways("findings", images=images)
+    for images, texts in ((True, True), (False, True), (True, False)):
+        studies = make_studies(
+            range(4), image=images, **({} if texts else {"findings": "", "impression": ""})
+        )
+        ways = list_ways(studies, "findings")
         assert len({way.key for way in ways}) == len({way.title for way in ways}) == len(ways)
-        assert all(way.image is False for way in ways) is not images
-    ways = list_ways("full", images=True)
+        assert any(way.image for way in ways) is images
+        assert any(way.text is not None for way in ways) is texts
+        plain = list_plain_ways(studies, "findings")
+        assert set(plain) <= set(ways)
+        assert len(plain) == (3 if images and texts else 1)
+    ways = list_ways(make_studies(range(4)), "full")
     assert Way(True, "full", "image") in ways
     assert sum(bool(way.swapped) for way in ways) == 3
 
 
 def test_cases_hold_what_their_way_asks_for():
     studies = make_studies(range(10))
-    for way in list_ways("findings", images=True):
+    for way in list_ways(studies, "findings"):
         cases, rows = make_cases(studies, way)
         assert len(rows) == (8 if way.text == "indication" else 10)
         for case, row in zip(cases, rows, strict=True):

@@ -23,7 +23,7 @@ from training.evaluation.prompt_scores import (
 )
 from training.evaluation.report import write_report
 
-from .conftest import RulePredictor, make_studies
+from .conftest import RulePredictor, draw_pixels, make_studies
 
 OPTIONS = Options(seed=0, resamples=30)
 PROMPTS = make_label_prompts()
@@ -130,7 +130,7 @@ def test_report_shows_it(image):
         trained_on="unknown",
         decisions=Decisions.repeat(tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)),
     )
-    results = {**measure(asked, parts, bundle, OPTIONS), "data": "", "served": None}
+    results = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     assert "Prompt scores" not in write_report(results)
     results["prompt_scores"] = measure_prompt_scores(asked, predictor, OPTIONS)
     report = write_report(results)

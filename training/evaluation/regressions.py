@@ -1,0 +1,97 @@
+"""Controls: one logistic regression per label, on features that anybody can compute.
+
+A figure of a network means something only beside what such a regression reaches on the same studies. It is fitted on
+the training studies, and its calibration and thresholds on the validation studies, as those of a model are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.calibrate import apply_platt, fit_platt
+from training.evaluation.labels import RESAMPLES, LabelMetrics, evaluate_labels, fit_thresholds
+from training.evaluation.plan import Studies
+
+Truth = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # targets (M, K), and which of them are known (M, K)
+_NEVER = -10.0  # logit of a label that no regression can be fitted for
+
+
+@dataclass(frozen=True)
+class ControlAnswers:
+    """What a control says to those M test studies that it can read.
+
+    Attributes:
+        rows: (M,), their places among the test studies.
+        probabilities: (M, K), calibrated on validation.
+        thresholds: (K,), fitted on validation.
+    """
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    thresholds: NDArray[np.float64]
+
+
+def fit_regressions(
+    features: Mapping[str, Any],
+    targets: NDArray[np.bool_],
+    known: NDArray[np.bool_] | None,
+    make_model: Callable[[], Any],
+) -> dict[str, NDArray[np.float32]]:
+    """Fit one regression per label on the features of "train".
+
+    Args:
+        features: Part -> (M, F), dense or sparse.
+        targets: (M_train, K).
+        known: (M_train, K), which of them are known; None: all.
+        make_model: Returns a new classifier of scikit-learn with `fit` and `decision_function`.
+
+    Returns:
+        Part -> logits (M, K); those of a label that all or none of "train" are known to have are the same
+        everywhere.
+    """
+    known = np.ones_like(targets) if known is None else known
+    logits = {
+        part: np.full((matrix.shape[0], targets.shape[1]), _NEVER, np.float32)
+        for part, matrix in features.items()
+    }
+    for k in np.flatnonzero((targets & known).any(0) & (~targets & known).any(0)):
+        rows = np.flatnonzero(known[:, k])
+        model = make_model().fit(features["train"][rows], targets[rows, k])
+        for part, matrix in features.items():
+            logits[part][:, k] = model.decision_function(matrix)
+    return logits
+
+
+def calibrate_logits(
+    logits: Mapping[str, NDArray[np.float32]], validation: Truth
+) -> dict[str, NDArray[np.float32]]:
+    """Return part -> probabilities (M, K), calibrated on the part "validation"."""
+    scale, bias = fit_platt(logits["validation"], *validation)
+    return {part: apply_platt(values, scale, bias) for part, values in logits.items()}
+
+
+def decide(
+    rows: NDArray[np.int64], probabilities: Mapping[str, NDArray[np.float32]], validation: Truth
+) -> ControlAnswers:
+    """Return the answers to the part "test", decided by thresholds of the part "validation"."""
+    thresholds = fit_thresholds(probabilities["validation"], *validation)
+    return ControlAnswers(rows, probabilities["test"], thresholds)
+
+
+def evaluate_answers(
+    answers: ControlAnswers, test: Studies, *, seed: int = 0, resamples: int = RESAMPLES
+) -> LabelMetrics:
+    """Measure what a control said to test studies."""
+    answered = test.take(answers.rows)
+    return evaluate_labels(
+        answers.probabilities,
+        answered.targets,
+        answers.thresholds,
+        groups=answered.patient_ids,
+        known=answered.known,
+        seed=seed,
+        resamples=resamples,
+    )
