@@ -291,7 +291,7 @@ def evaluate_controls(
 
 def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     """Print what the controls reach: mean over the splits, lowest and highest."""
-    title = f"TF-IDF + logistic regression: mean of {controls['splits']} splits (lowest-highest)"
+    title = f"Logistic regression: mean of {controls['splits']} splits (lowest-highest)"
     table = _start_table(title, ("read", "labels", "AUROC", "AP", "F1"))
     for read, row in controls["findings"].items():
         table.add_row(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from contract.bundle import Bundle
 from contract.decisions import Decisions
 from contract.errors import ConfigError
-from contract.labels import LABEL_INDEX
+from contract.labels import LABEL_INDEX, LABEL_KEYS
 from contract.text import TextMode
 from training.evaluation.abstention import measure_abstention
 from training.evaluation.ask import Asked, Options
@@ -63,6 +63,7 @@ def measure(
             "labelled": {part: len(studies) for part, studies in parts.items()},
             "unreadable": asked.unreadable,
         },
+        "unstated": [LABEL_KEYS[k] for k in np.flatnonzero(~asked.test.known.any(0))],
         "classification": [
             *measure_ways(asked, bundle.decisions, options),
             *measure_controls(asked.test, controls, options),

@@ -88,6 +88,19 @@ def read_from_cache(directory: Path, size: int) -> ReadPixels:
     return read_pixels
 
 
+def read_from_files(size: int) -> ReadPixels:
+    """Return a function that decodes image files to squares of `size` pixels."""
+
+    def read_pixels(path: str) -> NDArray[np.uint8]:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        return load_pixels(data, size=size)
+
+    return read_pixels
+
+
 class TorchPredictor:
     """A bundle's model in this process, on the GPU where there is one."""
 
@@ -96,7 +109,7 @@ class TorchPredictor:
 
         Args:
             bundle: A verified bundle.
-            read_pixels: Image path -> (1, S, S) uint8, or ImageError; default: `contract.dicom.load_pixels`.
+            read_pixels: Image path -> (1, S, S) uint8, or ImageError; default: `read_from_files`.
 
         Raises:
             ArtifactError: The weights do not fit the config.
@@ -108,7 +121,7 @@ class TorchPredictor:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(bundle).to(self._device)
         self._tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
-        self.read_pixels: ReadPixels = read_pixels or self._decode
+        self.read_pixels: ReadPixels = read_pixels or read_from_files(self._sizes["S"])
         self._image_tokens: dict[str, Tensor | None] = {}
 
     @torch.inference_mode()
@@ -205,10 +218,3 @@ class TorchPredictor:
             return np.asarray(self.read_pixels(path))
         except ImageError:
             return None
-
-    def _decode(self, path: str) -> NDArray[np.uint8]:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
-        return load_pixels(data, size=self._sizes["S"])

@@ -87,7 +87,7 @@ def write_classification(results: Mapping[str, Any]) -> str:
     head = ["read", "studies", *TITLES.values()]
     return (
         "## Findings\n\n"
-        f"Means over the labels with at least 5 positive and 5 negative test studies ({_name_averaged(rows)}), with "
+        f"Means over the labels with at least 5 positive and 5 negative test studies ({_name_averaged(results)}), with "
         f"95 % intervals from drawing patients anew. {_FORMULAS} A report nearly states its own labels: read its "
         "rows beside the masked ones, the image alone, and the controls.\n\n" + format_table(head, lines)
     )
@@ -163,9 +163,10 @@ def _write_labels(results: Mapping[str, Any]) -> str:
     """Return one table per metric that people ask for: label by way."""
     wanted = _choose_ways(results["classification"], results["text_mode"])
     parts = []
+    stated = [key for key in LABEL_NAMES if key not in results.get("unstated", ())]
     for name in ("auroc", "ap", "f1"):
         lines = []
-        for key in LABEL_NAMES:
+        for key in stated:
             counts = [str(row["labels"][key]["positives"]) for row in wanted if key in row["labels"]]
             cells = (
                 format_interval(row["labels"][key].get(name)) if key in row["labels"] else TOO_FEW
@@ -325,8 +326,14 @@ def _write_plots(folder: str) -> str:
     return f"## Plots\n\n{images}".rstrip() + "\n"
 
 
-def _name_averaged(rows: Sequence[Mapping[str, Any]]) -> str:
-    widest = max((row["averaged"] for row in rows), key=len)
-    few = [name for key, name in LABEL_NAMES.items() if key not in widest]
-    rest = f"; {TOO_FEW} of {', '.join(few)}" if few else ""
-    return f"{len(widest)} of {len(LABEL_NAMES)}{rest}"
+def _name_averaged(results: Mapping[str, Any]) -> str:
+    """Return how many labels are averaged, and why the others are not."""
+    widest = max((row["averaged"] for row in results["classification"]), key=len)
+    unstated = results.get("unstated", ())
+    few = [name for key, name in LABEL_NAMES.items() if key not in {*widest, *unstated}]
+    parts = [f"{len(widest)} of {len(LABEL_NAMES)}"]
+    if few:
+        parts.append(f"{TOO_FEW} of {', '.join(few)}")
+    if unstated:
+        parts.append(f"no test study states {', '.join(LABEL_NAMES[key] for key in unstated)}")
+    return "; ".join(parts)

@@ -1,8 +1,9 @@
 """The controls alone, over several splits of a table: what any model has to be held against."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,12 +11,18 @@ from contract.errors import ConfigError
 from training.data import read_wordings
 from training.evaluation.ask import Options
 from training.evaluation.control import compare_probabilities, compare_texts, evaluate_control
+from training.evaluation.image_control import TITLES as IMAGE_TITLES
+from training.evaluation.image_control import run_image_controls
+from training.evaluation.labels import LabelMetrics
 from training.evaluation.measure import evaluate_search
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
+from training.evaluation.predict import ReadPixels, read_from_files
+from training.evaluation.regressions import evaluate_answers
 from training.openi import read_table
 from training.split import split_studies
 
 Progress = Callable[[int, int], None]
+_IMAGE_SIZE: Final = 224  # pixels of the square that the controls of images read
 _FINDINGS = ("auroc", "ap", "f1")
 _RETRIEVAL = ("p@5", "map", "mrr", "ndcg@5")
 
@@ -28,7 +35,7 @@ def measure_splits(
     keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure TF-IDF with logistic regression, TF-IDF neighbours and a random order on splits of a table.
+    """Measure logistic regression on words and on images, TF-IDF neighbours and a random order on splits of a table.
 
     Args:
         table: Studies table.
@@ -38,18 +45,19 @@ def measure_splits(
         progress: Called with fits done and fits in all.
 
     Returns:
-        "splits", "studies" (of test, mean), "findings" (rows by part of the report) and "retrieval" (test
-        against train, rows by order, with and without `normal`); each figure as mean, lowest and highest.
+        "splits", "studies" (of test, mean), "findings" (rows by what is read) and "retrieval" (test against train,
+        rows by order, with and without `normal`; empty without reports); each figure as mean, lowest and highest.
 
     Raises:
-        ConfigError: The table is too small, or its reports share no word.
+        ConfigError: The table is too small, its reports share no word, or it holds neither reports nor images.
     """
     rows = read_table(table).to_pylist()
     texts = () if keep_duplicates else read_wordings(rows)
     found: list[dict[str, Any]] = []
+    read_pixels = cache(read_from_files(_IMAGE_SIZE))
     for number in range(splits):
         parts = _split(rows, texts, options.seed + number)
-        found.append(_measure_split(parts, options))
+        found.append(_measure_split(parts, read_pixels, options))
         if progress is not None:
             progress(number + 1, splits)
     return {
@@ -58,8 +66,7 @@ def measure_splits(
         "studies": float(np.mean([len(one["test"]) for one in found])),
         "findings": _join([one["findings"] for one in found]),
         "retrieval": {
-            block: _join([one["retrieval"][block] for one in found])
-            for block in ("with_normal", "without_normal")
+            block: _join([one["retrieval"][block] for one in found]) for block in found[0]["retrieval"]
         },
     }
 
@@ -76,19 +83,40 @@ def _split(
     }
 
 
-def _measure_split(parts: Mapping[str, Studies], options: Options) -> dict[str, Any]:
-    findings = {}
+def _measure_split(parts: Mapping[str, Studies], read_pixels: ReadPixels, options: Options) -> dict[str, Any]:
+    findings = _measure_images(parts, read_pixels)
+    has_texts = False
     for mode, title in MODE_TITLES.items():
         try:
             metrics = evaluate_control(parts, mode, resamples=0)  # type: ignore[arg-type]
         except ConfigError:  # too few words in this part of the reports
             continue
-        findings[title] = {"labels": float(len(metrics.averaged))} | {
-            name: interval.value for name, interval in metrics.macro.items() if name in _FINDINGS
-        }
+        findings[title], has_texts = _take_means(metrics), True
     if not findings:
-        raise ConfigError("The reports are too few for the controls: they share no word.")
-    return {"test": parts["test"], "findings": findings, "retrieval": _measure_search(parts, options)}
+        raise ConfigError(
+            "There is nothing for the controls to learn from: the reports share no word, and a part of the split holds "
+            "no image that can be read."
+        )
+    retrieval = _measure_search(parts, options) if has_texts else {}
+    return {"test": parts["test"], "findings": findings, "retrieval": retrieval}
+
+
+def _measure_images(parts: Mapping[str, Studies], read_pixels: ReadPixels) -> dict[str, dict[str, float]]:
+    """Return a row for each control of images; none where a part of the split holds no image."""
+    try:
+        found = run_image_controls(parts, read_pixels)
+    except ConfigError:
+        return {}
+    return {
+        IMAGE_TITLES[name]: _take_means(evaluate_answers(answers, parts["test"], resamples=0))
+        for name, answers in found.items()
+    }
+
+
+def _take_means(metrics: LabelMetrics) -> dict[str, float]:
+    return {"labels": float(len(metrics.averaged))} | {
+        name: interval.value for name, interval in metrics.macro.items() if name in _FINDINGS
+    }
 
 
 def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str, dict[str, dict[str, float]]]:
