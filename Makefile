@@ -5,7 +5,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports bench gpu
+.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports real bench gpu
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,8 @@ proto: ## generate the stubs of the sidecar's protocol anew
 # Figures of docs/training.md. Each line is made once: an interrupted series goes on where it stopped.
 RESULTS ?= results
 REPORTS ?= ../shared/data/openi/NLMCXR_reports.tgz
+NIH14 ?= ../shared/data/nih14
+KERMANY ?= ../shared/data/kermany/chest_xray_224.tar
 ROWS := bce focal contrastive queries dropout views
 SEEDS := 0 1 2
 CXR := $(BIN)/cxr
@@ -56,6 +58,10 @@ phantoms: $(RESULTS)/phantoms/evaluated ## the same studies, the config that rea
 
 reports: $(SEEDS:%=$(RESULTS)/reports/%/evaluated) ## the real reports (REPORTS) on three splits, beside TF-IDF
 	$(CXR) train table $(SEEDS:%=$(RESULTS)/reports/%/bundle)
+
+real: $(foreach config,real-scratch real-nih,$(SEEDS:%=$(RESULTS)/real/$(config)/%/evaluated)) $(RESULTS)/real/elsewhere ## real radiographs (NIH14, KERMANY) beside controls of images (an hour)
+	$(CXR) train table $(foreach config,real-scratch real-nih,$(SEEDS:%=$(RESULTS)/real/$(config)/%/bundle)) --column 'image AUROC' \
+		--column 'pixels AUROC' --column 'HOG AUROC' --column 'AUROC - pixels' --column 'AUROC - HOG'
 
 $(RESULTS)/phantom.parquet: | .venv/installed
 	rm -rf $(RESULTS)/phantom && mkdir -p $(RESULTS)
@@ -79,6 +85,34 @@ $(RESULTS)/phantoms/evaluated: $(RESULTS)/cache/112
 $(RESULTS)/reports/%/evaluated: $(RESULTS)/reports.parquet
 	rm -rf $(@D)/bundle && $(CXR) train $< --config reports --seed $* --out $(@D)/bundle --resume
 	$(CXR) evaluate $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/real/kermany.parquet: | .venv/installed
+	rm -rf $(@D)/kermany-images && mkdir -p $(@D)/kermany-images && tar -xf $(KERMANY) -C $(@D)/kermany-images
+	$(CXR) data table $(@D)/kermany-images --format kermany --images $(@D)/kermany-images --out $@
+
+$(RESULTS)/real/nih.parquet: | .venv/installed
+	mkdir -p $(@D) && $(CXR) data table $(NIH14) --format nih14 --images $(NIH14)/images --out $@
+
+$(RESULTS)/real/cache-%: $(RESULTS)/real/%.parquet
+	$(CXR) data cache $< --size 112 --out $@
+
+$(RESULTS)/real/kermany/evaluated: $(RESULTS)/real/cache-kermany
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/real/kermany.parquet --config real-kermany --cache $< --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/real/kermany.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/real/real-nih/%/evaluated: $(RESULTS)/real/cache-nih $(RESULTS)/real/kermany/evaluated
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/real/nih.parquet --config real-nih --from $(RESULTS)/real/kermany/bundle --seed $* --cache $< --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/real/nih.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/real/real-scratch/%/evaluated: $(RESULTS)/real/cache-nih
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/real/nih.parquet --config real-scratch --seed $* --cache $< --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/real/nih.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+# Each model on the other collection, where the shortcuts of its own are of no use.
+$(RESULTS)/real/elsewhere: $(RESULTS)/real/real-nih/0/evaluated
+	$(CXR) evaluate $(RESULTS)/real/kermany.parquet --cache $(RESULTS)/real/cache-kermany --bundle $(<D)/bundle --external --out $(RESULTS)/real/nih-on-kermany
+	$(CXR) evaluate $(RESULTS)/real/nih.parquet --cache $(RESULTS)/real/cache-nih --bundle $(RESULTS)/real/kermany/bundle --external --out $(RESULTS)/real/kermany-on-nih
+	touch $@
 
 clean: ## remove .venv, demo-output and what builds leave
 	rm -rf .venv demo-output build dist *.egg-info

@@ -98,7 +98,7 @@ def demo(
 def evaluate(
     table: Table,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle to measure; without it, the TF-IDF controls alone.")
+        Path | None, typer.Option(help="Bundle to measure; without it, the controls alone.")
     ] = None,
     split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
     external: Annotated[

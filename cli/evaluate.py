@@ -298,11 +298,11 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
             read, f"{row['labels']['value']:.0f}", *(_show(row.get(name)) for name in ("auroc", "ap", "f1"))
         )
     console.print(table, "")
-    split = (
-        "patient alone (nearly equal reports on both sides)"
-        if controls["keep_duplicates"]
-        else "patient and text"
-    )
+    split = "patient and text"
+    if not controls["retrieval"]:
+        split = "patient"
+    elif controls["keep_duplicates"]:
+        split = "patient alone (nearly equal reports on both sides)"
     console.print(f"Split by {split}; about {controls['studies']:.0f} test studies.", highlight=False)
     names = ("p@5", "map", "mrr", "ndcg@5")
     for block, rows in controls["retrieval"].items():

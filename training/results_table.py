@@ -108,14 +108,21 @@ def _read_search(results: Mapping[str, Any], title: str, metric: str) -> Figure 
     return next((_read_interval(row["values"].get(metric)) for row in rows if row["title"] == title), None)
 
 
-def _read_lead(results: Mapping[str, Any], key: str, metric: str) -> Figure | None:
-    """Return how far the model lies above the control in a metric of a way; None in an older evaluation."""
-    rows = results.get("paired", {}).get("classification", ())
-    return next((_read_interval(row["values"].get(metric)) for row in rows if row["key"] == key), None)
+def _read_lead(results: Mapping[str, Any], key: str, control: str, metric: str) -> Figure | None:
+    """Return how far the model lies above a control in a metric of a way; None in an older evaluation."""
+    rows = (results.get("paired") or {}).get("classification", ())
+    return next(
+        (
+            _read_interval(row["values"].get(metric))
+            for row in rows
+            if row["key"] == key and row.get("control", f"tfidf/{key}") == control
+        ),
+        None,
+    )
 
 
 def _read_search_lead(results: Mapping[str, Any], title: str, metric: str) -> Figure | None:
-    rows = results.get("paired", {}).get("retrieval", {}).get("without_normal", ())
+    rows = (results.get("paired") or {}).get("retrieval", {}).get("without_normal", ())
     return next((_read_interval(row["values"].get(metric)) for row in rows if row["title"] == title), None)
 
 
@@ -132,6 +139,10 @@ def _read_interval(interval: Mapping[str, float] | None) -> Figure | None:
 _COLUMNS: Final = {
     "image AUROC": lambda found: _read_macro(found, "image", "auroc"),
     "image AP": lambda found: _read_macro(found, "image", "ap"),
+    "pixels AUROC": lambda found: _read_macro(found, "pixels", "auroc"),
+    "HOG AUROC": lambda found: _read_macro(found, "hog", "auroc"),
+    "AUROC - pixels": lambda found: _read_lead(found, "image", "pixels", "auroc"),
+    "AUROC - HOG": lambda found: _read_lead(found, "image", "hog", "auroc"),
     "two views AUROC": lambda found: _read_trained(found, "views", "auroc"),
     "findings AUROC": lambda found: _read_macro(found, "findings", "auroc"),
     "findings AP": lambda found: _read_macro(found, "findings", "ap"),
@@ -152,8 +163,8 @@ _COLUMNS: Final = {
     "nDCG@5 by findings": lambda found: _read_search(found, "model, findings", "ndcg@5"),
     "nDCG@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "ndcg@5"),
     "nDCG@5 TF-IDF + LR": lambda found: _read_search(found, "TF-IDF + LR, findings", "ndcg@5"),
-    "AP - TF-IDF": lambda found: _read_lead(found, "findings", "ap"),
-    "masked AP - TF-IDF": lambda found: _read_lead(found, "findings_masked", "ap"),
+    "AP - TF-IDF": lambda found: _read_lead(found, "findings", "tfidf/findings", "ap"),
+    "masked AP - TF-IDF": lambda found: _read_lead(found, "findings_masked", "tfidf/findings_masked", "ap"),
     "P@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "p@5"),
     "nDCG@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "ndcg@5"),
     "report → image R@10": lambda found: _read_pairs(found, "report → image", "r@10"),

@@ -1,0 +1,75 @@
+"""A table without reports: trained, measured beside controls of images, and controls without a model."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from contract.labels import LABEL_KEYS
+from training.config_file import load_config
+from training.openi import build_table, write_table
+from training.phantom import draw_dataset
+from training.train import train
+
+SMALL = {
+    "loop.epochs": 1,
+    "model.image_width": 16,
+    "model.image_heads": [2, 2],
+    "model.text_width": 32,
+    "model.text_layers": 1,
+    "model.text_heads": 2,
+}
+KNOWN = ("cardiac", "pleural", "normal")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A directory with `studies.parquet`, which holds images and three labels, and a bundle."""
+    root = tmp_path_factory.mktemp("images")
+    draw_dataset(root / "phantom", studies=120, seed=5, scale=0.05)
+    table = build_table(root / "phantom", root / "phantom")
+    rows = []
+    for row in table.to_pylist():
+        silent = dict.fromkeys(("indication", "comparison", "findings", "impression"), "")
+        labels = [key for key in row["labels"] if key in KNOWN]
+        unknown = [key for key in LABEL_KEYS if key not in KNOWN]
+        rows.append({**row, **silent, "labels": labels, "unknown_labels": unknown})
+    write_table(pa.Table.from_pylist(rows, schema=table.schema), root / "studies.parquet")
+    train(load_config("demo", SMALL), root / "studies.parquet", root / "bundle")
+    return root
+
+
+def evaluate(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_model_of_images_stands_beside_controls_of_images(root):
+    options = ("--bundle", root / "bundle", "--resamples", 20)
+    results = json.loads(evaluate(root / "studies.parquet", *options, "--json"))
+    rows = {row["key"]: row for row in results["classification"]}
+    assert set(rows) == {"image", "image/swapped_image", "pixels", "hog"}
+    assert all(set(row["averaged"]) <= set(KNOWN) for row in rows.values())
+    assert {row["control"] for row in results["paired"]["classification"]} == {"pixels", "hog"}
+    assert set(results["unstated"]) == set(LABEL_KEYS) - set(KNOWN)
+    assert not results["pairs"]
+    assert not results["prompt_scores"]  # its text encoder never learned a word
+    report = (root / "bundle" / "evaluation" / "evaluation.md").read_text()
+    assert "| HOG + LR *(control)* |" in report
+    assert "no test study states" in report
+    assert "| Lymphadenopathy |" not in report
+    card = (root / "bundle" / "MODEL_CARD.md").read_text()
+    assert "| HOG + LR *(control)* |" in card
+
+
+def test_controls_need_no_model(root):
+    found = json.loads(evaluate(root / "studies.parquet", "--splits", 2, "--json"))
+    assert set(found["findings"]) == {"32 x 32 pixels + LR", "HOG + LR"}
+    assert found["retrieval"] == {}
+    printed = evaluate(root / "studies.parquet", "--splits", 2)
+    assert "HOG + LR" in printed
+    assert "Split by patient;" in printed
