@@ -219,13 +219,14 @@ def index_cases(
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
-    from cli.cases import make_cases, read_rows
-    from cli.inputs import read_split
+    from cli.cases import choose_rows, make_cases, read_rows
     from cli.progress import show_progress
     from cli.show import print_indexed, print_json
     from client import CxrClient
 
-    rows = read_rows(table, study_ids=read_split(split, "train") if split else None)
+    rows = read_rows(table)
+    if split:
+        rows = choose_rows(rows, split, "train")
     console = make_console(as_json)
     connected = CxrClient(
         triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink

@@ -31,6 +31,20 @@ def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[
     return [row for row in rows if wanted is None or row["study_id"] in wanted]
 
 
+def choose_rows(rows: Sequence[Row], split: Path, part: str) -> list[Row]:
+    """Return the rows of one part (train, validation, test) of a split file; see `training.split_file`.
+
+    Raises:
+        ConfigError: It is no split of this table, or names no study for this part.
+    """
+    from training.split_file import read_split_file
+
+    chosen = set(read_split_file(split, [row["study_id"] for row in rows])[part])
+    if not chosen:
+        raise ConfigError(f"{split} names no study for {part}.")
+    return [row for row in rows if row["study_id"] in chosen]
+
+
 def get_report(row: Row) -> str:
     """Return the whole report of a row, section by section; empty when no section holds text."""
     sections = (row[name] or "" for name in SECTIONS)

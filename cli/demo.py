@@ -22,7 +22,6 @@ from cli.cases import (
     read_rows,
 )
 from cli.console import escape
-from cli.inputs import read_split
 from cli.progress import Steps, TrainingBar
 from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
 from contract.bundle import Bundle, load_bundle, write_json
@@ -162,7 +161,7 @@ def _export(demo: Demo, bundle: Bundle) -> None:
     from export.pipeline import export
 
     with demo.steps.step("Export to ONNX, hold against PyTorch, publish for Triton") as step:
-        held_out = read_split(bundle.path / "split.json", "test")
+        held_out = bundle.split["test"]
         rows = read_rows(demo.table, study_ids=held_out)
         reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
         result = export(
@@ -188,7 +187,7 @@ def _ask_servers(demo: Demo, bundle: Bundle, stack: "Stack") -> None:
 
 
 def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
-    part = None if demo.reports else read_split(bundle.path / "split.json", "train")
+    part = None if demo.reports else bundle.split["train"]
     rows = read_rows(demo.table, study_ids=part)
     with demo.steps.step("Index cases through the served model") as step:
         result = client.index(
@@ -202,7 +201,7 @@ def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
 
 def _choose_held_out(demo: Demo, bundle: Bundle) -> Row:
     """Take the first test study that has a finding, both inputs where there are images, and readable text."""
-    for row in read_rows(demo.table, study_ids=read_split(bundle.path / "split.json", "test")):
+    for row in read_rows(demo.table, study_ids=bundle.split["test"]):
         finding = set(row["labels"]) - {"normal", "general_radiographic", "miscellaneous"}
         complete = bool(row["image_paths"]) or demo.reports is not None
         if finding and complete and has_text(row, bundle.config["text_mode"]):

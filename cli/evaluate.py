@@ -144,7 +144,7 @@ def plan_external(
         raise ConfigError(f"{out} is no directory; name one for the results by --out.")
     if split_file:
         return False
-    if not external and not _is_foreign(table, bundle.path / SPLIT):
+    if not external and not _is_foreign(table, bundle):
         return False
     if out is None:
         raise ConfigError(
@@ -154,12 +154,11 @@ def plan_external(
     return True
 
 
-def _is_foreign(table: Path, split: Path) -> bool:
-    """Return whether a table holds none of the studies of a split; ConfigError where it holds some of them."""
+def _is_foreign(table: Path, bundle: Bundle) -> bool:
+    """Return whether a table holds none of the studies of a bundle's split; ConfigError where it holds some of them."""
     from training.openi import read_table
-    from training.split_file import read_split_file
 
-    named = {study_id for ids in read_split_file(split).values() for study_id in ids}
+    named = {study_id for ids in bundle.split.values() for study_id in ids}
     missing = len(named.difference(read_table(table, ["study_id"])["study_id"].to_pylist()))
     if 0 < missing < len(named):
         raise ConfigError(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.progress import show_progress
-from contract.bundle import SPLIT, Bundle, load_bundle
+from contract.bundle import Bundle, load_bundle
 from contract.errors import ConfigError, CxrError, ParityError
 
 if TYPE_CHECKING:
@@ -200,11 +200,10 @@ def _publish(
 ) -> "ExportResult":
     from cli.cases import make_parity_cases, make_precision_cases, read_rows
     from export.pipeline import export
-    from training.split_file import read_split_file
 
     rows = read_rows(table)
     reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
-    held_out = set(read_split_file(bundle.path / SPLIT)["test"])
+    held_out = set(bundle.split["test"])
     with show_progress(console, "Exporting") as progress:
         return export(
             bundle.path,

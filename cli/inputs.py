@@ -40,13 +40,3 @@ def require_input(image: Path | None, report: str | None) -> None:
     """Raise ConfigError unless at least one of the two is given."""
     if image is None and report is None:
         raise ConfigError("Give an image, --report, or both.")
-
-
-def read_split(path: Path, part: str) -> list[str]:
-    """Return the study ids of one part (train, validation, test) of a split file; see `training.split_file`."""
-    from training.split_file import read_split_file
-
-    ids = read_split_file(path)[part]
-    if not ids:
-        raise ConfigError(f"{path} names no study for {part}.")
-    return ids

@@ -73,6 +73,11 @@ class Bundle:
         return read_unmeasured(_read_json(self.path / METRICS))
 
     @property
+    def split(self) -> dict[str, list[str]]:
+        """Part ("train", "validation", "test") -> ids of its studies, as the table wrote them."""
+        return {part: list(ids) for part, ids in _read_json(self.path / SPLIT).items()}
+
+    @property
     def weights_path(self) -> Path:
         """The safetensors file with the weights."""
         return self.path / WEIGHTS

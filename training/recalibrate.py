@@ -118,8 +118,7 @@ def _choose_rows(bundle: Bundle, table: Path, studies: StudySet) -> tuple[NDArra
     labelled = np.flatnonzero(studies.labelled)
     known: set[str] = set()
     if read_collection(table) == bundle.manifest.get("data_source"):
-        split = json.loads((bundle.path / files.SPLIT).read_text(encoding="utf-8"))
-        known = {study_id for part in ("train", "test") for study_id in split.get(part, ())}
+        known = {study_id for part in ("train", "test") for study_id in bundle.split.get(part, ())}
     rows = np.array([row for row in labelled if studies.study_ids[row] not in known], np.int64)
     if not len(rows):
         raise ConfigError(
@@ -167,7 +166,7 @@ def _write(
             scratch,
             read_train_config(bundle.config),
             model,
-            split_ids=json.loads((bundle.path / files.SPLIT).read_text(encoding="utf-8")),
+            split_ids=bundle.split,
             decisions=decisions,
             metrics=_drop_decided(metrics),
             details=details,

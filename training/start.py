@@ -4,7 +4,6 @@ Which parts may change, `weights.freeze` and the rates of `optimizer` say, as fo
 calibration and thresholds are fitted anew at the end, as in every run.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,7 +64,7 @@ def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) 
     """
     if read_collection(table) != start.manifest.get("data_source"):
         return
-    trained = set(json.loads((start.path / SPLIT).read_text(encoding="utf-8"))["train"])
+    trained = set(start.split["train"])
     for part in ("validation", "test"):
         if common := trained.intersection(split[part]):
             raise ConfigError(

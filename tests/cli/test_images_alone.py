@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.cases import choose_rows, read_rows
+from contract.bundle import load_bundle
+from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
 from training.config_file import load_config
 from training.openi import build_table, write_table
@@ -36,7 +39,9 @@ def root(tmp_path_factory) -> Path:
         silent = dict.fromkeys(("indication", "comparison", "findings", "impression"), "")
         labels = [key for key in row["labels"] if key in KNOWN]
         unknown = [key for key in LABEL_KEYS if key not in KNOWN]
-        rows.append({**row, **silent, "labels": labels, "unknown_labels": unknown})
+        number = int(row["patient_id"].removeprefix("CXR"))
+        named = {"study_id": f"{number:08d}_{number % 3:03d}"}  # as ChestX-ray14 does
+        rows.append({**row, **silent, **named, "labels": labels, "unknown_labels": unknown})
     write_table(pa.Table.from_pylist(rows, schema=table.schema), root / "studies.parquet")
     train(load_config("demo", SMALL), root / "studies.parquet", root / "bundle")
     return root
@@ -64,6 +69,22 @@ def test_a_model_of_images_stands_beside_controls_of_images(root):
     assert "| Lymphadenopathy |" not in report
     card = (root / "bundle" / "MODEL_CARD.md").read_text()
     assert "| HOG + LR *(control)* |" in card
+
+
+def test_ids_of_the_bundle_are_taken_as_they_are(root):
+    """Some look like names of Open-i images, which a published split may hold in the place of study ids."""
+    rows = read_rows(root / "studies.parquet")
+    chosen = choose_rows(rows, root / "bundle" / "split.json", "test")
+    assert [row["study_id"] for row in chosen] == load_bundle(root / "bundle").split["test"]
+    with pytest.raises(ConfigError, match=r"names \d+ studies that the table does not hold"):
+        choose_rows(chosen, root / "bundle" / "split.json", "train")
+
+
+def test_a_split_without_the_part_is_refused(root, tmp_path):
+    rows = read_rows(root / "studies.parquet")
+    (tmp_path / "split.json").write_text(json.dumps({"test": [rows[0]["study_id"]]}))
+    with pytest.raises(ConfigError, match="names no study for train"):
+        choose_rows(rows, tmp_path / "split.json", "train")
 
 
 def test_controls_need_no_model(root):

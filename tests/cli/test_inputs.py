@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.inputs import read_image, read_report, read_split, require_input
+from cli.inputs import read_image, read_report, require_input
 from contract.errors import ConfigError, ImageError, InputError, ReportError
 
 
@@ -93,13 +93,3 @@ def test_missing_image_and_missing_input(tmp_path: Path):
         read_image(tmp_path / "missing.dcm")
     with pytest.raises(ConfigError, match="--report"):
         require_input(None, None)
-
-
-def test_split_file(tmp_path: Path):
-    file = tmp_path / "split.json"
-    file.write_text('{"train": ["CXR1"]}')
-    assert read_split(file, "train") == ["CXR1"]
-    for content, message in (('{"train": []}', "names no study for train"), ("[]", "not a split file")):
-        file.write_text(content)
-        with pytest.raises(ConfigError, match=message):
-            read_split(file, "train")
