@@ -15,6 +15,7 @@ from contract.text import ReportTokenizer
 from training.augment import DRAWS
 from training.config import DataConfig
 from training.data import StudySet
+from training.duplicates import number_similar
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _ROWS_PER_POOL: Final = (
@@ -31,16 +32,20 @@ class Draw:
     Attributes:
         rows: (B,) int64 places in the `StudySet`.
         texts: B texts to read; "" for none.
+        silent: (B,) bool: texts that do not say what the image shows. They are read beside it, never alone.
         views: (B, 2) int64 rows of `StudySet.pixels`; -1 for none.
         groups: (B,) int64, equal for equal texts.
+        wordings: (B,) int64, equal for nearly equal texts.
         changes: (B, 2, DRAWS) float32 in [0, 1) for `training.augment`.
         blanks: (B, max_length) float32 in [0, 1): word pieces below `word_dropout` are hidden.
     """
 
     rows: NDArray[np.int64]
     texts: tuple[str, ...]
+    silent: NDArray[np.bool_]
     views: NDArray[np.int64]
     groups: NDArray[np.int64]
+    wordings: NDArray[np.int64]
     changes: NDArray[np.float32]
     blanks: NDArray[np.float32]
 
@@ -64,9 +69,11 @@ class Batch:
     image_rows: Tensor  # (B,) bool
     second_rows: Tensor  # (B_image,) bool: which have a second view
     text_rows: Tensor  # (B,) bool
+    silent_rows: Tensor  # (B,) bool: which of the texts do not say what the image shows
     targets: Tensor  # (B, K) float
     known: Tensor  # (B, K) bool
     groups: Tensor  # (B,) int64, equal for equal texts
+    wordings: Tensor  # (B,) int64, equal for nearly equal texts
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -95,7 +102,11 @@ def draw_batch(
     texts = [_draw_text(studies, int(row), config, generator) for row in rows]
     if generator.random() < config.text_dropout and (views >= 0).any():
         texts = [""] * len(rows)
-    return _make_draw(studies, rows, views, texts, config.max_length, generator)
+    silent = np.zeros(len(rows), bool)
+    if config.silent_share:
+        silent = _draw_silent(texts, views, config.silent_share, generator)
+        texts = _silence(studies, rows, texts, silent, generator)
+    return _make_draw(studies, rows, views, texts, silent, config.max_length, generator)
 
 
 def choose_batch(studies: StudySet, rows: NDArray[np.int64], config: DataConfig, *, views: int = 1) -> Draw:
@@ -104,7 +115,8 @@ def choose_batch(studies: StudySet, rows: NDArray[np.int64], config: DataConfig,
     for place, row in enumerate(rows):
         seen = studies.views[row][:views]
         chosen[place, : len(seen)] = seen
-    return _make_draw(studies, rows, chosen, [studies.texts[row] for row in rows], config.max_length, None)
+    texts, silent = [studies.texts[row] for row in rows], np.zeros(len(rows), bool)
+    return _make_draw(studies, rows, chosen, texts, silent, config.max_length, None)
 
 
 def _make_draw(
@@ -112,6 +124,7 @@ def _make_draw(
     rows: NDArray[np.int64],
     views: NDArray[np.int64],
     texts: Sequence[str],
+    silent: NDArray[np.bool_],
     max_length: int,
     generator: np.random.Generator | None,
 ) -> Draw:
@@ -123,7 +136,8 @@ def _make_draw(
         for shape in shapes
     )
     groups = np.array([names.setdefault(text, len(names)) for text in words], np.int64)
-    return Draw(rows, tuple(texts), views, groups, changes, blanks)
+    wordings = groups if generator is None else number_similar(words)  # only training compares studies
+    return Draw(rows, tuple(texts), silent, views, groups, wordings, changes, blanks)
 
 
 def _draw_views(seen: Sequence[int], config: DataConfig, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -150,6 +164,52 @@ def _draw_text(studies: StudySet, row: int, config: DataConfig, generator: np.ra
     return mask_label_words(text) if masked < config.masked_share else text
 
 
+def _draw_silent(
+    texts: Sequence[str], views: NDArray[np.int64], share: float, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return (B,) bool, which texts to silence: a share of those that stand beside an image."""
+    both = np.array([bool(text) for text in texts], bool) & (views[:, 0] >= 0)
+    return np.asarray(both & (generator.random(len(texts)) < share))
+
+
+def _silence(
+    studies: StudySet,
+    rows: NDArray[np.int64],
+    texts: Sequence[str],
+    silent: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> list[str]:
+    """Return the texts, those to silence replaced: by some of their sentences, by the indication, or by a stranger's.
+
+    A model that never saw these believes any text: what the text does not mention it calls absent, whatever the image
+    shows.
+    """
+    found = list(texts)
+    for place in np.flatnonzero(silent):
+        kind = generator.integers(3)
+        if kind == 0:
+            found[place] = _drop_sentences(texts[place], generator)
+        elif kind == 1:
+            found[place] = studies.indications[rows[place]]
+        else:
+            patient = studies.patient_ids[rows[place]]
+            others = [
+                text
+                for row, text in zip(rows, texts, strict=True)
+                if text and studies.patient_ids[row] != patient
+            ]
+            found[place] = others[generator.integers(len(others))] if others else ""
+    return found
+
+
+def _drop_sentences(text: str, generator: np.random.Generator) -> str:
+    """Return some of the sentences of a text in their order, at least one fewer."""
+    sentences = _SENTENCE_END.split(text)
+    count = generator.integers(len(sentences))
+    kept = np.sort(generator.permutation(len(sentences))[:count])
+    return " ".join(sentences[place] for place in kept)
+
+
 def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config: DataConfig) -> Batch:
     """Gather the studies of a draw as tensors in memory."""
     image_rows, second_rows = draw.views[:, 0] >= 0, draw.views[:, 1] >= 0
@@ -165,9 +225,11 @@ def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config
         image_rows=torch.from_numpy(image_rows),
         second_rows=torch.from_numpy(second_rows[image_rows]),
         text_rows=torch.from_numpy(text_rows),
+        silent_rows=torch.from_numpy(draw.silent),
         targets=torch.from_numpy(studies.targets[draw.rows]).float(),
         known=torch.from_numpy(studies.known[draw.rows]),
         groups=torch.from_numpy(draw.groups),
+        wordings=torch.from_numpy(draw.wordings),
     )
 
 

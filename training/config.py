@@ -142,6 +142,9 @@ class DataConfig:
     masked_share: float = 0.0  # how often the words that state a label are hidden from the text
     shuffled_share: float = 0.0  # how often the sentences of the text come in another order
     word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
+    silent_share: float = (
+        0.0  # how often the text beside an image says less than the report, or is another patient's
+    )
     text_dropout: float = 0.0  # share of batches of which only the images are read (modality dropout)
 
     def check(self) -> None:
@@ -152,7 +155,7 @@ class DataConfig:
         )
         _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
         shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
-        _require_shares("data", self, *shares, "text_dropout")
+        _require_shares("data", self, *shares, "silent_share", "text_dropout")
         _require(
             self.views == 1 or self.lateral_share < 0.5,
             f"data.views 2 fuses two views only with a data.lateral_share below 0.5, not {self.lateral_share}: each "
@@ -201,6 +204,9 @@ class LossConfig:
     asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
     asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
+    spare_alike: bool = (
+        True  # studies with the same labels or nearly the same words are no negatives of InfoNCE
+    )
     temperature: float = 0.125
 
     def check(self) -> None:

@@ -31,6 +31,7 @@ class StudySet:
         patient_ids: M names.
         texts: What the model reads of each report; "" where there is nothing to read.
         impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
+        indications: The reason for each examination; "" where none is stated.
         wordings: Two readings of M texts, from `read_wordings`.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
         pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
@@ -43,6 +44,7 @@ class StudySet:
     patient_ids: tuple[str, ...]
     texts: tuple[str, ...]
     impressions: tuple[str, ...]
+    indications: tuple[str, ...]
     wordings: tuple[tuple[str, ...], ...]
     views: tuple[tuple[int, ...], ...]
     pixels: NDArray[np.uint8]
@@ -102,6 +104,7 @@ def read_studies(
         patient_ids=tuple(row["patient_id"] for row in rows),
         texts=tuple(row["text"] for row in rows),
         impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
+        indications=tuple(read_text(row, "indication") for row in rows),
         wordings=read_wordings(rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         pixels=pixels,

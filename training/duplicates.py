@@ -18,9 +18,11 @@ pairs have other labels: they share the phrases of a normal chest and differ in 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.text import clean_text
@@ -66,6 +68,23 @@ def group_texts(texts: Sequence[str], similarity: float = SIMILARITY) -> list[li
         links += [(rows_of[distinct[one]][0], rows_of[distinct[other]][0]) for one, other in near]
     groups = [rows for rows in join_rows(len(texts), links) if len(rows) > 1]
     return sorted(groups, key=lambda rows: (-len(rows), rows))
+
+
+def number_similar(texts: Sequence[str], similarity: float = SIMILARITY) -> NDArray[np.int64]:
+    """Return (M,), equal for texts that are nearly equal, directly or through others; as `group_texts`.
+
+    Every pair is compared, which is fast for the texts of one batch.
+    """
+    shingles = [make_shingles(text) for text in texts]
+    links = [
+        (one, other)
+        for one, other in combinations(range(len(texts)), 2)
+        if shingles[one] and shingles[other] and _compare(shingles[one], shingles[other]) >= similarity
+    ]
+    numbers = np.zeros(len(texts), np.int64)
+    for number, rows in enumerate(join_rows(len(texts), links)):
+        numbers[rows] = number
+    return numbers
 
 
 def make_shingles(text: str) -> Shingles:

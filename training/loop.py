@@ -222,7 +222,7 @@ def _count_known(loop: Loop, draw: Draw) -> dict[str, float]:
     known = loop.examined.studies.known[draw.rows].sum(1)
     image = draw.views[:, 0] >= 0
     text = np.array([bool(words) for words in draw.texts], bool)
-    ways = {"image": image, "text": text, "study": image & text}
+    ways = {"image": image, "text": text & ~draw.silent, "study": image & text}
     return {
         way: max(1.0, float(known[rows].sum())) / loop.accelerator.num_processes for way, rows in ways.items()
     }

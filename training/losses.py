@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from training.config import LossConfig
 
+_LEFT_OUT = -1e9  # similarity of a pair that does not count
+
 
 def compute_positive_weights(targets: Tensor, known: Tensor, limit: float) -> Tensor:
     """Return negatives / positives of each label, between 1 and `limit`.
@@ -116,12 +118,15 @@ def label_loss(
     return (entries * counted).sum() / torch.where(count > 0, count, 1.0)
 
 
-def contrastive_loss(first: Tensor, second: Tensor, groups: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(
+    first: Tensor, second: Tensor, groups: Tensor, temperature: float, alike: Tensor | None = None
+) -> Tensor:
     """Return symmetric InfoNCE between two sets of embeddings of the same studies.
 
     Studies of one group (equal report text) are positives of each other: pushing apart two cases whose
-    reports read the same would teach noise. Radford et al. 2021 (arXiv:2103.00020), with several positives
-    as in Khosla et al. 2020 (arXiv:2004.11362), equation 2.
+    reports read the same would teach noise. Studies that are `alike` are neither positives nor negatives of each
+    other. Radford et al. 2021 (arXiv:2103.00020), with several positives as in Khosla et al. 2020
+    (arXiv:2004.11362), equation 2.
 
     Under data-parallel training every process gives the rows of all processes, from `gather_rows`; each then
     computes the loss of the whole batch. Always in float32: in bfloat16 a cosine is off by up to 0.004, which a
@@ -132,14 +137,31 @@ def contrastive_loss(first: Tensor, second: Tensor, groups: Tensor, temperature:
         second: (B, D) of unit length, row by row of the same studies.
         groups: (B,) int64; equal values mark equal reports.
         temperature: Above 0; divides the cosine similarities.
+        alike: (B, B) bool, symmetric: pairs that are not pushed apart; from `find_alike`. None: only equal reports.
 
     Returns:
         () float32 loss.
     """
     with torch.autocast(first.device.type, enabled=False):
         similarity = first.float() @ second.float().T / temperature  # (B, B)
-        same = (groups[:, None] == groups[None, :]).to(similarity.dtype)
+        same = groups[:, None] == groups[None, :]
+        if alike is not None:
+            similarity = similarity.masked_fill(alike & ~same, _LEFT_OUT)
         wanted = same / same.sum(1, keepdim=True)
         forward = -(wanted * similarity.log_softmax(dim=1)).sum(1).mean()
         backward = -(wanted * similarity.T.log_softmax(dim=1)).sum(1).mean()
         return (forward + backward) / 2
+
+
+def find_alike(targets: Tensor, known: Tensor, wordings: Tensor) -> Tensor:
+    """Return (B, B) bool: studies with the same labels, or with nearly the same words.
+
+    Args:
+        targets: (B, K) of 0 and 1.
+        known: (B, K) of 0 and 1. Labels are the same where the same ones are known, at least one, and are equal.
+        wordings: (B,) int64; equal values mark nearly equal reports.
+    """
+    stated = known.to(targets.dtype)
+    labels = torch.cat([stated, targets * stated], dim=1)
+    equal = torch.cdist(labels, labels, p=1) < 0.5
+    return (equal & known.any(1)) | (wordings[:, None] == wordings[None, :])

@@ -2,8 +2,8 @@
 
 A study with an image and a report is read by image and report together, by the image alone and by the report alone,
 so that one set of weights serves all three; one without an image trains the report side only, and the other way
-round; one whose labels are all unknown takes part in the contrastive loss alone,
-which reads no label: its positives are the studies of equal reports.
+round; one whose labels are all unknown takes part in the contrastive loss alone. The positives of that loss are the
+studies of equal reports, whatever their labels; the labels only say which studies are no negatives.
 """
 
 from itertools import combinations
@@ -16,7 +16,7 @@ from training.batch import Batch
 from training.config import LossConfig
 from training.fusion import FusionOutput
 from training.gather import gather_rows
-from training.losses import contrastive_loss, label_loss
+from training.losses import contrastive_loss, find_alike, label_loss
 from training.model import CxrModel
 
 Reading = dict[str, tuple[FusionOutput, Tensor]]  # way -> output (B_way, ...), rows of the batch (B,) bool
@@ -43,8 +43,12 @@ def read_batch(
         outputs["image"] = (model.fusion(image_tokens, None, None, image_mask), batch.image_rows)
     if batch.text_rows.any():
         text_tokens = model.text_encoder(batch.input_ids, batch.attention_mask)  # (B_text, L, C)
-        out = model.fusion(None, text_tokens, batch.attention_mask, input_ids=ids)
-        outputs["text"] = (out, batch.text_rows)
+        stated = batch.text_rows & ~batch.silent_rows
+        if stated.any():
+            chosen = stated[batch.text_rows]
+            known_ids = None if ids is None else ids[chosen]
+            out = model.fusion(None, text_tokens[chosen], batch.attention_mask[chosen], input_ids=known_ids)
+            outputs["text"] = (out, stated)
     both = batch.image_rows & batch.text_rows
     if both.any():
         images, texts = both[batch.image_rows], both[batch.text_rows]
@@ -118,7 +122,7 @@ class Objective(nn.Module):
 
     def _contrast(self, readings: Reading, batch: Batch) -> Tensor:
         """Return the mean InfoNCE between the embeddings of image, text and study, over all processes."""
-        both = batch.image_rows & batch.text_rows
+        both = batch.image_rows & batch.text_rows & ~batch.silent_rows
         groups = gather_rows(batch.groups[both])
         if len(groups) < 2:
             return batch.targets.new_zeros(())
@@ -131,8 +135,13 @@ class Objective(nn.Module):
             )
             for way in WAYS
         }
+        alike = None
+        if self.config.spare_alike:
+            known = batch.known.to(batch.targets.dtype)
+            rows = (batch.targets[both], known[both], batch.wordings[both])
+            alike = find_alike(*(gather_rows(values) for values in rows))
         losses = [
-            contrastive_loss(gathered[a], gathered[b], groups, self.config.temperature)
+            contrastive_loss(gathered[a], gathered[b], groups, self.config.temperature, alike)
             for a, b in combinations(WAYS, 2)
         ]
         return torch.stack(losses).mean()

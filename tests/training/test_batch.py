@@ -29,6 +29,7 @@ def studies() -> StudySet:
         patient_ids=("a", "b", "c", "d"),
         texts=TEXTS,
         impressions=IMPRESSIONS,
+        indications=("cough", "fever", "pain", "fall"),
         wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
         pixels=pixels,
@@ -121,6 +122,27 @@ def test_dropped_text_leaves_the_images_and_never_a_text_alone(studies, tokenize
     assert len(batch.input_ids) == len(batch.attention_mask) == 0
     assert len(batch.pixels) == 3
     assert draw(studies, [2], config).texts == (TEXTS[2],)
+
+
+def test_a_silent_text_stands_beside_an_image_alone(studies):
+    config = replace(PLAIN, silent_share=1.0)
+    seen = set()
+    for seed in range(60):
+        found = draw(studies, [0, 1, 2, 3], config, seed)
+        assert found.silent.tolist() == [True, False, False, True]  # "b" has no text, "c" no image
+        assert found.texts[1:3] == TEXTS[1:3]
+        seen.add(found.texts[0])
+    strangers = {TEXTS[2], TEXTS[3]}  # the last is equal to its own text
+    parts = {"", "small effusion on the left.", "heart is large."}
+    assert seen == {"cough"} | strangers | parts
+    assert not draw(studies, [0, 1, 2, 3], PLAIN).silent.any()
+    assert draw(studies, [0], config, 1).texts[0] in {"cough"} | parts  # nobody else is in the batch
+
+
+def test_a_share_of_the_texts_is_silent(studies):
+    config = replace(PLAIN, silent_share=0.25)
+    counts = [draw(studies, [0, 3], config, seed).silent.sum() for seed in range(400)]
+    assert 0.2 < np.mean(counts) / 2 < 0.3
 
 
 def test_shares_of_a_draw_are_the_draw(studies, tokenizer):

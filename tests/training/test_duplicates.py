@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from training.duplicates import group_texts, join_rows, make_shingles
+from training.duplicates import group_texts, join_rows, make_shingles, number_similar
 
 REPORT = (
     "The heart is normal in size. The mediastinum is unremarkable. There is no pleural effusion, pneumothorax or "
@@ -99,6 +99,17 @@ def test_no_pair_is_overlooked(similarity):
     wanted = sorted(rows for rows in join_rows(300, links) if len(rows) > 1)
     assert len(wanted) > 10
     assert sorted(group_texts(texts, similarity)) == wanted
+
+
+@pytest.mark.parametrize("similarity", [1.0, 0.8])
+def test_numbers_of_a_batch_tell_the_same_groups(similarity):
+    words = [f"word{place}" for place in range(60)]
+    texts = [" ".join([*words[:55], f"other{change}", *words[56:]]) for change in range(3)]
+    texts = [*texts, texts[0], "", "", "short", " ".join(reversed(words))]
+    numbers = number_similar(texts, similarity)
+    groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
+    assert [rows for rows in groups if len(rows) > 1] == group_texts(texts, similarity)
+    assert len(group_texts(texts, similarity)[0]) == (2 if similarity == 1 else 4)
 
 
 def test_join_rows():

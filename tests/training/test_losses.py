@@ -10,6 +10,7 @@ from training.losses import (
     asymmetric_loss,
     compute_positive_weights,
     contrastive_loss,
+    find_alike,
     focal_loss,
     label_loss,
 )
@@ -252,3 +253,41 @@ def test_equal_reports_are_not_pushed_apart():
     torch.testing.assert_close(distinct, grouped)
     apart = torch.eye(4)
     assert contrastive_loss(apart, apart, torch.tensor([0, 0, 1, 2]), 0.05) > 1.0
+
+
+def test_alike_studies_are_neither_drawn_together_nor_pushed_apart():
+    torch.manual_seed(0)
+    first, second = (F.normalize(torch.randn(5, 8), dim=-1).requires_grad_() for _ in range(2))
+    alike = torch.zeros(5, 5, dtype=torch.bool)
+    alike[0, 1] = alike[1, 0] = True
+    places = torch.arange(5)
+    loss = contrastive_loss(first, second, places, 0.1, alike)
+    # The pair is missing from the sums, which those of a matrix without it show.
+    similarity = (first @ second.T / 0.1).detach()
+    terms = []
+    for table in (similarity, similarity.T):
+        for row in range(5):
+            others = [column for column in range(5) if not alike[row, column]]
+            terms.append(torch.logsumexp(table[row, others], 0) - table[row, row])
+    torch.testing.assert_close(loss.detach(), torch.stack(terms).sum() / 10)
+    loss.backward()
+    assert torch.isfinite(first.grad).all()
+    # A study stays its own positive, and one of an equal report stays a positive though it is alike.
+    everything = torch.ones(5, 5, dtype=torch.bool)
+    assert contrastive_loss(first, second, places, 0.1, everything) == 0
+    groups = torch.tensor([0, 0, 1, 2, 3])
+    torch.testing.assert_close(
+        contrastive_loss(first, second, groups, 0.1, alike), contrastive_loss(first, second, groups, 0.1)
+    )
+
+
+def test_studies_are_alike_by_all_labels_or_by_their_words():
+    targets = torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0], [0, 0]]).float()
+    known = torch.tensor([[1, 1], [1, 1], [1, 1], [0, 0], [0, 0]])
+    found = find_alike(targets, known, torch.tensor([0, 1, 2, 3, 4]))
+    expected = torch.eye(5, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = True
+    assert torch.equal(found, expected)  # of the last two nothing is known
+    partly = find_alike(targets[:2], torch.tensor([[1, 1], [1, 0]]), torch.tensor([0, 1]))
+    assert not partly[0, 1]
+    assert find_alike(targets, known, torch.tensor([0, 1, 7, 3, 7]))[2, 4]

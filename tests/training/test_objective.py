@@ -32,9 +32,11 @@ def make_batch():
         image_rows=image_rows,
         second_rows=torch.zeros(3, dtype=torch.bool),
         text_rows=text_rows,
+        silent_rows=torch.zeros(4, dtype=torch.bool),
         targets=torch.randint(0, 2, (4, 22)).float(),
         known=torch.ones(4, 22, dtype=torch.bool),
         groups=torch.arange(4),
+        wordings=torch.arange(4),
     )
 
 
@@ -57,3 +59,21 @@ def test_the_loss_is_that_of_the_rest_alone(model):
     assert set(with_part) == {"loss", "labels/study", "labels/image", "labels/text", "contrastive"}
     for name, value in without.items():
         torch.testing.assert_close(with_part[name], value)
+
+
+def test_a_silent_text_is_read_beside_the_image_alone(model):
+    batch = make_batch()
+    silent = replace(batch, silent_rows=torch.tensor([True, False, False, False]))
+    found = read_batch(model, silent)
+    assert found["study"][1].tolist() == [True, False, False, True]
+    assert found["image"][1].tolist() == [True, False, True, True]
+    assert found["text"][1].tolist() == [False, True, False, True]
+    whole = read_batch(model, batch)
+    torch.testing.assert_close(found["text"][0].logits, whole["text"][0].logits[1:])
+    torch.testing.assert_close(found["study"][0].logits, whole["study"][0].logits)
+    objective = Objective(model, torch.ones(22), LossConfig())
+    counts = {"study": 2.0, "image": 3.0, "text": 2.0}
+    assert objective(batch, batch.pixels, counts)["contrastive"] > 0
+    assert objective(silent, batch.pixels, counts)["contrastive"] == 0  # one pair alone has no negative
+    nothing = replace(batch, silent_rows=batch.text_rows)
+    assert set(read_batch(model, nothing)) == {"image", "study"}
