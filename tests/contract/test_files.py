@@ -89,7 +89,7 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path):
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
     write_file(pipe, b"x" * 200_000)
-    reader.join(10)
+    reader.join(60)
     assert read == [b"x" * 200_000]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
@@ -101,7 +101,7 @@ def test_a_pipe_whose_reader_leaves_is_one_sentence(tmp_path):
     reader.start()
     with pytest.raises(ArtifactError, match=r"pipe: Broken pipe\."):
         write_file(pipe, b"x" * 1_000_000)
-    reader.join(10)
+    reader.join(60)
 
 
 _WRITE = """
