@@ -28,7 +28,7 @@ pytest.importorskip("pytriton")
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 grpc_client = pytest.importorskip("tritonclient.grpc")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[2]
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl says without being told
@@ -154,7 +154,7 @@ def test_predictions_go_on_without_the_sidecar(often_harmed):
     served = often_harmed
     triton, sidecar = served.find_server("tritonserver"), served.find_server("retrieval.server")
     os.kill(sidecar, signal.SIGKILL)
-    assert wait_for(lambda: is_gone(sidecar), 5)
+    assert wait_for(lambda: is_gone(sidecar))
     assert ask_all(served)
     with CxrClient(served.triton_url, served.retrieval_url, timeout_s=3) as client:
         assert wait_for(lambda: client.health().ready)
@@ -181,7 +181,7 @@ def test_a_signal_ends_all_in_order(served, number, code):
     stubs = [stub.process.pid for stub in served.find_stubs()]
     assert stubs
     assert served.stop(number) == code
-    assert wait_for(lambda: all(map(is_gone, stubs)), 5)
+    assert wait_for(lambda: all(map(is_gone, stubs)))
     assert served.list_leftovers() == []
     assert "Traceback" not in served.read_output()
 
