@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
     from training.config import ModelConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cli/app.py
+# On a busy machine an example takes as long as it takes.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # What the tokenizer of the smallest model learns.
 SMALL_TEXTS = (
