@@ -13,8 +13,14 @@ help: ## print this list
 demo: .venv/installed ## install into .venv and run the whole path once (6 minutes after the install)
 	$(BIN)/cxr demo
 
+# Tests that watch the clock (marked alone) come after the others, one by one.
+define TESTS
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not (slow or alone)'
+$(BIN)/python -m pytest -m 'alone and not slow'
+endef
+
 test: .venv/installed-dev ## install what the tests need and run them
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 slow: .venv/installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -29,7 +35,7 @@ check: .venv/installed-dev ## what CI holds every change to: lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 # Generated with the oldest protoc whose output runs on protobuf 4 to 6, so that it works beside any tritonclient.
 proto: ## generate the stubs of the sidecar's protocol anew

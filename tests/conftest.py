@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
     from training.config import ModelConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cli/app.py
+# On a busy machine an example takes as long as it takes.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
+# What the tokenizer of the smallest model learns.
+SMALL_TEXTS = (
+    "FINDINGS: effusion of grade 0001 is seen.",
+    "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
+    "The heart is enlarged. Lungs are clear. There is a small left effusion.",
+)
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -113,6 +125,31 @@ def _find_nearest(version: str, known: Sequence[str]) -> str:
 
 
 @pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Callable[[Path], object]], Path]":
+    """A function that fills a directory once for all processes of this run: its name, what fills it -> the directory.
+
+    Whoever asks later finds the files that the first one made, and changes none of them.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # a worker has a directory of its own below that of the run
+    root = root / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        place, whole = root / name, root / f"{name}.whole"
+        with FileLock(root / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(place, ignore_errors=True)  # what failed
+                place.mkdir()
+                fill(place)
+                whole.touch()
+        return place
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def mark_published() -> "Callable[..., None]":
     """A function that writes the marker for a model repository that a test put together; see `_mark_published`."""
     return _mark_published
@@ -146,7 +183,7 @@ def chest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     from training.phantom import draw_dataset
 
     root = tmp_path_factory.mktemp("chest") / "phantom"
-    draw_dataset(root, studies=2, seed=0, scale=0.05)
+    draw_dataset(root, studies=2, seed=0, scale=0.05, workers=1)
     data = sorted(root.rglob("*.dcm"))[0].read_bytes()
 
     def relabel(**elements: object) -> bytes:
@@ -200,6 +237,31 @@ def write_bundle() -> "Callable[..., Bundle]":
     """A function that writes a sealed bundle with random weights and loads it; see `_write_bundle`."""
     pytest.importorskip("torch")
     return _write_bundle
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    write_bundle: "Callable[..., Bundle]", small_config: "ModelConfig", make_once: Callable[..., Path]
+) -> "Callable[[int], tuple[Bundle, dict[str, Path]]]":
+    """A function: seed -> a bundle of the smallest model with random weights, and its graphs, made once for all tests.
+
+    Seeds differ in the weights alone.
+    """
+    pytest.importorskip("onnxscript")
+    from contract.bundle import load_bundle
+    from contract.labels import LABELS
+    from contract.tensors import GRAPHS
+    from export.graphs import export_graphs
+
+    def make(seed: int) -> "tuple[Bundle, dict[str, Path]]":
+        def fill(place: Path) -> None:
+            given = {"seed": seed, "texts": SMALL_TEXTS, "thresholds": [0.4] * len(LABELS)}
+            export_graphs(write_bundle(place / "bundle", small_config, **given), place / "graphs")
+
+        place = make_once(f"model-{seed}", fill)
+        return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
+
+    return make
 
 
 def _write_bundle(

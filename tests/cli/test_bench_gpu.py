@@ -107,6 +107,14 @@ def test_flops_are_those_of_the_layers():
     assert study._flops["text_encoder"] == 2 * (products + attention)
 
 
+def test_the_rate_of_a_slow_device_is_not_rounded_to_nothing():
+    from cli.bench.gpu.onnx_part import _add_share
+
+    assert _add_share({"cases_per_s": 0.3}, 1.23456e-5, None)["tflops"] == 3.704e-6
+    assert _add_share({"cases_per_s": 100.0}, 7.123456, 1000.0)["tflops"] == 712.3
+    assert _add_share({"cases_per_s": 0.3}, None, None)["tflops"] is None
+
+
 def test_without_a_gpu_every_part_says_so_and_the_command_ends(tmp_path, console):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

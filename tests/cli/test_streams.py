@@ -180,7 +180,7 @@ def test_ctrl_c_at_any_moment(delay_s, tmp_path):
     started.stdout.readline()
     time.sleep(delay_s)
     started.send_signal(signal.SIGINT)
-    out, error = started.communicate(timeout=30)
+    out, error = started.communicate(timeout=60)
     assert (started.returncode, out) == (130, "")
     assert error in {"", "Stopped.\n"}
     assert list(tmp_path.iterdir()) == []

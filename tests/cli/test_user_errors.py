@@ -23,7 +23,7 @@ def run(*arguments: object):
 def data(tmp_path_factory) -> Path:
     """A directory with phantom/ (6 studies), s.parquet of them, text.txt and an empty folder."""
     directory = tmp_path_factory.mktemp("data")
-    draw_dataset(directory / "phantom", studies=6, seed=3, scale=0.03)
+    draw_dataset(directory / "phantom", studies=6, seed=3, scale=0.03, workers=1)
     made = run("data", "table", directory / "phantom", "--out", directory / "s.parquet")
     assert made.exit_code == 0
     (directory / "text.txt").write_text("hello")

@@ -78,7 +78,7 @@ def test_an_early_end_cancels_what_is_in_flight(how):
         lane = Lane()
         calls.add(lane)
         lanes.append(lane)
-        assert lane.closed.wait(10)
+        assert lane.closed.wait(60)
         calls.remove(lane)
         raise ServerError("cancelled")
 
@@ -90,7 +90,7 @@ def test_an_early_end_cancels_what_is_in_flight(how):
     else:
         assert next(answers)[1] == "first"
         answers.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # they would wait for 60 s
     assert all(lane.closed.is_set() for lane in lanes)
     assert len(lanes) <= 6
 

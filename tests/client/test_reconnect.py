@@ -17,6 +17,7 @@ from contract.address import CHANNEL_OPTIONS
 from contract.errors import UnavailableError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 
+pytestmark = pytest.mark.alone
 AGAIN_S = 2.0
 
 

@@ -78,7 +78,7 @@ class Client:
         )
         if server.block:
             server.entered.set()
-            assert self.closed.wait(10)
+            assert self.closed.wait(60)
             raise InferenceServerException("Channel closed!", status="StatusCode.CANCELLED")
         if server.failures and (code := server.failures.pop(0)):
             raise InferenceServerException("it says", status=f"StatusCode.{code}")
@@ -420,10 +420,10 @@ def test_calls_are_cancelled_together(connect, server):
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert server.entered.wait(5)
+    assert server.entered.wait(60)
     calls.cancel()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert len(outcomes) == 3  # those under way, and those that had not begun
     server.block = False
     ask(transport, make_pixels(8))

@@ -89,7 +89,7 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path):
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
     reader.start()
     write_file(pipe, b"x" * 200_000)
-    reader.join(10)
+    reader.join(60)
     assert read == [b"x" * 200_000]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
@@ -101,7 +101,7 @@ def test_a_pipe_whose_reader_leaves_is_one_sentence(tmp_path):
     reader.start()
     with pytest.raises(ArtifactError, match=r"pipe: Broken pipe\."):
         write_file(pipe, b"x" * 1_000_000)
-    reader.join(10)
+    reader.join(60)
 
 
 _WRITE = """
@@ -203,7 +203,7 @@ for path in sys.argv[1:]:
 def test_without_the_permission_nothing_is_replaced(tmp_path):
     if os.getuid() != 0:
         pytest.skip("only root can become somebody without the permission")
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):  # with that of a worker
         parent.chmod(parent.stat().st_mode | 0o111)
     shared, closed = tmp_path / "shared", tmp_path / "closed"
     shared.mkdir()

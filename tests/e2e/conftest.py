@@ -1,5 +1,6 @@
 """One small trained model, served on the real Triton with the real sidecar, for all tests of this folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,6 @@ from cli.cases import Row, make_cases, make_parity_cases, read_rows
 from cli.inputs import read_split
 from client import CxrClient
 from contract.bundle import Bundle, load_bundle
-from contract.labels import LABELS
-from export.graphs import export_graphs
 from export.pipeline import export
 from serving.stack import Ports, Stack
 from training.config_file import load_config
@@ -31,20 +30,30 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    root = tmp_path_factory.mktemp("e2e")
+def trained(make_once: Callable[..., Path]) -> Trained:
+    return read_trained(make_once("trained", make_trained))
+
+
+def make_trained(root: Path) -> None:
+    """Fill a directory with phantoms, their table, a bundle and its repository."""
     draw_dataset(root / "phantom", studies=80, seed=3, scale=0.08)
     table = root / "studies.parquet"
     write_table(build_table(root / "phantom", root / "phantom"), table)
     changes = {"loop.epochs": 1, "seed": 3, "model.lexical_buckets": 1009}
     train(load_config("demo", changes), table, root / "bundle")
-    bundle = load_bundle(root / "bundle")
-    split = bundle.path / "split.json"
-    train_rows = read_rows(table, study_ids=read_split(split, "train"))
-    test_rows = read_rows(table, study_ids=read_split(split, "test"))
-    cases = make_parity_cases(test_rows, bundle.config["text_mode"], bundle.config["sizes"]["S"], count=4)
-    export(bundle.path, root / "model_repository", cases)
-    return Trained(table, bundle, root / "model_repository", train_rows, test_rows)
+    config, rows = load_bundle(root / "bundle").config, read_part(root, "test")
+    cases = make_parity_cases(rows, config["text_mode"], config["sizes"]["S"], count=4)
+    export(root / "bundle", root / "model_repository", cases)
+
+
+def read_trained(root: Path) -> Trained:
+    """Return what `make_trained` left."""
+    parts = read_part(root, "train"), read_part(root, "test")
+    return Trained(root / "studies.parquet", load_bundle(root / "bundle"), root / "model_repository", *parts)
+
+
+def read_part(root: Path, part: str) -> list[Row]:
+    return read_rows(root / "studies.parquet", study_ids=read_split(root / "bundle" / "split.json", part))
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +75,12 @@ def client(stack: Stack, trained: Trained):
 
 
 @pytest.fixture(scope="session")
-def random_model(write_bundle, small_config, tmp_path_factory):
+def models(make_model):
+    """Three bundles of one architecture with other weights, and their graphs."""
+    return [make_model(seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="session")
+def random_model(models):
     """A bundle of the smallest model with random weights, and its graphs: enough to serve and to break."""
-    root = tmp_path_factory.mktemp("random")
-    texts = (
-        "FINDINGS: effusion of grade 0001 is seen.",
-        "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
-        "The heart is enlarged. Lungs are clear.",
-    )
-    bundle = write_bundle(root / "bundle", small_config, seed=2, texts=texts, thresholds=[0.4] * len(LABELS))
-    return bundle, export_graphs(bundle, root / "graphs")
+    return models[1]

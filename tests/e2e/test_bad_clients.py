@@ -16,7 +16,7 @@ from client.bench.requests import BytesSender, serialise
 from contract.errors import InputError
 from contract.tensors import FUSED, LAYOUTS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 GOOD_CLIENTS = 8
 BAD_LOOPS = 2

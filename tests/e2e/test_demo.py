@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from cli.bench.served_process import wait_for
 from client import CxrClient
 from contract.training_data import PHANTOM_WARNING
 
@@ -54,7 +54,7 @@ def read_command(entry: Path) -> str:
 
 
 def test_the_whole_path_then_kept_up_until_ctrl_c(tmp_path: Path):
-    process = start(tmp_path, "--studies", "150", "--keep", "--out", str(tmp_path / "out"))
+    process = start(tmp_path, "--studies", "100", "--keep", "--out", str(tmp_path / "out"))
     try:
         text = read_until(process, "cxr search")
         triton, retrieval = re.findall(r"--triton (\S+) --retrieval (\S+)", text)[0]
@@ -82,13 +82,15 @@ def test_the_whole_path_then_kept_up_until_ctrl_c(tmp_path: Path):
     assert re.findall(r"^\[ (\d)/9\]", text, flags=re.MULTILINE) == [str(number) for number in range(1, 10)]
 
 
-@pytest.mark.parametrize("words", ["Draw", "Read"])
-def test_ctrl_c_in_the_middle_leaves_no_process(words, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("studies", "begun"),
+    [("600", ".phantom*/**/*.dcm"), ("60", "bundle.run/metrics.jsonl")],
+    ids=["drawing", "training"],
+)
+def test_ctrl_c_in_the_middle_leaves_no_process(studies, begun, tmp_path: Path):
     """While drawing (its own processes) and, after the tables were read, while training."""
-    process = start(tmp_path, "--studies", "600", "--out", str(tmp_path / "out"))
-    if words == "Read":
-        read_until(process, "Read")
-    time.sleep(4)
+    process = start(tmp_path, "--studies", studies, "--out", str(tmp_path / "out"))
+    assert wait_for(lambda: any((tmp_path / "out").glob(begun)), 200)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     rest = process.communicate(timeout=60)[0]

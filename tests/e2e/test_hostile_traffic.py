@@ -34,7 +34,7 @@ from export.publish import publish
 from serving.stack import Ports, Stack
 from serving.triton import EXIT_TIMEOUT_S
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 REPORTS = tuple(
     text.ljust(72).encode()
@@ -113,7 +113,7 @@ def read_pending(stack: Stack) -> float:
     )
 
 
-def wait_for(condition, timeout_s: float = 15.0) -> bool:
+def wait_for(condition, timeout_s: float = 60.0) -> bool:
     end = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.1)

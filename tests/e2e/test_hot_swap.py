@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from contract.labels import LABELS
 from contract.tensors import MODELS
 
 grpc_client = pytest.importorskip("tritonclient.grpc")
@@ -71,22 +70,6 @@ def ask(client, ensemble: str, inputs: dict) -> tuple[int, np.ndarray]:
     answer = client.infer(ensemble, tensors, client_timeout=30)
     values = np.concatenate([answer.as_numpy(name)[0] for name in ("probabilities", "embedding")])
     return int(answer.get_response().model_version), values
-
-
-@pytest.fixture(scope="module")
-def models(write_bundle, small_config, tmp_path_factory):
-    """Two bundles of one architecture with other weights, and their graphs."""
-    from export.graphs import export_graphs
-
-    root = tmp_path_factory.mktemp("models")
-    texts = ("The heart is enlarged.", "Lungs are clear.")
-    made = []
-    for seed in (1, 2):
-        bundle = write_bundle(
-            root / f"bundle-{seed}", small_config, seed=seed, texts=texts, thresholds=[0.4] * len(LABELS)
-        )
-        made.append((bundle, export_graphs(bundle, root / f"graphs-{seed}")))
-    return made
 
 
 @pytest.fixture(scope="module")

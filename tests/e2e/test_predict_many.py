@@ -20,12 +20,16 @@ COUNT = 150
 
 @pytest.fixture
 def folder(trained, tmp_path: Path) -> Path:
+    return fill_folder(trained, tmp_path)
+
+
+def fill_folder(trained, place: Path) -> Path:
     images = [get_image(row) for row in [*trained.train_rows, *trained.test_rows] if row["image_paths"]]
-    (tmp_path / "scans").mkdir()
-    for place in range(COUNT):
-        shutil.copyfile(images[place % len(images)], tmp_path / "scans" / f"{place:03}")
-    (tmp_path / "scans" / "007").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    return tmp_path
+    (place / "scans").mkdir()
+    for number in range(COUNT):
+        shutil.copyfile(images[number % len(images)], place / "scans" / f"{number:03}")
+    (place / "scans" / "007").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return place
 
 
 def start(folder: Path, stack, *arguments: str, **settings) -> subprocess.Popen[str]:
@@ -55,9 +59,16 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(number, folder, stack, client):
+@pytest.fixture(scope="module")
+def whole(trained, stack, client, tmp_path_factory) -> list[dict[str, str]]:
+    """The rows of a run that nobody stopped."""
+    folder = fill_folder(trained, tmp_path_factory.mktemp("whole"))
     assert finish(start(folder, stack, "scans", "--out", "whole.csv"))[0] == 2  # one file is broken
+    return read_table(folder / "whole.csv")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(number, folder, whole, stack):
     process = start(folder, stack, "scans", "--out", "r.csv")
     journal = folder / "r.csv.partial.jsonl"
     while count_lines(journal) < 20:
@@ -81,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(number, fol
     assert f"{COUNT - 1} predicted, 1 refused" in said
     kept = int(said.split(" of them from before")[0].split()[-1])
     assert done - 2 <= kept <= done  # the broken file is asked again, and a line may have been torn
-    for row, expected in zip(read_table(folder / "r.csv"), read_table(folder / "whole.csv"), strict=True):
+    for row, expected in zip(read_table(folder / "r.csv"), whole, strict=True):
         assert {name: row[name] for name in row if name not in LABEL_KEYS} == {
             name: expected[name] for name in expected if name not in LABEL_KEYS
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.bench.served_process import wait_for
 from client import CxrClient
 from serving.probe import ask_all, is_triton_ready
 from serving.stack import Ports, Stack
@@ -54,7 +55,7 @@ def test_a_dead_python_process_is_told_by_all(stack):
         assert client.health().triton is None
         assert run("serving.probe", *addresses).returncode == 0
         kill_image_stub(stack.pids["Triton"])
-        time.sleep(0.5)
+        assert wait_for(lambda: client.health().triton is not None)
         assert is_triton_ready(stack.triton_url)  # what Triton says of itself
         assert "image_encoder" in client.health().triton
         assert not client.health().ready

@@ -12,7 +12,6 @@ from rich.console import Console
 from cli import export as command
 from cli.export_served import retire_version, verify_server
 from contract.errors import ParityError
-from contract.labels import LABELS
 from contract.repository import CONFIG_NAME, MARKER, hash_version, read_published, render_marker, verify
 
 grpc_client = pytest.importorskip("tritonclient.grpc")
@@ -22,21 +21,6 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.e2e
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def models(write_bundle, small_config, tmp_path_factory):
-    """Three bundles of one architecture with other weights, and their graphs."""
-    from export.graphs import export_graphs
-
-    root, made = tmp_path_factory.mktemp("models"), []
-    texts = ("The heart is enlarged.", "Lungs are clear.")
-    for seed in (1, 2, 3):
-        bundle = write_bundle(
-            root / f"bundle-{seed}", small_config, seed=seed, texts=texts, thresholds=[0.4] * len(LABELS)
-        )
-        made.append((bundle, export_graphs(bundle, root / f"graphs-{seed}")))
-    return made
 
 
 @pytest.fixture(scope="module")

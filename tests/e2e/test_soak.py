@@ -13,7 +13,7 @@ from cli.bench.soak import BAD, FULL, SWAP
 pytest.importorskip("pytriton")
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,7 +21,7 @@ from serving.triton import name_regions
 
 grpc_client = pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("pytriton")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 SHARED_MEMORY = Path("/dev/shm")
 

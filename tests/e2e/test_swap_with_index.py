@@ -14,7 +14,6 @@ import pytest
 from cli.export import Publication, _prepare_load, roll_back, take_version
 from client import CxrClient
 from contract.errors import ConfigError, CxrError, FingerprintError, UnavailableError
-from contract.labels import LABELS
 from contract.repository import MARKER, read_published, verify
 
 pytest.importorskip("torch")
@@ -23,21 +22,6 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("The heart is enlarged.", "Lungs are clear.", "Small left effusion.")
-
-
-@pytest.fixture(scope="module")
-def models(write_bundle, small_config, tmp_path_factory):
-    """Two bundles of one architecture with other weights, and their graphs."""
-    from export.graphs import export_graphs
-
-    root = tmp_path_factory.mktemp("models")
-    made = []
-    for seed in (1, 2):
-        bundle = write_bundle(
-            root / f"bundle-{seed}", small_config, seed=seed, texts=TEXTS, thresholds=[0.4] * len(LABELS)
-        )
-        made.append((bundle, export_graphs(bundle, root / f"graphs-{seed}")))
-    return made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from contract.notes import ReportNotes
 from contract.tensors import MODELS, TensorSpec
 from serving.stack import Ports, Stack
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 FINGERPRINT = "ab" * 32
 SIZES = {"S": 224, "N": 49, "C": 32, "D": 16}
 QUEUE = 2

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.bundle import Bundle
+from contract.bundle import Bundle, load_bundle
 from contract.labels import LABELS
+from contract.tensors import GRAPHS
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -34,18 +35,20 @@ def make_cases() -> list:
 
 @pytest.fixture(scope="session")
 def make_bundle(
-    write_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
+    write_bundle: Callable[..., Bundle], make_once: Callable[..., Path]
 ) -> Callable[[int], Bundle]:
-    """Write a bundle of the size of the demo with random weights."""
+    """A function: seed -> a bundle of the size of the demo with random weights, made once for all tests."""
     from training.config_file import load_config
 
-    root = tmp_path_factory.mktemp("bundles")
     thresholds = [round(float(value), 3) for value in np.linspace(0.2, 0.6, len(LABELS))]
 
     def make(seed: int) -> Bundle:
-        given = {"seed": seed, "texts": SENTENCES, "thresholds": thresholds}
-        model = load_config("demo", {"model.lexical_buckets": 997}).model
-        return write_bundle(root / str(seed), model, **given)
+        def fill(place: Path) -> None:
+            given = {"seed": seed, "texts": SENTENCES, "thresholds": thresholds}
+            model = load_config("demo", {"model.lexical_buckets": 997}).model
+            write_bundle(place / "bundle", model, **given)
+
+        return load_bundle(make_once(f"demo-bundle-{seed}", fill) / "bundle")
 
     return make
 
@@ -61,10 +64,25 @@ def other_bundle(make_bundle: Callable[[int], Bundle]) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def graphs(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def make_graphs(make_once: Callable[..., Path]) -> Callable[[Bundle], dict[str, Path]]:
+    """A function: bundle -> its graphs, made once for all tests."""
     from export.graphs import export_graphs
 
-    return export_graphs(bundle, tmp_path_factory.mktemp("graphs"))
+    def make(bundle: Bundle) -> dict[str, Path]:
+        place = make_once(f"graphs-{bundle.fingerprint}", lambda place: export_graphs(bundle, place))
+        return {name: place / f"{name}.onnx" for name in GRAPHS}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def graphs(bundle: Bundle, make_graphs: Callable[[Bundle], dict[str, Path]]) -> dict[str, Path]:
+    return make_graphs(bundle)
+
+
+@pytest.fixture(scope="session")
+def other_graphs(other_bundle: Bundle, make_graphs: Callable[[Bundle], dict[str, Path]]) -> dict[str, Path]:
+    return make_graphs(other_bundle)
 
 
 @pytest.fixture(scope="session")

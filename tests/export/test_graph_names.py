@@ -17,14 +17,8 @@ from export.checks import check_graph, read_fingerprint, read_sizes, seal_graph
 from export.configs import Deployment
 from export.convert import convert_graphs
 from export.fuse import fuse_graphs
-from export.graphs import export_graphs
 from export.profiles import load_profile
 from export.publish import publish
-
-
-@pytest.fixture(scope="module")
-def other_graphs(other_bundle, tmp_path_factory):
-    return export_graphs(other_bundle, tmp_path_factory.mktemp("other"))
 
 
 def read_provider_key(path: Path) -> tuple[str, tuple]:

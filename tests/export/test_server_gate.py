@@ -17,7 +17,6 @@ from contract.tokens import TokenLimits
 from contract.training_data import WAYS
 from export import pipeline
 from export.fuse import fuse_graphs
-from export.graphs import export_graphs
 from export.precision import ServedGraphs
 from export.profiles import load_profile
 from export.questions import draw_questions
@@ -59,15 +58,16 @@ def stored(bundle, graphs):
 
 
 @pytest.fixture(scope="module")
-def spoilt(bundle, other_bundle, graphs, tmp_path_factory):
+def spoilt(bundle, graphs, other_graphs, tmp_path_factory):
     """Graphs that say that they are of the bundle: with other weights, and with rounded weights."""
     root = tmp_path_factory.mktemp("spoilt")
     for name, path in graphs.items():
         round_weights(path, root / f"{name}.onnx")
     rounded = {name: root / f"{name}.onnx" for name in graphs}
-    exchanged = export_graphs(other_bundle, root / "other")
-    for path in exchanged.values():
-        model = onnx.load(path)
+    (root / "exchanged").mkdir()
+    exchanged = {name: root / "exchanged" / f"{name}.onnx" for name in graphs}
+    for name, path in exchanged.items():
+        model = onnx.load(other_graphs[name])
         onnx.helper.set_model_props(model, {"fingerprint": bundle.fingerprint})
         onnx.save(model, path)
     return {"exchanged": exchanged, "rounded": rounded}

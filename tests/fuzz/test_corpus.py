@@ -23,9 +23,9 @@ FILES = sorted(path.relative_to(HERE / "corpus") for path in HERE.glob("corpus/*
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_promises_are_kept(path, capfd):
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone, however busy the machine is
     targets.run_target(path.parts[0], (HERE / "corpus" / path).read_bytes())
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     written = capfd.readouterr()
     assert written.out == written.err == "", "a decoder writes to the terminal"
 

@@ -47,7 +47,7 @@ def test_sigterm_is_told_to_who_watches_the_health(run_server):
     server.process.send_signal(signal.SIGTERM)
     assert next(watch).status == states.NOT_SERVING
     watch.cancel()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(60) == 0
 
 
 def test_a_signal_that_does_not_wake_the_main_thread_ends_it_too(run_server):
@@ -57,7 +57,7 @@ def test_a_signal_that_does_not_wake_the_main_thread_ends_it_too(run_server):
     threads = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
     other = next(thread for thread in threads if thread != pid)
     assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
 
 
 def is_answered(client) -> bool:
@@ -74,13 +74,13 @@ def test_stopping_waits_for_the_request_under_way_and_refuses_new_ones(sidecar, 
 
     def put_slowly(*arguments):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return put(*arguments)
 
     monkeypatch.setattr(sidecar.store, "put", put_slowly)
     with ThreadPoolExecutor(2) as pool:
         adding = pool.submit(sidecar.client.add, make.vectors(3))
-        assert begun.wait(10)
+        assert begun.wait(60)
         stopping = pool.submit(sidecar.server.stop, 10.0)
         while is_answered(sidecar.client):
             pass  # until the stop has begun
@@ -111,7 +111,7 @@ def test_acknowledged_cases_survive_kill_9(run_server, make):
 
     thread = threading.Thread(target=add_batches)
     thread.start()
-    assert enough.wait(30)
+    assert enough.wait(60)
     server.process.kill()
     server.process.wait()
     thread.join()
@@ -131,7 +131,7 @@ def test_two_servers_never_share_a_store(run_server, make):
     first = run_server()
     first.client.add(make.vectors(3))
     second = run_server(wait=False)
-    output, errors = second.process.communicate(timeout=20)
+    output, errors = second.process.communicate(timeout=60)
     assert (second.process.returncode, output) == (2, "")
     assert errors.count("\n") == 1
     assert "in use by another server" in errors
@@ -160,7 +160,7 @@ def test_a_store_of_another_model_is_kept_and_told_of(run_server, make):
 def test_an_address_in_use_ends_the_start(run_server, tmp_path):
     first = run_server()
     second = run_server(name="other", address=first.address, wait=False)
-    output, errors = second.process.communicate(timeout=20)
+    output, errors = second.process.communicate(timeout=60)
     assert (second.process.returncode, output, errors.count("\n")) == (2, "", 1)
     assert first.address in errors
     assert "in use" in errors
@@ -320,7 +320,7 @@ def test_stopping_while_the_index_is_built_is_quick(run_server, make, tmp_path):
             store.put(make.MODEL, make.records(ids), make.vectors(4000, dimension=256))
     server = run_server(wait=False)
     opened = tmp_path / "store" / "cases.sqlite-wal"  # by then it also minds signals
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not opened.exists():
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -45,7 +45,7 @@ class HeldIndex(FlatIndex):
         type(self).calls.append(len(queries))
         type(self).threads.add(threading.current_thread().name)
         self.entered.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if self.failure:
             raise self.failure
         return super().search(queries)
@@ -93,7 +93,7 @@ def pool():
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -103,7 +103,7 @@ def test_what_waits_is_searched_together_in_one_thread(held, open_index, pool, m
     index = open_index()
     vectors = make.vectors(20)
     first = pool.submit(index.search, [Query(vectors[0], 1)], 10)
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     others = [
         pool.submit(index.search, [Query(vectors[n], n), Query(vectors[0], 2)], 10) for n in range(1, 9)
     ]
@@ -122,7 +122,7 @@ def test_a_change_is_seen_by_later_searches_only(held, open_index, pool, cases, 
     index = open_index()
     new = make.vectors(1, seed=5)
     first = pool.submit(index.search, [Query(new[0], 1)], 10)
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     before = pool.submit(index.search, [Query(new[0], 1)], 10)
     wait_for(lambda: len(index._waiting) == 1)
     changed = pool.submit(index.change, added=cases.part(new, 100), removed=["3"])
@@ -143,7 +143,7 @@ def test_full_queue_is_refused_but_changes_are_not(held, open_index, pool, cases
     index = open_index(max_waiting=2)
     query = [Query(make.vectors(1)[0], 1)]
     running = [pool.submit(index.search, query, 10)]
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     running += [pool.submit(index.search, query, 10) for _ in range(2)]
     wait_for(lambda: len(index._waiting) == 2)
     with pytest.raises(BusyError, match="2 search requests wait"):
@@ -159,7 +159,7 @@ def test_requests_out_of_time_are_dropped(held, open_index, pool, make):
     index = open_index()
     query = [Query(make.vectors(1)[0], 1)]
     running = pool.submit(index.search, query, 10)
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     with pytest.raises(DeadlineError, match=r"0\.02 s"):
         index.search(query, 0.02)
     held.go.set()
@@ -213,7 +213,7 @@ def test_an_index_that_cannot_be_repaired_says_so_and_tries_again(held, open_ind
 def test_a_wrong_dimension_fails_alone(held, open_index, pool, make):
     index = open_index()
     running = pool.submit(index.search, [Query(make.vectors(1)[0], 1)], 10)
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     wrong = pool.submit(index.search, [Query(make.vectors(1, dimension=3)[0], 1)], 10)
     wait_for(lambda: len(index._waiting) == 1)
     right = pool.submit(index.search, [Query(make.vectors(1)[0], 1)], 10)
@@ -238,7 +238,7 @@ def test_closing_fails_what_waits(held, open_index, pool, make):
     index = open_index()
     query = [Query(make.vectors(1)[0], 1)]
     running = pool.submit(index.search, query, 10)
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     waiting = pool.submit(index.search, query, 10)
     wait_for(lambda: len(index._waiting) == 1)
     closing = pool.submit(index.close)
@@ -259,11 +259,11 @@ def test_closing_ends_a_build(make):
         while True:
             yield Cases.part(make.vectors(1))
             building.set()
-            assert go.wait(10)
+            assert go.wait(60)
 
     index = IndexThread(read)
     built = index.start()
-    assert building.wait(10)
+    assert building.wait(60)
     assert not index.ready
     with pytest.raises(UnavailableError, match="not built yet"):
         index.search([Query(make.vectors(1)[0], 1)], 1)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ImageError, TensorError
-from contract.labels import LABELS
 from contract.steps import pack
 from contract.tensors import MODELS
 from serving.inprocess import InProcess, read_config
@@ -21,16 +20,11 @@ REPORTS = [b"FINDINGS: The heart is enlarged. There is a left effusion.", b"The 
 
 
 @pytest.fixture(scope="module")
-def repository(small_config, write_bundle, tmp_path_factory) -> Path:
+def repository(make_model, tmp_path_factory) -> Path:
     """The smallest model that has every part, published."""
-    from export.graphs import export_graphs
     from export.publish import publish
 
-    root = tmp_path_factory.mktemp("inprocess")
-    texts = [report.decode() for report in REPORTS]
-    bundle = write_bundle(root / "bundle", small_config, seed=1, texts=texts, thresholds=[0.5] * len(LABELS))
-    publish(bundle, export_graphs(bundle, root / "graphs"), root / "repository")
-    return root / "repository"
+    return publish(*make_model(1), tmp_path_factory.mktemp("inprocess") / "repository")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from serving.relay import INFER, STREAM, Turns, is_up, serve  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 READY = "/inference.GRPCInferenceService/ServerReady"
-SECONDS = 20.0
+SECONDS = 60.0
 UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 
@@ -248,7 +248,7 @@ def test_a_triton_that_is_away_is_said_and_found_again(tmp_path):
                 assert relay.call(INFER, b"x") == b"answer to x"
                 break
             except grpc.RpcError:
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < SECONDS
                 time.sleep(0.05)
         server.stop(0).wait()
     finally:

@@ -32,6 +32,7 @@ from serving.runtime import LogsLock, PrivateFolder, find_stub_trouble, list_bas
 from serving.stubs import Process, Stub, read_process
 from serving.supervisor import Part
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,7 +76,7 @@ def part(tmp_path):
     made.child.stop()
 
 
-def step_until(part, said, condition, timeout_s=10.0):
+def step_until(part, said, condition, timeout_s=60.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, said
@@ -167,7 +168,7 @@ def test_a_watch_outlives_a_look_that_fails(monkeypatch):
     monkeypatch.setattr(watch, "LOOK_S", 0.01)
     monkeypatch.setattr(watch.TritonWatch, "_look", look)
     watching = watch.TritonWatch("127.0.0.1:1", os.getpid(), ["predict_text"], up=True)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(looks) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     watching.close()
@@ -209,7 +210,7 @@ def test_sigterm_ends_serve_with_0_before_anything_runs(tmp_path):
         time.sleep(0.05)
     process.terminate()
     try:
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
 
@@ -393,7 +394,7 @@ def test_leftovers_are_killed_only_if_they_are_the_ones(tmp_path):
         assert sleeper.poll() is None
         lock._path.write_text(f'{{"servers": {{"{sleeper.pid}": {read_process(sleeper.pid).started}}}}}')
         lock.end_leftovers()
-        assert sleeper.wait(5) == -signal.SIGKILL
+        assert sleeper.wait(60) == -signal.SIGKILL
     finally:
         lock.release()
         sleeper.kill()

@@ -6,10 +6,20 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from contract.bundle import Bundle, load_bundle
 from contract.errors import ReportError
 from contract.text import select_text
-from training.openi import SCHEMA, Study, read_reports, write_table
+from training.openi import SCHEMA, Study, build_table, read_reports, write_table
 
+# A training run of some seconds.
+SMALL = {
+    "loop.epochs": 1,
+    "model.image_width": 16,
+    "model.image_heads": [2, 2],
+    "model.text_width": 32,
+    "model.text_layers": 1,
+    "model.text_heads": 2,
+}
 FINDINGS = '<AbstractText Label="FINDINGS">Clear.</AbstractText>'
 
 
@@ -36,6 +46,30 @@ def _read_text(study: Study) -> str:
         return select_text(study.report, "full")
     except ReportError:
         return ""
+
+
+@pytest.fixture(scope="session")
+def phantom_table(make_once: Callable[..., Path]) -> Path:
+    """The table of 60 phantom studies with small images, drawn once for all tests: none changes it or the images."""
+    from training.phantom import draw_dataset
+
+    def fill(place: Path) -> None:
+        draw_dataset(place / "phantom", studies=60, seed=5, scale=0.05)
+        write_table(build_table(place / "phantom", place / "phantom"), place / "studies.parquet")
+
+    return make_once("phantom-60", fill) / "studies.parquet"
+
+
+@pytest.fixture(scope="session")
+def phantom_bundle(make_once: Callable[..., Path], phantom_table: Path) -> Bundle:
+    """What a run of `SMALL` on these studies leaves, trained once for all tests: none changes it."""
+    from training.config_file import load_config
+    from training.train import train
+
+    place = make_once(
+        "phantom-bundle", lambda place: train(load_config("demo", SMALL), phantom_table, place / "bundle")
+    )
+    return load_bundle(place / "bundle")
 
 
 @pytest.fixture(scope="session")

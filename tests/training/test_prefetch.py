@@ -64,7 +64,7 @@ def test_as_many_results_wait_as_are_allowed(depth):
         for place in range(3):
             next(results)
             for _ in range(1 + depth if place == 0 else 1):
-                assert ready.acquire(timeout=10)
+                assert ready.acquire(timeout=60)
             time.sleep(0.02)  # time enough to take too many
             assert seen == list(range(place + 1 + depth))
 
@@ -92,7 +92,7 @@ def test_closing_ends_the_thread_and_what_was_not_begun():
     def prepare(item):
         begun.append(item)
         if item == 1:
-            assert go_on.wait(10)
+            assert go_on.wait(60)
         return item
 
     results = prefetch(range(99), prepare, depth=5)

@@ -22,7 +22,7 @@ def files(tmp_path):
 
     from training.phantom import draw_dataset
 
-    draw_dataset(tmp_path / "phantom", studies=8, seed=0, scale=0.02)
+    draw_dataset(tmp_path / "phantom", studies=8, seed=0, scale=0.02, workers=1)
     number = next(
         folder
         for folder in sorted((tmp_path / "phantom").rglob("*.xml"))

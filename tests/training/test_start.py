@@ -25,14 +25,7 @@ from training.start import describe_start, fit_config, read_start_config
 from training.train import train
 from training.watch import Silent
 
-SMALL = {
-    "loop.epochs": 1,
-    "model.image_width": 16,
-    "model.image_heads": [2, 2],
-    "model.text_width": 32,
-    "model.text_layers": 1,
-    "model.text_heads": 2,
-}
+from .conftest import SMALL
 
 
 class Listener(Silent):
@@ -45,21 +38,14 @@ class Listener(Silent):
         self.notes.append(text)
 
 
-def draw_table(root: Path, *, studies: int, seed: int) -> Path:
-    draw_dataset(root / "phantom", studies=studies, seed=seed, scale=0.05)
-    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
-    return root / "studies.parquet"
+@pytest.fixture(scope="module")
+def table(phantom_table) -> Path:
+    return phantom_table
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory) -> Path:
-    return draw_table(tmp_path_factory.mktemp("start"), studies=60, seed=5)
-
-
-@pytest.fixture(scope="module")
-def bundle(table, tmp_path_factory) -> Bundle:
-    out = tmp_path_factory.mktemp("bundle") / "bundle"
-    return load_bundle(train(load_config("demo", SMALL), table, out).bundle)
+def bundle(phantom_bundle) -> Bundle:
+    return phantom_bundle
 
 
 def read_card(bundle: Bundle) -> str:
@@ -147,7 +133,10 @@ def test_a_run_goes_on_from_the_bundle_that_it_started_from_alone(bundle, table,
 
 @pytest.fixture(scope="module")
 def own_table(tmp_path_factory) -> Path:
-    return draw_table(tmp_path_factory.mktemp("own"), studies=40, seed=77)
+    root = tmp_path_factory.mktemp("own")
+    draw_dataset(root / "phantom", studies=40, seed=77, scale=0.05)
+    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
+    return root / "studies.parquet"
 
 
 def test_a_bundle_is_calibrated_on_other_studies(bundle, own_table, tmp_path):

@@ -17,20 +17,12 @@ from training.cache import fill_cache
 from training.config_file import load_config
 from training.model import load_model
 from training.muon import multiplies_bfloat16
-from training.openi import build_table, write_table
-from training.phantom import draw_dataset
 from training.train import train
 from training.watch import EpochReport, Silent, StepReport
 
+from .conftest import SMALL
+
 OTHER_PRECISION = "fp32" if multiplies_bfloat16() else "bf16"  # than the one that is chosen here
-SMALL = {
-    "loop.epochs": 1,
-    "model.image_width": 16,
-    "model.image_heads": [2, 2],
-    "model.text_width": 32,
-    "model.text_layers": 1,
-    "model.text_heads": 2,
-}
 
 
 class Listener(Silent):
@@ -55,21 +47,18 @@ class Listener(Silent):
         self.notes.append(text)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("train")
-    draw_dataset(root / "phantom", studies=60, seed=5, scale=0.05)
-    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
-    return root / "studies.parquet"
+@pytest.fixture
+def table(phantom_table: Path) -> Path:
+    return phantom_table
 
 
-def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, tmp_path):
+def test_equal_runs_give_equal_models_and_a_seed_changes_them(table, phantom_bundle, tmp_path):
     def fingerprint(name: str, seed: int) -> str:
         train(load_config("demo", {**SMALL, "seed": seed}), table, tmp_path / name)
         return load_bundle(tmp_path / name).fingerprint
 
-    assert fingerprint("a", 0) == fingerprint("b", 0)
-    assert fingerprint("c", 1) != fingerprint("a2", 0)
+    assert fingerprint("a", 0) == phantom_bundle.fingerprint
+    assert fingerprint("b", 1) != phantom_bundle.fingerprint
 
 
 def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
@@ -102,7 +91,9 @@ def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
     assert not list((tmp_path / "bundle.run").glob("checkpoint-*"))
 
 
-def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table, tmp_path, monkeypatch):
+def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(
+    table, phantom_bundle, tmp_path, monkeypatch
+):
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -121,8 +112,7 @@ def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table,
     resumed = train(load_config("demo", SMALL), table, tmp_path / "bundle", resume=True, watcher=listener)
     assert listener.steps == []
     assert "Going on after epoch 1 of 1." in listener.notes
-    straight = train(load_config("demo", SMALL), table, tmp_path / "straight")
-    assert load_bundle(resumed.bundle).fingerprint == load_bundle(straight.bundle).fingerprint
+    assert load_bundle(resumed.bundle).fingerprint == phantom_bundle.fingerprint
 
 
 @pytest.mark.parametrize("scores", [(0.5, 0.7, 0.1), (0.7, 0.5, 0.1)])
@@ -176,6 +166,16 @@ def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch)
     )
 
 
+USUAL = {**SMALL, "data.text_dropout": 0.0, "loop.batch_size": 24}
+
+
+@pytest.fixture(scope="module")
+def usual_weights(phantom_table, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights of a run in which no option is set."""
+    result = train(load_config("demo", USUAL), phantom_table, tmp_path_factory.mktemp("usual") / "bundle")
+    return load_file(result.bundle / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -190,13 +190,10 @@ def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch)
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_every_option_trains_another_model(table, tmp_path, changes):
-    plain = {**SMALL, "data.text_dropout": 0.0, "loop.batch_size": 24}
-    settings = {**plain, **changes}
-    result = train(load_config("demo", settings), table, tmp_path / "bundle")
-    usual = train(load_config("demo", plain), table, tmp_path / "usual")
-    ours, theirs = (load_file(run.bundle / "model.safetensors") for run in (result, usual))
-    assert not torch.equal(ours["fusion.pooling.weight"], theirs["fusion.pooling.weight"])
+def test_every_option_trains_another_model(table, usual_weights, tmp_path, changes):
+    result = train(load_config("demo", {**USUAL, **changes}), table, tmp_path / "bundle")
+    ours = load_file(result.bundle / "model.safetensors")
+    assert not torch.equal(ours["fusion.pooling.weight"], usual_weights["fusion.pooling.weight"])
     assert all(bool(torch.isfinite(value).all()) for value in ours.values())
     assert set(result.metrics["test"]) >= {"study", "image", "text"}
     assert ("views" in result.metrics["test"]) == (changes.get("data.views") == 2)
@@ -241,10 +238,9 @@ def test_an_existing_directory_is_refused_before_the_work(table, tmp_path):
         train(load_config("demo", SMALL), table, tmp_path / "bundle")
 
 
-def test_a_cache_and_a_split_file_are_used(table, tmp_path, caplog):
+def test_a_cache_and_a_split_file_are_used(table, phantom_bundle, tmp_path, caplog):
     """The same bundle comes from the cache as from the files, and from the split of a bundle as from its seed."""
-    config = load_config("demo", SMALL)
-    drawn = load_bundle(train(config, table, tmp_path / "drawn").bundle)
+    config, drawn = load_config("demo", SMALL), phantom_bundle
     fill_cache(table, tmp_path / "cache", size=config.model.image_size, workers=1)
     listener = Listener()
     again = train(

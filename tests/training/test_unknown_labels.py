@@ -23,21 +23,14 @@ from training.evaluation.labels import evaluate_labels, fit_thresholds
 from training.evaluation.prompt_scores import evaluate_scores
 from training.evaluation.ranking import compute_gains, find_unknown
 from training.lexical import LexicalHead, fit_lexical
-from training.openi import SCHEMA, build_table, write_table
-from training.phantom import draw_dataset
+from training.openi import SCHEMA, read_table, write_table
 from training.selective import fit_selection
 from training.split import follow_split
 from training.train import train
 from training.validate import score
 
-SMALL = {
-    "loop.epochs": 1,
-    "model.image_width": 16,
-    "model.image_heads": [2, 2],
-    "model.text_width": 32,
-    "model.text_layers": 1,
-    "model.text_heads": 2,
-}
+from .conftest import SMALL
+
 Studies = make_dataclass("Studies", ["targets", "known"], frozen=True)
 M, K = 120, len(LABELS)
 GROUPS = [str(number) for number in range(M)]
@@ -183,11 +176,10 @@ def test_a_published_split_is_followed_and_what_it_lacks_is_drawn():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(phantom_table, tmp_path_factory):
     """A bundle of phantoms of which one label is never stated, one never denied, and the split is published."""
     root: Path = tmp_path_factory.mktemp("unknown")
-    draw_dataset(root / "phantom", studies=60, seed=5, scale=0.05)
-    rows = build_table(root / "phantom", root / "phantom").to_pylist()
+    rows = read_table(phantom_table).to_pylist()
     for number, row in enumerate(rows):
         hidden = {"pleural", *({"cardiac"} - set(row["labels"]))}
         row["unknown_labels"] = sorted(hidden)

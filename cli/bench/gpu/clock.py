@@ -36,3 +36,8 @@ def time_calls(call: Callable[[], Any], seconds: float, wait: Callable[[], None]
 def add_rate(figures: dict[str, float], batch: int) -> dict[str, float]:
     """Return figures with the throughput in cases a second."""
     return {**figures, "batch": batch, "cases_per_s": round(1e3 * batch / figures["p50_ms"], 1)}
+
+
+def round_figures(value: float) -> float:
+    """Return a value with its first four digits, so that what a slow device reaches is not rounded to 0."""
+    return float(f"{value:.4g}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.bench.gpu.clock import add_rate, time_calls
+from cli.bench.gpu.clock import add_rate, round_figures, time_calls
 from cli.bench.gpu.log import PRECISIONS, Log, Settings
 from cli.bench.gpu.model import STUDY, draw_inputs, list_outputs, make_graphs, make_profile, open_bundle
 from cli.bench.gpu.torch_part import read_peaks
@@ -239,7 +239,7 @@ def _add_share(figures: dict[str, Any], flops: float | None, peak: float | None)
     """Return figures with the rate of operations, where PyTorch counted them, and its share of the peak."""
     tflops = flops * figures["cases_per_s"] if flops else None
     share = round(tflops / peak, 4) if tflops and peak else None
-    return {**figures, "tflops": tflops and round(tflops, 3), "share_of_peak": share}
+    return {**figures, "tflops": tflops and round_figures(tflops), "share_of_peak": share}
 
 
 def _draw_cases(settings: Settings) -> "list[ParityCase]":

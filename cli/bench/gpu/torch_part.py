@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from cli.bench.gpu.clock import add_rate, time_calls
+from cli.bench.gpu.clock import add_rate, round_figures, time_calls
 from cli.bench.gpu.log import PRECISIONS, Log, Precision, Settings
 from cli.bench.gpu.model import STUDY, draw_inputs, read_size
 
@@ -40,7 +40,7 @@ def _multiply(settings: Settings, precision: Precision) -> Mapping[str, Any]:
     side, kind = _SIDE[settings.device], _get_dtype(precision)
     left, right = (torch.randn(side, side, device=settings.device).to(kind) for _ in range(2))
     found = time_calls(lambda: left @ right, settings.seconds, make_wait(settings))
-    return {**found, "tflops": round(2 * side**3 / found["p50_ms"] / 1e9, 3)}
+    return {**found, "tflops": round_figures(2 * side**3 / found["p50_ms"] / 1e9)}
 
 
 def measure_torch(log: Log, settings: Settings) -> None:
@@ -87,7 +87,7 @@ class _Study:
         names = STUDY if name == "study" else (name,)
         tflops = batch * sum(self._flops[part] for part in names) / found["p50_ms"] / 1e9
         share = round(tflops / self._peak_tflops, 4) if self._peak_tflops else None
-        return {**found, "tflops": round(tflops, 3), "share_of_peak": share}
+        return {**found, "tflops": round_figures(tflops), "share_of_peak": share}
 
     def _bind(self, name: str, inputs: Mapping[str, "Tensor"]) -> Callable[[], Any]:
         import torch

@@ -154,6 +154,7 @@ def test_observer_sees_the_measured_time_only(clock, make_server):
     assert sample.observed == {"seconds": pytest.approx(10)}
 
 
+@pytest.mark.alone
 def test_real_time():
     """What the system's clock, threads and waits add: a request of 5 ms, 40 times a second."""
     load = OpenLoop(40, "constant", 8)

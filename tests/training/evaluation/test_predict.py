@@ -31,7 +31,7 @@ TEXTS = ("The heart is enlarged.", "Lungs are clear.", "There is a small left ef
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
-    draw_dataset(root / "phantom", studies=5, seed=1, scale=0.05)
+    draw_dataset(root / "phantom", studies=5, seed=1, scale=0.05, workers=1)
     write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
     return root / "studies.parquet"
 
