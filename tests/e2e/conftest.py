@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from cli.cases import Row, make_cases, make_parity_cases, read_rows
-from cli.inputs import read_split
 from client import CxrClient
 from contract.bundle import Bundle, load_bundle
 from export.pipeline import export
@@ -53,7 +52,7 @@ def read_trained(root: Path) -> Trained:
 
 
 def read_part(root: Path, part: str) -> list[Row]:
-    return read_rows(root / "studies.parquet", study_ids=read_split(root / "bundle" / "split.json", part))
+    return read_rows(root / "studies.parquet", study_ids=load_bundle(root / "bundle").split[part])
 
 
 @pytest.fixture(scope="session")
