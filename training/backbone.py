@@ -108,6 +108,8 @@ def _probe(name: str, size: int, drop_path: float, arguments: str) -> TokenLayou
     stride = _read_stride(backbone)
     if stride and layout.grid * stride != size:
         raise _refuse(config, f"its patches of {stride} pixels do not divide images of {size} pixels")
+    if size % layout.grid:
+        raise _refuse(config, f"its {layout.grid} tokens a side do not divide images of {size} pixels")
     return layout
 
 

@@ -218,12 +218,25 @@ def enable_checkpointing(model: nn.Module, frozen: Iterable[str] = ()) -> None:
     Args:
         model: Changed in place, once; before it is compiled or made parallel. Names of parameters stay.
         frozen: Encoders ("image", "text") to leave alone: of a frozen one nothing is kept anyway.
+
+    Raises:
+        ConfigError: The image backbone cannot do it.
     """
     if "image" not in frozen:
-        _get_encoder(model, "image").set_grad_checkpointing(True)
+        _checkpoint_backbone(_get_encoder(model, "image"))
     for layer in _get_encoder(model, "text").encoder.layer if "text" not in frozen else ():
         if "forward" not in vars(layer):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _checkpoint_backbone(backbone: Any) -> None:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:  # timm asserts that it can
+        raise ConfigError(
+            f"timm's {type(backbone).__name__} cannot compute its activations again: set weights.checkpointing to "
+            "false."
+        ) from error
 
 
 def _get_encoder(model: nn.Module, kind: str) -> Any:

@@ -14,12 +14,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from contract.errors import ConfigError
+from training import backbone
 from training.adopt_image import adopt_image_model
 from training.backbone import TokenLayout, read_layout
 from training.config import DataConfig, ModelConfig, TrainConfig, WeightsConfig
 from training.config_file import format_config, load_config
 from training.model import CxrModel, ImageEncoder
-from training.weights import load_image_weights
+from training.weights import enable_checkpointing, load_image_weights
 
 VIT = {
     "hidden_size": 32,
@@ -171,7 +172,10 @@ def test_tokens_are_taken_row_by_row(axes):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (use("vit_bass_patch16_224", 224, {}), "no backbone 'vit_bass_patch16_224'"),
+        (
+            use("vit_bass_patch16_224", 224, {}),
+            "no backbone 'vit_bass_patch16_224'.*; timm has vit_base_patch16_224",
+        ),
         (use("convnext_tiny", 64, {"windows": 3}), "windows"),
         (use("vit_tiny_patch16_224", 56, {}), "patches of 16 pixels do not divide"),
         (use("crossvit_9_240", 240, {}), "a list.* no square grid"),
@@ -180,6 +184,21 @@ def test_tokens_are_taken_row_by_row(axes):
 def test_a_backbone_that_cannot_be_used_is_refused(check_sentence, config, words):
     with pytest.raises(ConfigError, match=words) as info:
         CxrModel(config)
+    check_sentence(info)
+
+
+def test_tokens_that_do_not_divide_the_image_are_refused(check_sentence, monkeypatch):
+    """Explanations sum pixels by token; a backbone that states no stride is held to its grid."""
+    monkeypatch.setattr(backbone, "_read_stride", lambda _: None)
+    with pytest.raises(ConfigError, match="3 tokens a side do not divide images of 100 pixels") as info:
+        read_layout(use("convnext_atto", 100, {"dims": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}))
+    check_sentence(info)
+
+
+def test_a_backbone_without_checkpointing_says_so(check_sentence):
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match=r"Linear cannot .* weights\.checkpointing") as info:
+        enable_checkpointing(model, frozen=["text"])
     check_sentence(info)
 
 
