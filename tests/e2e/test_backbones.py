@@ -26,6 +26,8 @@ from training.phantom import draw_dataset
 from training.start import read_start_config
 from training.train import train
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = {  # name, side in pixels, tokens a side, arguments
     "vit": (
         "vit_base_patch14_reg4_dinov2",
@@ -108,7 +110,7 @@ def test_it_is_served_and_explained_on_its_own_grid(served, rows):
 def test_another_run_starts_from_its_bundle(served, table, tmp_path):
     _, bundle, _ = served
     config = read_start_config(bundle)
-    with pytest.raises(ConfigError, match=r"another architecture: its model\.image_backbone is"):
+    with pytest.raises(ConfigError, match=r"another architecture: its model\.image_size is"):
         train(load_config("demo", SMALL), table, tmp_path / "other", start=bundle)
     frozen = change_config(config, {"weights.freeze": ["image", "text"]})
     again = load_bundle(train(frozen, table, tmp_path / "again", start=bundle).bundle)
@@ -126,7 +128,6 @@ def load_weights(bundle):
     return load_file(bundle.weights_path)
 
 
-@pytest.mark.slow
 def test_triton_serves_a_vit(table, rows, tmp_path):
     """Images of 70 pixels, 25 tokens: nothing of the default's sizes is left in what Triton loads."""
     bundle, repository = make_served("vit", table, rows, tmp_path)
