@@ -57,7 +57,8 @@ def train(
         ),
     ] = None,
     image_weights: Annotated[
-        str | None, typer.Option(help="Swin weights: a file or a timm / hub id. Sets weights.image.")
+        str | None,
+        typer.Option(help="Image weights: a file, a directory or a timm / hub id. Sets weights.image."),
     ] = None,
     text_weights: Annotated[
         str | None, typer.Option(help="BERT weights: a directory or a hub id. Sets weights.text.")

@@ -5,8 +5,8 @@ operators of a Gelu become one Gelu or BiasGelu, an addition and the LayerNormal
 SkipLayerNormalization (operators of the domain com.microsoft; onnxruntime, docs/ContribOperators.md). Neither OpenVINO
 nor TensorRT knows that domain: optimised files are for ONNX Runtime alone.
 
-How many of them a graph must hold follows from the model's config. A fusion that is missing, because a new torch
-writes another pattern, say, is an error.
+How many of them a graph must hold follows from the model's config; of an image backbone other than Swin, it follows
+from the graph as exported. A fusion that is missing, because a new torch writes another pattern, say, is an error.
 """
 
 import logging
@@ -33,6 +33,10 @@ _FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # what counts as what
     "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
     "Gelu": ("Gelu", "BiasGelu", "FastGelu"),
 }
+_SWIN: Final = "swin"  # `training.config.SWIN`; also where a bundle of an older version says nothing
+_LAYOUT: Final = frozenset(
+    ["Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
+)
 _KEY_PADDING: Final = 4  # inputs of MultiHeadAttention
 _BIAS: Final = 5
 
@@ -71,7 +75,7 @@ def optimize_graphs(
         _optimize(graphs[name], paths[name])
         seal_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
         fusions[name] = count_fusions(paths[name])
-        check_fusions(name, fusions[name], expect_fusions(bundle, name))
+        check_fusions(name, fusions[name], expect_fusions(bundle, name, graphs[name]))
     return OptimizedGraphs(paths, fusions)
 
 
@@ -82,8 +86,10 @@ def count_fusions(path: Path) -> dict[str, int]:
     return {family: sum(found[name] for name in members) for family, members in _FAMILIES.items()}
 
 
-def expect_fusions(bundle: Bundle, graph: str) -> dict[str, int]:
+def expect_fusions(bundle: Bundle, graph: str, source: Path) -> dict[str, int]:
     """Return how many operators of each family a graph of this model must hold at least.
+
+    `source` is the graph as exported: what an image encoder other than Swin needs is counted there.
 
     A Swin stage of d blocks has 2 d LayerNormalizations and d attentions and Gelus; blocks whose windows are shifted
     add a mask in another shape and stay unfused. Beside them normalise the patches, each merging of patches and the
@@ -94,9 +100,38 @@ def expect_fusions(bundle: Bundle, graph: str) -> dict[str, int]:
         ArtifactError: The bundle's config lacks a size.
     """
     try:
-        return _count_parts(bundle.config["model"], graph)
+        config = bundle.config["model"]
+        if graph == "image_encoder" and config.get("image_backbone", _SWIN) != _SWIN:
+            return count_fusible(source)
+        return _count_parts(config, graph)
     except (KeyError, TypeError, IndexError) as error:
         raise ArtifactError(f"The config of {bundle.path} lacks the sizes of its model.") from error
+
+
+def count_fusible(path: Path) -> dict[str, int]:
+    """Return how many operators of each family can be made of what torch exported, whatever the backbone.
+
+    Its exact Gelu has one Erf. Attention counts where queries and keys are parts of one projection and nothing is added
+    to their product, as in a ViT: onnxscript leaves that of Swin V2 (a cosine) and of shifted windows as it is.
+    """
+    graph = ir.load(path).graph
+    kinds = Counter(node.op_type for node in graph)
+    attentions = sum(_is_plain_attention(node) for node in graph if node.op_type == "Softmax")
+    return _name_counts(attentions, kinds["LayerNormalization"], kinds["Erf"])
+
+
+def _is_plain_attention(softmax: ir.Node) -> bool:
+    product = _step_back(softmax.inputs[0], "MatMul", 0), _step_back(softmax.inputs[0], "MatMul", 1)
+    query, key = (_find_origin(value) for value in product)
+    return query is not None and query is key
+
+
+def _find_origin(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computed a value before it was only split, scaled or laid out otherwise."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in _LAYOUT:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node
 
 
 def check_fusions(graph: str, found: Mapping[str, int], expected: Mapping[str, int]) -> None:

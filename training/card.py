@@ -14,7 +14,7 @@ from contract.labels import LABEL_NAMES
 from contract.training_data import read_trained_on, warn_of_training
 from training.card_origin import choose_licence, find_base_models, write_licence, write_start
 from training.card_source import Source, find_source
-from training.config import TrainConfig
+from training.config import SWIN, ModelConfig, TrainConfig
 from training.config_file import format_config
 from training.mesh import list_doubts
 
@@ -150,7 +150,7 @@ def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Map
         "embedding space for search; shows attention per finding.\n\n"
         "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n\n"
         f"{warning}"
-        f"- Image: a Swin Transformer, stages {', '.join(map(str, model.image_depths))}, width {model.image_width}, "
+        f"- Image: {_describe_backbone(model)}, "
         f"{model.image_size} x {model.image_size} pixels, {config.data.views} view(s) of a study.\n"
         f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "
         f"{config.data.max_length} word pieces. It reads `{config.data.text_mode}`: "
@@ -158,6 +158,12 @@ def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Map
         f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}, embedding size "
         f"{model.embedding_size}. One set of weights reads image and report together or either alone; tested: {ways}.\n"
     )
+
+
+def _describe_backbone(model: ModelConfig) -> str:
+    if model.image_backbone != SWIN:
+        return f"the backbone `{model.image_backbone}` of timm"
+    return f"a Swin Transformer, stages {', '.join(map(str, model.image_depths))}, width {model.image_width}"
 
 
 def _write_use() -> str:
@@ -333,7 +339,9 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
             "retrieval, JAMIA 23(2)"
         )
     lines += [
-        "Image encoder: Liu et al. 2021, Swin Transformer, arXiv:2103.14030",
+        "Image encoder: Liu et al. 2021, Swin Transformer, arXiv:2103.14030"
+        if config.model.image_backbone == SWIN
+        else "Image encoder: Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861",
         "Text encoder: Devlin et al. 2019, BERT, arXiv:1810.04805",
         "Adapters: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
         "Calibration: Platt 1999, Probabilistic Outputs for Support Vector Machines",

@@ -4,10 +4,12 @@ A named config is a file in `training/configs/`; its header says how long it too
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from contract.errors import ConfigError
 from contract.text import TEXT_MODES, TextMode
+
+SWIN: Final = "swin"  # the backbone that the image_* sizes describe
 
 
 def _require(condition: bool, message: str) -> None:
@@ -31,10 +33,15 @@ def _require_positive(section: str, values: object, *names: str) -> None:
 class ModelConfig:
     """The shape of a model; a bundle's config.json holds it under "model".
 
-    Sizes are in pixels (`image_size`), tokens (`text_positions`) or channels (`*_width`, `embedding_size`).
+    Sizes are in pixels (`image_size`), tokens (`text_positions`) or channels (`*_width`, `embedding_size`). Those from
+    `image_stem` to `image_window` are the Swin's and say nothing of another backbone.
     """
 
     image_size: int = 112
+    image_backbone: str = SWIN  # or any name of timm's; sizes then follow from it and from `image_arguments`
+    image_arguments: dict[str, Any] = field(
+        default_factory=dict
+    )  # for timm.create_model; of another backbone alone
     image_stem: str = "conv"  # "patch" as published, or "conv", which learns from few images
     image_patch: int = 8
     image_width: int = 64  # channels of the first Swin stage; each later stage doubles them
@@ -63,7 +70,11 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Image tokens along one side of the image."""
+        """Image tokens along one side of the image; ConfigError where the backbone has no square grid of them."""
+        if self.image_backbone != SWIN:
+            from training.backbone import read_layout
+
+            return read_layout(self).grid
         return self.image_size // (self.image_patch * 2 ** (len(self.image_depths) - 1))
 
     @property
@@ -73,13 +84,31 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ConfigError where sizes do not fit each other."""
-        _require(
-            self.image_stem in {"patch", "conv"},
-            f"model.image_stem must be patch or conv, not {self.image_stem!r}.",
-        )
+        _require(self.image_size > 0, f"model.image_size must be above 0, not {self.image_size}.")
+        if self.image_backbone == SWIN:
+            self._check_swin()
         _require(
             self.pooling in {"queries", "mean"},
             f"model.pooling must be queries or mean, not {self.pooling!r}.",
+        )
+        _require(
+            self.lexical_buckets >= 0,
+            f"model.lexical_buckets must not be negative, but is {self.lexical_buckets}.",
+        )
+        for name, width, heads in (
+            ("width", self.width, self.fusion_heads),
+            ("text_width", self.text_width, self.text_heads),
+        ):
+            _require(width % heads == 0, f"model.{name} {width} must be a multiple of its {heads} heads.")
+
+    def _check_swin(self) -> None:
+        _require(
+            not self.image_arguments,
+            "model.image_arguments are for another backbone: name it as model.image_backbone.",
+        )
+        _require(
+            self.image_stem in {"patch", "conv"},
+            f"model.image_stem must be patch or conv, not {self.image_stem!r}.",
         )
         _require(
             self.image_stem == "patch" or self.image_patch in {2, 4, 8, 16},
@@ -89,28 +118,20 @@ class ModelConfig:
             len(self.image_depths) == len(self.image_heads),
             f"model.image_depths {self.image_depths} and image_heads {self.image_heads} differ in length.",
         )
-        _require(
-            self.lexical_buckets >= 0,
-            f"model.lexical_buckets must not be negative, but is {self.lexical_buckets}.",
-        )
         stride = self.image_patch * 2 ** (len(self.image_depths) - 1)
         _require(
             self.image_size % (stride * self.image_window) == 0,
             f"model.image_size {self.image_size} must be a multiple of {stride * self.image_window} "
             f"(patch {self.image_patch}, {len(self.image_depths)} stages, window {self.image_window}).",
         )
-        for name, width, heads in (
-            ("width", self.width, self.fusion_heads),
-            ("text_width", self.text_width, self.text_heads),
-        ):
-            _require(width % heads == 0, f"model.{name} {width} must be a multiple of its {heads} heads.")
 
 
 @dataclass(frozen=True)
 class WeightsConfig:
     """Pretrained weights of the two encoders, and what may change of them.
 
-    `image` is a file of Swin weights or a hub id, `text` a directory or hub id of a BERT model; None: from scratch.
+    `image` is a weight file, a directory or a hub id of an image backbone, `text` a directory or hub id of a BERT
+    model; None: from scratch.
     """
 
     image: str | None = None

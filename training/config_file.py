@@ -164,6 +164,9 @@ def change_settings(base: Any, values: Mapping[str, Any], section: str = "") -> 
         title = f"{section}.{key}" if section else key
         if key not in known:
             raise ConfigError(f"There is no setting {title}; {_suggest(section, key)}")
+        if get_origin(known[key]) is dict and isinstance(value, Mapping):
+            changed[key] = {name: _convert_free(entry, f"{title}.{name}") for name, entry in value.items()}
+            continue
         if is_dataclass(getattr(base, key)):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{title} is a section: write [{title}], or {title}.<setting>=<value>.")
@@ -250,7 +253,20 @@ def _convert(value: Any, wanted: Any, title: str) -> Any:
     return value
 
 
+def _convert_free(value: Any, title: str) -> Any:
+    """Return a number, text, truth value or list of such as it is; nothing else can be written out again."""
+    if isinstance(value, list | tuple):
+        return [_convert_free(entry, title) for entry in value]
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(
+            f"{title} must be a text, a number, true or false, or a list of such, not {value!r}."
+        )
+    return value
+
+
 def _name_type(wanted: Any) -> str:
+    if get_origin(wanted) is dict:
+        return "a table of arguments"
     if get_origin(wanted) is tuple:
         return f"a list of {_name_type(get_args(wanted)[0]).removeprefix('a ')}s"
     if get_origin(wanted) is Literal:
@@ -261,4 +277,7 @@ def _name_type(wanted: Any) -> str:
 
 
 def _format(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{json.dumps(key)} = {_format(entry)}" for key, entry in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

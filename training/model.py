@@ -1,4 +1,4 @@
-"""The model: Swin image encoder, BERT text encoder, cross-modal fusion with attention per label.
+"""The model: image encoder (a timm backbone), BERT text encoder, cross-modal fusion with attention per label.
 
     pixels (B, 1, S, S) ──> ImageEncoder ──> (B, N, C) ─┐
                                                          ├─> Fusion ──> probabilities, embedding, attention
@@ -25,8 +25,8 @@ try:
     from torch import Tensor, nn
     from transformers import BertConfig, BertModel
 
+    from training.backbone import create_backbone, read_layout
     from training.fusion import Fusion, FusionOutput, make_additive_mask
-    from training.swin import create_swin
 except ModuleNotFoundError as error:
     raise ConfigError("Models need the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -40,15 +40,23 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(config.pixel_mean))
         self.register_buffer("std", torch.tensor(config.pixel_std))
-        self.swin = create_swin(config)
-        self.project = nn.Linear(self.swin.num_features, config.width)
-        self.position = nn.Parameter(torch.randn(config.grid**2, config.width) * 0.02)
+        self.layout = read_layout(config)
+        self.backbone = create_backbone(config)
+        self.project = nn.Linear(self.layout.width, config.width)
+        self.position = nn.Parameter(torch.randn(self.layout.grid**2, config.width) * 0.02)
+        self.register_load_state_dict_pre_hook(_rename_backbone)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode (B, 1, S, S) pixels, 0 to 255, uint8 (float32 for gradients), as (B, N, C), row by row."""
         scaled = (pixels.to(self.project.weight.dtype) / 255.0 - self.mean) / self.std
-        features = self.swin.forward_features(scaled)  # (B, G, G, F) with N = G * G
-        return self.project(features.flatten(1, 2)) + self.position
+        tokens = self.layout.take_tokens(self.backbone.forward_features(scaled))  # (B, N, F)
+        return self.project(tokens) + self.position
+
+
+def _rename_backbone(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+    """Read the weights of bundles from before the backbone could be chosen, which call it "swin"."""
+    for name in [name for name in state if name.startswith(f"{prefix}swin.")]:
+        state[name.replace(f"{prefix}swin.", f"{prefix}backbone.", 1)] = state.pop(name)
 
 
 class TextEncoder(nn.Module):

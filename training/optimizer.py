@@ -19,7 +19,8 @@ from training.config import OptimizerConfig, TrainConfig
 from training.muon import make_muon
 
 REST: Final = "rest"
-_ENCODERS: Final = ("swin", "bert")
+_ENCODERS: Final = ("backbone", "bert")
+_STARTS: Final = ("patch_embed.", "stem.", "cls_token", "reg_token", "pos_embed", "embeddings.")
 _Depth = tuple[float, float]  # of a layer in its encoder, ordered from the input to the output
 _DEEPEST: Final[_Depth] = (-1, 0)
 _TOP: Final[_Depth] = (math.inf, 0)
@@ -47,7 +48,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimiz
     those of `describe_rates`.
 
     Args:
-        model: The model or a wrapper around it: encoders are found by the "swin" and "bert" in parameters' names.
+        model: The model or a wrapper around it: encoders are found by the "backbone" and "bert" in parameters' names.
         config: Its section `optimizer` decides.
     """
     matrices = _find_matrices(model) if config.optimizer.name == "muon" else set()
@@ -90,9 +91,10 @@ def describe_rates(model: nn.Module, config: TrainConfig) -> list[LayerRate]:
     """Return the peak learning rate of each trainable layer, each encoder from its input to its output, then the rest.
 
     A layer d layers below the top of its encoder learns at `learning_rate * encoder_rate * layer_decay ** d`; the
-    rest, new in every run, at `learning_rate`. From the input on, the layers of the Swin are the patch embedding,
-    each block (the first of a stage together with the patch merging before it) and the last norm; those of BERT are
-    the embeddings and each layer.
+    rest, new in every run, at `learning_rate`. From the input on, the layers of an image backbone are what makes the
+    patches (with tokens and positions beside them), each block (the first of a stage together with the downsampling
+    before it) and the last norm; those of BERT are the embeddings and each layer. Of a backbone that names its blocks
+    in another way all layers count as the last.
     """
     layers = _find_layers(model)
     scales = _scale_layers(layers, config.optimizer)
@@ -138,13 +140,16 @@ def _find_layer(name: str) -> _Layer:
         _, found, inside = f".{name}".partition(f".{encoder}.")
         if not found:
             continue
-        if block := re.search(r"\blayers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", inside):
-            stage, index = int(block[1]), int(block[2] or 0)
-            return _Layer(encoder, f"{encoder}.layers.{stage}.blocks.{index}", (stage, index))
+        if block := re.match(r"(layers|stages)\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", inside):
+            stage, index = int(block[2]), int(block[3] or 0)
+            return _Layer(encoder, f"{encoder}.{block[1]}.{stage}.blocks.{index}", (stage, index))
+        if block := re.match(r"blocks\.(\d+)\.", inside):
+            return _Layer(encoder, f"{encoder}.blocks.{block[1]}", (int(block[1]), 0))
         if layer := re.search(r"\blayer\.(\d+)\.", inside):
             return _Layer(encoder, f"{encoder}.encoder.layer.{layer[1]}", (int(layer[1]), 0))
-        if inside.startswith(("patch_embed.", "embeddings.")):
-            return _Layer(encoder, f"{encoder}.{inside.split('.')[0]}", _DEEPEST)
+        if inside.startswith(_STARTS):
+            start = "embeddings" if encoder == "bert" else "patch_embed"
+            return _Layer(encoder, f"{encoder}.{start}", _DEEPEST)
         return _Layer(encoder, f"{encoder}.norm", _TOP)
     return _Layer(REST, REST, _TOP)
 

@@ -25,6 +25,7 @@ from contract.errors import ConfigError
 from contract.label_words import mask_label_words
 from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer, train_tokenizer
+from training.adopt_image import adopt_image_model
 from training.checkpoint import RunDirectory, name_run
 from training.config import TrainConfig
 from training.data import StudySet, forget_undeniable, read_studies
@@ -97,7 +98,7 @@ def train(
     if out.exists():
         raise ConfigError(f"{out} exists already.")
     started = time.monotonic()
-    config = adopt_text_model(config) if start is None else fit_config(config, start)
+    config = adopt_image_model(adopt_text_model(config)) if start is None else fit_config(config, start)
     with _use_accelerator(config) as accelerator:
         studies = read_studies(
             table, config.data.text_mode, config.model.image_size, watcher.on_images, cache=cache

@@ -7,51 +7,38 @@ out as on the Hugging Face hub, or a hub id. Nothing in a source is executed.
 import contextlib
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.layers import resize_rel_pos_bias_table_simple
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from contract.errors import ConfigError
-from training.config import TrainConfig, WeightsConfig
+from training.config import SWIN, TrainConfig, WeightsConfig
 from training.config_file import change_settings
 from training.model import CxrModel
+from training.timm_names import use_timm_names
+from training.weight_files import find_file, read_tensors
 
-_HUB_TIMEOUT_S: Final = 10.0
-_WEIGHT_FILES: Final = ("model.safetensors", "pytorch_model.bin")
-_CHECKPOINT_KEYS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm looks for them
 _TABLE: Final = "relative_position_bias_table"
-_PROJECTION: Final = "patch_embed.proj.weight"
-_COMPUTED: Final = ("relative_position_index", "attn_mask", "position_ids", "token_type_ids")
-_LAYER: Final = re.compile(r"(layers|encoder\.layer)\.\d+\.")
-_READ_ERRORS: Final = (
-    *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError),
-    *(pickle.UnpicklingError, SafetensorError),
+_POSITIONS: Final = "pos_embed"
+_COMPUTED: Final = (
+    *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids"),
 )
+_LAYER: Final = re.compile(r"(layers|stages|blocks|encoder\.layer)\.\d+\.")
 
-
-class _Encoder(NamedTuple):
-    module: str  # its last name inside a model
-    anchor: str  # a tensor that every such encoder has; what stands before it in a file is the prefix of all
-    title: str
-
-
-_ENCODERS: Final = {
-    "image": _Encoder("swin", _PROJECTION, "Swin weights in timm's names"),
-    "text": _Encoder("bert", "embeddings.word_embeddings.weight", "BERT weights in transformers' names"),
+_MODULES: Final = {"image": "backbone", "text": "bert"}  # an encoder's last name inside a model
+_TITLES: Final = {
+    "image": "image weights in the names of timm or of transformers",
+    "text": "BERT weights in transformers' names",
 }
+_BERTS: Final = ("bert", "cxr-bert")  # the second is a BERT with a head of its own
+_WORDS: Final = "embeddings.word_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -94,15 +81,20 @@ def adopt_text_model(config: TrainConfig) -> TrainConfig:
         return config
     from transformers import BertConfig
 
-    path = _find_file("text", source, ("config.json",))
+    path = find_file("text", source, ("config.json",))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = BertConfig.from_dict(values)
     except Exception as error:  # transformers 5 has errors of its own for values of another type
         raise ConfigError(f"The config.json of the text weights {source} cannot be read.") from error
-    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+    if values.get("model_type") not in _BERTS:
+        raise ConfigError(
+            f"The text weights {source} have model_type {values.get('model_type')}; this model reads a BERT "
+            f"({', '.join(_BERTS)})."
+        )
+    expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "layer_norm_eps": 1e-12}
     for name, value in expected.items():
-        given = values.get(name, None if name == "model_type" else value)
+        given = values.get(name, value)
         if given != value:
             raise ConfigError(f"The text weights {source} have {name} {given}; this model reads {value}.")
     sizes = {
@@ -120,11 +112,12 @@ def adopt_text_model(config: TrainConfig) -> TrainConfig:
 
 
 def load_image_weights(model: CxrModel, source: str) -> LoadedWeights:
-    """Put pretrained Swin weights, in the names of timm or of the authors' release, into the image encoder.
+    """Put pretrained weights, in the names of timm, of transformers or of Swin's first release, into the image encoder.
 
-    Two tensors may have another shape. The patch projection of RGB images is summed over the colours, which gives
+    Three tensors may have another shape. The patch projection of RGB images is summed over the colours, which gives
     what it gives on a grey image repeated in three channels. A table of relative position biases of another window
-    is interpolated (bicubic), as the authors of Swin do before they fine-tune on larger windows.
+    is interpolated (bicubic), as the authors of Swin do before they fine-tune on larger windows, and so are the
+    positions of a ViT for images of another size.
 
     Args:
         model: Changed in place, if nothing is wrong with the weights.
@@ -135,7 +128,7 @@ def load_image_weights(model: CxrModel, source: str) -> LoadedWeights:
         ConfigError: Nothing there, no network, unreadable, or weights of another architecture; the message names a
             tensor and both shapes.
     """
-    if model.config.image_stem != "patch":
+    if model.config.image_backbone == SWIN and model.config.image_stem != "patch":
         raise ConfigError(
             'Pretrained Swin weights need model.image_stem "patch", as the configs tiny and base.'
         )
@@ -156,25 +149,42 @@ def load_text_weights(model: CxrModel, source: str) -> LoadedWeights:
 
 
 def save_text_tokenizer(source: str, path: Path) -> None:
-    """Write the tokenizer that belongs to text weights as one tokenizer.json; raises ConfigError."""
-    from transformers import AutoTokenizer
+    """Write the tokenizer that belongs to text weights as one tokenizer.json; raises ConfigError.
 
-    directory = _find_file("text", source, ("config.json",)).parent
-    _find_file("text", source, ("tokenizer.json", "vocab.txt"))
-    # It says whether letters are lowered, where vocab.txt is all there is.
-    with contextlib.suppress(ConfigError):
-        _find_file("text", source, ("tokenizer_config.json",))
+    Its own tokenizer.json is taken as it is, without padding and truncation; where vocab.txt is all there is, it is
+    read as BERT does.
+    """
+    found = find_file("text", source, ("tokenizer.json", "vocab.txt"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False)
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state = _read_tokenizer(source, found)
+        kind = state["model"]["type"]
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception
         raise ConfigError(f"The tokenizer of the text weights {source} cannot be read.") from error
+    if kind != "WordPiece":
+        raise ConfigError(
+            f"The tokenizer of the text weights {source} is a {kind}; this model reads word pieces."
+        )
     state |= {"padding": None, "truncation": None}
     path.write_text(json.dumps(state), encoding="utf-8")
 
 
+def _read_tokenizer(source: str, path: Path) -> dict[str, Any]:
+    if path.name == "tokenizer.json":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+    else:
+        from transformers import BertTokenizerFast
+
+        with contextlib.suppress(ConfigError):  # it says whether letters are lowered
+            find_file("text", source, ("tokenizer_config.json",))
+        tokenizer = BertTokenizerFast.from_pretrained(str(path.parent)).backend_tokenizer
+    state: dict[str, Any] = json.loads(tokenizer.to_str())
+    return state
+
+
 def freeze_encoders(model: nn.Module, weights: WeightsConfig) -> None:
-    """Exclude the encoders in `weights.freeze` from training: the Swin, the BERT, or both.
+    """Exclude the encoders in `weights.freeze` from training: the image backbone, the BERT, or both.
 
     Their parameters no longer ask for gradients, and no activations are kept for them. What is new beside them stays
     trainable: projections and positions. `requires_grad` does not stop BatchNorm (of a conv stem) from following the
@@ -198,7 +208,7 @@ def set_training_mode(model: nn.Module, frozen: Iterable[str]) -> None:
 
 
 def enable_checkpointing(model: nn.Module, frozen: Iterable[str] = ()) -> None:
-    """Keep only the input of each Swin block and BERT layer for the backward pass, which computes the rest again.
+    """Keep only the input of each block and layer of the encoders for the backward pass, which computes the rest again.
 
     Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174. Gradients stay the same,
     dropout included (the state of the random generator is kept). A conv stem is left alone: computed twice, its
@@ -208,24 +218,41 @@ def enable_checkpointing(model: nn.Module, frozen: Iterable[str] = ()) -> None:
     Args:
         model: Changed in place, once; before it is compiled or made parallel. Names of parameters stay.
         frozen: Encoders ("image", "text") to leave alone: of a frozen one nothing is kept anyway.
+
+    Raises:
+        ConfigError: The image backbone cannot do it.
     """
     if "image" not in frozen:
-        _get_encoder(model, "image").set_grad_checkpointing(True)
+        _checkpoint_backbone(_get_encoder(model, "image"))
     for layer in _get_encoder(model, "text").encoder.layer if "text" not in frozen else ():
         if "forward" not in vars(layer):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
+def _checkpoint_backbone(backbone: Any) -> None:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:  # timm asserts that it can
+        raise ConfigError(
+            f"timm's {type(backbone).__name__} cannot compute its activations again: set weights.checkpointing to "
+            "false."
+        ) from error
+
+
 def _get_encoder(model: nn.Module, kind: str) -> Any:
-    """Return the Swin ("image") or BERT ("text") inside a model, wrapped or not."""
-    wanted = _ENCODERS[kind].module
+    """Return the backbone ("image") or BERT ("text") inside a model, wrapped or not."""
+    wanted = _MODULES[kind]
     return next(module for name, module in model.named_modules() if name.split(".")[-1] == wanted)
 
 
 def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
     encoder = _get_encoder(model, kind)
     places = encoder.state_dict()
-    tensors, ignored = _match_names(kind, source, _read_tensors(kind, source), places)
+    projection = _find_projection(encoder) if kind == "image" else None
+    read = read_tensors(kind, source)
+    tensors, ignored = _match_names(
+        kind, source, use_timm_names(read) if kind == "image" else read, places, projection or _WORDS
+    )
     parameters = {name for name, _ in encoder.named_parameters()}
     absent = sorted(places.keys() - tensors.keys())
     missing = [name for name in absent if name in parameters]
@@ -234,7 +261,11 @@ def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
             f"The {kind} weights {source} lack {len(missing)} of the encoder's {len(parameters)} tensors, "
             f"{missing[0]} among them: they are of another architecture than the config's model."
         )
-    fitted = {name: _fit(encoder, name, tensors[name], places[name]) for name in places if name in tensors}
+    fitted = {
+        name: _fit(encoder, name, tensors[name], places[name], projection)
+        for name in places
+        if name in tensors
+    }
     for name, tensor in fitted.items():
         if tensor.shape != places[name].shape:
             given, wanted = tuple(tensors[name].shape), tuple(places[name].shape)
@@ -254,15 +285,15 @@ def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
 
 
 def _match_names(
-    kind: str, source: str, read: Mapping[str, Tensor], places: Mapping[str, Tensor]
+    kind: str, source: str, read: Mapping[str, Tensor], places: Mapping[str, Tensor], anchor: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors that have a place, by the encoder's names, and the names of the others in the file."""
-    anchor = _ENCODERS[kind].anchor
+    """Return the tensors that have a place, by the encoder's names, and the names of the others in the file.
+
+    What stands before the name of the anchor, a tensor that every such encoder has, is the prefix of all.
+    """
     prefixes = [name[: -len(anchor)] for name in read if name == anchor or name.endswith(f".{anchor}")]
     if len(prefixes) != 1:
-        raise ConfigError(
-            f"{source} holds {len(prefixes) or 'no'} {_ENCODERS[kind].title}, where one set is needed."
-        )
+        raise ConfigError(f"{source} holds {len(prefixes) or 'no'} {_TITLES[kind]}, where one set is needed.")
     [prefix] = prefixes
     early = any(name.startswith(f"{prefix}layers.0.downsample.") for name in read)
     tensors: dict[str, Tensor] = {}
@@ -291,80 +322,34 @@ def _rename(name: str, early: bool) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _fit(encoder: nn.Module, name: str, tensor: Tensor, place: Tensor) -> Tensor:
-    """Return a tensor in the shape of its place where `load_image_weights` says how, else as it is."""
+def _find_projection(encoder: nn.Module) -> str:
+    """Return the name of the weight that reads the pixels."""
+    return next(f"{name}.weight" for name, part in encoder.named_modules() if isinstance(part, nn.Conv2d))
+
+
+def _fit(encoder: nn.Module, name: str, tensor: Tensor, place: Tensor, projection: str | None) -> Tensor:
+    """Return a tensor in the shape of its place where `load_image_weights` says how, else as it is.
+
+    `projection`: the name of the weight that reads the pixels.
+    """
     if tensor.shape == place.shape:
         return tensor
-    if name == _PROJECTION and tensor.ndim == 4 and tensor.shape[1] == 3 and place.shape[1] == 1:
+    if name == projection and tensor.ndim == 4 and (tensor.shape[1], place.shape[1]) == (3, 1):
         return tensor.float().sum(dim=1, keepdim=True)
     square = tensor.ndim == 2 and math.isqrt(len(tensor)) ** 2 == len(tensor)
     if name.endswith(_TABLE) and square and tensor.shape[1] == place.shape[1]:
         window = encoder.get_submodule(name.removesuffix(f".{_TABLE}")).window_size
         return resize_rel_pos_bias_table_simple(tensor.float(), window, tuple(place.shape))
+    if name == _POSITIONS and tensor.ndim == 3 and tensor.shape[2] == place.shape[2]:
+        return _resample_positions(encoder, tensor, place)
     return tensor
 
 
-def _read_tensors(kind: str, source: str) -> dict[str, Tensor]:
-    path = Path(source).expanduser()
-    path = path if path.is_file() else _find_file(kind, source, _WEIGHT_FILES)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in _CHECKPOINT_KEYS:
-            state = state.get(key) or state
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except _READ_ERRORS as error:
-        raise ConfigError(
-            f"The {kind} weights {source} cannot be read as safetensors or as a state dict of tensors alone."
-        ) from error
-
-
-def _find_file(kind: str, source: str, names: tuple[str, ...]) -> Path:
-    """Return the first of some files that a directory, a weight file's directory or a hub repository has."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        return _fetch(kind, source, names)
-    directory = path.parent if path.is_file() else path
-    for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise ConfigError(f"The directory {directory} of {kind} weights has no {' or '.join(names)}.")
-
-
-def _fetch(kind: str, source: str, names: tuple[str, ...]) -> Path:
-    """Return the first of some files of a hub repository, from the cache where one is there, else downloaded."""
-    repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if kind == "image" and "/" not in repository:
-        repository = f"timm/{repository}"
-    try:
-        for name in names:
-            if isinstance(cached := try_to_load_from_cache(repository, name), str):
-                return Path(cached)
-        for name in names:
-            # Asked first, because a download tries a connection again for half a minute before it gives up.
-            with contextlib.suppress(_AbsentFromHubError):
-                _ask_hub(repository, name)
-                return Path(hf_hub_download(repository, name))
-    except (
-        Exception
-    ) as error:  # the hub's library raises errors of requests, httpx or its own, by its version
-        raise ConfigError(
-            f"There are no {kind} weights {source}: no such file or directory is here, and the Hugging Face hub was "
-            f"not reached or has none of that name; get them where there is a network and give their local path to "
-            f"--{kind}-weights."
-        ) from error
-    raise ConfigError(f"The {kind} weights {repository} on the hub have no {' or '.join(names)}.")
-
-
-class _AbsentFromHubError(Exception):
-    """The hub answered: the repository has no such file."""
-
-
-def _ask_hub(repository: str, name: str) -> None:
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S)
-    except LocalEntryNotFoundError:  # an EntryNotFoundError, but it means that the hub was not reached
-        raise
-    except EntryNotFoundError as error:
-        raise _AbsentFromHubError from error
+def _resample_positions(encoder: nn.Module, positions: Tensor, place: Tensor) -> Tensor:
+    """Return the positions (1, prefix + N, F) of a ViT for another grid; those of prefix tokens stay."""
+    grid = encoder.patch_embed.grid_size
+    prefix = place.shape[1] - grid[0] * grid[1]
+    count = positions.shape[1] - prefix
+    if count < 1 or math.isqrt(count) ** 2 != count:
+        return positions
+    return resample_abs_pos_embed(positions.float(), new_size=list(grid), num_prefix_tokens=prefix)

@@ -80,6 +80,8 @@ BAD_SETTINGS = {
     "model.image_size": 100,
     "model.text_width": 130,
     "model.image_depths": 3,
+    "model.image_arguments": "depth=2",
+    "model.image_backbone": 3,
     "loss.asymmetric_gammas": [1.0],
     "optimizer.learning_rate": float("inf"),
     "weights.image": 3,

@@ -46,7 +46,7 @@ def change(**values) -> TrainConfig:
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.image = nn.ModuleDict({"swin": nn.Linear(3, 4)})
+        self.image = nn.ModuleDict({"backbone": nn.Linear(3, 4)})
         self.embedding = nn.Embedding(5, 3)
         self.head = nn.Linear(4, 2)
 
@@ -84,8 +84,8 @@ def test_muon_takes_the_matrices_and_adamw_the_rest():
     model = Model()
     found = list_groups(make_optimizers(model, change(name="muon")))
     assert found == {
-        id(model.image["swin"].weight): ("Muon", 0.005, 0.1),
-        id(model.image["swin"].bias): ("AdamW", 0.005, 0.0),
+        id(model.image["backbone"].weight): ("Muon", 0.005, 0.1),
+        id(model.image["backbone"].bias): ("AdamW", 0.005, 0.0),
         id(model.embedding.weight): ("AdamW", 0.01, 0.1),
         id(model.head.weight): ("Muon", 0.01, 0.1),
         id(model.head.bias): ("AdamW", 0.01, 0.0),
@@ -106,8 +106,8 @@ def test_muon_leaves_tables_and_vectors_of_the_model_to_adamw(model):
     assert found["fusion.view"] == ("AdamW", 0.01, 0.0)
     assert found["fusion.pooling.queries"] == ("AdamW", 0.01, 0.1)
     assert found["text_encoder.bert.embeddings.word_embeddings.weight"] == ("AdamW", 0.005, 0.1)
-    assert found["image_encoder.swin.patch_embed.proj.weight"] == ("AdamW", 0.005, 0.1)
-    assert found["image_encoder.swin.layers.0.blocks.0.mlp.fc1.weight"] == ("Muon", 0.005, 0.1)
+    assert found["image_encoder.backbone.patch_embed.proj.weight"] == ("AdamW", 0.005, 0.1)
+    assert found["image_encoder.backbone.layers.0.blocks.0.mlp.fc1.weight"] == ("Muon", 0.005, 0.1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -116,7 +116,7 @@ def test_tables_of_relative_position_biases_are_not_decayed(model, name):
     tables = [parameter for parameter in found if parameter.endswith("relative_position_bias_table")]
     assert len(tables) == 3  # one per block
     assert {found[parameter] for parameter in tables} == {("AdamW", 0.005, 0.0)}
-    assert found["image_encoder.swin.layers.0.blocks.0.attn.qkv.weight"][2] == 0.1
+    assert found["image_encoder.backbone.layers.0.blocks.0.attn.qkv.weight"][2] == 0.1
     wrapped = nn.ModuleDict({"module": model})
     assert found == {
         parameter.removeprefix("module."): group
@@ -154,13 +154,13 @@ def test_a_moving_average_follows_whole_numbers_that_change():
 
 
 DISTANCES = {
-    "image_encoder.swin.patch_embed.proj.weight": 4,
-    "image_encoder.swin.patch_embed.norm.bias": 4,
-    "image_encoder.swin.layers.0.blocks.0.attn.relative_position_bias_table": 3,
-    "image_encoder.swin.layers.1.downsample.reduction.weight": 2,
-    "image_encoder.swin.layers.1.blocks.0.mlp.fc2.weight": 2,
-    "image_encoder.swin.layers.1.blocks.1.norm1.weight": 1,
-    "image_encoder.swin.norm.weight": 0,
+    "image_encoder.backbone.patch_embed.proj.weight": 4,
+    "image_encoder.backbone.patch_embed.norm.bias": 4,
+    "image_encoder.backbone.layers.0.blocks.0.attn.relative_position_bias_table": 3,
+    "image_encoder.backbone.layers.1.downsample.reduction.weight": 2,
+    "image_encoder.backbone.layers.1.blocks.0.mlp.fc2.weight": 2,
+    "image_encoder.backbone.layers.1.blocks.1.norm1.weight": 1,
+    "image_encoder.backbone.norm.weight": 0,
     "text_encoder.bert.embeddings.position_embeddings.weight": 2,
     "text_encoder.bert.embeddings.LayerNorm.weight": 2,
     "text_encoder.bert.encoder.layer.0.attention.self.query.weight": 1,
@@ -187,14 +187,14 @@ def test_wrappers_change_no_rate(model):
     plain = name_groups(model, config)
     assert name_groups(wrapped, config) == {f"module.model.{name}": group for name, group in plain.items()}
     assert describe_rates(wrapped, config) == describe_rates(model, config)
-    assert name_groups(model.image_encoder, config)["swin.patch_embed.proj.weight"][1] == pytest.approx(
+    assert name_groups(model.image_encoder, config)["backbone.patch_embed.proj.weight"][1] == pytest.approx(
         0.005 * 0.8**4
     )
 
 
 def test_frozen_parameters_are_left_out_and_still_count_as_layers():
     model = CxrModel(CONFIG.model)
-    model.image_encoder.swin.requires_grad_(False)
+    model.image_encoder.backbone.requires_grad_(False)
     model.text_encoder.bert.encoder.layer[1].requires_grad_(False)
     config = change(name="muon", layer_decay=0.8)
     found = name_groups(model, config)
@@ -211,11 +211,11 @@ def test_frozen_parameters_are_left_out_and_still_count_as_layers():
 def test_rates_are_described_layer_by_layer(model):
     rows = describe_rates(model, change(layer_decay=0.5))
     assert [(row.name, row.rate) for row in rows] == [
-        ("swin.patch_embed", 0.005 / 16),
-        ("swin.layers.0.blocks.0", 0.005 / 8),
-        ("swin.layers.1.blocks.0", 0.005 / 4),
-        ("swin.layers.1.blocks.1", 0.005 / 2),
-        ("swin.norm", 0.005),
+        ("backbone.patch_embed", 0.005 / 16),
+        ("backbone.layers.0.blocks.0", 0.005 / 8),
+        ("backbone.layers.1.blocks.0", 0.005 / 4),
+        ("backbone.layers.1.blocks.1", 0.005 / 2),
+        ("backbone.norm", 0.005),
         ("bert.embeddings", 0.005 / 4),
         ("bert.encoder.layer.0", 0.005 / 2),
         ("bert.encoder.layer.1", 0.005),

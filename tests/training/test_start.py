@@ -69,7 +69,7 @@ def test_a_run_starts_from_the_weights_and_the_vocabulary_of_a_bundle(bundle, ta
     assert (again.path / "tokenizer.json").read_bytes() == (bundle.path / "tokenizer.json").read_bytes()
     old, new = (load_file(each.path / "model.safetensors") for each in (bundle, again))
     for name in old:
-        if "swin" in name or "bert" in name:
+        if "backbone" in name or "bert" in name:
             assert torch.equal(old[name], new[name]), name
     assert torch.allclose(old["fusion.pooling.queries"], new["fusion.pooling.queries"], atol=1e-6)
     assert any(note.startswith(f"weights and vocabulary from {bundle.path}") for note in listener.notes)

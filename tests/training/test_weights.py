@@ -85,10 +85,10 @@ def test_image_weights_give_the_features_of_the_original(model, tmp_path, form):
     loaded = load_image_weights(model, source)
     pixels = torch.rand(2, 1, 56, 56)
     with torch.inference_mode():
-        found = model.image_encoder.swin.forward_features(pixels)
+        found = model.image_encoder.backbone.forward_features(pixels)
         expected = swin.forward_features(pixels.expand(-1, 3, -1, -1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    encoder = list(model.image_encoder.swin.parameters())
+    encoder = list(model.image_encoder.backbone.parameters())
     assert (loaded.kind, loaded.source, loaded.absent) == ("image", source, ())
     assert loaded.loaded == len(encoder)
     assert loaded.parameters == sum(parameter.numel() for parameter in encoder)
@@ -104,7 +104,7 @@ def test_weights_of_another_model_of_this_stack_can_be_taken(model, tmp_path):
     text = load_text_weights(model, str(tmp_path))
     assert (image.resized, text.resized) == ((), ())
     assert "fusion.view" in image.ignored
-    for name in ("image_encoder.swin", "text_encoder.bert"):
+    for name in ("image_encoder.backbone", "text_encoder.bert"):
         torch.testing.assert_close(
             model.get_submodule(name).state_dict(), other.get_submodule(name).state_dict(), rtol=0, atol=0
         )
@@ -120,10 +120,14 @@ def test_tables_of_another_window_are_interpolated(small_config, tmp_path):
     model = CxrModel(replace(small_config, image_size=112, image_window=14))
     swin = make_swin(small_config)
     loaded = load_image_weights(model, str(write_image(swin.state_dict(), tmp_path, "safetensors")))
-    tables = [name for name, _ in model.image_encoder.swin.named_parameters() if name.endswith("bias_table")]
+    tables = [
+        name for name, _ in model.image_encoder.backbone.named_parameters() if name.endswith("bias_table")
+    ]
     assert loaded.resized == (*sorted(tables), "patch_embed.proj.weight")
     small = swin.layers[0].blocks[0].attn.relative_position_bias_table.reshape(13, 13, 2)
-    large = model.image_encoder.swin.layers[0].blocks[0].attn.relative_position_bias_table.reshape(27, 27, 2)
+    large = (
+        model.image_encoder.backbone.layers[0].blocks[0].attn.relative_position_bias_table.reshape(27, 27, 2)
+    )
     torch.testing.assert_close(large[13, 13], small[6, 6])  # no distance stays none
     assert abs(large.mean() - small.mean()) < 0.02
 

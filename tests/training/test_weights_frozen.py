@@ -53,7 +53,7 @@ def test_frozen_encoders_do_not_change(training_model, frozen):
     wrapped = nn.ModuleDict({"module": training_model})
     freeze_encoders(wrapped, WeightsConfig(freeze=frozen))
     set_training_mode(wrapped, frozen)
-    encoders = {"image": training_model.image_encoder.swin, "text": training_model.text_encoder.bert}
+    encoders = {"image": training_model.image_encoder.backbone, "text": training_model.text_encoder.bert}
     before = {kind: copy.deepcopy(encoder.state_dict()) for kind, encoder in encoders.items()}
     gradients, _ = train_step(training_model)
     for kind, encoder in encoders.items():

@@ -83,13 +83,13 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_image_weights_come_from_the_hub_and_then_from_its_cache(model, hub, tmp_path, monkeypatch):
-    state = CxrModel(model.config).image_encoder.swin.state_dict()
+    state = CxrModel(model.config).image_encoder.backbone.state_dict()
     for name in ("swin.a", "swin.b", "empty"):
         (hub.root / "timm" / name).mkdir(parents=True)
     save_file(state, hub.root / "timm" / "swin.a" / "model.safetensors")
     torch.save(state, hub.root / "timm" / "swin.b" / "pytorch_model.bin")
     first = load_image_weights(model, "swin.a")
-    torch.testing.assert_close(model.image_encoder.swin.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close(model.image_encoder.backbone.state_dict(), state, rtol=0, atol=0)
     assert load_image_weights(model, "hf-hub:timm/swin.b").loaded == first.loaded
     with pytest.raises(ConfigError, match="--image-weights"):
         load_image_weights(model, "timm/swin.c")

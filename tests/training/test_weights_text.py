@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertForPreTraining, BertTokenizerFast
 
@@ -99,6 +100,30 @@ def test_text_weights_give_the_hidden_states_of_the_original(config, bert, form)
     assert all(name.startswith(("bert.pooler.", "cls.")) for name in loaded.ignored)
 
 
+def test_a_cxr_bert_is_read_as_the_bert_that_it_is(config, bert, tmp_path):
+    """Its config.json names code of its own, which is not run; its weights have another head."""
+    auto = {"AutoConfig": "configuration_cxrbert.CXRBertConfig"}
+    change_json(bert / "config.json", model_type="cxr-bert", projection_size=16, auto_map=auto)
+    change_json(bert / "tokenizer_config.json", tokenizer_class="CXRBertTokenizer", auto_map=auto)
+    state = load_file(bert / "model.safetensors")
+    save_file({**state, "cls_projection_head.dense.bias": torch.zeros(16)}, bert / "model.safetensors")
+    model = CxrModel(adopt_text_model(config).model)
+    loaded = load_text_weights(model, str(bert))
+    assert loaded.absent == ()
+    assert "cls_projection_head.dense.bias" in loaded.ignored
+    save_text_tokenizer(str(bert), tmp_path / "tokenizer.json")
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("heart clear.").ids == [2, 5, 7, 9, 3]
+
+
+def test_a_tokenizer_without_word_pieces_is_refused(bert, tmp_path):
+    state = json.loads((bert / "tokenizer.json").read_text())
+    state["model"] = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    state["post_processor"] = None
+    (bert / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="is a BPE; this model reads word pieces"):
+        save_text_tokenizer(str(bert), tmp_path / "tokenizer.json")
+
+
 def test_text_weights_of_other_sizes_are_refused(model, bert, check_sentence):
     with pytest.raises(ConfigError) as info:
         load_text_weights(model, str(bert))
@@ -113,6 +138,8 @@ def test_text_weights_of_other_sizes_are_refused(model, bert, check_sentence):
     ("values", "words"),
     [
         ({"model_type": "roberta"}, "model_type roberta"),
+        ({"model_type": "electra"}, "model_type electra"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05"),
         ({"hidden_act": "relu"}, "hidden_act relu"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"max_position_embeddings": 32}, "max_length"),
