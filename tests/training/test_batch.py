@@ -31,6 +31,7 @@ def studies() -> StudySet:
         impressions=IMPRESSIONS,
         wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
+        laterals=((False, True), (None,), (), (False,)),
         pixels=pixels,
         targets=np.eye(4, 22, dtype=bool),
         known=np.array([True, True, True, False])[:, None].repeat(22, 1),

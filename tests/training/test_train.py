@@ -100,6 +100,11 @@ def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
     assert [json.loads(line) for line in lines] == [asdict(report) for report in listener.epochs]
     assert result.metrics["history"] == [asdict(report) for report in listener.epochs]
     assert not list((tmp_path / "bundle.run").glob("checkpoint-*"))
+    assert any(note.startswith("View head fitted on ") for note in listener.notes)
+    assert load_model(bundle).fusion.lateral.is_fitted
+    score = result.metrics["view_head"]
+    assert score["laterals"] + score["frontals"] > 3
+    assert "### View head" in (bundle.path / "MODEL_CARD.md").read_text()
 
 
 def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(table, tmp_path, monkeypatch):
