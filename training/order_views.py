@@ -113,13 +113,14 @@ def order_row(row: Row, told: Mapping[str, float]) -> Row:
 
     Args:
         row: As in `training.openi.SCHEMA`.
-        told: Image path -> probability of a lateral by the model, of those images that it may decide.
+        told: Image path -> probability of a lateral by the model; heard of the images of `list_silent` alone.
     """
-    paths = row["image_paths"]
-    if not any(path in told for path in paths):
+    paths, silent = row["image_paths"], set(list_silent(row))
+    heard = [told.get(path) if path in silent else None for path in paths]
+    if all(lateral is None for lateral in heard):
         return row
     old = _read_verdicts(row)
-    new = [_decide(verdict, told.get(path)) for path, verdict in zip(paths, old, strict=True)]
+    new = [_decide(verdict, lateral) for verdict, lateral in zip(old, heard, strict=True)]
     headers = row["headers"] or [asdict(ImageHeader("")) for _ in paths]
     changed = {
         **row,

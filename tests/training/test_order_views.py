@@ -68,7 +68,7 @@ def test_trusted_headers_and_lists_are_not_asked_about():
         ("a", "LATERAL", 0.999, "list of projections"), ("b", "AP", 0.995, NAMED), ("c", "UNKNOWN", 0.5, "")
     )
     assert list_silent(row) == ["c.dcm"]
-    found = order(row, c=0.01)
+    found = order(row, a=0.01, b=0.99, c=0.01)
     assert found == [("c", "FRONTAL", "model"), ("b", "AP", NAMED), ("a", "LATERAL", "list of projections")]
 
 
