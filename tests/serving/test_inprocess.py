@@ -86,9 +86,8 @@ def forget_view(repository: Path) -> None:
     """Make of a repository what an older version published: neither graphs nor configs know of a view."""
     onnx = pytest.importorskip("onnx")
     for path in repository.glob("*/config.pbtxt"):
-        lines = path.read_text().splitlines(keepends=True)
-        text = "".join(line for line in lines if 'key: "lateral"' not in line)
-        path.write_text(re.sub(r',?\s*(output )?\{\s*name: "lateral"[^{}]*\}', "", text))
+        named = r'\s*output(_map)? \{\s*(name|key): "lateral"[^{}]*\}'
+        path.write_text(re.sub(named, "", path.read_text()))
         assert "lateral" not in path.read_text()
     for path in repository.glob("fusion_*/*/model.onnx"):
         graph = onnx.load(path)
