@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from training.cache import CacheSummary
     from training.openi import ImageCount
+    from training.order_views import Ordered
 
 Audit = Mapping[str, Any]
 
@@ -174,3 +175,15 @@ def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
         )
         if count.listed is not None:
             console.print(f"{count.listed:,} of {count.found:,} images are in the list of projections")
+
+
+def print_order(console: Console, out: Path, ordered: "Ordered") -> None:
+    """Print how many images a model was asked about, and what became of the studies."""
+    unread = f", {ordered.unreadable:,} of them unreadable" if ordered.unreadable else ""
+    console.print(
+        f"{ordered.asked:,} of {ordered.images:,} images read, because no header says their view for sure{unread}; the "
+        f"model told {ordered.decided:,}. {ordered.moved:,} of {ordered.studies:,} studies begin with another image "
+        f"now. Table: {escape(out)}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -106,6 +106,33 @@ def make_table(
         print_images(console, counts)
 
 
+@data_app.command("order")
+def order_data(
+    table: Table,
+    bundle: Annotated[Path, typer.Argument(help="Bundle whose view head decides.")],
+    out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
+    cache: Annotated[Path | None, typer.Option(help="Image cache of the table (`cxr data cache`).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model tell which image of a study is the frontal one, where headers are silent or not sure.
+
+    What a trusted header or a published list says stays.
+    """
+    from cli.data import print_order
+    from cli.progress import show_progress
+    from cli.show import print_json
+    from contract.bundle import load_bundle
+    from training.order_views import order_table
+
+    console = make_console(as_json)
+    with show_progress(console, "Reading images") as progress:
+        ordered = order_table(table, load_bundle(bundle), out, cache=cache, progress=progress)
+    if as_json:
+        print_json({"table": str(out), **ordered.to_dict()})
+    else:
+        print_order(console, out, ordered)
+
+
 @data_app.command("audit")
 def audit_data(
     table: Table,

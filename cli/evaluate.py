@@ -96,6 +96,7 @@ def evaluate_bundle(
     from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
     from training.evaluation.prompt_scores import measure_prompt_scores
     from training.evaluation.sentences import measure_sentences
+    from training.evaluation.view_head import measure_view_head
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
@@ -123,6 +124,7 @@ def evaluate_bundle(
     results["prompt_scores"] = measure_prompt_scores(asked, predictor, options) if reads_text else []
     results["sentences"] = measure_sentences(asked, parts, predictor, options) if reads_text else {}
     results["parts"] = measure_parts(asked, own, options)
+    results["view_head"] = measure_view_head(parts, own)
     results["served"] = served
     results["external"] = EXTERNAL if external else None
     part = "all of it" if external else f"split {split.name}"
@@ -270,6 +272,10 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
             cells = (_show(row["values"][name], whole=name == "median_rank") for name in row["values"])
             table.add_row(row["title"], *cells)
         console.print(table, "")
+    if view_head := results.get("view_head"):
+        from training.view_scores import describe_score
+
+        console.print(f"View head: {describe_score(view_head)}", highlight=False, soft_wrap=True)
     if served := results.get("served"):
         console.print(
             f"Served and PyTorch agree on {served['cases']:.0f} answers: probabilities within "

@@ -33,13 +33,13 @@ from client.results import (
     SimilarCase,
 )
 from client.retrieval import IndexInfo, RetrievalTransport, check_search
-from client.served import ServedModels
+from client.served import ServedModels, list_outputs
 from client.shrink import shrink_inputs
 from client.triton import Answer, Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import BusyError, CxrError, InputError, UnavailableError
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
-from contract.tensors import MODELS
+from contract.tensors import ADDED_OUTPUTS
 from contract.tokens import TokenLimits
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class CxrClient:
             pixels, input_ids, attention_mask, image_size=served.image_size, limits=limits
         )
         name = f"predict_{kind}_tensors"
-        answer, model = self._ask(name, inputs, [entry.name for entry in MODELS[name].outputs], deadline)
+        answer, model = self._ask(name, inputs, list_outputs(name, served), deadline)
         return read_batch(kind, model, answer)
 
     def predict_many(
@@ -381,8 +381,9 @@ class CxrClient:
     ) -> Prediction:
         kind, inputs = make_inputs(image, report)
         name = f"predict_{kind}"
-        outputs = [tensor.name for tensor in MODELS[name].outputs]
-        shrunk = shrink_inputs(inputs, self._models.require(deadline.left)) if self._shrink else None
+        served = self._models.require(deadline.left)
+        outputs = list_outputs(name, served)
+        shrunk = shrink_inputs(inputs, served) if self._shrink else None
         if shrunk is not None:
             answer, model = self._ask(name, shrunk.inputs, outputs, deadline, calls)
             if shrunk.fits(model):
@@ -402,10 +403,23 @@ class CxrClient:
         self._models.require(deadline.left)
         for _ in range(_ATTEMPTS):
             sent_at = time.monotonic()
-            answer = self._triton.infer(name, inputs, outputs, deadline.left(), calls=calls)
+            answer = self._infer(name, inputs, outputs, deadline, calls)
             model = self._models.resolve(name, answer.model_version, sent_at, deadline.left)
             if model is not None:
                 return answer, model
         raise UnavailableError(
             "Triton switches from model to model: try again when its repository is at rest."
         )
+
+    def _infer(
+        self, name: str, inputs: Arrays, outputs: Sequence[str], deadline: Deadline, calls: Calls | None
+    ) -> Answer:
+        """Run one of `predict_*`; a server that went back to a repository of an older version is asked for less."""
+        try:
+            return self._triton.infer(name, inputs, outputs, deadline.left(), calls=calls)
+        except InputError as error:
+            fewer = [output for output in outputs if output not in ADDED_OUTPUTS]
+            refused = any(f"'{output}'" in str(error) for output in set(outputs) - set(fewer))
+            if not refused or self._models.read_latest(deadline.left()).tells_view:
+                raise
+            return self._triton.infer(name, inputs, fewer, deadline.left(), calls=calls)

@@ -20,6 +20,7 @@ from contract.tensors import (
     IMAGE_BYTES,
     IMAGE_NOTES,
     INPUT_IDS,
+    LATERAL,
     MAX_BATCH_SIZE,
     PIXELS,
     PROBABILITIES,
@@ -87,6 +88,7 @@ def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPredictio
         embedding=answer[EMBEDDING.name],
         image_attention=answer.get(IMAGE_ATTENTION.name),
         text_attention=answer.get(TEXT_ATTENTION.name),
+        lateral=answer[LATERAL.name][:, 0] if LATERAL.name in answer else None,
     )
 
 
@@ -103,6 +105,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         return answer[name][0] if name in answer else None
 
     text, image_notes, report_notes = map(first, (REPORT_TEXT.name, IMAGE_NOTES.name, REPORT_NOTES.name))
+    lateral = first(LATERAL.name)
     return Prediction(
         kind=kind,
         findings=tuple(replace(finding, unmeasured=finding.key in model.unmeasured) for finding in findings),
@@ -117,6 +120,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
         conformal_set=_choose_set(labels, probabilities),
         trained_on=model.trained_on,
         trained_ways=model.trained_ways,
+        lateral=None if lateral is None else float(lateral[0]),
     )
 
 

@@ -120,6 +120,7 @@ def explain(
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].numpy()
+        lateral = _tell_view(model, inputs)
     labels = bundle.decisions.of(inputs.kind)
     index = choose_label(labels, probabilities) if label is None else LABEL_INDEX[label]
     parts = attribute(model, inputs, index, steps=steps)
@@ -147,6 +148,7 @@ def explain(
         report_notes=inputs.report_notes,
         trained_on=bundle.trained_on,
         trained_ways=bundle.trained_ways,
+        lateral=lateral,
     )
 
 
@@ -217,6 +219,13 @@ def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array
         added = lexical.attribute(inputs.input_ids, inputs.attention_mask)[0, :, index]  # (L,)
         bias = lexical.find_bias(inputs.input_ids)[0, index]
     return added.numpy().astype(np.float32), float(bias)
+
+
+def _tell_view(model: CxrModel, inputs: Inputs) -> float | None:
+    """Return the probability of a lateral view; None without an image."""
+    if inputs.pixels is None:
+        return None
+    return float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
 
 
 def _check_arguments(label: str | None, steps: int) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from client.regions import find_hottest_region
 from client.results import Kind
-from contract.notes import ImageNotes, ReportNotes, join_warnings
+from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
 Array = NDArray[np.float32]
@@ -59,6 +59,7 @@ class Explanation:
         report_notes: How much of the report was read; None without a report.
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
         trained_ways: Which of "study", "image" and "text" it was trained to read.
+        lateral: Probability that the image is a lateral view, by the model, 0 to 1; None without an image.
     """
 
     kind: Kind
@@ -81,6 +82,7 @@ class Explanation:
     report_notes: ReportNotes | None = None
     trained_on: str = UNKNOWN
     trained_ways: tuple[str, ...] = WAYS
+    lateral: float | None = None
 
     def __repr__(self) -> str:
         return (
@@ -97,6 +99,7 @@ class Explanation:
             *warn_of_way(self.kind, self.trained_ways),
             *decisions,
             *join_warnings(self.image_notes, self.report_notes),
+            *warn_of_view(self.image_notes, self.lateral),
         )
 
     @property
@@ -158,6 +161,7 @@ class Explanation:
             "words": [vars(word) for word in self.words],
             "fingerprint": self.fingerprint,
             "trained_on": self.trained_on,
+            "lateral": None if self.lateral is None else round(self.lateral, 6),
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),

@@ -138,7 +138,9 @@ def _describe_image(
         return []
     known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
     said = ", ".join(part for part in known if part and part != "UNKNOWN")
-    return [("View", escape(said) or "not said by the file")]
+    lateral = next((source.lateral for source in sources if source.lateral is not None), None)
+    seen = "" if lateral is None else f"; to the model a lateral with probability {lateral:.2f}"
+    return [("View", (escape(said) or "not said by the file") + seen)]
 
 
 def _describe_report(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from client.inputs import ImageSource, ReportSource
 from contract.decisions import Decision, Decisions, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
-from contract.notes import ImageNotes, ReportNotes, join_warnings
+from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.strings import require_strings, require_text
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
@@ -117,6 +117,8 @@ class Prediction:
         fingerprint: Of the model that answered.
         image_attention: (K, N) float32, each row summing to 1, tokens row by row; None without an image.
         text_attention: (K, L) float32, each row summing to 1; None without a report.
+        lateral: Probability that the image is a lateral view, by the model, 0 to 1; 0.5 of every image from a model
+            that never learned to tell views, None without an image or from a server of an older version.
         report_text: The part of the report that the model read.
         token_spans: (L, 2) int32, first and past-last character of each token in `report_text`.
         image_notes: How the image was taken; None without an image.
@@ -139,6 +141,7 @@ class Prediction:
     conformal_set: ConformalSet | None = None
     trained_on: str = UNKNOWN
     trained_ways: tuple[str, ...] = WAYS
+    lateral: float | None = None
 
     def __repr__(self) -> str:
         ranked = sorted(self.findings, key=lambda finding: -finding.probability)
@@ -159,10 +162,13 @@ class Prediction:
     @property
     def input_warnings(self) -> tuple[str, ...]:
         """Those of the warnings that are about the image and the report."""
-        return join_warnings(self.image_notes, self.report_notes)
+        return (
+            *join_warnings(self.image_notes, self.report_notes),
+            *warn_of_view(self.image_notes, self.lateral),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return kind, fingerprint, findings, conformal set, embedding, notes and warnings."""
+        """Return kind, fingerprint, findings, conformal set, embedding, view, notes and warnings."""
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
@@ -170,6 +176,7 @@ class Prediction:
             "findings": [finding.to_dict() for finding in self.findings],
             "conformal_set": None if self.conformal_set is None else self.conformal_set.to_dict(),
             "embedding": [round(float(value), 6) for value in self.embedding],
+            "lateral": None if self.lateral is None else round(self.lateral, 6),
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),
@@ -311,7 +318,8 @@ class ServedModel:
     precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
     backend that alone runs them as they were gated, "" for any; `image_reading` is the number of the code that reads
     images there (`contract.shrink`), None where an older repository does not say it. `unmeasured` are the keys of the
-    labels that its test split held too few cases of.
+    labels that its test split held too few cases of. `tells_view` says whether it answers with the view of an image; a
+    repository of an older version does not.
     """
 
     fingerprint: str
@@ -329,6 +337,7 @@ class ServedModel:
     required_backend: str = ""
     image_reading: int | None = None
     unmeasured: tuple[str, ...] = ()
+    tells_view: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -357,6 +366,8 @@ class BatchPrediction:
         embedding: (B, D) float32 of unit length.
         image_attention: (B, K, N) float32, each row summing to 1; None without images.
         text_attention: (B, K, L) float32, each row summing to 1, 0 on padding; None without reports.
+        lateral: (B,) float32, probability that the image is a lateral view, 0 to 1; None without images or from a
+            server of an older version.
     """
 
     kind: Kind
@@ -365,6 +376,7 @@ class BatchPrediction:
     embedding: NDArray[np.float32]
     image_attention: NDArray[np.float32] | None = None
     text_attention: NDArray[np.float32] | None = None
+    lateral: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         return f"BatchPrediction({self.kind!r}, cases={len(self.probabilities)}, model={self.fingerprint[:12]!r})"

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from client.results import ServedModel
@@ -17,7 +17,7 @@ from contract.decisions import parse_decisions
 from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.shrink import IMAGE_READING_PARAMETER
-from contract.tensors import MODELS
+from contract.tensors import ADDED_OUTPUTS, LATERAL, MODELS
 from contract.training_data import parse_unmeasured, parse_ways, read_trained_on
 
 _TRUST_S: Final = 2.0
@@ -93,8 +93,15 @@ def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedM
         ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
     """
     model = _parse_parameters(config, source)
-    _check_outputs(name, config, source)
-    return model
+    served = {entry["name"] for entry in config.get("output", [])}
+    _check_outputs(name, served, source)
+    return replace(model, tells_view=LATERAL.name in served)
+
+
+def list_outputs(name: str, model: ServedModel) -> list[str]:
+    """Return the outputs of one of `predict_*` that the served model has."""
+    lacking = () if model.tells_view else ADDED_OUTPUTS
+    return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in lacking]
 
 
 def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
@@ -129,10 +136,9 @@ def _read_optional(values: Mapping[str, str], name: str) -> int | None:
     return int(values[name]) if name in values else None
 
 
-def _check_outputs(name: str, config: Mapping[str, Any], source: str) -> None:
+def _check_outputs(name: str, served: set[str], source: str) -> None:
     """Refuse a repository of an older version: without its notes an odd image would pass for a usual one."""
-    served = {entry["name"] for entry in config.get("output", [])}
-    expected = {tensor.name for tensor in MODELS[name].outputs}
+    expected = {tensor.name for tensor in MODELS[name].outputs} - set(ADDED_OUTPUTS)
     if missing := sorted(expected - served):
         raise _refuse_old(source, f"{name} without the outputs {', '.join(missing)}")
 

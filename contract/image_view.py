@@ -58,6 +58,10 @@ LISTED: Final = "list of projections"
 SHAPE: Final = "shape of the image"
 EXPOSURE: Final = "exposure beside the other images"
 OTHERS: Final = "other images of the study"
+MODEL: Final = "model"  # the view head of a model; `cxr data order` writes it into a table
+# What is no statement about the very image: its shape, its study, and what a model sees in it.
+_GUESSES: Final = frozenset([SHAPE, EXPOSURE, OTHERS, MODEL])
+TRUSTED: Final = 0.99  # confidence from which the view of a header is taught to a model and held against it
 
 EVIDENCE: Final = {
     # What the file names. 20 of 2,225: of 1,368 laterals called PA, 1,348 have the code 60003.
@@ -126,6 +130,18 @@ class ViewVerdict:
     def confidence(self) -> float:
         """Chance of the likelier kind, 0.5 to 1."""
         return max(self.lateral, 1 - self.lateral)
+
+
+def is_trusted(view: View, confidence: float, source: str) -> bool:
+    """Return whether a header or a published list says, with `TRUSTED` confidence, which view an image shows.
+
+    Args:
+        view: Of the image.
+        confidence: 0.5 to 1.
+        source: As of `ViewVerdict`. What only its shape, its study or a model says is not trusted.
+    """
+    names = set(source.split("; ")) - {""}
+    return view != "UNKNOWN" and confidence >= TRUSTED and bool(names - _GUESSES)
 
 
 def weigh_view(clues: ViewClues) -> ViewVerdict:

@@ -23,6 +23,9 @@ NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands besid
 _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
 _MAX_PARTS: Final = 256
+SURE_LATERAL: Final = (
+    0.9  # probability of a lateral from which the model is taken at its word; of a frontal alike
+)
 _UNFAMILIAR: Final = (
     "Most words of the report are not in the model's vocabulary: it may be in another language, or no report at all, "
     "so do not rely on what the model says of it."
@@ -196,6 +199,31 @@ def _describe_section(section: str, parts: Sequence[ReadPart]) -> str:
     names = ", ".join(f'"{part.heading}"' if part.heading else "no heading" for part in own)
     others = f" ({names})" if names != f'"{section}"' else ""
     return f"{section} {count} sentence{'s' * (count != 1)}{others}".strip()
+
+
+def warn_of_view(notes: ImageNotes | None, lateral: float | None) -> tuple[str, ...]:
+    """Return what a model's own look at an image adds to what its header says, at most one sentence.
+
+    Args:
+        notes: On the image; None without one.
+        lateral: Probability of a lateral view by the model's view head, 0 to 1; None from a model without one.
+    """
+    if notes is None or lateral is None:
+        return ()
+    sees_lateral, sees_frontal = lateral >= SURE_LATERAL, lateral <= 1 - SURE_LATERAL
+    if sees_lateral and notes.view == "UNKNOWN":
+        return (f"The model sees a lateral radiograph ({lateral:.2f}); it learned mostly from frontal ones.",)
+    if sees_lateral and notes.view != "LATERAL":
+        return (
+            f"The model sees a lateral radiograph ({lateral:.2f}) where the header says {notes.view}: one of the two "
+            "is wrong.",
+        )
+    if sees_frontal and notes.view == "LATERAL":
+        return (
+            f"The model sees a frontal radiograph ({1 - lateral:.2f}) where the header says LATERAL: one of the "
+            "two is wrong.",
+        )
+    return ()
 
 
 def join_warnings(*notes: ImageNotes | ReportNotes | None) -> tuple[str, ...]:

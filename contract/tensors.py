@@ -70,6 +70,7 @@ TOLERANCES: Final[dict[str, float]] = {
     "embedding": 1e-5,
     "image_attention": 1e-4,
     "text_attention": 1e-4,
+    "lateral": 1e-4,
 }
 
 IMAGE_BYTES: Final = TensorSpec("image_bytes", "BYTES", (1,))
@@ -87,6 +88,10 @@ PROBABILITIES: Final = TensorSpec("probabilities", "FP32", ("K",))  # calibrated
 EMBEDDING: Final = TensorSpec("embedding", "FP32", ("D",))  # unit length
 IMAGE_ATTENTION: Final = TensorSpec("image_attention", "FP32", ("K", "N"))  # rows sum to 1
 TEXT_ATTENTION: Final = TensorSpec("text_attention", "FP32", ("K", "L"))  # rows sum to 1, 0 on padding
+# Probability that the image is a lateral view; 0.5 of every image from a model without a fitted view head.
+LATERAL: Final = TensorSpec("lateral", "FP32", (1,))
+# A repository of an older version lacks these outputs and is served all the same.
+ADDED_OUTPUTS: Final = (LATERAL.name,)
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,8 @@ class ModelSpec:
 
 
 _TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK)
-_STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION)
-_IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION)
+_STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION, LATERAL)
+_IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, LATERAL)
 _TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
 # What preprocessing says beside what later steps read. No step may read these: Triton 2.51 prunes a step whose
 # outputs a request does not ask for, even where another step reads them, and ends in "unexpected deadlock".

@@ -152,7 +152,8 @@ class InProcess:
 
     def _place_alone(self, name: str) -> _Step:
         model = self._load(name, "-1")
-        reads, makes = ({x.name: x.name for x in side} for side in (model.spec.inputs, model.spec.outputs))
+        reads = {tensor.name: tensor.name for tensor in model.spec.inputs}
+        makes = {entry["name"]: entry["name"] for entry in self._read_config(name)["output"]}
         return _Step(model, reads, makes)
 
     def _load(self, name: str, version: str) -> _Model:
@@ -166,7 +167,9 @@ class InProcess:
                 made = _Model(spec, _bind_step(name, config, directory))
             else:
                 session = _open_graph(config, directory, self._timed)
-                made = _Model(spec, _bind(session, spec, directory), session)
+                # Fewer than the table says where an older version published the graph.
+                outputs = [entry["name"] for entry in config["output"]]
+                made = _Model(spec, _bind(session, spec, outputs, directory), session)
             self._models[name, version] = made
         return self._models[name, version]
 
@@ -235,8 +238,8 @@ def _bind_step(name: str, config: Mapping[str, Any], directory: Path) -> Run:
     return lambda tensors: step(tensors, ())
 
 
-def _bind(session: Session, spec: ModelSpec, directory: Path) -> Run:
-    inputs, outputs = ([tensor.name for tensor in side] for side in (spec.inputs, spec.outputs))
+def _bind(session: Session, spec: ModelSpec, outputs: Sequence[str], directory: Path) -> Run:
+    inputs = [tensor.name for tensor in spec.inputs]
     limits = TokenLimits.find(directory)
 
     def run(tensors: Mapping[str, Array]) -> Arrays:

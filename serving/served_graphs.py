@@ -21,7 +21,7 @@ from contract.errors import (
     ServiceError,
     UnavailableError,
 )
-from contract.tensors import FUSED, MODELS, ModelSpec
+from contract.tensors import ADDED_OUTPUTS, FUSED, MODELS, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
 PROBE_TIMEOUT_S: Final = 5.0
@@ -49,26 +49,27 @@ class ServedGraphs:
     def ask(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run a model on batched inputs by name; return all its outputs by name.
 
+        A model that an older version published lacks some of `contract.tensors.ADDED_OUTPUTS`.
+
         Raises:
             DeadlineError, UnavailableError: No answer.
             ServerError: Triton answered with an error, or without an output.
         """
         spec = MODELS.get(model) or FUSED[model]
-        wanted = [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs]
         try:
             answer = self._client.infer(
                 model,
                 _make_inputs(spec, inputs),
                 model_version=str(self.version),
-                outputs=wanted,
                 client_timeout=max(self._deadline - time.monotonic(), 1e-3),
             )
         except InferenceServerException as error:
             raise self._explain(model, error) from error
         arrays = {tensor.name: answer.as_numpy(tensor.name) for tensor in spec.outputs}
-        if missing := [name for name, array in arrays.items() if array is None]:
-            raise ServerError(f"Triton at {self._url} answered {model} without the output {missing[0]}.")
-        return arrays
+        missing = [name for name, array in arrays.items() if array is None]
+        if lacking := [name for name in missing if name not in ADDED_OUTPUTS]:
+            raise ServerError(f"Triton at {self._url} answered {model} without the output {lacking[0]}.")
+        return {name: array for name, array in arrays.items() if name not in missing}
 
     def read_config(self, model: str) -> dict[str, Any]:
         """Return a model's config as Triton's JSON; ServiceError as in `ask`."""

@@ -278,7 +278,7 @@ def _write_bundle(
 
     It reads as many tokens as it has positions, at most `longest`.
 
-    A lexical part holds random tables too.
+    A lexical part holds random tables too, and the view head random weights.
     """
     import torch
     from safetensors.torch import save_file
@@ -303,6 +303,9 @@ def _write_bundle(
                 table.copy_(torch.randn(table.shape))
                 table[..., -1] += 4  # the squares of idf are at least 1
             lexical.mask_id.fill_(SPECIAL_TOKENS.index(MASK))
+        model.fusion.lateral.weight.copy_(
+            torch.randn(1, config.width) * 0.05
+        )  # it tells images apart, never surely
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, directory / parts.WEIGHTS)
     length = min(config.text_positions, longest)

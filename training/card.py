@@ -17,6 +17,7 @@ from training.card_source import Source, find_source
 from training.config import SWIN, ModelConfig, TrainConfig
 from training.config_file import format_config
 from training.mesh import list_doubts
+from training.view_scores import describe_score
 
 RARE: Final = 10  # training cases; a label with fewer is named among the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
@@ -61,6 +62,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_data(metrics, source),
         _write_results(metrics),
         _write_labels(metrics),
+        _write_view_head(metrics),
         _write_doubts(source),
         _write_calibration(details),
         _write_limits(config, metrics, source),
@@ -225,6 +227,21 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
     return (
         f"### By category, from {_name_way(way)}\n\n"
         f"| category | training cases | test cases | {head} |\n|{'---|' * (len(names) + 3)}\n{''.join(rows)}"
+    )
+
+
+def _write_view_head(metrics: Mapping[str, Any]) -> str:
+    """Return how well the model tells laterals from frontals."""
+    score = metrics.get("view_head")
+    told = (
+        describe_score(score)
+        if score
+        else "This model has none: it answers 0.5 to every image and warns of none."
+    )
+    return (
+        "### View head\n\n"
+        f"The probability that an image is a lateral view, on the test split. {told} A view is trusted where the "
+        "header or a published list says it; headers that lie or say nothing are not among these images.\n"
     )
 
 

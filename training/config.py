@@ -323,6 +323,17 @@ class LexicalConfig:
 
 
 @dataclass(frozen=True)
+class ViewHeadConfig:
+    """How the view head is fitted (`training.view_head`)."""
+
+    C: float = 1.0  # inverse strength of the L2 penalty of its logistic regression; 0: no view head
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.C >= 0, f"view_head.C must not be negative, but is {self.C}.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -337,6 +348,7 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    view_head: ViewHeadConfig = field(default_factory=ViewHeadConfig)
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -359,4 +371,5 @@ SECTIONS: Final = (
     "loop",
     "pretraining",
     "lexical",
+    "view_head",
 )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
+from contract.image_view import is_trusted
 from contract.labels import LABEL_INDEX, LABELS
 from contract.text import TextMode
 from training.cache import open_cache
@@ -34,6 +35,7 @@ class StudySet:
         indications: The reason for each examination; "" where none is stated.
         wordings: Two readings of M texts, from `read_wordings`.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
+        laterals: For each study whether each of its `views` is a lateral; None where no trusted header says it.
         pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
         targets: (M, K) bool, False where nothing is known.
         known: (M, K) bool; False where the collection does not say whether the study has the label.
@@ -47,6 +49,7 @@ class StudySet:
     indications: tuple[str, ...]
     wordings: tuple[tuple[str, ...], ...]
     views: tuple[tuple[int, ...], ...]
+    laterals: tuple[tuple[bool | None, ...], ...]
     pixels: NDArray[np.uint8]
     targets: NDArray[np.bool_]
     known: NDArray[np.bool_]
@@ -107,11 +110,29 @@ def read_studies(
         indications=tuple(read_text(row, "indication") for row in rows),
         wordings=read_wordings(rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
+        laterals=tuple(
+            tuple(
+                lateral for place, lateral in zip(study, read_laterals(row), strict=True) if place is not None
+            )
+            for study, row in zip(views, rows, strict=True)
+        ),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
         known=make_known(rows),
         unreadable=sum(place is None for place in places),
     )
+
+
+def read_laterals(row: Mapping[str, Any]) -> list[bool | None]:
+    """Return of each image in a row of a studies table whether it is a lateral; None without a trusted header."""
+    if not (row["views"] and row["headers"]):
+        return [None] * len(row["image_paths"])
+    return [
+        view == "LATERAL"
+        if header and is_trusted(view, header["view_confidence"] or 0.5, header["view_source"] or "")
+        else None
+        for view, header in zip(row["views"], row["headers"], strict=True)
+    ]
 
 
 def read_wordings(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:

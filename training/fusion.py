@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from contract.labels import LABELS
 from training.config import ModelConfig
 from training.lexical import LexicalHead
+from training.view_head import ViewHead
 
 K: Final = len(LABELS)
 KINDS: Final = ("image", "text")
@@ -169,6 +170,7 @@ class Fusion(nn.Module):
         self.project_study = _make_projection(2 * width, config.embedding_size)
         buckets = config.lexical_buckets
         self.lexical = LexicalHead(config.vocabulary_size, buckets, K) if buckets else None
+        self.lateral = ViewHead(width)
         for name in ("study", *KINDS):
             self.register_buffer(f"scale_{name}", torch.ones(K))
             self.register_buffer(f"bias_{name}", torch.zeros(K))
@@ -228,15 +230,17 @@ class Fusion(nn.Module):
 
     def forward_study(
         self, image_tokens: Tensor, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return probabilities, embedding, image attention, text attention of both modalities together."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return probabilities, embedding, image attention, text attention and view of both modalities together."""
         out = self(image_tokens, text_tokens, attention_mask, input_ids=input_ids)
-        return self.calibrate(out.logits, "study"), out.embedding, out.image_attention, out.text_attention
+        probabilities, lateral = self.calibrate(out.logits, "study"), self.lateral(image_tokens)
+        return probabilities, out.embedding, out.image_attention, out.text_attention, lateral
 
-    def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return probabilities, embedding, image attention of the image alone."""
+    def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return probabilities, embedding, image attention and view of the image alone."""
         out = self(image_tokens, None, None)
-        return self.calibrate(out.logits, "image"), out.embedding, out.image_attention
+        probabilities, lateral = self.calibrate(out.logits, "image"), self.lateral(image_tokens)
+        return probabilities, out.embedding, out.image_attention, lateral
 
     def forward_text(
         self, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor

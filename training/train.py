@@ -29,6 +29,7 @@ from training.adopt_image import adopt_image_model
 from training.checkpoint import RunDirectory, name_run
 from training.config import TrainConfig
 from training.data import StudySet, forget_undeniable, read_studies
+from training.fit_views import fit_views, measure_views
 from training.lexical import fit_lexical
 from training.loop import Loop, choose_precision, fit, make_accelerator
 from training.model import CxrModel
@@ -127,6 +128,7 @@ def train(
             fit(loop, checkpoint)
         metrics: dict[str, Any] = {}
         if accelerator.is_main_process:
+            watcher.on_note(fit_views(examined, model))
             metrics = _finish(loop, out, Path(table), start, time.monotonic() - started)
             directory.remove_checkpoints()
         accelerator.wait_for_everyone()
@@ -284,6 +286,7 @@ def _finish(loop: Loop, out: Path, table: Path, start: Bundle | None, seconds: f
     metrics = measure(examined, model, decisions, predictions) | {
         "history": [asdict(report) for report in loop.history],
         "best_epoch": loop.best_epoch,
+        "view_head": measure_views(examined, model, "test"),
     }
     details = describe_origin(examined.config, table, loop.accelerator.device, seconds)
     details |= {} if start is None else {"started_from": describe_start(start)}

@@ -5,7 +5,7 @@ from pydicom.dataset import Dataset
 
 from contract import image_view
 from contract.image_header import describe_dataset, read_image_header
-from contract.image_view import ViewVerdict, rank_view, weigh_study, weigh_view
+from contract.image_view import ViewVerdict, is_trusted, rank_view, weigh_study, weigh_view
 from contract.view_clues import ViewClues, describe_shape, read_clues
 
 AGFA = {"Manufacturer": "Agfa-Gevaert AG"}
@@ -209,3 +209,29 @@ def test_order():
     ]
     mixed = [ordered[place] for place in (3, 7, 0, 5, 1, 6, 2, 4)]
     assert sorted(mixed, key=rank_view) == ordered
+
+
+@pytest.mark.parametrize(
+    ("view", "confidence", "source", "expected"),
+    [
+        ("LATERAL", 0.99, image_view.NAMED_LATERAL, True),
+        ("PA", 0.999, f"{image_view.NAMED_FRONTAL}; {image_view.SHAPE}", True),
+        ("FRONTAL", 1.0, image_view.LISTED, True),
+        ("PA", 0.9899, image_view.NAMED_FRONTAL, False),
+        ("UNKNOWN", 0.999, image_view.NAMED_FRONTAL, False),
+        ("LATERAL", 0.999, image_view.SHAPE, False),
+        ("LATERAL", 0.999, f"{image_view.EXPOSURE}; {image_view.OTHERS}", False),
+        ("LATERAL", 0.999, image_view.MODEL, False),  # a model does not teach the next one
+        ("LATERAL", 0.999, "", False),
+    ],
+)
+def test_what_is_trusted_is_said_of_the_very_image(view, confidence, source, expected):
+    assert is_trusted(view, confidence, source) is expected
+
+
+def test_verdicts_of_headers_are_trusted_as_far_as_they_are_sure():
+    lateral, frontal = weigh_study([read(ViewPosition="LL"), read(ViewPosition="PA")])
+    assert is_trusted(lateral.view, lateral.confidence, lateral.source)
+    assert is_trusted(frontal.view, frontal.confidence, frontal.source)
+    silent, _ = weigh_study([read(), read(ViewPosition="LL")])
+    assert not is_trusted(silent.view, silent.confidence, silent.source)  # frontal by its study alone

@@ -11,7 +11,15 @@ from contract.dicom import Radiograph
 from contract.errors import ArtifactError
 from contract.image_header import ImageHeader, list_warnings
 from contract.image_view import VIEWS
-from contract.notes import ImageNotes, ReadPart, ReportNotes, join_warnings, note_image, note_reports
+from contract.notes import (
+    ImageNotes,
+    ReadPart,
+    ReportNotes,
+    join_warnings,
+    note_image,
+    note_reports,
+    warn_of_view,
+)
 from contract.report_names import SECTIONS, Part
 from contract.text import TokenBatch, parse_parts
 
@@ -183,3 +191,39 @@ def test_anything_else_is_no_image_note(data):
 def test_anything_else_is_no_report_note(data):
     with pytest.raises(ArtifactError):
         ReportNotes.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("view", "lateral", "expected"),
+    [
+        ("UNKNOWN", 0.95, "The model sees a lateral radiograph (0.95); it learned mostly from frontal ones."),
+        ("UNKNOWN", 0.89, None),
+        ("UNKNOWN", 0.01, None),
+        ("LATERAL", 0.95, None),  # the header's own warning says it
+        ("LATERAL", 0.5, None),
+        (
+            "LATERAL",
+            0.03,
+            "The model sees a frontal radiograph (0.97) where the header says LATERAL: one of the two is wrong.",
+        ),
+        (
+            "PA",
+            0.95,
+            "The model sees a lateral radiograph (0.95) where the header says PA: one of the two is wrong.",
+        ),
+        (
+            "FRONTAL",
+            0.9,
+            "The model sees a lateral radiograph (0.90) where the header says FRONTAL: one of the two is wrong.",
+        ),
+        ("AP", 0.5, None),
+        ("PA", 0.02, None),
+        ("PA", None, None),
+    ],
+)
+def test_a_model_and_a_header_that_contradict_each_other_are_told(view, lateral, expected):
+    assert warn_of_view(ImageNotes(view), lateral) == (() if expected is None else (expected,))
+
+
+def test_without_an_image_there_is_no_view_to_warn_of():
+    assert warn_of_view(None, 0.99) == ()

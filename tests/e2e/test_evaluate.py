@@ -52,6 +52,9 @@ def test_served_and_pytorch_agree_and_the_bundle_holds_the_result(stack, trained
     )
     assert "largest difference of a probability" in (bundle / "evaluation" / "evaluation.md").read_text()
     assert "## Similar cases" in (bundle / "MODEL_CARD.md").read_text()
+    assert results["view_head"]["laterals"] > 10
+    assert 0.5 < results["view_head"]["accuracy"] <= 1
+    assert "## View head" in (bundle / "MODEL_CARD.md").read_text()
 
 
 def test_pytorch_alone_prints_tables_and_leaves_the_bundle(trained, bundle, tmp_path):

@@ -9,14 +9,19 @@ import torch
 
 from cli.cases import get_image, get_report, make_cases
 from client import CaseInput, CxrClient
+from client.explain import explain
 from client.triton import TritonTransport
 from contract.dicom import load_pixels
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
 from contract.labels import LABEL_KEYS
+from contract.notes import ImageNotes, warn_of_view
+from contract.png import encode_png
 from contract.shrink import is_worth_shrinking
+from contract.steps import pack
 from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
 from contract.training_data import PHANTOM_WARNING
+from serving.inprocess import InProcess
 from training.model import load_model
 
 LONG = "The heart is enlarged. " * 200  # 1,000 tokens
@@ -67,6 +72,27 @@ def test_served_answer_is_the_model_answer(client, trained, row, image):
         [finding.probability for finding in served.findings], probabilities[0].numpy(), atol=1e-4
     )
     assert float(served.embedding @ embedding[0].numpy()) > 0.9999
+
+
+def test_the_view_and_its_warnings_are_the_same_served_in_process_and_offline(client, trained, row):
+    in_process = InProcess(trained.repository)
+    paths = [Path(path) for path in row["image_paths"]]
+    files = [path.read_bytes() for path in paths]
+    bare = [encode_png(np.ascontiguousarray(load_pixels(data, size=256)[0])) for data in files]  # no header
+    seen = []
+    for data in (*files, *bare):
+        own = in_process.run("predict_image", {"image_bytes": pack([data])})
+        served, offline = client.predict(data), explain(trained.bundle, image=data, steps=1)
+        lateral = float(own["lateral"][0, 0])
+        assert served.lateral == pytest.approx(lateral, abs=1e-4)
+        assert offline.lateral == pytest.approx(lateral, abs=1e-4)
+        notes = ImageNotes.from_json(own["image_notes"][0, 0])
+        assert served.image_notes == offline.image_notes == notes
+        assert served.input_warnings == (*notes.warnings, *warn_of_view(notes, lateral))
+        assert set(served.input_warnings) <= set(offline.warnings)
+        assert client.predict(data, get_report(row)).lateral == pytest.approx(lateral, abs=1e-4)
+        seen.append(lateral)
+    assert len(set(seen)) > 1  # the head was fitted
 
 
 def test_whole_files_and_pixels_that_the_client_read_get_one_answer(stack, client, trained, row, image):

@@ -57,7 +57,7 @@ def test_report_reads_as_json_and_as_table(report):
     assert "cosine distance" in table
     assert report.versions["onnxruntime"] in table
     assert "random pixels" not in table
-    assert report.to_sentence().startswith("12 outputs of 5 graphs agree with PyTorch on 3 cases")
+    assert report.to_sentence().startswith("14 outputs of 5 graphs agree with PyTorch on 3 cases")
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -65,6 +65,17 @@ def test_perturbed_weight_closes_the_gate_and_names_the_graph(name, bundle, grap
     changed = {**graphs, name: perturb(graphs[name], tmp_path / f"{name}.onnx")}
     with pytest.raises(ParityError, match=rf"Graph {name} answers differently .* differs by .* allowed"):
         check_parity(bundle, changed, cases[:1])
+
+
+@pytest.mark.parametrize("name", ["fusion_image", "fusion_study"])
+def test_another_view_head_alone_closes_the_gate(name, bundle, graphs, cases, tmp_path):
+    model = onnx.load(graphs[name])
+    [head] = [x for x in model.graph.initializer if x.name.endswith("lateral.weight")]
+    array = onnx.numpy_helper.to_array(head) * 1.5
+    head.CopyFrom(onnx.numpy_helper.from_array(array, head.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(ParityError, match=rf"Graph {name} .*: lateral differs by"):
+        check_parity(bundle, {**graphs, name: tmp_path / "changed.onnx"}, cases[:1])
 
 
 def test_answer_that_is_not_a_number_closes_the_gate(bundle, graphs, cases, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,41 @@ def test_every_ensemble_answers_what_the_table_says(model, files, name):
     for tensor in MODELS[name].outputs:
         tensor.check(answer[tensor.name])
         assert len(answer[tensor.name]) == 2
+
+
+def forget_view(repository: Path) -> None:
+    """Make of a repository what an older version published: neither graphs nor configs know of a view."""
+    onnx = pytest.importorskip("onnx")
+    for path in repository.glob("*/config.pbtxt"):
+        named = r'\s*output(_map)? \{\s*(name|key): "lateral"[^{}]*\}'
+        path.write_text(re.sub(named, "", path.read_text()))
+        assert "lateral" not in path.read_text()
+    for path in repository.glob("fusion_*/*/model.onnx"):
+        graph = onnx.load(path)
+        kept = [output for output in graph.graph.output if output.name != "lateral"]
+        del graph.graph.output[:]
+        graph.graph.output.extend(kept)
+        onnx.save(graph, path)
+
+
+def test_a_repository_of_an_older_version_answers_without_the_view(model, own_copy, files):
+    forget_view(own_copy)
+    older = InProcess(own_copy)
+    for name in ("predict_image", "predict_study", "predict_study_tensors"):
+        inputs = make_inputs(name, files)
+        found, expected = older.run(name, inputs), model.run(name, inputs)
+        assert set(expected) - set(found) == {"lateral"}
+        np.testing.assert_array_equal(found["probabilities"], expected["probabilities"])
+    tokens = model.run("image_encoder", {"pixels": make_inputs("predict_image_tensors", files)["pixels"]})
+    assert "lateral" not in older.run("fusion_image", tokens)
+
+
+def test_the_view_is_that_of_the_image_alone_and_of_the_study(model, files):
+    alone = model.run("predict_image", make_inputs("predict_image", files))["lateral"]
+    np.testing.assert_allclose(
+        model.run("predict_study", make_inputs("predict_study", files))["lateral"], alone
+    )
+    assert alone[0] != alone[1]
 
 
 def test_raw_and_tensor_ensembles_agree_and_preprocessing_is_the_contract(model, repository, files):

@@ -32,6 +32,7 @@ def studies() -> StudySet:
         indications=("cough", "fever", "pain", "fall"),
         wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
+        laterals=((False, True), (None,), (), (False,)),
         pixels=pixels,
         targets=np.eye(4, 22, dtype=bool),
         known=np.array([True, True, True, False])[:, None].repeat(22, 1),

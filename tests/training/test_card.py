@@ -276,3 +276,15 @@ def test_a_card_with_broken_marks_loses_nothing(card):
     written = insert_evaluation(card, "Figures.")
     assert written.startswith(card.rstrip())
     assert written.endswith("Figures.\n<!-- end of evaluation -->\n")
+
+
+def test_the_card_says_how_well_views_are_told():
+    score = {"laterals": 60, "frontals": 70, "accuracy": 0.985, "auroc": 0.997}
+    score |= {"laterals_called_lateral": 0.9, "frontals_called_lateral": 0.0}
+    card = write_card(CONFIG, METRICS | {"view_head": score}, DETAILS)
+    assert "### View head" in card
+    assert "Accuracy 0.985, AUROC 0.997 on 60 lateral and 70 frontal images" in card
+    few = write_card(CONFIG, METRICS | {"view_head": {"laterals": 3, "frontals": 70}}, DETAILS)
+    assert "Not measured: 3 lateral and 70 frontal images" in few
+    for none in (METRICS, METRICS | {"view_head": {}}):  # of an older bundle, and without a head
+        assert "answers 0.5 to every image and warns of none" in write_card(CONFIG, none, DETAILS)

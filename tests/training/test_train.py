@@ -89,6 +89,11 @@ def test_bundle_says_what_it_was_made_from(table, tmp_path, monkeypatch):
     assert [json.loads(line) for line in lines] == [asdict(report) for report in listener.epochs]
     assert result.metrics["history"] == [asdict(report) for report in listener.epochs]
     assert not list((tmp_path / "bundle.run").glob("checkpoint-*"))
+    assert any(note.startswith("View head fitted on ") for note in listener.notes)
+    assert load_model(bundle).fusion.lateral.is_fitted
+    score = result.metrics["view_head"]
+    assert score["laterals"] + score["frontals"] > 3
+    assert "### View head" in (bundle.path / "MODEL_CARD.md").read_text()
 
 
 def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(
@@ -144,7 +149,7 @@ def test_without_labels_of_enough_studies_the_last_epoch_is_kept(table, tmp_path
     config = load_config("demo", {**SMALL, "loop.epochs": 2, "loop.validate_every": 1, "loop.patience": 1})
     result = train(config, table, tmp_path / "bundle", watcher=listener)
     assert result.metrics["best_epoch"] == 2
-    [note] = listener.notes
+    note, _ = listener.notes  # the second is of the view head
     assert note.startswith("No label has 5 validation studies with and without it")
 
 
@@ -156,7 +161,7 @@ def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch)
     result = train(config, table, tmp_path / "bundle", watcher=listener)
     assert [report.validation["score"] for report in listener.epochs] == [0.5, 0.7, 0.6, 0.65]
     assert result.metrics["best_epoch"] == 2
-    assert listener.notes == ["Stopped early: no better score since epoch 2."]
+    assert listener.notes[0] == "Stopped early: no better score since epoch 2."
     twice = load_config("demo", {**SMALL, "loop.epochs": 5, "loop.validate_every": 1, "loop.patience": 2})
     scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
     monkeypatch.setattr(loop_module, "score", lambda *given: {"score": next(scores)})

@@ -4,6 +4,7 @@ labels.py      AUROC, average precision, F1, Brier score and calibration error, 
 ranking.py     precision, recall, AP, MRR and nDCG of ranked cases; recall between images and reports
 sentences.py   search by a sentence that states a label
 parts.py       the transformer and the lexical part of a model, each alone
+view_head.py   how well a model tells lateral views from frontal ones
 paired.py      paired tests of model against control
 published.py   the published retrieval metrics, which flatter, to lay figures side by side
 control.py     TF-IDF: logistic regression and nearest neighbours, what counting words reaches

@@ -139,6 +139,28 @@ class TorchPredictor:
         return answers
 
     @property
+    def tells_views(self) -> bool:
+        """Whether the model has a fitted view head."""
+        return self._model.fusion.lateral.is_fitted
+
+    @torch.inference_mode()
+    def tell_laterals(self, paths: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Return the probability (P,) that each image is a lateral, 0 to 1; NaN of one that cannot be read.
+
+        `progress` is called with images read and images in all.
+        """
+        answers = np.full(len(paths), np.nan, np.float32)
+        for start in range(0, len(paths), _BATCH):
+            some = list(paths[start : start + _BATCH])
+            self._encode_images(some)
+            for place, path in enumerate(some, start=start):
+                if (tokens := self._image_tokens[path]) is not None:
+                    answers[place] = float(self._model.fusion.lateral(tokens[None])[0, 0])
+            if progress is not None:
+                progress(start + len(some), len(paths))
+        return answers
+
+    @property
     def has_lexical(self) -> bool:
         """Whether the model has a lexical part."""
         return self._model.fusion.lexical is not None

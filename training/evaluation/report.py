@@ -14,6 +14,7 @@ from training.evaluation.report_search import (
     write_retrieval,
     write_sentences,
 )
+from training.view_scores import describe_score
 
 TITLES: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
 PLOTS: Final = {
@@ -45,6 +46,7 @@ def write_report(results: Mapping[str, Any]) -> str:
         write_abstention(results),
         _write_prompt_scores(results),
         _write_subgroups(results),
+        _write_view_head(results),
         write_retrieval(results),
         write_leads(results),
         write_sentences(results),
@@ -62,6 +64,7 @@ def write_summary(results: Mapping[str, Any], folder: str) -> str:
         write_classification(results),
         _write_paired(results),
         _write_parts(results),
+        _write_view_head(results),
         write_retrieval(results, brief=True),
         write_leads(results),
         _write_plots(f"{folder}/"),
@@ -319,6 +322,12 @@ def _write_subgroups(results: Mapping[str, Any]) -> str:
         "have enough cases in it: compare rows only with their intervals and label counts in mind.\n\n"
         + format_table(head, lines)
     )
+
+
+def _write_view_head(results: Mapping[str, Any]) -> str:
+    """Return how well laterals are told from frontals; "" where it was not measured."""
+    score = results.get("view_head")
+    return f"## View head\n\n{describe_score(score)}\n" if score else ""
 
 
 def _write_plots(folder: str) -> str:
