@@ -191,6 +191,34 @@ def show_table(
         typer.echo(format_markdown(rows, column or ()), nl=False)
 
 
+@train_app.command("series")
+def show_series(
+    table: Table,
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Bundles of one config, trained on this table with several splits.")
+    ],
+    cache: Annotated[
+        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="How often patients are drawn anew.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of these draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Hold several models against the controls of images: each on its own test split, averaged, tested in pairs."""
+    from cli.show import print_json
+    from contract.bundle import load_bundle
+    from training.evaluation.series import ask_members, format_series, measure_series
+
+    console = make_console(True)
+    with console.status("Asking the models"):
+        members = ask_members([load_bundle(bundle) for bundle in bundles], table, cache=cache)
+    series = measure_series(members, seed=seed, resamples=resamples)
+    if as_json:
+        print_json(asdict(series))
+    else:
+        typer.echo(format_series(series), nl=False)
+
+
 @train_app.command("configs")
 def show_configs(
     name: Annotated[

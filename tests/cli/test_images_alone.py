@@ -43,7 +43,11 @@ def root(tmp_path_factory) -> Path:
         named = {"study_id": f"{number:08d}_{number % 3:03d}"}  # as ChestX-ray14 does
         rows.append({**row, **silent, **named, "labels": labels, "unknown_labels": unknown})
     write_table(pa.Table.from_pylist(rows, schema=table.schema), root / "studies.parquet")
-    train(load_config("demo", SMALL), root / "studies.parquet", root / "bundle")
+    ids = [row["study_id"] for row in rows]
+    split = {"train": ids[:40], "validation": ids[40:60], "test": ids[60:]}
+    (root / "split.json").write_text(json.dumps(split))
+    config = load_config("demo", SMALL)
+    train(config, root / "studies.parquet", root / "bundle", split_file=root / "split.json")
     return root
 
 
@@ -76,7 +80,7 @@ def test_ids_of_the_bundle_are_taken_as_they_are(root):
     rows = read_rows(root / "studies.parquet")
     chosen = choose_rows(rows, root / "bundle" / "split.json", "test")
     assert [row["study_id"] for row in chosen] == load_bundle(root / "bundle").split["test"]
-    with pytest.raises(ConfigError, match=r"names \d+ studies that the table does not hold"):
+    with pytest.raises(ConfigError, match="names 60 studies that the table does not hold"):
         choose_rows(chosen, root / "bundle" / "split.json", "train")
 
 
@@ -85,6 +89,20 @@ def test_a_split_without_the_part_is_refused(root, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"test": [rows[0]["study_id"]]}))
     with pytest.raises(ConfigError, match="names no study for train"):
         choose_rows(rows, tmp_path / "split.json", "train")
+
+
+def test_a_series_is_held_against_the_controls(root):
+    options = ("--resamples", "10", "--json")
+    command = ["train", "series", str(root / "studies.parquet"), *[str(root / "bundle")] * 2, *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    series = json.loads(done.stdout)
+    assert (series["models"], series["studies"]) == (2, 2 * series["patients"])
+    assert [lead["control"] for lead in series["leads"]] == ["pixels", "hog"]
+    evaluated = json.loads((root / "bundle" / "evaluation" / "evaluation.json").read_text())
+    rows = {row["key"]: row["macro"]["auroc"]["value"] for row in evaluated["classification"]}
+    assert series["macro"]["model"]["auroc"]["value"] == rows["image"]
+    assert series["macro"]["hog"]["auroc"]["value"] == rows["hog"]
 
 
 def test_controls_need_no_model(root):
