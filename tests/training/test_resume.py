@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from cli.app import app
 from contract.bundle import load_bundle
-from training.openi import build_table, read_table, write_table
-from training.phantom import draw_dataset
+from training.openi import read_table
 
 SETTINGS = (
     *(
@@ -26,18 +29,18 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("resume")
-    draw_dataset(root / "phantom", studies=60, seed=5, scale=0.05)
-    write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
-    return root / "studies.parquet"
+@pytest.fixture
+def table(phantom_table: Path) -> Path:
+    return phantom_table
+
+
+def make_arguments(table: Path, out: Path, *more: str) -> list[str]:
+    settings = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+    return ["train", str(table), "--out", str(out), *settings, "--log-with", "none", "--json"]
 
 
 def make_command(table: Path, out: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    settings = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
-    command = [sys.executable, *launcher, "-m", "cxr", "train", str(table), "--out", str(out), *settings]
-    return [*command, "--log-with", "none", "--json"]
+    return [sys.executable, *launcher, "-m", "cxr", *make_arguments(table, out, *more)]
 
 
 def write_split(table: Path, path: Path) -> Path:
@@ -59,13 +62,27 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def run_here() -> Iterator[Callable[[list[str]], None]]:
+    """A function that runs a command in this process, on one thread as the processes have: it is loaded already."""
+
+    def run(arguments: list[str]) -> None:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(threads)
+
+
 def read_epochs(run_directory: Path) -> list[dict]:
     return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("more", [(), ("optimizer.ema_decay=0.9",)], ids=["plain", "average"])
-def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, tmp_path, more):
-    run(make_command(table, tmp_path / "straight", *more))
+def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, run_here, tmp_path, more):
+    run_here(make_arguments(table, tmp_path / "straight", *more))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(
         make_command(table, tmp_path / "killed", *more), stdout=subprocess.DEVNULL, env=environment
@@ -75,9 +92,9 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, tmp_
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    killed.wait(30)
+    killed.wait(60)
     assert not (tmp_path / "killed").exists()
-    run([*make_command(table, tmp_path / "killed", *more), "--resume"])
+    run_here([*make_arguments(table, tmp_path / "killed", *more), "--resume"])
     straight, resumed = (load_bundle(tmp_path / name) for name in ("straight", "killed"))
     assert resumed.fingerprint == straight.fingerprint
     losses = [
@@ -87,11 +104,11 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, tmp_
     assert len(losses[0]) == 3
 
 
-def test_two_processes_train_as_one_does(table, tmp_path):
+def test_two_processes_train_as_one_does(table, run_here, tmp_path):
     """Without dropout, which is drawn in every process by itself; batches of 31 of which one process gets one more."""
     plain = ("model.dropout=0.0", "loop.batch_size=31", "data.text_dropout=0.0")
     split = ("--split-file", str(write_split(table, tmp_path / "split.json")))
-    run([*make_command(table, tmp_path / "one", *plain), *split])
+    run_here([*make_arguments(table, tmp_path / "one", *plain), *split])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     run([*make_command(table, tmp_path / "two", *plain, launcher=launcher), *split])
     one, two = (read_epochs(tmp_path / f"{name}.run") for name in ("one", "two"))
