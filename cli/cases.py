@@ -22,7 +22,7 @@ def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[
     Raises:
         ConfigError: There is no such table.
     """
-    from training.openi import read_table
+    from training.data.openi import read_table
 
     if not table.is_file():
         raise ConfigError(f"There is no studies table {table}; make one with `cxr data table`.")
@@ -32,12 +32,12 @@ def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[
 
 
 def choose_rows(rows: Sequence[Row], split: Path, part: str) -> list[Row]:
-    """Return the rows of one part (train, validation, test) of a split file; see `training.split_file`.
+    """Return the rows of one part (train, validation, test) of a split file; see `training.data.split_file`.
 
     Raises:
         ConfigError: It is no split of this table, or names no study for this part.
     """
-    from training.split_file import read_split_file
+    from training.data.split_file import read_split_file
 
     chosen = set(read_split_file(split, [row["study_id"] for row in rows])[part])
     if not chosen:

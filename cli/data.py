@@ -13,15 +13,15 @@ from contract.labels import LABEL_NAMES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from training.cache import CacheSummary
-    from training.openi import ImageCount
-    from training.order_views import Ordered
+    from training.data.cache import CacheSummary
+    from training.data.openi import ImageCount
+    from training.evaluation.order_views import Ordered
 
 Audit = Mapping[str, Any]
 
 
 def print_audit(console: Console, audit: Audit) -> None:
-    """Print what `training.audit.figures.audit_table` returned; the page shows more."""
+    """Print what `training.data.audit.figures.audit_table` returned; the page shows more."""
     for name in ("studies", "patients", "images", "labelled"):
         console.print(f"{name:<26} {audit[name]:>7,}", highlight=False)
     console.print(_list_labels(audit))

@@ -14,7 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data 
 
 
 class SourceFormat(str, Enum):
-    """Published formats; those but Open-i's are read by `training.collections`."""
+    """Published formats; those but Open-i's are read by `training.data.collections`."""
 
     OPENI = "openi"
     NIH14 = "nih14"
@@ -81,8 +81,8 @@ def make_table(
     from cli.data import describe_images, describe_table, print_images, print_table
     from cli.progress import show_progress
     from cli.show import print_json
-    from training.collections.table import build_collection_table
-    from training.openi import ImageCount, build_table, write_table
+    from training.data.collections.table import build_collection_table
+    from training.data.openi import ImageCount, build_table, write_table
 
     console = make_console(as_json)
     counts: list[ImageCount] = []
@@ -122,7 +122,7 @@ def order_data(
     from cli.progress import show_progress
     from cli.show import print_json
     from contract.bundle import load_bundle
-    from training.order_views import order_table
+    from training.evaluation.order_views import order_table
 
     console = make_console(as_json)
     with show_progress(console, "Reading images") as progress:
@@ -148,13 +148,13 @@ def audit_data(
     """Show what a table holds and where it is uneven: labels, headings, headers, sections, duplicates, splits."""
     from cli.data import print_audit
     from cli.show import print_json
-    from training.audit.figures import audit_table
+    from training.data.audit.figures import audit_table
 
     console = make_console(as_json)
     with console.status("Comparing reports"):
         audit = audit_table(table, split_file)
     if out is not None:
-        from training.audit.page import write_page
+        from training.data.audit.page import write_page
 
         write_page(audit, out)
     if as_json:
@@ -182,7 +182,7 @@ def make_cache(
     from cli.data import print_cache
     from cli.progress import show_progress
     from cli.show import print_json
-    from training.cache import fill_cache
+    from training.data.cache import fill_cache
 
     console = make_console(as_json)
     started = time.perf_counter()

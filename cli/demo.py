@@ -122,7 +122,7 @@ def _draw(demo: Demo) -> None:
 
 
 def _read(demo: Demo) -> None:
-    from training.openi import build_table, write_table
+    from training.data.openi import build_table, write_table
 
     phantom = demo.out / "phantom"
     with demo.steps.step("Read reports and images into one table") as step:
@@ -134,7 +134,7 @@ def _read(demo: Demo) -> None:
 
 
 def _train(demo: Demo) -> Bundle:
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
     from training.train import train
 
     name = "reports" if demo.reports else "demo"

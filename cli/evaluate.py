@@ -158,7 +158,7 @@ def plan_external(
 
 def _is_foreign(table: Path, bundle: Bundle) -> bool:
     """Return whether a table holds none of the studies of a bundle's split; ConfigError where it holds some of them."""
-    from training.openi import read_table
+    from training.data.openi import read_table
 
     named = {study_id for ids in bundle.split.values() for study_id in ids}
     missing = len(named.difference(read_table(table, ["study_id"])["study_id"].to_pylist()))
@@ -218,7 +218,7 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
     Returns:
         The directory that holds them.
     """
-    from training.card import insert_evaluation
+    from training.card.card import insert_evaluation
     from training.evaluation.report import write_summary
 
     if out is not None:
@@ -273,7 +273,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
             table.add_row(row["title"], *cells)
         console.print(table, "")
     if view_head := results.get("view_head"):
-        from training.view_scores import describe_score
+        from training.evaluation.view_scores import describe_score
 
         console.print(f"View head: {describe_score(view_head)}", highlight=False, soft_wrap=True)
     if served := results.get("served"):

@@ -18,7 +18,7 @@ from cli.options import Json, Table, make_console
 if TYPE_CHECKING:
     from contract.bundle import Bundle
     from training.compare import Comparison, Difference, TrainingRun
-    from training.config import TrainConfig
+    from training.config.settings import TrainConfig
 
 _MOST_EPOCHS: Final = 20  # validated epochs that a comparison prints; --json has all
 
@@ -105,7 +105,7 @@ def train(
     from cli.show import print_json, print_metrics
     from cli.watch import show_training
     from training.checkpoint import name_run
-    from training.config_file import parse_settings
+    from training.config.toml_file import parse_settings
     from training.trackers import make_trackers
 
     given = {
@@ -182,7 +182,7 @@ def show_table(
 ) -> None:
     """Print what several evaluated bundles reached as one Markdown table: an ablation, or a series of seeds."""
     from cli.show import print_json
-    from training.results_table import format_markdown, read_rows
+    from training.evaluation.results_table import format_markdown, read_rows
 
     rows = read_rows(bundles)
     if as_json:
@@ -228,7 +228,7 @@ def show_configs(
 ) -> None:
     """List the configs that come with the package, or print one with every setting."""
     from cli.show import print_json
-    from training.config_file import format_config, list_configs, load_config, read_header
+    from training.config.toml_file import format_config, list_configs, load_config, read_header
 
     if name is not None:
         config = load_config(name)
@@ -253,7 +253,7 @@ def _choose_config(
 ) -> "tuple[TrainConfig, Bundle | None]":
     """Return the named config, or that of the bundle to start from, with the changes; and the bundle."""
     from contract.bundle import load_bundle
-    from training.config_file import change_config, load_config
+    from training.config.toml_file import change_config, load_config
 
     if start is None:
         return load_config(name or "demo", changes), None
@@ -266,7 +266,7 @@ def _choose_config(
 
 
 def _print_config(console: Console, config: "TrainConfig") -> None:
-    from training.config_file import format_config
+    from training.config.toml_file import format_config
 
     console.print(f"[dim]{escape(format_config(config))}[/dim]", highlight=False, soft_wrap=True)
 

@@ -6,10 +6,11 @@
 Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the pooled logit of one label, before
 calibration, through the whole model: both encoders, fusion and pooling. With an image and a report the
 integral runs along one straight path through both, so the attributions of pixels and words share one unit
-(logits) and together sum to logit - baseline logit. What the lexical part (`training.lexical`) adds to a logit is a
-sum over n-grams: its share of each token is read off, not integrated, and its baseline is a text without any.
+(logits) and together sum to logit - baseline logit. What the lexical part (`training.model.lexical`) adds to a logit
+is a sum over n-grams: its share of each token is read off, not integrated, and its baseline is a text without any.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -33,7 +34,7 @@ try:
     from captum.attr import IntegratedGradients
     from torch import Tensor
 
-    from training.model import CxrModel, FusionOutput, load_model
+    from training.model.model import CxrModel, FusionOutput, load_model
 except (ModuleNotFoundError, ConfigError) as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
@@ -126,7 +127,7 @@ def explain(
     parts = attribute(model, inputs, index, steps=steps)
     attention = _read_attention(output, index)
     served = labels[index]
-    grid = model.config.grid
+    grid = math.isqrt(model.sizes["N"])
     return Explanation(
         kind=inputs.kind,
         key=served.key,

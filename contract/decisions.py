@@ -41,7 +41,8 @@ class ServedLabel:
     """A category as one model serves it to those who read a study in one way.
 
     The calibrated probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
-    `threshold` and what follows `bias` are None where a model states nothing about it; see `training.selective`.
+    `threshold` and what follows `bias` are None where a model states nothing about it; see
+    `training.evaluation.selective`.
 
     Attributes:
         key: Short name, as in `contract.labels`.

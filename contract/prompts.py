@@ -38,7 +38,7 @@ ABSENT_TEMPLATES: Final = (
     "Negative for {finding}.",
 )
 MAX_FINDING_CHARS: Final = 200
-# Of the contrastive loss of `training.config.LossConfig`; for a served model that does not state its own.
+# Of the contrastive loss of `training.config.settings.LossConfig`; for a served model that does not state its own.
 DEFAULT_TEMPERATURE: Final = 0.125
 
 _ARTICLE: Final = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)

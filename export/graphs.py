@@ -20,7 +20,7 @@ from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
 from export.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
-from training.model import graph_modules, load_model
+from training.model.model import graph_modules, load_model
 
 OPSET: Final = (
     18  # the lowest that torch's exporter writes without converting, so that older runtimes read it

@@ -33,7 +33,7 @@ _FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # what counts as what
     "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
     "Gelu": ("Gelu", "BiasGelu", "FastGelu"),
 }
-_SWIN: Final = "swin"  # `training.config.SWIN`; also where a bundle of an older version says nothing
+_SWIN: Final = "swin"  # `training.config.settings.SWIN`; also where a bundle of an older version says nothing
 _LAYOUT: Final = frozenset(
     ["Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
 )
@@ -94,7 +94,7 @@ def expect_fusions(bundle: Bundle, graph: str, source: Path) -> dict[str, int]:
     A Swin stage of d blocks has 2 d LayerNormalizations and d attentions and Gelus; blocks whose windows are shifted
     add a mask in another shape and stay unfused. Beside them normalise the patches, each merging of patches and the
     end (Liu et al. 2021, arXiv:2103.14030). A BERT layer has 2, 1 and 1, and the embeddings one LayerNormalization.
-    A fusion block: see `training.fusion.FusionBlock`.
+    A fusion block: see `training.model.fusion.FusionBlock`.
 
     Raises:
         ArtifactError: The bundle's config lacks a size.
@@ -184,8 +184,8 @@ def replace_expanded_biases(model: ir.Model) -> None:
     onnxscript expands a mask to a bias (B, 1, Q, L), which ONNX Runtime before 1.20 cannot run and for which its
     fused kernels for NVIDIA GPUs in float16 are closed: the operator gets the lengths (B,) of the texts instead. They
     say the same, for a mask is ones and then zeros (`contract.tokens.check_mask`), and where a text is longer the
-    operator adds -10,000 to the score, which is `training.fusion.MASKED`. A table of relative positions is its own
-    size already.
+    operator adds -10,000 to the score, which is `training.model.fusion.MASKED`. A table of relative positions is its
+    own size already.
 
     Args:
         model: A graph after `optimize_for_ort`.
@@ -223,7 +223,7 @@ def _find_table(bias: ir.Value) -> ir.Value | None:
 
 
 def _find_mask(bias: ir.Value) -> ir.Value | None:
-    """Return the mask (B, L) that a bias was made from, as `training.fusion.make_additive_mask` does it."""
+    """Return the mask (B, L) that a bias was made from, as `training.model.fusion.make_additive_mask` does it."""
     value: ir.Value | None = bias
     for operator in ("Expand", "Unsqueeze", "Mul", "Cast"):
         value = _step_back(value, operator)

@@ -24,7 +24,7 @@ from contract.errors import ArtifactError, ConfigError, ParityError
 from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
 from contract.text import ReportTokenizer
 from export.checks import read_fingerprint, read_sizes
-from training.model import CxrModel, load_model
+from training.model.model import CxrModel, load_model
 
 Arrays = dict[str, NDArray[Any]]
 Kind = Literal["study", "image", "text"]

@@ -227,7 +227,7 @@ def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runn
         return make_runner(open_profile(bundle, reference, load_profile("fp32")))
     import torch
 
-    from training.model import graph_modules, load_model
+    from training.model.model import graph_modules, load_model
 
     modules = graph_modules(load_model(bundle))
 

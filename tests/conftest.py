@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
-    from training.config import ModelConfig
+    from training.config.settings import ModelConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see cli/app.py
 # On a busy machine an example takes as long as it takes.
@@ -209,7 +209,7 @@ def chest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def small_config() -> "ModelConfig":
     """The smallest model that has every part: 56 pixels a side, 49 patches, a vocabulary of 120."""
-    from training.config import ModelConfig
+    from training.config.settings import ModelConfig
 
     return ModelConfig(
         image_size=56,
@@ -288,7 +288,7 @@ def _write_bundle(
     from contract.label_words import MASK
     from contract.labels import LABELS
     from contract.text import SPECIAL_TOKENS, train_tokenizer
-    from training.model import CxrModel
+    from training.model.model import CxrModel
 
     directory.mkdir(parents=True)
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import AugmentConfig
+from training.config.settings import AugmentConfig
 
 COLUMNS: Final = (  # what the numbers of a row of draws decide
     *("turn", "zoom", "right", "down"),

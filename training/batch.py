@@ -13,9 +13,9 @@ from torch import Tensor
 from contract.label_words import mask_label_words
 from contract.text import ReportTokenizer
 from training.augment import DRAWS
-from training.config import DataConfig
-from training.data import StudySet
-from training.duplicates import number_similar
+from training.config.settings import DataConfig
+from training.data.duplicates import number_similar
+from training.data.studies import StudySet
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _ROWS_PER_POOL: Final = (

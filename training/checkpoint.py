@@ -19,8 +19,8 @@ from typing import Any, Final
 from contract.bundle import apply_umask
 from contract.errors import ConfigError
 from contract.files import write_file
-from training.config import TrainConfig
-from training.config_file import format_config
+from training.config.settings import TrainConfig
+from training.config.toml_file import format_config
 from training.watch import EpochReport
 
 CONFIG: Final = "config.toml"

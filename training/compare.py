@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from contract import bundle as files
 from contract.errors import ConfigError
 from training.checkpoint import CONFIG, METRICS, ORIGIN
-from training.config_file import flatten_settings, read_toml
+from training.config.toml_file import flatten_settings, read_toml
 
 FIGURES: Final = ("auroc", "ap", "f1")
 _LEARNED: Final = (

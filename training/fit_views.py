@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data import StudySet
-from training.model import CxrModel
+from training.data.studies import StudySet
+from training.evaluation.view_scores import FEWEST, score_views
+from training.model.model import CxrModel
+from training.model.view_head import clear_view_head, fit_view_head
 from training.validate import Examined, Rows
-from training.view_head import clear_view_head, fit_view_head
-from training.view_scores import FEWEST, score_views
 
 
 def find_trusted(studies: StudySet, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -50,7 +50,7 @@ def fit_views(examined: Examined, model: CxrModel) -> str:
 
 @torch.inference_mode()
 def measure_views(examined: Examined, model: CxrModel, part: str) -> dict[str, Any]:
-    """Return what `training.view_head.score_views` finds on a part of the split; {} of a model without a head."""
+    """Return what `training.evaluation.view_scores.score_views` finds on a part of the split; {} of a model without a head."""
     head = model.fusion.lateral
     if not head.is_fitted:
         return {}

@@ -24,17 +24,17 @@ from contract.errors import ArtifactError, ConfigError
 from training.augment import augment
 from training.batch import Batch, Draw, draw_batch, draw_order, make_batch
 from training.checkpoint import RunDirectory
-from training.config import LoopConfig, TrainConfig
+from training.config.settings import LoopConfig, TrainConfig
 from training.evaluation.labels import MIN_POSITIVES
 from training.losses import compute_positive_weights
-from training.model import CxrModel
+from training.model.model import CxrModel
+from training.model.weights import set_training_mode
 from training.muon import multiplies_bfloat16
 from training.objective import Objective
 from training.optimizer import make_average, make_optimizers, make_schedules
 from training.prefetch import Meter, prefetch
 from training.validate import Examined, Predictions, predict_rows, score
 from training.watch import EpochReport, StepReport, Watcher
-from training.weights import set_training_mode
 
 _STATE: Final = "state.pt"
 _REPORT_EVERY: Final = (

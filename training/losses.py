@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import LossConfig
+from training.config.settings import LossConfig
 
 _LEFT_OUT = -1e9  # similarity of a pair that does not count
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from contract.training_data import WAYS
 from training.batch import Batch
-from training.config import LossConfig
-from training.fusion import FusionOutput
+from training.config.settings import LossConfig
 from training.gather import gather_rows
 from training.losses import contrastive_loss, find_alike, label_loss
-from training.model import CxrModel
+from training.model.fusion import FusionOutput
+from training.model.model import CxrModel
 
 Reading = dict[str, tuple[FusionOutput, Tensor]]  # way -> output (B_way, ...), rows of the batch (B,) bool
 

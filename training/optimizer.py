@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor, nn, optim
 
-from training.config import OptimizerConfig, TrainConfig
+from training.config.settings import OptimizerConfig, TrainConfig
 from training.muon import make_muon
 
 REST: Final = "rest"

@@ -17,8 +17,8 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from contract.errors import ConfigError
-from training.config import TrainConfig
-from training.model import TextEncoder
+from training.config.settings import TrainConfig
+from training.model.model import TextEncoder
 from training.watch import StepReport, Watcher
 
 MASK_SHARE: Final = 0.8  # of the pieces to guess: shown as [MASK]; section 3.1 of BERT

@@ -21,11 +21,11 @@ from contract.errors import ConfigError
 from contract.labels import LABELS
 from contract.text import ReportTokenizer
 from contract.training_data import WAYS
-from training.config_file import read_train_config
-from training.data import StudySet, read_studies
-from training.decisions import refit_decisions
-from training.model import CxrModel, load_model
-from training.openi import read_collection
+from training.config.toml_file import read_train_config
+from training.data.openi import read_collection
+from training.data.studies import StudySet, read_studies
+from training.evaluation.decisions import refit_decisions
+from training.model.model import CxrModel, load_model
 from training.save import write_bundle
 from training.validate import Examined, predict_rows, read_calibration, set_calibration
 

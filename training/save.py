@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from contract import bundle as files
 from contract.decisions import Decisions
-from training.card import write_card
-from training.config import TrainConfig
-from training.model import CxrModel
-from training.openi import read_collection
+from training.card.card import write_card
+from training.config.settings import TrainConfig
+from training.data.openi import read_collection
+from training.model.backbone import read_sizes
+from training.model.model import CxrModel
 
 
 def write_bundle(
@@ -59,7 +60,7 @@ def make_bundle_config(config: TrainConfig) -> dict[str, Any]:
         "model": training.pop("model"),
         "text_mode": config.data.text_mode,
         "max_length": config.data.max_length,
-        "sizes": config.model.sizes,
+        "sizes": read_sizes(config.model),
         "training": training,
     }
 

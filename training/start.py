@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from contract.bundle import SPLIT, Bundle
 from contract.errors import ConfigError
-from training.config import ModelConfig, PretrainingConfig, TrainConfig
-from training.config_file import read_model_config, read_train_config
-from training.model import CxrModel, load_model
-from training.openi import read_collection
+from training.config.settings import ModelConfig, PretrainingConfig, TrainConfig
+from training.config.toml_file import read_model_config, read_train_config
+from training.data.openi import read_collection
+from training.model.model import CxrModel, load_model
 
 # Settings of `ModelConfig` that are no part of the architecture; the vocabulary is the bundle's.
 _FREE: Final = frozenset(["dropout", "image_drop_path", "vocabulary_size"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from contract.errors import ConfigError
-from training.config_file import flatten_settings
+from training.config.toml_file import flatten_settings
 from training.watch import EpochReport, StepReport, Watcher
 
 LOG_EVERY: Final = 10  # steps; a server that is asked at every step would slow down short ones

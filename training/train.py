@@ -25,24 +25,18 @@ from contract.errors import ConfigError
 from contract.label_words import mask_label_words
 from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer, train_tokenizer
-from training.adopt_image import adopt_image_model
 from training.checkpoint import RunDirectory, name_run
-from training.config import TrainConfig
-from training.data import StudySet, forget_undeniable, read_studies
+from training.config.settings import TrainConfig
+from training.data.openi import read_table
+from training.data.split import follow_split, split_studies
+from training.data.split_file import find_split_rows
+from training.data.studies import StudySet, forget_undeniable, read_studies
 from training.fit_views import fit_views, measure_views
-from training.lexical import fit_lexical
 from training.loop import Loop, choose_precision, fit, make_accelerator
-from training.model import CxrModel
-from training.openi import read_table
-from training.pretrain import pretrain_text
-from training.save import describe_origin, write_bundle
-from training.split import follow_split, split_studies
-from training.split_file import find_split_rows
-from training.start import check_split, describe_start, fit_config, load_start
-from training.trackers import Tracker, track_run
-from training.validate import Examined, calibrate, measure, predict_part
-from training.watch import Silent, Watcher
-from training.weights import (
+from training.model.adopt_image import adopt_image_model
+from training.model.lexical import fit_lexical
+from training.model.model import CxrModel
+from training.model.weights import (
     adopt_text_model,
     enable_checkpointing,
     freeze_encoders,
@@ -50,6 +44,12 @@ from training.weights import (
     load_text_weights,
     save_text_tokenizer,
 )
+from training.pretrain import pretrain_text
+from training.save import describe_origin, write_bundle
+from training.start import check_split, describe_start, fit_config, load_start
+from training.trackers import Tracker, track_run
+from training.validate import Examined, calibrate, measure, predict_part
+from training.watch import Silent, Watcher
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def train(
     Equal config, table and machine give equal weights, also where a run was killed and gone on with.
 
     Args:
-        config: From `training.config_file.load_config`.
-        table: Parquet file made by `training.openi.write_table`.
+        config: From `training.config.toml_file.load_config`.
+        table: Parquet file made by `training.data.openi.write_table`.
         out: Bundle directory; must not exist. It appears complete or, on any error, not at all.
-        split_file: Split to use; see `training.split_file`. Default: the one that the table names, or else a drawn one.
-        cache: Image cache of the table, to read instead of the image files; see `training.cache`.
+        split_file: Split to use; see `training.data.split_file`. Default: the one that the table names, or else a drawn
+            one.
+        cache: Image cache of the table, to read instead of the image files; see `training.data.cache`.
         run: Directory of the run (`training.checkpoint`); default: `<out>.run`.
         resume: Go on with a run that stopped.
         start: Bundle whose weights and vocabulary the run starts from; see `training.start`.

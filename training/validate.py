@@ -13,12 +13,12 @@ from contract.labels import LABEL_KEYS
 from contract.text import ReportTokenizer
 from contract.training_data import WAYS, read_trained_ways
 from training.batch import choose_batch, iterate_in_order, make_batch
-from training.calibrate import apply_platt, fit_platt
-from training.config import TrainConfig
-from training.data import StudySet
-from training.decisions import fit_decisions
+from training.config.settings import TrainConfig
+from training.data.studies import StudySet
+from training.evaluation.calibrate import apply_platt, fit_platt
+from training.evaluation.decisions import fit_decisions
 from training.evaluation.labels import LabelMetrics, evaluate_labels, find_usable
-from training.model import CxrModel
+from training.model.model import CxrModel
 from training.objective import read_batch
 
 Rows = NDArray[np.int64]

@@ -191,7 +191,7 @@ def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -
 def _draw_phantoms(options: Options) -> "list[RawCase] | None":
     """Return drawn studies; None where the `train` extra, which draws them, is missing."""
     try:
-        from training.openi import build_table
+        from training.data.openi import build_table
         from training.phantom import draw_dataset
     except ImportError:
         return None
@@ -281,7 +281,7 @@ def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]")
         raise ConfigError(f"--bundle needs a model that reads tensors; {signature.model} reads raw files.")
     import torch
 
-    from training.model import load_model
+    from training.model.model import load_model
 
     torch.set_num_threads(count_cores())
     model = load_model(load_bundle(path))

@@ -35,7 +35,7 @@ def console():
 @pytest.fixture
 def small_size(small_config, tmp_path) -> Path:
     """A training config of the smallest model, as a file."""
-    from training.config_file import format_config, load_config
+    from training.config.toml_file import format_config, load_config
 
     path = tmp_path / "small.toml"
     path.write_text(format_config(replace(load_config("demo", {"data.max_length": 64}), model=small_config)))

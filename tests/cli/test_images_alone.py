@@ -12,8 +12,8 @@ from cli.cases import choose_rows, read_rows
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
-from training.config_file import load_config
-from training.openi import build_table, write_table
+from training.config.toml_file import load_config
+from training.data.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
 

@@ -211,7 +211,7 @@ def broken(monkeypatch):
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr("training.config_file.list_configs", fail)
+        monkeypatch.setattr("training.config.toml_file.list_configs", fail)
 
     return set_error
 

@@ -85,7 +85,7 @@ def test_a_run_starts_from_a_bundle_with_its_config_or_a_named_one(
     calls, write_bundle, small_config, tmp_path, monkeypatch
 ):
     from contract.labels import LABELS
-    from training import config_file
+    from training.config import toml_file
 
     bundle = write_bundle(
         tmp_path / "bundle", small_config, seed=1, texts=["clear lungs"], thresholds=[0.5] * len(LABELS)
@@ -94,7 +94,7 @@ def test_a_run_starts_from_a_bundle_with_its_config_or_a_named_one(
     result = run(*given, "--config", "tiny", "--epochs", "3")
     assert result.exit_code == 0, result.output
     assert "does not record how the model was trained" in run(*given).stderr
-    recorded = replace(config_file.load_config("reports"), name="earlier")
+    recorded = replace(toml_file.load_config("reports"), name="earlier")
     monkeypatch.setattr("training.start.read_start_config", lambda _: recorded)
     assert run(*given, "--epochs", "2").exit_code == 0
     (named, *_, first), (own, *_, second) = calls
@@ -147,7 +147,7 @@ def test_configs_are_listed_and_printed_as_files(tmp_path):
 def runs(tmp_path):
     """Two run directories of 100 epochs, every other one validated, of other learning rates."""
     from training.checkpoint import RunDirectory
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
 
     for name, rate, best in (("a", 0.1, 31), ("b", 0.2, 77)):
         directory = RunDirectory(tmp_path / name)

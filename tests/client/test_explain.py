@@ -25,7 +25,7 @@ pytest.importorskip("captum")
 
 from client.explain import attribute, choose_label, explain, group_pieces, read_inputs  # noqa: E402
 from client.overlay import encode_png  # noqa: E402
-from training.model import load_model  # noqa: E402
+from training.model.model import load_model  # noqa: E402
 
 REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effusion."
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("client/page.html", "training/audit/page.html")
+PAGES = ("client/page.html", "training/data/audit/page.html")
 TEXT = ("ink", "soft", "for", "against", "truth", "alarm", "warn")
 BEHIND = ("paper", "ground")
 

@@ -262,7 +262,7 @@ def test_deidentified_words_are_dropped(text, clean):
 
 
 def test_real_reports_read_here_and_in_training_are_equal(openi_directory):
-    openi = pytest.importorskip("training.openi")
+    openi = pytest.importorskip("training.data.openi")
     marked = read = 0
     with tarfile.open(openi_directory / "NLMCXR_reports.tgz") as archive:
         for member in archive:

@@ -11,8 +11,8 @@ from client import CxrClient
 from contract.bundle import Bundle, load_bundle
 from export.pipeline import export
 from serving.stack import Ports, Stack
-from training.config_file import load_config
-from training.openi import build_table, write_table
+from training.config.toml_file import load_config
+from training.data.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
 

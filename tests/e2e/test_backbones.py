@@ -20,8 +20,8 @@ from contract.steps import pack
 from export.pipeline import export
 from serving.inprocess import InProcess
 from serving.stack import Ports, Stack
-from training.config_file import change_config, load_config
-from training.openi import build_table, write_table
+from training.config.toml_file import change_config, load_config
+from training.data.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.start import read_start_config
 from training.train import train

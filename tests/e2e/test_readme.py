@@ -13,7 +13,7 @@ import pytest
 from cli.cases import has_text
 from cli.demo import write_examples
 from contract.training_data import PHANTOM_WARNING
-from training.cache import fill_cache
+from training.data.cache import fill_cache
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

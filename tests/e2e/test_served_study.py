@@ -22,7 +22,7 @@ from contract.tensors import MODELS
 from contract.text import ReportTokenizer, read_report
 from contract.training_data import PHANTOM_WARNING
 from serving.inprocess import InProcess
-from training.model import load_model
+from training.model.model import load_model
 
 LONG = "The heart is enlarged. " * 200  # 1,000 tokens
 

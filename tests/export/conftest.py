@@ -38,7 +38,7 @@ def make_bundle(
     write_bundle: Callable[..., Bundle], make_once: Callable[..., Path]
 ) -> Callable[[int], Bundle]:
     """A function: seed -> a bundle of the size of the demo with random weights, made once for all tests."""
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
 
     thresholds = [round(float(value), 3) for value in np.linspace(0.2, 0.6, len(LABELS))]
 

@@ -48,7 +48,7 @@ def list_files(folder: Path) -> set[str]:
 def predict(bundle) -> list[np.ndarray]:
     import torch
 
-    from training.model import load_model
+    from training.model.model import load_model
 
     model = load_model(bundle).eval()
     size = bundle.config["sizes"]["S"]

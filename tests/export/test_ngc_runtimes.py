@@ -46,7 +46,7 @@ def published(write_bundle, small_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def asked(published, tmp_path_factory):
     """A directory with the graphs and one case for each batch size and length, and PyTorch's answers to each case."""
-    from training.model import load_model
+    from training.model.model import load_model
 
     bundle, files = published
     directory = tmp_path_factory.mktemp("cases")

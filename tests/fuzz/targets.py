@@ -27,7 +27,7 @@ from contract.text import (
     parse_report,
     read_report,
 )
-from training.openi import parse_study, read_reports
+from training.data.openi import parse_study, read_reports
 
 SIDE: Final = 32
 SECRETS: Final = ("QUINCY", "ZOE", "4711")  # name and number of the patient in the seeds

@@ -9,7 +9,7 @@ import pytest
 from contract.bundle import Bundle, load_bundle
 from contract.errors import ReportError
 from contract.text import select_text
-from training.openi import SCHEMA, Study, build_table, read_reports, write_table
+from training.data.openi import SCHEMA, Study, build_table, read_reports, write_table
 
 # A training run of some seconds.
 SMALL = {
@@ -63,7 +63,7 @@ def phantom_table(make_once: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def phantom_bundle(make_once: Callable[..., Path], phantom_table: Path) -> Bundle:
     """What a run of `SMALL` on these studies leaves, trained once for all tests: none changes it."""
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
     from training.train import train
 
     place = make_once(

@@ -9,9 +9,9 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABELS
-from training.audit.figures import audit_table
-from training.audit.page import make_page, write_page
-from training.openi import build_table, write_table
+from training.data.audit.figures import audit_table
+from training.data.audit.page import make_page, write_page
+from training.data.openi import build_table, write_table
 
 HEADER = {
     "format": "DICOM",
@@ -101,7 +101,7 @@ def test_counts(table):
 def test_headings_without_a_label_are_explained(table):
     headings = audit_table(table)["headings"]
     assert {entry["heading"]: entry["reason"] for entry in headings["unmapped"]} == {
-        "Kryptonite/lung": "No rule of training/mesh.csv knows it.",
+        "Kryptonite/lung": "No rule of training/data/mesh.csv knows it.",
         "No Indexing": "The indexers gave up: what the report says is unknown, which is not the same as normal.",
     }
     assert (headings["distinct"], headings["without_heading"], headings["without_label"]) == (5, 1, 2)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from training.augment import COLUMNS, DRAWS, augment
-from training.config import AugmentConfig
+from training.config.settings import AugmentConfig
 
 SIZE = 64
 OFF = {"rotation_degrees": 0.0, "scale": 0.0, "shift": 0.0, "gamma": 0.0, "gain": 0.0}

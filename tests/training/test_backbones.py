@@ -14,13 +14,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from contract.errors import ConfigError
-from training import backbone
-from training.adopt_image import adopt_image_model
-from training.backbone import TokenLayout, read_layout
-from training.config import DataConfig, ModelConfig, TrainConfig, WeightsConfig
-from training.config_file import format_config, load_config
-from training.model import CxrModel, ImageEncoder
-from training.weights import enable_checkpointing, load_image_weights
+from training.config.settings import DataConfig, ModelConfig, TrainConfig, WeightsConfig
+from training.config.toml_file import format_config, load_config
+from training.model import backbone
+from training.model.adopt_image import adopt_image_model
+from training.model.backbone import TokenLayout, read_layout, read_sizes
+from training.model.model import CxrModel, ImageEncoder
+from training.model.weights import enable_checkpointing, load_image_weights
 
 VIT = {
     "hidden_size": 32,
@@ -105,7 +105,7 @@ def test_both_libraries_give_the_same_tokens(small_config, tmp_path, kind):
         expected = original(pixels.expand(-1, 3, -1, -1)).last_hidden_state
     expected = expected.flatten(2).transpose(1, 2) if expected.ndim == 4 else expected[:, prefix:]
     found = read_tokens(model, pixels)
-    assert found.shape == (2, model.config.grid**2, model.image_encoder.layout.width)
+    assert found.shape == (2, read_layout(model.config).grid ** 2, model.image_encoder.layout.width)
     assert expected.std() > 0.05
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_a_backbone_says_how_its_features_lie_and_all_of_it_learns(name, layout)
     arguments, side = TIMM[name]
     config = use(name, side, arguments)
     assert read_layout(config) == layout
-    assert config.sizes["N"] == layout.grid**2
+    assert read_sizes(config)["N"] == layout.grid**2
     encoder = ImageEncoder(config)
     encoder(torch.zeros(2, 1, side, side)).square().sum().backward()
     assert [key for key, value in encoder.named_parameters() if value.grad is None] == []

@@ -3,9 +3,9 @@
 import pytest
 
 from contract.bundle import load_bundle
-from training.config_file import load_config
-from training.model import load_model
-from training.openi import build_table, write_table
+from training.config.toml_file import load_config
+from training.data.openi import build_table, write_table
+from training.model.model import load_model
 from training.phantom import draw_dataset
 from training.train import train
 from training.watch import Silent, StepReport

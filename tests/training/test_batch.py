@@ -7,8 +7,8 @@ import pytest
 
 from contract.text import ReportTokenizer, train_tokenizer
 from training.batch import choose_batch, draw_batch, draw_order, iterate_in_order, make_batch
-from training.config import DataConfig
-from training.data import StudySet
+from training.config.settings import DataConfig
+from training.data.studies import StudySet
 
 TEXTS = (
     "small effusion on the left. heart is large.",

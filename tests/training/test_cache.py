@@ -19,10 +19,10 @@ from PIL import Image
 
 from contract.dicom import load_pixels
 from contract.errors import ArtifactError, ConfigError
-from training import cache as cache_module
-from training.cache import INDEX, PIXELS, REFUSED, fill_cache, open_cache
-from training.data import read_studies
-from training.decode import decode_files
+from training.data import cache as cache_module
+from training.data.cache import INDEX, PIXELS, REFUSED, fill_cache, open_cache
+from training.data.decode import decode_files
+from training.data.studies import read_studies
 
 SIZE = 32
 COUNT = 10
@@ -161,7 +161,7 @@ def test_refused_files_are_told_once_and_tried_again_when_they_change(table, ima
 SCRIPT = """
 import multiprocessing, sys
 from pathlib import Path
-from training import cache
+from training.data import cache
 
 def report(done, total):
     print(done, *(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -266,7 +266,9 @@ def test_adding_that_was_interrupted_leaves_an_incomplete_cache(images, write_ro
 
 
 def test_a_killed_worker_is_told(monkeypatch):
-    monkeypatch.setattr("training.decode.decode_file", ctypes.string_at)  # of address 8: a segmentation fault
+    monkeypatch.setattr(
+        "training.data.decode.decode_file", ctypes.string_at
+    )  # of address 8: a segmentation fault
     with pytest.raises(ConfigError, match="was killed; if memory is short, use fewer with --workers"):
         list(decode_files([8], SIZE, workers=1))
 
@@ -345,7 +347,9 @@ def test_damage_is_noticed(table, tmp_path):
 def test_pixels_that_are_decoded_otherwise_by_now_are_refused(table, tmp_path, monkeypatch):
     fill_cache(table, tmp_path / "cache", size=SIZE)
     open_cache(tmp_path / "cache", SIZE)
-    monkeypatch.setattr("training.decode.load_pixels", lambda data, size: load_pixels(data, size=size) // 2)
+    monkeypatch.setattr(
+        "training.data.decode.load_pixels", lambda data, size: load_pixels(data, size=size) // 2
+    )
     with pytest.raises(ArtifactError, match="does not hold what this version decodes"):
         open_cache(tmp_path / "cache", SIZE)
 
@@ -360,7 +364,7 @@ def test_studies_come_from_the_cache(table, images, write_rows, tmp_path, monkey
     fill_cache(
         write_rows(make_rows(images[::-1]), "other.parquet"), tmp_path / "cache", size=SIZE
     )  # in another order
-    monkeypatch.setattr("training.data.decode_file", lambda *_, **__: pytest.fail("it was decoded"))
+    monkeypatch.setattr("training.data.studies.decode_file", lambda *_, **__: pytest.fail("it was decoded"))
     cached = read_studies(table, "findings", SIZE, cache=tmp_path / "cache")
     assert cached.unreadable == plain.unreadable == 1
     assert [len(view) for view in cached.views] == [len(view) for view in plain.views] == [2, 1, 2, 2, 2]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from training.calibrate import SMALLEST_SCALE, apply_platt, fit_platt
+from training.evaluation.calibrate import SMALLEST_SCALE, apply_platt, fit_platt
 
 
 def draw(count, scale, bias, *, spread=1.0, centre=0.0, seed=0):

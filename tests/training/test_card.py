@@ -12,9 +12,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.training_data import PHANTOM_WARNING
-from training.card import insert_evaluation, write_card
-from training.config import LossConfig, OptimizerConfig, TrainConfig, WeightsConfig
-from training.config_file import change_settings, tomllib
+from training.card.card import insert_evaluation, write_card
+from training.config.settings import LossConfig, OptimizerConfig, TrainConfig, WeightsConfig
+from training.config.toml_file import change_settings, tomllib
 
 DETAILS = {
     "versions": {"python": "3.11.7", "torch": "2.14.1"},

@@ -9,8 +9,8 @@ import pytest
 from contract.errors import ConfigError
 from training.checkpoint import RunDirectory
 from training.compare import compare_runs, read_run
-from training.config import SECTIONS
-from training.config_file import load_config
+from training.config.settings import SECTIONS
+from training.config.toml_file import load_config
 from training.watch import EpochReport
 
 SPLIT = {"train": ["CXR1", "CXR2"], "validation": ["CXR3"], "test": ["CXR4"]}

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from training.config_file import load_config
-from training.openi import build_table, write_table
+from training.config.toml_file import load_config
+from training.data.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.train import train
 

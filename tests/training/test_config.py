@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from contract.errors import ConfigError
-from training.config import DataConfig, ModelConfig, TrainConfig
-from training.config_file import (
+from training.config.settings import DataConfig, ModelConfig, TrainConfig
+from training.config.toml_file import (
     flatten_settings,
     format_config,
     list_configs,
@@ -16,6 +16,7 @@ from training.config_file import (
     read_header,
     read_model_config,
 )
+from training.model.backbone import read_layout, read_sizes
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def write_config(tmp_path):
 def test_every_config_fits_together_and_comes_back_as_written(name, write_config):
     config = load_config(name)
     assert config.name == name
-    assert config.model.sizes["N"] == config.model.grid**2
+    assert read_sizes(config.model)["N"] == read_layout(config.model).grid ** 2
     assert load_config(write_config(format_config(config))) == config
 
 
@@ -55,7 +56,7 @@ def test_base_has_the_sizes_of_the_published_model():
     assert (model.image_size, model.image_patch, model.image_stem, model.image_window) == (224, 4, "patch", 7)
     assert (model.image_width, model.image_depths, model.image_heads) == (128, (2, 2, 18, 2), (4, 8, 16, 32))
     assert (model.text_width, model.text_layers, model.text_positions) == (768, 12, 512)
-    assert (model.width, model.fusion_layers, model.fusion_heads, model.sizes["N"]) == (1024, 5, 8, 49)
+    assert (model.width, model.fusion_layers, model.fusion_heads, read_sizes(model)["N"]) == (1024, 5, 8, 49)
 
 
 def test_512_tokens_can_be_chosen():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from contract.errors import ConfigError
-from training.data import load_images, read_studies
+from training.data.studies import load_images, read_studies
 
 
 def test_unreadable_images_are_left_out_and_told(tmp_path: Path, caplog):

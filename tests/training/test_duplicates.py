@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from training.duplicates import group_texts, join_rows, make_shingles, number_similar
+from training.data.duplicates import group_texts, join_rows, make_shingles, number_similar
 
 REPORT = (
     "The heart is normal in size. The mediastinum is unremarkable. There is no pleural effusion, pneumothorax or "

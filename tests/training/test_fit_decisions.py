@@ -8,11 +8,11 @@ import pytest
 
 from contract.decisions import check_decisions
 from contract.labels import LABELS
-from training.calibrate import apply_platt
-from training.config import ModelConfig
-from training.decisions import fit_decisions
+from training.config.settings import ModelConfig
+from training.evaluation.calibrate import apply_platt
+from training.evaluation.decisions import fit_decisions
 from training.evaluation.labels import fit_thresholds
-from training.fusion import Fusion
+from training.model.fusion import Fusion
 from training.validate import calibrate, count_studies
 
 K = len(LABELS)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.errors import ArtifactError
-from training.openi import HEADER, SCHEMA, build_table, read_table
+from training.data.openi import HEADER, SCHEMA, build_table, read_table
 
 TEXTS = ("study_id", "patient_id", "indication", "comparison", "findings", "impression")
 LISTS = ("image_ids", "image_paths", "views", "mesh_major", "mesh_automatic", "labels")
@@ -121,7 +121,7 @@ def test_the_values_are_those_of_the_own_table(name, rows_in_group, table, tmp_p
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.binary_view()])
 def test_views_of_strings_are_read_where_arrow_hands_them_over(kind, table):
     """Parquet cannot keep a view today, so this is the step behind the file."""
-    from training.studies_table import conform_table
+    from training.data.studies_table import conform_table
 
     lists = {
         name: pa.ListViewArray.from_arrays(

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from training.config import LossConfig
+from training.config.settings import LossConfig
 from training.gather import gather_rows
 from training.losses import contrastive_loss, label_loss
 

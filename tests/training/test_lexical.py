@@ -10,8 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from contract.errors import ConfigError
-from training.config import LexicalConfig, ModelConfig
-from training.lexical import LexicalHead, fit_lexical
+from training.config.settings import LexicalConfig, ModelConfig
+from training.model.lexical import LexicalHead, fit_lexical
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 VOCABULARY, BUCKETS, LABELS = 40, 101, 4

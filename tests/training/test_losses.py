@@ -5,7 +5,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from training.config import LossConfig
+from training.config.settings import LossConfig
 from training.losses import (
     asymmetric_loss,
     compute_positive_weights,

@@ -8,8 +8,8 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
-from training import mesh
-from training.mesh import (
+from training.data import mesh
+from training.data.mesh import (
     COLUMNS,
     ROWS,
     RULES,
@@ -256,7 +256,7 @@ def test_unknown_head_is_named(heading):
     with pytest.raises(ConfigError, match="unknown") as info:
         map_headings(["normal", heading])
     assert repr(heading) in str(info.value)
-    assert "training/mesh.csv" in str(info.value)
+    assert "training/data/mesh.csv" in str(info.value)
 
 
 # --- reports ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from contract.bundle import WEIGHTS, Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
-from training.config_file import list_configs, load_config, read_model_config
-from training.model import CxrModel, graph_modules, load_model
+from training.config.toml_file import list_configs, load_config, read_model_config
+from training.model.model import CxrModel, graph_modules, load_model
 
 
 @pytest.fixture(scope="module")

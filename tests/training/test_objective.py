@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from training.batch import Batch
-from training.config import LossConfig
-from training.model import CxrModel
+from training.config.settings import LossConfig
+from training.model.model import CxrModel
 from training.objective import Objective, read_batch
 
 

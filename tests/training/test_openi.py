@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from contract.errors import ConfigError, ReportError
 from contract.text import Report
-from training.openi import (
+from training.data.openi import (
     MAX_XML_BYTES,
     build_table,
     get_image_key,

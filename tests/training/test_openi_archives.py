@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError, InputError, ReportError
-from training.openi import (
+from training.data.openi import (
     MAX_XML_BYTES,
     read_reports,
 )

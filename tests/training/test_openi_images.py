@@ -15,8 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from contract.errors import ConfigError, InputError
 from contract.image_header import read_image_header
-from training import openi
-from training.openi import (
+from training.data import openi
+from training.data.openi import (
     SCHEMA,
     build_table,
     find_images,

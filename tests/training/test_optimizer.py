@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from training.config import ModelConfig, OptimizerConfig, TrainConfig
-from training.model import CxrModel
+from training.config.settings import ModelConfig, OptimizerConfig, TrainConfig
+from training.model.model import CxrModel
 from training.optimizer import (
     REST,
     describe_rates,

@@ -7,14 +7,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import training.order_views as module
+import training.evaluation.order_views as module
 from cli.app import app
 from contract import bundle as files
 from contract.errors import ConfigError
 from contract.image_header import ImageHeader
 from contract.labels import LABELS
-from training.openi import COLLECTION_KEY, HEADER, read_table, write_table
-from training.order_views import list_silent, order_row, order_table
+from training.data.openi import COLLECTION_KEY, HEADER, read_table, write_table
+from training.evaluation.order_views import list_silent, order_row, order_table
 
 NAMED = "View Position PA or AP"
 

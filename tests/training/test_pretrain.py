@@ -8,8 +8,8 @@ import torch
 
 from contract.errors import ConfigError
 from training import pretrain
-from training.config import LoopConfig, ModelConfig, OptimizerConfig, PretrainingConfig, TrainConfig
-from training.model import TextEncoder
+from training.config.settings import LoopConfig, ModelConfig, OptimizerConfig, PretrainingConfig, TrainConfig
+from training.model.model import TextEncoder
 from training.pretrain import draw_order, hide_pieces, pretrain_text
 from training.watch import Silent
 

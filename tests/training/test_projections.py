@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from contract.errors import ConfigError
-from training.openi import build_table
-from training.projections import read_projections
+from training.data.openi import build_table
+from training.data.projections import read_projections
 
 pytest.importorskip("torch")
 

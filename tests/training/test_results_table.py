@@ -7,7 +7,7 @@ import pytest
 
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
-from training.results_table import Row, choose_columns, format_markdown, read_rows
+from training.evaluation.results_table import Row, choose_columns, format_markdown, read_rows
 
 INTERVAL = {"value": 0.9126, "low": 0.851, "high": 0.949}
 

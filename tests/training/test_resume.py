@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from contract.bundle import load_bundle
-from training.openi import read_table
+from training.data.openi import read_table
 
 SETTINGS = (
     *(

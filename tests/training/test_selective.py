@@ -9,7 +9,7 @@ import pytest
 from contract.decisions import ServedLabel, check_numbers
 from contract.errors import ConfigError
 from contract.labels import LABELS
-from training.selective import fit_bands, fit_include, fit_selection
+from training.evaluation.selective import fit_bands, fit_include, fit_selection
 
 SEEN = np.repeat([True, False], [20, 40])[:, None]  # 20 studies with the finding, 40 without
 

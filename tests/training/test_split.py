@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from contract.errors import ConfigError
-from training.duplicates import SIMILARITY, make_shingles
-from training.split import FRACTIONS, split_studies
+from training.data.duplicates import SIMILARITY, make_shingles
+from training.data.split import FRACTIONS, split_studies
 
 
 def make_studies(count=2000, seed=0):

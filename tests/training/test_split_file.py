@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from contract.errors import ConfigError
-from training.split_file import find_split_rows, get_study_id, read_split_file
+from training.data.split_file import find_split_rows, get_study_id, read_split_file
 
 IDS = [f"CXR{number}" for number in range(1, 7)]
 WANTED = {"train": ["CXR1", "CXR2"], "validation": ["CXR3"], "test": ["CXR4"]}

@@ -14,11 +14,11 @@ from contract.bundle import Bundle, load_bundle
 from contract.decisions import UNDECIDED, Decisions
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABEL_KEYS
-from training.config_file import change_config, load_config
-from training.decisions import refit_decisions
+from training.config.toml_file import change_config, load_config
+from training.data.openi import build_table, write_table
+from training.evaluation.decisions import refit_decisions
 from training.evaluation.labels import MIN_POSITIVES
 from training.evaluation.plan import read_external
-from training.openi import build_table, write_table
 from training.phantom import draw_dataset
 from training.recalibrate import recalibrate
 from training.start import describe_start, fit_config, read_start_config

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.errors import ArtifactError, ConfigError
-from training.openi import (
+from training.data.openi import (
     build_table,
     read_table,
     write_table,

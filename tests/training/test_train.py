@@ -13,9 +13,9 @@ from contract.errors import ConfigError
 from contract.text import ReportTokenizer
 from training import loop as loop_module
 from training import train as train_module
-from training.cache import fill_cache
-from training.config_file import load_config
-from training.model import load_model
+from training.config.toml_file import load_config
+from training.data.cache import fill_cache
+from training.model.model import load_model
 from training.muon import multiplies_bfloat16
 from training.train import train
 from training.watch import EpochReport, Silent, StepReport

@@ -13,19 +13,19 @@ from contract.bundle import load_bundle
 from contract.decisions import ServedLabel
 from contract.labels import LABEL_KEYS, LABELS
 from export.measures import score_labels
-from training.calibrate import fit_platt
-from training.config_file import load_config
-from training.data import forget_undeniable, make_known
+from training.config.toml_file import load_config
+from training.data.openi import SCHEMA, read_table, write_table
+from training.data.split import follow_split
+from training.data.studies import forget_undeniable, make_known
 from training.evaluation.abstention import measure_decisions
 from training.evaluation.ask import Options
+from training.evaluation.calibrate import fit_platt
 from training.evaluation.control import fit_control
 from training.evaluation.labels import evaluate_labels, fit_thresholds
 from training.evaluation.prompt_scores import evaluate_scores
 from training.evaluation.ranking import compute_gains, find_unknown
-from training.lexical import LexicalHead, fit_lexical
-from training.openi import SCHEMA, read_table, write_table
-from training.selective import fit_selection
-from training.split import follow_split
+from training.evaluation.selective import fit_selection
+from training.model.lexical import LexicalHead, fit_lexical
 from training.train import train
 from training.validate import score
 

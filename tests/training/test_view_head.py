@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from contract import bundle as files
 from contract.errors import ConfigError
 from contract.labels import LABELS
-from training.config_file import load_config
-from training.data import StudySet, read_laterals
+from training.config.toml_file import load_config
+from training.data.studies import StudySet, read_laterals
+from training.evaluation.view_scores import FEWEST, describe_score, score_views
 from training.fit_views import find_trusted, fit_views, measure_views
-from training.model import CxrModel, graph_modules, load_model
+from training.model.model import CxrModel, graph_modules, load_model
+from training.model.view_head import PREFIX, ViewHead, fit_view_head
 from training.validate import Examined
-from training.view_head import PREFIX, ViewHead, fit_view_head
-from training.view_scores import FEWEST, describe_score, score_views
 
 COUNT = 24  # studies, each of a bright frontal and a dark lateral
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from contract.errors import ConfigError
-from training.model import CxrModel
-from training.weights import (
+from training.model.model import CxrModel
+from training.model.weights import (
     LoadedWeights,
     load_image_weights,
     load_text_weights,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import WeightsConfig
-from training.model import CxrModel
-from training.weights import (
+from training.config.settings import WeightsConfig
+from training.model.model import CxrModel
+from training.model.weights import (
     enable_checkpointing,
     freeze_encoders,
     set_training_mode,

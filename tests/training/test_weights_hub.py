@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from contract.errors import ConfigError
-from training.config import DataConfig, TrainConfig, WeightsConfig
-from training.model import CxrModel
-from training.weights import (
+from training.config.settings import DataConfig, TrainConfig, WeightsConfig
+from training.model.model import CxrModel
+from training.model.weights import (
     adopt_text_model,
     load_image_weights,
     load_text_weights,

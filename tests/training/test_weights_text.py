@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import BertForPreTraining, BertTokenizerFast
 
 from contract.errors import ConfigError
-from training.config import DataConfig, TrainConfig, WeightsConfig
-from training.model import CxrModel, make_bert_config
-from training.weights import (
+from training.config.settings import DataConfig, TrainConfig, WeightsConfig
+from training.model.model import CxrModel, make_bert_config
+from training.model.weights import (
     adopt_text_model,
     load_text_weights,
     save_text_tokenizer,

@@ -1,6 +1,6 @@
 """What each part of a model brings to reading reports: the transformer alone, the lexical part alone, and both.
 
-The logits of the two are added (`training.lexical`), so that each can be measured by itself on the same studies.
+The logits of the two are added (`training.model.lexical`), so that each can be measured by itself on the same studies.
 Nothing is trained for that: the transformer was trained without the lexical part.
 """
 

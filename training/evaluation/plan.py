@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.text import TEXT_MODES, TextMode
-from training.data import make_known, make_targets
-from training.openi import read_table, read_text
-from training.split_file import read_split_file
+from training.data.openi import read_table, read_text
+from training.data.split_file import read_split_file
+from training.data.studies import make_known, make_targets
 
 MODE_TITLES: Final[dict[str, str]] = {
     "indication": "indication",

@@ -16,9 +16,9 @@ from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABELS
 from contract.text import Report, ReportTokenizer, TextMode, format_report, read_report
-from training.cache import open_cache
+from training.data.cache import open_cache
 from training.evaluation.plan import Case
-from training.model import load_model
+from training.model.model import load_model
 
 Progress = Callable[[int, int], None]
 ReadPixels = Callable[[str], NDArray[np.uint8]]
@@ -75,7 +75,7 @@ def read_from_cache(directory: Path, size: int) -> ReadPixels:
     """Return a function that reads images out of an image cache instead of decoding their files.
 
     Raises:
-        ConfigError, ArtifactError: See `training.cache.open_cache`.
+        ConfigError, ArtifactError: See `training.data.cache.open_cache`.
     """
     cache = open_cache(directory, size)
 

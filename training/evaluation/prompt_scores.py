@@ -27,7 +27,7 @@ from training.evaluation.labels import (
 from training.evaluation.plan import Case, list_plain_ways
 from training.evaluation.predict import Predictor
 
-# Label key -> names under which reports speak of it: the commonest MeSH headings of `training.mesh`, in prose.
+# Label key -> names under which reports speak of it: the commonest MeSH headings of `training.data.mesh`, in prose.
 LABEL_PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "general_radiographic": ("opacity", "low lung volumes", "prominent lung markings"),
     "general_disease": ("cystic fibrosis", "hypovolemia"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import apply_platt, fit_platt
+from training.evaluation.calibrate import apply_platt, fit_platt
 from training.evaluation.labels import RESAMPLES, LabelMetrics, evaluate_labels, fit_thresholds
 from training.evaluation.plan import Studies
 

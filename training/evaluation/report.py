@@ -14,7 +14,7 @@ from training.evaluation.report_search import (
     write_retrieval,
     write_sentences,
 )
-from training.view_scores import describe_score
+from training.evaluation.view_scores import describe_score
 
 TITLES: Final = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
 PLOTS: Final = {

@@ -8,7 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError
-from training.data import read_wordings
+from training.data.openi import read_table
+from training.data.split import split_studies
+from training.data.studies import read_wordings
 from training.evaluation.ask import Options
 from training.evaluation.control import compare_probabilities, compare_texts, evaluate_control
 from training.evaluation.image_control import TITLES as IMAGE_TITLES
@@ -18,8 +20,6 @@ from training.evaluation.measure import evaluate_search
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
 from training.evaluation.predict import ReadPixels, read_from_files
 from training.evaluation.regressions import evaluate_answers
-from training.openi import read_table
-from training.split import split_studies
 
 Progress = Callable[[int, int], None]
 _IMAGE_SIZE: Final = 224  # pixels of the square that the controls of images read

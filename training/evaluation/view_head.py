@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from training.data import read_laterals
+from training.data.studies import read_laterals
 from training.evaluation.plan import Studies
 from training.evaluation.predict import Progress, TorchPredictor
-from training.view_scores import score_views
+from training.evaluation.view_scores import score_views
 
 
 def measure_view_head(
     parts: Mapping[str, Studies], predictor: TorchPredictor, progress: Progress | None = None
 ) -> dict[str, Any] | None:
-    """Return what `training.view_head.score_views` finds on the test studies, and how many images were unreadable.
+    """Return what `score_views` finds on the test studies, and how many images were unreadable.
 
     None of a model without a view head. `progress` is called with images read and images in all.
     """

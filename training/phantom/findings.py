@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from training.mesh import map_heading, map_headings
+from training.data.mesh import map_heading, map_headings
 from training.phantom import chest, lungs, pleura
 from training.phantom.anatomy import Anatomy
 from training.phantom.film import Film, Plane

@@ -30,7 +30,7 @@ from contract.tensors import MODELS
 
 if TYPE_CHECKING:
     from export.profiles import Profile
-    from training.config import ModelConfig
+    from training.config.settings import ModelConfig
 
 STUDY: Final = ("image_encoder", "text_encoder", "fusion_study")
 BUNDLE: Final = Path("model", "bundle")
@@ -40,7 +40,7 @@ _ANSWERED: Final = 0.5  # the threshold of every label
 
 def read_size(settings: Settings) -> "ModelConfig":
     """Return the sizes of the model."""
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
 
     return load_config(settings.size, {}).model
 
@@ -108,7 +108,7 @@ def _write_bundle(directory: Path, settings: Settings) -> None:
     from safetensors.torch import save_file
 
     from contract.text import train_tokenizer
-    from training.model import CxrModel
+    from training.model.model import CxrModel
 
     torch.manual_seed(0)
     config = read_size(settings)

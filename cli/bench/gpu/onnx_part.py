@@ -201,8 +201,9 @@ class _Graphs:
 
     def _read_shape(self, tensor: str, batch: int) -> tuple[int, ...]:
         from cli.bench.gpu.model import read_size
+        from training.model.backbone import read_sizes
 
-        drawn, sizes = draw_inputs(self._settings, batch), read_size(self._settings).sizes
+        drawn, sizes = draw_inputs(self._settings, batch), read_sizes(read_size(self._settings))
         if tensor in drawn:
             return tuple(drawn[tensor].shape)
         places = sizes["N"] if tensor == "image_tokens" else drawn["input_ids"].shape[1]

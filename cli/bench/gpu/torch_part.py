@@ -118,7 +118,7 @@ class _Study:
     def _compile(self) -> None:
         import torch
 
-        from training.model import CxrModel, graph_modules
+        from training.model.model import CxrModel, graph_modules
 
         torch.manual_seed(0)
         model = CxrModel(read_size(self._settings)).to(self._settings.device, _get_dtype(self._precision))

@@ -43,7 +43,7 @@ def url(write_bundle, chest_files, tmp_path_factory):
     from export.parity import ParityCase
     from export.pipeline import export
     from serving.stack import Ports, Stack
-    from training.config_file import load_config
+    from training.config.toml_file import load_config
 
     root = tmp_path_factory.mktemp("perf")
     config = load_config("tiny", {}).model

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 ONE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"

@@ -2,7 +2,7 @@ import pytest
 
 from contract.errors import InputError
 from contract.labels import LABEL_KEYS
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 HEAD = (
     "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,"

@@ -3,7 +3,7 @@ import gzip
 import pytest
 
 from contract.errors import InputError
-from training.collections.csv_rows import read_csv_rows
+from training.data.collections.csv_rows import read_csv_rows
 
 
 def read(path, *columns):

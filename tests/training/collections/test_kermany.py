@@ -7,7 +7,7 @@ import pytest
 
 from contract.errors import InputError
 from contract.labels import LABEL_KEYS
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 FILES = {
     "train/NORMAL/IM-0115-0001.jpeg": "a",

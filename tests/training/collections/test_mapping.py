@@ -2,8 +2,8 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
-from training.collections.mapping import LabelMap, MappingRow, load_label_map
-from training.collections.table import FORMATS
+from training.data.collections.mapping import LabelMap, MappingRow, load_label_map
+from training.data.collections.table import FORMATS
 
 CHEXPERT = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),

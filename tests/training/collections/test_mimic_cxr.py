@@ -4,7 +4,7 @@ import zipfile
 import pytest
 
 from contract.errors import InputError
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 LABELS = (
     "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"

@@ -4,8 +4,8 @@ import pytest
 
 from contract.errors import ConfigError, InputError
 from contract.labels import LABEL_KEYS
-from training.collections.table import build_collection_table
-from training.openi import read_collection, read_table, write_table
+from training.data.collections.table import build_collection_table
+from training.data.openi import read_collection, read_table, write_table
 
 # Data_Entry_2017.csv as first published: the brackets split two columns, and every line ends with a comma.
 OLD_HEAD = (

@@ -1,8 +1,8 @@
 import pytest
 
 from contract.errors import ConfigError, InputError
-from training.collections.table import build_collection_table
-from training.openi import read_collection, write_table
+from training.data.collections.table import build_collection_table
+from training.data.openi import read_collection, write_table
 
 MAPPING = """
 name = "A lab"

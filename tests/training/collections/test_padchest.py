@@ -2,7 +2,7 @@ import pytest
 
 from contract.errors import InputError
 from contract.labels import LABEL_KEYS
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 NAME = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 HEAD = (

@@ -1,7 +1,7 @@
 import pytest
 
 from contract.errors import InputError
-from training.collections.table import build_collection_table
+from training.data.collections.table import build_collection_table
 
 LABELS = (
     *(

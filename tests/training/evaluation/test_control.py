@@ -8,6 +8,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABELS
+from training.data.openi import SCHEMA, write_table
 from training.evaluation.control import (
     compare_probabilities,
     compare_texts,
@@ -15,7 +16,6 @@ from training.evaluation.control import (
     run_table_control,
 )
 from training.evaluation.plan import select_studies
-from training.openi import SCHEMA, write_table
 
 from .conftest import make_row
 

@@ -12,7 +12,7 @@ from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABEL_NAMES, LABELS
 from contract.training_data import PHANTOM_WARNING
-from training.card import insert_evaluation
+from training.card.card import insert_evaluation
 from training.evaluation.ask import Options, ask_model, compare_answers
 from training.evaluation.measure import measure, measure_as_published
 from training.evaluation.plan import Way, select_studies, split_by_image

@@ -12,14 +12,14 @@ from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABEL_INDEX, LABELS
 from contract.text import ReportTokenizer
-from training.cache import fill_cache
+from training.data.cache import fill_cache
+from training.data.openi import build_table, read_table, write_table
 from training.evaluation import predict
 from training.evaluation.ask import Options, ask_model
 from training.evaluation.parts import measure_parts
 from training.evaluation.plan import Case
 from training.evaluation.predict import TorchPredictor, read_from_cache
-from training.model import load_model
-from training.openi import build_table, read_table, write_table
+from training.model.model import load_model
 from training.phantom import draw_dataset
 
 from .conftest import WORDS, RulePredictor

@@ -16,7 +16,7 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError
 from contract.labels import LABEL_KEYS
-from training.mesh import map_heading
+from training.data.mesh import map_heading
 from training.phantom import draw, draw_dataset
 from training.phantom.draw import NORMAL_SHARE, draw_study, plan_studies
 from training.phantom.finding import Finding, hide

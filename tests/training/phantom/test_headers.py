@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from contract.errors import ConfigError
 from contract.image_view import rank_view, weigh_study
 from contract.view_clues import ViewClues, read_clues
-from training.openi import get_image_key
+from training.data.openi import get_image_key
 from training.phantom.header_clues import (
     CLUES,
     add_clues,

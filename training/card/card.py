@@ -1,0 +1,407 @@
+"""The model card: MODEL_CARD.md, written from what was measured, for people and for the Hugging Face hub.
+
+It opens with the hub's metadata (a YAML block: licence, tags, results as `model-index`); the sections follow
+Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from contract.labels import LABEL_NAMES
+from contract.training_data import read_trained_on, warn_of_training
+from training.card.origin import choose_licence, find_base_models, write_licence, write_start
+from training.card.source import Source, find_source
+from training.config.settings import SWIN, ModelConfig, TrainConfig
+from training.config.toml_file import format_config
+from training.data.mesh import list_doubts
+from training.evaluation.view_scores import describe_score
+
+RARE: Final = 10  # training cases; a label with fewer is named among the limits
+_MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
+_WAYS: Final = {
+    "study": "image + report",
+    "image": "image only",
+    "text": "report only",
+    "study_views": "two views + report",
+    "views": "two views",
+}
+_METRICS: Final = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+_HUB_METRICS: Final = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1"}
+_TEXT_MODES: Final = {
+    "findings": "the findings, or the impression of a report without findings",
+    "findings_masked": "the findings (or else the impression), with the words that state a label hidden",
+    "full": "findings and impression",
+    "indication": "the indication alone, which was written before the image was read",
+}
+
+
+def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    """Return the Markdown of a model card.
+
+    Args:
+        config: The training run.
+        metrics: What metrics.json holds.
+        details: What the manifest holds: versions, git commit, data hash, seed, device, seconds. Optional are
+            "data_source" ("openi", "phantom", or another name in words), "datasets" (ids of data sets on the hub),
+            "started_from" (`training.start.describe_start`) and "calibration" (`training.recalibrate`).
+    """
+    source = find_source(details)
+    parts = [
+        _write_metadata(config, metrics, details, source),
+        _write_summary(config, metrics, details),
+        _write_use(),
+        _write_data(metrics, source),
+        _write_results(metrics),
+        _write_labels(metrics),
+        _write_view_head(metrics),
+        _write_doubts(source),
+        _write_calibration(details),
+        _write_limits(config, metrics, source),
+        _write_training(config, details),
+        write_licence(config, details),
+        _write_citations(config, details),
+    ]
+    note = (
+        "Not run yet. `cxr evaluate` puts the controls here: word counts (TF-IDF), another patient's image or "
+        "report, masked label words, and search. Without them the results above cannot be judged."
+    )
+    return _append_evaluation("\n".join(parts), note)
+
+
+def insert_evaluation(card: str, summary: str) -> str:
+    """Return a model card with the summary of an evaluation at its end, in the place of an earlier one."""
+    start, end = _MARKS
+    before, found, rest = card.partition(start)
+    _, closed, after = rest.partition(end)
+    if found and closed:
+        card = before.rstrip() + "\n" + after
+    note = "Made by `cxr evaluate`; the whole of it, with plots, lies in `evaluation/`."
+    return _append_evaluation(card, f"{note}\n\n{summary.rstrip()}")
+
+
+def _append_evaluation(card: str, text: str) -> str:
+    start, end = _MARKS
+    return f"{card.rstrip()}\n\n{start}\n# Evaluation\n\n{text}\n{end}\n"
+
+
+def _write_metadata(
+    config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
+) -> str:
+    """Return the YAML block; hub-docs/modelcard.md names its keys."""
+    results = list(_make_results(metrics, details, source))
+    data = ModelCardData(
+        language="en",
+        **choose_licence(config, details),
+        library_name="cxr-serving",
+        pipeline_tag="image-classification" if "image" in metrics["test"] else "text-classification",
+        tags=["chest-x-ray", "radiology", "medical", "multi-label", "multimodal", "retrieval", source.key],
+        datasets=list(details.get("datasets", ())) or None,
+        base_model=find_base_models(config) or None,
+        metrics=list(_HUB_METRICS.values()),
+        model_name=f"cxr-serving {config.name}" if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _make_results(
+    metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
+) -> Iterator[EvalResult]:
+    """Yield the macro means on the test split; the way a study is read takes the place of a data set's config."""
+    for way, result in _list_ways(metrics):
+        for name, hub_name in _HUB_METRICS.items():
+            found = result["macro"].get(name)
+            if found is None or not math.isfinite(found["value"]):
+                continue
+            yield EvalResult(
+                task_type="text-classification" if way == "text" else "image-classification",
+                task_name=f"22 finding categories from {_name_way(way)}",
+                dataset_type=source.key,
+                dataset_name=source.name,
+                dataset_config=way,
+                dataset_split="test",
+                dataset_args={"table_sha256": details["data_sha256"], "studies": result.get("studies")},
+                metric_type=hub_name,
+                metric_name=f"{_METRICS[name]}, macro mean",
+                metric_value=float(found["value"]),
+                metric_args={
+                    "average": "macro",
+                    "low_95": float(found["low"]),
+                    "high_95": float(found["high"]),
+                },
+            )
+
+
+def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    model = config.model
+    trained_on = read_trained_on(details.get("data_source"))
+    warning = "".join(f"**{sentence}**\n\n" for sentence in warn_of_training(trained_on))
+    ways = ", ".join(_name_way(way) for way, _ in _list_ways(metrics)) or "none"
+    return (
+        f"# Chest X-ray model, config `{config.name}`\n\n"
+        "Predicts 22 finding categories from a chest radiograph, its report, or both; places cases in one "
+        "embedding space for search; shows attention per finding.\n\n"
+        "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n\n"
+        f"{warning}"
+        f"- Image: {_describe_backbone(model)}, "
+        f"{model.image_size} x {model.image_size} pixels, {config.data.views} view(s) of a study.\n"
+        f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "
+        f"{config.data.max_length} word pieces. It reads `{config.data.text_mode}`: "
+        f"{_TEXT_MODES[config.data.text_mode]}.\n"
+        f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}, embedding size "
+        f"{model.embedding_size}. One set of weights reads image and report together or either alone; tested: {ways}.\n"
+    )
+
+
+def _describe_backbone(model: ModelConfig) -> str:
+    if model.image_backbone != SWIN:
+        return f"the backbone `{model.image_backbone}` of timm"
+    return f"a Swin Transformer, stages {', '.join(map(str, model.image_depths))}, width {model.image_width}"
+
+
+def _write_use() -> str:
+    return (
+        "## Intended use\n\n"
+        "Research on multimodal models and on serving them, and teaching: what such a model sees, finds again and "
+        "misses. `cxr export` of `cxr-serving` publishes it for Triton.\n\n"
+        "Out of scope: any decision about a patient (diagnosis, triage, screening, second reading); images of other "
+        "parts of the body or of other modalities; reports in other languages than English. 22 coarse categories are "
+        "not a radiology report.\n"
+    )
+
+
+def _write_data(metrics: Mapping[str, Any], source: Source) -> str:
+    rows = "".join(
+        f"| {part} | {count['studies']} | {count['image']} | {count['text']} | {count['labelled']} |\n"
+        for part, count in metrics["studies"].items()
+    )
+    unreadable = metrics.get("unreadable_images", 0)
+    note = f"\n{unreadable} image(s) could not be read and were left out.\n" if unreadable else ""
+    return (
+        f"## Data\n\n{source.about} Split by patient; `split.json` holds the study ids. {source.labels}\n\n"
+        f"| part | studies | with image | with report | labelled |\n|---|---|---|---|---|\n{rows}{note}"
+    )
+
+
+def _write_results(metrics: Mapping[str, Any]) -> str:
+    names = _list_measured(metrics)
+    rows = "".join(
+        f"| {_name_way(way)} | {result.get('studies', '-')} | "
+        + " | ".join(_cell(result["macro"].get(name)) for name in names)
+        + " |\n"
+        for way, result in _list_ways(metrics)
+    )
+    return (
+        "## Results on the test split\n\nMacro means over the labels with enough cases, with 95 % intervals "
+        "from bootstrapping patients. AUROC, average precision and F1: higher is better; Brier score and expected "
+        "calibration error: lower is better.\n\n"
+        f"| input | studies | {' | '.join(names.values())} |\n|{'---|' * (len(names) + 2)}\n{rows}"
+    )
+
+
+def _write_labels(metrics: Mapping[str, Any]) -> str:
+    """Return each label's figures, for the first way that was tested."""
+    names = [name for name in _list_measured(metrics) if name in _HUB_METRICS]
+    way, result = next(iter(_list_ways(metrics)), ("study", {}))
+    measured, trained, unlearned = (
+        result.get("labels", {}),
+        metrics["training_positives"],
+        _list_unlearned(metrics),
+    )
+    rows = []
+    for key, name in LABEL_NAMES.items():
+        values = measured.get(key, {})
+        cells = " | ".join(_cell(values.get(name)) for name in names)
+        count = "not stated" if key in unlearned else trained.get(key, 0)
+        rows.append(f"| {name} | {count} | {values.get('positives', '-')} | {cells} |\n")
+    head = " | ".join(_METRICS[name] for name in names)
+    return (
+        f"### By category, from {_name_way(way)}\n\n"
+        f"| category | training cases | test cases | {head} |\n|{'---|' * (len(names) + 3)}\n{''.join(rows)}"
+    )
+
+
+def _write_view_head(metrics: Mapping[str, Any]) -> str:
+    """Return how well the model tells laterals from frontals."""
+    score = metrics.get("view_head")
+    told = (
+        describe_score(score)
+        if score
+        else "This model has none: it answers 0.5 to every image and warns of none."
+    )
+    return (
+        "### View head\n\n"
+        f"The probability that an image is a lateral view, on the test split. {told} A view is trusted where the "
+        "header or a published list says it; headers that lie or say nothing are not among these images.\n"
+    )
+
+
+def _write_doubts(source: Source) -> str:
+    """Return which headings count for a category that they do not mean; "" for labels of another table."""
+    if not source.from_headings:
+        return ""
+    rows = "".join(
+        f"| {LABEL_NAMES[key]} | {'; '.join(f'`{heading}`' for heading in headings)} | {doubt} |\n"
+        for key, doubts in list_doubts().items()
+        for doubt, headings in doubts.items()
+    )
+    return (
+        "### Labels in doubt\n\n"
+        "The categories follow a published grouping. Some of its MeSH headings say something else than their category, "
+        "or less: read such a category by its headings. `training/data/mesh.csv` gives a reason for every heading.\n\n"
+        f"| category | headings | doubt |\n|---|---|---|\n{rows}"
+    )
+
+
+def _write_calibration(details: Mapping[str, Any]) -> str:
+    again = details.get("calibration")
+    return (
+        "## Calibration, thresholds and abstention\n\n"
+        "Probabilities are calibrated for each category and each way of reading (Platt scaling). A category counts "
+        "as present from its threshold in `labels.json` on, chosen for the highest F1 of each way; where the "
+        "validation split has too few cases it stays at 0.5, and a way that the model was not trained for has none. "
+        "All of it was fitted on the validation split, none on the test split. Calibration holds where findings are "
+        "as frequent as in this data; elsewhere probabilities and thresholds need fitting anew.\n\n"
+        "A category that states a band for a way of reading (`uncertain_low` to `uncertain_high`) is called uncertain "
+        "inside it; the others are always decided. The band keeps two shares at or below what is stated, in "
+        "expectation: of the studies with the finding those decided absent, and of those without it those decided "
+        "present (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). That supposes cases like the "
+        "validation split, on which calibration and thresholds were fitted too: hold it against what the evaluation "
+        "measured.\n" + (_write_recalibration(again) if again else "")
+    )
+
+
+def _write_recalibration(again: Mapping[str, Any]) -> str:
+    """Return what was fitted anew, on which studies, and which labels kept their old values."""
+    source = find_source(again).name
+    lines = [
+        f"- {_name_way(way)}: {found['studies']} studies"
+        + (
+            f"; too few of {', '.join(f'`{key}`' for key in found['kept'])}, old values kept"
+            if found["kept"]
+            else ""
+        )
+        for way, found in again["ways"].items()
+    ]
+    return (
+        f"\n**Calibrated anew** from model `{again['from'][:12]}` on {source} (studies table with SHA-256 "
+        f"{again['data_sha256']}): there, not on the validation split, calibration, thresholds and bands were fitted. "
+        "F1, Brier score and calibration error on the test split are not known any more. `cxr evaluate` measures on "
+        "other studies what these reach.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Source) -> str:
+    known = metrics["training_positives"]
+    unlearned = _list_unlearned(metrics)
+    unseen = [name for key, name in LABEL_NAMES.items() if known.get(key, 0) < RARE and key not in unlearned]
+    lines = [
+        source.limit,
+        f"The text model reads `{config.data.text_mode}` of the report. A report can state its labels in words, so "
+        "figures with the report say how well the text is read, not how well the image is.",
+        "The macro means leave out the categories with too few test cases, which are often the ones that matter.",
+        "The figures are not broken down by age, sex or scanner.",
+        "Attention shows where the model looked, not why.",
+    ]
+    if "image" not in metrics["test"]:
+        lines.append(
+            "**No images were used: the image encoder is untrained, and image predictions mean nothing.**"
+        )
+    if unlearned:
+        names = ", ".join(LABEL_NAMES[key] for key in unlearned)
+        lines.append(
+            f"**Never learned, as the training data do not say where they are absent: {names}.** The model answers 0.5 "
+            "and uncertain to each of them, whatever it sees."
+        )
+    if unseen:
+        lines.append(f"Fewer than {RARE} training cases, not to be relied on: {', '.join(unseen)}.")
+    return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _list_unlearned(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the labels that no training study states; bundles of older versions know them all."""
+    return [key for key, count in metrics.get("training_known", {}).items() if not count]
+
+
+def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in details["versions"].items())
+    return (
+        "## Training\n\n"
+        f"Image weights: {_name_weights(config.weights.image)}; text weights: {_name_weights(config.weights.text)}. "
+        f"{config.loop.epochs} epochs, batch {config.loop.batch_size}, seed {config.seed}; "
+        f"{details['seconds']:.0f} s on {details['device']}.\n\n"
+        f"{write_start(details)}"
+        f"- Code: commit {details['git_commit'] or 'unknown'}\n"
+        f"- Data: studies table with SHA-256 {details['data_sha256']}\n"
+        f"- Versions: {versions}\n\n"
+        f"Every setting, as `cxr train --config` reads it:\n\n```toml\n{format_config(config).rstrip()}\n```\n"
+    )
+
+
+def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
+    """Return the papers behind what this run used."""
+    loss, lines = config.loss, []
+    if details.get("data_source") == "openi":
+        lines.append(
+            "Data: Demner-Fushman et al. 2016, Preparing a collection of radiology examinations for distribution and "
+            "retrieval, JAMIA 23(2)"
+        )
+    lines += [
+        "Image encoder: Liu et al. 2021, Swin Transformer, arXiv:2103.14030"
+        if config.model.image_backbone == SWIN
+        else "Image encoder: Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861",
+        "Text encoder: Devlin et al. 2019, BERT, arXiv:1810.04805",
+        "Adapters: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
+        "Calibration: Platt 1999, Probabilistic Outputs for Support Vector Machines",
+    ]
+    if loss.labels == "asymmetric":
+        lines.append(
+            "Loss: Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification, arXiv:2009.14119"
+        )
+    elif loss.bce_share < 1:
+        lines.append("Loss: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002")
+    if loss.contrastive_weight:
+        lines.append(
+            "Contrastive loss: Radford et al. 2021, CLIP, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362"
+        )
+    if config.optimizer.name == "muon":
+        lines.append("Optimizer: Liu et al. 2025, Muon is Scalable for LLM Training, arXiv:2502.16982")
+    else:
+        lines.append("Optimizer: Loshchilov and Hutter 2019, Decoupled Weight Decay, arXiv:1711.05101")
+    return "## Methods to cite\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _list_measured(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics, with their titles, that some way has; all of them where no way has any."""
+    measured = {name for _, result in _list_ways(metrics) for name in result["macro"]}
+    return {name: title for name, title in _METRICS.items() if name in measured or not measured}
+
+
+def _list_ways(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the results on the test split by way, in the order of `_WAYS`; JSON sorts them by name."""
+    known = [way for way in _WAYS if way in metrics["test"]]
+    others = [way for way in metrics["test"] if way not in _WAYS]
+    return [(way, metrics["test"][way]) for way in (*known, *others)]
+
+
+def _name_way(way: str) -> str:
+    return _WAYS.get(way, way)
+
+
+def _name_weights(source: str | None) -> str:
+    return f"`{source}`" if source else "from scratch"
+
+
+def _cell(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "too few cases"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

@@ -1,0 +1,105 @@
+"""What a model card says of the collection that a model was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_FROM_HEADINGS: Final = (
+    "Labels come from the MeSH major headings that indexers gave each report, never from phrases in the text that the "
+    "model reads."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection of studies: `key` stands in the metadata, the rest is prose; `labels` says where they come from."""
+
+    key: str
+    name: str
+    about: str
+    limit: str
+    labels: str = _FROM_HEADINGS
+
+    @property
+    def from_headings(self) -> bool:
+        """Whether `training/data/mesh.csv` made the labels of MeSH headings."""
+        return self.labels == _FROM_HEADINGS
+
+
+_ONE_SET: Final = "One data set; other scanners, patients and wordings were not tested."
+_OTHER_LABELS: Final = "Labels are those of the studies table that the model was trained on."
+_MAPPED: Final = (
+    "The collection's labels were mapped to the categories by `training/data/collections/mappings`, which gives the "
+    "reason of each doubtful row. What the collection does not state is unknown: no loss, threshold or figure counts "
+    "it."
+)
+_FROM_REPORTS: Final = "A program took the labels from the reports, with its mistakes. " + _MAPPED
+_SOURCES: Final = {
+    "nih14": Source(
+        "chestx-ray14",
+        "ChestX-ray14 (NIH Clinical Center)",
+        "Frontal radiographs of the NIH Clinical Center (Wang et al. 2017, CVPR), de-identified by its makers.",
+        _ONE_SET,
+        _FROM_REPORTS,
+    ),
+    "chexpert": Source(
+        "chexpert",
+        "CheXpert (Stanford)",
+        "Radiographs of Stanford Hospital (Irvin et al. 2019, AAAI), de-identified by its makers.",
+        _ONE_SET,
+        _FROM_REPORTS,
+    ),
+    "mimic-cxr": Source(
+        "mimic-cxr",
+        "MIMIC-CXR (Beth Israel Deaconess Medical Center)",
+        "Radiographs and reports of MIMIC-CXR (Johnson et al. 2019, Scientific Data), de-identified by its makers.",
+        _ONE_SET,
+        _FROM_REPORTS,
+    ),
+    "vindr": Source(
+        "vindr-cxr",
+        "VinDr-CXR",
+        "Radiographs of two hospitals in Vietnam (Nguyen et al. 2022, Scientific Data), read by radiologists.",
+        _ONE_SET,
+        _MAPPED,
+    ),
+    "padchest": Source(
+        "padchest",
+        "PadChest (Hospital San Juan, Alicante)",
+        "Radiographs of the Hospital San Juan (Bustos et al. 2020, Medical Image Analysis), de-identified by its "
+        "makers.",
+        _ONE_SET,
+        "Physicians labelled a part of the reports, and a program learned from them for the rest. " + _MAPPED,
+    ),
+    "kermany": Source(
+        "kermany-2018",
+        "Paediatric radiographs of Guangzhou",
+        "Radiographs of children of one to five years from the Guangzhou Women and Children's Medical Center (Kermany "
+        "et al. 2018, Cell), normal or with pneumonia.",
+        "Children of one hospital; adults, other findings and other scanners were not tested.",
+        "Physicians labelled the images. " + _MAPPED,
+    ),
+    "openi": Source(
+        "open-i",
+        "Open-i (Indiana University chest X-ray collection)",
+        "Radiographs and reports of the Open-i collection of the U.S. National Library of Medicine "
+        "(Demner-Fushman et al. 2016), de-identified by its makers.",
+        "One collection's data; other scanners, patients and wordings were not tested.",
+    ),
+    "phantom": Source(
+        "cxr-phantom",
+        "Phantoms drawn by cxr-serving",
+        "Phantoms: radiographs and reports that a program drew, in the layout of Open-i. No patient is in them.",
+        "**Trained on drawn phantoms: the figures say that the software works, and nothing about patients.**",
+    ),
+}
+
+
+def find_source(details: Mapping[str, Any]) -> Source:
+    """Return what a model card says of the collection that a training record names."""
+    named = details.get("data_source")
+    if named in _SOURCES:
+        return _SOURCES[named]
+    name = str(named) if named else f"studies table {details.get('data_sha256', 'unknown')[:12]}"
+    about = f"Source: {named}." if named else "The training record does not say which collection this was."
+    return Source("custom", name, about, _ONE_SET, _OTHER_LABELS)

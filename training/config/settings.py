@@ -1,0 +1,361 @@
+"""Every setting of a model and of its training, as frozen dataclasses; `toml_file.py` reads them from TOML.
+
+A named config is a file in `training/configs/`; its header says how long it took and what it reached.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from contract.errors import ConfigError
+from contract.text import TEXT_MODES, TextMode
+
+SWIN: Final = "swin"  # the backbone that the image_* sizes describe
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_shares(section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(0 <= value <= 1, f"{section}.{name} must lie between 0 and 1, not {value}.")
+
+
+def _require_positive(section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _require(value > 0, f"{section}.{name} must be above 0, not {value}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; a bundle's config.json holds it under "model".
+
+    Sizes are in pixels (`image_size`), tokens (`text_positions`) or channels (`*_width`, `embedding_size`). Those from
+    `image_stem` to `image_window` are the Swin's and say nothing of another backbone.
+    """
+
+    image_size: int = 112
+    image_backbone: str = SWIN  # or any name of timm's; sizes then follow from it and from `image_arguments`
+    image_arguments: dict[str, Any] = field(
+        default_factory=dict
+    )  # for timm.create_model; of another backbone alone
+    image_stem: str = "conv"  # "patch" as published, or "conv", which learns from few images
+    image_patch: int = 8
+    image_width: int = 64  # channels of the first Swin stage; each later stage doubles them
+    image_depths: tuple[int, ...] = (2, 2)
+    image_heads: tuple[int, ...] = (4, 8)
+    image_window: int = 7
+    image_drop_path: float = 0.05
+    pixel_mean: float = 0.449  # of 0..1 intensities: the mean of ImageNet's three channels
+    pixel_std: float = 0.226
+    vocabulary_size: int = 4000
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    text_feedforward: int = 512
+    text_positions: int = 256
+    lexical_buckets: int = 0  # rows of the table of hashed pairs of word pieces; 0: no lexical part
+    width: int = 128  # C
+    embedding_size: int = 128  # D
+    fusion_layers: int = 1
+    fusion_heads: int = 4
+    adapter_rank: int = 16
+    pooling: str = (
+        "queries"  # a learned query per label; or "mean", the same mean of all tokens for every label
+    )
+    dropout: float = 0.1
+
+    def check(self) -> None:
+        """Raise ConfigError where sizes do not fit each other."""
+        _require(self.image_size > 0, f"model.image_size must be above 0, not {self.image_size}.")
+        if self.image_backbone == SWIN:
+            self._check_swin()
+        _require(
+            self.pooling in {"queries", "mean"},
+            f"model.pooling must be queries or mean, not {self.pooling!r}.",
+        )
+        _require(
+            self.lexical_buckets >= 0,
+            f"model.lexical_buckets must not be negative, but is {self.lexical_buckets}.",
+        )
+        for name, width, heads in (
+            ("width", self.width, self.fusion_heads),
+            ("text_width", self.text_width, self.text_heads),
+        ):
+            _require(width % heads == 0, f"model.{name} {width} must be a multiple of its {heads} heads.")
+
+    def _check_swin(self) -> None:
+        _require(
+            not self.image_arguments,
+            "model.image_arguments are for another backbone: name it as model.image_backbone.",
+        )
+        _require(
+            self.image_stem in {"patch", "conv"},
+            f"model.image_stem must be patch or conv, not {self.image_stem!r}.",
+        )
+        _require(
+            self.image_stem == "patch" or self.image_patch in {2, 4, 8, 16},
+            f"A conv stem makes patches of 2, 4, 8 or 16 pixels, not {self.image_patch}.",
+        )
+        _require(
+            len(self.image_depths) == len(self.image_heads),
+            f"model.image_depths {self.image_depths} and image_heads {self.image_heads} differ in length.",
+        )
+        stride = self.image_patch * 2 ** (len(self.image_depths) - 1)
+        _require(
+            self.image_size % (stride * self.image_window) == 0,
+            f"model.image_size {self.image_size} must be a multiple of {stride * self.image_window} "
+            f"(patch {self.image_patch}, {len(self.image_depths)} stages, window {self.image_window}).",
+        )
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Pretrained weights of the two encoders, and what may change of them.
+
+    `image` is a weight file, a directory or a hub id of an image backbone, `text` a directory or hub id of a BERT
+    model; None: from scratch.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    freeze: tuple[str, ...] = ()  # of "image", "text": encoders that are not trained
+    checkpointing: bool = (
+        False  # forget activations of the encoders and compute them again: less memory, slower
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for an encoder that is not there."""
+        unknown = set(self.freeze) - {"image", "text"}
+        _require(not unknown, f"weights.freeze names image, text or both, not {', '.join(sorted(unknown))}.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read of a study, and what is left out at random in training.
+
+    With two `views`, the first is seen alone as often as the other (`lateral_share`), and both else: the share
+    lies below a half.
+    """
+
+    text_mode: TextMode = "findings"  # the part of a report that is read (`contract.text`)
+    max_length: int = 256  # word pieces, [CLS] and [SEP] included; BERT reads up to 512
+    views: int = 1  # images of a study that are fused; the first is the frontal one
+    lateral_share: float = 0.5  # how often another view than the first is seen alone, where there is one
+    impression_share: float = 0.0  # how often the impression is read in the place of the text
+    masked_share: float = 0.0  # how often the words that state a label are hidden from the text
+    shuffled_share: float = 0.0  # how often the sentences of the text come in another order
+    word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
+    silent_share: float = (
+        0.0  # how often the text beside an image says less than the report, or is another patient's
+    )
+    text_dropout: float = 0.0  # share of batches of which only the images are read (modality dropout)
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(
+            self.text_mode in TEXT_MODES,
+            f"data.text_mode must be one of {', '.join(TEXT_MODES)}, not {self.text_mode!r}.",
+        )
+        _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
+        shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
+        _require_shares("data", self, *shares, "silent_share", "text_dropout")
+        _require(
+            self.views == 1 or self.lateral_share < 0.5,
+            f"data.views 2 fuses two views only with a data.lateral_share below 0.5, not {self.lateral_share}: each "
+            "view is seen alone with that share, and both with the rest.",
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How radiographs are changed in training (`training.augment`); 0 switches a change off.
+
+    No mirroring by default: the heart lies on one side, and a mirrored chest has another finding.
+    """
+
+    rotation_degrees: float = 5.0
+    scale: float = 0.1  # up to 10 % larger or smaller
+    shift: float = 0.05  # of the image's side
+    gamma: float = 0.25  # exposure: an exponent between exp(-0.25) and exp(0.25)
+    gain: float = 0.1
+    noise: float = 0.0  # largest standard deviation of added noise, of the range 0 to 1
+    occlusion: float = 0.0  # largest side of a blackened rectangle, of the image's side
+    flip: bool = False  # left-right; only for labels that know no side
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_shares("augment", self, "scale", "shift", "gain", "noise", "occlusion")
+        _require(
+            0 <= self.rotation_degrees <= 45,
+            f"augment.rotation_degrees must lie between 0 and 45, not {self.rotation_degrees}.",
+        )
+        _require(0 <= self.gamma <= 2, f"augment.gamma must lie between 0 and 2, not {self.gamma}.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses of every way in which a batch is read (`training.losses`).
+
+    "bce_focal": `bce_share` of BCE with positive weights and the rest of focal loss. "asymmetric": the asymmetric
+    loss. Beside it `contrastive_weight` times InfoNCE between the image, text and study embeddings.
+    """
+
+    labels: str = "bce_focal"
+    bce_share: float = 0.7
+    positive_weight_limit: float = 5.0
+    focal_gamma: float = 2.0
+    asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
+    asymmetric_clip: float = 0.05
+    contrastive_weight: float = 0.1
+    spare_alike: bool = (
+        True  # studies with the same labels or nearly the same words are no negatives of InfoNCE
+    )
+    temperature: float = 0.125
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(
+            self.labels in {"bce_focal", "asymmetric"},
+            f"loss.labels must be bce_focal or asymmetric, not {self.labels!r}.",
+        )
+        _require_shares("loss", self, "bce_share", "asymmetric_clip")
+        _require_positive("loss", self, "positive_weight_limit", "temperature")
+        _require(
+            self.contrastive_weight >= 0 and self.focal_gamma >= 0 and min(self.asymmetric_gammas) >= 0,
+            "loss.contrastive_weight, focal_gamma and asymmetric_gammas must not be negative.",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are changed; the rate warms up linearly and then falls along half a cosine."""
+
+    name: str = "adamw"  # or "muon" (`training.optimizer`)
+    learning_rate: float = 1e-3
+    encoder_rate: float = 1.0  # learning rate of the encoders, relative to the rest
+    layer_decay: float = 1.0  # rate of each layer of an encoder, relative to the layer above it
+    weight_decay: float = 0.05
+    warmup_share: float = 0.1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is then kept; 0: none
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.name in {"adamw", "muon"}, f"optimizer.name must be adamw or muon, not {self.name!r}.")
+        _require_positive("optimizer", self, "learning_rate", "encoder_rate", "layer_decay", "clip_norm")
+        _require_shares("optimizer", self, "warmup_share")
+        _require(0 <= self.ema_decay < 1, f"optimizer.ema_decay must lie in [0, 1), not {self.ema_decay}.")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how a model is trained; `epochs` counts passes over the training studies."""
+
+    epochs: int = 30
+    batch_size: int = 32  # studies in one step of all processes together
+    accumulate: int = 1  # parts in which a batch is computed one after the other, where memory is short
+    precision: str = "auto"  # "fp32", "bf16", "fp16"; auto: bf16 where the processor computes in it
+    compile: bool = False  # torch.compile
+    deterministic: bool = (
+        False  # refuse operations whose result differs from run to run (GPUs only have some)
+    )
+    validate_every: int = 2  # epochs
+    patience: int = 0  # validations without a better score after which training ends; 0: never
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_positive("loop", self, "epochs", "batch_size", "accumulate", "validate_every")
+        precisions = ("auto", "fp32", "bf16", "fp16")
+        _require(
+            self.precision in precisions,
+            f"loop.precision must be one of {', '.join(precisions)}, not {self.precision!r}.",
+        )
+        _require(self.patience >= 0, f"loop.patience must not be negative, but is {self.patience}.")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"loop.batch_size {self.batch_size} must be a multiple of loop.accumulate {self.accumulate}.",
+        )
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Masked-language training of the text encoder on the training split's reports, before everything else."""
+
+    epochs: int = 0  # 0: none
+    learning_rate: float = 1e-3
+    masked_share: float = 0.15  # of the word pieces
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.epochs >= 0, f"pretraining.epochs must not be negative, but is {self.epochs}.")
+        _require_positive("pretraining", self, "learning_rate", "masked_share")
+        _require_shares("pretraining", self, "masked_share")
+
+
+@dataclass(frozen=True)
+class LexicalConfig:
+    """How the lexical part is fitted (`training.model.lexical`), where `model.lexical_buckets` asks for one."""
+
+    C: float = 10.0  # inverse strength of the L2 penalty of its logistic regressions
+    weight: float = 1.0  # of its logits, beside those of the rest of the model
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require_positive("lexical", self, "C", "weight")
+
+
+@dataclass(frozen=True)
+class ViewHeadConfig:
+    """How the view head is fitted (`training.model.view_head`)."""
+
+    C: float = 1.0  # inverse strength of the L2 penalty of its logistic regression; 0: no view head
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        _require(self.C >= 0, f"view_head.C must not be negative, but is {self.C}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    name: str = "demo"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    view_head: ViewHeadConfig = field(default_factory=ViewHeadConfig)
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range."""
+        for name in SECTIONS:
+            getattr(self, name).check()
+        _require(
+            32 <= self.data.max_length <= self.model.text_positions,
+            f"data.max_length must lie between 32 and model.text_positions, which is {self.model.text_positions}, "
+            f"not {self.data.max_length}.",
+        )
+
+
+SECTIONS: Final = (
+    "model",
+    "weights",
+    "data",
+    "augment",
+    "loss",
+    "optimizer",
+    "loop",
+    "pretraining",
+    "lexical",
+    "view_head",
+)

@@ -1,0 +1,216 @@
+"""The studies table in memory: pixels (uint8, decoded or of a cache), texts, targets."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ConfigError
+from contract.image_view import is_trusted
+from contract.labels import LABEL_INDEX, LABELS
+from contract.text import TextMode
+from training.data.cache import open_cache
+from training.data.decode import DecodedFile, decode_file
+from training.data.openi import read_table, read_text
+
+Progress = Callable[[int, int], None]
+logger = logging.getLogger(__name__)
+_NAMED_REFUSALS = 5
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """All studies of a table; M studies, P images.
+
+    Attributes:
+        study_ids: M names.
+        patient_ids: M names.
+        texts: What the model reads of each report; "" where there is nothing to read.
+        impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
+        indications: The reason for each examination; "" where none is stated.
+        wordings: Two readings of M texts, from `read_wordings`.
+        views: For each study the rows of `pixels` that show it, frontal first; empty without images.
+        laterals: For each study whether each of its `views` is a lateral; None where no trusted header says it.
+        pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
+        targets: (M, K) bool, False where nothing is known.
+        known: (M, K) bool; False where the collection does not say whether the study has the label.
+        unreadable: How many image files could not be read.
+    """
+
+    study_ids: tuple[str, ...]
+    patient_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    impressions: tuple[str, ...]
+    indications: tuple[str, ...]
+    wordings: tuple[tuple[str, ...], ...]
+    views: tuple[tuple[int, ...], ...]
+    laterals: tuple[tuple[bool | None, ...], ...]
+    pixels: NDArray[np.uint8]
+    targets: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    unreadable: int = 0
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """(M,) bool; False where nothing is known, such as where nobody indexed the report."""
+        return np.asarray(self.known.any(1), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.study_ids)
+
+    def has(self, kind: str) -> NDArray[np.bool_]:
+        """Return (M,) bool: which studies can be read as "image", "text" or "study" (both)."""
+        image = np.array([bool(rows) for rows in self.views], dtype=bool)
+        text = np.array([bool(words) for words in self.texts], dtype=bool)
+        return {"image": image, "text": text, "study": image & text}[kind]
+
+
+def read_studies(
+    table: Path, mode: TextMode, size: int, progress: Progress | None = None, *, cache: Path | None = None
+) -> StudySet:
+    """Read a studies table and every image it names.
+
+    Args:
+        table: Parquet file made by `training.data.openi.write_table`.
+        mode: Which part of the reports the model reads.
+        size: Side of the square images, in pixels.
+        progress: Called with images read and images in all.
+        cache: Directory made by `training.data.cache.fill_cache`, to map images from instead of decoding them.
+
+    Raises:
+        ConfigError: No study of the table has anything to read, none of its images can be read, or the cache
+            lacks one.
+        ArtifactError: The table or the cache is damaged.
+    """
+    rows = [row for row in read_texts(table, mode) if row["image_paths"] or row["text"]]
+    if not rows:
+        raise ConfigError(f"{table} holds no study with an image or a report.")
+    paths = [path for row in rows for path in row["image_paths"]]
+    if cache is None:
+        pixels, places = load_images(paths, size, progress)
+    else:
+        opened = open_cache(cache, size)
+        pixels, places = opened.pixels, opened.find_rows(paths)
+    if paths and all(place is None for place in places):
+        raise ConfigError(
+            f"None of the {len(paths):,} images of {table} can be read, the first being {paths[0]}."
+        )
+    places_left = iter(places)
+    views = [[next(places_left) for _ in row["image_paths"]] for row in rows]
+    return StudySet(
+        study_ids=tuple(row["study_id"] for row in rows),
+        patient_ids=tuple(row["patient_id"] for row in rows),
+        texts=tuple(row["text"] for row in rows),
+        impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
+        indications=tuple(read_text(row, "indication") for row in rows),
+        wordings=read_wordings(rows),
+        views=tuple(tuple(place for place in study if place is not None) for study in views),
+        laterals=tuple(
+            tuple(
+                lateral for place, lateral in zip(study, read_laterals(row), strict=True) if place is not None
+            )
+            for study, row in zip(views, rows, strict=True)
+        ),
+        pixels=pixels,
+        targets=make_targets([row["labels"] for row in rows]),
+        known=make_known(rows),
+        unreadable=sum(place is None for place in places),
+    )
+
+
+def read_laterals(row: Mapping[str, Any]) -> list[bool | None]:
+    """Return of each image in a row of a studies table whether it is a lateral; None without a trusted header."""
+    if not (row["views"] and row["headers"]):
+        return [None] * len(row["image_paths"])
+    return [
+        view == "LATERAL"
+        if header and is_trusted(view, header["view_confidence"] or 0.5, header["view_source"] or "")
+        else None
+        for view, header in zip(row["views"], row["headers"], strict=True)
+    ]
+
+
+def read_wordings(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the findings and the whole reports of rows of a studies table.
+
+    Studies that are nearly equal in either belong on one side of a split, whichever part the model reads: equal
+    findings are equal inputs, and equal reports come from one template.
+    """
+    return (
+        tuple(read_text(row, "findings") for row in rows),
+        tuple(read_text(row, "full") for row in rows),
+    )
+
+
+def load_images(
+    paths: Sequence[str], size: int, progress: Progress | None = None
+) -> tuple[NDArray[np.uint8], list[int | None]]:
+    """Read images in parallel.
+
+    Threads, not processes: NumPy, OpenCV and the codecs leave the interpreter free while they work, and
+    nothing has to be copied between processes.
+
+    Returns:
+        (P, 1, size, size) uint8 of the images that could be read, and for each path its row, or None. The log names
+        the first few of the others.
+    """
+    pixels = np.zeros((len(paths), 1, size, size), dtype=np.uint8)
+    places: list[int | None] = []
+    refused: list[DecodedFile] = []
+    with ThreadPoolExecutor() as pool:
+        for done, file in enumerate(pool.map(lambda path: decode_file(path, size), paths), start=1):
+            if file.pixels is None:
+                refused.append(file)
+                places.append(None)
+            else:
+                places.append(done - 1 - len(refused))
+                pixels[done - 1 - len(refused)] = file.pixels
+            if progress is not None:
+                progress(done, len(paths))
+    for file in refused[:_NAMED_REFUSALS]:
+        logger.warning("Leaving out %s: %s", file.path, file.reason)
+    if len(refused) > _NAMED_REFUSALS:
+        logger.warning("Leaving out %d more images.", len(refused) - _NAMED_REFUSALS)
+    return pixels[: len(paths) - len(refused)], places
+
+
+def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """Turn the label keys of M studies into (M, K) bool."""
+    targets = np.zeros((len(labels), len(LABELS)), dtype=bool)
+    for row, keys in enumerate(labels):
+        targets[row, [LABEL_INDEX[key] for key in keys]] = True
+    return targets
+
+
+def make_known(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Return (M, K) bool: which labels the rows of a studies table state, whether as there or as not there."""
+    known = ~make_targets([row["unknown_labels"] for row in rows])
+    known[[not row["labelled"] for row in rows]] = False
+    return known
+
+
+def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[StudySet, tuple[str, ...]]:
+    """Make the labels unknown that some training studies (`rows`) hold, others do not state, and none denies.
+
+    Whoever learns from positives alone calls the finding present in everyone.
+
+    Returns:
+        The studies, and the keys of these labels.
+    """
+    targets, known = studies.targets[rows], studies.known[rows]
+    undeniable = (targets & known).any(0) & ~(~targets & known).any(0) & ~known.all(0)
+    if not undeniable.any():
+        return studies, ()
+    kept = studies.known & ~undeniable
+    keys = tuple(LABELS[k].key for k in np.flatnonzero(undeniable))
+    return replace(studies, known=kept, targets=studies.targets & kept), keys
+
+
+def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
+    """Return the rows of a studies table, each with "text": what the model reads of its report, or ""."""
+    return [{**row, "text": read_text(row, mode)} for row in read_table(table).to_pylist()]

@@ -1,0 +1,179 @@
+"""A studies table as other programs write it -> the types of the schema, where nothing is lost by it.
+
+pandas, polars and DuckDB keep the values of a table and change its types: long strings and lists, categories for
+strings, other widths of numbers, a type without values for a column that holds none, columns in another order.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contract.labels import LABEL_INDEX
+from training.data.split_file import PARTS
+
+_IDS: Final = ("study_id", "patient_id")  # of every study
+# Tables of older versions lack them: they say all labels of a study that is labelled, hold no boxes and no split.
+OPTIONAL: Final = ("unknown_labels", "boxes", "split")
+_PER_IMAGE: Final = ("image_ids", "image_paths", "views", "headers")
+_OF_HEADERS: Final = ("views", "headers")  # nothing of them is known where they are empty
+_SHOWN: Final = 3
+_SHOWN_CHARS: Final = 40  # of a type: one of headers goes on for lines
+
+
+def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a schema, each in its type.
+
+    A list that is missing is empty, and a study whose labels are missing is not labelled: nothing is known of it.
+
+    Args:
+        table: Holds at least the columns of the schema but those of `OPTIONAL`, which are then without values.
+        schema: Columns and types that are wanted; its metadata do not count.
+
+    Raises:
+        ValueError: A column cannot be had in its type without loss, or its values contradict others; the message
+            names it and begins in lower case.
+    """
+    columns = {
+        field.name: _convert_column(table[field.name], field.type)
+        if field.name in table.column_names or field.name not in OPTIONAL
+        else pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+        for field in schema
+    }
+    if wrong := [name for name, column in columns.items() if column is None]:
+        found = ", ".join(str(table[name].type)[:_SHOWN_CHARS] for name in wrong)
+        raise ValueError(f"{', '.join(wrong)} missing or of another type ({found})")
+    _fill_missing(columns, table.num_rows)
+    _check_values(columns)
+    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
+
+
+def _fill_missing(columns: dict[str, pa.ChunkedArray], count: int) -> None:
+    labels, labelled = columns.get("labels"), columns.get("labelled")
+    if labelled is not None:
+        known = pa.array([True] * count) if labels is None else labels.is_valid()
+        columns["labelled"] = pc.and_(labelled.fill_null(False), known)
+    for name, column in columns.items():
+        if pa.types.is_list(column.type) and column.null_count:
+            columns[name] = pa.chunked_array(
+                [_fill_lists(chunk) for chunk in column.chunks], type=column.type
+            )
+
+
+def _fill_lists(array: pa.ListArray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_make_offsets(array), array.flatten(), type=array.type)
+
+
+def _check_values(columns: dict[str, pa.ChunkedArray]) -> None:
+    for name, column in columns.items():
+        values = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
+        if (name in _IDS or pa.types.is_list(column.type)) and values.null_count:
+            raise ValueError(f"{name} without a value in {values.null_count:,} places")
+    for name in ("labels", "unknown_labels"):
+        if name in columns:
+            _check_keys(name, columns[name], LABEL_INDEX, "unknown keys")
+    if "split" in columns:
+        _check_keys("split", columns["split"], PARTS, "other parts than train, validation and test")
+    if "labels" in columns and "unknown_labels" in columns:
+        pairs = zip(columns["labels"].to_pylist(), columns["unknown_labels"].to_pylist(), strict=True)
+        if both := sum(not set(there).isdisjoint(unknown) for there, unknown in pairs):
+            raise ValueError(f"labels and unknown_labels that name the same label in {both:,} studies")
+    lengths = {name: pc.list_value_length(columns[name]) for name in _PER_IMAGE if name in columns}
+    images = lengths.pop("image_paths", None)
+    for name, length in lengths.items() if images is not None else ():
+        unknown = pc.equal(length, 0 if name in _OF_HEADERS else -1)
+        if not pc.all(pc.or_(pc.equal(length, images), unknown)).as_py() and len(length):
+            raise ValueError(f"image_paths and {name} with different numbers of images for a study")
+
+
+def _check_keys(name: str, column: pa.ChunkedArray, allowed: Collection[str], what: str) -> None:
+    flat = column.combine_chunks()
+    values = pc.unique(flat.flatten() if pa.types.is_list(flat.type) else flat.drop_null()).to_pylist()
+    if unknown := sorted(set(values) - set(allowed)):
+        shown = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
+        raise ValueError(f"{name} that hold{'s' * (name == 'split')} {len(unknown):,} {what} ({shown})")
+
+
+def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:
+    """Return a column in another type; None where that would lose something."""
+    if column.type == wanted:
+        return column
+    try:
+        return pa.chunked_array([_convert(chunk, wanted) for chunk in column.chunks], type=wanted)
+    except (TypeError, pa.ArrowException):
+        return None
+
+
+def _convert(array: Any, wanted: pa.DataType) -> Any:
+    """Return an array in another type.
+
+    Raises:
+        TypeError: The type cannot be had from this one.
+        pa.ArrowException: A value cannot, such as a number that is too large.
+    """
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _convert(array.dictionary_decode(), wanted)
+    if kind == wanted:
+        return array
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array), wanted)
+    if pa.types.is_list(wanted):
+        return _convert_list(array, wanted)
+    if pa.types.is_struct(wanted):
+        return _convert_struct(array, wanted)
+    return _convert_value(array, wanted)
+
+
+def _convert_value(array: Any, wanted: pa.DataType) -> Any:
+    if pa.types.is_string(wanted):
+        return _convert_string(array, wanted)
+    kind = array.type
+    numeric = pa.types.is_integer(wanted) or pa.types.is_floating(wanted)
+    if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return array.cast(wanted)  # refuses what it cannot keep
+    if pa.types.is_floating(wanted) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return array.cast(wanted)
+    raise TypeError(f"{kind} is not {wanted}")
+
+
+def _convert_string(array: Any, wanted: pa.DataType) -> Any:
+    kind = array.type
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary(kind):
+        return array.cast(wanted)
+    if kind in {pa.string_view(), pa.binary_view()}:
+        plain = pa.large_string() if kind == pa.string_view() else pa.large_binary()
+        return pa.array(array.to_pylist(), plain).cast(wanted)
+    raise TypeError(f"{kind} is not {wanted}")
+
+
+def _convert_list(array: Any, wanted: pa.DataType) -> Any:
+    kind = array.type
+    lists = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    if not any(test(kind) for test in lists):
+        raise TypeError(f"{kind} is not {wanted}")
+    values = _convert(array.flatten(), wanted.value_type)
+    return pa.ListArray.from_arrays(_make_offsets(array), values, type=wanted, mask=array.is_null())
+
+
+def _make_offsets(array: Any) -> Any:
+    """Return where each list begins in `array.flatten()`, a missing one with no values, and the end."""
+    lengths = pc.cumulative_sum(pc.list_value_length(array).fill_null(0).cast(pa.int64()))
+    return pa.concat_arrays([pa.array([0], pa.int64()), lengths]).cast(pa.int32())
+
+
+def _convert_struct(array: Any, wanted: pa.StructType) -> Any:
+    if not pa.types.is_struct(array.type):
+        raise TypeError(f"{array.type} is not {wanted}")
+    present = {field.name for field in array.type}
+    if lacking := [field.name for field in wanted if field.name not in present]:
+        raise TypeError(f"{array.type} lacks {', '.join(lacking)}")
+    arrays = [_convert(pc.struct_field(array, field.name), field.type) for field in wanted]
+    return pa.StructArray.from_arrays(arrays, fields=list(wanted), mask=array.is_null())

@@ -1,0 +1,79 @@
+"""The view head of the model: is an image a lateral view? One logistic regression on the mean of its image tokens.
+
+It is fitted once, when the rest of the model is trained, on the training images whose view a trusted header or a
+published list says (`contract.image_view.is_trusted`). So it changes nothing of what the rest learns, and it sees the
+first image of a study and the others alike, whatever `data.lateral_share` says.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from training.model.fusion import Fusion
+
+PREFIX: Final = "fusion.lateral."  # of its tensors among the weights of a model; older bundles lack them
+
+
+class ViewHead(nn.Module):
+    """Image tokens to the probability of a lateral view; buffers alone, nothing to train with the rest.
+
+    A new head is not fitted: it answers 0.5 to every image.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Make a head that is not fitted; `width` is C, the width of the tokens."""
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1, width))
+        self.register_buffer("bias", torch.zeros(1))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it tells one image from another."""
+        return bool(self.weight.any())
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        """Return the probability (B, 1), 0 to 1, that images of tokens (B, N, C) are laterals."""
+        return torch.sigmoid(F.linear(image_tokens.mean(dim=1), self.weight, self.bias))
+
+
+@torch.no_grad()
+def fit_view_head(
+    head: ViewHead, features: NDArray[np.float32], laterals: NDArray[np.bool_], C: float
+) -> None:
+    """Fit the logistic regression on standardised features and write it into the head.
+
+    Args:
+        head: Changed in place; equal inputs give equal weights.
+        features: (M, C) mean image tokens.
+        laterals: (M,), which images are laterals; some are and some are not.
+        C: Inverse strength of the L2 penalty, above 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    values = features.astype(np.float64)
+    mean, deviation = values.mean(0), np.maximum(values.std(0), 1e-6)
+    model = LogisticRegression(C=C, max_iter=1000).fit((values - mean) / deviation, laterals)
+    weight = model.coef_[0] / deviation
+    head.weight.copy_(torch.from_numpy(weight[None]))
+    head.bias.copy_(torch.from_numpy(model.intercept_ - weight @ mean))
+
+
+@torch.no_grad()
+def clear_view_head(head: ViewHead) -> None:
+    """Make a head answer 0.5 to every image."""
+    head.weight.zero_()
+    head.bias.zero_()
+
+
+def add_missing_head(weights: dict[str, Tensor], fusion: "Fusion") -> dict[str, Tensor]:
+    """Return the weights of a model, those of an older bundle with a head that is not fitted."""
+    new = {
+        f"{PREFIX}{name}": value
+        for name, value in ViewHead(fusion.lateral.weight.shape[1]).state_dict().items()
+    }
+    return weights if new.keys() & weights.keys() else new | weights
