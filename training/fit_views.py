@@ -50,7 +50,7 @@ def fit_views(examined: Examined, model: CxrModel) -> str:
 
 @torch.inference_mode()
 def measure_views(examined: Examined, model: CxrModel, part: str) -> dict[str, Any]:
-    """Return what `training.evaluation.view_scores.score_views` finds on a part of the split; {} of a model without a head."""
+    """Return what `score_views` finds on a part of the split; {} of a model without a head."""
     head = model.fusion.lateral
     if not head.is_fitted:
         return {}
