@@ -188,7 +188,9 @@ def load_model(bundle: Bundle) -> CxrModel:
     """
     try:
         model = CxrModel(read_model_config(bundle.config["model"]))
-        model.load_state_dict(add_missing_head(load_file(bundle.weights_path), model.fusion), strict=True)
+        model.load_state_dict(
+            add_missing_head(load_file(bundle.weights_path), model.config.width), strict=True
+        )
     except (KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
         raise ArtifactError(f"The weights of {bundle.path} do not fit its config.json.") from error
     return model.eval()

@@ -5,16 +5,13 @@ published list says (`contract.image_view.is_trusted`). So it changes nothing of
 first image of a study and the others alike, whatever `data.lateral_share` says.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from training.model.fusion import Fusion
 
 PREFIX: Final = "fusion.lateral."  # of its tensors among the weights of a model; older bundles lack them
 
@@ -70,10 +67,7 @@ def clear_view_head(head: ViewHead) -> None:
     head.bias.zero_()
 
 
-def add_missing_head(weights: dict[str, Tensor], fusion: "Fusion") -> dict[str, Tensor]:
-    """Return the weights of a model, those of an older bundle with a head that is not fitted."""
-    new = {
-        f"{PREFIX}{name}": value
-        for name, value in ViewHead(fusion.lateral.weight.shape[1]).state_dict().items()
-    }
+def add_missing_head(weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Return the weights of a model, those of an older bundle with a head that is not fitted; `width` is C."""
+    new = {f"{PREFIX}{name}": value for name, value in ViewHead(width).state_dict().items()}
     return weights if new.keys() & weights.keys() else new | weights
