@@ -190,13 +190,17 @@ def test_wrong_port_and_short_deadline(stack, image):
         client.predict(image, timeout_s=0.001)
 
 
+SEES_FRONTAL = "The model sees a frontal"  # the file that calls itself a lateral shows a frontal one
 UNUSUAL = {
     "frontal": ({"image": "frontal"}, []),
-    "lateral": ({"image": "lateral"}, ["lateral view"]),
+    "lateral": ({"image": "lateral"}, ["lateral view", SEES_FRONTAL]),
     "hand": ({"image": "hand"}, ["HAND, not chest"]),
     "frames": ({"image": "frames"}, ["3 frames; only the first"]),
     "long report": ({"report": LONG}, ["longer than 256 tokens"]),
-    "lateral with a long report": ({"image": "lateral", "report": LONG}, ["lateral view", "longer than"]),
+    "lateral with a long report": (
+        {"image": "lateral", "report": LONG},
+        ["lateral view", "longer than", SEES_FRONTAL],
+    ),
     "frontal with a report": ({"image": "frontal", "report": "No effusion."}, []),
 }
 
