@@ -88,7 +88,7 @@ class Triton:
         text = (self.repository / name / "config.pbtxt").read_text()
         self.loaded[name] = text_format.Parse(text, model_config_pb2.ModelConfig())
 
-    def infer(self, model, inputs, *, model_version, outputs, client_timeout):
+    def infer(self, model, inputs, *, model_version, client_timeout):
         self.calls.append(("infer", model, int(model_version)))
         self.on_infer()
         self._fail("infer")

@@ -147,7 +147,7 @@ def test_a_table_of_another_collection_is_told_from_a_part_of_the_own(data, tmp_
     ids = pq.read_table(data / "s.parquet")["study_id"].to_pylist()
     split = {"train": ids[:2], "validation": ids[2:4], "test": ids[4:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
-    bundle = SimpleNamespace(path=tmp_path)
+    bundle = SimpleNamespace(path=tmp_path, split=split)
     table = pq.read_table(data / "s.parquet")
     pq.write_table(table.slice(1), tmp_path / "part.parquet")
     foreign = table.set_column(0, "study_id", pa.array([f"CXR9{number}" for number in range(6)]))
