@@ -95,12 +95,13 @@ def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedM
     model = _parse_parameters(config, source)
     served = {entry["name"] for entry in config.get("output", [])}
     _check_outputs(name, served, source)
-    return replace(model, tells_view=LATERAL.name in served)
+    sees = LATERAL in MODELS[name].outputs
+    return replace(model, tells_view=LATERAL.name in served if sees else None)
 
 
 def list_outputs(name: str, model: ServedModel) -> list[str]:
-    """Return the outputs of one of `predict_*` that the served model has."""
-    lacking = () if model.tells_view else ADDED_OUTPUTS
+    """Return the outputs of one of `predict_*` that the served model has, as far as it is known."""
+    lacking = ADDED_OUTPUTS if model.tells_view is False else ()
     return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in lacking]
 
 

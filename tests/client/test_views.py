@@ -32,8 +32,9 @@ class FakeTriton:
     def __init__(self, _url: str = "", _settings: object = None) -> None:
         self.model, self.asked = NEW, []
 
-    def read_model(self, _timeout_s: float, _model: str = "", _version: str = "") -> ServedModel:
-        return self.model
+    def read_model(self, _timeout_s: float, model: str = "", _version: str = "") -> ServedModel:
+        # The config of a model without images says nothing about views.
+        return replace(self.model, tells_view=None) if "text" in model else self.model
 
     def infer(self, model, inputs, outputs, _timeout_s, **_):
         self.asked.append(tuple(outputs))
@@ -54,7 +55,7 @@ class FakeTriton:
             answer[name] = np.array([[notes.get(name, b"")]] * batch, dtype=np.object_)
         if "lateral" in answer:
             answer["lateral"] += np.float32(0.97)
-        return Answer(answer)
+        return Answer(answer, "1")
 
     def close(self) -> None:
         pass
@@ -86,6 +87,12 @@ def test_a_batch_of_tensors_has_a_view_for_each_image(client):
     assert client.predict_tensors(pixels).lateral.tolist() == pytest.approx([0.97] * 3)
     assert client.predict_tensors(pixels, ids, ids).lateral.shape == (3,)
     assert client.predict_tensors(None, ids, ids).lateral is None
+
+
+def test_a_text_before_an_image_changes_nothing(client):
+    for _ in range(2):
+        assert client.predict(report="Clear.").lateral is None
+        assert client.predict(b"image").lateral == pytest.approx(0.97)
 
 
 def test_a_repository_of_an_older_version_is_not_asked_for_the_view(client):
@@ -126,6 +133,8 @@ def test_a_server_says_by_its_outputs_whether_it_tells_views(tells_view):
         "output": [{"name": name} for name in names],
     }
     model = parse_model("predict_image", config, source="here")
+    text = {**config, "output": [{"name": tensor.name} for tensor in MODELS["predict_text"].outputs]}
+    assert parse_model("predict_text", text, source="here").tells_view is None
     assert model.tells_view is tells_view
     assert model.to_dict()["tells_view"] is tells_view
 

@@ -29,6 +29,8 @@ def fill_folder(trained, place: Path) -> Path:
     for number in range(COUNT):
         shutil.copyfile(images[number % len(images)], place / "scans" / f"{number:03}")
     (place / "scans" / "007").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    for path in (place / "scans").iterdir():
+        os.utime(path, ns=(10**18, 10**18))  # the journal knows a file by its size and time
     return place
 
 
