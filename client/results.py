@@ -318,8 +318,8 @@ class ServedModel:
     precision profile of its graphs, "" where an older repository does not say it; `required_backend` names the Triton
     backend that alone runs them as they were gated, "" for any; `image_reading` is the number of the code that reads
     images there (`contract.shrink`), None where an older repository does not say it. `unmeasured` are the keys of the
-    labels that its test split held too few cases of. `tells_view` says whether it answers with the view of an image, which
-    a repository of an older version does not; None where the model that was asked reads no image.
+    labels that its test split held too few cases of. `tells_view` says whether it answers with the view of an image,
+    which a repository of an older version does not; None where the model that was asked reads no image.
     """
 
     fingerprint: str
