@@ -211,9 +211,8 @@ class LossConfig:
     asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
     asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
-    spare_alike: bool = (
-        True  # studies with the same labels or nearly the same words are no negatives of InfoNCE
-    )
+    # studies with the same labels or nearly the same words are no negatives of InfoNCE
+    spare_alike: bool = False
     temperature: float = 0.125
 
     def check(self) -> None:
