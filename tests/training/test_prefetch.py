@@ -87,17 +87,19 @@ def test_an_error_of_the_items_comes_at_its_place():
 
 
 def test_closing_ends_the_thread_and_what_was_not_begun():
-    begun, go_on = [], threading.Event()
+    begun, is_busy, go_on = [], threading.Event(), threading.Event()
 
     def prepare(item):
         begun.append(item)
         if item == 1:
+            is_busy.set()
             assert go_on.wait(60)
         return item
 
     results = prefetch(range(99), prepare, depth=5)
     assert next(results) == 0
     assert len(list_threads()) == 1
+    assert is_busy.wait(60)
     threading.Timer(0.05, go_on.set).start()
     results.close()
     assert begun == [0, 1]
