@@ -74,8 +74,9 @@ class Bundle:
 
     @property
     def split(self) -> dict[str, list[str]]:
-        """Part ("train", "validation", "test") -> ids of its studies, as the table wrote them."""
-        return {part: list(ids) for part, ids in _read_json(self.path / SPLIT).items()}
+        """Part ("train", "validation", "test") -> ids of its studies, as the table wrote them; [] of a missing part."""
+        recorded = _read_json(self.path / SPLIT)
+        return {part: list(recorded.get(part, ())) for part in ("train", "validation", "test")}
 
     @property
     def weights_path(self) -> Path:

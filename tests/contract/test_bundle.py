@@ -15,6 +15,8 @@ from contract.bundle import (
     MANIFEST,
     MODEL_CARD,
     REQUIRED_FILES,
+    SPLIT,
+    Bundle,
     amend_bundle,
     compute_fingerprint,
     compute_sha256,
@@ -405,3 +407,12 @@ def test_a_bundle_is_amended_on_a_file_system_without_links(sealed, monkeypatch)
     with amend_bundle(before) as scratch:
         (scratch / "note.md").write_text("new")
     assert load_bundle(sealed).fingerprint == before.fingerprint
+
+
+def test_the_split_names_every_part(sealed):
+    (sealed / SPLIT).write_text('{"test": ["00000061_012"], "other": ["x"]}')
+    bundle = Bundle(sealed, "f" * 64, {}, DECISIONS, {})
+    assert bundle.split == {"train": [], "validation": [], "test": ["00000061_012"]}
+    (sealed / SPLIT).write_text("[]")
+    with pytest.raises(ArtifactError, match=r"split\.json must hold a JSON object"):
+        assert bundle.split
