@@ -8,6 +8,7 @@ from contract.bundle import WEIGHTS, Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
 from training.config.toml_file import list_configs, load_config, read_model_config
+from training.model.backbone import read_sizes
 from training.model.model import CxrModel, graph_modules, load_model
 
 
@@ -140,10 +141,10 @@ def test_bundle_weights_load_into_an_equal_model(model, tmp_path):
         load_model(Bundle(tmp_path, "0" * 64, {"model": other}, (), {}))
 
 
-def test_named_configs_have_a_square_grid_of_49_tokens_and_come_back_from_a_bundle():
+def test_named_configs_have_a_square_grid_of_tokens_and_come_back_from_a_bundle():
     for name in list_configs():
         model = load_config(name).model
-        assert model.sizes["N"] in {49, 196}
+        assert read_sizes(model)["N"] == (37**2 if name == "dinov2" else 7**2)
         assert read_model_config(asdict(model)) == model
 
 
