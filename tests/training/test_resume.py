@@ -17,6 +17,9 @@ from cli.app import app
 from contract.bundle import load_bundle
 from training.data.openi import read_table
 
+# Processes that train take long beside others, and the time of each is limited.
+pytestmark = pytest.mark.alone
+
 SETTINGS = (
     *(
         "model.image_width=16",
