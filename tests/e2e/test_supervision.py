@@ -163,8 +163,7 @@ def test_predictions_go_on_without_the_sidecar(often_harmed):
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if "relay" in name])
-def test_the_relay_comes_back_alone(often_harmed, name):
-    served = often_harmed
+def test_the_relay_comes_back_alone(served, name):
     triton, relay = served.find_server("tritonserver"), served.find_server("serving.relay")
     before = served.read_output()
     FAULTS[name](served)
