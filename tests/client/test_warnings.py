@@ -50,6 +50,8 @@ class FakeTriton:
             "report_notes": (CUT if report == b"long" else WHOLE).to_json(),
             "report_text": report,
         }
+        if image == b"lateral" and "lateral" in answer:
+            answer["lateral"] += 1  # the view head agrees with the header
         for name in set(values) & set(answer):
             answer[name] = np.array([[self.damage or values[name]]], dtype=np.object_)
         return Answer(answer)
@@ -152,7 +154,8 @@ def test_commands_print_the_warnings(client, command, tmp_path):
 def test_predict_says_how_the_image_was_taken(client, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(b"lateral")
-    assert "Image: view LATERAL, laterality L, modality CR" in run("predict", str(image)).splitlines()
+    taken = "Image: view LATERAL, laterality L, modality CR, to the model a lateral with probability 1.00"
+    assert taken in run("predict", str(image)).splitlines()
     assert "Image:" not in run("predict", "--report", "short")
 
 
