@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -95,9 +95,17 @@ def draw_order(
 
 
 def draw_batch(
-    studies: StudySet, rows: NDArray[np.int64], config: DataConfig, generator: np.random.Generator
+    studies: StudySet,
+    rows: NDArray[np.int64],
+    config: DataConfig,
+    generator: np.random.Generator,
+    *,
+    compare_words: bool = False,
 ) -> Draw:
-    """Decide which views and which text of each study are seen in training, and how they are changed."""
+    """Decide which views and which text of each study are seen in training, and how they are changed.
+
+    With `compare_words`, every two texts are compared for `Draw.wordings`; else only equal ones count as alike.
+    """
     views = np.stack([_draw_views(studies.views[row], config, generator) for row in rows])
     texts = [_draw_text(studies, int(row), config, generator) for row in rows]
     if generator.random() < config.text_dropout and (views >= 0).any():
@@ -106,7 +114,10 @@ def draw_batch(
     if config.silent_share:
         silent = _draw_silent(texts, views, config.silent_share, generator)
         texts = _silence(studies, rows, texts, silent, generator)
-    return _make_draw(studies, rows, views, texts, silent, config.max_length, generator)
+    draw = _make_draw(studies, rows, views, texts, silent, config.max_length, generator)
+    return (
+        replace(draw, wordings=number_similar(_name_texts(studies, rows, texts))) if compare_words else draw
+    )
 
 
 def choose_batch(studies: StudySet, rows: NDArray[np.int64], config: DataConfig, *, views: int = 1) -> Draw:
@@ -129,15 +140,19 @@ def _make_draw(
     generator: np.random.Generator | None,
 ) -> Draw:
     names: dict[str, int] = {}
-    words = [text or studies.study_ids[row] for text, row in zip(texts, rows, strict=True)]
+    words = _name_texts(studies, rows, texts)
     shapes = ((len(rows), 2, DRAWS), (len(rows), max_length))
     changes, blanks = (
         np.ones(shape, np.float32) if generator is None else generator.random(shape, np.float32)
         for shape in shapes
     )
     groups = np.array([names.setdefault(text, len(names)) for text in words], np.int64)
-    wordings = groups if generator is None else number_similar(words)  # only training compares studies
-    return Draw(rows, tuple(texts), silent, views, groups, wordings, changes, blanks)
+    return Draw(rows, tuple(texts), silent, views, groups, groups, changes, blanks)
+
+
+def _name_texts(studies: StudySet, rows: NDArray[np.int64], texts: Sequence[str]) -> list[str]:
+    """Return the texts, the name of the study in the place of a missing one, which is like no other."""
+    return [text or studies.study_ids[row] for text, row in zip(texts, rows, strict=True)]
 
 
 def _draw_views(seen: Sequence[int], config: DataConfig, generator: np.random.Generator) -> NDArray[np.int64]:

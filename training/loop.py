@@ -202,7 +202,7 @@ def _draw_epoch(loop: Loop, epoch: int) -> Iterator[Draw]:
     generator = np.random.default_rng([config.seed, epoch])
     order = draw_order(loop.examined.split["train"], studies, config.loop.batch_size, generator)
     for rows in order:
-        draw = draw_batch(studies, rows, config.data, generator)
+        draw = draw_batch(studies, rows, config.data, generator, compare_words=config.loss.spare_alike)
         if len(rows) >= loop.accelerator.num_processes:
             yield draw
 

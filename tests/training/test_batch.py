@@ -146,6 +146,20 @@ def test_a_share_of_the_texts_is_silent(studies):
     assert 0.2 < np.mean(counts) / 2 < 0.3
 
 
+def test_words_are_compared_where_asked_for(studies):
+    first = "the heart is large and the aorta is tortuous and calcified and long"
+    texts = (first, first.replace("long", "wide"), "small effusion on the left", "")
+    changed = replace(studies, texts=texts)
+    rows = np.arange(4)
+    plain = draw_batch(changed, rows, PLAIN, np.random.default_rng(0))
+    compared = draw_batch(changed, rows, PLAIN, np.random.default_rng(0), compare_words=True)
+    assert len(set(plain.wordings.tolist())) == 4
+    assert compared.wordings[0] == compared.wordings[1]
+    assert len(set(compared.wordings.tolist())) == 3
+    assert compared.texts == plain.texts
+    np.testing.assert_array_equal(compared.changes, plain.changes)
+
+
 def test_shares_of_a_draw_are_the_draw(studies, tokenizer):
     whole = draw(studies, np.arange(4), replace(PLAIN, word_dropout=0.3))
     parts = whole.split(3)
