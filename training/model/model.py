@@ -27,7 +27,6 @@ try:
 
     from training.model.backbone import create_backbone, read_layout, read_sizes
     from training.model.fusion import Fusion, FusionOutput, make_additive_mask
-    from training.model.view_head import add_missing_head
 except ModuleNotFoundError as error:
     raise ConfigError("Models need the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
@@ -188,9 +187,7 @@ def load_model(bundle: Bundle) -> CxrModel:
     """
     try:
         model = CxrModel(read_model_config(bundle.config["model"]))
-        model.load_state_dict(
-            add_missing_head(load_file(bundle.weights_path), model.config.width), strict=True
-        )
+        model.load_state_dict(load_file(bundle.weights_path), strict=True)
     except (KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
         raise ArtifactError(f"The weights of {bundle.path} do not fit its config.json.") from error
     return model.eval()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PREFIX: Final = "fusion.lateral."  # of its tensors among the weights of a model; older bundles lack them
+PREFIX: Final = "fusion.lateral."  # of its tensors among the weights of a model
 
 
 class ViewHead(nn.Module):
@@ -27,6 +27,7 @@ class ViewHead(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.zeros(1, width))
         self.register_buffer("bias", torch.zeros(1))
+        self.register_load_state_dict_pre_hook(_add_missing)
 
     @property
     def is_fitted(self) -> bool:
@@ -36,6 +37,13 @@ class ViewHead(nn.Module):
     def forward(self, image_tokens: Tensor) -> Tensor:
         """Return the probability (B, 1), 0 to 1, that images of tokens (B, N, C) are laterals."""
         return torch.sigmoid(F.linear(image_tokens.mean(dim=1), self.weight, self.bias))
+
+
+def _add_missing(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Read the weights of bundles from before there was a view head as those of one that is not fitted."""
+    own = {f"{prefix}{name}": torch.zeros_like(value) for name, value in head.named_buffers()}
+    if not own.keys() & state.keys():
+        state.update(own)
 
 
 @torch.no_grad()
@@ -65,9 +73,3 @@ def clear_view_head(head: ViewHead) -> None:
     """Make a head answer 0.5 to every image."""
     head.weight.zero_()
     head.bias.zero_()
-
-
-def add_missing_head(weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Return the weights of a model, those of an older bundle with a head that is not fitted; `width` is C."""
-    new = {f"{PREFIX}{name}": value for name, value in ViewHead(width).state_dict().items()}
-    return weights if new.keys() & weights.keys() else new | weights
