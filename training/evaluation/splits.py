@@ -12,11 +12,10 @@ from training.data.openi import read_table
 from training.data.split import split_studies
 from training.data.studies import read_wordings
 from training.evaluation.ask import Options
-from training.evaluation.control import compare_probabilities, compare_texts, evaluate_control
+from training.evaluation.control import compare_probabilities, compare_texts
 from training.evaluation.image_control import TITLES as IMAGE_TITLES
-from training.evaluation.image_control import run_image_controls
 from training.evaluation.labels import LabelMetrics
-from training.evaluation.measure import evaluate_search
+from training.evaluation.measure import evaluate_search, run_controls
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
 from training.evaluation.predict import ReadPixels, read_from_files
 from training.evaluation.regressions import evaluate_answers
@@ -84,33 +83,20 @@ def _split(
 
 
 def _measure_split(parts: Mapping[str, Studies], read_pixels: ReadPixels, options: Options) -> dict[str, Any]:
-    findings = _measure_images(parts, read_pixels)
-    has_texts = False
-    for mode, title in MODE_TITLES.items():
-        try:
-            metrics = evaluate_control(parts, mode, resamples=0)  # type: ignore[arg-type]
-        except ConfigError:  # too few words in this part of the reports
-            continue
-        findings[title], has_texts = _take_means(metrics), True
+    controls = run_controls(parts["test"], parts, read_pixels)
+    answers = {IMAGE_TITLES[name]: found for name, found in controls.images.items()}
+    answers |= {MODE_TITLES[mode]: found for mode, found in controls.texts.items()}
+    findings = {
+        title: _take_means(evaluate_answers(found, parts["test"], resamples=0))
+        for title, found in answers.items()
+    }
     if not findings:
         raise ConfigError(
             "There is nothing for the controls to learn from: the reports share no word, and a part of the split holds "
             "no image that can be read."
         )
-    retrieval = _measure_search(parts, options) if has_texts else {}
+    retrieval = _measure_search(parts, options) if controls.texts else {}
     return {"test": parts["test"], "findings": findings, "retrieval": retrieval}
-
-
-def _measure_images(parts: Mapping[str, Studies], read_pixels: ReadPixels) -> dict[str, dict[str, float]]:
-    """Return a row for each control of images; none where a part of the split holds no image."""
-    try:
-        found = run_image_controls(parts, read_pixels)
-    except ConfigError:
-        return {}
-    return {
-        IMAGE_TITLES[name]: _take_means(evaluate_answers(answers, parts["test"], resamples=0))
-        for name, answers in found.items()
-    }
 
 
 def _take_means(metrics: LabelMetrics) -> dict[str, float]:
