@@ -6,19 +6,18 @@ HOG: Dalal and Triggs 2005, CVPR, as OpenCV computes it.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ConfigError, ImageError
+from contract.bundle import PARTS
+from contract.errors import ConfigError
 from training.evaluation.plan import Studies
-from training.evaluation.predict import ReadPixels
+from training.evaluation.predict import ReadPixels, read_images
 from training.evaluation.regressions import ControlAnswers, calibrate_logits, decide, fit_regressions
 
-PARTS: Final = ("train", "validation", "test")
 TITLES: Final = {"pixels": "32 x 32 pixels + LR", "hog": "HOG + LR"}
 _SIDE: Final = 32
 # Windows of 128 x 128 pixels; blocks of 32 x 32 pixels every 16; cells of 16 x 16; 9 orientations: 1,764 values.
@@ -76,16 +75,8 @@ def _make_model() -> Any:
 
 def _read_images(studies: Studies, read_pixels: ReadPixels) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the rows of the studies whose first image can be read, and these images (M, S, S)."""
-
-    def read(row: int) -> NDArray[np.uint8] | None:
-        path = studies.get_image(row)
-        try:
-            return None if path is None else read_pixels(path)[0]
-        except ImageError:
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(read, range(len(studies))))
-    rows = [row for row, image in enumerate(images) if image is not None]
-    pixels = [image for image in images if image is not None]
-    return np.array(rows, np.int64), np.stack(pixels) if pixels else np.empty((0, 0, 0), np.uint8)
+    named = {row: path for row in range(len(studies)) if (path := studies.get_image(row)) is not None}
+    images = dict(zip(named, read_images(list(named.values()), read_pixels), strict=True))
+    pixels = {row: image[0] for row, image in images.items() if image is not None}
+    rows = np.array(list(pixels), np.int64)
+    return rows, np.stack(list(pixels.values())) if pixels else np.empty((0, 0, 0), np.uint8)

@@ -101,6 +101,19 @@ def read_from_files(size: int) -> ReadPixels:
     return read_pixels
 
 
+def read_images(paths: Sequence[str], read_pixels: ReadPixels) -> list[NDArray[np.uint8] | None]:
+    """Return (1, S, S) of each image file, None of one that cannot be read; several are read at a time."""
+
+    def read(path: str) -> NDArray[np.uint8] | None:
+        try:
+            return np.asarray(read_pixels(path))
+        except ImageError:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, paths))
+
+
 class TorchPredictor:
     """A bundle's model in this process, on the GPU where there is one."""
 
@@ -226,17 +239,10 @@ class TorchPredictor:
             return
         if len(self._image_tokens) + len(missing) > _KEPT_IMAGES:
             self._image_tokens = {path: self._image_tokens[path] for path in paths if path not in missing}
-        with ThreadPoolExecutor() as pool:
-            pixels = dict(zip(missing, pool.map(self._try_pixels, missing), strict=True))
+        pixels = dict(zip(missing, read_images(missing, self.read_pixels), strict=True))
         readable = [path for path in missing if pixels[path] is not None]
         self._image_tokens.update(dict.fromkeys(missing))
         if readable:
             batch = np.stack([pixels[path] for path in readable])  # (B, 1, S, S)
             encoded = self._model.image_encoder(torch.from_numpy(batch).to(self._device))
             self._image_tokens.update(zip(readable, encoded, strict=True))
-
-    def _try_pixels(self, path: str) -> NDArray[np.uint8] | None:
-        try:
-            return np.asarray(self.read_pixels(path))
-        except ImageError:
-            return None
