@@ -33,6 +33,7 @@ TOKENIZER: Final = "tokenizer.json"
 LABELS_FILE: Final = "labels.json"
 METRICS: Final = "metrics.json"
 SPLIT: Final = "split.json"
+PARTS: Final = ("train", "validation", "test")  # of a split
 MODEL_CARD: Final = "MODEL_CARD.md"
 DECIDING_FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, LABELS_FILE)
 REQUIRED_FILES: Final = (*DECIDING_FILES, METRICS, SPLIT, MODEL_CARD)
@@ -76,7 +77,7 @@ class Bundle:
     def split(self) -> dict[str, list[str]]:
         """Part ("train", "validation", "test") -> ids of its studies, as the table wrote them; [] of a missing part."""
         recorded = _read_json(self.path / SPLIT)
-        return {part: list(recorded.get(part, ())) for part in ("train", "validation", "test")}
+        return {part: list(recorded.get(part, ())) for part in PARTS}
 
     @property
     def weights_path(self) -> Path:

@@ -20,7 +20,6 @@ FIGURES: Final = ("auroc", "ap", "f1")
 _LEARNED: Final = (
     "model.vocabulary_size"  # as asked for in a run directory, as the tokenizer came out in a bundle
 )
-PARTS: Final = ("train", "validation", "test")
 
 Interval = Mapping[str, float]  # "value", "low" and "high"
 
@@ -230,14 +229,14 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
 def _compare_studies(a: TrainingRun, b: TrainingRun) -> dict[str, bool | None]:
     """Return whether the studies of each part, and the table they are from, are the same; None: not known."""
     if None in (a.data_sha256, b.data_sha256, a.split_sha256, b.split_sha256):
-        return dict.fromkeys(PARTS)
+        return dict.fromkeys(files.PARTS)
     if a.data_sha256 != b.data_sha256:
-        return dict.fromkeys(PARTS, False)
+        return dict.fromkeys(files.PARTS, False)
     if a.split_sha256 == b.split_sha256:
-        return dict.fromkeys(PARTS, True)
+        return dict.fromkeys(files.PARTS, True)
     if a.split is None or b.split is None:
-        return dict.fromkeys(PARTS)
-    return {part: a.split.get(part) == b.split.get(part) for part in PARTS}
+        return dict.fromkeys(files.PARTS)
+    return {part: a.split.get(part) == b.split.get(part) for part in files.PARTS}
 
 
 def _compare_figure(a: TrainingRun, b: TrainingRun, way: str, name: str, comparable: bool) -> Difference:

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from contract.bundle import PARTS
 from contract.errors import ConfigError
 
-PARTS: Final = ("train", "validation", "test")
 _PART_OF: Final = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "validate", "dev"), "validation"),

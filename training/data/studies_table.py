@@ -10,8 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contract.bundle import PARTS
 from contract.labels import LABEL_INDEX
-from training.data.split_file import PARTS
 
 _IDS: Final = ("study_id", "patient_id")  # of every study
 # Tables of older versions lack them: they say all labels of a study that is labelled, hold no boxes and no split.

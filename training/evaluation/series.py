@@ -18,6 +18,7 @@ from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from training.evaluation.image_control import TITLES, run_image_controls
 from training.evaluation.labels import (
+    CENTRED,
     Floats,
     compute_ap,
     compute_auroc,
@@ -153,7 +154,7 @@ def _summarise(
     names = list(next(iter(stacked.values())))
     macro = {
         name: {
-            metric: summarise(found[name], centred=metric == "ap").to_dict()
+            metric: summarise(found[name], centred=metric in CENTRED).to_dict()
             for metric, found in stacked.items()
         }
         for name in names

@@ -13,13 +13,14 @@ import numpy as np
 from pydicom.config import IGNORE
 from pydicom.uid import UID
 
+from contract.bundle import PARTS
 from contract.errors import ConfigError
 from contract.labels import LABELS
 from contract.text import SECTIONS, clean_text
 from training.data.duplicates import SIMILARITY, group_texts
 from training.data.mesh import UNMAPPED, map_heading, split_heading
 from training.data.openi import read_table, read_text
-from training.data.split_file import PARTS, read_split_file
+from training.data.split_file import read_split_file
 
 Row = Mapping[str, Any]
 Audit = dict[str, Any]
