@@ -168,4 +168,4 @@ GPU_OUT ?= $(RESULTS)/gpu
 GPU ?=
 
 gpu: ## measure one NVIDIA GPU (8 minutes; GPU='--device cpu --size demo' tries it without one)
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m cli.bench.gpu $(GPU_OUT) $(GPU) $(if $(WHEELS),--wheels $(WHEELS))
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu $(GPU_OUT) $(GPU) $(if $(WHEELS),--wheels $(WHEELS))

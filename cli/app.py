@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cli.bench.app import bench_app
+from cli.bench_app import bench_app
 from cli.calibrate import calibrate
 from cli.command import CommandGroup, open_streams, run, take_interrupts
 from cli.console import escape
@@ -219,10 +219,11 @@ def index_cases(
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
-    from cli.cases import choose_rows, make_cases, read_rows
+    from cli.cases import make_cases
     from cli.progress import show_progress
     from cli.show import print_indexed, print_json
     from client import CxrClient
+    from training.data.rows import choose_rows, read_rows
 
     rows = read_rows(table)
     if split:

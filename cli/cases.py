@@ -1,79 +1,15 @@
 """Rows of a studies table as the cases that the exporter checks and the client indexes."""
 
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contract.errors import ConfigError, InputError
-from contract.text import SECTIONS, Report, format_report
+from training.data.rows import Row, get_image, get_report, has_text, is_readable, read_text
 
 if TYPE_CHECKING:
     from client.results import CaseInput
-    from export.parity import ParityCase
-
-Row = dict[str, Any]
-
-
-def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[Row]:
-    """Read a studies table (Parquet) as one dict per study, optionally only some studies.
-
-    Raises:
-        ConfigError: There is no such table.
-    """
-    from training.data.openi import read_table
-
-    if not table.is_file():
-        raise ConfigError(f"There is no studies table {table}; make one with `cxr data table`.")
-    rows = read_table(table).to_pylist()
-    wanted = None if study_ids is None else set(study_ids)
-    return [row for row in rows if wanted is None or row["study_id"] in wanted]
-
-
-def choose_rows(rows: Sequence[Row], split: Path, part: str) -> list[Row]:
-    """Return the rows of one part (train, validation, test) of a split file; see `training.data.split_file`.
-
-    Raises:
-        ConfigError: It is no split of this table, or names no study for this part.
-    """
-    from training.data.split_file import read_split_file
-
-    chosen = set(read_split_file(split, [row["study_id"] for row in rows])[part])
-    if not chosen:
-        raise ConfigError(f"{split} names no study for {part}.")
-    return [row for row in rows if row["study_id"] in chosen]
-
-
-def get_report(row: Row) -> str:
-    """Return the whole report of a row, section by section; empty when no section holds text."""
-    sections = (row[name] or "" for name in SECTIONS)
-    return format_report(Report(*sections))
-
-
-def get_image(row: Row) -> Path | None:
-    """Return the file of the row's first (frontal) image."""
-    return Path(row["image_paths"][0]) if row["image_paths"] else None
-
-
-def is_readable(row: Row, text_mode: str) -> bool:
-    """Whether the row holds text that the model can read or an image."""
-    return get_image(row) is not None or has_text(row, text_mode)
-
-
-def has_text(row: Row, text_mode: str) -> bool:
-    """Whether the part of the report that the model reads holds words."""
-    return bool(_read_text(row, text_mode))
-
-
-def _read_text(row: Row, text_mode: str) -> str:
-    """Return the part of the report that the model reads; empty where it holds no words."""
-    from contract.text import read_report
-
-    try:
-        return read_report(get_report(row), text_mode)  # type: ignore[arg-type]
-    except InputError:
-        return ""
+    from export.gates.parity import ParityCase
 
 
 def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
@@ -143,9 +79,9 @@ def _space(rows: Sequence[Row], count: int) -> list[Row]:
 
 def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     from client.inputs import read_image_file
-    from contract.dicom import load_pixels
+    from contract.image.read import load_pixels
     from contract.labels import LABELS
-    from export.parity import ParityCase
+    from export.gates.parity import ParityCase
 
     image = get_image(row)
     there, unknown = (
@@ -153,7 +89,7 @@ def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     )
     return ParityCase(
         pixels=load_pixels(read_image_file(image), size=image_size) if image else None,
-        text=_read_text(row, text_mode) or None,
+        text=read_text(row, text_mode) or None,
         labels=there if row["labelled"] else None,
         known=~unknown,
     )

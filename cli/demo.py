@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cli.cases import (
-    Row,
-    get_image,
-    get_report,
-    has_text,
-    make_cases,
-    make_parity_cases,
-    make_precision_cases,
-    read_rows,
-)
+from cli.cases import make_cases, make_parity_cases, make_precision_cases
 from cli.console import escape
 from cli.progress import Steps, TrainingBar
 from cli.show import NOTICE, print_cases, print_control, print_explanation, print_metrics, print_prediction
 from contract.bundle import Bundle, load_bundle, write_json
 from contract.errors import ConfigError
+from training.data.rows import Row, get_image, get_report, has_text, read_rows
 
 if TYPE_CHECKING:
     from client import CxrClient

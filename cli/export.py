@@ -17,9 +17,9 @@ from contract.errors import ConfigError, CxrError, ParityError
 
 if TYPE_CHECKING:
     from contract.repository import Published
+    from export.gates.server_precision import ServerCheck
     from export.hub import HubFolder
     from export.pipeline import Check, ExportResult
-    from export.server_check import ServerCheck
     from serving.reload import Reload
     from serving.served_graphs import ServedGraphs
 
@@ -198,8 +198,9 @@ def _check_options(
 def _publish(
     console: Console, bundle: Bundle, table: Path, repository: Path, publication: Publication
 ) -> "ExportResult":
-    from cli.cases import make_parity_cases, make_precision_cases, read_rows
+    from cli.cases import make_parity_cases, make_precision_cases
     from export.pipeline import export
+    from training.data.rows import read_rows
 
     rows = read_rows(table)
     reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
@@ -256,7 +257,7 @@ def take_version(
 def _ask_server(served: "ServedGraphs", layout: str, check: "Check") -> "tuple[ServerCheck, dict[str, Any]]":
     """Return what the gate at the server found, and what it ran on."""
     from contract.tensors import LAYOUTS
-    from export.precision import ServedGraphs as AskedGraphs
+    from export.gates.precision import ServedGraphs as AskedGraphs
 
     graphs = [name for name, spec in LAYOUTS[layout].items() if spec.backend == "onnxruntime"]  # type: ignore[index]
     ran = served.describe(graphs[0])

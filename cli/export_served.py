@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from contract.errors import ArtifactError, ConfigError, ParityError
-from contract.runtime import read_parameter
+from contract.runtime.session import read_parameter
 from contract.training_data import WAYS
 
 if TYPE_CHECKING:
     from contract.repository import Published
-    from export.server_gate import Agreement
+    from export.gates.server import Agreement
     from serving.reload import Reload
 
 
@@ -64,8 +64,8 @@ def verify_server(console: Console, url: str) -> Verified:
         ServiceError: It does not answer.
     """
     from client.served import parse_model
-    from export.questions import draw_questions
-    from export.server_gate import STORED, StoredAnswers, collect_answers, compare_answers
+    from export.gates.questions import draw_questions
+    from export.gates.server import STORED, StoredAnswers, collect_answers, compare_answers
     from serving.served_graphs import ServedGraphs, connect, find_version
 
     source = f"Triton at {url}"

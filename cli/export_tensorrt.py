@@ -10,8 +10,8 @@ from cli.progress import show_progress
 from contract.errors import ConfigError
 
 if TYPE_CHECKING:
-    from export.tensorrt import PlanExport
-    from export.tensorrt_graph import Precision
+    from export.tensorrt.build import PlanExport
+    from export.tensorrt.graph import Precision
 
 
 def export_tensorrt(
@@ -32,7 +32,7 @@ def export_tensorrt(
     """
     if find_spec("onnx") is None or find_spec("tritonclient") is None:
         raise ConfigError("Export needs the 'export' extra: pip install 'cxr-serving[export]'.")
-    from export.tensorrt import PlanSettings, export_plans
+    from export.tensorrt.build import PlanSettings, export_plans
 
     settings = PlanSettings(cast("Precision", precision), typical_batch, workspace_mib, cuda_graphs)
     with show_progress(console, "Building plans") as progress:

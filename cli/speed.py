@@ -15,11 +15,11 @@ from rich.console import Console
 from cli.console import Table, escape
 from cli.progress import ProgressCallback
 from cli.speed_images import Kind, Values, draw_radiograph, list_kinds
-from contract import dicom_file
-from contract.dicom import load_pixels
-from contract.dicom_decode import choose_decoder
 from contract.errors import ConfigError, ImageError
-from contract.image_header import make_missing_error
+from contract.image import dicom_file
+from contract.image.decode import choose_decoder
+from contract.image.header import make_missing_error
+from contract.image.read import load_pixels
 
 ROWS, COLUMNS = 2828, 2320  # of a 35 x 43 cm radiograph at 0.15 mm
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from contract.dicom import MAX_IMAGE_BYTES
 from contract.errors import ConfigError, ImageError, InputError, ReportError
+from contract.image.dicom_file import MAX_IMAGE_BYTES
 
 IMAGE_SUFFIXES: Final = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
 _MAX_REPORT_BYTES: Final = 2**20

@@ -39,8 +39,8 @@ from client.triton import Answer, Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import BusyError, CxrError, InputError, UnavailableError
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
+from contract.report.tokens import TokenLimits
 from contract.tensors import ADDED_OUTPUTS
-from contract.tokens import TokenLimits
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
@@ -125,7 +125,7 @@ class CxrClient:
         *,
         timeout_s: float | None = None,
     ) -> BatchPrediction:
-        """Predict a batch of cases that the caller preprocessed with `contract.dicom` and `contract.text`.
+        """Predict a batch of cases that the caller preprocessed with `contract.image.read` and `contract.report.text`.
 
         Args:
             pixels: (B, 1, S, S) uint8, B at most 32, S the `image_size` of `info()`.

@@ -13,6 +13,7 @@ from client.triton import Arrays
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError, TensorError
 from contract.notes import ImageNotes, ReportNotes
+from contract.report.tokens import TokenLimits
 from contract.tensors import (
     ATTENTION_MASK,
     EMBEDDING,
@@ -30,7 +31,6 @@ from contract.tensors import (
     TEXT_ATTENTION,
     TOKEN_SPANS,
 )
-from contract.tokens import TokenLimits
 
 
 def make_inputs(image: ImageSource | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
@@ -58,7 +58,7 @@ def check_tensors(
     Raises:
         ConfigError: There is nothing, or token ids without their mask, or a mask alone.
         TensorError: A tensor has the wrong type or shape, or the batch is none of 1 to 32 cases in all of them, or
-            the model cannot read the token ids or their mask (`contract.tokens`).
+            the model cannot read the token ids or their mask (`contract.report.tokens`).
     """
     if (input_ids is None) != (attention_mask is None):
         raise ConfigError("Give input_ids and attention_mask together.")

@@ -22,12 +22,12 @@ from client.inputs import ImageSource, ReportSource, read_image, read_report, re
 from client.results import Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
-from contract.dicom import load_pixels
 from contract.errors import ConfigError
+from contract.image.read import load_pixels
 from contract.labels import LABEL_INDEX, LABEL_KEYS
 from contract.notes import ImageNotes, ReportNotes
+from contract.report.text import ReportTokenizer
 from contract.steps import ReportReader, read_radiograph
-from contract.text import ReportTokenizer
 
 try:
     import torch

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.picture import encode_pil_image, is_dataset, is_pil_image, write_dataset
-from contract.dicom import MAX_IMAGE_BYTES
 from contract.errors import ConfigError, CxrError, ImageError, ReportError
-from contract.png import encode_png
+from contract.image.dicom_file import MAX_IMAGE_BYTES
+from contract.image.png import encode_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ def read_image(image: ImageSource) -> bytes:
 
     Args:
         image: A file by name (text or `Path`); a whole DICOM, PNG or JPEG file as bytes; an array as for
-            `contract.png.encode_png`; a pydicom data set; a Pillow image.
+            `contract.image.png.encode_png`; a pydicom data set; a Pillow image.
 
     Raises:
         ImageError: There is no such file, it cannot be read, or something else was given; says what.

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from client.overlay import encode_png, render_attention, render_overlay
 from client.results import Finding, Prediction, SimilarCase
 from contract.decisions import Decision
-from contract.dicom import MAX_IMAGE_BYTES, load_pixels
 from contract.errors import ImageError
 from contract.files import write_file
+from contract.image.dicom_file import MAX_IMAGE_BYTES
+from contract.image.read import load_pixels
 from contract.labels import LABEL_NAMES
 from contract.training_data import UNMEASURED
 

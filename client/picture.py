@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from contract.errors import ImageError
-from contract.png import FAST, encode_png
+from contract.image.png import FAST, encode_png
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

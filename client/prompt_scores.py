@@ -19,7 +19,6 @@ from client.results import Prediction, ServedModel
 from client.triton import Arrays
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, InputError
-from contract.label_words import mask_label_words
 from contract.notes import ReportNotes
 from contract.prompts import (
     DEFAULT_TEMPERATURE,
@@ -29,6 +28,7 @@ from contract.prompts import (
     frame_prompt,
     make_prompts,
 )
+from contract.report.label_words import mask_label_words
 from contract.tensors import ATTENTION_MASK, EMBEDDING, INPUT_IDS, MAX_BATCH_SIZE, REPORT, REPORT_NOTES
 from contract.training_data import UNKNOWN, warn_of_training
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from client.results import ServedModel
 from contract.decisions import parse_decisions
-from contract.embedded import REQUIRED_BACKEND
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
+from contract.runtime.embedded import REQUIRED_BACKEND
 from contract.shrink import IMAGE_READING_PARAMETER
 from contract.tensors import ADDED_OUTPUTS, LATERAL, MODELS
 from contract.training_data import parse_unmeasured, parse_ways, read_trained_on

@@ -31,8 +31,8 @@ from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
 from client.status import make_error, make_wrong_service_error, strip_code
 from contract.address import check_address, speaks_http1
-from contract.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
+from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -138,7 +138,7 @@ class TritonTransport:
 
         Raises:
             ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
-            ConfigError: Its backend does not run the graphs as they were gated (`contract.embedded`).
+            ConfigError: Its backend does not run the graphs as they were gated (`contract.runtime.embedded`).
             ServiceError: See `client.status`.
         """
         try:

@@ -55,7 +55,7 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer file, for `contract.text.ReportTokenizer`."""
+        """The tokenizer file, for `contract.report.text.ReportTokenizer`."""
         return self.path / TOKENIZER
 
     @property

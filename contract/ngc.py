@@ -2,7 +2,7 @@
 
 This is the only list of them. Tests hold the Dockerfile, compose.yaml, pyproject.toml and the documentation to it
 (tests/docker/test_ngc.py) and run every published graph on the ONNX Runtime of the oldest and of the default release
-(tests/export/test_ngc_runtimes.py); `cxr doctor` compares this machine with it.
+(tests/export/graphs/test_ngc_runtimes.py); `cxr doctor` compares this machine with it.
 
 Releases before 25.07 have published holes that let foreign code run (CVE-2025-23310, 23311, 23319, 23320, 23334).
 

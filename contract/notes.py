@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from contract.errors import ArtifactError
-from contract.image_header import list_warnings
-from contract.image_view import VIEWS, View
-from contract.report_names import SECTIONS, Part
-from contract.report_statements import count_sentences
+from contract.image.header import list_warnings
+from contract.image.view import VIEWS, View
+from contract.report.names import SECTIONS, Part
+from contract.report.statements import count_sentences
 
 if TYPE_CHECKING:
-    from contract.dicom import Radiograph
-    from contract.text import TokenBatch
+    from contract.image.read import Radiograph
+    from contract.report.text import TokenBatch
 
 NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands beside every answer
 _MAX_WARNINGS: Final = 16
@@ -149,8 +149,8 @@ def note_reports(
 
     Args:
         batch: What `ReportTokenizer.encode` returned.
-        parts: The parts of each of its reports (`contract.text.parse_parts`).
-        text_mode: Which part of a report the model reads (`contract.text.TextMode`).
+        parts: The parts of each of its reports (`contract.report.text.parse_parts`).
+        text_mode: Which part of a report the model reads (`contract.report.text.TextMode`).
         max_length: The most tokens that it reads.
     """
     cut = _describe_cut(text_mode, max_length)

@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from contract.png import encode_png
+from contract.image.png import encode_png
 
 _SIDE: Final = 128  # pixels
 _RAMP: Final = np.linspace(0, 255, _SIDE).astype(np.uint8)  # black to white

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError, InputError
+from contract.report.text import Report, clean_text, format_report
 from contract.strings import require_strings
-from contract.text import Report, clean_text, format_report
 
 # `bare` is the finding without its article ("No mass", of "a mass"), `verb` is "is" or "are".
 PRESENT_TEMPLATES: Final = (

@@ -7,8 +7,8 @@ the image are made here.
 
 from typing import Final
 
+from contract.image.png import encode_png
 from contract.notes import ImageNotes
-from contract.png import encode_png
 from contract.steps import read_radiograph
 
 # Raised whenever the same file gives other pixels than before. A client sends pixels to a server with the same number

@@ -12,10 +12,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.dicom import Radiograph, load_radiograph
+from contract.image.read import Radiograph, load_radiograph
 from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
-from contract.report_sections import split_sections
-from contract.runtime import read_parameter
+from contract.report.sections import split_sections
+from contract.report.text import Report, ReportTokenizer, TextMode, TokenBatch, parse_parts, select_text
+from contract.report.tokens import TokenLimits
+from contract.runtime.session import read_parameter
 from contract.tensors import (
     ATTENTION_MASK,
     IMAGE_BYTES,
@@ -28,8 +30,6 @@ from contract.tensors import (
     TEXT_GATE,
     TOKEN_SPANS,
 )
-from contract.text import Report, ReportTokenizer, TextMode, TokenBatch, parse_parts, select_text
-from contract.tokens import TokenLimits
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

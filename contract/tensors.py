@@ -62,7 +62,7 @@ class TensorSpec:
             )
 
 
-# How far the outputs of one model may differ between PyTorch, its ONNX graphs and a server: see `export.parity`.
+# How far the outputs of one model may differ between PyTorch, its ONNX graphs and a server: see `export.gates.parity`.
 TOLERANCES: Final[dict[str, float]] = {
     "image_tokens": 1e-3,
     "text_tokens": 1e-3,
@@ -182,7 +182,7 @@ _SPECS: tuple[ModelSpec, ...] = (
 MODELS: Final[dict[str, ModelSpec]] = {spec.name: spec for spec in _SPECS}
 GRAPHS: Final[tuple[str, ...]] = tuple(spec.name for spec in _SPECS if spec.backend == "onnxruntime")
 
-# The encoders and the fusion of one kind of question as ONE graph (`export.fuse`): fused graph -> its parts.
+# The encoders and the fusion of one kind of question as ONE graph (`export.graphs.fuse`): fused graph -> its parts.
 FUSED_PARTS: Final[dict[str, tuple[str, ...]]] = {
     "fused_study": ("image_encoder", "text_encoder", "fusion_study"),
     "fused_image": ("image_encoder", "fusion_image"),

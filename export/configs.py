@@ -12,14 +12,14 @@ from tritonclient.grpc import model_config_pb2
 
 import model_repository
 from contract.bundle import Bundle
-from contract.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError
+from contract.report.tokens import TokenLimits
 from contract.repository import CONFIG_NAME
+from contract.runtime.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.shrink import IMAGE_READING, IMAGE_READING_PARAMETER
 from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec, drop_checks
-from contract.tokens import TokenLimits
-from export.checks import read_sizes
-from export.fuse import drop_check, fuse_ensemble
+from export.graphs.checks import read_sizes
+from export.graphs.fuse import drop_check, fuse_ensemble
 from export.targets import apply_settings, check_target, count_cores
 from export.versions import pin
 
@@ -32,9 +32,9 @@ _FREE_FIELDS: Final = ("version_policy", "instance_group", "dynamic_batching", "
 class Deployment:
     """How the models of one bundle are to run once published.
 
-    `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.fuse`); `optimization` is
-    Triton's, in JSON form (`export.targets.make_optimization`), of every graph. `cores` are those of the machine that
-    serves; the default is this one's.
+    `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.graphs.fuse`).
+    `optimization` is Triton's, in JSON form (`export.targets.make_optimization`), of every graph. `cores` are those of
+    the machine that serves; the default is this one's.
     """
 
     target: str = "cpu"

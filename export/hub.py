@@ -103,7 +103,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _find_graphs(bundle: Bundle, repository: Path) -> dict[str, Path]:
     """Return the files of every graph, each by its name in onnx/, made from this bundle."""
-    from export.checks import read_fingerprint
+    from export.graphs.checks import read_fingerprint
     from export.versions import find_version
 
     files: dict[str, Path] = {}

@@ -15,12 +15,12 @@ from contract.repository import read_published
 if TYPE_CHECKING:
     from contract.bundle import Bundle
     from export.configs import Deployment
-    from export.parity import ParityCase, ParityReport
-    from export.precision import ServedGraphs
-    from export.precision_report import PrecisionReport
+    from export.gates.parity import ParityCase, ParityReport
+    from export.gates.precision import ServedGraphs
+    from export.gates.precision_report import PrecisionReport
+    from export.gates.server import StoredAnswers
+    from export.gates.server_precision import ServerCheck
     from export.profiles import Profile
-    from export.server_check import ServerCheck
-    from export.server_gate import StoredAnswers
 
 Progress = Callable[[int, int], None]
 Check = Callable[["ServedGraphs"], "ServerCheck"]
@@ -135,7 +135,7 @@ def export(
 
 
 def _record(bundle: "Bundle", precision: "PrecisionReport") -> Path | None:
-    from export.precision_report import write_report
+    from export.gates.precision_report import write_report
 
     try:
         return write_report(bundle, precision)
@@ -194,7 +194,7 @@ def _describe_gate(runtimes: "Sequence[str]", precision: str, cases: int) -> dic
 
 
 def _name_provider(runtime: str) -> str:
-    """Return the provider in what `contract.runtime.Session.describe` says: "ONNX Runtime 1.27.0 CPU, 2 threads"."""
+    """Return the provider in what `Session.describe` says: "ONNX Runtime 1.27.0 CPU, 2 threads"."""
     words = runtime.partition(",")[0].split()
     return words[-1] if words[0] == "ONNX" else words[0]
 
@@ -209,10 +209,10 @@ def _make_graphs(
     progress: Progress | None,
 ) -> _Graphs:
     """Return the graphs of the deployment, which have passed both gates, and the gates' reports."""
-    from export.fuse import fuse_graphs
-    from export.graphs import export_graphs
-    from export.parity import check_parity
-    from export.server_check import store_answers
+    from export.gates.parity import check_parity
+    from export.gates.server_precision import store_answers
+    from export.graphs.from_torch import export_graphs
+    from export.graphs.fuse import fuse_graphs
     from export.settle import settle_graphs
 
     plain = export_graphs(bundle, scratch, _scale(progress, 0, 40))
@@ -243,7 +243,7 @@ def _require_faster(
     cases: "Sequence[ParityCase]",
 ) -> None:
     """Hold a profile to being faster than the one that it names, if any."""
-    from export.convert import convert_graphs
+    from export.graphs.convert import convert_graphs
     from export.speed import compare_speed, require_faster
 
     if profile.faster_than:
@@ -259,7 +259,7 @@ def _check_server(
     cases: "Sequence[ParityCase]",
     served: "ServedGraphs",
 ) -> "ServerCheck":
-    from export.server_check import check_server
+    from export.gates.server_precision import check_server
 
     return check_server(
         bundle, made.converted, profile, cases, served, reference=made.plain, stored=made.stored

@@ -55,8 +55,8 @@ class Profile:
         target: The machine that it runs on.
         accelerator: Triton's execution accelerator; "" is ONNX Runtime alone.
         parameters: Of the accelerator.
-        conversion: What is done to the graphs (`export.convert`).
-        limits: How far answers may move (`export.precision`).
+        conversion: What is done to the graphs (`export.graphs.convert`).
+        limits: How far answers may move (`export.gates.precision`).
         graphs: The graphs that are converted.
         faster_than: Name of the profile that this one must beat to be published; "" for none.
         kept_share: Largest share, 0 to 1, of the products that may stay in float32 for the rest to be within the

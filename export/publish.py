@@ -30,12 +30,12 @@ from contract.repository import (
     render_marker,
     require_intact,
 )
-from contract.runtime import FINGERPRINT_FILE
+from contract.runtime.session import FINGERPRINT_FILE
 from contract.steps import TOKENIZER_STEPS
 from contract.tensors import INPUT_IDS, TEXT_GATE
-from export.checks import read_fingerprint, read_sizes
 from export.configs import TEMPLATES, Deployment, fill_config, find_difference, read_token_limits
-from export.server_gate import STORED, StoredAnswers
+from export.gates.server import STORED, StoredAnswers
+from export.graphs.checks import read_fingerprint, read_sizes
 from export.targets import is_rate_limited
 from export.versions import (
     apply_state,
@@ -82,14 +82,14 @@ def publish(
 
     Args:
         bundle: The verified bundle.
-        graphs: Graph name -> ONNX file made from this bundle (`export.graphs.export_graphs`, `export.fuse`).
+        graphs: Graph name -> ONNX file made from this bundle (`export.graphs`).
         repository: Where it goes. What was not published by this function is left alone.
         deployment: How the models run; the default is plain fp32 on the processor.
         replace: Replace an earlier repository whole, with all its versions.
         standby: Let the version that answers go on doing so; the new one is loaded beside it, until
             `export.versions.promote`. The first version of a repository answers in any case.
         gates: Gate -> the runtime, provider and precision that it ran on; for the marker.
-        stored: What a server is to answer (`export.server_gate`).
+        stored: What a server is to answer (`export.gates.server`).
 
     Returns:
         The repository's absolute path.

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from contract.bundle import Bundle
-from contract.runtime import Session, open_session
+from contract.runtime.session import Session, open_session
 from contract.tensors import GRAPHS, MODELS
-from export.convert import find_products, quantize_to_int8
-from export.parity import Arrays, Kind, ParityCase
-from export.precision import ask, load_reference, make_batches, make_runner
-from export.precision_report import measure_distances
+from export.gates.parity import Arrays, Kind, ParityCase
+from export.gates.precision import ask, load_reference, make_batches, make_runner
+from export.gates.precision_report import measure_distances
+from export.graphs.convert import find_products, quantize_to_int8
 from export.profiles import Profile
 
 

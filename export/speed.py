@@ -15,11 +15,11 @@ import numpy as np
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
-from contract.runtime import Session
+from contract.report.text import ReportTokenizer
+from contract.runtime.session import Session
 from contract.tensors import MODELS
-from contract.text import ReportTokenizer
-from export.parity import Arrays, ParityCase
-from export.precision import open_profile
+from export.gates.parity import Arrays, ParityCase
+from export.gates.precision import open_profile
 from export.profiles import Profile
 
 # The graphs that are timed, and what the case must have.

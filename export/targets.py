@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
 from contract.tensors import IMAGE_BYTES, LENGTH_BUCKETS, ModelSpec
-from export.tensorrt_shapes import format_profile, make_profile
+from export.tensorrt.shapes import format_profile, make_profile
 
 if sys.version_info >= (3, 11):
     import tomllib

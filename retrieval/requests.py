@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from contract.errors import InputError
 from contract.labels import LABEL_INDEX
-from contract.text import MAX_REPORT_CHARS
+from contract.report.text import MAX_REPORT_CHARS
 from retrieval.index import Query
 from retrieval.store import LENGTH_TOLERANCE, CaseRecord
 

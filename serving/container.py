@@ -3,7 +3,7 @@
     python -m serving.container tritonserver --model-repository=/models ...
 
 A repository that the "onnxruntime" backend there would not run as it was gated is refused before the start; a Triton
-with the embedded backend gets the name that says so (`contract.embedded`).
+with the embedded backend gets the name that says so (`contract.runtime.embedded`).
 Docker and Kubernetes start a container again that has ended; neither looks into one that only stands still. What dead
 clients left in a shared /dev/shm is removed meanwhile (`serving.regions`).
 """
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from contract.embedded import SERVER_NAME, explain_refusal, is_embedded
 from contract.errors import ConfigError, CxrError
 from contract.probe_case import PROBED
 from contract.repository import read_published
+from contract.runtime.embedded import SERVER_NAME, explain_refusal, is_embedded
 from serving.reload import find_embedded_only
 from serving.watch import TritonWatch
 

@@ -145,7 +145,7 @@ def _check_openvino() -> tuple[bool, str]:
             True,
             "not installed; only the profiles bf16 and int8 need it: pip install 'cxr-serving[openvino]'",
         )
-    from contract.runtime_openvino import has_bf16
+    from contract.runtime.openvino import has_bf16
 
     has = has_bf16()
     version = openvino.__version__.partition("-")[0]

@@ -16,10 +16,10 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from contract.errors import ArtifactError, ConfigError, TensorError
-from contract.runtime import Session, open_session, read_parameter, require_fingerprint
+from contract.report.tokens import TokenLimits
+from contract.runtime.session import Session, open_session, read_parameter, require_fingerprint
 from contract.steps import open_step
 from contract.tensors import LAYOUTS, TEXT_GATE, ModelSpec
-from contract.tokens import TokenLimits
 from serving.triton import read_fingerprint
 
 Array = NDArray[Any]

@@ -19,9 +19,9 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from contract.embedded import BACKEND, needs_embedded
 from contract.errors import ArtifactError, ConfigError, DeadlineError, FingerprintError, ServerError
 from contract.repository import FINGERPRINT, REPOSITORY_ID, Published, read_published, verify
+from contract.runtime.embedded import BACKEND, needs_embedded
 from serving.served_graphs import PROBE_TIMEOUT_S, ServedGraphs, connect, shorten
 from serving.triton import ADMIN_HEADER
 

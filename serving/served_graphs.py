@@ -12,7 +12,6 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
-from contract.embedded import EMBEDDED, SERVER_NAME, explain_refusal, needs_embedded
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -21,6 +20,7 @@ from contract.errors import (
     ServiceError,
     UnavailableError,
 )
+from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal, needs_embedded
 from contract.tensors import ADDED_OUTPUTS, FUSED, MODELS, ModelSpec
 
 Arrays = dict[str, NDArray[Any]]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from contract.embedded import SERVER_NAME
 from contract.errors import ConfigError
 from contract.repository import read_published
+from contract.runtime.embedded import SERVER_NAME
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
 ADMIN_HEADER: Final = "cxr-admin-key"

@@ -251,7 +251,7 @@ def make_model(
     from contract.bundle import load_bundle
     from contract.labels import LABELS
     from contract.tensors import GRAPHS
-    from export.graphs import export_graphs
+    from export.graphs.from_torch import export_graphs
 
     def make(seed: int) -> "tuple[Bundle, dict[str, Path]]":
         def fill(place: Path) -> None:
@@ -285,9 +285,9 @@ def _write_bundle(
 
     from contract import bundle as parts
     from contract.decisions import Decisions, ServedLabel
-    from contract.label_words import MASK
     from contract.labels import LABELS
-    from contract.text import SPECIAL_TOKENS, train_tokenizer
+    from contract.report.label_words import MASK
+    from contract.report.text import SPECIAL_TOKENS, train_tokenizer
     from training.model.model import CxrModel
 
     directory.mkdir(parents=True)

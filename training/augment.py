@@ -39,7 +39,7 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Tensor, generator: tor
     - `rotation_degrees`, `scale`, `shift`: turned about the centre by an angle uniform between plus and minus
       `rotation_degrees` (positive: counter-clockwise), enlarged by a factor log-uniform between 1 / (1 + `scale`)
       and 1 + `scale`, then shifted in x and y by up to `shift` of the side either way, uniformly; one bilinear
-      interpolation. What comes in from outside is black, as `contract.dicom.load_pixels` pads.
+      interpolation. What comes in from outside is black, as `contract.image.read.load_pixels` pads.
     - `noise`: Gaussian, independent in every pixel, of a standard deviation uniform between 0 and `noise` of the
       range; but black, which is around the image and where it is covered, stays black.
     - `occlusion`: with probability 0.5 a rectangle wholly inside the image is blackened. Its longer side is uniform

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contract.label_words import mask_label_words
-from contract.text import ReportTokenizer
+from contract.report.label_words import mask_label_words
+from contract.report.text import ReportTokenizer
 from training.augment import DRAWS
 from training.config.settings import DataConfig
 from training.data.duplicates import number_similar

@@ -19,7 +19,7 @@ from contract.bundle import Bundle
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABELS
-from contract.text import ReportTokenizer
+from contract.report.text import ReportTokenizer
 from contract.training_data import WAYS
 from training.config.toml_file import read_train_config
 from training.data.openi import read_collection

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from contract import bundle as files
 from contract.bundle import Bundle
 from contract.errors import ConfigError
-from contract.label_words import mask_label_words
 from contract.labels import LABEL_KEYS
-from contract.text import ReportTokenizer, train_tokenizer
+from contract.report.label_words import mask_label_words
+from contract.report.text import ReportTokenizer, train_tokenizer
 from training.checkpoint import RunDirectory, name_run
 from training.config.settings import TrainConfig
 from training.data.openi import read_table

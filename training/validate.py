@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABEL_KEYS
-from contract.text import ReportTokenizer
+from contract.report.text import ReportTokenizer
 from contract.training_data import WAYS, read_trained_ways
 from training.batch import choose_batch, iterate_in_order, make_batch
 from training.config.settings import TrainConfig

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cli.bench.app import bench_app
-from cli.bench.run import Options, parse_numbers
+from bench.run import Options, parse_numbers
+from cli.bench_app import bench_app
 from contract.errors import ConfigError, UnavailableError
 
 

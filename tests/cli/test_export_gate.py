@@ -30,11 +30,11 @@ from contract.labels import LABELS
 from contract.repository import read_published, verify
 from contract.tensors import GRAPHS, MODELS, NUMPY_DTYPES
 from contract.training_data import WAYS
+from export.gates.questions import Question
+from export.gates.server import StoredAnswers, ask_graphs, collect_answers, compare_answers
+from export.gates.server_precision import draw_for
 from export.profiles import load_profile
 from export.publish import publish
-from export.questions import Question
-from export.server_check import draw_for
-from export.server_gate import StoredAnswers, ask_graphs, collect_answers, compare_answers
 
 onnx = pytest.importorskip("onnx")
 SIZES = {"N": 49, "C": 32, "D": 16, "K": len(LABELS)}
@@ -167,7 +167,7 @@ def make_stored(bundle) -> StoredAnswers:
 
 
 def make_check(models, repository):
-    """The gate as `export.server_check.check_server` makes it, without its real cases."""
+    """The gate as `export.gates.server_precision.check_server` makes it, without its real cases."""
     bundle = models[1][0]
 
     def check(served):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.speed import load_control, measure_kind, measure_speed, print_speed, take_turns
 from cli.speed_images import BITS, Kind, draw_radiograph, list_kinds
-from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
+from contract.image.read import load_pixels
 
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("cv2")

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from cli.app import app
 from contract.bundle import Bundle
 from contract.decisions import Decisions, ServedLabel
-from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, ImageError, ReportError
+from contract.image.read import load_pixels, load_radiograph
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.notes import note_image
-from contract.text import ReportTokenizer
+from contract.report.text import ReportTokenizer
 from contract.training_data import UNDECIDED_WARNING
 
 torch = pytest.importorskip("torch")

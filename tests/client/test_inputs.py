@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from client.inputs import find_path, read_image, read_report
-from contract.dicom import load_pixels
 from contract.errors import ImageError, ReportError
-from contract.png import encode_png
+from contract.image.png import encode_png
+from contract.image.read import load_pixels
 
 pydicom = pytest.importorskip("pydicom")
 pil = pytest.importorskip("PIL.Image")

@@ -17,8 +17,8 @@ from contract.errors import ConfigError, FingerprintError, InputError
 from contract.labels import LABELS
 from contract.notes import ImageNotes, ReportNotes
 from contract.prompts import DEFAULT_TEMPERATURE
+from contract.report.text import read_report
 from contract.tensors import MODELS, NUMPY_DTYPES
-from contract.text import read_report
 
 D = 8
 SIZES = {"S": 56, "N": 49, "C": 32, "D": D}

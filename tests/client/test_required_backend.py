@@ -7,9 +7,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from client.triton import TritonTransport
-from contract.embedded import SERVER_NAME
 from contract.errors import ConfigError, UnavailableError
 from contract.labels import LABEL_KEYS
+from contract.runtime.embedded import SERVER_NAME
 from contract.tensors import MODELS
 
 

@@ -8,10 +8,10 @@ from client import CxrClient
 from client.results import ServedModel
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
-from contract.dicom import load_pixels
+from contract.image.png import encode_png
+from contract.image.read import load_pixels
 from contract.labels import LABELS
 from contract.notes import ImageNotes
-from contract.png import encode_png
 from contract.shrink import IMAGE_READING
 from contract.tensors import EMBEDDING, IMAGE_ATTENTION, IMAGE_BYTES, IMAGE_NOTES, PROBABILITIES
 
@@ -93,7 +93,7 @@ def test_after_a_switch_to_a_model_that_reads_otherwise_the_file_is_sent(monkeyp
 
 def test_without_packages_that_read_images_files_travel_whole(monkeypatch):
     def raise_missing(*_: object, **__: object) -> None:
-        from contract.image_header import make_missing_error
+        from contract.image.header import make_missing_error
 
         raise make_missing_error()
 

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from contract.dicom import load_pixels
 from contract.errors import ImageError
+from contract.image.read import load_pixels
 
 
 class DicomBuilder:

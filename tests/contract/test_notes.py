@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.dicom import Radiograph
 from contract.errors import ArtifactError
-from contract.image_header import ImageHeader, list_warnings
-from contract.image_view import VIEWS
+from contract.image.header import ImageHeader, list_warnings
+from contract.image.read import Radiograph
+from contract.image.view import VIEWS
 from contract.notes import (
     ImageNotes,
     ReadPart,
@@ -20,8 +20,8 @@ from contract.notes import (
     note_reports,
     warn_of_view,
 )
-from contract.report_names import SECTIONS, Part
-from contract.text import TokenBatch, parse_parts
+from contract.report.names import SECTIONS, Part
+from contract.report.text import TokenBatch, parse_parts
 
 IMAGE = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view.", "Größe: 3 µm"))
 REPORT = ReportNotes(

@@ -14,7 +14,7 @@ from contract.prompts import (
     frame_prompt,
     make_prompts,
 )
-from contract.text import TEXT_MODES, read_report
+from contract.report.text import TEXT_MODES, read_report
 
 REFUSED = {
     "empty": ("", "is empty"),

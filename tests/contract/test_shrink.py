@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ImageError
+from contract.image.png import encode_png
+from contract.image.read import load_pixels, load_radiograph
 from contract.notes import note_image
-from contract.png import encode_png
 from contract.shrink import is_worth_shrinking, shrink_image
 
 SIZES = (56, 224, 384)

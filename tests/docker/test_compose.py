@@ -9,7 +9,7 @@ import pytest
 import tomllib
 import yaml
 
-from contract.dicom_file import MAX_IMAGE_BYTES
+from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.tensors import GRAPHS, IMAGE_BYTES, MODELS
 from export.targets import SETTINGS
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient import grpc as triton_client
 
-from contract.text import train_tokenizer
+from contract.report.text import train_tokenizer
 from serving.process import ChildProcess
 from serving.stack import Ports, is_triton_ready
 from serving.triton import ADMIN_HEADER, assemble_backends, build_environment, find_triton

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import Row, make_cases, make_parity_cases, read_rows
+from cli.cases import make_cases, make_parity_cases
 from client import CxrClient
 from contract.bundle import Bundle, load_bundle
 from export.pipeline import export
 from serving.stack import Ports, Stack
 from training.config.toml_file import load_config
 from training.data.openi import build_table, write_table
+from training.data.rows import Row, read_rows
 from training.phantom import draw_dataset
 from training.train import train
 

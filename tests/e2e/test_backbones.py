@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.cases import get_image, get_report, make_parity_cases, read_rows
+from cli.cases import make_parity_cases
 from client import CxrClient
 from client.explain import explain
 from client.overlay import render_attention, render_overlay
@@ -22,6 +22,7 @@ from serving.inprocess import InProcess
 from serving.stack import Ports, Stack
 from training.config.toml_file import change_config, load_config
 from training.data.openi import build_table, write_table
+from training.data.rows import get_image, get_report, read_rows
 from training.phantom import draw_dataset
 from training.start import read_start_config
 from training.train import train

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from client.bench.hostile import Call, GrpcCaller
-from client.bench.load import Request
-from client.bench.requests import BytesSender, serialise
+from bench.faults.hostile import Call, GrpcCaller
+from bench.load.generator import Request
+from bench.load.requests import BytesSender, serialise
 from contract.errors import InputError
 from contract.tensors import FUSED, LAYOUTS
 
@@ -25,7 +25,7 @@ ROUNDS = 3
 MOST_LINES = 20
 LOOP = """
 import sys
-from client.bench.requests import BytesSender
+from bench.load.requests import BytesSender
 from contract.errors import InputError
 url, path = sys.argv[1:]
 send = BytesSender(url, [open(path, "rb").read()], 10.0)

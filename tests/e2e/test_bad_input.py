@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import get_image
+from training.data.rows import get_image
 
 DISK_BYTES = 1_000_000  # smaller than any graph
 

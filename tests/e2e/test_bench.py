@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cli.bench.app import bench_app
-from cli.bench.run import Options, run_bench
+from bench.run import Options, run_bench
+from cli.bench_app import bench_app
 
 pytestmark = pytest.mark.e2e
 STEPS = ("image_encoder", "text_encoder", "fusion_study")

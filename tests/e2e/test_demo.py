@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.bench.served_process import wait_for
+from bench.faults.served_process import wait_for
 from client import CxrClient
 from contract.training_data import PHANTOM_WARNING
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cli.cases import read_rows
 from contract.bundle import load_bundle, seal_bundle
+from training.data.rows import read_rows
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:

@@ -12,8 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from cli.cases import get_image
-from client.bench.hostile import (
+from bench.faults.hostile import (
     Call,
     GrpcCaller,
     HostileTraffic,
@@ -21,18 +20,19 @@ from client.bench.hostile import (
     find_differences,
     list_callers,
 )
-from client.bench.hostile_calls import list_bad_calls, list_good_calls
-from client.bench.inputs import Arrays
-from contract.dicom import load_pixels
+from bench.faults.hostile_calls import list_bad_calls, list_good_calls
+from bench.load.inputs import Arrays
+from contract.image.read import load_pixels
+from contract.report.text import ReportTokenizer
+from contract.report.tokens import TokenLimits
 from contract.steps import pack
 from contract.tensors import LAYOUTS
-from contract.text import ReportTokenizer
-from contract.tokens import TokenLimits
 from export.configs import Deployment
-from export.fuse import fuse_graphs
+from export.graphs.fuse import fuse_graphs
 from export.publish import publish
 from serving.stack import Ports, Stack
 from serving.triton import EXIT_TIMEOUT_S
+from training.data.rows import get_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import get_image, get_report
+from training.data.rows import get_image, get_report
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cli", "contract", "training", "export", "model_repository", "client", "retrieval", "serving")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import get_image
 from contract.labels import LABEL_KEYS
+from training.data.rows import get_image
 
 ROOT = Path(__file__).parents[2]
 COUNT = 150

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.cases import get_image, get_report
 from cli.evaluate import ServedPredictor
 from contract.errors import InputError
 from contract.prompts import average_prompts, make_prompts
+from training.data.rows import get_image, get_report
 from training.evaluation.plan import Case
 
 

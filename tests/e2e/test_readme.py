@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.cases import has_text
 from cli.demo import write_examples
 from contract.training_data import PHANTOM_WARNING
 from training.data.cache import fill_cache
+from training.data.rows import has_text
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

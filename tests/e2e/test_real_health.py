@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.bench.served_process import wait_for
+from bench.faults.served_process import wait_for
 from client import CxrClient
 from serving.probe import ask_all, is_triton_ready
 from serving.stack import Ports, Stack

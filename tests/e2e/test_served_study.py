@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from cli.cases import get_image, get_report, make_cases
+from cli.cases import make_cases
 from client import CaseInput, CxrClient
 from client.explain import explain
 from client.triton import TritonTransport
-from contract.dicom import load_pixels
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
+from contract.image.png import encode_png
+from contract.image.read import load_pixels
 from contract.labels import LABEL_KEYS
 from contract.notes import ImageNotes, warn_of_view
-from contract.png import encode_png
+from contract.report.text import ReportTokenizer, read_report
 from contract.shrink import is_worth_shrinking
 from contract.steps import pack
 from contract.tensors import MODELS
-from contract.text import ReportTokenizer, read_report
 from contract.training_data import PHANTOM_WARNING
 from serving.inprocess import InProcess
+from training.data.rows import get_image, get_report
 from training.model.model import load_model
 
 LONG = "The heart is enlarged. " * 200  # 1,000 tokens

@@ -105,10 +105,10 @@ def state_hashes(repository) -> None:
 
 def publish_to_wait(stack, model, *, exchanged=None):
     """Publish a version that waits, perhaps with another text encoder; return its number and its check."""
-    from export.parity import ParityCase
+    from export.gates.parity import ParityCase
+    from export.gates.server_precision import check_server, store_answers
     from export.profiles import load_profile
     from export.publish import publish
-    from export.server_check import check_server, store_answers
 
     (bundle, graphs), profile = model, load_profile("fp32")
     stored = store_answers(bundle, graphs, profile)

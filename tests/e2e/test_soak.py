@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.bench.soak import BAD, FULL, SWAP
+from bench.faults.soak import BAD, FULL, SWAP
 
 pytest.importorskip("pytriton")
 pytest.importorskip("torch")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.bench.served_process import ServedProcess, wait_for
+from bench.faults.good_clients import draw_cases
+from bench.faults.served_process import ServedProcess, wait_for
 from client import CxrClient
-from client.bench.soak import draw_cases
 from contract.errors import CxrError
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from serving.triton import name_regions

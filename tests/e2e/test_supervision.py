@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.bench.faults import FAULTS, SHARED_MEMORY
-from cli.bench.served_process import SERVERS, ServedProcess, wait_for
+from bench.faults.faults import FAULTS, SHARED_MEMORY
+from bench.faults.served_process import SERVERS, ServedProcess, wait_for
 from client import CxrClient
 from contract.errors import CxrError, ServiceError
-from contract.png import encode_png
+from contract.image.png import encode_png
 from contract.probe_case import PROBE_IMAGE, PROBE_REPORT
 from serving.stubs import read_process
 
@@ -334,7 +334,7 @@ def _answers(served: ServedProcess) -> bool:
 OWNER = """
 import os, signal, sys
 from client import CxrClient
-from client.bench.soak import draw_cases
+from bench.faults.good_clients import draw_cases
 client = CxrClient(sys.argv[1], transport="shared_memory", timeout_s=30, shrink=False)
 client.predict(next(case.image for case in draw_cases(3) if case.image))
 print("has a region", flush=True)

@@ -23,7 +23,7 @@ SENTENCES = (
 
 def make_cases() -> list:
     """Return three cases: image and report, image and report, report alone."""
-    from export.parity import ParityCase
+    from export.gates.parity import ParityCase
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 112, 112), dtype=np.uint8)
     return [
@@ -66,7 +66,7 @@ def other_bundle(make_bundle: Callable[[int], Bundle]) -> Bundle:
 @pytest.fixture(scope="session")
 def make_graphs(make_once: Callable[..., Path]) -> Callable[[Bundle], dict[str, Path]]:
     """A function: bundle -> its graphs, made once for all tests."""
-    from export.graphs import export_graphs
+    from export.graphs.from_torch import export_graphs
 
     def make(bundle: Bundle) -> dict[str, Path]:
         place = make_once(f"graphs-{bundle.fingerprint}", lambda place: export_graphs(bundle, place))
@@ -93,6 +93,6 @@ def cases() -> list:
 @pytest.fixture(scope="session")
 def optimized(bundle: Bundle, graphs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """All graphs with ONNX Runtime's fused operators, as the target gpu has them."""
-    from export.optimize import optimize_graphs
+    from export.graphs.optimize import optimize_graphs
 
     return optimize_graphs(bundle, graphs, tmp_path_factory.mktemp("gpu"), target="gpu")

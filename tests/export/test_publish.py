@@ -15,12 +15,13 @@ from contract.bundle import METRICS, amend_bundle, compute_sha256, load_bundle, 
 from contract.decisions import Decisions
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ParityError
 from contract.labels import LABEL_KEYS
+from contract.report.tokens import TokenLimits
 from contract.repository import MARKER, read_published
 from contract.tensors import FUSED, GRAPHS, INPUT_IDS, LAYOUTS, MODELS, REPORT
-from contract.tokens import TokenLimits
-from export import parity, pipeline
-from export.checks import read_sizes
+from export import pipeline
 from export.configs import TEMPLATES, Deployment, fill_config, read_token_limits
+from export.gates import parity
+from export.graphs.checks import read_sizes
 from export.publish import publish
 
 
@@ -214,7 +215,7 @@ def test_replaced_whole_when_asked(repository, bundle, graphs):
 
 
 def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
-    from export.fuse import fuse_graphs
+    from export.graphs.fuse import fuse_graphs
 
     fused = fuse_graphs(graphs, tmp_path / "fused")
     repository = publish(bundle, fused, tmp_path / "repository", Deployment(layout="fused"))
@@ -228,7 +229,7 @@ def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
 
 
 def test_graphs_of_a_backend_that_checks_token_ids_have_no_check_before_them(bundle, graphs, tmp_path):
-    from export.fuse import fuse_graphs
+    from export.graphs.fuse import fuse_graphs
 
     fused = fuse_graphs(graphs, tmp_path / "fused")
     openvino = {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}
@@ -338,7 +339,9 @@ def test_export_goes_the_whole_way_and_leaves_no_scratch(bundle, cases, tmp_path
 def test_failed_gate_publishes_nothing(bundle, graphs, cases, repository, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr("export.graphs.export_graphs", lambda *_: graphs)  # spares the time, changes nothing
+    monkeypatch.setattr(
+        "export.graphs.from_torch.export_graphs", lambda *_: graphs
+    )  # spares the time, changes nothing
     monkeypatch.setitem(parity.TOLERANCES, "probabilities", -1.0)
     before = (repository / MARKER).read_text()
     for target in (repository, tmp_path / "new"):
@@ -351,7 +354,7 @@ def test_failed_gate_publishes_nothing(bundle, graphs, cases, repository, tmp_pa
 
 def test_wrong_place_is_refused_before_the_work(bundle, cases, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr("export.graphs.export_graphs", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("export.graphs.from_torch.export_graphs", lambda *_: pytest.fail("it began to work"))
     with pytest.raises(ConfigError, match="was not published"):
         pipeline.export(bundle.path, tmp_path, cases)
 

@@ -9,8 +9,8 @@ import pytest
 
 from contract.errors import ParityError
 from contract.tensors import GRAPHS
-from export.parity import ParityCase
-from export.precision import Gate
+from export.gates.parity import ParityCase
+from export.gates.precision import Gate
 from export.profiles import load_profile
 from export.sensitivity import Sensitivity, list_products
 from export.settle import _list_counts, find_last, settle_graphs

@@ -9,15 +9,15 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from contract.embedded import needs_embedded
 from contract.errors import ArtifactError, ConfigError, DeadlineError
 from contract.repository import MARKER, read_published, verify
+from contract.runtime.embedded import needs_embedded
 from contract.tensors import GRAPHS, MODELS
 from contract.training_data import WAYS
 from export.configs import Deployment
+from export.gates.server import STORED, StoredAnswers
 from export.profiles import load_profile
 from export.publish import publish
-from export.server_gate import STORED, StoredAnswers
 from export.targets import make_optimization
 from export.versions import lock, promote, retire, rollback, withdraw
 

@@ -10,8 +10,8 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
 from contract.tensors import IMAGE_BYTES, LAYOUTS, LENGTH_BUCKETS, MAX_BATCH_SIZE, MODELS
-from export.checks import read_sizes
 from export.configs import Deployment, fill_config
+from export.graphs.checks import read_sizes
 from export.publish import publish
 from export.targets import TARGETS, VARIANTS, find_role, is_rate_limited, make_optimization
 

@@ -14,11 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from contract.dicom import load_pixels, load_radiograph
 from contract.errors import ConfigError, CxrError, ImageError, InputError, ReportError
-from contract.image_header import ImageHeader, list_warnings, read_image_header
-from contract.image_view import VIEWS
-from contract.text import (
+from contract.image.header import ImageHeader, list_warnings, read_image_header
+from contract.image.read import load_pixels, load_radiograph
+from contract.image.view import VIEWS
+from contract.report.text import (
     MAX_REPORT_CHARS,
     TEXT_MODES,
     Report,

@@ -17,8 +17,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from contract.report.tokens import TokenLimits
 from contract.tensors import MODELS
-from contract.tokens import TokenLimits
 
 MODEL_PY = Path(__file__).resolve().parents[2] / "model_repository" / "model.py"
 PARAMETERS = {"image_size": "56", "text_mode": "findings", "max_length": "64"}

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 import model_repository
 from contract.tensors import FUSED, LAYOUTS, MAX_BATCH_SIZE, MODELS, drop_checks
-from export.fuse import drop_check, fuse_ensemble
+from export.graphs.fuse import drop_check, fuse_ensemble
 
 TEMPLATES = Path(model_repository.__file__).parent
 TEMPLATED = {**MODELS, **FUSED}

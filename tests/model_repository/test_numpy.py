@@ -20,7 +20,7 @@ VERSIONS = ("1.26.4", "2.4.6")  # the last of 1, and the newest for Python 3.11
 
 @pytest.fixture(scope="module")
 def files(chest_files, tmp_path_factory):
-    from contract.text import train_tokenizer
+    from contract.report.text import train_tokenizer
 
     root = tmp_path_factory.mktemp("steps")
     (root / "frontal.dcm").write_bytes(chest_files["frontal"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.embedded import SERVER_NAME, is_embedded
 from contract.errors import ConfigError
+from contract.runtime.embedded import SERVER_NAME, is_embedded
 from serving import container
 from serving.reload import find_embedded_only
 from serving.triton import TritonAddresses, TritonInstallation, build_command

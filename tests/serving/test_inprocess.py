@@ -112,8 +112,8 @@ def test_the_view_is_that_of_the_image_alone_and_of_the_study(model, files):
 
 
 def test_raw_and_tensor_ensembles_agree_and_preprocessing_is_the_contract(model, repository, files):
-    from contract.dicom import load_pixels
-    from contract.text import ReportTokenizer, read_report
+    from contract.image.read import load_pixels
+    from contract.report.text import ReportTokenizer, read_report
 
     config = read_config(repository / "preprocess_text" / "config.pbtxt")
     mode = config["parameters"]["text_mode"]["string_value"]

@@ -26,8 +26,8 @@ def make_report(words: int, last: str = "heart") -> bytes:
 @pytest.fixture(scope="module")
 def repository(small_config, write_bundle, tmp_path_factory) -> Path:
     """The smallest model that has every part and reads 512 tokens, published."""
-    from export.graphs import export_graphs
-    from export.parity import ParityCase, check_parity
+    from export.gates.parity import ParityCase, check_parity
+    from export.graphs.from_torch import export_graphs
     from export.publish import publish
 
     root = tmp_path_factory.mktemp("long")

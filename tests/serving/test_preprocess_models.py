@@ -35,7 +35,7 @@ def write_parameters(config: Path, values: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, mark_published):
-    from contract.text import train_tokenizer
+    from contract.report.text import train_tokenizer
 
     root = tmp_path_factory.mktemp("preprocess")
     for name in ("preprocess_image", "preprocess_text"):
@@ -78,7 +78,7 @@ def draw_png(path: Path, seed: int, shape: tuple[int, int]) -> bytes:
 
 
 def test_pixels_are_those_of_the_contract(client, tmp_path):
-    from contract.dicom import load_pixels
+    from contract.image.read import load_pixels
 
     files = [draw_png(tmp_path / "a.png", 0, (90, 70)), draw_png(tmp_path / "b.png", 1, (64, 128))]
     pixels = infer(client, "preprocess_image", "image_bytes", files)["pixels"]
@@ -89,7 +89,7 @@ def test_pixels_are_those_of_the_contract(client, tmp_path):
 
 
 def test_tokens_are_those_of_the_contract(client, repository):
-    from contract.text import ReportTokenizer, read_report
+    from contract.report.text import ReportTokenizer, read_report
 
     served = infer(client, "preprocess_text", "report", [report.encode() for report in REPORTS])
     texts = [read_report(report, "findings") for report in REPORTS]
@@ -112,7 +112,7 @@ def make_black_png() -> bytes:
 
 
 def test_image_notes_are_those_of_the_contract(client, chest_files):
-    from contract.dicom import load_radiograph
+    from contract.image.read import load_radiograph
     from contract.notes import ImageNotes, note_image
 
     files = [*chest_files.values(), make_black_png()]

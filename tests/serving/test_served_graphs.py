@@ -8,8 +8,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from contract.embedded import SERVER_NAME
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServerError, UnavailableError
+from contract.runtime.embedded import SERVER_NAME
 from contract.tensors import MODELS
 from serving.served_graphs import ServedGraphs, find_version
 

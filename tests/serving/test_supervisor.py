@@ -20,8 +20,8 @@ import cli.serve
 import serving.regions as regions
 import serving.runtime as runtime
 import serving.watch as watch
-from contract.dicom import load_radiograph
 from contract.errors import ConfigError
+from contract.image.read import load_radiograph
 from contract.probe_case import PROBE_IMAGE
 from serving.flow import COPYING, SERVER, Flow
 from serving.health import HealthServer

@@ -8,7 +8,7 @@ import pytest
 
 from contract.bundle import Bundle, load_bundle
 from contract.errors import ReportError
-from contract.text import select_text
+from contract.report.text import select_text
 from training.data.openi import SCHEMA, Study, build_table, read_reports, write_table
 
 # A training run of some seconds.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.text import ReportTokenizer, train_tokenizer
+from contract.report.text import ReportTokenizer, train_tokenizer
 from training.batch import choose_batch, draw_batch, draw_order, iterate_in_order, make_batch
 from training.config.settings import DataConfig
 from training.data.studies import StudySet

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
-from contract.text import ReportTokenizer
+from contract.report.text import ReportTokenizer
 from training import loop as loop_module
 from training import train as train_module
 from training.config.toml_file import load_config

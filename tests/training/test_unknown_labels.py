@@ -12,7 +12,7 @@ import torch
 from contract.bundle import load_bundle
 from contract.decisions import ServedLabel
 from contract.labels import LABEL_KEYS, LABELS
-from export.measures import score_labels
+from export.gates.measures import score_labels
 from training.config.toml_file import load_config
 from training.data.openi import SCHEMA, read_table, write_table
 from training.data.split import follow_split

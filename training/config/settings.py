@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from contract.errors import ConfigError
-from contract.text import TEXT_MODES, TextMode
+from contract.report.text import TEXT_MODES, TextMode
 
 SWIN: Final = "swin"  # the backbone that the image_* sizes describe
 
@@ -141,7 +141,7 @@ class DataConfig:
     lies below a half.
     """
 
-    text_mode: TextMode = "findings"  # the part of a report that is read (`contract.text`)
+    text_mode: TextMode = "findings"  # the part of a report that is read (`contract.report.text`)
     max_length: int = 256  # word pieces, [CLS] and [SEP] included; BERT reads up to 512
     views: int = 1  # images of a study that are fused; the first is the frontal one
     lateral_share: float = 0.5  # how often another view than the first is seen alone, where there is one

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.text import clean_text
+from contract.report.text import clean_text
 
 try:
     from datasketch import MinHash, MinHashLSH

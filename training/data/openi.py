@@ -14,11 +14,11 @@ from xml.etree.ElementTree import Element
 
 from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.files import write_file
-from contract.image_header import ImageHeader
-from contract.report_xml import parse_xml
-from contract.text import SECTIONS, Report, TextMode, collect_sections, select_text
+from contract.image.header import ImageHeader
+from contract.image.view_clues import Projection
+from contract.report.text import SECTIONS, Report, TextMode, collect_sections, select_text
+from contract.report.xml import parse_xml
 from contract.training_data import UNKNOWN, read_trained_on
-from contract.view_clues import Projection
 from training.data.mesh import is_labelled, map_headings
 from training.data.projections import read_projections
 
@@ -259,7 +259,7 @@ def build_table(
             `read_reports` and `read_projections`.
 
     Returns:
-        One row per study, columns as in `SCHEMA`; the likeliest frontal image first (`contract.image_view`). The
+        One row per study, columns as in `SCHEMA`; the likeliest frontal image first (`contract.image.view`). The
         metadata name the collection where all reports are of one that is known (`read_collection`).
     """
     if projections and not images:

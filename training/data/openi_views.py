@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import InputError
-from contract.image_header import ImageHeader, describe_verdict, read_image_header
-from contract.image_view import rank_view, weigh_study
-from contract.view_clues import Projection
+from contract.image.header import ImageHeader, describe_verdict, read_image_header
+from contract.image.view import rank_view, weigh_study
+from contract.image.view_clues import Projection
 
 _HEADER_BYTES: Final = 2**16  # more than the header of any Open-i file; the pixels follow
 
@@ -18,7 +18,7 @@ def order_images(
 ) -> list[tuple[str, Path, ImageHeader]]:
     """Return the images of a study with their headers, the likeliest frontal one first.
 
-    The view of each header is what all headers of the study say together (`contract.image_view.weigh_study`).
+    The view of each header is what all headers of the study say together (`contract.image.view.weigh_study`).
 
     Args:
         images: Id and file of each.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import ConfigError
-from contract.view_clues import Projection
+from contract.image.view_clues import Projection
 
 _COLUMNS: Final = ("filename", "projection")
 _PROJECTIONS: Final[dict[str, Projection]] = {"frontal": "FRONTAL", "lateral": "LATERAL"}

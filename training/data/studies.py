@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.image_view import is_trusted
+from contract.image.view import is_trusted
 from contract.labels import LABEL_INDEX, LABELS
-from contract.text import TextMode
+from contract.report.text import TextMode
 from training.data.cache import open_cache
 from training.data.decode import DecodedFile, decode_file
 from training.data.openi import read_table, read_text

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.text import TextMode
+from contract.report.text import TextMode
 from training.evaluation.labels import RESAMPLES, LabelMetrics
 from training.evaluation.plan import Studies, read_parts
 from training.evaluation.regressions import (

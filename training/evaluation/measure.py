@@ -10,7 +10,7 @@ from contract.bundle import Bundle
 from contract.decisions import Decisions
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS
-from contract.text import TextMode
+from contract.report.text import TextMode
 from training.evaluation.abstention import measure_abstention
 from training.evaluation.ask import Asked, Options
 from training.evaluation.control import compare_probabilities, compare_texts, run_control

@@ -1,6 +1,6 @@
 """A model's view head decides which image of a study is the frontal one, where headers do not.
 
-What a header or a published list says with `contract.image_view.TRUSTED` confidence stays. The other images are read;
+What a header or a published list says with `contract.image.view.TRUSTED` confidence stays. The other images are read;
 where the model is sure, its view takes the place of the header's, and `view_source` says "model".
 """
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from contract.bundle import Bundle
 from contract.errors import ConfigError
-from contract.image_header import ImageHeader, describe_verdict
-from contract.image_view import MODEL, TRUSTED, View, ViewVerdict, rank_view
+from contract.image.header import ImageHeader, describe_verdict
+from contract.image.view import MODEL, TRUSTED, View, ViewVerdict, rank_view
 from contract.notes import SURE_LATERAL
 from training.data.openi import HEADER, SCHEMA, read_table, write_table
 from training.evaluation.predict import TorchPredictor, read_from_cache

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.text import TEXT_MODES, TextMode
+from contract.report.text import TEXT_MODES, TextMode
 from training.data.openi import read_table, read_text
 from training.data.split_file import read_split_file
 from training.data.studies import make_known, make_targets

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from contract.errors import ConfigError
 from contract.files import write_file
 from contract.labels import LABEL_INDEX, LABEL_NAMES
-from contract.text import TextMode
+from contract.report.text import TextMode
 from training.evaluation.ask import Asked
 from training.evaluation.labels import CALIBRATION_BINS, place_in_bins
 from training.evaluation.plan import Way

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contract.bundle import Bundle
-from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
+from contract.image.read import load_pixels
 from contract.labels import LABELS
-from contract.text import Report, ReportTokenizer, TextMode, format_report, read_report
+from contract.report.text import Report, ReportTokenizer, TextMode, format_report, read_report
 from training.data.cache import open_cache
 from training.evaluation.plan import Case
 from training.model.model import load_model

@@ -82,7 +82,7 @@ class LexicalHead(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return the unigrams and bigrams that end at each token of (B, L) ids.
 
-        The first and the last token of a text are [CLS] and [SEP] (`contract.text`); they are in no n-gram.
+        The first and the last token of a text are [CLS] and [SEP] (`contract.report.text`); they are in no n-gram.
 
         Returns:
             For unigrams and for bigrams: (B, L) int64 rows of the table, and (B, L) bool, whether there is an n-gram

@@ -1,7 +1,7 @@
 """The view head of the model: is an image a lateral view? One logistic regression on the mean of its image tokens.
 
 It is fitted once, when the rest of the model is trained, on the training images whose view a trusted header or a
-published list says (`contract.image_view.is_trusted`). So it changes nothing of what the rest learns, and it sees the
+published list says (`contract.image.view.is_trusted`). So it changes nothing of what the rest learns, and it sees the
 first image of a study and the others alike, whatever `data.lateral_share` says.
 """
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from pydicom.dataset import Dataset
 
-from contract.image_view import rank_view, weigh_study
-from contract.view_clues import ViewClues, describe_shape, read_clues
+from contract.image.view import rank_view, weigh_study
+from contract.image.view_clues import ViewClues, describe_shape, read_clues
 
 CLUES: Final = {  # DICOM keyword -> column of the csv
     "AcquisitionDeviceProcessingCode": "Acquisition Device Processing Code",

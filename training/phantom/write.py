@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from contract.text import SECTIONS
+from contract.report.text import SECTIONS
 from training.phantom.film import FILM_CM, Plane
 from training.phantom.header_clues import add_clues
 from training.phantom.headers import Header
@@ -48,7 +48,7 @@ class ReportFile:
 def encode_pixels(
     picture: Plane, header: Header, generator: np.random.Generator
 ) -> tuple[NDArray[np.uint16], tuple[float, float] | None]:
-    """Turn grey into stored values that `contract.dicom` turns back.
+    """Turn grey into stored values that `contract.image.read` turns back.
 
     The window, where the header has one, spans the grey from black to white; without one the values take a part
     of the possible range, as detectors leave it.

@@ -1,7 +1,7 @@
 """The "onnxruntime" backend for a Triton without the C++ one: a python-based backend of the same name.
 
 It reads the same config.pbtxt: `instance_group`, `optimization.execution_accelerators`, the parameters
-`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime`). The graph must be of the model
+`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime.session`). The graph must be of the model
 that its version's directory names. Requests of equal shapes run as one batch. A request that fails fails alone.
 
 Triton calls one instance from one thread, so the session and the buffers below are reused without a lock.
@@ -17,8 +17,8 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from contract.errors import CxrError, InputError
-from contract.runtime import open_session, require_fingerprint
-from contract.tokens import TokenLimits
+from contract.report.tokens import TokenLimits
+from contract.runtime.session import open_session, require_fingerprint
 
 Array = NDArray[Any]
 Feed = dict[str, Array]

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from contract.bundle import Bundle
 from export.publish import publish
-from export.tensorrt_graph import PlanRequest
-from export.tensorrt_shapes import ShapeRange
+from export.tensorrt.graph import PlanRequest
+from export.tensorrt.shapes import ShapeRange
 
 
 class FakeLayer(SimpleNamespace):

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto
 
 from contract.errors import ArtifactError, ConfigError
-from export.tensorrt_builders import PythonBuilder, make_trtexec_arguments, read_gpu, read_trtexec_version
-from export.tensorrt_graph import PlanRequest, choose_precision, find_fp32_nodes
+from export.tensorrt.builders import PythonBuilder, make_trtexec_arguments, read_gpu, read_trtexec_version
+from export.tensorrt.graph import PlanRequest, choose_precision, find_fp32_nodes
 
 Request = Callable[..., PlanRequest]
 

@@ -19,9 +19,9 @@ from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.tensors import GRAPHS, MODELS
 from export.publish import publish
-from export.tensorrt import PlanSettings, check_plan, export_plans
-from export.tensorrt_builders import Gpu
-from export.tensorrt_config import CONTAINER, CONTAINER_RELEASE
+from export.tensorrt.build import PlanSettings, check_plan, export_plans
+from export.tensorrt.builders import Gpu
+from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE
 
 A100 = Gpu("NVIDIA A100", (8, 0))
 
@@ -89,7 +89,7 @@ def test_plans_of_a_bundle(
         out.mkdir(parents=True)
         return {name: Path(shutil.copy(path, out / path.name)) for name, path in graphs.items()}
 
-    monkeypatch.setattr("export.graphs.export_graphs", copy_graphs)
+    monkeypatch.setattr("export.graphs.from_torch.export_graphs", copy_graphs)
     result = export_plans(bundle.path, tmp_path / "out", PlanSettings(precision="bf16"))
     assert sorted(result.plans) == sorted(GRAPHS)
     assert result.fingerprint == bundle.fingerprint

@@ -13,9 +13,9 @@ from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.tensors import GRAPHS, MODELS
 from export.configs import Deployment, fill_config
-from export.operators import RELEASE
-from export.tensorrt_config import CONTAINER, CONTAINER_RELEASE, to_accelerated_config, to_plan_config
-from export.tensorrt_graph import PlanRequest
+from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE, to_accelerated_config, to_plan_config
+from export.tensorrt.graph import PlanRequest
+from export.tensorrt.operators import RELEASE
 
 SERVING = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
 

@@ -9,11 +9,11 @@ from tritonclient.grpc import model_config_pb2
 from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.tensors import LAYOUTS, MODELS
-from export.checks import read_sizes
 from export.configs import Deployment, fill_config
+from export.graphs.checks import read_sizes
 from export.targets import make_optimization
-from export.tensorrt_config import to_plan_config
-from export.tensorrt_shapes import make_profile, make_profiles
+from export.tensorrt.configs import to_plan_config
+from export.tensorrt.shapes import make_profile, make_profiles
 
 
 def fill(

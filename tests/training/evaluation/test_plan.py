@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from contract.text import TEXT_MODES, read_report
+from contract.report.text import TEXT_MODES, read_report
 from training.evaluation.plan import (
     Way,
     choose_complete,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from contract.dicom import load_pixels
 from contract.errors import ConfigError, ImageError
+from contract.image.read import load_pixels
 from contract.labels import LABEL_INDEX, LABELS
-from contract.text import ReportTokenizer
+from contract.report.text import ReportTokenizer
 from training.data.cache import fill_cache
 from training.data.openi import build_table, read_table, write_table
 from training.evaluation import predict

@@ -12,8 +12,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from contract.errors import ConfigError
-from contract.image_view import rank_view, weigh_study
-from contract.view_clues import ViewClues, read_clues
+from contract.image.view import rank_view, weigh_study
+from contract.image.view_clues import ViewClues, read_clues
 from training.data.openi import get_image_key
 from training.phantom.header_clues import (
     CLUES,

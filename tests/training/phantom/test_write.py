@@ -11,9 +11,9 @@ import pydicom
 import pytest
 from pydicom.uid import UID
 
-from contract.dicom import load_pixels
-from contract.image_header import read_image_header
-from contract.image_view import VIEWS
+from contract.image.header import read_image_header
+from contract.image.read import load_pixels
+from contract.image.view import VIEWS
 from training.data.openi import build_table, parse_study, read_reports
 from training.phantom.findings import get_categories
 from training.phantom.headers import draw_headers, load_table

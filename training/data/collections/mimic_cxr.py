@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import InputError, ReportError
-from contract.text import Report, parse_report
+from contract.report.text import Report, parse_report
 from training.data.collections.csv_rows import CsvRow, read_csv_rows
 from training.data.collections.mapping import NOTHING_KNOWN, Categories, LabelMap, load_label_map
 from training.data.collections.study import (

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.errors import InputError
-from contract.image_view import View
-from contract.text import Report
+from contract.image.view import View
+from contract.report.text import Report
 from training.data.collections.csv_rows import CsvRow
 from training.data.collections.mapping import Categories
 

@@ -1,0 +1,1 @@
+"""A server among faults and bad clients: every good answer stays right."""

@@ -1,0 +1,137 @@
+"""What a soak run does to a server: each fault by name, on a `cxr serve` of this machine."""
+
+import mmap
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench.faults.served_process import ServedProcess
+
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
+_FILL: Final = "cxr_soak_fill"
+_SHORT_STOP_S: Final = (
+    1.5  # most often enough to abort Triton 2.51, when one of its stubs stands still for so long
+)
+_FULL_S: Final = 4.0
+_STEPS_BYTES: Final = (2**22, 2**16, mmap.PAGESIZE)
+
+Fault = Callable[[ServedProcess], None]
+
+
+def kill_stub(served: ServedProcess) -> None:
+    """Kill a python process of a model, as the kernel does when memory runs out; another one each time."""
+    stubs = sorted(served.find_stubs(), key=lambda stub: stub.model)
+    if stubs:
+        _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGKILL)
+
+
+def stop_stub_shortly(served: ServedProcess) -> None:
+    """Let a python process of a model stand still for a moment."""
+    stubs = served.find_stubs()
+    if stubs:
+        _stop_shortly(stubs[int(time.monotonic()) % len(stubs)].process.pid)
+
+
+def stop_stub(served: ServedProcess) -> None:
+    """Let a python process of a model stand still for good."""
+    stubs = served.find_stubs()
+    if stubs:
+        _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGSTOP)
+
+
+def kill_triton(served: ServedProcess) -> None:
+    """Kill Triton."""
+    _signal(served.find_server("tritonserver"), signal.SIGKILL)
+
+
+def stop_triton_shortly(served: ServedProcess) -> None:
+    """Let Triton stand still for a moment."""
+    _stop_shortly(served.find_server("tritonserver"))
+
+
+def stop_triton(served: ServedProcess) -> None:
+    """Let Triton stand still for good."""
+    _signal(served.find_server("tritonserver"), signal.SIGSTOP)
+
+
+def kill_sidecar(served: ServedProcess) -> None:
+    """Kill the retrieval sidecar."""
+    _signal(served.find_server("retrieval.server"), signal.SIGKILL)
+
+
+def kill_relay(served: ServedProcess) -> None:
+    """Kill the relay in front of Triton."""
+    _signal(served.find_server("serving.relay"), signal.SIGKILL)
+
+
+def stop_relay(served: ServedProcess) -> None:
+    """Let the relay stand still for good."""
+    _signal(served.find_server("serving.relay"), signal.SIGSTOP)
+
+
+def fill_shared_memory(when_full: Callable[[], None]) -> None:
+    """Take all of /dev/shm, to the last page, for some seconds; only in a run with its own (`bench.faults.soak`).
+
+    Args:
+        when_full: Called once when nothing is left. What the servers hold already stays theirs, and small requests
+            fit into that: only a request larger than all before needs more.
+    """
+    path, size = SHARED_MEMORY / _FILL, 0
+    try:
+        with path.open("wb") as file:
+            size = _take_all(file.fileno(), size)
+            when_full()
+            full_until = time.monotonic() + _FULL_S
+            while time.monotonic() < full_until:
+                size = _take_all(file.fileno(), size)  # again, when something was given back meanwhile
+                time.sleep(0.005)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take_all(file: int, size: int) -> int:
+    """Have all memory that is free given to a file of so many bytes; return its new size."""
+    for step in _STEPS_BYTES:
+        while _take(file, size, step):
+            size += step
+    return size
+
+
+def _take(file: int, start: int, step: int) -> bool:
+    """Have one step of memory given to a file; return whether there was so much."""
+    try:
+        os.posix_fallocate(file, start, step)
+    except OSError:
+        return False
+    return True
+
+
+def _stop_shortly(pid: int | None) -> None:
+    _signal(pid, signal.SIGSTOP)
+    time.sleep(_SHORT_STOP_S)
+    _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int | None, number: int) -> None:
+    if pid is not None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "kill a python process": kill_stub,
+    "stop a python process for 1.5 s": stop_stub_shortly,
+    "stop a python process for good": stop_stub,
+    "kill Triton": kill_triton,
+    "stop Triton for 1.5 s": stop_triton_shortly,
+    "stop Triton for good": stop_triton,
+    "kill the relay": kill_relay,
+    "stop the relay for good": stop_relay,
+    "kill the sidecar": kill_sidecar,
+}
+FULL: Final = "fill /dev/shm for 4 s"

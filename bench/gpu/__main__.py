@@ -1,0 +1,46 @@
+"""Start `cxr bench gpu` where little is installed: takes missing packages from a folder of wheels first.
+
+    python -m bench.gpu OUT --wheels FOLDER
+
+Needs nothing but Python and pip, and no network. Everything else, options too, is the command's.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def install_wheels(folder: Path, site: Path) -> str:
+    """Install every wheel of a folder into a directory of its own; return what pip said where it failed, else ""."""
+    wheels = sorted(map(str, folder.glob("*.whl")))
+    if not wheels:
+        return f"{folder} holds no wheels."
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+    done = subprocess.run(
+        [*command, "--target", str(site), *wheels], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stderr.strip() or f"pip ended with {done.returncode}."
+
+
+def main(arguments: list[str]) -> int:
+    """Install the wheels that are named, then run the command in a new Python; return its exit code."""
+    words, environment = list(arguments), dict(os.environ)
+    paths = [str(Path(__file__).resolve().parents[3])]
+    if "--wheels" in words:
+        place = words.index("--wheels")
+        folder = Path(words[place + 1]) if place + 1 < len(words) else Path()
+        del words[place : place + 2]
+        site = Path(words[0] if words else ".") / "site"
+        if trouble := install_wheels(folder, site):
+            print(f"Error: The wheels cannot be installed: {trouble}", file=sys.stderr)
+            return 2
+        paths.append(str(site.resolve()))
+    paths += [path for path in [environment.get("PYTHONPATH", "")] if path]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, "-m", "cxr", "bench", "gpu", *words]
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""Runs one part in a process of its own: one that crashes, or hangs, takes no other with it.
+
+python -m bench.gpu.part NAME OUT DEADLINE SETTINGS
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench.gpu.log import Log, OutOfTimeError, Settings, describe_failure
+
+Measurement = Callable[[Log, Settings], None]
+OUT_OF_TIME: Final = 75  # exit code: the rest is for the next run
+# Part -> where it stands, and its share of the time while others are still to come.
+PARTS: Final[dict[str, tuple[str, float]]] = {
+    "peak": ("torch_part.measure_peak", 0.10),
+    "model": ("onnx_part.make_model", 0.35),
+    "torch": ("torch_part.measure_torch", 0.50),
+    "onnx": ("onnx_part.measure_onnx", 0.50),
+    "gates": ("onnx_part.measure_gates", 0.40),
+    "faiss": ("other_parts.measure_faiss", 0.30),
+    "shared memory": ("other_parts.measure_shared_memory", 0.50),
+    "tensorrt": ("onnx_part.measure_tensorrt", 1.00),
+}
+
+
+def run_part(name: str, out: Path, deadline: float, settings: Settings) -> bool:
+    """Take the figures of one part that are missing; return whether none is left.
+
+    Args:
+        name: One of `PARTS`.
+        out: Directory of the run.
+        deadline: `time.time()` from which no further figure is begun.
+        settings: What is measured.
+    """
+    log = Log(out, name, deadline)
+    try:
+        if settings.device == "cuda" and (reason := _find_no_gpu()):
+            log.skip(name, reason)
+        else:
+            _load(name)(log, settings)
+    except OutOfTimeError:
+        log.skip("the rest", "The time was used up: the same command goes on here.")
+        return False
+    except Exception as error:  # what a part needs before its first figure
+        log.skip(name, describe_failure(error))
+    log.save()
+    return True
+
+
+def _load(name: str) -> Measurement:
+    module, _, function = PARTS[name][0].partition(".")
+    imported = __import__(f"bench.gpu.{module}", fromlist=[function])
+    measurement: Measurement = getattr(imported, function)
+    return measurement
+
+
+def _find_no_gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return f"PyTorch {torch.__version__} finds no GPU here; --device cpu tries the command without one."
+
+
+def main(arguments: list[str]) -> int:
+    """Run one part; return the exit code."""
+    name, out, deadline, settings = arguments
+    done = run_part(name, Path(out), float(deadline), Settings.from_dict(json.loads(settings)))
+    return 0 if done else OUT_OF_TIME
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

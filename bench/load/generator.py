@@ -1,0 +1,279 @@
+"""One load: a closed or an open loop of requests, warmed up, then measured.
+
+A closed loop has N senders, each of which sends its next request when the answer to the last one is there. When
+the server stalls, it stops sending, so that one request sees the stall which N others would have met. An open loop
+sends when a request is due, whether or not others are answered, and counts its latency from the moment at
+which it was due. So a stall is seen by all requests that it holds up (Gil Tene, "How NOT to Measure Latency",
+calls the other way coordinated omission).
+"""
+
+import gc
+import itertools
+import math
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.load.arrivals import Arrivals, Schedule
+from bench.load.clock import Clock, SystemClock
+from bench.load.sample import Sample, Times, make_sample
+from bench.load.steady import Window, is_steady
+from contract.errors import ConfigError, CxrError
+
+Request = Callable[[int], None]  # takes the number of the request; raises an error of contract.errors
+
+_WINDOW_REQUESTS: Final = 5  # a median of fewer says nothing
+_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """`workers` senders, each of which waits for its answer."""
+
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"A closed loop needs at least 1 request in flight, not {self.workers}.")
+
+    @property
+    def senders(self) -> int:
+        """How many requests are in flight at most."""
+        return self.workers
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """`rate` requests a second; a request that is due while `in_flight` wait for an answer is sent late."""
+
+    rate: float
+    arrivals: Arrivals = "poisson"
+    in_flight: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rate < math.inf) or self.in_flight < 1:
+            raise ConfigError("An open loop needs a rate above 0 and at least 1 request in flight.")
+
+    @property
+    def senders(self) -> int:
+        """How many requests are in flight at most."""
+        return self.in_flight
+
+
+Load = ClosedLoop | OpenLoop
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How long a load is warmed up and measured.
+
+    Warm-up lasts at least `warmup_s`, then until three windows of `window_s` agree within `tolerance` (see
+    `bench.load.steady`), at most `warmup_max_s`. A window grows until it holds five answers. Then requests
+    are measured for `duration_s`, or until at least `count` are answered.
+    """
+
+    duration_s: float = 10.0
+    count: int | None = None
+    warmup_s: float = 1.0
+    warmup_max_s: float = 30.0
+    window_s: float = 1.0
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.duration_s, self.window_s) <= 0 or min(self.warmup_s, self.tolerance) < 0:
+            raise ConfigError(
+                "Durations and windows must be above 0 seconds, tolerances and warm-up not below."
+            )
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"At least 1 request must be measured, not {self.count}.")
+
+    def shorten(self) -> "Phases":
+        """Return the phases for a load that was warm a moment ago: one short window, whatever it shows."""
+        return replace(self, warmup_s=min(self.warmup_s, self.window_s), warmup_max_s=0.0)
+
+
+class Observer(Protocol):
+    """Looks at the server at both ends of the measured time."""
+
+    def begin(self) -> None:
+        """Measuring begins."""
+
+    def end(self) -> dict[str, Any]:
+        """Measuring ends; return what was seen, as JSON-ready values."""
+
+
+def run_load(
+    request: Request,
+    load: Load,
+    phases: Phases,
+    *,
+    clock: Clock | None = None,
+    observer: Observer | None = None,
+) -> Sample:
+    """Send requests, wait until they are answered steadily, and measure.
+
+    Args:
+        request: Sends one request and waits for its answer. Errors of `contract.errors` are counted by type;
+            any other ends the load.
+        load: How requests are sent.
+        phases: How long.
+        clock: Where the load runs; None is the clock of the machine.
+        observer: Looks at the server meanwhile.
+
+    Raises:
+        Exception: What `request` or `observer` raised, if it is no error of a single request.
+    """
+    with _keep_collector_short():
+        return _Run(request, load, phases, clock or SystemClock(), observer).run()
+
+
+class _Track:
+    """What one sender saw: due, sent and answered, three numbers a request, and the failures."""
+
+    def __init__(self) -> None:
+        self.times = array("d")
+        self.failures: list[tuple[float, str]] = []
+
+    def read(self, start: int = 0) -> NDArray[np.float64]:
+        """Return (n, 3) from the request `start` on; other threads may add to it meanwhile."""
+        held = self.times[3 * start :]
+        return np.array(held[: len(held) // 3 * 3], dtype=np.float64).reshape(-1, 3)
+
+
+class _Run:
+    def __init__(
+        self, request: Request, load: Load, phases: Phases, clock: Clock, observer: Observer | None
+    ) -> None:
+        self._request, self._load, self._phases = request, load, phases
+        self._clock, self._observer = clock, observer
+        self._stop = clock.make_stop()
+        self._tracks = [_Track() for _ in range(load.senders)]
+        self._numbers = itertools.count()
+        self._schedule = Schedule(load.rate, load.arrivals, load.seed) if isinstance(load, OpenLoop) else None
+        self._start = self._begin = self._end = math.inf
+        self._steady = False
+        self._observed: dict[str, Any] = {}
+        self._cores = 0.0
+
+    def run(self) -> Sample:
+        self._start = self._clock.now()
+        send = self._send_closed if self._schedule is None else self._send_open
+        senders = [lambda track=track: send(track) for track in self._tracks]
+        self._clock.run([self._direct, *senders], self._stop)
+        times = Times(np.concatenate([track.read() for track in self._tracks]), self._begin, self._end)
+        failures = [failure for track in self._tracks for failure in track.failures]
+        failed = Counter(name for due, name in failures if self._begin <= due < self._end)
+        unsent = 0
+        if self._schedule is not None:
+            unsent = self._schedule.count_left(self._begin - self._start, self._end - self._start)
+        return make_sample(
+            times,
+            failed=dict(failed),
+            unsent=unsent,
+            steady=self._steady,
+            warmup_s=self._begin - self._start,
+            generator_cores=self._cores,
+            observed=self._observed,
+        )
+
+    def _send_closed(self, track: _Track) -> None:
+        while not self._stop.is_set():
+            now = self._clock.now()
+            self._call(next(self._numbers), now, now, track)
+
+    def _send_open(self, track: _Track) -> None:
+        assert self._schedule is not None
+        while not self._stop.is_set():
+            number, offset = self._schedule.take()
+            due = self._start + offset
+            if (early := due - self._clock.now()) > 0:
+                self._stop.wait(early)
+            if self._stop.is_set() and due >= self._end:
+                return
+            self._call(number, due, self._clock.now(), track)
+
+    def _call(self, number: int, due: float, sent: float, track: _Track) -> None:
+        try:
+            self._request(number)
+        except CxrError as error:
+            track.failures.append((due, type(error).__name__))
+            return
+        track.times.extend((due, sent, self._clock.now()))
+
+    def _direct(self) -> None:
+        """Warm up, measure, stop."""
+        self._steady = self._warm_up()
+        if self._observer:
+            self._observer.begin()
+        used = time.process_time()
+        self._begin = self._clock.now()
+        self._wait_measured()
+        self._end = self._clock.now()
+        self._cores = (time.process_time() - used) / max(self._end - self._begin, 1e-9)
+        if self._observer:
+            self._observed = self._observer.end()
+        self._stop.set()
+
+    def _warm_up(self) -> bool:
+        windows: list[Window] = []
+        seen = [0] * len(self._tracks)
+        while not self._stop.is_set():
+            windows.append(self._watch_window(seen))
+            lasted = self._clock.now() - self._start
+            steady = is_steady(windows, self._phases.tolerance, throughput=self._schedule is None)
+            if lasted >= self._phases.warmup_s and (steady or lasted >= self._phases.warmup_max_s):
+                return steady
+        return False
+
+    def _watch_window(self, seen: list[int]) -> Window:
+        """Wait one window and return it; `seen` holds how many requests of each track came before it."""
+        began = self._clock.now()
+        limit = max(self._phases.warmup_max_s, self._phases.window_s)
+        while True:
+            self._stop.wait(self._phases.window_s)
+            new = [track.read(start) for track, start in zip(self._tracks, seen, strict=True)]
+            answers = sum(map(len, new))
+            lasted = self._clock.now() - began
+            if answers >= _WINDOW_REQUESTS or lasted >= limit or self._stop.is_set():
+                break
+        seen[:] = [start + len(part) for start, part in zip(seen, new, strict=True)]
+        times = np.concatenate(new)
+        median = float(np.median(times[:, 2] - times[:, 0])) if answers else math.nan
+        return Window(median, answers / max(lasted, 1e-9))
+
+    def _wait_measured(self) -> None:
+        count = self._phases.count
+        if count is None:
+            self._stop.wait(self._phases.duration_s)
+            return
+        before = self._count_done()
+        while not self._stop.is_set() and self._count_done() - before < count:
+            self._stop.wait(_POLL_S)
+
+    def _count_done(self) -> int:
+        return sum(len(track.times) // 3 + len(track.failures) for track in self._tracks)
+
+
+@contextmanager
+def _keep_collector_short() -> Iterator[None]:
+    """Take all objects there are out of Python's collector: with torch loaded, looking at them takes 0.1 s.
+
+    Where somebody did so already, nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

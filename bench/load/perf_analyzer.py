@@ -1,0 +1,54 @@
+"""NVIDIA's perf_analyzer on the same requests, to hold this package's generator against.
+
+Version 2.51.0 is inside the wheel tritonclient==2.51.0; later ones are distributed apart.
+"""
+
+import csv
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.load.inputs import Arrays
+from contract.errors import ServerError
+
+_WINDOWS: Final = 3
+_TIMEOUT_S: Final = 300.0
+
+
+def run_perf_analyzer(
+    program: str, url: str, model: str, requests: Sequence[Arrays], *, seconds: float
+) -> float:
+    """Return the median latency in ms that perf_analyzer finds with one request in flight.
+
+    Args:
+        program: The executable.
+        url: host:port of Triton's gRPC service.
+        model: Name of the served model.
+        requests: Its inputs, each a batch of one; all of equal shapes.
+        seconds: How long is measured: three windows whatever they show, for a comparison that needs no steadiness
+            of its own.
+
+    Raises:
+        ServerError: It failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="cxr-perf-") as scratch:
+        data, out = Path(scratch) / "data.json", Path(scratch) / "out.csv"
+        data.write_text(json.dumps({"data": [_describe(inputs) for inputs in requests]}), encoding="utf-8")
+        command = [program, "-m", model, "-u", url, "-i", "grpc", "--input-data", str(data), "-f", str(out)]
+        command += ["--concurrency-range", "1", "--percentile", "50", "-r", str(_WINDOWS), "-s", "999"]
+        command += ["-p", str(round(1000 * seconds / _WINDOWS))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        if done.returncode:
+            raise ServerError(f"{program} ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+        with out.open(encoding="utf-8") as file:
+            return float(next(csv.DictReader(file))["p50 latency"]) / 1e3
+
+
+def _describe(inputs: Arrays) -> dict[str, object]:
+    return {
+        name: {"content": array.ravel().tolist(), "shape": list(array.shape[1:])}
+        for name, array in inputs.items()
+    }

@@ -1,0 +1,125 @@
+"""Requests to a served model: written once as bytes, so that sending them costs the generator little.
+
+Two ways lead to the server. `BytesSender` sends requests that were serialised beforehand and reads the answer's
+message; it measures the server. `make_client_request` calls the project's own client, whose work (tensors in,
+tensors out, shared memory) is then part of every latency.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
+
+from bench.load.generator import Request
+from bench.load.inputs import Arrays
+from client.channel import ChannelSettings
+from client.status import make_error
+from client.triton import TritonTransport
+from contract.errors import CxrError
+
+_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+_OPTIONS: Final = ChannelSettings().make_channel_arguments()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names and Triton data types of what a served model reads, and the names of what it answers."""
+
+    model: str
+    inputs: dict[str, str]
+    outputs: tuple[str, ...]
+
+
+def read_signature(url: str, model: str, timeout_s: float) -> Signature:
+    """Ask a server what one of its models reads.
+
+    Raises:
+        ServerError: It has no such model.
+        ServiceError: It does not answer.
+    """
+    from tritonclient.grpc import InferenceServerClient
+
+    try:
+        with InferenceServerClient(url, channel_args=_OPTIONS) as server:
+            found = server.get_model_metadata(model, client_timeout=timeout_s)
+    except InferenceServerException as error:
+        raise make_error(
+            error.status(), error.message() or "", server="Triton", url=url, timeout_s=timeout_s
+        ) from error
+    inputs = {entry.name: entry.datatype for entry in found.inputs}
+    return Signature(model, inputs, tuple(entry.name for entry in found.outputs))
+
+
+def serialise(signature: Signature, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()) -> bytes:
+    """Write a KServe v2 ModelInferRequest; no `outputs` asks for all."""
+    request = service_pb2.ModelInferRequest(model_name=signature.model)
+    for name, datatype in signature.inputs.items():
+        array = np.ascontiguousarray(inputs[name])
+        request.inputs.add(name=name, datatype=datatype, shape=list(array.shape))
+        raw = serialize_byte_tensor(array).item() if datatype == "BYTES" else array.tobytes()
+        request.raw_input_contents.append(raw)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return bytes(request.SerializeToString())
+
+
+class BytesSender:
+    """A `Request` that sends serialised requests in turn over one channel; may be called by many threads."""
+
+    def __init__(self, url: str, payloads: Sequence[bytes], timeout_s: float) -> None:
+        """Describe the calls; nothing is sent yet.
+
+        Args:
+            url: host:port of Triton's gRPC service.
+            payloads: At least one serialised request.
+            timeout_s: Deadline of each call, in seconds.
+        """
+        self._url, self._payloads, self._timeout_s = url, list(payloads), timeout_s
+        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._infer = self._channel.unary_unary(
+            _METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+
+    def __call__(self, number: int) -> None:
+        """Send request `number`, counted round, and wait for its answer.
+
+        Raises:
+            InputError, ServiceError: See `client.status`.
+        """
+        try:
+            self._infer(self._payloads[number % len(self._payloads)], timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def _explain(self, error: Any) -> CxrError:
+        return make_error(
+            error.code().name,
+            error.details() or "",
+            server="Triton",
+            url=self._url,
+            timeout_s=self._timeout_s,
+        )
+
+
+def make_client_request(
+    transport: TritonTransport,
+    model: str,
+    requests: Sequence[Arrays],
+    outputs: Sequence[str],
+    timeout_s: float,
+) -> Request:
+    """Return a `Request` that calls the project's client with arrays, in turn."""
+
+    def request(number: int) -> None:
+        transport.infer(model, requests[number % len(requests)], outputs, timeout_s)
+
+    return request

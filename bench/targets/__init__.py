@@ -1,0 +1,1 @@
+"""Serving held to its targets: the rows of docs/benchmarks.md."""

@@ -1,0 +1,207 @@
+"""What `cxr bench table` measures, part by part; each part returns its rows.
+
+`fused` is the repository that `make bench` published with the fastest profile of this processor, and the one that is
+served in every row. `split` has the same graphs one by one, and `fp32` those of single precision for ONNX Runtime: both
+run in this process, for comparison.
+"""
+
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bench.load.generator import ClosedLoop, Phases
+from bench.load.inputs import Arrays, join_cases
+from bench.load.requests import Signature
+from bench.report.machine import describe_machine
+from bench.report.measure import Row, Subject, measure
+from bench.run import answer_here, make_eager
+from bench.targets.in_process import Ways
+from bench.targets.model import (
+    LENGTH,
+    REPEATS,
+    TENSORS,
+    Model,
+    compare,
+    get_median,
+    measure_side_by_side,
+    prepare,
+    say_ms,
+    send,
+)
+from bench.targets.serving import measure_serving, measure_swap
+from bench.targets.target import Measurement, TargetRow
+from contract.bundle import Bundle
+from contract.tensors import MODELS
+
+if TYPE_CHECKING:
+    from serving.inprocess import InProcess
+
+PUBLISHED_LENGTH: Final = 512  # what the published model pads every text to
+_SIGNATURE: Final = Signature(
+    TENSORS,
+    {tensor.name: tensor.dtype for tensor in MODELS[TENSORS].inputs},
+    tuple(tensor.name for tensor in MODELS[TENSORS].outputs),
+)
+_TURNS_OF_AGREEMENT: Final = 4  # to a repeat
+_FASTER_WITH_AMX: Final = 3.0
+_FASTER_WITHOUT_AMX: Final = 2.8
+_MIN_COSINE: Final = 0.9999
+_MAX_FLIPS: Final = 0.001
+
+
+def list_parts(root: Path, seconds: float) -> dict[str, Measurement]:
+    """Return name -> what measures that part of the table, in the order of the table."""
+    phases = Phases(duration_s=seconds, warmup_max_s=10.0)
+    tiny, base = Model(root, "tiny"), Model(root, "base")
+    return {
+        "serving": lambda: measure_serving(tiny, phases),
+        "precision": lambda: measure_precision(tiny, phases),
+        "base": lambda: measure_base(base, phases),
+        "perf_analyzer": lambda: measure_agreement(tiny, phases),
+        "swap": lambda: measure_swap(tiny, phases),
+    }
+
+
+def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
+    """Measure the best profile against single precision, in its faster order, and against eager PyTorch."""
+    from serving.inprocess import InProcess
+
+    best = InProcess(model.fused)
+    fixed = prepare(best, TENSORS, model.read_cases(), length=LENGTH)
+    fp32 = Ways({"split": model.fp32})
+    single = fp32.find_fastest(TENSORS, fixed, phases)
+    rows = measure_side_by_side(
+        [
+            Subject("best profile", answer_here(best, TENSORS, fixed), ClosedLoop(1)),
+            single,
+            Subject("torch eager fp32", make_eager(model.bundle.path, _SIGNATURE, fixed), ClosedLoop(1)),
+        ],
+        phases,
+    )
+    everything = prepare(best, TENSORS, model.read_cases(None))
+    cosine, flips, decisions = compare_answers(fp32.first, best, everything, model.bundle)
+    amx = "amx_bf16" in describe_machine()["flags"]
+    return [
+        TargetRow(
+            f"best CPU profile / ONNX Runtime fp32, p50, times faster{'' if amx else ', without AMX'}",
+            "at least",
+            _FASTER_WITH_AMX if amx else _FASTER_WITHOUT_AMX,
+            compare(rows[1], rows[0]),
+            detail=f"{say_ms(rows[1])} ({single.target}) / {say_ms(rows[0])}; cosine at least {cosine:.6f}, "
+            f"{flips} of {decisions} labels flip",
+            conditions={
+                f"cosine of every embedding >= {_MIN_COSINE}": cosine >= _MIN_COSINE,
+                f"label flips <= {_MAX_FLIPS:.1%}": flips <= _MAX_FLIPS * decisions,
+            },
+        ),
+        TargetRow(
+            f"best CPU profile at Swin-T + BERT-base, {LENGTH} tokens / torch eager fp32, times faster",
+            "at least",
+            4.0,
+            compare(rows[2], rows[0]),
+            detail=f"{say_ms(rows[2])} / {say_ms(rows[0])}",
+        ),
+    ]
+
+
+def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
+    """Measure the published size as served here against the published way to run it, and each step between the two."""
+    from serving.inprocess import InProcess
+
+    with ExitStack() as open_now:
+        stack, _ = open_now.enter_context(model.serve(model.fused))
+        best = InProcess(model.fused)
+        ours = prepare(best, TENSORS, model.read_cases())
+        padded = [join_cases([inputs], PUBLISHED_LENGTH) for inputs in ours]
+        steps = {
+            "torch eager fp32, padded": make_eager(model.bundle.path, _SIGNATURE, padded),
+            "torch eager fp32": make_eager(model.bundle.path, _SIGNATURE, ours),
+            "ONNX Runtime fp32": answer_here(InProcess(model.fp32), TENSORS, ours),
+            "best profile": answer_here(best, TENSORS, ours),
+            "served": open_now.enter_context(send(stack, TENSORS, ours)),
+        }
+        subjects = [Subject(name, request, ClosedLoop(1)) for name, request in steps.items()]
+        rows = measure(subjects, phases, repeats=REPEATS)
+    lengths = sorted({inputs["input_ids"].shape[1] for inputs in ours})
+    whole = TargetRow(
+        f"served base (Swin-B, real length bucket) / the published way (text padded to {PUBLISHED_LENGTH}, "
+        "torch eager fp32), times faster",
+        "at least",
+        8.0,
+        compare(rows[0], rows[-1]),
+        detail=f"{say_ms(rows[0])} / {say_ms(rows[-1])}; buckets {', '.join(map(str, lengths))}",
+    )
+    factors = ("text not padded", "ONNX Runtime for PyTorch", "precision", "serving")
+    return [whole, *(_say_factor(*pair) for pair in zip(factors, rows, rows[1:], strict=True))]
+
+
+def _say_factor(name: str, before: Row, after: Row) -> TargetRow:
+    """Return one of the factors that the row before is made of."""
+    return TargetRow(
+        f"of that by: {name}",
+        "at least",
+        None,
+        compare(before, after),
+        detail=f"{say_ms(before)} ({before.subject.target}) / {say_ms(after)} ({after.subject.target})",
+    )
+
+
+def measure_agreement(model: Model, phases: Phases) -> list[TargetRow]:
+    """Hold the load generator against perf_analyzer, where there is one (on PATH or at $PERF_ANALYZER)."""
+    name = "our load generator / perf_analyzer, p50, difference"
+    program = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
+    if not program:
+        return [
+            TargetRow(
+                name,
+                "at most",
+                5.0,
+                None,
+                "%",
+                "no perf_analyzer on PATH or at $PERF_ANALYZER; docs/benchmarks.md says where to get it",
+            )
+        ]
+    from bench.load.perf_analyzer import run_perf_analyzer
+    from serving.inprocess import InProcess
+
+    with ExitStack() as open_now:
+        stack, _ = open_now.enter_context(model.serve(model.fused))
+        fixed = prepare(InProcess(model.fused), TENSORS, model.read_cases(), length=LENGTH)
+        sender = open_now.enter_context(send(stack, TENSORS, fixed))
+        subject = Subject("served", sender, ClosedLoop(1))
+        ours: list[float] = []
+        theirs: list[float] = []
+        turn = replace(
+            phases, duration_s=phases.duration_s / _TURNS_OF_AGREEMENT, warmup_s=0.5, warmup_max_s=0.5
+        )
+        for _ in range(REPEATS * _TURNS_OF_AGREEMENT):
+            ours.append(get_median(measure([subject], turn, repeats=1)[0]))
+            theirs.append(
+                run_perf_analyzer(program, stack.triton_url, TENSORS, fixed, seconds=turn.duration_s)
+            )
+    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    detail = f"{statistics.median(ours):.1f} ms / {statistics.median(theirs):.1f} ms, ratio {ratio:.3f}"
+    return [TargetRow(name, "at most", 5.0, 100 * abs(ratio - 1), "%", detail)]
+
+
+def compare_answers(
+    reference: "InProcess", other: "InProcess", requests: Sequence[Arrays], bundle: Bundle
+) -> tuple[float, int, int]:
+    """Return the lowest cosine of two embeddings of a case, how many labels change sides, and of how many."""
+    labels = bundle.decisions.of("study")
+    thresholds = np.array([label.threshold for label in labels], np.float64)
+    lowest, flips, decisions = 1.0, 0, 0
+    for inputs in requests:
+        one, two = (each.run(TENSORS, inputs) for each in (reference, other))
+        lowest = min(lowest, float((one["embedding"] * two["embedding"]).sum(-1).min()))
+        decided = [answer["probabilities"] >= thresholds for answer in (one, two)]
+        flips += int((decided[0] != decided[1]).sum())
+        decisions += decided[0].size
+    return lowest, flips, decisions

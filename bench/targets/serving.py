@@ -1,0 +1,234 @@
+"""What serving costs over the same graphs in this process, and what a hot swap does to who is being served.
+
+All of it is measured of one configuration, the repository `fused` that `make bench` publishes.
+"""
+
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from bench.load.generator import ClosedLoop, Phases, Request
+from bench.load.inputs import Arrays
+from bench.report.measure import Row, Subject, measure
+from bench.targets.in_process import Ways
+from bench.targets.model import (
+    LENGTH,
+    RAW,
+    REPEATS,
+    TENSORS,
+    TIMEOUT_S,
+    Model,
+    compare,
+    get_rate,
+    measure_side_by_side,
+    prepare,
+    say_ms,
+    send,
+)
+from bench.targets.target import TargetRow
+from client.channel import Carrier
+from contract.tensors import IMAGE_BYTES, REPORT
+
+if TYPE_CHECKING:
+    from serving.stack import Stack
+
+_CONCURRENCY: Final = 8
+_MANY: Final = 32  # clients, as of two hosts
+_SERVED: Final = "served"
+
+
+def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
+    """Measure what serving costs over the fastest way to run the same weights in this process."""
+    with ExitStack() as open_now:
+        stack, ready_s = open_now.enter_context(model.serve(model.fused))
+        ways = Ways({"split": model.split, "fused": model.fused})
+        cases = model.read_cases()
+        fixed = prepare(ways.first, TENSORS, cases, length=LENGTH)
+        mixed = prepare(ways.first, TENSORS, cases)
+        raw = prepare(ways.first, RAW, cases)
+        load = _Load(open_now, stack, ways, phases)
+        return [
+            load.measure_latency(fixed),
+            *load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97),
+            *load.measure_throughput(mixed, "texts of mixed lengths", None),
+            *load.measure_files(raw),
+            TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up"),
+        ]
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A server, and what it is held against."""
+
+    open_now: ExitStack
+    stack: "Stack"
+    ways: Ways
+    phases: Phases
+
+    def measure_latency(self, requests: Sequence[Arrays]) -> TargetRow:
+        """One client after the other, tensors in."""
+        fastest = self.ways.find_fastest(TENSORS, requests, self.phases)
+        sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
+        served, here = measure_side_by_side([Subject(_SERVED, sender, ClosedLoop(1)), fastest], self.phases)
+        return TargetRow(
+            "served predict_study_tensors, batch 1, p50 / in-process",
+            "at most",
+            1.05,
+            compare(served, here),
+            detail=_say_latency(served, here),
+        )
+
+    def measure_throughput(
+        self, requests: Sequence[Arrays], what: str, limit: float | None
+    ) -> list[TargetRow]:
+        """As many clients as fill the server, and many more than that."""
+        fullest = self.ways.find_fullest(TENSORS, requests, self.phases)
+        sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
+        subjects = [Subject(_SERVED, sender, ClosedLoop(workers)) for workers in (_CONCURRENCY, _MANY)]
+        *served, here = measure([*subjects, fullest], self.phases, repeats=REPEATS)
+        return [
+            TargetRow(
+                f"throughput, {row.subject.load.senders} clients, {what} / in-process loop at its best batch size",
+                "at least",
+                limit if row is served[0] else None,
+                _compare_rates(row, here),
+                detail=f"{get_rate(row):.1f} / {get_rate(here):.1f} studies/s ({here.subject.target}, batch "
+                f"{here.subject.batch}); p99 {row.histogram.get_percentile(99):.0f} ms",
+            )
+            for row in served
+        ]
+
+    def measure_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
+        """One client after the other, files in: as the client sends them by itself, and whole files."""
+        fastest = self.ways.find_fastest(RAW, requests, self.phases)
+        settings: list[tuple[str, float | None, bool, Carrier]] = [
+            ("raw DICOM in by the client", 1.10, True, "auto"),
+            ("raw DICOM in by the client, over TCP", None, True, "grpc"),
+            ("whole DICOM files, by shared memory", None, False, "auto"),
+            ("whole DICOM files, over TCP", None, False, "grpc"),
+        ]
+        senders = [self._send_files(requests, carrier, shrink=shrink) for _, _, shrink, carrier in settings]
+        subjects = [Subject(_SERVED, sender, ClosedLoop(1)) for sender in senders]
+        *served, here = measure_side_by_side([*subjects, fastest], self.phases)
+        return [
+            TargetRow(
+                f"{name}, p50 / in-process",
+                "at most",
+                limit,
+                compare(row, here),
+                detail=_say_latency(row, here),
+            )
+            for (name, limit, _, _), row in zip(settings, served, strict=True)
+        ]
+
+    def _send_files(self, requests: Sequence[Arrays], carrier: Carrier, *, shrink: bool) -> Request:
+        from client import CxrClient
+
+        address = self.stack.triton_url
+        client = CxrClient(address, timeout_s=TIMEOUT_S, transport=carrier, shrink=shrink)
+        self.open_now.callback(client.close)
+        cases = [(bytes(x[IMAGE_BYTES.name][0, 0]), bytes(x[REPORT.name][0, 0])) for x in requests]
+
+        def request(number: int) -> None:
+            client.predict(*cases[number % len(cases)])
+
+        return request
+
+
+def _say_latency(served: Row, here: Row) -> str:
+    return f"{say_ms(served)} / {say_ms(here)} ({here.subject.target})"
+
+
+def _compare_rates(served: Row, here: Row) -> float:
+    """Return how many times as many cases a second were served: the median over repeats, which ran side by side."""
+    return statistics.median(
+        ours.throughput * served.subject.batch / (theirs.throughput * here.subject.batch)
+        for ours, theirs in zip(served.samples, here.samples, strict=True)
+    )
+
+
+def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
+    """Publish a version and let the server take it while requests come in."""
+    from serving.inprocess import InProcess
+
+    with ExitStack() as open_now:
+        scratch = Path(open_now.enter_context(tempfile.TemporaryDirectory(prefix="cxr-swap-")))
+        repository = Path(shutil.copytree(model.fused, scratch / "repository"))
+        stack, _ = open_now.enter_context(model.serve(repository))
+        fixed = prepare(InProcess(model.fused), TENSORS, model.read_cases(), length=LENGTH)
+        sender = open_now.enter_context(send(stack, TENSORS, fixed))
+        steady = measure([Subject("served", sender, ClosedLoop(1))], phases, repeats=1)[0]
+        swap = _Swap(lambda: _publish_again(model, repository, stack), phases.duration_s)
+        swapped = measure([Subject("served", sender, ClosedLoop(1), observer=swap)], phases, repeats=1)[0]
+    p99, before = (row.samples[0].get_percentile(99) for row in (swapped, steady))
+    failed = sum(swapped.samples[0].failed.values())
+    return [
+        TargetRow(
+            "hot swap under load, p99 / steady p99",
+            "at most",
+            2.0,
+            p99 / before,
+            detail=f"{p99:.1f} ms / {before:.1f} ms, {swapped.samples[0].requests} requests, {failed} failed, "
+            f"swapped in {swap.seconds:.1f} s",
+            conditions={"no request failed": failed == 0, "the swap ended in the measured time": swap.ended},
+        )
+    ]
+
+
+class _Swap:
+    """Swaps in the background from the beginning of the measured time on."""
+
+    def __init__(self, swap: Callable[[], None], duration_s: float) -> None:
+        self._swap, self._duration_s = swap, duration_s
+        self.seconds = float("inf")
+        self._error: Exception | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was over before the measured time was."""
+        return self.seconds <= self._duration_s
+
+    def begin(self) -> None:
+        """Start."""
+        self._thread = threading.Thread(target=self._run, name="cxr-swap")
+        self._thread.start()
+
+    def end(self) -> dict[str, Any]:
+        """Wait for the end."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return {}
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            self._swap()
+        except Exception as error:  # raised again where the load is measured
+            self._error = error
+        self.seconds = time.monotonic() - began
+
+
+def _publish_again(model: Model, repository: Path, stack: "Stack") -> None:
+    from contract.repository import read_published
+    from export.pipeline import make_deployment
+    from export.profiles import load_profile
+    from export.publish import publish
+    from serving.reload import reload_models
+    from serving.triton import read_admin_key
+
+    published = read_published(repository)
+    entry = published.to_dict()
+    profile = load_profile(entry["profile"])
+    deployment = make_deployment(profile, entry["target"], entry["variant"], entry["layout"])
+    version = str(published.version)
+    graphs = {name: model.fused / name / version / "model.onnx" for name in deployment.graphs}
+    publish(model.bundle, graphs, repository, deployment)
+    reload_models(stack.triton_url, repository, read_admin_key(stack.admin_key_path))

@@ -1,0 +1,114 @@
+"""`cxr bench table`: the latency budget of this project, measured in one run, with a verdict for each row.
+
+Every figure is a ratio of two things that were measured in turn on the same machine in the same minutes. What is
+measured stands in `bench/targets/rows.py`; `make bench` makes the models that it measures.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from bench.targets.target import TargetRow, merge_runs
+from contract.errors import ConfigError
+from contract.files import write_file
+
+JSON_FILE: Final = "table.json"
+MARKDOWN_FILE: Final = "table.md"
+
+
+def measure_table(
+    console: Console, root: Path, out: Path, *, seconds: float, runs: int = 1, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure all rows and write them after each run of a part, so that an interrupt loses little.
+
+    Args:
+        console: Where progress is shown.
+        root: Directory that `make bench` filled: studies.parquet, tiny/ and base/ with bundle and repositories.
+        out: Directory of table.json and table.md.
+        seconds: How long each load is measured.
+        runs: How often each part is measured, servers started anew.
+        only: Names of parts; empty for all.
+
+    Raises:
+        ConfigError: `root` lacks something, or a part is unknown.
+        ServiceError: A server failed.
+    """
+    from bench.report.machine import describe_command, describe_machine
+    from bench.targets.rows import list_parts
+
+    parts = list_parts(root, seconds)
+    if unknown := sorted(set(only) - set(parts)):
+        raise ConfigError(f"There is no part {unknown[0]}: choose from {', '.join(parts)}.")
+    report: dict[str, Any] = {
+        "command": describe_command(),
+        "machine": describe_machine(),
+        "seconds": seconds,
+        "runs": runs,
+        "rows": [],
+    }
+    for name, part in parts.items():
+        if only and name not in only:
+            continue
+        before, measured = list(report["rows"]), []
+        for run in range(runs):
+            with console.status(f"Measuring: {name}, run {run + 1} of {runs}"):
+                measured.append(part())
+            rows = merge_runs(measured)
+            report["rows"] = before + [row.to_dict() for row in rows]
+            write_table(report, out)
+        for row in rows:
+            console.print(f"{row.name}: {_show_value(row)} ({row.verdict})", highlight=False, markup=False)
+    return report
+
+
+def write_table(report: dict[str, Any], out: Path) -> None:
+    """Write table.json and table.md; ArtifactError when the disk refuses."""
+    write_file(out / JSON_FILE, json.dumps(report, indent=1) + "\n")
+    write_file(out / MARKDOWN_FILE, to_markdown(report))
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the table for people."""
+    machine = report["machine"]
+    said = ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int))
+    lines = [
+        f"`{report['command']}`, {report['seconds']:g} s a load, median of {report['runs']} runs; {said}",
+        "",
+        "| | wanted | found | | |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(cells)} |" for cells in list_cells(report)]
+    return "\n".join(lines) + "\n"
+
+
+def list_cells(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of each row: name, limit, value, verdict and detail."""
+    rows = [
+        TargetRow(**{key: value for key, value in entry.items() if key != "passed"})
+        for entry in report["rows"]
+    ]
+    return [(row.name, _show_limit(row), _show_value(row), row.verdict, _show_detail(row)) for row in rows]
+
+
+def _show_limit(row: TargetRow) -> str:
+    return "-" if row.limit is None else f"{row.bound} {row.limit:g}{_show_unit(row)}"
+
+
+def _show_value(row: TargetRow) -> str:
+    if row.value is None:
+        return "-"
+    between = f" ({min(row.runs):.4g} to {max(row.runs):.4g})" if len(row.runs) > 1 else ""
+    return f"{row.value:.4g}{_show_unit(row)}{between}"
+
+
+def _show_unit(row: TargetRow) -> str:
+    return row.unit if row.unit == "x" else f" {row.unit}"
+
+
+def _show_detail(row: TargetRow) -> str:
+    unmet = [name for name, met in row.conditions.items() if not met]
+    said = [row.detail] if row.detail else []
+    return "; ".join(said + [f"not met: {name}" for name in unmet])

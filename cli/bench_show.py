@@ -1,0 +1,96 @@
+"""What the `cxr bench` commands print: their tables."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+
+from bench.faults.soak import format_row, format_sums
+from bench.profile import ModelProfile
+from bench.targets.table import list_cells
+from cli.console import Table, escape
+
+_RATIOS: Final = ("p50_ms", "cases_per_s")  # the files hold the others too
+_LEAST_SHARE: Final = 0.01  # of the time of a graph: kinds below are added up
+
+
+def print_bench(console: Console, report: dict[str, Any]) -> None:
+    """Print the rows, the ratios and the budget."""
+    columns = ("cases/s", "p50 ms", "p90", "p99", "p99.9", "failed")
+    table = _make_table(f"{report['model']}: {report['data']['source']}", "Load", columns)
+    for row in report["rows"]:
+        times = [row.get(name) for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")]
+        shown = ["-" if value is None else f"{value:.2f}" for value in times]
+        failed = sum(row["failed"].values()) + row["unsent"]
+        table.add_row(escape(row["name"]), f"{row['cases_per_s']:.2f}", *shown, str(failed))
+    console.print(table)
+    for row in report["rows"]:
+        for text in row["warnings"]:
+            line = f"[yellow]{escape(row['name'])}: {escape(text)}[/yellow]"
+            console.print(line, highlight=False, soft_wrap=True)
+    if report["ratios"]:
+        shown = [ratio for ratio in report["ratios"] if ratio["metric"] in _RATIOS]
+        print_ratios(console, shown, "Served (B) / baseline (A)")
+    if report["budget"]:
+        rate = report["budget"]["rate"]
+        verdict = "no rate meets it" if rate is None else f"met up to {rate:.2f} requests/s"
+        console.print(f"Budget {report['budget']['budget']}: {verdict}.", highlight=False)
+
+
+def print_ratios(console: Console, ratios: Sequence[dict[str, Any]], title: str) -> None:
+    """Print ratios, those beyond the noise of the repeats in bold."""
+    table = _make_table(title, "Row", ("figure", "A", "B", "B / A", "differs"))
+    for ratio in ratios:
+        mark = "[bold]{}[/bold]" if ratio["differs"] else "{}"
+        values = (f"{ratio['a']:.2f}", f"{ratio['b']:.2f}", mark.format(f"{ratio['ratio']:.3f}"))
+        differs = f"yes (chance {ratio['chance']:.1%})" if ratio["differs"] else "no"
+        table.add_row(escape(ratio["row"]), escape(ratio["metric"]), *values, differs)
+    console.print(table)
+
+
+def _make_table(title: str, first: str, others: Sequence[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def print_profile(console: Console, profile: ModelProfile) -> None:
+    """Print a table: graphs, their kinds of operation, milliseconds and shares."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name, justify in (("graph", "left"), ("operation", "left"), ("ms", "right"), ("share", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for graph in profile.graphs:
+        table.add_row(escape(graph.graph), escape(graph.runtime), f"{graph.total:.2f}", "")
+        large = {kind: ms for kind, ms in graph.operations.items() if ms >= _LEAST_SHARE * graph.total}
+        rest = graph.total - sum(large.values())
+        for kind, ms in [*large.items(), ("all else", rest)]:
+            table.add_row("", escape(kind), f"{ms:.2f}", f"{ms / graph.total:.0%}")
+    console.print(table)
+    console.print(
+        f"{escape(profile.model)}: {profile.whole_ms:.1f} ms by the clock, median of {profile.runs} runs."
+    )
+
+
+def print_table(console: Console, report: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("", "wanted", "found", "", ""):
+        table.add_column(name, overflow="fold")
+    for cells in list_cells(report):
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def print_soak(console: Console, report: dict[str, Any]) -> None:
+    """Show the table."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("event", "times", "restarts", "median", "longest", "errors"):
+        table.add_column(title)
+    for event in report["events"]:
+        table.add_row(*format_row(event))
+    console.print(table)
+    for line in format_sums(report):
+        console.print(line)

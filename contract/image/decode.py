@@ -1,0 +1,230 @@
+"""The stored values of a DICOM image's first frame, whatever the transfer syntax.
+
+pydicom decodes RLE and, through openjpeg, JPEG 2000; imagecodecs (BSD) decodes JPEG and JPEG-LS, because the other
+decoders of these that pydicom knows are GPL, decode 8 bits only, or end the process on damaged pixel data. A stream is
+compared with the DICOM header before a decoder sees it: a decoder allocates for what the stream claims.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ImageError
+from contract.image import dicom_file
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID
+
+# A decoder walks over the whole image once for each scan of a progressive JPEG; an encoder makes about ten of them.
+MAX_SCANNED_PIXELS: Final = 4 * dicom_file.MAX_PIXELS
+_LONGEST_TAIL: Final = 1024  # bytes that may follow a stream; one suffices to make its length even
+_MAX_TILES: Final = 4096  # of a JPEG 2000 stream; each costs memory even where it is empty
+_MAX_BLOCKS: Final = 150_000  # code blocks or precincts; 64 million pixels in blocks of 32x32 are 62,500
+_MAX_SEGMENTS: Final = 100_000
+_FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
+
+
+def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
+    """Return the first frame of a checked data set.
+
+    Returns:
+        Monochrome and palette: (rows, columns) uint8 or uint16, the words as they are stored. The sign and
+        the bits beside the stored ones are left to `contract.image.stored_values`. Colour: (rows, columns, 3), RGB.
+
+    Raises:
+        ImageError: The pixel data is damaged, or its decoder is not installed; the message names the package.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoder = choose_decoder(dataset)
+            if decoder == "numpy":
+                return _view_words(dataset)
+            if dicom_file.is_compressed(dataset):
+                values = _decode_compressed(dataset, decoder)
+            else:
+                values = _decode_by_pydicom(dataset)
+    except ImageError:
+        raise
+    except Exception as error:  # each decoder raises its own kinds
+        raise ImageError("The pixel data of the DICOM file is damaged or truncated.") from error
+    words = np.dtype(f"u{int(dataset.BitsAllocated) // 8}")
+    return values.astype(words, copy=False)
+
+
+def choose_decoder(dataset: "Dataset") -> str:
+    """Return the package that decodes the pixels: "numpy", "pydicom", "imagecodecs" or "openjpeg".
+
+    Raises:
+        ImageError: They are compressed in a way that is not supported.
+    """
+    from pydicom import uid
+
+    syntax = dicom_file.get_syntax(dataset)
+    if not dicom_file.is_compressed(dataset):
+        grey = int(dataset.get("SamplesPerPixel") or 1) == 1
+        return "numpy" if grey and dataset.original_encoding[1] else "pydicom"
+    if syntax == uid.RLELossless:
+        return "pydicom"
+    if syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
+        return "imagecodecs"
+    if syntax in uid.JPEG2000TransferSyntaxes:
+        return "openjpeg"
+    raise ImageError(f"The DICOM file is compressed as {syntax.name}, which is not supported.")
+
+
+def _view_words(dataset: "Dataset") -> NDArray[Any]:
+    """Return the first frame of uncompressed little endian pixels; nothing is copied."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    words = np.dtype(f"<u{int(dataset.BitsAllocated) // 8}")
+    return np.frombuffer(dataset.PixelData, words, rows * columns).reshape(rows, columns)
+
+
+def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.pixels.utils import pixel_array
+
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = dicom_file.get_syntax(dataset)
+    # What stands beside the stored bits is left in its place: `contract.image.stored_values` reads it.
+    array = pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+    return np.asarray(array)
+
+
+def _decode_compressed(dataset: "Dataset", decoder: str) -> NDArray[Any]:
+    from pydicom.encaps import get_frame
+
+    if decoder == "pydicom":  # RLE, which states no size of its own
+        return _decode_by_pydicom(dataset, "pydicom")
+    _check_decoder(dicom_file.get_syntax(dataset), decoder)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    _check_frame(dataset, frame)
+    if decoder == "imagecodecs":
+        return _decode_jpeg(dataset, frame)
+    return _decode_by_pydicom(dataset, "pylibjpeg")
+
+
+def _check_decoder(syntax: "UID", module: str) -> None:
+    packages = {"imagecodecs": "imagecodecs", "openjpeg": "pylibjpeg pylibjpeg-openjpeg"}
+    if find_spec(module) is None:
+        raise ImageError(f"There is no decoder for {syntax.name}: pip install {packages[module]}.")
+
+
+def _decode_jpeg(dataset: "Dataset", frame: bytes) -> NDArray[Any]:
+    """Decode JPEG of 8 to 16 bits, lossy or not, and JPEG-LS, colours left as they are stored."""
+    import imagecodecs
+
+    photometric = dicom_file.get_photometric(dataset)
+    if _read_jpeg_marker(frame) == 0xF7:
+        values = imagecodecs.jpegls_decode(frame)
+    else:
+        # Named twice the same, nothing is converted: libjpeg would guess by markers which colours these are.
+        space = "RGB" if dataset.SamplesPerPixel == 3 else None
+        values = imagecodecs.jpeg8_decode(frame, colorspace=space, outcolorspace=space)
+    values = np.asarray(values)
+    if photometric.startswith("YBR"):  # luminance is all that is needed of YCbCr
+        values = np.repeat(values[..., :1], 3, axis=-1)
+    return values
+
+
+def _check_frame(dataset: "Dataset", frame: bytes) -> None:
+    """Refuse a compressed frame that contradicts the header, before a decoder allocates for it."""
+    expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    if frame.startswith(b"\xff\xd8"):
+        precision, *found = read_jpeg_header(frame)
+    else:
+        precision, *found = _read_jpeg2000_header(frame)
+    if tuple(found) != expected or precision > int(dataset.BitsAllocated):
+        raise ValueError(f"The stream claims {found} of {precision} bits, the DICOM header {expected}.")
+    if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-_LONGEST_TAIL:]:
+        raise ValueError("The JPEG stream has no end: libjpeg would fill up the rest.")
+    check_scans(frame, expected[0] * expected[1])
+
+
+def check_scans(stream: bytes, pixels: int) -> None:
+    """Raise ImageError for a JPEG stream of so many scans that decoding would take long."""
+    if stream.startswith(b"\xff\xd8") and stream.count(b"\xff\xda") * pixels > MAX_SCANNED_PIXELS:
+        raise ImageError("The JPEG image has too many scans for its size.")
+
+
+def read_jpeg_header(frame: bytes) -> tuple[int, ...]:
+    """Return precision, rows, columns and components of a JPEG or JPEG-LS stream (ISO/IEC 10918-1 B.2.2).
+
+    Raises:
+        ValueError: The segments before the scan do not join, or the tables are missing.
+        IndexError, struct.error: It ends before the scan.
+    """
+    return _walk_jpeg(frame)[1]
+
+
+def _read_jpeg_marker(frame: bytes) -> int:
+    return _walk_jpeg(frame)[0]
+
+
+def _walk_jpeg(frame: bytes) -> tuple[int, tuple[int, ...]]:
+    at, kind, header, tables = 2, 0, None, False
+    while True:
+        if frame[at] != 0xFF:
+            raise ValueError("The segments of the JPEG stream do not join.")
+        marker = frame[at + 1]
+        if marker == 0xDA and header and tables:
+            return kind, header
+        if marker in _FRAME_MARKERS:
+            kind, header = marker, struct.unpack_from(">BHHB", frame, at + 4)
+        tables = tables or marker in {0xC4, 0xCC, 0xF7}  # Huffman or arithmetic tables; JPEG-LS needs none
+        at += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", frame, at + 2)[0])
+
+
+def _read_jpeg2000_header(frame: bytes) -> tuple[int, ...]:
+    """Return precision, rows, columns and components of a JPEG 2000 stream (SIZ, ISO/IEC 15444-1 A.5.1)."""
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if start < 0 or (start > 0 and frame.count(b"\xff\x4f\xff\x51") > 1):
+        raise ValueError("The frame is neither JPEG nor JPEG 2000, or it holds several streams.")
+    right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", frame, start + 8)
+    components, depth = struct.unpack_from(">HB", frame, start + 40)
+    rows, columns = bottom - top, right - left
+    if -(-right // tile_width) * -(-bottom // tile_height) > _MAX_TILES:
+        raise ValueError("The JPEG 2000 stream has too many tiles.")
+    smallest = min(_list_block_areas(frame, start + 2))
+    if rows * columns * components > _MAX_BLOCKS * smallest:
+        raise ValueError("The JPEG 2000 stream has too many code blocks.")
+    return (depth & 0x7F) + 1, rows, columns, components
+
+
+def _list_block_areas(frame: bytes, at: int) -> Iterator[int]:
+    """Yield the areas, in pixels, of the code blocks and precincts of a JPEG 2000 stream.
+
+    They stand in the main header and in that of each tile (COD and COC, ISO/IEC 15444-1 A.6.1 and A.6.2). openjpeg
+    allocates for each, filled or not: precincts of 2x2 in 1 kB took all memory there was.
+    """
+    tile_end = len(frame)
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > len(frame):
+            return
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if marker == 0xFF90:  # SOT
+            tile_length = struct.unpack_from(">I", frame, at + 6)[0]
+            tile_end = at + tile_length if tile_length else len(frame)
+        elif marker in {0xFF52, 0xFF53}:
+            coding = at + (5 if marker == 0xFF52 else 6)  # after Scod or Scoc
+            levels, width, height = (
+                frame[coding + 4 : coding + 7] if marker == 0xFF52 else frame[coding : coding + 3]
+            )
+            yield 1 << ((width & 15) + (height & 15) + 4)
+            if frame[coding - 1] & 1:
+                first = coding + (9 if marker == 0xFF52 else 5)
+                yield from (1 << ((size & 15) + (size >> 4)) for size in frame[first : first + levels + 1])
+        if marker == 0xFF93:  # SOD
+            if tile_end <= at:
+                raise ValueError("The tiles of the JPEG 2000 stream do not join.")
+            at = tile_end
+        else:
+            at += 2 + length
+    raise ValueError("The JPEG 2000 stream has too many segments.")

@@ -1,0 +1,199 @@
+"""What an image file says of itself beside its pixels: how it was taken, how it is stored, what to be warned of."""
+
+import contextlib
+import io
+import re
+import unicodedata
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from contract.errors import ConfigError, ImageError
+from contract.image import dicom_file
+from contract.image.view import View, ViewVerdict, weigh_view
+from contract.image.view_clues import ViewClues, describe_shape, read_clues
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+ORIENTATION: Final = 0x0112  # EXIF tag
+TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
+# What exporters write for the chest, in the languages of their programs, without accents; 51185008 is SNOMED CT's code.
+_CHEST_WORDS: Final = (
+    *("CHEST", "THORAX", "THORACI", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
+    *("TORAX", "TORAC", "TORAKS", "TRONCO", "TORSE", "PECHO", "PEITO", "PULM", "POITRINE", "POUMON"),
+    *("BRUST", "BORST", "BROST", "BRYST", "PETTO", "KLATKA", "PIERSI", "HRUDN", "KRUTINE"),
+    *("MELLKAS", "RINTAKEHA", "RINDKERE", "GOGUS", "GRUDN", "CHST", "TORSO", "HEART"),
+)
+_NO_BODY_PARTS: Final = ("UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "NA", "NULL", "0")
+_SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  # thoracic or not
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """The header of one image; what a file does not say is "" or 0. It holds nothing of the patient.
+
+    Attributes:
+        format: "DICOM", "PNG" or "JPEG".
+        modality: DICOM modality, "CR" or "DX" for most radiographs.
+        view: How it was taken, by all that the header says of it (`contract.image.view`).
+        view_confidence: Chance that the view is right, 0.5 to 1; of UNKNOWN, that of the likelier kind.
+        view_source: The evidence for the view, "; " between.
+        laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
+        body_part: DICOM Body Part Examined.
+        photometric: DICOM Photometric Interpretation; MONOCHROME1 stores air white.
+        inverse: Whether Presentation LUT Shape is INVERSE.
+        bits: Bits stored per sample.
+        rows: Height in pixels.
+        columns: Width in pixels.
+        frames: Number of frames; 1 where the file does not say.
+        window: Whether it brings a window (Window Center and Window Width).
+        voi_lut: Whether it brings a VOI LUT sequence.
+        syntax: DICOM transfer syntax UID.
+        clues: What the view was told from.
+    """
+
+    format: str
+    modality: str = ""
+    view: View = "UNKNOWN"
+    view_confidence: float = 0.5
+    view_source: str = ""
+    laterality: str = ""
+    body_part: str = ""
+    photometric: str = ""
+    inverse: bool = False
+    bits: int = 0
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    window: bool = False
+    voi_lut: bool = False
+    syntax: str = ""
+    clues: ViewClues = field(default=ViewClues(), compare=False, repr=False)
+
+
+def read_image_header(data: bytes) -> ImageHeader:
+    """Read the header of a DICOM, PNG or JPEG file; the first 64 kB of most files are enough.
+
+    Raises:
+        ImageError: The bytes are no image.
+    """
+    if dicom_file.is_picture(data):
+        return describe_picture(data)
+    return describe_dataset(dicom_file.read_header(data))
+
+
+def describe_dataset(dataset: "Dataset") -> ImageHeader:
+    """Return the header of a parsed DICOM file."""
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", "")
+    rows, columns = _read_count(dataset, "Rows"), _read_count(dataset, "Columns")
+    return ImageHeader(
+        format="DICOM",
+        modality=_read_code(dataset, "Modality"),
+        laterality=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
+        body_part=_read_body_part(dataset),
+        photometric=_read_code(dataset, "PhotometricInterpretation"),
+        inverse=_read_code(dataset, "PresentationLUTShape") == "INVERSE",
+        bits=_read_count(dataset, "BitsStored"),
+        rows=rows,
+        columns=columns,
+        frames=_read_count(dataset, "NumberOfFrames") or 1,
+        window=all(dataset.get(name) not in (None, "") for name in dicom_file.WINDOW_ELEMENTS),
+        voi_lut=bool(dataset.get("VOILUTSequence")),
+        syntax=str(syntax or ""),
+        **_weigh(read_clues(dataset, rows=rows, columns=columns)),
+    )
+
+
+def make_missing_error() -> ConfigError:
+    """Return the error of an installation that cannot read images."""
+    return ConfigError("Reading images needs the 'image' extra: pip install 'cxr-serving[image]'.")
+
+
+def list_warnings(header: ImageHeader) -> tuple[str, ...]:
+    """Return what a reader of the model's answer should know about the image, one sentence each."""
+    found = []
+    if header.view == "LATERAL":
+        found.append("The image is a lateral view; the model learned mostly from frontal ones.")
+    if header.body_part and not _is_chest(header.body_part):
+        found.append(f"The image is labelled {header.body_part}, not chest.")
+    if header.frames > 1:
+        found.append(f"The image has {header.frames} frames; only the first was read.")
+    return tuple(found)
+
+
+def _is_chest(body_part: str) -> bool:
+    if any(word in body_part for word in _SPINE_WORDS):
+        return False
+    return any(word in body_part for word in _CHEST_WORDS)
+
+
+def describe_picture(data: bytes) -> ImageHeader:
+    """Return the header of a PNG or JPEG file, rows and columns as it is shown.
+
+    Raises:
+        ImageError: It is damaged.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise make_missing_error() from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                png = data[:4] == b"\x89PNG"
+                rows, columns = image.height, image.width
+                # Of Image, because PNG's own method decodes the whole image to find what may stand behind it.
+                if Image.Image.getexif(image).get(ORIENTATION, 1) in TURNED:
+                    rows, columns = columns, rows
+                bits = data[24] if png else 8  # IHDR, PNG 11.2.1
+                kind, clues = "PNG" if png else "JPEG", ViewClues(shape=describe_shape(rows, columns))
+                return ImageHeader(kind, bits=bits, rows=rows, columns=columns, **_weigh(clues))
+    except Exception as error:  # the decoders raise many kinds for damaged files
+        raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
+
+
+def _weigh(clues: ViewClues) -> dict[str, Any]:
+    """Return the fields of a header that say how the image was taken."""
+    return {"clues": clues, **describe_verdict(weigh_view(clues))}
+
+
+def describe_verdict(verdict: ViewVerdict) -> dict[str, Any]:
+    """Return a verdict as the fields of a header."""
+    return {
+        "view": verdict.view,
+        "view_confidence": verdict.confidence,
+        "view_source": verdict.source,
+    }
+
+
+def _read_body_part(dataset: "Dataset") -> str:
+    """Return Body Part Examined without accents, "" for a word that names none.
+
+    Many exporters write words of their own language.
+    """
+    text = dicom_file.read_text(dataset, "BodyPartExamined")
+    with contextlib.suppress(UnicodeError):
+        text = text.encode("latin-1").decode("utf-8")  # code strings are read byte by byte, whatever they are
+    folded = "".join(letter for letter in unicodedata.normalize("NFKD", text) if letter.isprintable())
+    folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    part = _require_code(folded.strip().upper())
+    return "" if part in _NO_BODY_PARTS else part
+
+
+def _read_code(dataset: "Dataset", name: str) -> str:
+    """Return a coded value; anything that does not look like a code might be a patient's, and is dropped."""
+    return _require_code(dicom_file.read_text(dataset, name))
+
+
+def _require_code(value: str) -> str:
+    return value if re.fullmatch(r"[A-Z0-9][A-Z0-9_ ]{0,15}", value) else ""
+
+
+def _read_count(dataset: "Dataset", name: str) -> int:
+    value: Any = dataset.get(name)
+    try:
+        return max(int(value or 0), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0

@@ -1,0 +1,182 @@
+"""File bytes in, pixels out: the one image preprocessing of training, serving and explanation.
+
+    DICOM:      parse (`dicom_file`) -> first frame (`decode`) -> values (`stored_values`) -> grey (`grey`; without
+                window, `field`)
+    PNG, JPEG:  grey (`picture`)
+    both:       fit into a square, aspect ratio kept, black at the sides -> uint8
+
+The file is untrusted: sizes are checked before anything is allocated, and every failure is an ImageError
+whose message holds no patient data.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ImageError
+from contract.image.contrast import list_remarks
+from contract.image.decode import decode_first_frame
+from contract.image.dicom_file import MAX_IMAGE_BYTES, get_photometric, is_picture, read_radiograph
+from contract.image.field import SAMPLE_SIDE, find_range, find_shutter
+from contract.image.grey import (
+    WHITE,
+    Grey,
+    apply_modality,
+    find_ramp,
+    is_inverted,
+    is_lost,
+    list_displays,
+    make_palette_table,
+    measure_luminance,
+    pack_table,
+    stretch,
+)
+from contract.image.header import ImageHeader, describe_dataset, describe_picture, make_missing_error
+from contract.image.picture import decode_picture
+from contract.image.stored_values import StoredValues, describe_clipping, read_values
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_WINDOW_OVERRULED: Final = (
+    "The window or the VOI LUT of the file leaves the image black or white; "
+    "the range of the image's own values was shown instead."
+)
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A decoded radiograph.
+
+    Attributes:
+        pixels: (1, S, S) uint8.
+        header: What the file says of itself.
+        remarks: What was noticed while the pixels were read, one sentence each.
+    """
+
+    pixels: NDArray[np.uint8]
+    header: ImageHeader
+    remarks: tuple[str, ...] = ()
+
+
+def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
+    """Decode one radiograph into the pixels the model was trained on.
+
+    Args:
+        data: A whole file: DICOM Part 10 (or without preamble), PNG or JPEG.
+        size: Side of the square output, in pixels.
+
+    Returns:
+        (1, size, size) uint8. 0 is black (air); MONOCHROME1 is already inverted. The image is scaled to fit
+        (area averaging when it shrinks), centred, and black around.
+
+    Raises:
+        ImageError: The bytes are not an image this model can read; the message says why.
+    """
+    return load_radiograph(data, size=size).pixels
+
+
+def load_radiograph(data: bytes, *, size: int) -> Radiograph:
+    """Decode one radiograph as `load_pixels` does, and say what its header says; the file is parsed once.
+
+    Raises:
+        ImageError: The bytes are not an image this model can read; the message says why.
+    """
+    if not data:
+        raise ImageError("The image is empty.")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
+    if is_picture(data):
+        (grey, remarks), header = decode_picture(data), describe_picture(data)
+    else:
+        dataset = read_radiograph(data)
+        (grey, remarks), header = _decode_dicom(dataset), describe_dataset(dataset)
+    fitted = _fit(grey, size)
+    remarks += list_remarks(fitted)
+    return Radiograph(_pad_square(fitted, size)[None], header, tuple(remarks))
+
+
+def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
+    """Return the grey of every pixel, and what was noticed on the way, one sentence each."""
+    words = decode_first_frame(dataset)
+    shutter = find_shutter(dataset, "Shutter")
+    stored = read_values(dataset, words)
+    remarks = [describe_clipping(stored)] if stored.clipped else []
+    if words.ndim == 3:
+        colours = words if stored.bits == 8 * words.itemsize else stored.values[words]
+        grey = measure_luminance(colours, bits=stored.bits)
+    else:
+        if get_photometric(dataset) == "PALETTE COLOR":
+            table = make_palette_table(dataset, stored.values)
+        else:
+            table, overruled = _make_table(dataset, words, stored)
+            remarks += [_WINDOW_OVERRULED] if overruled else []
+        ramp = find_ramp(table[: int(words.max()) + 1])
+        if ramp is not None and shutter is None:
+            return Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white), remarks
+        grey = np.take(table, words, mode="clip")
+    if shutter is not None:
+        grey[~shutter] = 0
+    return Grey(grey, 0, WHITE), remarks
+
+
+def _make_table(
+    dataset: "Dataset", words: NDArray[Any], stored: StoredValues
+) -> tuple[NDArray[np.uint16], bool]:
+    """Return the grey of every word a pixel can have: by the file's VOI LUT or window, else by its own range.
+
+    Returns:
+        (256,) or (65536,), and whether a VOI LUT or window was overruled because it leaves the image black or white.
+    """
+    padding = stored.padding
+    values = apply_modality(stored.values, dataset)
+    inverted = is_inverted(dataset)
+    step = -(-max(words.shape) // SAMPLE_SIDE)
+    sample = words[::step, ::step]
+    overruled = False
+    for shown in list_displays(values, dataset):
+        if np.ptp(values[sample]) == 0 or not is_lost(shown[sample]):
+            return pack_table(shown, padding, inverted=inverted), overruled
+        overruled = True
+    seen = ~padding[sample]
+    for part in ("Shutter", "Collimator"):
+        opening = find_shutter(dataset, part)
+        if opening is not None:
+            seen &= opening[::step, ::step]
+    low, high = find_range(sample, values, seen, inverted=inverted)
+    shown = stretch(values, low, high)
+    return pack_table(shown, padding, inverted=inverted), overruled
+
+
+def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
+    """Scale an image so that its longer side is `size`, aspect ratio kept.
+
+    Areas are averaged in rows first and in columns then, which gives the same averages in half the time.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise make_missing_error() from error
+    rows, columns = grey.values.shape
+    if grey.values.itemsize == 1:  # averages are whole numbers: of 8 bits, they would be coarse
+        grey = Grey(grey.values * np.uint16(257), grey.black * 257, grey.white * 257)
+    scale = size / max(rows, columns)
+    height, width = (max(1, round(side * scale)) for side in (rows, columns))
+    if scale < 1:
+        fitted = cv2.resize(grey.values, (columns, height), interpolation=cv2.INTER_AREA)
+        fitted = cv2.resize(fitted, (width, height), interpolation=cv2.INTER_AREA)
+    else:
+        fitted = cv2.resize(grey.values, (width, height), interpolation=cv2.INTER_LINEAR)
+    shown = (fitted.astype(np.float32) - np.float32(grey.black)) * np.float32(255 / (grey.white - grey.black))
+    return np.asarray(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
+
+
+def _pad_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Put an image in the middle of a black square."""
+    height, width = image.shape
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square

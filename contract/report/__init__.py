@@ -1,0 +1,1 @@
+"""Reports as people write them -> sections -> token ids."""

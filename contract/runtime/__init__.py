@@ -1,0 +1,1 @@
+"""Runs published graphs on this machine: ONNX Runtime and OpenVINO."""

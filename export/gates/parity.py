@@ -1,0 +1,355 @@
+"""The gate: do the ONNX graphs answer as the PyTorch model does?
+
+Real cases go through both. The graphs run as Triton chains them: a fusion graph reads what the encoder graphs
+wrote. Each case is asked as study, image and text where it has the inputs, alone and in one batch; reports
+are also asked shortened and lengthened, so that the smallest and the largest token bucket are reached.
+
+Tolerances (absolute differences, float32): probabilities and attention 1e-4; embeddings 1e-5 in cosine
+distance, because only their direction is used; tokens 1e-3 of the largest value, because fusion normalises
+them. Text tokens on padding are not compared: nothing reads them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from contract.bundle import Bundle, require_same_fingerprint
+from contract.errors import ArtifactError, ConfigError, ParityError
+from contract.report.text import ReportTokenizer
+from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
+from export.graphs.checks import read_fingerprint, read_sizes
+from training.model.model import CxrModel, load_model
+
+Arrays = dict[str, NDArray[Any]]
+Kind = Literal["study", "image", "text"]
+MEASURES: Final[dict[str, str]] = {
+    "image_tokens": "difference / largest value",
+    "text_tokens": "difference / largest value",
+    "embedding": "cosine distance",
+}
+_DEFAULT_MEASURE: Final = "difference"
+_SHORT_WORDS: Final = 4
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One real case: `pixels` (1, S, S) uint8, `text` the part of the report that the model reads.
+
+    `labels` (K,) bool, in the order of `contract.labels`, are what is known to be there; None: nothing is known.
+    `known` (K,) bool says of which labels it is known whether they are there; None: of all of them.
+    """
+
+    pixels: NDArray[np.uint8] | None = None
+    text: str | None = None
+    labels: NDArray[np.bool_] | None = None
+    known: NDArray[np.bool_] | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a word to read."""
+        return bool(self.text and self.text.strip())
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """The largest difference seen in one output of one graph; NaN when an answer was not a finite number."""
+
+    graph: str
+    output: str
+    measure: str
+    difference: float
+    tolerance: float
+    answers: int  # how many items were compared
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance (NaN is not)."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared and how far apart the two were."""
+
+    fingerprint: str
+    cases: int
+    batch_sizes: tuple[int, ...]
+    text_lengths: tuple[int, ...]  # tokens, padded
+    versions: dict[str, str]
+    outputs: tuple[OutputParity, ...]
+    drawn_pixels: bool = False  # no case had an image: random pixels stood in
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within its tolerance."""
+        return all(output.passed for output in self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {**asdict(self), "passed": self.passed}
+
+    def to_sentence(self) -> str:
+        """Return the verdict in one line."""
+        graphs = len({x.graph for x in self.outputs})
+        worst = max(x.difference for x in self.outputs if x.output == "probabilities")
+        verdict = "agree with" if self.passed else "differ from"
+        return (
+            f"{len(self.outputs)} outputs of {graphs} graphs {verdict} PyTorch on {self.cases} cases "
+            f"(largest difference of a probability {worst:.1e}, allowed {TOLERANCES['probabilities']:.0e})"
+        )
+
+    def to_markdown(self) -> str:
+        """Return the report as a table for people."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = [
+            f"{self.cases} cases, batches of {_join(self.batch_sizes)}, "
+            f"texts of {_join(self.text_lengths)} tokens{', random pixels' if self.drawn_pixels else ''}; "
+            + versions,
+            "",
+            "| graph | output | measure | largest | allowed | |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {x.graph} | {x.output} | {x.measure} | {x.difference:.1e} | {x.tolerance:.0e} "
+            f"| {'ok' if x.passed else 'FAILED'} |"
+            for x in self.outputs
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def check_parity(
+    bundle: Bundle,
+    graphs: Mapping[str, Path],
+    cases: Sequence[ParityCase],
+    progress: Callable[[int, int], None] | None = None,
+) -> ParityReport:
+    """Compare the graphs with the bundle's model on real cases.
+
+    Args:
+        bundle: The verified bundle.
+        graphs: Graph name -> ONNX file.
+        cases: At least one with text; the first 32 of each kind are used. Where no case has pixels (a model
+            of reports alone), random ones stand in and the report says so.
+        progress: Called with (comparisons done, comparisons in all).
+
+    Returns:
+        The report; every output of every graph is in it.
+
+    Raises:
+        ConfigError: No case has text.
+        TensorError: Pixels have another size than the model's.
+        FingerprintError: A graph comes from another bundle.
+        ParityError: A difference is above its tolerance; the message names graph, output and difference.
+    """
+    completed = complete_cases(bundle, cases)
+    runner = _Runner(bundle, graphs)
+    batches = list(_make_batches(bundle, completed))
+    record = _Record()
+    for done, batch in enumerate(batches):
+        if progress:
+            progress(done, len(batches))
+        runner.compare(batch, record)
+    if progress:
+        progress(len(batches), len(batches))
+    drawn_pixels = all(case.pixels is None for case in cases)
+    report = record.to_report(bundle.fingerprint, len(cases), drawn_pixels)
+    _require_passed(report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Batch:
+    kind: Kind
+    inputs: Arrays  # by tensor name, batched
+
+
+def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
+    """Check the cases; where none has both inputs, add one, so that every graph is asked something.
+
+    Raises:
+        ConfigError: No case has text.
+        TensorError: Pixels have another size than the model's.
+    """
+    sizes = read_sizes(bundle)
+    for case in cases:
+        if case.pixels is not None:
+            PIXELS.check(case.pixels[None], sizes)
+    text = next((case.text for case in cases if case.has_text), None)
+    if text is None:
+        raise ConfigError("The parity check needs at least one case with a report.")
+    if any(case.pixels is not None and case.has_text for case in cases):
+        return list(cases)
+    pixels = next((case.pixels for case in cases if case.pixels is not None), None)
+    if pixels is None:
+        shape = (1, sizes["S"], sizes["S"])
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return [*cases, ParityCase(pixels, text)]
+
+
+def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batch]:
+    """Yield every question to ask: each kind, each case alone, then all in one batch."""
+    tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
+    max_length = int(bundle.config.get("max_length", 256))
+
+    def make(kind: Kind, chosen: Sequence[ParityCase]) -> _Batch:
+        inputs: Arrays = {}
+        if kind != "text":
+            inputs["pixels"] = np.stack([case.pixels for case in chosen if case.pixels is not None])
+        if kind != "image":
+            tokens = tokenizer.encode([case.text or "" for case in chosen], max_length)
+            inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        return _Batch(kind, inputs)
+
+    with_pixels = [case for case in cases if case.pixels is not None][:MAX_BATCH_SIZE]
+    with_text = _vary_lengths([case for case in cases if case.has_text], max_length)[:MAX_BATCH_SIZE]
+    with_both = [case for case in with_text if case.pixels is not None]
+    groups: tuple[tuple[Kind, list[ParityCase]], ...] = (
+        ("image", with_pixels),
+        ("text", with_text),
+        ("study", with_both),
+    )
+    for kind, members in groups:
+        for case in members:
+            yield make(kind, [case])
+        if len(members) > 1:
+            yield make(kind, members)
+
+
+def _vary_lengths(cases: list[ParityCase], max_length: int) -> list[ParityCase]:
+    """Add a case with a few words and one with more words than the model reads, made from the cases' own."""
+    source = next(case for case in cases if case.pixels is not None)
+    words = " ".join(case.text or "" for case in cases).split()
+    longest = " ".join(words * (1 + max_length // len(words)))
+    short = ParityCase(source.pixels, " ".join(words[:_SHORT_WORDS]))
+    return [short, ParityCase(source.pixels, longest), *cases]
+
+
+class _Runner:
+    """Asks the PyTorch model and the chained graphs the same question."""
+
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, Path]) -> None:
+        self._model: CxrModel = load_model(bundle).eval()
+        self._sessions = {name: _open_session(bundle, graphs, name) for name in GRAPHS}
+
+    def compare(self, batch: _Batch, record: "_Record") -> None:
+        """Run one batch through both and note the differences, encoders first."""
+        fusion = f"fusion_{batch.kind}"
+        expected = self._run_model(batch, fusion)
+        found = dict(batch.inputs)
+        encoders = [name for name in ("image_encoder", "text_encoder") if _produces_input_of(name, fusion)]
+        for name in (*encoders, fusion):
+            spec = MODELS[name]
+            feeds = {tensor.name: found[tensor.name] for tensor in spec.inputs}
+            names = [tensor.name for tensor in spec.outputs]
+            found |= dict(zip(names, self._sessions[name].run(names, feeds), strict=True))
+            for output in names:
+                difference = _measure(output, expected[output], found[output], batch.inputs)
+                record.add(name, output, difference, batch)
+
+    def _run_model(self, batch: _Batch, fusion: str) -> Arrays:
+        tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
+        model, mask = self._model, tensors.get("attention_mask")
+        answers: dict[str, torch.Tensor] = {}
+        with torch.inference_mode():
+            if "pixels" in tensors:
+                answers["image_tokens"] = model.image_encoder(tensors["pixels"])
+            if "input_ids" in tensors:
+                answers["text_tokens"] = model.text_encoder(tensors["input_ids"], mask)
+            inputs = {**tensors, **answers}
+            ask = getattr(model.fusion, f"forward_{batch.kind}")
+            outputs = ask(*(inputs[tensor.name] for tensor in MODELS[fusion].inputs))
+        answers |= {tensor.name: value for tensor, value in zip(MODELS[fusion].outputs, outputs, strict=True)}
+        return {name: value.numpy() for name, value in answers.items()}
+
+
+@dataclass
+class _Record:
+    """The largest difference so far per graph and output."""
+
+    worst: dict[tuple[str, str], float] = field(default_factory=dict)
+    answers: dict[tuple[str, str], int] = field(default_factory=dict)
+    batch_sizes: set[int] = field(default_factory=set)
+    text_lengths: set[int] = field(default_factory=set)
+
+    def add(self, graph: str, output: str, difference: float, batch: _Batch) -> None:
+        """Note one comparison; NaN, once seen, stays."""
+        key = (graph, output)
+        size = len(next(iter(batch.inputs.values())))
+        self.worst[key] = float(np.maximum(self.worst.get(key, 0.0), difference))  # maximum keeps NaN
+        self.answers[key] = self.answers.get(key, 0) + size
+        self.batch_sizes.add(size)
+        if "input_ids" in batch.inputs:
+            self.text_lengths.add(batch.inputs["input_ids"].shape[1])
+
+    def to_report(self, fingerprint: str, cases: int, drawn_pixels: bool) -> ParityReport:
+        """Return the report, graphs in the order of `contract.tensors.GRAPHS`."""
+        outputs = tuple(
+            OutputParity(
+                graph,
+                tensor.name,
+                MEASURES.get(tensor.name, _DEFAULT_MEASURE),
+                self.worst[graph, tensor.name],
+                TOLERANCES[tensor.name],
+                self.answers[graph, tensor.name],
+            )
+            for graph in GRAPHS
+            for tensor in MODELS[graph].outputs
+        )
+        versions = {"torch": str(torch.__version__), "onnxruntime": str(onnxruntime.__version__)}
+        sizes, lengths = tuple(sorted(self.batch_sizes)), tuple(sorted(self.text_lengths))
+        return ParityReport(fingerprint, cases, sizes, lengths, versions, outputs, drawn_pixels)
+
+
+def _measure(output: str, expected: NDArray[Any], found: NDArray[Any], inputs: Arrays) -> float:
+    """Return how far `found` is from `expected`, in the measure of this output; NaN when not finite."""
+    if expected.shape != found.shape:
+        return float("inf")
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    if output == "text_tokens":
+        real = inputs["attention_mask"].astype(bool)
+        expected, found = expected[real], found[real]
+    if not np.isfinite(expected).all() or not np.isfinite(found).all():
+        return float("nan")
+    if output == "embedding":
+        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
+        cosine = (expected * found).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+        return float(np.max(np.maximum(1.0 - cosine, 0.0)))
+    difference = float(np.abs(expected - found).max())
+    relative = output in ("image_tokens", "text_tokens")
+    return difference / max(float(np.abs(expected).max()), 1e-12) if relative else difference
+
+
+def _produces_input_of(encoder: str, fusion: str) -> bool:
+    return MODELS[encoder].outputs[0] in MODELS[fusion].inputs
+
+
+def _open_session(bundle: Bundle, graphs: Mapping[str, Path], name: str) -> Any:
+    path = graphs.get(name)
+    if path is None:
+        raise ArtifactError(f"No graph was given for {name}.")
+    found = read_fingerprint(path)
+    require_same_fingerprint(bundle.fingerprint, found, expected_from=str(bundle.path), found_from=str(path))
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ParityError(f"ONNX Runtime cannot load {name}: {type(error).__name__}.") from error
+
+
+def _require_passed(report: ParityReport) -> None:
+    """Raise ParityError for the first failure; encoders come first, so the cause is named, not its echo."""
+    for output in report.outputs:
+        if not output.passed:
+            raise ParityError(
+                f"Graph {output.graph} answers differently from the model: {output.output} differs by "
+                f"{output.difference:.2e} ({output.measure}), allowed is {output.tolerance:.0e}."
+            )
+
+
+def _join(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,1 @@
+"""PyTorch modules -> ONNX graphs, in the precision and the layout that are served."""

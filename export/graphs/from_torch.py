@@ -1,0 +1,170 @@
+"""PyTorch modules of a bundle -> ONNX graphs that carry the bundle's fingerprint.
+
+Each graph in `contract.tensors.GRAPHS` becomes one file. Batch and text length stay dynamic. Names, data
+types and shapes are held to the tensor table, so a graph that Triton could not connect is an error here.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from contract.bundle import Bundle
+from contract.errors import ArtifactError
+from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
+from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
+from training.model.model import graph_modules, load_model
+
+OPSET: Final = (
+    18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
+)
+_ANY_SIZE: Final = 2**40  # bytes; no limit
+_EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
+_AXIS_NAMES: Final = {"B": "batch", "L": "length"}
+_NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+def export_graphs(
+    bundle: Bundle, out: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Path]:
+    """Write every graph of a bundle as ONNX.
+
+    Args:
+        bundle: The verified bundle.
+        out: Directory for the files; made if needed. A graph whose weights pass 1.5 GB keeps them beside it
+            in `<graph>.onnx.data`.
+        progress: Called with (graphs done, graphs in all).
+
+    Returns:
+        Graph name -> `<out>/<graph>.onnx`, in the order of `contract.tensors.GRAPHS`.
+
+    Raises:
+        ArtifactError: The bundle's sizes are missing, a graph does not fit the tensor table, or the disk
+            refused the write.
+    """
+    sizes = read_sizes(bundle)
+    modules = graph_modules(load_model(bundle))
+    paths: dict[str, Path] = {}
+    for done, name in enumerate(GRAPHS):
+        if progress:
+            progress(done, len(GRAPHS))
+        paths[name] = out / f"{name}.onnx"
+        _write_graph(modules[name], MODELS[name], sizes, paths[name], bundle.fingerprint)
+        seal_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
+    if progress:
+        progress(len(GRAPHS), len(GRAPHS))
+    return paths
+
+
+def _write_graph(
+    module: nn.Module, spec: ModelSpec, sizes: Mapping[str, int], path: Path, fingerprint: str
+) -> None:
+    inputs = tuple(_make_example(tensor, sizes) for tensor in spec.inputs)
+    axes = tuple(_name_dynamic_axes(tensor) for tensor in spec.inputs)
+    with _quiet_exporter(), torch.inference_mode(False), torch.no_grad():
+        program: Any = torch.onnx.export(
+            module.eval(),
+            inputs,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=axes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    fold_weights(program.model)
+    keep_reduced_axes(program.model)
+    ClearMetadataAndDocStringPass()(
+        program.model
+    )  # the exporter notes where on this machine each line of code lies
+    program.model.metadata_props.update({FINGERPRINT_KEY: fingerprint, "graph": spec.name})
+    weight_bytes = sum(weight.nbytes for weight in module.state_dict().values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(path, external_data=weight_bytes > EXTERNAL_DATA_FROM_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
+
+
+def fold_weights(model: Any) -> None:
+    """Compute what depends on weights alone, in place: transposed weights and the tables of relative positions.
+
+    The exporter leaves those that two operators read; OpenVINO then multiplies by them in float32 in any precision.
+
+    Args:
+        model: An `onnx_ir.Model`; none of its weights grows.
+    """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def keep_reduced_axes(model: Any) -> None:
+    """Write each Reduce* without `keepdims` as one with it and a Squeeze: the same numbers, in place.
+
+    OpenVINO 2026.4 on a processor joins such a reduction with the addition of a constant behind it and adds the
+    wrong elements: probabilities were off by up to 0.77. It leaves a Squeeze between the two alone.
+
+    Args:
+        model: An `onnx_ir.Model`.
+    """
+    for node in list(model.graph):
+        if not node.op_type.startswith("Reduce") or node.attributes.get_int("keepdims", 1):
+            continue
+        if len(node.inputs) < 2 or node.inputs[1] is None:  # over all axes: torch writes none of these
+            continue
+        reduced, axes = node.outputs[0], node.inputs[1]
+        squeeze = ir.node("Squeeze", [reduced, axes], name=f"{node.name}_squeeze")
+        model.graph.insert_after(node, squeeze)
+        reduced.replace_all_uses_with(squeeze.outputs[0], replace_graph_outputs=True)
+        squeeze.replace_input_with(0, reduced)
+        node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
+        squeeze.outputs[0].name, reduced.name = reduced.name, f"{reduced.name}_kept"
+        squeeze.outputs[0].shape, squeeze.outputs[0].type = reduced.shape, reduced.type
+        reduced.shape = None
+
+
+def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
+    """Return a (2, ...) tensor to trace with; ids are 0 and masks 1, which every model accepts."""
+    known = {**_EXAMPLE_SIZES, **sizes}
+    shape = [known["B"], *(size if isinstance(size, int) else known[size] for size in tensor.shape)]
+    if tensor.dtype == "FP32":
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if tensor.name == "attention_mask":
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.zeros(shape, dtype=torch.uint8 if tensor.dtype == "UINT8" else torch.int64)
+
+
+def _name_dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
+    letters = ("B", *tensor.shape)
+    return {
+        axis: _AXIS_NAMES[letter]
+        for axis, letter in enumerate(letters)
+        if isinstance(letter, str) and letter in _AXIS_NAMES
+    }
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's progress and advice, meant for its developers, off the terminal."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,401 @@
+"""`cxr export tensorrt`: exported ONNX graphs -> TensorRT plans, or all that is needed to build them elsewhere.
+
+    OUT/models/<model>/config.pbtxt          serves the plan: lay models/ over a copy of the published repository
+    OUT/models/<model>/<N>/model.plan        the plan, and beside it
+    OUT/models/<model>/<N>/model.plan.json   what it was built from and on, which `check_plan` compares
+    OUT/timing-<release>-sm<capability>.cache    what the builder timed: the next build is faster
+    OUT/tensorrt.json                        what this command did
+    OUT/graphs/<model>.onnx                  the graphs, where a bundle was given
+
+Where TensorRT or a GPU is missing nothing is built; then there are also
+
+    OUT/build.sh                             builds the plans in NVIDIA's container
+    OUT/accelerated/<model>/config.pbtxt     lets Triton's ONNX Runtime backend build engines itself
+
+A plan runs on the TensorRT release and the kind of GPU that built it alone. It has not passed the parity gate.
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from contract.bundle import compute_sha256, load_bundle, require_same_fingerprint, write_json
+from contract.errors import ArtifactError, ConfigError
+from contract.files import write_file
+from contract.repository import CONFIG_NAME, MARKER, read_published
+from export.graphs.checks import read_fingerprint
+from export.tensorrt.builders import Gpu, PlanBuilder, check_gpu, find_builder, read_gpu
+from export.tensorrt.configs import (
+    CONTAINER,
+    CONTAINER_RELEASE,
+    PLAN_NAME,
+    make_container_command,
+    to_accelerated_config,
+    to_plan_config,
+)
+from export.tensorrt.graph import (
+    PRECISIONS,
+    PlanRequest,
+    Precision,
+    choose_precision,
+    find_fp32_nodes,
+)
+from export.tensorrt.operators import RELEASE, Version, require_operators
+from export.tensorrt.shapes import make_profiles
+from export.versions import format_config, list_models, read_config
+
+Progress = Callable[[int, int], None]
+
+_SUMMARY: Final = "tensorrt.json"
+_SCRIPT: Final = "build.sh"
+_NOT_CHECKED: Final = (
+    "The plans have not passed the parity gate: compare their answers before you serve them."
+)
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a user chooses: precision, the batch size that plans are tuned for, workspace of the builder in MiB.
+
+    With `cuda_graphs` Triton captures the small shapes of the warm-up as CUDA graphs (`to_plan_config`).
+    """
+
+    precision: Precision = "fp16"
+    typical_batch: int = 8
+    workspace_mib: int = 4096
+    cuda_graphs: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError when a value is unknown or out of range."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"The precision must be fp32, fp16 or bf16, not {self.precision}.")
+        if self.workspace_mib < 1:
+            raise ConfigError(f"The workspace must be at least 1 MiB, not {self.workspace_mib}.")
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """One published or freshly exported graph, with its config and version."""
+
+    name: str
+    graph: Path
+    config: Any
+    version: int
+
+
+@dataclass(frozen=True)
+class PlanExport:
+    """What was done. `plans` are those built or kept; without any, `reason` says why and `commands` what to run."""
+
+    out: Path
+    fingerprint: str
+    plans: Mapping[str, Path]
+    kept: tuple[str, ...]
+    builder: str
+    reason: str
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values."""
+        values = asdict(self)
+        return {
+            **values,
+            "finished": True,
+            "built": bool(self.plans),
+            "out": str(self.out),
+            "plans": {name: str(path) for name, path in self.plans.items()},
+        }
+
+    def to_sentences(self) -> list[str]:
+        """Return what was done and what comes next, for people."""
+        if self.plans:
+            kept = f" ({len(self.kept)} of them from before)" if self.kept else ""
+            head = f"{len(self.plans)} plans{kept} by {self.builder}: {self.out / 'models'}"
+        else:
+            head = (
+                f"Nothing was built: {self.reason}. On a machine with an NVIDIA GPU and Docker run "
+                f"{self.out / _SCRIPT}, or let Triton build engines at its first start with the configs in "
+                f"{self.out / 'accelerated'}."
+            )
+        return [head, *self.notes]
+
+
+def export_plans(
+    source: Path, out: Path, settings: PlanSettings | None = None, progress: Progress | None = None
+) -> PlanExport:
+    """Build a plan of every graph of a bundle or a published repository, or write how to build it elsewhere.
+
+    A plan of an earlier run stays where graph, settings, TensorRT and GPU are the same.
+
+    Args:
+        source: A bundle, whose graphs are exported first, or a repository that `cxr export` published.
+        out: Where everything goes: a new directory, an empty one, or one that this function wrote.
+        settings: Precision, typical batch, workspace.
+        progress: Called with (graphs done, graphs in all).
+
+    Raises:
+        ConfigError: `source` is neither, `out` is not free, or TensorRT or the GPU cannot do what is asked.
+        ArtifactError: A graph holds what TensorRT cannot take, its build failed, or the disk refused the write.
+        FingerprintError: A graph comes from another model than its repository says.
+    """
+    settings = settings or PlanSettings()
+    settings.check()
+    source, out = source.absolute(), out.absolute()
+    _check_out(source, out)
+    builder, gpu, reason = _find_machine()
+    version = builder.version if builder else RELEASE
+    with _emptied_on_failure(out):
+        write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
+        sources, fingerprint = _read_sources(source, out)
+        for item in sources:
+            require_operators(item.graph, version)
+        requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
+    _write_configs(sources, requests, out, cuda_graphs=settings.cuda_graphs)
+    if builder and gpu:
+        _remove_instructions(out)
+        kept = _build_all(builder, gpu, requests, fingerprint, progress)
+        plans = {name: request.plan for name, request in requests.items()}
+        notes = (*_find_mismatch(builder.version), _NOT_CHECKED)
+        result = PlanExport(out, fingerprint, plans, kept, builder.name, "", (), notes)
+    else:
+        commands = _write_instructions(sources, requests, out)
+        result = PlanExport(out, fingerprint, {}, (), "", reason, commands, (_NOT_CHECKED,))
+    write_json(out / _SUMMARY, result.to_dict())
+    return result
+
+
+def check_plan(plan: Path, version: Version, gpu: Gpu) -> None:
+    """Hold a plan to the machine that is to run it, by the record beside it.
+
+    Args:
+        plan: A `model.plan` that `export_plans` built.
+        version: Release of TensorRT there, major, minor and patch.
+        gpu: The GPU there.
+
+    Raises:
+        ArtifactError: The record is missing, the plan was changed, or it was built for another release or compute
+            capability; the message holds both values.
+    """
+    record = _read_record(plan)
+    if record is None:
+        raise ArtifactError(f"{plan} has no readable record beside it: build it with cxr export tensorrt.")
+    here = {"tensorrt": _format(version), "compute_capability": _format(gpu.capability)}
+    for key, found in here.items():
+        if record.get(key) != found:
+            label = key.replace("_", " ").replace("tensorrt", "TensorRT")
+            raise ArtifactError(f"{plan} was built for {label} {record.get(key)}, but here is {found}.")
+    if record.get("plan_sha256") != compute_sha256(plan):
+        raise ArtifactError(f"{plan} is not the file that its record describes: build it again.")
+
+
+def _check_out(source: Path, out: Path) -> None:
+    if out == source or source in out.parents:
+        raise ConfigError(f"{out} lies in {source}: choose a directory outside.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a directory: choose another path.")
+    if out.is_dir() and any(out.iterdir()) and not (out / _SUMMARY).is_file():
+        raise ConfigError(
+            f"{out} is not empty and has no {_SUMMARY} of an earlier run: choose another directory."
+        )
+
+
+@contextmanager
+def _emptied_on_failure(out: Path) -> Iterator[None]:
+    """Leave a directory that is new or empty as it was when what is asked cannot be done."""
+    made = [path for path in (out, *out.parents) if not path.exists()]  # the deepest first
+    was_empty = out in made or not any(out.iterdir())
+    try:
+        yield
+    except BaseException:
+        for entry in out.iterdir() if was_empty and out.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def _find_machine() -> tuple[PlanBuilder | None, Gpu | None, str]:
+    """Return the builder and the GPU of this machine; the last is why nothing can be built, or empty."""
+    builder = find_builder()
+    if builder is None:
+        return None, None, "neither the tensorrt package nor trtexec is installed"
+    gpu = read_gpu()
+    if gpu is None:
+        return builder, None, "nvidia-smi names no GPU"
+    return builder, gpu, ""
+
+
+def _read_sources(source: Path, out: Path) -> tuple[list[PlanSource], str]:
+    if (source / MARKER).is_file():
+        return _read_repository(source)
+    if not (source / "manifest.json").is_file():
+        raise ConfigError(f"{source} is neither a bundle nor a repository that cxr export published.")
+    from contract.tensors import MODELS
+    from export.configs import Deployment, fill_config
+    from export.graphs.from_torch import export_graphs
+
+    bundle = load_bundle(source)
+    graphs = export_graphs(bundle, out / "graphs")
+    deployment = Deployment(target="tensorrt")
+    items = [
+        PlanSource(name, graph, fill_config(bundle, MODELS[name], deployment), 1)
+        for name, graph in graphs.items()
+    ]
+    return items, bundle.fingerprint
+
+
+def _read_repository(repository: Path) -> tuple[list[PlanSource], str]:
+    published = read_published(repository)
+    items = []
+    for name in list_models(repository):
+        config = read_config(repository / name / CONFIG_NAME)
+        if config.backend == "onnxruntime":
+            graph = repository / name / str(published.version) / "model.onnx"
+            found = read_fingerprint(graph)
+            require_same_fingerprint(
+                published.fingerprint, found, expected_from=str(repository), found_from=str(graph)
+            )
+            items.append(PlanSource(name, graph, config, published.version))
+    if not items:
+        raise ConfigError(f"{repository} holds no ONNX graphs.")
+    return items, published.fingerprint
+
+
+def _make_request(
+    item: PlanSource, out: Path, settings: PlanSettings, version: Version, gpu: Gpu | None
+) -> PlanRequest:
+    precision, strongly_typed = choose_precision(item.graph, settings.precision, version)
+    name = f"-{_format(version)}-sm{_format(gpu.capability, '')}" if gpu else f"-{CONTAINER_RELEASE}"
+    request = PlanRequest(
+        graph=item.graph,
+        plan=out / "models" / item.name / str(item.version) / PLAN_NAME,
+        timing_cache=out / f"timing{name}.cache",
+        profiles=make_profiles(item.config, settings.typical_batch),
+        precision=precision,
+        strongly_typed=strongly_typed,
+        fp32_nodes=() if strongly_typed else find_fp32_nodes(item.graph),
+        workspace_mib=settings.workspace_mib,
+    )
+    if gpu:
+        check_gpu(request, gpu)
+    return request
+
+
+def _build_all(
+    builder: PlanBuilder,
+    gpu: Gpu,
+    requests: Mapping[str, PlanRequest],
+    fingerprint: str,
+    progress: Progress | None,
+) -> tuple[str, ...]:
+    """Build what is not there yet, and return the names of the plans that were."""
+    kept = []
+    for done, (name, request) in enumerate(requests.items()):
+        if progress:
+            progress(done, len(requests))
+        record = _make_record(builder, gpu, request, fingerprint)
+        if _is_current(request.plan, record):
+            kept.append(name)
+            continue
+        builder.build(request)
+        write_json(_name_record(request.plan), record | {"plan_sha256": compute_sha256(request.plan)})
+    if progress:
+        progress(len(requests), len(requests))
+    return tuple(kept)
+
+
+def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerprint: str) -> dict[str, Any]:
+    profiles = [
+        {
+            name: {bound: list(sizes) for bound, sizes in bounds._asdict().items()}
+            for name, bounds in profile.items()
+        }
+        for profile in request.profiles
+    ]
+    return {
+        "fingerprint": fingerprint,
+        "graph_sha256": compute_sha256(request.graph),
+        "tensorrt": _format(builder.version),
+        "builder": builder.name,
+        "gpu": gpu.name,
+        "compute_capability": _format(gpu.capability),
+        "precision": request.precision,
+        "strongly_typed": request.strongly_typed,
+        "fp32_nodes": list(request.fp32_nodes),
+        "workspace_mib": request.workspace_mib,
+        "profiles": profiles,
+        "parity": "not checked",
+    }
+
+
+def _is_current(plan: Path, record: Mapping[str, Any]) -> bool:
+    found = _read_record(plan)
+    if found is None or not plan.is_file():
+        return False
+    return found.pop("plan_sha256", None) == compute_sha256(plan) and found == record
+
+
+def _name_record(plan: Path) -> Path:
+    return plan.with_name(f"{plan.name}.json")
+
+
+def _read_record(plan: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(_name_record(plan).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write_configs(
+    sources: list[PlanSource], requests: Mapping[str, PlanRequest], out: Path, *, cuda_graphs: bool
+) -> None:
+    for item in sources:
+        profiles = len(requests[item.name].profiles)
+        config = to_plan_config(item.config, item.version, profiles=profiles, cuda_graphs=cuda_graphs)
+        text = format_config(config)
+        write_file(out / "models" / item.name / CONFIG_NAME, text)
+
+
+def _write_instructions(
+    sources: list[PlanSource], requests: Mapping[str, PlanRequest], out: Path
+) -> tuple[str, ...]:
+    """Write the accelerated configs and the script, and return the commands in it, one per graph."""
+    for item in sources:
+        text = format_config(to_accelerated_config(item.config, requests[item.name]))
+        write_file(out / "accelerated" / item.name / CONFIG_NAME, text)
+        version = out / "models" / item.name / str(item.version)
+        try:
+            version.mkdir(parents=True, exist_ok=True)  # the container writes into it and must find it
+        except OSError as error:
+            raise ArtifactError(f"Could not write {version}: {error.strerror or error}.") from error
+    commands = tuple(shlex.join(make_container_command(request, out)) for request in requests.values())
+    head = f"#!/bin/sh\n# Builds the plans of {out} in {CONTAINER}: run it where an NVIDIA GPU is.\nset -e\n"
+    write_file(out / _SCRIPT, head + "".join(f"{command}\n" for command in commands), mode=0o777)
+    return commands
+
+
+def _remove_instructions(out: Path) -> None:
+    """Remove what an earlier run wrote where nothing could be built."""
+    (out / _SCRIPT).unlink(missing_ok=True)
+    shutil.rmtree(out / "accelerated", ignore_errors=True)
+
+
+def _find_mismatch(version: Version) -> tuple[str, ...]:
+    if version[:2] == RELEASE:
+        return ()
+    return (
+        f"These plans need TensorRT {_format(version)}; Triton {CONTAINER_RELEASE} has {_format(RELEASE)} and will "
+        "not load them.",
+    )
+
+
+def _format(numbers: tuple[int, ...], separator: str = ".") -> str:
+    return separator.join(map(str, numbers))

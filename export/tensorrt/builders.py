@@ -1,0 +1,293 @@
+"""Builders of TensorRT plans: the Python API where it is installed, else the `trtexec` program.
+
+The API is that of TensorRT 10: https://docs.nvidia.com/deeplearning/tensorrt/api/python_api/ ; the options of
+trtexec are those that release 10.5 prints.
+"""
+
+import importlib
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from contract.errors import ArtifactError, ConfigError
+from contract.files import write_file
+from export.graphs.checks import load_graph
+from export.tensorrt.graph import OLDEST_RELEASE, PlanRequest
+from export.tensorrt.operators import Version, name_node
+from export.tensorrt.shapes import format_shapes
+
+_BF16_SINCE: Final = (8, 0)  # compute capability: Ampere
+_PART: Final = ".part"  # of a plan that is being written
+_SENSITIVE_LAYERS: Final = ("NORMALIZATION", "SOFTMAX", "REDUCE")  # of tensorrt.LayerType
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a plan is built on, and whose kind it runs on: name and CUDA compute capability."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+class PlanBuilder(Protocol):
+    """Builds plans: the Python API, trtexec, or a test's stand-in."""
+
+    @property
+    def name(self) -> str:
+        """What builds, for people."""
+
+    @property
+    def version(self) -> Version:
+        """Release of TensorRT: a plan runs on this one alone."""
+
+    def build(self, request: PlanRequest) -> None:
+        """Write `request.plan`; raises ArtifactError when TensorRT refuses the graph."""
+
+
+def read_gpu() -> Gpu | None:
+    """Return the first GPU that nvidia-smi names, or None where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.match(r"\s*(.+?),\s*(\d+)\.(\d+)\s*$", answer.splitlines()[0] if answer.strip() else "")
+    return Gpu(match[1], (int(match[2]), int(match[3]))) if match else None
+
+
+def find_builder() -> PlanBuilder | None:
+    """Return the builder of this machine, the Python API before trtexec; None where TensorRT is not installed.
+
+    Raises:
+        ConfigError: The installed TensorRT is too old for these graphs.
+    """
+    builder: PlanBuilder
+    try:
+        builder = PythonBuilder(importlib.import_module("tensorrt"))
+    except (ImportError, OSError):  # OSError: the package is there, its libraries are not
+        program = shutil.which("trtexec")
+        if program is None:
+            return None
+        builder = TrtexecBuilder(program)
+    if builder.version < OLDEST_RELEASE:
+        release = ".".join(map(str, builder.version))
+        raise ConfigError(
+            f"The graphs need TensorRT {OLDEST_RELEASE[0]} or later (INT64 inputs, opset 18), not {release}."
+        )
+    return builder
+
+
+def check_gpu(request: PlanRequest, gpu: Gpu) -> None:
+    """Raise ConfigError when a GPU has no arithmetic for the precision of a plan."""
+    if request.precision == "bf16" and gpu.capability < _BF16_SINCE:
+        major, minor = gpu.capability
+        raise ConfigError(f"bf16 needs compute capability 8.0; {gpu.name} has {major}.{minor}: use fp16.")
+
+
+class PythonBuilder:
+    """The builder of the `tensorrt` package."""
+
+    name = "TensorRT Python API"
+
+    def __init__(self, module: Any) -> None:
+        """Use a `tensorrt` module that was imported."""
+        self._trt = module
+        self.version: Version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:3])
+
+    def build(self, request: PlanRequest) -> None:
+        """Write `request.plan` and add what was timed to the timing cache.
+
+        Raises:
+            ArtifactError: TensorRT cannot read or build the graph, or the disk refused the write.
+        """
+        errors: list[str] = []
+        builder = self._trt.Builder(self._make_logger(errors))
+        network = builder.create_network(self._make_network_flags(request))
+        self._parse(network, request.graph, errors)
+        config = self._configure(builder, network, request)
+        cache = self._load_timing_cache(config, request.timing_cache)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            reason = errors[-1] if errors else "it gave no reason"
+            raise ArtifactError(f"TensorRT could not build a plan of {request.graph}: {reason}")
+        write_file(request.plan, bytes(plan))
+        write_file(request.timing_cache, bytes(cache.serialize()))
+
+    def _make_logger(self, errors: list[str]) -> Any:
+        trt = self._trt
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)  # the binding needs it called by name
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                    errors.append(message)
+
+        return Logger()
+
+    def _make_network_flags(self, request: PlanRequest) -> int:
+        if not request.strongly_typed:
+            return 0
+        return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def _parse(self, network: Any, graph: Path, errors: list[str]) -> None:
+        parser = self._trt.OnnxParser(network, self._make_logger(errors))
+        if parser.parse_from_file(str(graph)):  # from the file: weights may lie beside it
+            return
+        found = [_describe(parser.get_error(index), graph) for index in range(parser.num_errors)]
+        reason = found[0] if found else (errors[-1] if errors else "it gave no reason")
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ArtifactError(f"TensorRT cannot read {graph}: {reason}{more}.")
+
+    def _configure(self, builder: Any, network: Any, request: PlanRequest) -> Any:
+        trt = self._trt
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
+        if request.precision == "fp32":
+            config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not fp32
+        elif not request.strongly_typed:
+            config.set_flag(getattr(trt.BuilderFlag, request.precision.upper()))
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            self._keep_fp32(network, request.fp32_nodes)
+        for ranges in request.profiles:
+            profile = builder.create_optimization_profile()
+            for name, shapes in ranges.items():
+                profile.set_shape(name, *shapes)
+            config.add_optimization_profile(profile)
+        return config
+
+    def _keep_fp32(self, network: Any, nodes: Sequence[str]) -> None:
+        trt, named = self._trt, set(nodes)
+        kinds = {getattr(trt.LayerType, kind) for kind in _SENSITIVE_LAYERS}
+        floating = (trt.DataType.FLOAT, trt.DataType.HALF)
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.num_outputs == 0 or layer.get_output(0).dtype not in floating:
+                continue  # integers have one precision
+            if layer.type in kinds or layer.name in named:
+                layer.precision = trt.DataType.FLOAT
+                for output in range(layer.num_outputs):
+                    layer.set_output_type(output, trt.DataType.FLOAT)
+
+    def _load_timing_cache(self, config: Any, path: Path) -> Any:
+        """Return the cache that the build fills; one of another release or GPU is refused and starts empty."""
+        data = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(data)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache
+
+
+def _describe(error: Any, graph: Path) -> str:
+    """Return node, operator and reason of a parser error."""
+    name, operator = error.node_name(), error.node_operator()
+    if not operator:
+        nodes = load_graph(graph).graph.node
+        if 0 <= error.node() < len(nodes):
+            name, operator = name_node(nodes[error.node()]), nodes[error.node()].op_type
+    where = f"node {name} ({operator}): " if operator else ""
+    return where + " ".join(error.desc().split())
+
+
+class TrtexecBuilder:
+    """The builder of the `trtexec` program."""
+
+    def __init__(self, program: str) -> None:
+        """Use the program at a path; it is asked for its version.
+
+        Raises:
+            ConfigError: It cannot run, or does not say which release it is.
+        """
+        self._program = program
+        self.name = f"trtexec ({program})"
+        self.version = read_trtexec_version(program)
+
+    def build(self, request: PlanRequest) -> None:
+        """Write `request.plan`; trtexec itself keeps the timing cache.
+
+        Raises:
+            ArtifactError: trtexec failed; the message holds its first error.
+        """
+        part = request.plan.with_name(request.plan.name + _PART)
+        arguments = make_trtexec_arguments(request, plan=str(part))
+        try:
+            request.plan.parent.mkdir(parents=True, exist_ok=True)
+            done = subprocess.run([self._program, *arguments], capture_output=True, text=True, check=False)
+            if done.returncode == 0 and part.is_file():
+                part.replace(request.plan)
+                return
+        except OSError as error:
+            raise ArtifactError(f"Could not write {request.plan}: {error.strerror or error}.") from error
+        part.unlink(missing_ok=True)
+        reason = _find_error(done.stdout + done.stderr) or f"exit status {done.returncode}"
+        raise ArtifactError(f"trtexec could not build a plan of {request.graph}: {reason}")
+
+
+def read_trtexec_version(program: str) -> Version:
+    """Return the release of a trtexec from the first line that it prints, as "[TensorRT v100500]".
+
+    Raises:
+        ConfigError: It cannot run, or prints no such line.
+    """
+    try:
+        done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"{program} cannot run: {error}.") from error
+    match = re.search(r"\[TensorRT v(\d+)\]", done.stdout + done.stderr)
+    if match is None:
+        raise ConfigError(f"{program} does not say which TensorRT it is of.")
+    number = int(match[1])
+    major, rest = divmod(number, 10_000 if number >= 100_000 else 1_000)  # 100500 is 10.5.0, 8601 is 8.6.1
+    return (major, *divmod(rest, 100))
+
+
+def make_trtexec_arguments(
+    request: PlanRequest, *, graph: str = "", plan: str = "", timing_cache: str = ""
+) -> list[str]:
+    """Return the arguments of trtexec for one plan.
+
+    Args:
+        request: The plan.
+        graph: Path of the graph where trtexec runs; empty is the request's own, so for `plan` and `timing_cache`.
+        plan: Path of the plan there.
+        timing_cache: Path of the timing cache there.
+    """
+    arguments = [
+        f"--onnx={graph or request.graph}",
+        f"--saveEngine={plan or request.plan}",
+        f"--timingCacheFile={timing_cache or request.timing_cache}",
+        *(
+            f"--{word}"
+            for number, profile in enumerate(request.profiles)
+            for word in (
+                f"profile={number}",
+                f"minShapes={format_shapes(profile, 0)}",
+                f"optShapes={format_shapes(profile, 1)}",
+                f"maxShapes={format_shapes(profile, 2)}",
+            )
+        ),
+        f"--memPoolSize=workspace:{request.workspace_mib}M",
+        "--skipInference",
+    ]
+    if request.strongly_typed:
+        arguments.append("--stronglyTyped")
+    if request.precision == "fp32":
+        arguments.append("--noTF32")
+    elif not request.strongly_typed:
+        kept = ",".join(f"{name}:fp32" for name in request.fp32_nodes)
+        arguments += [f"--{request.precision}", "--precisionConstraints=obey"]
+        if kept:
+            arguments += [f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
+    return arguments
+
+
+def _find_error(log: str) -> str:
+    """Return the first error of a trtexec log, without its time stamp."""
+    match = re.search(r"\[E\]\s*(?:\[TRT\]\s*)?(.+)", log)
+    return match[1].strip() if match else ""

@@ -1,0 +1,154 @@
+"""Triton configs for TensorRT, and the command that builds a plan in NVIDIA's container.
+
+A plan is served by Triton's TensorRT backend (`platform: "tensorrt_plan"`). Without plans, the ONNX Runtime backend
+of NVIDIA's image builds engines itself when its `execution_accelerators` ask for it:
+https://github.com/triton-inference-server/onnxruntime_backend#onnx-runtime-with-tensorrt-optimization
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2
+
+from contract.errors import ConfigError
+from contract.tensors import MAX_BATCH_SIZE
+from export.targets import make_optimization
+from export.tensorrt.builders import make_trtexec_arguments
+from export.tensorrt.graph import PlanRequest
+from export.tensorrt.shapes import format_profile
+
+# A plan runs on the TensorRT that built it alone: serve it with `NGC_RELEASE=25.12`. The images of 26.06 and later have
+# TensorRT 11, which no longer chooses data types itself.
+CONTAINER_RELEASE: Final = "25.12"
+CONTAINER: Final = f"nvcr.io/nvidia/tensorrt:{CONTAINER_RELEASE}-py3"
+PLAN_NAME: Final = "model.plan"
+_PLATFORM: Final = "tensorrt_plan"
+_THREADS: Final = ("intra_op_thread_count", "inter_op_thread_count")  # of onnxruntime alone
+_MAX_GRAPH_BATCH: Final = 8  # a larger batch computes for longer than its kernels take to start
+# Data types of TensorRT tensors: Triton's model configuration, "Datatypes".
+_DATA_TYPES: Final = frozenset(
+    {
+        "TYPE_BOOL",
+        "TYPE_UINT8",
+        "TYPE_INT8",
+        "TYPE_INT32",
+        "TYPE_INT64",
+        "TYPE_FP16",
+        "TYPE_BF16",
+        "TYPE_FP32",
+    }
+)
+
+
+def to_plan_config(
+    config: Any, version: int | None = None, *, profiles: int = 1, cuda_graphs: bool = False
+) -> Any:
+    """Return the config of a model that is served as a TensorRT plan instead of an ONNX graph.
+
+    Names, dims, data types, batching, warm-up and the fingerprint stay; what only ONNX Runtime reads goes.
+
+    Args:
+        config: The `ModelConfig` of the published graph; it is not changed.
+        version: The only version that Triton may load; None leaves the policy. Other versions of the model hold
+            ONNX graphs, which one config cannot serve beside a plan.
+        profiles: How many optimisation profiles the plan has; each instance runs all of them.
+        cuda_graphs: Whether the backend captures a CUDA graph for each shape of the warm-up of at most 8 cases. A
+            request of just that shape replays it, any other one runs as before.
+
+    Raises:
+        ConfigError: The model is no graph, takes larger batches than a plan is built for, or exchanges a data type
+            that TensorRT has not.
+    """
+    if config.backend != "onnxruntime" and config.platform != _PLATFORM:
+        raise ConfigError(f"{config.name} is served by {config.backend or config.platform}: it is no graph.")
+    if config.max_batch_size > MAX_BATCH_SIZE:
+        raise ConfigError(
+            f"{config.name} takes batches of {config.max_batch_size}; plans are built for up to {MAX_BATCH_SIZE}."
+        )
+    for entry in (*config.input, *config.output):
+        data_type = model_config_pb2.DataType.Name(entry.data_type)
+        if data_type not in _DATA_TYPES:
+            raise ConfigError(f"{config.name}: TensorRT has no tensors of {data_type} ({entry.name}).")
+    changed = _copy(config)
+    changed.ClearField("backend")
+    changed.platform, changed.default_model_filename = _PLATFORM, PLAN_NAME
+    changed.optimization.ClearField("execution_accelerators")
+    if not changed.optimization.ByteSize():
+        changed.ClearField("optimization")
+    for name in _THREADS:
+        changed.parameters.pop(name, None)
+    _use_gpu(changed)
+    for group in changed.instance_group:
+        group.profile[:] = [str(number) for number in range(profiles)] if profiles > 1 else []
+    if cuda_graphs:
+        _capture_graphs(changed)
+    if version is not None:
+        changed.version_policy.specific.versions[:] = [version]
+    return changed
+
+
+def to_accelerated_config(config: Any, request: PlanRequest) -> Any:
+    """Return the config with which the ONNX Runtime backend builds an engine of the graph when it loads it.
+
+    Args:
+        config: The `ModelConfig` of the published graph; it is not changed.
+        request: The plan that it stands in for. bf16 becomes FP32: the backend refuses BF16 before release 26.02.
+    """
+    optimization = make_optimization("tensorrt")
+    entry = optimization["execution_accelerators"]["gpu_execution_accelerator"][0]
+    entry["parameters"] |= {
+        "precision_mode": "FP16" if request.precision == "fp16" else "FP32",
+        "max_workspace_size_bytes": str(request.workspace_mib << 20),
+        **format_profile(request.profiles[0]),
+    }
+    changed = _copy(config)
+    changed.optimization.ClearField("execution_accelerators")
+    json_format.ParseDict(optimization, changed.optimization)
+    _use_gpu(changed)
+    return changed
+
+
+def make_container_command(request: PlanRequest, out: Path) -> list[str]:
+    """Return the `docker run` command that builds one plan in the container of Triton's release.
+
+    Args:
+        request: The plan; its path and that of the timing cache lie in `out`.
+        out: The directory that the container may write to.
+    """
+    arguments = make_trtexec_arguments(
+        request,
+        graph=f"/graph/{request.graph.name}",
+        plan=f"/out/{request.plan.relative_to(out).as_posix()}",
+        timing_cache=f"/out/{request.timing_cache.relative_to(out).as_posix()}",
+    )
+    user = ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
+    return [
+        *("docker", "run", "--rm", "--gpus", "all", *user),
+        *("--mount", f"type=bind,source={request.graph.parent},target=/graph,readonly"),
+        *("--mount", f"type=bind,source={out},target=/out"),
+        *(CONTAINER, "trtexec", *arguments),
+    ]
+
+
+def _copy(config: Any) -> Any:
+    copied = model_config_pb2.ModelConfig()
+    copied.CopyFrom(config)
+    return copied
+
+
+def _capture_graphs(config: Any) -> None:
+    config.optimization.cuda.graphs = True
+    for sample in config.model_warmup:
+        if sample.batch_size <= _MAX_GRAPH_BATCH:
+            captured = config.optimization.cuda.graph_spec.add(batch_size=sample.batch_size)
+            for name, entry in sample.inputs.items():
+                captured.input[name].dim.extend(entry.dims)
+
+
+def _use_gpu(config: Any) -> None:
+    for group in config.instance_group:
+        if group.kind != model_config_pb2.ModelInstanceGroup.KIND_GPU:
+            group.kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
+            group.count = 1  # several on a processor share its cores; on a GPU one fills it

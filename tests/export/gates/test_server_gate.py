@@ -1,0 +1,226 @@
+"""The third gate: a server is held to what the graphs answered, and sees weights that were exchanged or rounded."""
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from contract.errors import ArtifactError, ServerError
+from contract.report.tokens import TokenLimits
+from contract.repository import read_published
+from contract.tensors import FUSED, LENGTH_BUCKETS, MODELS
+from contract.training_data import WAYS
+from export import pipeline
+from export.gates.precision import ServedGraphs
+from export.gates.questions import draw_questions
+from export.gates.server import StoredAnswers, ask_graphs, collect_answers, compare_answers
+from export.gates.server_precision import MOST_CASES, check_server, draw_for, store_answers
+from export.graphs.fuse import fuse_graphs
+from export.profiles import load_profile
+
+FP32 = load_profile("fp32")
+
+
+def serve(graphs):
+    """Stands for a server that has loaded these graphs: name, inputs -> outputs."""
+    sessions = {}
+
+    def run(name, inputs):
+        if name not in sessions:
+            sessions[name] = onnxruntime.InferenceSession(
+                str(graphs[name]), providers=["CPUExecutionProvider"]
+            )
+        names = [tensor.name for tensor in (MODELS.get(name) or FUSED[name]).outputs]
+        return dict(zip(names, sessions[name].run(names, inputs), strict=True))
+
+    return run
+
+
+def round_weights(source, path) -> None:
+    """Write a graph whose weights keep the 8 bits of a bfloat16 fraction."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            bits = onnx.numpy_helper.to_array(tensor).view(np.uint32)
+            rounded = ((bits + 0x8000) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="module")
+def stored(bundle, graphs):
+    return store_answers(bundle, graphs, FP32)
+
+
+@pytest.fixture(scope="module")
+def spoilt(bundle, graphs, other_graphs, tmp_path_factory):
+    """Graphs that say that they are of the bundle: with other weights, and with rounded weights."""
+    root = tmp_path_factory.mktemp("spoilt")
+    for name, path in graphs.items():
+        round_weights(path, root / f"{name}.onnx")
+    rounded = {name: root / f"{name}.onnx" for name in graphs}
+    (root / "exchanged").mkdir()
+    exchanged = {name: root / "exchanged" / f"{name}.onnx" for name in graphs}
+    for name, path in exchanged.items():
+        model = onnx.load(other_graphs[name])
+        onnx.helper.set_model_props(model, {"fingerprint": bundle.fingerprint})
+        onnx.save(model, path)
+    return {"exchanged": exchanged, "rounded": rounded}
+
+
+def ask(bundle, run, layout="split"):
+    return collect_answers(partial(ask_graphs, run, layout=layout), draw_for(bundle))
+
+
+def test_questions_are_the_same_for_ever_and_can_be_read_by_the_model():
+    questions = draw_questions(112, 4000, 256)
+    digest = hashlib.sha256()
+    for question in questions:
+        for name, array in sorted(question.inputs.items()):
+            digest.update(f"{question.kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        if question.kind != "image":
+            TokenLimits(4000, 256).check(question.inputs["input_ids"], question.inputs["attention_mask"])
+    assert digest.hexdigest()[:16] == "f8b92a40ec5c6533"
+    assert {question.kind for question in questions} == set(WAYS)
+    for kind in ("text", "study"):
+        asked = [question.inputs["input_ids"].shape for question in questions if question.kind == kind]
+        assert {length for _, length in asked} == set(LENGTH_BUCKETS)
+        assert {batch for batch, _ in asked} == {1, 2}
+    masks = [q.inputs["attention_mask"] for q in questions if q.kind == "text" and q.batch_size > 1]
+    assert all(mask.all(axis=1).tolist() == [True, False] for mask in masks)
+    short = [q.inputs["input_ids"].shape[1] for q in draw_questions(56, 120, 64) if q.kind == "text"]
+    assert sorted(set(short)) == [32, 64]
+
+
+def test_stored_answers_come_back_as_they_were(stored):
+    parameters = {kind: stored.write(kind) for kind in WAYS}
+    read = StoredAnswers.read(parameters, source="here")
+    assert (read.profile, read.limits) == ("fp32", FP32.limits)
+    for kind in WAYS:
+        np.testing.assert_array_equal(read.answers[kind], stored.answers[kind])
+        assert len(parameters[kind]) < 40_000
+    one = json.loads(parameters["text"])
+    alone = StoredAnswers.read({"text": parameters["text"], "image": ""}, source="here")
+    assert list(alone.answers) == ["text"]  # of a model that was trained for nothing else
+    for broken in ({}, dict.fromkeys(WAYS, ""), {**parameters, "text": "[]"}):
+        with pytest.raises(ArtifactError, match="here holds no answers to compare with"):
+            StoredAnswers.read(broken, source="here")
+    for change in ({"answers": "%"}, {"shape": [1, 2]}, {"answers": one["answers"][:-8]}):
+        with pytest.raises(ArtifactError, match="publish the bundle again"):
+            StoredAnswers.read({**parameters, "text": json.dumps(one | change)}, source="here")
+
+
+def test_the_graphs_themselves_pass_split_and_fused(bundle, graphs, stored, tmp_path):
+    for layout, files in (("split", graphs), ("fused", fuse_graphs(graphs, tmp_path))):
+        report = compare_answers(stored, ask(bundle, serve(files), layout), bundle.decisions, "ORT")
+        assert report.passed, report.to_markdown()
+        assert [row.kind for row in report.kinds] == list(WAYS)
+        assert "| allowed |" in report.to_markdown()
+        assert "FAILED" not in report.to_markdown()
+        assert json.loads(json.dumps(report.to_dict()))["passed"] is True
+
+
+@pytest.mark.parametrize("how", ["exchanged", "rounded"])
+def test_other_weights_are_seen(how, bundle, spoilt, stored):
+    report = compare_answers(stored, ask(bundle, serve(spoilt[how])), bundle.decisions, "ORT")
+    assert not report.passed
+    assert "probability_difference of study" in report.failures[0]
+    assert report.to_markdown().count("FAILED") == 3
+
+
+@pytest.mark.parametrize(
+    "graph", ["image_encoder", "text_encoder", "fusion_study", "fusion_image", "fusion_text"]
+)
+def test_one_rounded_graph_is_enough(graph, bundle, graphs, spoilt, stored):
+    mixed = {**graphs, graph: spoilt["rounded"][graph]}
+    assert not compare_answers(stored, ask(bundle, serve(mixed)), bundle.decisions, "ORT").passed
+
+
+def test_answers_that_are_no_numbers_fail(bundle, stored):
+    found = {kind: rows.copy() for kind, rows in stored.answers.items()}
+    found["text"][0, 3] = np.nan
+    found["image"][0, -1] = np.inf
+    report = compare_answers(stored, found, bundle.decisions, "ORT")
+    assert [row.kind for row in report.kinds if row.list_failures(FP32.limits)] == ["image", "text"]
+    assert json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_flips_are_counted(bundle, stored):
+    wide = replace(
+        stored, limits=replace(FP32.limits, probability_difference=1.0, embedding_cosine=0.0, flip_share=0.0)
+    )
+    found = {kind: rows.copy() for kind, rows in stored.answers.items()}
+    threshold = bundle.decisions.of("text")[0].threshold
+    rows = found["text"][:2, 0]
+    found["text"][:2, 0] = np.where(rows >= threshold, 0.0, 1.0)
+    report = compare_answers(wide, found, bundle.decisions, "ORT")
+    assert report.failures == [f"2 of {report.kinds[2].decisions} decisions of text flip"]
+
+
+def test_answers_of_another_shape_are_the_server_s_fault(bundle, stored):
+    with pytest.raises(ServerError, match=r"answers to study have the shape"):
+        compare_answers(
+            stored, {k: rows[:, :-1] for k, rows in stored.answers.items()}, bundle.decisions, "ORT"
+        )
+    one_row = {"probabilities": np.zeros((1, 22), np.float32), "embedding": np.zeros((1, 8), np.float32)}
+    with pytest.raises(ServerError, match=r"4 cases were answered with tensors of \[1, 22\], \[1, 8\]"):
+        collect_answers(lambda _: one_row, draw_for(bundle))
+
+
+@pytest.mark.parametrize("layout", ["split", "fused"])
+def test_real_cases_go_through_the_server_too(layout, bundle, graphs, cases, stored, spoilt, tmp_path):
+    def check(files):
+        made = (
+            fuse_graphs(files, tmp_path / str(len(list(tmp_path.iterdir())))) if layout == "fused" else files
+        )
+        served = ServedGraphs(serve(made), layout, "Triton of the test")
+        return check_server(bundle, graphs, FP32, cases * MOST_CASES, served, reference=graphs, stored=stored)
+
+    report = check(graphs)
+    assert report.passed
+    assert report.precision.cases == MOST_CASES
+    assert set(report.precision.runtimes.values()) == {"Triton of the test"}
+    text = report.to_markdown()
+    assert "against the graphs that passed the gates" in text
+    assert "Profile fp32 against float32 graphs" in text
+    assert json.loads(json.dumps(report.to_dict()))["passed"] is True
+    broken = check({**graphs, "text_encoder": spoilt["exchanged"]["text_encoder"]})
+    assert not broken.passed
+    assert not broken.precision.passed
+    assert any("text, in batches" in failure for failure in broken.failures)
+
+
+def test_export_hands_the_version_that_waits_to_the_server(bundle, graphs, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "export.graphs.from_torch.export_graphs", lambda *_: graphs
+    )  # spares the time, changes nothing
+    repository = pipeline.export(bundle.path, tmp_path / "repository", cases).repository
+    seen = []
+
+    def take(path, version, check):
+        state = read_published(path)
+        files = {name: path / name / str(version) / "model.onnx" for name in graphs}
+        seen.append((state.version, state.newest, version))
+        return check(ServedGraphs(serve(files), "split", "Triton of the test"))
+
+    result = pipeline.export(bundle.path, repository, cases, take=take)
+    assert seen == [(1, 2, 2)]
+    assert result.version == 2
+    assert result.taken.passed
+    assert read_published(repository).version == 1  # to switch is up to who takes it
+    gates = read_published(repository).versions[2]["gates"]
+    runtime = f"ONNX Runtime {onnxruntime.__version__} CPU"
+    assert gates["parity"] == {
+        "runtime": runtime,
+        "provider": "CPU",
+        "precision": "fp32",
+        "cases": len(cases),
+    }
+    assert gates["precision"]["runtime"].startswith(runtime)
+    assert (gates["precision"]["provider"], gates["precision"]["precision"]) == ("CPU", "fp32")
+    assert pipeline._name_provider("OpenVINO 2026.1 int8 in groups of 128, 2 threads") == "OpenVINO"
