@@ -30,8 +30,8 @@ def print_bench(console: Console, report: dict[str, Any]) -> None:
             line = f"[yellow]{escape(row['name'])}: {escape(text)}[/yellow]"
             console.print(line, highlight=False, soft_wrap=True)
     if report["ratios"]:
-        shown = [ratio for ratio in report["ratios"] if ratio["metric"] in _RATIOS]
-        print_ratios(console, shown, "Served (B) / baseline (A)")
+        ratios = [ratio for ratio in report["ratios"] if ratio["metric"] in _RATIOS]
+        print_ratios(console, ratios, "Served (B) / baseline (A)")
     if report["budget"]:
         rate = report["budget"]["rate"]
         verdict = "no rate meets it" if rate is None else f"met up to {rate:.2f} requests/s"

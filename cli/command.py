@@ -116,12 +116,13 @@ def open_streams() -> None:
 class CommandGroup(TyperGroup):
     """The `cxr` command: see the module for how it ends."""
 
-    def main(self, *arguments: Any, standalone_mode: bool = True, **settings: Any) -> Any:
+    def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run what was typed and leave with its exit code; without `standalone_mode` errors are raised."""
-        settings.setdefault("prog_name", "cxr")  # also for python -m cxr
-        if not standalone_mode:
-            return super().main(*arguments, standalone_mode=False, **settings)
-        run(lambda: super(CommandGroup, self).main(*arguments, standalone_mode=False, **settings))
+        is_whole_program = settings.pop("standalone_mode", True)
+        settings = {"prog_name": "cxr", **settings, "standalone_mode": False}  # a name also for python -m cxr
+        if not is_whole_program:
+            return super().main(*arguments, **settings)
+        run(lambda: super(CommandGroup, self).main(*arguments, **settings))
 
 
 def run(command: Callable[[], Any]) -> NoReturn:

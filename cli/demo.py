@@ -5,6 +5,7 @@ export through the parity gate, serve on the real Triton, index, predict, search
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ def _predict(demo: Demo, client: "CxrClient", row: Row) -> dict[str, "Prediction
     return predictions
 
 
-def _search(demo: Demo, client: "CxrClient", row: Row) -> dict[str, list["SimilarCase"]]:
+def _search(demo: Demo, client: "CxrClient", row: Row) -> dict[str, Sequence["SimilarCase"]]:
     image = get_image(row)
     queries: dict[str, dict[str, Any]] = {f"the sentence “{demo.sentence}”": {"report": demo.sentence}}
     if image is None:
@@ -242,7 +243,7 @@ def _search(demo: Demo, client: "CxrClient", row: Row) -> dict[str, list["Simila
         }
     exclude = (row["study_id"],)
     with demo.steps.step("Search similar cases"):
-        found = {
+        found: dict[str, Sequence[SimilarCase]] = {
             title: client.search(**given, k=5, exclude_studies=exclude) for title, given in queries.items()
         }
     for title, cases in found.items():
@@ -255,7 +256,7 @@ def _explain(
     bundle: Bundle,
     row: Row,
     predictions: dict[str, "Prediction"],
-    searches: dict[str, list["SimilarCase"]],
+    searches: dict[str, Sequence["SimilarCase"]],
 ) -> None:
     from client.explain import explain
     from client.overlay import write_overlay

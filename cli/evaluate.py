@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from rich import box
@@ -107,7 +107,7 @@ def evaluate_bundle(
     predictor: Predictor = own
     served = None
     if client is not None:
-        predictor = ServedPredictor(client)
+        predictor = cast("Predictor", ServedPredictor(client))
         require_same_fingerprint(
             bundle.fingerprint,
             predictor.fingerprint,

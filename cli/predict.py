@@ -51,7 +51,8 @@ def list_cases(
         if path == _STDIN:
             start = _peek(132)
             if is_image(start):
-                return _require_alone(images, out)
+                _require_alone(images, out)
+                return None
             given += parse_paths(sys.stdin.buffer.read())
         else:
             given.append(CaseFile(path))

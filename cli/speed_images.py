@@ -14,6 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
+    UID,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -86,7 +87,7 @@ def write_dicom(values: NDArray[Any], syntax: str, *, bits: int = BITS, frame: b
     """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, "2.25.1"
     dataset.Modality, dataset.ViewPosition, dataset.BodyPartExamined = "CR", "PA", "CHEST"
     dataset.Rows, dataset.Columns = values.shape
@@ -95,8 +96,8 @@ def write_dicom(values: NDArray[Any], syntax: str, *, bits: int = BITS, frame: b
     dataset.PixelRepresentation = 0
     dataset.WindowCenter, dataset.WindowWidth = 2 ** (bits - 1), 2**bits
     if frame is None:
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
-        raw = values.astype(values.dtype.newbyteorder(order)).tobytes()
+        is_big = syntax == ExplicitVRBigEndian
+        raw = values.astype(values.dtype.newbyteorder(">" if is_big else "<")).tobytes()
         dataset.PixelData = raw + b"\0" * (len(raw) % 2)
     else:
         dataset.PixelData = encapsulate([frame])

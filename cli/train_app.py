@@ -280,9 +280,9 @@ def print_comparison(console: Console, comparison: "Comparison") -> None:
     for name, values in comparison.settings.items():
         settings.add_row(escape(name), *(escape("-" if value is None else str(value)) for value in values))
     scores = _make_table("Validation score", "", "A", "B")
-    for epoch, *values in _thin(comparison):
+    for epoch, *points in _thin(comparison):
         bests = (run.best is not None and run.best[0] == epoch for run in (a, b))
-        scores.add_row(str(epoch), *(_mark(value, best) for value, best in zip(values, bests, strict=True)))
+        scores.add_row(str(epoch), *(_mark(value, best) for value, best in zip(points, bests, strict=True)))
     console.print(settings if comparison.settings else "\nNo setting differs.")
     if comparison.scores:
         console.print(scores)

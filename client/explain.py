@@ -34,7 +34,8 @@ try:
     from captum.attr import IntegratedGradients
     from torch import Tensor
 
-    from training.model.model import CxrModel, FusionOutput, load_model
+    from training.model.fusion import FusionOutput
+    from training.model.model import CxrModel, load_model
 except (ModuleNotFoundError, ConfigError) as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
@@ -281,8 +282,11 @@ def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
 
 
 def _read_attention(output: FusionOutput, index: int) -> dict[str, Array | None]:
-    rows = {"image": output.image_attention, "text": output.text_attention}
-    return {kind: None if rows[kind] is None else rows[kind][0, index].numpy() for kind in rows}
+    attentions = {"image": output.image_attention, "text": output.text_attention}
+    return {
+        kind: None if attention is None else attention[0, index].numpy()
+        for kind, attention in attentions.items()
+    }
 
 
 def _describe_baseline(kind: Kind) -> str:

@@ -277,7 +277,7 @@ def _describe(source: _Source) -> dict[str, Any]:
 def _check_fits(state: Published, source: _Source) -> None:
     """Raise ConfigError unless the new version can share each model's one config with the one that answers."""
     target = str(state.versions[state.version].get("target"))
-    pairs = [("target", target, source.deployment.target)]
+    pairs: list[tuple[str, Any, Any]] = [("target", target, source.deployment.target)]
     pairs += [(key, state.details.get(key), value) for key, value in _describe(source).items()]
     for what, there, here in pairs:
         if there != here:

@@ -241,8 +241,9 @@ def _compare_studies(a: TrainingRun, b: TrainingRun) -> dict[str, bool | None]:
 
 def _compare_figure(a: TrainingRun, b: TrainingRun, way: str, name: str, comparable: bool) -> Difference:
     first, second = (run.test.get(way, {}).get(name) for run in (a, b))
-    known = first is not None and second is not None and comparable
-    return Difference(first, second, round(second["value"] - first["value"], 4) if known else None)
+    if first is None or second is None or not comparable:
+        return Difference(first, second, None)
+    return Difference(first, second, round(second["value"] - first["value"], 4))
 
 
 def _write_notes(a: TrainingRun, b: TrainingRun, same: Mapping[str, bool | None]) -> list[str]:

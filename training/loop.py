@@ -170,9 +170,12 @@ def _train_epoch(loop: Loop, epoch: int) -> EpochReport:
     set_training_mode(loop.model, loop.config.weights.freeze)
     noise = torch.Generator(loop.accelerator.device).manual_seed(torch.initial_seed())
     meter = Meter(torch.cuda.synchronize if loop.accelerator.device.type == "cuda" else None)
-    prepare = meter.time(lambda draw: (draw, _load_batches(loop, draw)))
+
+    def load(draw: Draw) -> tuple[Draw, list[Batch]]:
+        return draw, _load_batches(loop, draw)
+
     steps: list[dict[str, Tensor]] = []
-    for draw, batches in meter.watch(prefetch(_draw_epoch(loop, epoch), prepare)):
+    for draw, batches in meter.watch(prefetch(_draw_epoch(loop, epoch), meter.time(load))):
         steps.append(_step(loop, draw, batches, noise))
         loop.step += 1
         meter.count(len(draw.rows))

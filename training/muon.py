@@ -22,8 +22,8 @@ def make_muon(groups: list[dict[str, Any]], **settings: Any) -> optim.Muon:
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class Float32Muon(optim.Muon):

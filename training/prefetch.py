@@ -34,8 +34,11 @@ def prefetch(items: Iterable[T], prepare: Callable[[T], R], depth: int = 2) -> G
 
 def _prefetch(items: Iterator[T], prepare: Callable[[T], R], depth: int) -> Generator[R, None, None]:
     def advance() -> Any:
-        item = next(items, _END)
-        return _END if item is _END else prepare(item)
+        try:
+            item = next(items)
+        except StopIteration:
+            return _END
+        return prepare(item)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
@@ -101,9 +104,9 @@ class Meter:
         self._started_s = self._clock()
         while True:
             start_s = self._clock()
-            batch = next(iterator, _END)
+            batch = next(iterator, None)
             self._waiting_s += self._clock() - start_s
-            if batch is _END:
+            if batch is None:
                 return
             if self._loads:  # of this batch: those prepared ahead of it do not count yet
                 self._loader_s += self._loads.popleft()

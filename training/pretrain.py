@@ -225,12 +225,12 @@ class _Loop:
         share, parts = self.config.pretraining.masked_share, self.config.loop.accumulate
         hidden = hide_pieces(batch.input_ids, batch.may_hide, self.words, self.mask_id, share, self.generator)
         guessed = int(hidden.chosen.sum())
-        tensors = (batch.input_ids, batch.attention_mask, *hidden)
+        tensors = (batch.input_ids, batch.attention_mask, hidden.shown, hidden.chosen)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         if guessed:  # or by chance none, in a small batch of short texts
-            for part in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
-                total += self._learn(*part, guessed)
+            for ids, mask, shown, chosen in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
+                total += self._learn(ids, mask, shown, chosen, guessed)
         if not math.isfinite(total):
             raise ConfigError(
                 "The loss of pre-training is no longer a number: lower pretraining.learning_rate."

@@ -127,7 +127,11 @@ class MlflowTracker:
             self._mlflow.end_run()
 
 
-TRACKERS: Final = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "mlflow": MlflowTracker}
+TRACKERS: Final[dict[str, type[Tracker]]] = {
+    "tensorboard": TensorBoardTracker,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+}
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:

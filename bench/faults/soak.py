@@ -240,7 +240,7 @@ def _make_fill(good: "GoodClients") -> Fault:
 
 def _read_served(repository: Path) -> tuple[str, TokenLimits]:
     """Return the layout of a published repository and the limits of its model's token ids."""
-    from export.versions import read_published
+    from contract.repository import read_published
 
     published = read_published(repository)
     limits = TokenLimits.read(repository / "check_text" / str(published.version))
@@ -309,7 +309,7 @@ def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: 
 
 def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
     """Publish the same model once more into the copy; return whether versions can be swapped."""
-    from export.versions import read_published
+    from contract.repository import read_published
 
     if bundle is None:
         return False

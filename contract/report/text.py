@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 TextMode = Literal["indication", "findings", "findings_masked", "full"]
-TEXT_MODES: Final[tuple[str, ...]] = get_args(TextMode)
+TEXT_MODES: Final[tuple[TextMode, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
 # Of 3,927 real findings none has more than .28 of its letters in words that a vocabulary learnt on half of them
 # lacks; Spanish, German, French, Chinese and random letters have .5 to 1. In a few words the share says little, so

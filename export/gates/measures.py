@@ -4,14 +4,14 @@ M cases, K labels, D embedding size.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.decisions import ServedLabel
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
 NEIGHBOURS: Final = 10
 MIN_CASES: Final = NEIGHBOURS + 2  # with fewer, nearly every case is among the nearest
 MIN_SCORED: Final = (

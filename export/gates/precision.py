@@ -245,13 +245,14 @@ class Batch:
     """Some cases as tensors; `places[kind]` are the positions of the cases that can be asked as that kind."""
 
     def __init__(self, tokenizer: ReportTokenizer, max_length: int, cases: Mapping[int, ParityCase]) -> None:
-        images = [place for place, case in cases.items() if case.pixels is not None]
+        pixels = {place: case.pixels for place, case in cases.items() if case.pixels is not None}
+        images = list(pixels)
         texts = [place for place, case in cases.items() if case.has_text]
         both = sorted(set(images) & set(texts))
         self.places: dict[Kind, list[int]] = {"study": both, "image": images, "text": texts}
         self.inputs: Arrays = {}
         if images:
-            self.inputs["pixels"] = np.stack([cases[place].pixels for place in images])
+            self.inputs["pixels"] = np.stack(list(pixels.values()))
         if texts:
             tokens = tokenizer.encode([cases[place].text or "" for place in texts], max_length)
             self.inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}

@@ -22,7 +22,7 @@ from export.gates.measures import (
 from export.gates.parity import Kind, ParityCase
 from export.profiles import Limits
 
-Pair = tuple[NDArray[np.floating], NDArray[np.floating]]  # what was expected, what was found
+Pair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # what was expected, what was found
 REPORTS: Final = "precision"  # directory in a bundle
 _AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper ones
 
@@ -278,7 +278,7 @@ def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> 
         probabilities: Expected and found (M, K).
         embeddings: Expected and found (M, D).
     """
-    tiny = np.finfo(np.float64).tiny
+    tiny = float(np.finfo(np.float64).tiny)
     distances = (1 - compute_cosines(*embeddings)) / max(1 - limits.embedding_cosine, tiny)
     differences = np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max(axis=1)
     squares = (differences / max(limits.probability_difference, tiny)) ** 2
@@ -294,12 +294,8 @@ def _measure_scores(
         return None, None, 0
     rows = list(labelled)
     targets = np.stack(list(labelled.values())).astype(bool)
-    known = np.stack(
-        [
-            np.ones_like(labels) if cases[row].known is None else cases[row].known
-            for row, labels in labelled.items()
-        ]
-    )
+    stated = [cases[row].known for row in rows]
+    known = np.stack([np.ones(targets.shape[1], bool) if known is None else known for known in stated])
     before, after = (score_labels(targets, answers[rows], known) for answers in (expected, found))
     if not before[2]:
         return None, None, 0

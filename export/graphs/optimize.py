@@ -218,8 +218,9 @@ def replace_expanded_biases(model: ir.Model) -> None:
 def _find_table(bias: ir.Value) -> ir.Value | None:
     """Return the weights (1, heads, Q, L) that a bias is."""
     table = _step_back(bias, "Expand")
-    is_whole = table is not None and table.const_value is not None and table.shape is not None
-    return table if is_whole and len(table.shape) == 4 and table.shape[2] != 1 else None
+    if table is None or table.const_value is None or table.shape is None:
+        return None
+    return table if len(table.shape) == 4 and table.shape[2] != 1 else None
 
 
 def _find_mask(bias: ir.Value) -> ir.Value | None:

@@ -120,7 +120,7 @@ class PythonBuilder:
     def _make_logger(self, errors: list[str]) -> Any:
         trt = self._trt
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)  # the binding needs it called by name
 

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.cases
+import training.data.rows
 from cli.app import app
 from contract.bundle import MANIFEST, MODEL_CARD, REQUIRED_FILES, compute_sha256, load_bundle, seal_bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
@@ -252,7 +253,7 @@ def test_command_publishes_and_takes_the_graphs_along(small, tmp_path, monkeypat
         return pipeline.ExportResult(repository, Parity(), {}, small.fingerprint)
 
     monkeypatch.setattr(pipeline, "export", publish)
-    monkeypatch.setattr(cli.cases, "read_rows", lambda table: [table])
+    monkeypatch.setattr(training.data.rows, "read_rows", lambda table: [table])
     monkeypatch.setattr(cli.cases, "make_parity_cases", lambda rows, mode, size: ["a case"])
     monkeypatch.setattr(cli.cases, "make_precision_cases", lambda rows, ids, mode, size: ["a test case"])
     where = ("--table", "t.parquet", "--repository", tmp_path / "repository", "--target", "gpu")

@@ -241,13 +241,14 @@ def _map_pixels(path: Path, count: int, size: int) -> NDArray[np.uint8]:
 
 def _check_samples(cache: ImageCache) -> None:
     """Decode some images again: another version of the program, or of a library, may decode them otherwise."""
-    kept = [path for path, row in cache.rows.items() if row is not None and os.path.exists(path)]
+    rows = {path: row for path, row in cache.rows.items() if row is not None and os.path.exists(path)}
+    paths = list(rows)
     size = cache.pixels.shape[-1]
-    for path in kept[:: max(len(kept) // _SAMPLES, 1)][:_SAMPLES]:
-        found = decode_file(path, size)
-        if found.state == cache.states[path] and not np.array_equal(
-            found.pixels, cache.pixels[cache.rows[path]]
-        ):
+    for path in paths[:: max(len(paths) // _SAMPLES, 1)][:_SAMPLES]:
+        decoded = decode_file(path, size)
+        if decoded.state != cache.states[path]:
+            continue
+        if decoded.pixels is None or not np.array_equal(decoded.pixels, cache.pixels[rows[path]]):
             raise ArtifactError(
                 f"The image cache {cache.directory} does not hold what this version decodes from {path}: make "
                 "the cache again in a new directory."

@@ -16,7 +16,8 @@ from contract.errors import ArtifactError, ConfigError, InputError, ReportError
 from contract.files import write_file
 from contract.image.header import ImageHeader
 from contract.image.view_clues import Projection
-from contract.report.text import SECTIONS, Report, TextMode, collect_sections, select_text
+from contract.report.names import SECTIONS
+from contract.report.text import Report, TextMode, collect_sections, select_text
 from contract.report.xml import parse_xml
 from contract.training_data import UNKNOWN, read_trained_on
 from training.data.mesh import is_labelled, map_headings
@@ -44,7 +45,12 @@ COLLECTIONS = {
 COLLECTION_KEY = b"collection"
 
 # One field for each of `ImageHeader`; the view has a column of its own, and what it was told from is not kept.
-_HEADER_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_HEADER_TYPES: Mapping[Any, pa.DataType] = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+}
 HEADER = pa.struct(
     [
         (field.name, _HEADER_TYPES[field.type])

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import ConfigError, InputError
-from contract.report.text import SECTIONS, Report, format_report, read_report
+from contract.report.names import SECTIONS
+from contract.report.text import Report, format_report, read_report
 from training.data.openi import read_table
 from training.data.split_file import read_split_file
 

@@ -53,13 +53,13 @@ class RiskCoverage:
 
 
 def measure_confidence(
-    probabilities: NDArray[np.floating], thresholds: NDArray[np.floating]
-) -> NDArray[np.floating]:
+    probabilities: NDArray[np.floating[Any]], thresholds: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
     """Return how probable it is that the decision at the threshold is right, 0 to 1, for (M, K) or (M,)."""
     return np.where(probabilities >= thresholds, probabilities, 1 - probabilities)
 
 
-def risk_coverage(confidence: NDArray[np.floating], wrong: NDArray[np.bool_]) -> RiskCoverage:
+def risk_coverage(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_]) -> RiskCoverage:
     """Return the curve of M >= 1 decisions, given the confidence (M,) of each and whether it is wrong (M,)."""
     kept, wrong_kept = _count_kept(confidence, wrong, np.ones((1, len(wrong))))
     places = np.arange(1, len(wrong) + 1)
@@ -67,7 +67,7 @@ def risk_coverage(confidence: NDArray[np.floating], wrong: NDArray[np.bool_]) ->
     return RiskCoverage(places / len(wrong), summed / places)
 
 
-def compute_aurc(confidence: NDArray[np.floating], wrong: NDArray[np.bool_], weights: Floats) -> Floats:
+def compute_aurc(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_], weights: Floats) -> Floats:
     """Return the area under the risk-coverage curve for each row of weights.
 
     A study drawn several times is that many decisions of equal confidence. Over a run of g equal ones with w wrong,
@@ -94,7 +94,7 @@ def compute_aurc(confidence: NDArray[np.floating], wrong: NDArray[np.bool_], wei
 
 
 def _count_kept(
-    confidence: NDArray[np.floating], wrong: NDArray[np.bool_], weights: Floats
+    confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_], weights: Floats
 ) -> tuple[Floats, Floats]:
     """Return, at the end of each run of equal confidence, how many decisions and wrong ones came: (R, runs)."""
     order = np.argsort(-confidence, kind="stable")
@@ -134,7 +134,7 @@ def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> 
 
 
 def measure_decisions(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
     labels: Sequence[ServedLabel],
     weights: Floats,
@@ -172,7 +172,7 @@ def measure_decisions(
 
 
 def _measure_label(
-    probabilities: NDArray[np.floating], targets: NDArray[np.bool_], label: ServedLabel, weights: Floats
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], label: ServedLabel, weights: Floats
 ) -> dict[str, Floats]:
     """Return every metric (1 + R,) of one label."""
     decisions = np.array([label.decide(value) for value in probabilities.tolist()])
@@ -222,7 +222,7 @@ def _describe_label(label: ServedLabel, table: Mapping[str, Floats], positives: 
 
 
 def _average_curves(
-    answers: Sequence[tuple[NDArray[np.floating], NDArray[np.bool_], ServedLabel]],
+    answers: Sequence[tuple[NDArray[np.floating[Any]], NDArray[np.bool_], ServedLabel]],
 ) -> dict[str, list[float]]:
     """Return the mean risk over labels at `_POINTS` coverages, and that of the oracle; empty without labels.
 
@@ -245,7 +245,7 @@ def _average_curves(
 
 
 def _measure_sets(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
     labels: Sequence[ServedLabel],
     weights: Floats,

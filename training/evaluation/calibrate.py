@@ -4,7 +4,7 @@ Platt 1999, Probabilistic Outputs for Support Vector Machines, with the smoothed
 and damped Newton steps as in Lin, Lin and Weng 2007, A note on Platt's probabilistic outputs.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,5 +87,5 @@ def _fit_bias(scaled: NDArray[np.float64], wanted: NDArray[np.float64]) -> float
     return (low + high) / 2
 
 
-def _sigmoid(values: NDArray[np.floating]) -> NDArray[np.floating]:
+def _sigmoid(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     return 0.5 * (1.0 + np.tanh(0.5 * values))

@@ -97,9 +97,9 @@ class LabelMetrics:
 
 
 def evaluate_labels(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
-    thresholds: NDArray[np.floating] | None,
+    thresholds: NDArray[np.floating[Any]] | None,
     *,
     groups: Sequence[str],
     known: NDArray[np.bool_] | None = None,
@@ -130,8 +130,12 @@ def evaluate_labels(
     if tables:
         macro = {name: _summarise(name, [table[name] for table in tables]) for name in names}
         stated = known[:, usable]
-        pooled = (values[:, usable][stated] for values in (probabilities, predicted, targets))
-        everything = _measure(*pooled, np.repeat(weights, stated.sum(1), axis=1))
+        everything = _measure(
+            probabilities[:, usable][stated],
+            predicted[:, usable][stated],
+            targets[:, usable][stated],
+            np.repeat(weights, stated.sum(1), axis=1),
+        )
         micro = {name: _summarise(name, [everything[name]]) for name in names}
     labels = {
         key: {name: _summarise(name, [table[name]]) for name in names}
@@ -151,8 +155,8 @@ def find_usable(targets: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray
 
 
 def compare_labels(
-    first: tuple[NDArray[np.floating], NDArray[np.floating] | None],
-    second: tuple[NDArray[np.floating], NDArray[np.floating] | None],
+    first: tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]] | None],
+    second: tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]] | None],
     targets: NDArray[np.bool_],
     *,
     groups: Sequence[str],
@@ -196,7 +200,7 @@ def _name_metrics(*, decided: bool) -> tuple[str, ...]:
 
 
 def _decide(
-    probabilities: NDArray[np.floating], thresholds: NDArray[np.floating] | None
+    probabilities: NDArray[np.floating[Any]], thresholds: NDArray[np.floating[Any]] | None
 ) -> NDArray[np.bool_]:
     """Return (M, K), which labels are called present; none without thresholds."""
     if thresholds is None:
@@ -211,7 +215,7 @@ def weigh_studies(groups: Sequence[str], seed: int, resamples: int) -> Floats:
 
 def _measure_label(
     label: int,
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     predicted: NDArray[np.bool_],
     targets: NDArray[np.bool_],
     known: NDArray[np.bool_],
@@ -225,7 +229,7 @@ def _measure_label(
 
 
 def _measure(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     predicted: NDArray[np.bool_],
     targets: NDArray[np.bool_],
     weights: Floats,
@@ -244,7 +248,7 @@ def _measure(
 
 
 def fit_thresholds(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
     known: NDArray[np.bool_] | None = None,
 ) -> Floats:
@@ -268,7 +272,7 @@ def fit_thresholds(
     return thresholds
 
 
-def compute_auroc(scores: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+def compute_auroc(scores: NDArray[np.floating[Any]], targets: NDArray[np.bool_], weights: Floats) -> Floats:
     """Return the area under the ROC curve for each row of weights.
 
     The chance that a positive study scores above a negative one, ties counting half (Hanley and McNeil 1982).
@@ -289,7 +293,7 @@ def compute_auroc(scores: NDArray[np.floating], targets: NDArray[np.bool_], weig
         return np.asarray((positive * (below + negative / 2)).sum(1) / (positive.sum(1) * negative.sum(1)))
 
 
-def compute_ap(scores: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+def compute_ap(scores: NDArray[np.floating[Any]], targets: NDArray[np.bool_], weights: Floats) -> Floats:
     """Return the average precision, sum of (R_n - R_{n-1}) P_n over the distinct scores; as `compute_auroc`."""
     order, starts = _sort_in_ties(scores)
     positive = np.add.reduceat(weights[:, order] * targets[order], starts, axis=1)
@@ -309,14 +313,18 @@ def compute_f1(predicted: NDArray[np.bool_], targets: NDArray[np.bool_], weights
     return np.where(positive > 0, f1, np.nan)
 
 
-def compute_brier(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+def compute_brier(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], weights: Floats
+) -> Floats:
     """Return the Brier score, the mean of (p - y)^2 (Brier 1950), NaN without a study; as `compute_auroc`."""
     squares = (probabilities.astype(np.float64) - targets) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(weights @ squares / weights.sum(1))
 
 
-def compute_ece(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], weights: Floats) -> Floats:
+def compute_ece(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], weights: Floats
+) -> Floats:
     """Return the expected calibration error of the probability of being positive; as `compute_auroc`.
 
     The mean distance between the mean probability and the share of positives in `CALIBRATION_BINS` bins of
@@ -329,12 +337,12 @@ def compute_ece(probabilities: NDArray[np.floating], targets: NDArray[np.bool_],
         return np.asarray(np.abs(weights @ gaps).sum(1) / weights.sum(1))
 
 
-def place_in_bins(probabilities: NDArray[np.floating]) -> NDArray[np.int64]:
+def place_in_bins(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Return the calibration bin, 0 to `CALIBRATION_BINS` - 1, of each probability."""
     return np.clip((probabilities * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
 
 
-def _sort_in_ties(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sort_in_ties(scores: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the order of the scores, highest first, and where each run of equal scores starts."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]

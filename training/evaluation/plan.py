@@ -140,7 +140,9 @@ def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) 
     """Take the labelled studies of these ids, in the order of the table."""
     wanted = set(study_ids)
     chosen = tuple(dict(row) for row in rows if row["study_id"] in wanted and row["labelled"])
-    texts = {mode: tuple(read_text(row, mode) for row in chosen) for mode in TEXT_MODES}
+    texts: dict[str, tuple[str, ...]] = {
+        mode: tuple(read_text(row, mode) for row in chosen) for mode in TEXT_MODES
+    }
     return Studies(chosen, texts, make_targets([row["labels"] for row in chosen]), make_known(chosen))
 
 
@@ -174,8 +176,8 @@ def split_by_image(studies: Studies) -> tuple[Studies, NDArray[np.int64]]:
         named = [[""]] * len(studies)
     owners = np.repeat(np.arange(len(studies)), [len(names) for names in named])
     images = studies.take(owners)
-    paths = (names[place : place + 1] if files else [] for names in named for place in range(len(names)))
-    rows = tuple({**row, "image_paths": list(path)} for row, path in zip(images.rows, paths, strict=True))
+    paths: list[list[str]] = [[name] if files else [] for names in named for name in names]
+    rows = tuple({**row, "image_paths": path} for row, path in zip(images.rows, paths, strict=True))
     return replace(images, rows=rows), owners
 
 

@@ -240,9 +240,9 @@ class TorchPredictor:
         if len(self._image_tokens) + len(missing) > _KEPT_IMAGES:
             self._image_tokens = {path: self._image_tokens[path] for path in paths if path not in missing}
         pixels = dict(zip(missing, read_images(missing, self.read_pixels), strict=True))
-        readable = [path for path in missing if pixels[path] is not None]
+        readable = {path: image for path, image in pixels.items() if image is not None}
         self._image_tokens.update(dict.fromkeys(missing))
         if readable:
-            batch = np.stack([pixels[path] for path in readable])  # (B, 1, S, S)
+            batch = np.stack(list(readable.values()))  # (B, 1, S, S)
             encoded = self._model.image_encoder(torch.from_numpy(batch).to(self._device))
             self._image_tokens.update(zip(readable, encoded, strict=True))

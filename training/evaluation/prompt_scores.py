@@ -121,7 +121,7 @@ def embed_prompts(prompts: Sequence[Prompts], predictor: Predictor) -> NDArray[n
     return np.stack(averages).reshape(len(prompts), 2, -1)
 
 
-def score_labels(embeddings: NDArray[np.floating], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+def score_labels(embeddings: NDArray[np.floating[Any]], sides: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores (M, K), 0 to 1, of studies (M, D) against sentences (K, 2, D)."""
     similarity = np.einsum("md,ksd->mks", embeddings.astype(np.float64), sides)
     return compute_scores(similarity[..., 0], similarity[..., 1], temperature=1.0)  # it changes no order
@@ -177,7 +177,7 @@ def evaluate_scores(
 
 
 def draw_ap(
-    scores: NDArray[np.floating],
+    scores: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
     *,
     groups: Sequence[str],

@@ -109,7 +109,9 @@ def find_same(queries: Sequence[str], gallery: Sequence[str]) -> NDArray[np.bool
     return np.asarray(np.asarray(queries, np.str_)[:, None] == np.asarray(gallery, np.str_)[None])
 
 
-def rank_cases(similarity: NDArray[np.floating], excluded: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+def rank_cases(
+    similarity: NDArray[np.floating[Any]], excluded: NDArray[np.bool_], seed: int
+) -> NDArray[np.int64]:
     """Return (Q, G), the places of the gallery from the most to the least similar, the excluded ones last.
 
     Equal similarities come in an order drawn by `seed`: that of a file would favour its first studies.
@@ -186,7 +188,7 @@ def compare_rankings(
 
 
 def evaluate_pairs(
-    similarity: NDArray[np.floating],
+    similarity: NDArray[np.floating[Any]],
     matches: NDArray[np.bool_],
     *,
     groups: Sequence[str],

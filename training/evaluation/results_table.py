@@ -4,7 +4,7 @@ Figures come from `cxr evaluate` (those of two views from training), with the in
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -136,7 +136,7 @@ def _read_interval(interval: Mapping[str, float] | None) -> Figure | None:
     return None if interval is None else (interval["value"], interval["low"], interval["high"])
 
 
-_COLUMNS: Final = {
+_COLUMNS: Final[dict[str, Callable[[Any], Figure | None]]] = {
     "image AUROC": lambda found: _read_macro(found, "image", "auroc"),
     "image AP": lambda found: _read_macro(found, "image", "ap"),
     "pixels AUROC": lambda found: _read_macro(found, "pixels", "auroc"),

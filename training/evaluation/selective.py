@@ -26,7 +26,7 @@ test split has to be read beside what is stated: `training.evaluation.abstention
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,9 +107,9 @@ def mark_unlearned(labels: tuple[ServedLabel, ...], learned: NDArray[np.bool_]) 
 
 
 def fit_selection(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
-    thresholds: NDArray[np.floating],
+    thresholds: NDArray[np.floating[Any]],
     *,
     known: NDArray[np.bool_] | None = None,
     missed: float = MISSED,
@@ -121,17 +121,20 @@ def fit_selection(
         probabilities, targets, thresholds, known=known, missed=missed, false_alarms=false_alarms
     )
     include = fit_include(probabilities, targets, recall=recall)
-    limits = (
-        np.where(_find_supported(classes, limit), limit, np.nan)
-        for classes, limit in ((targets, missed), (_find_negatives(targets, known), false_alarms))
+    negatives = _find_negatives(targets, known)
+    return Selection(
+        bands,
+        np.where(_find_supported(targets, missed), missed, np.nan),
+        np.where(_find_supported(negatives, false_alarms), false_alarms, np.nan),
+        include,
+        None if include is None else recall,
     )
-    return Selection(bands, *limits, include, None if include is None else recall)
 
 
 def fit_bands(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
-    thresholds: NDArray[np.floating],
+    thresholds: NDArray[np.floating[Any]],
     *,
     known: NDArray[np.bool_] | None = None,
     missed: float = MISSED,
@@ -174,7 +177,7 @@ def fit_bands(
 
 
 def fit_include(
-    probabilities: NDArray[np.floating],
+    probabilities: NDArray[np.floating[Any]],
     targets: NDArray[np.bool_],
     *,
     recall: float = RECALL,
@@ -203,7 +206,9 @@ def fit_include(
     return _control_recall(probabilities[labelled], targets[labelled], recall)
 
 
-def _control_recall(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], recall: float) -> float:
+def _control_recall(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], recall: float
+) -> float:
     try:
         from mapie.risk_control import MultiLabelClassificationController
     except ModuleNotFoundError as error:
@@ -218,7 +223,7 @@ def _control_recall(probabilities: NDArray[np.floating], targets: NDArray[np.boo
     return max(0.0, float(controller.best_predict_param[0]))
 
 
-def _find_edge(scores: NDArray[np.floating], limit: float) -> float:
+def _find_edge(scores: NDArray[np.floating[Any]], limit: float) -> float:
     """Return the highest of n scores below which a new one lies with a probability of at most `limit`.
 
     With k of them strictly below it, that probability is at most (k + 1) / (n + 1).
@@ -240,7 +245,7 @@ def _can_state(count: float, limit: float) -> bool:
     return count * limit >= 1 - 1e-9
 
 
-def _check(probabilities: NDArray[np.floating], targets: NDArray[np.bool_], *limits: float) -> None:
+def _check(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], *limits: float) -> None:
     """Raise ConfigError for what cannot be fitted."""
     if probabilities.shape != targets.shape:
         raise ConfigError(f"Probabilities {probabilities.shape} and targets {targets.shape} do not fit.")

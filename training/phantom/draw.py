@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -205,7 +205,7 @@ def _draw_findings(film: Film, anatomy: Anatomy, plan: StudyPlan, seed: int) -> 
 
 def _draw_all(
     plans: Sequence[StudyPlan], directory: Path, seed: int, scale: float, workers: int
-) -> Iterator[dict[str, list[Box]]]:
+) -> Generator[dict[str, list[Box]], None, None]:
     """Yield the boxes of each study, in order, as studies finish."""
     if workers == 1 or len(plans) < _FEW_STUDIES:
         for plan in plans:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from contract.report.text import SECTIONS
+from contract.report.names import SECTIONS
 from training.phantom.film import FILM_CM, Plane
 from training.phantom.header_clues import add_clues
 from training.phantom.headers import Header

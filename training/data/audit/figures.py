@@ -16,7 +16,8 @@ from pydicom.uid import UID
 from contract.bundle import PARTS
 from contract.errors import ConfigError
 from contract.labels import LABELS
-from contract.report.text import SECTIONS, clean_text
+from contract.report.names import SECTIONS
+from contract.report.text import clean_text
 from training.data.duplicates import SIMILARITY, group_texts
 from training.data.mesh import UNMAPPED, map_heading, split_heading
 from training.data.openi import read_table, read_text

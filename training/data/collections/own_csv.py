@@ -32,7 +32,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from contract.errors import ConfigError
-from contract.report.text import SECTIONS, Report
+from contract.report.names import SECTIONS
+from contract.report.text import Report
 from training.data.collections.csv_rows import CsvRow, read_csv_rows
 from training.data.collections.mapping import Categories, LabelMap, MappingRow
 from training.data.collections.study import PARTS, PublishedImage, PublishedStudy, read_view

@@ -9,7 +9,7 @@ from contract.errors import ConfigError, InputError
 from contract.image.header import ImageHeader
 from contract.image.view import VIEW_RANKS, View
 from contract.image.view_clues import Projection
-from contract.report.text import SECTIONS
+from contract.report.names import SECTIONS
 from training.data.collections.chexpert import get_chexpert_key, read_chexpert
 from training.data.collections.kermany import read_kermany
 from training.data.collections.mimic_cxr import read_mimic_cxr
