@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from cli.console import CommandConsole, escape
 from contract.errors import ConfigError, CxrError
+from contract.installation import PACKAGES, describe_shadowed
 
 DEBUG: Final = "CXR_DEBUG"
 FAILED: Final = 1
@@ -182,6 +183,9 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, _ClickError | typer.Abort | typer.Exit):
         return _explain_usage(error)
+    if isinstance(error, ImportError) and _is_ours(error.name or "") and (shadowed := describe_shadowed()):
+        _say_error(shadowed)
+        return ConfigError.exit_code
     if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name or ""):
         _say_error(f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it.")
         return ConfigError.exit_code
@@ -222,15 +226,7 @@ def _describe_refusal(error: OSError) -> str:
 
 
 def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in {
-        "cli",
-        "client",
-        "contract",
-        "export",
-        "retrieval",
-        "serving",
-        "training",
-    }
+    return module.partition(".")[0] in PACKAGES
 
 
 def _find_place(error: Exception) -> str:
