@@ -46,7 +46,9 @@ def test_doctor_names_what_shadows_a_package(name, tmp_path):
     assert done.returncode == 0, done.stderr
     (check,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "packages"]
     assert check["ok"] is False
-    expected = rf"imports the package training from {tmp_path}/training\S*, but this installation is in {ROOT}: "
+    expected = (
+        rf"imports the package training from {tmp_path}/training\S*, but this installation is in {ROOT}: "
+    )
     assert re.search(expected, check["detail"])
 
 
