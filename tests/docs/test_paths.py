@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from cli.app import app
 from contract.installation import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,3 +99,25 @@ def test_pictures_are_small_and_bring_all_they_need():
         assert picture.stat().st_size <= 300_000, picture.name
         if picture.suffix == ".svg":
             assert not re.search(r"(href|src|url)\W+https?:", picture.read_text(encoding="utf-8"))
+
+
+def list_commands(group: Any, path: str = "cxr") -> set[str]:
+    """Return every command below a group by how it is typed."""
+    found = set()
+    for name, command in group.commands.items():
+        if not command.hidden:
+            found.add(f"{path} {name}")
+        if hasattr(command, "commands"):
+            found |= list_commands(command, f"{path} {name}")
+    return found
+
+
+def test_the_page_of_commands_names_each_one():
+    rows = (ROOT / "docs" / "commands.md").read_text().splitlines()
+    named = set()
+    for row in rows:
+        if row.startswith("| `cxr"):
+            first, *rest = re.findall(r"`([^`]+)`", row.split(" | ")[0])
+            group = first.rpartition(" ")[0]
+            named |= {first, *(word if word.startswith("cxr") else f"{group} {word}" for word in rest)}
+    assert named == list_commands(get_command(app)) - {"cxr data", "cxr bench"}  # groups alone
