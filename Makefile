@@ -5,7 +5,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz check proto clean ablation phantoms reports real bench gpu
+.PHONY: help demo test slow fuzz check docs proto clean ablation phantoms reports real bench gpu
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -19,6 +19,9 @@ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loa
 $(BIN)/python -m pytest -m 'alone and not slow'
 endef
 
+# Needs no network. The variable turns off a notice about another version of mkdocs.
+DOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 test: .venv/installed-dev ## install what the tests need and run them
 	$(TESTS)
 
@@ -30,12 +33,16 @@ fuzz: .venv/installed-dev ## broken images, reports and archives for FUZZ_SECOND
 	$(BIN)/python tests/fuzz/run.py text --seconds $(FUZZ_SECONDS)
 	$(BIN)/python tests/fuzz/run.py archive --seconds $(FUZZ_SECONDS)
 
-check: .venv/installed-dev ## what CI holds every change to: lint, format, types, import rules, tests
+check: .venv/installed-dev ## what CI holds every change to: lint, format, types, import rules, documentation, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(DOCS)
 	$(TESTS)
+
+docs: .venv/installed-dev ## build the documentation into build/docs; a dead link ends it
+	$(DOCS)
 
 # Generated with the oldest protoc whose output runs on protobuf 4 to 6, so that it works beside any tritonclient.
 proto: ## generate the stubs of the sidecar's protocol anew

@@ -387,11 +387,12 @@ def doctor(
     Exit code 4 when a server does not answer, 3 when the index is of another model; a missing extra is no error.
     """
     from cli.show import find_exit_code, print_checks, print_json
-    from client import CxrClient
     from serving.doctor import run_checks
 
     checks, health = run_checks(), None
     if not local:
+        from client import CxrClient
+
         with CxrClient(triton, retrieval, timeout_s=10.0) as client:  # three real inferences
             health = client.health()
     if as_json:

@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from cli.console import CommandConsole, escape
 from contract.errors import ConfigError, CxrError
+from contract.installation import PACKAGES, describe_shadowed
 
 DEBUG: Final = "CXR_DEBUG"
 FAILED: Final = 1
@@ -183,8 +184,8 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, _ClickError | typer.Abort | typer.Exit):
         return _explain_usage(error)
-    if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name or ""):
-        _say_error(f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it.")
+    if isinstance(error, ImportError) and (reason := _describe_import(error)):
+        _say_error(reason)
         return ConfigError.exit_code
     if isinstance(error, OSError):
         _say_error(_describe_refusal(error))
@@ -222,16 +223,13 @@ def _describe_refusal(error: OSError) -> str:
     return f"Cannot use {name}: {reason}."
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in {
-        "cli",
-        "client",
-        "contract",
-        "export",
-        "retrieval",
-        "serving",
-        "training",
-    }
+def _describe_import(error: ImportError) -> str | None:
+    """Return what to do about a package that is missing, or that another one shadows; None: neither is so."""
+    if (error.name or "").partition(".")[0] in PACKAGES:
+        return describe_shadowed()
+    if isinstance(error, ModuleNotFoundError):
+        return f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
+    return None
 
 
 def _find_place(error: Exception) -> str:

@@ -2,3 +2,17 @@
 
 Works at numpy level and never imports torch, faiss or tritonclient.
 """
+
+__all__ = [
+    "bundle",
+    "decisions",
+    "errors",
+    "image",
+    "labels",
+    "notes",
+    "report",
+    "repository",
+    "runtime",
+    "steps",
+    "tensors",
+]

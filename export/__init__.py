@@ -1,12 +1,14 @@
 """Bundle -> ONNX graphs -> two gates -> the repository that Triton loads.
 
-    graphs.py      PyTorch modules -> ONNX files             parity.py      do they answer as the model does?
-    optimize.py    ONNX Runtime's fused operators, counted   operators.py   what TensorRT cannot take
-    profiles.toml  precisions and how far each may move      convert.py     graphs of another precision
-    precision.py   do those still answer well enough?        fuse.py        encoders and fusion in one graph
-    targets.toml   how models run, by machine and purpose    configs.py     each config.pbtxt
-    publish.py     graphs + configs -> a new version         versions.py    which version answers; rollback
-    tensorrt.py    plans for NVIDIA GPUs                     pipeline.py    all in order: `export(...)`
+    graphs/        PyTorch modules -> ONNX files, fused operators, other precisions, one graph in place of three
+    gates/         do they answer as the model does? well enough in int8? does the running server, too?
+    profiles.toml  precisions and how far each may move     profiles.py    reads them
+    targets.toml   how models run, by machine and purpose   targets.py     reads them
+    configs.py     each config.pbtxt                        publish.py     graphs + configs -> a new version
+    versions.py    which version answers; rollback          pipeline.py    all in order: `export(...)`
+    tensorrt/      plans for NVIDIA GPUs                    hub.py         a folder for a model hub, and back
 
 Start at `export.pipeline.export`. Nothing is published unless the graphs agree with the model.
 """
+
+__all__ = ["gates", "graphs", "hub", "pipeline", "profiles", "tensorrt", "versions"]

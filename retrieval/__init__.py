@@ -5,3 +5,5 @@
 
 Run it with `python -m retrieval.server --store DIRECTORY`.
 """
+
+__all__ = ["server", "store"]

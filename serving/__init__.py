@@ -2,3 +2,5 @@
 
 Imports only `contract`, needs Linux, and imports nothing heavy until a server is started.
 """
+
+__all__ = ["doctor", "inprocess", "probe", "stack"]

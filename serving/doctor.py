@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from contract import ngc
 from contract.errors import CxrError
+from contract.installation import HOME, describe_shadowed
 from serving.triton import build_environment, find_missing_libraries, find_triton
 
 _MIN_MEMORY_GIB: Final = 4.0
@@ -52,6 +53,7 @@ def run_checks() -> list[Check]:
         ("python", _check_python),
         ("cpu cores", _check_cores),
         ("memory", _check_memory),
+        ("packages", _check_packages),
         *((f"extra: {name}", lambda name=name: _check_extra(name)) for name in EXTRAS),  # type: ignore[misc]
         ("tritonserver", _check_triton),
         ("onnxruntime", _check_onnxruntime),
@@ -86,6 +88,11 @@ def _check_memory() -> tuple[bool, str]:
     total, free = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
     detail = f"{free:.1f} of {total:.1f} GiB available"
     return free >= _MIN_MEMORY_GIB, detail if free >= _MIN_MEMORY_GIB else f"{detail}; training wants 4 GiB"
+
+
+def _check_packages() -> tuple[bool, str]:
+    shadowed = describe_shadowed()
+    return shadowed is None, shadowed or f"all of cxr from {HOME}"
 
 
 def _check_extra(name: str) -> tuple[bool, str]:

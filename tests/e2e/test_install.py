@@ -9,11 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
 
+from contract.installation import PACKAGES
 from training.data.rows import get_image, get_report
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cli", "contract", "training", "export", "model_repository", "client", "retrieval", "serving")
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,14 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
     assert len(expected) > 80
     assert not expected - held
     assert not [name for name in held if name.startswith(("tests/", "docker/"))]
+
+
+def test_wheel_marks_every_typed_package(wheel):
+    """What mypy checks here is checked where it is installed, too."""
+    typed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["packages"]
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"client", "contract", "retrieval", "serving"} <= set(typed)
+    assert {name for name in PACKAGES if f"{name}/py.typed" in held} == set(typed) & set(PACKAGES)
 
 
 @pytest.mark.slow
