@@ -1,4 +1,4 @@
-"""The `cxr` command; `cli.app` assembles it. Ctrl-C is silent from the first moment, before the imports."""
+"""The `cxr` command, assembled in `cli.app`. Ctrl-C prints no traceback, even during the imports."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from typing import NoReturn
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    os._exit(130)  # nothing was begun; an exception could be caught by whatever is being imported
+    os._exit(130)  # no work has started yet; a module that is being imported could catch an exception
 
 
 def main() -> None:
-    """Import the command, a third of a second, and run it."""
+    """Import the command, which takes a third of a second, and run it."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's `cxr ... &` ignores it
         signal.signal(signal.SIGINT, _leave)
     from cli.app import main as run

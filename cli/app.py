@@ -1,7 +1,7 @@
 """The `cxr` command: from Open-i files to served predictions, similar cases and explanations.
 
-Each sub-command is thin: it reads what a person typed, calls one package and shows the answer. Imports
-stand inside the command that needs them, so that `cxr --help` is quick and an extra is needed only where used.
+Each sub-command is thin: it reads the arguments, calls one package and prints the result. Each command imports
+its packages inside its function. So `cxr --help` is quick, and an extra is needed only by the command that uses it.
 """
 
 import os
@@ -38,9 +38,9 @@ from cli.options import (
 from cli.train_app import train_app
 from contract.errors import ConfigError, InputError
 
-# Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait for each other, and where another
-# program has one of the cores they spin for ever: training took 3.7 times as long beside one on 2 cores. `cxr bench`
-# measures PyTorch as it comes; alone on a machine it is a tenth slower without spinning.
+# OpenMP reads this variable when torch is loaded. By default its threads spin while they wait for each other, which
+# wastes time when another program uses a core: on 2 cores, beside one such program, training took 3.7 times as long.
+# `cxr bench` keeps the default: on a machine without other programs, PyTorch is a tenth slower without spinning.
 if sys.argv[1:2] != ["bench"]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -68,7 +68,7 @@ def set_up(
         typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Read the options that come before a command."""
 
 
 @app.command()
@@ -77,12 +77,12 @@ def demo(
         Path | None,
         typer.Option(help="Use real Open-i reports (NLMCXR_reports.tgz) instead of the phantom data set."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes; replaced.")] = Path(
-        "demo-output"
-    ),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up until Ctrl-C.")] = False,
-    studies: Annotated[int, typer.Option(min=60, help="How many phantom studies to draw.")] = 700,
-    seed: Annotated[int, typer.Option(help="Seed of data, split and training.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Output directory. The output of an earlier demo in it is deleted.")
+    ] = Path("demo-output"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the servers running until Ctrl-C.")] = False,
+    studies: Annotated[int, typer.Option(min=60, help="Number of phantom studies to draw.")] = 700,
+    seed: Annotated[int, typer.Option(help="Seed for data, split and training.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run the whole path once: data, training, export, serving, prediction, search, explanation."""
@@ -98,35 +98,40 @@ def demo(
 def evaluate(
     table: Table,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle to measure; without it, the controls alone.")
+        Path | None, typer.Option(help="Bundle to evaluate. Without it, only the controls are evaluated.")
     ] = None,
-    split_file: Annotated[Path | None, typer.Option(help="Split to use instead of the bundle's own.")] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(help="Split file to use instead of the bundle's split.")
+    ] = None,
     external: Annotated[
         bool,
         typer.Option(
             "--external",
-            help="Take every labelled study of the table as a test study: a test set from elsewhere. Taken so by "
-            "itself where the bundle's split names none of them. Needs --out.",
+            help="Use every labelled study of the table as a test study (an external test set). This is automatic "
+            "if the bundle's split names none of the studies. Needs --out.",
         ),
     ] = False,
-    cache: Annotated[Path | None, typer.Option(help="Image cache of the table, for PyTorch.")] = None,
-    served: Annotated[
-        bool, typer.Option("--served", help="Ask the served model too; its answers count.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory for the results; default: the bundle and its model card.")
+    cache: Annotated[
+        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
     ] = None,
-    splits: Annotated[int, typer.Option(min=1, help="Without a bundle: how many splits are drawn.")] = 3,
-    keep_duplicates: Annotated[
-        bool, typer.Option("--keep-duplicates", help="Without a bundle: split by patient alone.")
+    served: Annotated[
+        bool, typer.Option("--served", help="Query the served model too, and report its results.")
     ] = False,
-    resamples: Annotated[int, typer.Option(min=0, help="How often patients are drawn anew.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Directory for the results. Default: the bundle.")] = None,
+    splits: Annotated[int, typer.Option(min=1, help="Number of random splits; only without --bundle.")] = 3,
+    keep_duplicates: Annotated[
+        bool,
+        typer.Option("--keep-duplicates", help="Keep equal reports when splitting; only without --bundle."),
+    ] = False,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed for splits, controls and resamples.")] = 0,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on its test split: findings, calibration, search, controls; or the controls alone."""
+    """Evaluate a model, or only the controls, on the test split: findings, calibration, search."""
     from cli.evaluate import (
         evaluate_bundle,
         evaluate_controls,
@@ -151,9 +156,9 @@ def evaluate(
         return
     loaded = load_bundle(bundle)
     external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
-    # Whole files, so that what is measured is the server's reading of them.
+    # Send whole files, because the server's reading of them is to be measured too.
     with CxrClient(triton, timeout_s=timeout, shrink=False) if served else nullcontext() as client:
-        asked, results = evaluate_bundle(
+        answers, results = evaluate_bundle(
             console,
             loaded,
             table,
@@ -163,12 +168,12 @@ def evaluate(
             cache=cache,
             client=client,
         )
-    written = write_results(asked, results, loaded, out)
+    written = write_results(answers, results, loaded, out)
     if as_json:
         print_json({**results, "written": str(written)})
     else:
         print_results(console, results)
-        console.print(f"Everything, with plots: {escape(written)}", soft_wrap=True)
+        console.print(f"All results, with plots: {escape(written)}", soft_wrap=True)
 
 
 app.command()(calibrate)
@@ -177,24 +182,26 @@ app.command()(calibrate)
 @app.command()
 def serve(
     repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
-    store: Annotated[Path, typer.Option(help="Directory of the case store; made when missing.")],
+    store: Annotated[Path, typer.Option(help="Directory of the case store. Created if missing.")],
     logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
-    http_port: Annotated[int, typer.Option(help="Health over HTTP: GET /v2/health/ready.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Triton gRPC.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Triton metrics (Prometheus).")] = 8002,
-    retrieval_port: Annotated[int, typer.Option(help="Retrieval sidecar gRPC.")] = 8005,
+    http_port: Annotated[
+        int, typer.Option(help="HTTP port for health checks (GET /v2/health/ready).")
+    ] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port of Triton.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics (Prometheus).")] = 8002,
+    retrieval_port: Annotated[int, typer.Option(help="gRPC port of the retrieval sidecar.")] = 8005,
     http_inference: Annotated[
         bool,
         typer.Option(
             "--http-inference",
-            help="Open Triton's own HTTP interface on the HTTP port, for trusted callers alone: a POST must say "
-            "Content-Type: application/octet-stream or application/json and must not come in very many chunks, or "
-            "Triton 2.51 ends.",
+            help="Also allow inference on the HTTP port, for trusted callers only. A POST must have the Content-Type "
+            "application/octet-stream or application/json and must not come in very many chunks. Other requests can "
+            "crash Triton 2.51.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run Triton and the retrieval sidecar on this machine until Ctrl-C, and bring back what ends or stands still."""
+    """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
     from serving.process import TerminationGuard
 
     with TerminationGuard():
@@ -208,7 +215,7 @@ def serve(
 def index_cases(
     table: Table,
     split: Annotated[
-        Path | None, typer.Option(help="split.json of a bundle: index only its training studies.")
+        Path | None, typer.Option(help="split.json of a bundle. Only its training studies are indexed.")
     ] = None,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
@@ -240,7 +247,9 @@ def index_cases(
     else:
         print_indexed(console, result)
     if result.refused and not result.indexed:
-        raise InputError(f"None of {len(result.refused)} cases could be indexed; the reasons stand above.")
+        raise InputError(
+            f"None of {len(result.refused)} cases could be indexed. The reasons are listed above."
+        )
 
 
 @app.command()
@@ -250,12 +259,12 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File for the results of many (.parquet, .csv, .jsonl); a run on the same file goes on."
+            help="Results file for many radiographs (.parquet, .csv or .jsonl). An existing file is continued."
         ),
     ] = None,
     finding: Annotated[
         list[str] | None,
-        typer.Option(help="Finding in free words to score, as a similarity, not a probability; repeatable."),
+        typer.Option(help="Finding to score, in your own words; the score is no probability. Repeatable."),
     ] = None,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 10.0,
@@ -266,16 +275,17 @@ def predict(
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
 
-    Many: several files, folders with all that is below them, or - for
-    paths on standard input, one a line: PATH, or PATH, a tab and the PATH of
-    its report. Each file becomes a line on standard output or a row of --out;
-    one that cannot be read is a row with its error.
+        For many radiographs, give several files, folders (searched with all
+    subfolders), or - to read paths from standard input. Each line there is
+    PATH, or PATH, a tab and the PATH of its report. Each file gives one line on
+    standard output or one row in --out. A file that cannot be read gives a row
+    with its error.
 
-    The same command with the same --out goes on where a run stopped: files
-    that were refused, or have changed since, are asked again.
+    The same command with the same --out continues a stopped run. It predicts
+    again the files that were refused or have changed.
 
-    Exit code: 0 when every file was predicted, 2 when one was refused, 4 when
-    the server failed.
+    Exit code: 0 if every file was predicted, 2 if one was refused, 4 if the
+    server failed.
     """
     from cli.inputs import read_image, read_report, require_input
     from cli.predict import exit_with, list_cases, predict_all
@@ -309,8 +319,8 @@ def predict(
 def search(
     image: Image = None,
     report: ReportText = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many cases.")] = 5,
-    exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out; may be repeated.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of cases to return.")] = 5,
+    exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out. Repeatable.")] = None,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     timeout: Timeout = 10.0,
@@ -319,7 +329,7 @@ def search(
     shrink: Shrink = True,
     as_json: Json = False,
 ) -> None:
-    """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
+    """Find the cases most similar to a radiograph, a report, a sentence, or a whole study."""
     from cli.inputs import read_image, read_report, require_input
     from cli.show import NOTICE, print_cases, print_json, print_warnings
     from client import CxrClient
@@ -328,15 +338,15 @@ def search(
     with CxrClient(
         triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
     ) as client:
-        found = client.search(
+        result = client.search(
             read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )
     if as_json:
-        print_json({**found.to_dict(), "notice": NOTICE})
+        print_json({**result.to_dict(), "notice": NOTICE})
         return
     console = make_console(False)
-    print_cases(console, found.cases)
-    print_warnings(console, found.warnings)
+    print_cases(console, result.cases)
+    print_warnings(console, result.warnings)
     console.print(NOTICE)
 
 
@@ -344,15 +354,17 @@ def search(
 def explain(
     image: Image = None,
     report: ReportText = None,
-    bundle: Annotated[Path, typer.Option(help="Bundle of the model to explain; no server is needed.")] = Path(
+    bundle: Annotated[Path, typer.Option(help="Bundle of the model. No server is needed.")] = Path(
         "demo-output/bundle"
     ),
-    label: Annotated[str | None, typer.Option(help="Category key; default: the top finding.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Category key to explain. Default: the top finding.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="PNG file for the overlay.")] = Path("explanation.png"),
-    steps: Annotated[int, typer.Option(min=4, max=512, help="Integration steps.")] = 32,
+    steps: Annotated[int, typer.Option(min=4, max=512, help="Number of integration steps.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Show which pixels and words speak for a finding (Integrated Gradients through the whole model)."""
+    """Show which pixels and words support a finding (Integrated Gradients through the whole model)."""
     from cli.inputs import read_image, read_report, require_input
     from cli.show import NOTICE, print_explanation, print_json
     from client.explain import explain as explain_case
@@ -364,27 +376,27 @@ def explain(
     explanation = explain_case(
         loaded, image=read_image(image), report=read_report(report), label=label, steps=steps
     )
-    written = str(out) if write_overlay(explanation, out) else None
+    overlay = str(out) if write_overlay(explanation, out) else None
     if as_json:
-        print_json({**explanation.to_dict(), "overlay": written, "notice": NOTICE})
+        print_json({**explanation.to_dict(), "overlay": overlay, "notice": NOTICE})
         return
     console = make_console(False)
-    print_explanation(console, explanation, written)
+    print_explanation(console, explanation, overlay)
     console.print(NOTICE)
 
 
 @app.command()
 def doctor(
     local: Annotated[
-        bool, typer.Option("--local", help="Look at this machine and its packages only; ask no server.")
+        bool, typer.Option("--local", help="Check only this machine and its packages; contact no server.")
     ] = False,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     as_json: Json = False,
 ) -> None:
-    """Tell what this machine has, what is missing and how to get it, and whether the servers infer and search.
+    """Check this machine and the servers: what is missing and how to install it, and whether inference and search work.
 
-    Exit code 4 when a server does not answer, 3 when the index is of another model; a missing extra is no error.
+    Exit code 4: a server does not answer. Exit code 3: the index belongs to another model. A missing extra is no error.
     """
     from cli.show import find_exit_code, print_checks, print_json
     from serving.doctor import run_checks
@@ -409,7 +421,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command once it is imported; a termination signal stops children and cleans up as Ctrl-C does."""
+    """Run the command. SIGTERM and SIGHUP stop its child processes and clean up, as Ctrl-C does."""
     open_streams()
     run(_start)
 

@@ -1,4 +1,4 @@
-"""`cxr bench`: how fast a served model answers, beside the same work without a server."""
+"""`cxr bench`: the speed of a served model, compared with the same work without a server."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ TRITON = "127.0.0.1:8001"
 
 bench_app = typer.Typer(
     no_args_is_help=True,
-    help="Measure a served model: latency, throughput, where the time goes, the highest rate within a budget.",
+    help="Measure a served model: latency, throughput, time per step, and the highest rate within a latency budget.",
 )
 
 
@@ -21,90 +21,99 @@ bench_app = typer.Typer(
 def run(
     model: Annotated[
         str,
-        typer.Option(help="Served model: predict_study takes files, predict_study_tensors takes tensors."),
+        typer.Option(help="Served model. predict_study takes files, predict_study_tensors takes tensors."),
     ] = "predict_study_tensors",
     table: Annotated[
         Path | None,
         typer.Option(
-            help="Studies table whose cases are sent; without it phantoms are drawn, or random tensors."
+            help="Studies table with the cases to send. Without it, phantoms or random tensors are sent."
         ),
     ] = None,
-    cases: Annotated[int, typer.Option(min=1, help="How many different cases.")] = 16,
+    cases: Annotated[int, typer.Option(min=1, help="Number of different cases.")] = 16,
     concurrency: Annotated[
-        str, typer.Option(help="Closed loop: requests in flight; with commas, a sweep.")
+        str, typer.Option(help="Closed loop: requests in flight. Separate several values by commas.")
     ] = "1,2,4,8",
     rate: Annotated[
-        str | None, typer.Option(help="Open loop: requests a second; with commas, several rates.")
+        str | None, typer.Option(help="Open loop: requests per second. Separate several values by commas.")
     ] = None,
     arrivals: Annotated[
-        Literal["constant", "poisson"], typer.Option(help="Gaps of the open loop.")
+        Literal["constant", "poisson"], typer.Option(help="Open loop: distribution of the gaps.")
     ] = "poisson",
     in_flight: Annotated[
-        int, typer.Option(min=1, max=1024, help="Open loop: at most so many wait for an answer at once.")
+        int, typer.Option(min=1, max=1024, help="Open loop: most requests in flight at once.")
     ] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Cases in a request.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Cases per request.")] = 1,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens: pad shorter text to them and leave out longer.")
+        int | None,
+        typer.Option(min=2, help="Tokens per text. Shorter texts are padded, longer ones left out."),
     ] = None,
     duration: Annotated[
-        float, typer.Option(min=0.1, help="Seconds measured for each load, over all its repeats.")
+        float, typer.Option(min=0.1, help="Seconds to measure each load, summed over its repeats.")
     ] = 10.0,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Requests measured for each load, instead of a duration.")
+        int | None, typer.Option(min=1, help="Requests to measure for each load, instead of --duration.")
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, max=100, help="How often each load is measured, in turn with the others.")
+        int, typer.Option(min=1, max=100, help="How often each load is measured. The loads take turns.")
     ] = 5,
     warmup: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait, at most, for steady answers.")
+        float, typer.Option(min=0, help="Longest warm-up in seconds. It ends when the latency is steady.")
     ] = 30.0,
     tolerance: Annotated[
-        float, typer.Option(min=0.001, help="Steady: three windows differ by no more than this part.")
+        float,
+        typer.Option(min=0.001, help="Latency is steady if three windows differ by at most this fraction."),
     ] = 0.1,
     budget: Annotated[
-        str | None, typer.Option(help="Find the highest open-loop rate within it, such as p99=50ms.")
+        str | None,
+        typer.Option(help="Find the highest open-loop rate within this latency budget, such as p99=50ms."),
     ] = None,
     resolution: Annotated[
-        float, typer.Option(min=0.001, help="How closely that rate is found, as a part of it.")
+        float, typer.Option(min=0.001, help="Precision of that rate, as a fraction of it.")
     ] = 0.05,
     baseline: Annotated[
         bool,
         typer.Option(
             "--baseline",
-            help="Also run the same requests in this process: --repository, --bundle or both are needed.",
+            help="Also run the same requests in this process. Needs --repository, --bundle or both.",
         ),
     ] = False,
     repository: Annotated[
-        Path | None, typer.Option(help="Model repository whose graphs the baseline runs.")
+        Path | None, typer.Option(help="Model repository with the graphs for the baseline.")
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle whose PyTorch model is a baseline too (eager, fp32).")
+        Path | None, typer.Option(help="Bundle with the PyTorch model for a baseline (eager, fp32).")
     ] = None,
     baseline_batch: Annotated[
-        str | None, typer.Option(help="Cases in a request of the baselines; with commas, a sweep.")
+        str | None,
+        typer.Option(help="Cases per request of the baselines. Separate several values by commas."),
     ] = None,
     server_pid: Annotated[
         list[int] | None,
         typer.Option(
-            help="Process of the server, for cores and memory; found where it listens here; repeatable."
+            help="Process id of the server, to measure its cores and memory. Default: found by port. Repeatable."
         ),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Triton's metrics, http://host:8002/metrics, for GPU use and memory.")
+        str | None,
+        typer.Option(
+            help="Address of Triton's metrics (http://host:8002/metrics), to read GPU use and memory."
+        ),
     ] = None,
     via: Annotated[
         Literal["bytes", "client"],
-        typer.Option(help="Send ready-made bytes (measures the server) or call this project's client."),
+        typer.Option(
+            help="bytes: send prepared requests, to measure the server alone. client: call this project's client."
+        ),
     ] = "bytes",
     out: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md and plots.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of cases and of arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of cases and the arrival times.")] = 0,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 30.0,
     transport: Transport = "auto",
     compression: Compression = "none",
     as_json: Json = False,
 ) -> None:
-    """Send requests to a served model in closed and open loops, and report what was found."""
+    """Send requests to a served model in closed and open loops, and report the results."""
     from bench.report.write import write_report
     from bench.run import Options, parse_numbers, run_bench, strip_histograms
     from cli.bench_show import print_bench
@@ -114,7 +123,7 @@ def run(
     if baseline and repository is None and bundle is None:
         raise ConfigError("--baseline needs --repository, --bundle or both.")
     if via == "bytes" and (transport, compression) != ("auto", "none"):
-        raise ConfigError("--transport and --compression are the client's: add --via client.")
+        raise ConfigError("--transport and --compression need --via client.")
     options = Options(
         triton=triton,
         model=model,
@@ -161,7 +170,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Report B.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two reports: B / A for each row of the same name, and whether that is more than noise."""
+    """Compare two reports: B / A for each row of the same name, and whether the difference exceeds the noise."""
     from bench.run import compare_files
     from cli.bench_show import print_ratios
     from cli.show import print_json
@@ -180,36 +189,39 @@ def compare(
 @bench_app.command("profile")
 def profile(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
-    table: Annotated[Path, typer.Option(help="Studies table whose cases are asked.")],
+    table: Annotated[Path, typer.Option(help="Studies table with the cases to run.")],
     model: Annotated[str, typer.Option(help="Published model to run.")] = "predict_study_tensors",
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens: pad shorter text to them and leave out longer.")
+        int | None,
+        typer.Option(min=2, help="Tokens per text. Shorter texts are padded, longer ones left out."),
     ] = None,
-    cases: Annotated[int, typer.Option(min=1, help="How many different cases.")] = 8,
-    runs: Annotated[int, typer.Option(min=1, help="How many runs are timed.")] = 40,
+    cases: Annotated[int, typer.Option(min=1, help="Number of different cases.")] = 8,
+    runs: Annotated[int, typer.Option(min=1, help="Number of timed runs.")] = 40,
     as_json: Json = False,
 ) -> None:
-    """Show where the time of a published model goes, by graph and kind of operation, without a server."""
+    """Show the time of each graph and kind of operation in a published model, without a server."""
     from bench.profile import profile_model
     from cli.bench_show import print_profile
     from cli.show import print_json
 
-    found = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
-    print_json(found.to_dict()) if as_json else print_profile(make_console(False), found)
+    profile_result = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
+    print_json(profile_result.to_dict()) if as_json else print_profile(make_console(False), profile_result)
 
 
 @bench_app.command("table")
 def table(
-    root: Annotated[Path, typer.Argument(help="Directory that `make bench` filled with studies and models.")],
+    root: Annotated[
+        Path, typer.Argument(help="Directory with the studies and models that `make bench` made.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Directory for table.json and table.md; default: ROOT.")
+        Path | None, typer.Option(help="Directory for table.json and table.md. Default: ROOT.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long each load is measured.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds to measure each load.")] = 12.0,
     runs: Annotated[int, typer.Option(min=1, help="How often each part is measured.")] = 3,
-    only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Part to measure. Repeatable. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold serving against its targets: ratios of what was measured in one run, with pass or fail for each row."""
+    """Compare serving with its targets: ratios measured in one run, with pass or fail for each row."""
     from bench.targets.table import measure_table
     from cli.bench_show import print_table
     from cli.show import print_json
@@ -222,24 +234,28 @@ def table(
 @bench_app.command("gpu")
 def gpu(
     out: Annotated[
-        Path, typer.Argument(help="Directory for gpu.json and gpu.md; the same again goes on there.")
+        Path, typer.Argument(help="Directory for gpu.json and gpu.md. An earlier run in it is continued.")
     ],
     device: Annotated[
-        Literal["cuda", "cpu"], typer.Option(help="What is measured; cpu tries the command without a GPU.")
+        Literal["cuda", "cpu"], typer.Option(help="Device to measure. cpu tries the command without a GPU.")
     ] = "cuda",
     size: Annotated[
         str, typer.Option(help="Size of the model: a training config such as base or demo.")
     ] = "base",
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long the whole may take.")] = 8.0,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long each figure is measured.")] = 0.5,
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8,16,32,64",
-    vectors: Annotated[int, typer.Option(min=1000, help="Embeddings that FAISS searches.")] = 100_000,
-    only: Annotated[list[str] | None, typer.Option(help="Part to measure; repeatable; default: all.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Longest duration of the whole run, in minutes.")
+    ] = 8.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds to measure each figure.")] = 0.5,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,2,4,8,16,32,64",
+    vectors: Annotated[
+        int, typer.Option(min=1000, help="Number of embeddings that FAISS searches.")
+    ] = 100_000,
+    only: Annotated[list[str] | None, typer.Option(help="Part to measure. Repeatable. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure one GPU: PyTorch, ONNX Runtime, gates, search, shared memory, TensorRT; no network is needed.
+    """Measure one GPU: PyTorch, ONNX Runtime, gates, search, shared memory, TensorRT. No network is needed.
 
-    Where packages are missing, `python -m bench.gpu OUT --wheels FOLDER` takes them from a folder first.
+    If packages are missing, `python -m bench.gpu OUT --wheels FOLDER` first installs them from a folder.
     """
     from bench.gpu.log import Settings
     from bench.gpu.run import run_gpu
@@ -256,23 +272,25 @@ def gpu(
 @bench_app.command("soak")
 def soak(
     repository: Annotated[
-        Path, typer.Argument(help="Model repository, published by `cxr export`; a copy is served.")
+        Path, typer.Argument(help="Model repository, published by `cxr export`. A copy of it is served.")
     ],
     minutes: Annotated[
         float,
-        typer.Option(min=0, help="How long; every event happens at least once, which takes some minutes."),
+        typer.Option(
+            min=0, help="Minutes to run. Every event happens at least once, which takes some minutes."
+        ),
     ] = 60.0,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle of the repository: with it, versions are swapped too.")
+        Path | None, typer.Option(help="Bundle of the repository, to swap versions too.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for soak.json, soak.md and what the server said.")
+        Path | None, typer.Option(help="Directory for soak.json, soak.md and the server's log.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Event to run; repeatable; default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawn cases.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Event to run. Repeatable. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed for the drawn cases.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Torment a server by kill, stop, full shared memory, bad clients and swaps while clients compare answers."""
+    """Test a server under faults: kill, stop, full shared memory, bad clients, swaps. Clients check every answer."""
     from bench.faults.soak import enter_private_memory, run_soak
     from cli.bench_show import print_soak
     from cli.show import print_json

@@ -1,4 +1,4 @@
-"""What the `cxr bench` commands print: their tables."""
+"""Print the tables of the `cxr bench` commands."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,8 +11,8 @@ from bench.profile import ModelProfile
 from bench.targets.table import list_cells
 from cli.console import Table, escape
 
-_RATIOS: Final = ("p50_ms", "cases_per_s")  # the files hold the others too
-_LEAST_SHARE: Final = 0.01  # of the time of a graph: kinds below are added up
+_RATIOS: Final = ("p50_ms", "cases_per_s")  # the written files hold the other ratios too
+_LEAST_SHARE: Final = 0.01  # share of a graph's time; smaller kinds are summed into one row
 
 
 def print_bench(console: Console, report: dict[str, Any]) -> None:
@@ -21,9 +21,9 @@ def print_bench(console: Console, report: dict[str, Any]) -> None:
     table = _make_table(f"{report['model']}: {report['data']['source']}", "Load", columns)
     for row in report["rows"]:
         times = [row.get(name) for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms")]
-        shown = ["-" if value is None else f"{value:.2f}" for value in times]
+        cells = ["-" if value is None else f"{value:.2f}" for value in times]
         failed = sum(row["failed"].values()) + row["unsent"]
-        table.add_row(escape(row["name"]), f"{row['cases_per_s']:.2f}", *shown, str(failed))
+        table.add_row(escape(row["name"]), f"{row['cases_per_s']:.2f}", *cells, str(failed))
     console.print(table)
     for row in report["rows"]:
         for text in row["warnings"]:
@@ -34,12 +34,12 @@ def print_bench(console: Console, report: dict[str, Any]) -> None:
         print_ratios(console, ratios, "Served (B) / baseline (A)")
     if report["budget"]:
         rate = report["budget"]["rate"]
-        verdict = "no rate meets it" if rate is None else f"met up to {rate:.2f} requests/s"
+        verdict = "no rate is within it" if rate is None else f"met up to {rate:.2f} requests/s"
         console.print(f"Budget {report['budget']['budget']}: {verdict}.", highlight=False)
 
 
 def print_ratios(console: Console, ratios: Sequence[dict[str, Any]], title: str) -> None:
-    """Print ratios, those beyond the noise of the repeats in bold."""
+    """Print ratios. A ratio that exceeds the noise of the repeats is bold."""
     table = _make_table(title, "Row", ("figure", "A", "B", "B / A", "differs"))
     for ratio in ratios:
         mark = "[bold]{}[/bold]" if ratio["differs"] else "{}"
@@ -58,7 +58,7 @@ def _make_table(title: str, first: str, others: Sequence[str]) -> Table:
 
 
 def print_profile(console: Console, profile: ModelProfile) -> None:
-    """Print a table: graphs, their kinds of operation, milliseconds and shares."""
+    """Print milliseconds and shares of each graph and kind of operation."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name, justify in (("graph", "left"), ("operation", "left"), ("ms", "right"), ("share", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -66,18 +66,18 @@ def print_profile(console: Console, profile: ModelProfile) -> None:
         table.add_row(escape(graph.graph), escape(graph.runtime), f"{graph.total:.2f}", "")
         large = {kind: ms for kind, ms in graph.operations.items() if ms >= _LEAST_SHARE * graph.total}
         rest = graph.total - sum(large.values())
-        for kind, ms in [*large.items(), ("all else", rest)]:
+        for kind, ms in [*large.items(), ("all others", rest)]:
             table.add_row("", escape(kind), f"{ms:.2f}", f"{ms / graph.total:.0%}")
     console.print(table)
     console.print(
-        f"{escape(profile.model)}: {profile.whole_ms:.1f} ms by the clock, median of {profile.runs} runs."
+        f"{escape(profile.model)}: {profile.whole_ms:.1f} ms wall-clock time, median of {profile.runs} runs."
     )
 
 
 def print_table(console: Console, report: dict[str, Any]) -> None:
-    """Print the table."""
+    """Print the targets beside the measured values."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("", "wanted", "found", "", ""):
+    for name in ("", "target", "measured", "", ""):
         table.add_column(name, overflow="fold")
     for cells in list_cells(report):
         table.add_row(*map(escape, cells))
@@ -85,7 +85,7 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_soak(console: Console, report: dict[str, Any]) -> None:
-    """Show the table."""
+    """Print the events with their durations and errors."""
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("event", "times", "restarts", "median", "longest", "errors"):
         table.add_column(title)

@@ -1,4 +1,4 @@
-"""`cxr calibrate`: fit calibration, thresholds and bands of a bundle on a lab's own studies."""
+"""`cxr calibrate`: fit a bundle's calibration, thresholds and uncertainty bands on a lab's own studies."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle to calibrate; it is not changed.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to calibrate. It is not changed.")],
     table: Table,
-    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Bundle directory to write. Must not exist.")],
     cache: Annotated[
         Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a model's calibration, thresholds and bands on labelled studies of your own, as a new bundle.
+    """Fit a model's calibration, thresholds and uncertainty bands on your own labelled studies; write a new bundle.
 
-    The trained weights stay as they are; the fingerprint is new. The image, the report and both are fitted apart.
+    The weights do not change. The new bundle has a new fingerprint. Image, report and both are fitted separately.
 
-    A label with too few studies with or without it keeps its old values, and the output names it. Studies that the
-    model was trained or tested with are left out.
+    A label that too few studies have or lack keeps its old values; the output names it. Studies from the model's
+    training or test data are left out.
 
-    Measure the new bundle on other studies than these: what was fitted on some looks too good on them.
+    Evaluate the new bundle on other studies: results on the studies it was fitted on look too good.
     """
     from cli.progress import show_progress
     from cli.show import print_json
@@ -40,7 +40,7 @@ def calibrate(
 
     console = make_console(as_json)
     loaded = load_bundle(bundle, convert=True)
-    with show_progress(console, "Reading and asking") as progress:
+    with show_progress(console, "Reading and predicting") as progress:
         result = recalibrate(loaded, table, out, cache=cache, progress=progress)
     if as_json:
         print_json(result.to_dict())
@@ -49,27 +49,28 @@ def calibrate(
 
 
 def print_recalibrated(console: Console, result: "Recalibrated") -> None:
-    """Print what was fitted on how many studies, and which labels keep their old values."""
+    """Print the number of studies of each fit, and the labels that keep their old values."""
     from cli.show import KIND_TITLES
     from contract.labels import LABELS
 
     table = RichTable(title="Calibrated", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(("Read from", "Studies", "Labels fitted", "Labels kept")):
-        table.add_column(column, justify="right" if place else "left")
-    for way, found in result.ways.items():
-        counts = (found.studies, len(LABELS) - len(found.kept), len(found.kept))
+    for column_index, column in enumerate(("Read from", "Studies", "Labels fitted", "Labels kept")):
+        table.add_column(column, justify="right" if column_index else "left")
+    for way, fit in result.ways.items():
+        counts = (fit.studies, len(LABELS) - len(fit.kept), len(fit.kept))
         table.add_row(KIND_TITLES[way], *map(str, counts))
     console.print(table)
-    for way, found in result.ways.items():
-        if found.kept:
+    for way, fit in result.ways.items():
+        if fit.kept:
             console.print(
-                f"Too few studies with or without them, old values kept ({KIND_TITLES[way]}): {', '.join(found.kept)}",
+                f"Old values kept: too few studies have or lack the label ({KIND_TITLES[way]}): "
+                f"{', '.join(fit.kept)}",
                 highlight=False,
                 soft_wrap=True,
             )
     if result.left_out:
         console.print(
-            f"{result.left_out} studies were left out: the model was trained or tested with them.",
+            f"{result.left_out} studies were left out, because they belong to the model's training or test data.",
             highlight=False,
         )
     console.print(

@@ -1,4 +1,4 @@
-"""Rows of a studies table as the cases that the exporter checks and the client indexes."""
+"""Turn rows of a studies table into the cases that the exporter checks and the client indexes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
-    """Yield what the client indexes: each study once, with its frontal image and its report.
+    """Yield one case per study for the index: its frontal image and its report.
 
-    The client reads an image file when the turn of its case comes; one that cannot be read is refused alone.
+    The client reads an image file when it sends the case. If it cannot read the file, it refuses only that case.
     """
     from client.results import CaseInput
 
@@ -36,7 +36,7 @@ def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
 def make_parity_cases(
     rows: Sequence[Row], text_mode: str, image_size: int, *, count: int = 8
 ) -> list["ParityCase"]:
-    """Decode real cases for the parity gate: the shortest, the longest and evenly spaced reports between."""
+    """Decode real cases for the parity gate, evenly spaced by the length of the report, shortest to longest."""
     readable = [row for row in rows if is_readable(row, text_mode)]
     readable.sort(key=lambda row: (not row["image_paths"], len(get_report(row))))
     with_image = [row for row in readable if row["image_paths"]] or readable
@@ -52,16 +52,16 @@ def make_precision_cases(
     least: int = 64,
     most: int = 256,
 ) -> list["ParityCase"]:
-    """Decode the cases that a precision profile is held to: the test split, with what is known of each.
+    """Decode the cases of the precision gate: the test split, with the known labels of each study.
 
     Args:
-        rows: Of a studies table.
+        rows: Rows of a studies table.
         test_ids: Study ids of the model's test split.
         text_mode: The part of a report that the model reads.
-        image_size: Side of the pixels.
-        least: A test split of fewer is filled up with evenly spaced other studies: few decisions show no flips, and
-            AUROC and AP are measured from 50 cases on.
-        most: Evenly spaced ones of more.
+        image_size: Side of the square image, in pixels.
+        least: Minimum number of cases. A smaller test split is filled up with evenly spaced other studies, because
+            few decisions show no flips, and AUROC and AP need at least 50 cases.
+        most: Maximum number of cases. Of a larger test split, evenly spaced studies are taken.
     """
     readable = [row for row in rows if is_readable(row, text_mode)]
     held_out = [row for row in readable if row["study_id"] in test_ids]
@@ -71,7 +71,7 @@ def make_precision_cases(
 
 
 def _space(rows: Sequence[Row], count: int) -> list[Row]:
-    """Return `count` evenly spaced rows, the first and the last among them; all where there are no more."""
+    """Return `count` evenly spaced rows, with the first and the last; all rows if there are fewer."""
     if len(rows) <= count:
         return list(rows)
     return [rows[round(index * (len(rows) - 1) / max(count - 1, 1))] for index in range(count)]
@@ -84,12 +84,12 @@ def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
     from export.gates.parity import ParityCase
 
     image = get_image(row)
-    there, unknown = (
+    present, unknown = (
         np.array([label.key in row[name] for label in LABELS]) for name in ("labels", "unknown_labels")
     )
     return ParityCase(
         pixels=load_pixels(read_image_file(image), size=image_size) if image else None,
         text=read_text(row, text_mode) or None,
-        labels=there if row["labelled"] else None,
+        labels=present if row["labelled"] else None,
         known=~unknown,
     )

@@ -1,10 +1,10 @@
-"""How every command ends: one sentence for what went wrong, its exit code, and never a traceback.
+"""Turn every error of a command into one sentence and an exit code, without a traceback.
 
-0     done
-1     standard output cannot be written, or an error that nobody foresaw (CXR_DEBUG=1 shows its traceback)
-2     what was typed or read cannot be used
+0     success
+1     standard output cannot be written, or an unexpected error (CXR_DEBUG=1 shows its traceback)
+2     an argument or an input file cannot be used
 3     a file made by this project is wrong, or cannot be written
-4     a server did not answer as it should
+4     a server failed or gave a wrong answer
 130   Ctrl-C
 141   nobody reads the output any more, as after `| head -1`
 """
@@ -37,13 +37,13 @@ _UNINTERRUPTED: Final = ("<frozen importlib._bootstrap>", "multiprocessing/popen
 _FINISH_S: Final = 2.0
 _LOOK_S: Final = 0.05
 
-# Typer brings its own copy of click's errors, or uses click's, by its version: this finds them either way.
+# Depending on its version, typer has its own copy of click's errors or uses click's. This finds both.
 _UsageError: Final = typer.BadParameter.__bases__[0]
 _ClickError: Final = _UsageError.__bases__[0]
 
 
 class OutputError(OSError):
-    """Standard output cannot be written; an OSError of its own, to tell it from one about any other file."""
+    """Standard output cannot be written. A class of its own tells it apart from an OSError about another file."""
 
 
 class _Output(io.FileIO):
@@ -55,23 +55,23 @@ class _Output(io.FileIO):
 
 
 class _Interrupts:
-    """Whether Ctrl-C came, and since when it waits: a library may turn the KeyboardInterrupt into another error."""
+    """Whether Ctrl-C was pressed, and since when it waits. A library may turn KeyboardInterrupt into another error."""
 
     came = False
     waiting_since: float | None = None
 
 
 def raise_interrupt(_signal: int, frame: FrameType | None) -> None:
-    """Remember Ctrl-C, and raise it; an import or the start of a process is finished first, for two seconds at most.
+    """Record Ctrl-C and raise KeyboardInterrupt. An import or a process start may finish first, for at most 2 seconds.
 
-    C code that initialises a module prints a KeyboardInterrupt or swallows it, and a process whose start is cut off
-    prints a traceback of its own.
+    C code that initialises a module prints or swallows a KeyboardInterrupt, and a process that is interrupted during
+    its start prints its own traceback.
     """
     _Interrupts.came = True
     now = time.monotonic()
     since = _Interrupts.waiting_since = _Interrupts.waiting_since or now
     if now - since < _FINISH_S and _must_finish(frame):
-        # To the main thread: where it waits, as in a sleep, no other thread's signal wakes it.
+        # Send the signal to the main thread: a signal to another thread does not wake it from a sleep.
         main = threading.main_thread().ident
         again = threading.Timer(_LOOK_S, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
@@ -90,35 +90,35 @@ def _must_finish(frame: FrameType | None) -> bool:
 
 
 def take_interrupts() -> None:
-    """Handle Ctrl-C from here on; where the caller ignores it, as a shell does for `cxr ... &`, that stays."""
+    """Handle Ctrl-C from now on, unless the caller ignores it, as a shell does for `cxr ... &`."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, raise_interrupt)
 
 
 def open_streams() -> None:
-    """Give the process three standard streams that take every letter.
+    """Give the process three standard streams that accept every character.
 
-    What was closed (`<&-`, `>&-`) becomes the null device: else the next file that is opened takes its number, and
-    what is printed goes into it.
+    A closed stream (`<&-`, `>&-`) becomes the null device. Otherwise the next opened file would get its descriptor,
+    and printed text would go into that file.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             if os.open(os.devnull, os.O_RDWR) != descriptor:
-                continue  # there is such a descriptor, of something else
+                continue  # something else uses this descriptor
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     if not sys.stdout.isatty():
         raw = io.BufferedWriter(_Output(1, "wb", closefd=False))
         sys.stdout = io.TextIOWrapper(raw, encoding=sys.stdout.encoding)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a file name may hold what no character set has
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no character
 
 
 class CommandGroup(TyperGroup):
-    """The `cxr` command: see the module for how it ends."""
+    """The `cxr` command. The module docstring lists its exit codes."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
-        """Run what was typed and leave with its exit code; without `standalone_mode` errors are raised."""
+        """Run the command line and exit with its code. Without `standalone_mode`, raise errors instead."""
         is_whole_program = settings.pop("standalone_mode", True)
         settings = {"prog_name": "cxr", **settings, "standalone_mode": False}  # a name also for python -m cxr
         if not is_whole_program:
@@ -127,9 +127,10 @@ class CommandGroup(TyperGroup):
 
 
 def run(command: Callable[[], Any]) -> NoReturn:
-    """Run a command and leave with its exit code.
+    """Run a command and exit with its code.
 
-    It stands around `CommandGroup.main`, too: typer first takes a quarter of a second to build the commands.
+    `main` runs `CommandGroup.main` through this function too, because typer first takes a quarter of a second to
+    build the commands.
     """
     sys.exit(_run(command))
 
@@ -152,13 +153,13 @@ def _end(command: Callable[[], Any]) -> int:
     """
     try:
         code = command()
-        if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+        if code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt
             return _stop()
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return _stop()
     except SystemExit as error:
-        if isinstance(error.__context__, OutputError):  # typer's and rich's own way to end when nobody reads
+        if isinstance(error.__context__, OutputError):  # typer and rich exit like this if nobody reads
             raise error.__context__ from None
         raise
     except OutputError:
@@ -191,17 +192,17 @@ def _explain(error: Exception) -> int:
         _say_error(_describe_refusal(error))
         return ConfigError.exit_code
     if isinstance(error, MemoryError):
-        _say_error("This machine has not enough memory for that.")
+        _say_error("This machine does not have enough memory for this command.")
         return FAILED
     _say_error(
-        f"An error that was not foreseen, {type(error).__name__} in {_find_place(error)}: please report it; "
-        f"{DEBUG}=1 shows its traceback, which may hold names and reports of patients."
+        f"Unexpected error: {type(error).__name__} in {_locate(error)}. Please report it. "
+        f"{DEBUG}=1 shows the traceback, which may hold names and reports of patients."
     )
     return FAILED
 
 
 def _explain_usage(error: Any) -> int:
-    """Print one sentence about what was typed."""
+    """Print one sentence about a wrong argument or option."""
     if isinstance(error, typer.Exit):
         return int(error.exit_code)
     if isinstance(error, typer.Abort):
@@ -218,7 +219,7 @@ def _explain_usage(error: Any) -> int:
 def _describe_refusal(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
     if error.filename is None:
-        return f"The system refused: {reason}."
+        return f"The operating system reported: {reason}."
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
     return f"Cannot use {name}: {reason}."
 
@@ -228,12 +229,12 @@ def _describe_import(error: ImportError) -> str | None:
     if (error.name or "").partition(".")[0] in PACKAGES:
         return describe_shadowed()
     if isinstance(error, ModuleNotFoundError):
-        return f"The package {error.name} is not installed; `cxr doctor` names the extra that brings it."
+        return f"The package {error.name} is not installed. Run `cxr doctor` to see which extra installs it."
     return None
 
 
-def _find_place(error: Exception) -> str:
-    """Return where the error was raised, without any value."""
+def _locate(error: Exception) -> str:
+    """Return the file and line that raised the error, without any value."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "cxr"
@@ -244,7 +245,7 @@ def _find_place(error: Exception) -> str:
 
 
 def _give_up_output(error: OutputError) -> int:
-    """Say that standard output cannot be written, and keep the interpreter from trying again at its end."""
+    """Report that standard output cannot be written, and stop the interpreter from writing again at exit."""
     _point_to_null(1)
     if error.errno == errno.EPIPE:
         return NO_READER
@@ -263,7 +264,7 @@ def _say_error(message: str) -> None:
 
 
 def _say(markup: str) -> None:
-    """Print one line on standard error, where that can be."""
+    """Print one line on standard error, if it is open."""
     try:
         CommandConsole(stderr=True, soft_wrap=True).print(markup)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the `cxr data` commands print: an audit, and what filling a cache came to."""
+"""Print the results of the `cxr data` commands."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Audit = Mapping[str, Any]
 
 
 def print_audit(console: Console, audit: Audit) -> None:
-    """Print what `training.data.audit.figures.audit_table` returned; the page shows more."""
+    """Print the result of `training.data.audit.figures.audit_table`. The HTML page shows more."""
     for name in ("studies", "patients", "images", "labelled"):
         console.print(f"{name:<26} {audit[name]:>7,}", highlight=False)
     console.print(_list_labels(audit))
@@ -32,10 +32,10 @@ def print_audit(console: Console, audit: Audit) -> None:
     if audit["images"]:
         console.print(_list_headers(audit["headers"]))
     for title, kind in (("equal", "equal"), ("nearly equal", "near")):
-        found = audit["duplicates"][kind]
+        groups = audit["duplicates"][kind]
         console.print(
-            f"{title} reports: {found['groups']:,} groups of {found['studies']:,} studies, the largest of "
-            f"{found['largest']:,}",
+            f"{title} reports: {groups['groups']:,} groups of {groups['studies']:,} studies, the largest of "
+            f"{groups['largest']:,}",
             highlight=False,
         )
 
@@ -43,13 +43,13 @@ def print_audit(console: Console, audit: Audit) -> None:
 def _list_labels(audit: Audit) -> Table:
     parts = audit["parts"]["described"] if audit["parts"] else {}
     table = Table("Category", header_style="bold")
-    for title in ("Studies", "Known of", "Share", *parts):
+    for title in ("Studies", "Known", "Share", *parts):
         table.add_column(title, justify="right")
-    for key, found in audit["labels"].items():
+    for key, label in audit["labels"].items():
         shares = [
-            _show_share(counts) for counts in (found, *(part["labels"][key] for part in parts.values()))
+            _show_share(counts) for counts in (label, *(part["labels"][key] for part in parts.values()))
         ]
-        table.add_row(found["name"], f"{found['studies']:,}", f"{found['known']:,}", *shares)
+        table.add_row(label["name"], f"{label['studies']:,}", f"{label['known']:,}", *shares)
     return table
 
 
@@ -58,10 +58,10 @@ def _show_share(counts: Mapping[str, Any]) -> str:
 
 
 def _print_parts(console: Console, parts: Mapping[str, Any]) -> None:
-    for part, found in parts["described"].items():
-        lacking = ", ".join(found["missing_labels"]) or "none"
+    for part, figures in parts["described"].items():
+        lacking = ", ".join(figures["missing_labels"]) or "none"
         console.print(
-            f"{part:<11} {found['studies']:>6,} studies, {found['labels_per_study']:.2f} labels each; labels it "
+            f"{part:<11} {figures['studies']:>6,} studies, {figures['labels_per_study']:.2f} labels each; labels it "
             f"lacks: {lacking}",
             highlight=False,
         )
@@ -105,7 +105,7 @@ def _list_headers(headers: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def print_cache(console: Console, directory: Path, summary: "CacheSummary", seconds: float) -> None:
-    """Print what filling a cache came to, and each refused file with the reason."""
+    """Print the counts of a filled cache, and each refused file with the reason."""
     rate = f", {summary.decoded / seconds:,.0f} a second" if summary.decoded else ""
     counts = (
         f"{summary.images:,} images, {summary.decoded:,} decoded now{rate}, {len(summary.refused):,} refused"
@@ -119,7 +119,7 @@ def print_cache(console: Console, directory: Path, summary: "CacheSummary", seco
 
 
 def describe_table(table: "pa.Table") -> dict[str, Any]:
-    """Return what --json says of a new table."""
+    """Return the JSON description of a new table."""
     unknown = set(LABEL_NAMES).intersection(*(keys or () for keys in _list_unknown(table)))
     return {
         "studies": table.num_rows,
@@ -132,25 +132,25 @@ def describe_table(table: "pa.Table") -> dict[str, Any]:
 
 
 def _list_unknown(table: "pa.Table") -> list[list[str]]:
-    """Return of each labelled study the labels that are not stated; of none all of them."""
+    """Return the unstated labels of each labelled study. Without labelled studies, return all labels once."""
     pairs = zip(table["labelled"].to_pylist(), table["unknown_labels"].to_pylist(), strict=True)
     return [unknown for labelled, unknown in pairs if labelled] or [list(LABEL_NAMES)]
 
 
 def print_table(console: Console, table: "pa.Table") -> None:
-    """Print what a new table says of its studies beside their number."""
-    found = describe_table(table)
-    counts = (
-        f"{found['patients']:,} patients, {found['labelled']:,} studies labelled, {found['boxes']:,} boxes"
-    )
-    parts = ", ".join(f"{count:,} {part}" for part, count in found["split"].items())
+    """Print the patients, labels, boxes and split of a new table."""
+    summary = describe_table(table)
+    counts = f"{summary['patients']:,} patients, {summary['labelled']:,} studies labelled, {summary['boxes']:,} boxes"
+    parts = ", ".join(f"{count:,} {part}" for part, count in summary["split"].items())
     console.print(counts + (f"; the collection's split: {parts}" if parts else ""), highlight=False)
-    if found["never_stated"] and found["labelled"]:
-        console.print(f"never stated, so unknown: {', '.join(found['never_stated'])}", highlight=False)
+    if summary["never_stated"] and summary["labelled"]:
+        console.print(
+            f"labels that no study states (unknown): {', '.join(summary['never_stated'])}", highlight=False
+        )
 
 
 def describe_images(counts: Sequence["ImageCount"]) -> dict[str, Any]:
-    """Return what --json says of the images of a new table; nothing where none were asked for."""
+    """Return the JSON description of a new table's images; empty if the table has none."""
     if not counts:
         return {}
     [count] = counts
@@ -166,7 +166,7 @@ def describe_images(counts: Sequence["ImageCount"]) -> dict[str, Any]:
 
 
 def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
-    """Print how many of the images that the reports name are in a new table."""
+    """Print how many of the images named in the reports were found."""
     for count in counts:
         missing = count.named - count.found
         console.print(
@@ -178,12 +178,12 @@ def print_images(console: Console, counts: Sequence["ImageCount"]) -> None:
 
 
 def print_order(console: Console, out: Path, ordered: "Ordered") -> None:
-    """Print how many images a model was asked about, and what became of the studies."""
+    """Print how many images the model read, and how many studies changed their first image."""
     unread = f", {ordered.unreadable:,} of them unreadable" if ordered.unreadable else ""
     console.print(
-        f"{ordered.asked:,} of {ordered.images:,} images read, because no header says their view for sure{unread}; the "
-        f"model told {ordered.decided:,}. {ordered.moved:,} of {ordered.studies:,} studies begin with another image "
-        f"now. Table: {escape(out)}",
+        f"{ordered.asked:,} of {ordered.images:,} images had no reliable view in their header, so the "
+        f"model read them{unread}. It decided the view of {ordered.decided:,}. {ordered.moved:,} of "
+        f"{ordered.studies:,} studies now begin with another image. Table: {escape(out)}",
         highlight=False,
         soft_wrap=True,
     )

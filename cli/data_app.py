@@ -14,7 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data 
 
 
 class SourceFormat(str, Enum):
-    """Published formats; those but Open-i's are read by `training.data.collections`."""
+    """Published formats. `training.data.collections` reads all of them except Open-i's."""
 
     OPENI = "openi"
     NIH14 = "nih14"
@@ -29,14 +29,14 @@ class SourceFormat(str, Enum):
 @data_app.command("draw")
 def draw_data(
     directory: Annotated[Path, typer.Argument(help="New directory for the data set.")],
-    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 100,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed. The same seed gives the same files.")] = 0,
     scale: Annotated[
         float, typer.Option(min=0.02, max=1.0, help="Side length relative to real images.")
     ] = 0.125,
     as_json: Json = False,
 ) -> None:
-    """Draw a phantom data set: DICOM radiographs, XML reports and a box per finding."""
+    """Draw a phantom data set: DICOM radiographs, XML reports and one box per finding."""
     from cli.progress import show_progress
     from cli.show import print_json
     from training.phantom import draw_dataset
@@ -64,19 +64,19 @@ def make_table(
         SourceFormat, typer.Option("--format", help="How the files are published.")
     ] = SourceFormat.OPENI,
     mapping: Annotated[
-        Path | None, typer.Option(help="TOML file that says what the columns mean; with --format csv.")
+        Path | None, typer.Option(help="TOML file that describes the columns; only with --format csv.")
     ] = None,
     projections: Annotated[
         Path | None,
         typer.Option(
-            help="Published list of which Open-i image is frontal: CSV with the columns filename and projection."
+            help="Published list of frontal and lateral Open-i images: CSV with the columns filename and projection."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read labels, reports and images as published into one studies table, the frontal image of each study first.
+    """Read published labels, reports and images into one studies table. The frontal image of a study comes first.
 
-    What a collection does not state is unknown.
+    A label that a collection does not state is unknown.
     """
     from cli.data import describe_images, describe_table, print_images, print_table
     from cli.progress import show_progress
@@ -87,9 +87,9 @@ def make_table(
     console = make_console(as_json)
     counts: list[ImageCount] = []
     if mapping is not None and form is not SourceFormat.CSV:
-        raise ConfigError("--mapping belongs to --format csv.")
+        raise ConfigError("--mapping needs --format csv.")
     if projections is not None and form is not SourceFormat.OPENI:
-        raise ConfigError("--projections belongs to --format openi.")
+        raise ConfigError("--projections needs --format openi.")
     with show_progress(console, "Reading studies") as progress:
         if form is SourceFormat.OPENI:
             table = build_table(source, images, progress, counts.append, projections)
@@ -109,14 +109,14 @@ def make_table(
 @data_app.command("order")
 def order_data(
     table: Table,
-    bundle: Annotated[Path, typer.Argument(help="Bundle whose view head decides.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle of the model whose view head is used.")],
     out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
     cache: Annotated[Path | None, typer.Option(help="Image cache of the table (`cxr data cache`).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Let a model tell which image of a study is the frontal one, where headers are silent or not sure.
+    """Put the frontal image of each study first. A model decides where the header does not state the view reliably.
 
-    What a trusted header or a published list says stays.
+    A view from a reliable header or a published list is not changed.
     """
     from cli.data import print_order
     from cli.progress import show_progress
@@ -140,12 +140,13 @@ def audit_data(
     split_file: Annotated[
         Path | None,
         typer.Option(
-            "--split", help="Split whose parts are compared: split.json of a bundle, or JSON or CSV."
+            "--split",
+            help="Split file whose parts are compared: split.json of a bundle, or another JSON or CSV file.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a table holds and where it is uneven: labels, headings, headers, sections, duplicates, splits."""
+    """Describe a table: labels, headings without a label, headers, sections, duplicate reports, splits."""
     from cli.data import print_audit
     from cli.show import print_json
     from training.data.audit.figures import audit_table
@@ -168,15 +169,19 @@ def audit_data(
 @data_app.command("cache")
 def make_cache(
     table: Table,
-    out: Annotated[Path, typer.Option(help="Directory of the cache, to make or to add to.")],
+    out: Annotated[Path, typer.Option(help="Directory of the cache. An existing cache is extended.")],
     size: Annotated[
         int,
-        typer.Option(min=16, max=4096, help="Side of the images: model.image_size of the config to train."),
+        typer.Option(
+            min=16, max=4096, help="Side of the square images in pixels: the config's model.image_size."
+        ),
     ] = 224,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Decode every image of a table once, so that `cxr train --cache` starts at once; goes on after an interrupt."""
+    """Decode every image of a table once, so that `cxr train --cache` starts quickly. Repeat it after an interrupt."""
     import time
 
     from cli.data import print_cache
@@ -197,22 +202,24 @@ def make_cache(
 
 @data_app.command("speed")
 def measure_reading(
-    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the square read into.")] = 224,
+    size: Annotated[
+        int, typer.Option(min=16, max=2048, help="Side of the square output image, in pixels.")
+    ] = 224,
     repeats: Annotated[int, typer.Option(min=1, help="How often each file is read.")] = 7,
     scale: Annotated[
         float, typer.Option(min=0.02, max=1.0, help="Side length relative to a 2828x2320 radiograph.")
     ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Time reading a radiograph from every kind of file, beside the plainest way to do it."""
+    """Time the reading of each kind of image file, compared with a minimal decoder."""
     from cli.progress import show_progress
     from cli.show import print_json
     from cli.speed import COLUMNS, ROWS, measure_speed, print_speed
 
     console = make_console(as_json)
-    sides = {"rows": round(ROWS * scale), "columns": round(COLUMNS * scale)}
+    shape = {"rows": round(ROWS * scale), "columns": round(COLUMNS * scale)}
     with show_progress(console, "Reading") as progress:
-        report = measure_speed(size=size, repeats=repeats, **sides, progress=progress)
+        report = measure_speed(size=size, repeats=repeats, **shape, progress=progress)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""A group of commands of which one needs no name: `cxr train TABLE`, `cxr export BUNDLE`."""
+"""A command group with a default command, which needs no name: `cxr train TABLE`, `cxr export BUNDLE`."""
 
 import copy
 from typing import Any, ClassVar
@@ -7,19 +7,19 @@ from typer.core import TyperGroup
 
 
 class DefaultCommandGroup(TyperGroup):
-    """What is no other command's name is the first argument of the command named `default`."""
+    """A group that runs its default command if the first argument is not a command's name."""
 
     default: ClassVar[str] = "run"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command's name before arguments that name none."""
+        """Insert the default command's name if the arguments name no command."""
         if args and args[0] not in self.commands:
-            asked = any(name in args for name in ctx.help_option_names)
-            args = ["--help"] if asked else [self.default, *args]
+            wants_help = any(name in args for name in ctx.help_option_names)
+            args = ["--help"] if wants_help else [self.default, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Leave the default command's name out of the usage line, as it is left out when typed."""
+        """Leave the default command's name out of the usage line, because users do not type it."""
         name, command, rest = super().resolve_command(ctx, args)
         return (
             "" if name == self.default else name,
@@ -28,7 +28,7 @@ class DefaultCommandGroup(TyperGroup):
         )
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the arguments of the command that needs no name, and the other commands below them."""
-        command, shown = self.commands[self.default], copy.copy(self)
-        shown.help, shown.params, shown.subcommand_metavar = command.help, command.params, ""
-        TyperGroup.format_help(shown, ctx, formatter)
+        """Show the arguments of the default command, and the other commands below them."""
+        command, group = self.commands[self.default], copy.copy(self)
+        group.help, group.params, group.subcommand_metavar = command.help, command.params, ""
+        TyperGroup.format_help(group, ctx, formatter)

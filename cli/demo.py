@@ -1,4 +1,4 @@
-"""`cxr demo`: every station of the stack once, from Open-i files to an HTML page.
+"""`cxr demo`: every step of the stack once, from Open-i files to an HTML page.
 
 The phantom demo draws its radiographs; the reports demo reads the real Open-i reports, text only. Both train,
 export through the parity gate, serve on the real Triton, index, predict, search and explain.
@@ -34,7 +34,7 @@ MARKER = ".cxr-demo"
 
 @dataclass
 class Demo:
-    """What the steps hand to each other."""
+    """State that the steps share."""
 
     console: Console
     out: Path
@@ -56,7 +56,7 @@ class Demo:
 
     @property
     def sentence(self) -> str:
-        """The free sentence that is searched for."""
+        """The sentence to search for."""
         return REPORTS_SENTENCE if self.reports else PHANTOM_SENTENCE
 
 
@@ -66,12 +66,12 @@ def run_demo(
     """Run the whole path and return its figures, which are also written to `out`/summary.json.
 
     Raises:
-        ConfigError: `out` exists and was not made by the demo, or `reports` does not exist.
+        ConfigError: `out` exists and the demo did not create it, or `reports` does not exist.
     """
     from serving.stack import Ports, Stack
 
     if reports is not None and not reports.exists():
-        raise ConfigError(f"There are no reports at {reports}.")
+        raise ConfigError(f"The report file {reports} does not exist.")
     _clear(out)
     demo = Demo(console, out, reports, studies, seed, Steps(console, total=9))
     if reports is None:
@@ -93,9 +93,11 @@ def run_demo(
 
 
 def _clear(out: Path) -> None:
-    """Make an empty output directory; only one that the demo made is ever removed."""
+    """Create an empty output directory. Delete an existing one only if the demo created it."""
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        raise ConfigError(f"{out} holds files that the demo did not make; choose another --out.")
+        raise ConfigError(
+            f"{out} holds files that the demo did not create. Choose another directory with --out."
+        )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
@@ -153,16 +155,16 @@ def _run_control(demo: Demo, bundle: Bundle) -> None:
 def _export(demo: Demo, bundle: Bundle) -> None:
     from export.pipeline import export
 
-    with demo.steps.step("Export to ONNX, hold against PyTorch, publish for Triton") as step:
+    with demo.steps.step("Export to ONNX, compare with PyTorch, publish for Triton") as step:
         held_out = bundle.split["test"]
         rows = read_rows(demo.table, study_ids=held_out)
-        reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
+        text_mode_and_size = bundle.config["text_mode"], bundle.config["sizes"]["S"]
         result = export(
             bundle.path,
             demo.repository,
-            make_parity_cases(rows, *reads),
+            make_parity_cases(rows, *text_mode_and_size),
             progress=step.progress,
-            precision_cases=make_precision_cases(rows, held_out, *reads),
+            precision_cases=make_precision_cases(rows, held_out, *text_mode_and_size),
         )
         demo.figures["parity"] = result.parity.to_dict()
         step.say(result.parity.to_sentence())
@@ -193,17 +195,17 @@ def _index(demo: Demo, bundle: Bundle, client: "CxrClient") -> None:
 
 
 def _choose_held_out(demo: Demo, bundle: Bundle) -> Row:
-    """Take the first test study that has a finding, both inputs where there are images, and readable text."""
+    """Return the first test study with a finding, readable text, and an image if the demo has images."""
     for row in read_rows(demo.table, study_ids=bundle.split["test"]):
         finding = set(row["labels"]) - {"normal", "general_radiographic", "miscellaneous"}
         complete = bool(row["image_paths"]) or demo.reports is not None
         if finding and complete and has_text(row, bundle.config["text_mode"]):
             return row
-    raise ConfigError("The test split holds no study with a finding; draw more studies.")
+    raise ConfigError("The test split has no study with a finding. Draw more studies with --studies.")
 
 
 def write_examples(out: Path, row: Row) -> None:
-    """Leave a study as the files that the README's commands name: chest.dcm, where it has an image, and report.txt."""
+    """Write a study as the files that the README uses: report.txt, and chest.dcm if it has an image."""
     (out / "report.txt").write_text(get_report(row) + "\n", encoding="utf-8")
     image = get_image(row)
     if image is not None:
@@ -222,7 +224,7 @@ def _predict(demo: Demo, client: "CxrClient", row: Row) -> dict[str, "Prediction
             **inputs,
         }
     with demo.steps.step(f"Predict the held-out study {row['study_id']}") as step:
-        predictions = {kind: client.predict(**given) for kind, given in inputs.items()}
+        predictions = {kind: client.predict(**arguments) for kind, arguments in inputs.items()}
         step.say(f"labelled: {', '.join(row['labels'])}")
     for kind, prediction in predictions.items():
         print_prediction(demo.console, prediction, title=f"Findings from the {kind}", top=4)
@@ -243,12 +245,13 @@ def _search(demo: Demo, client: "CxrClient", row: Row) -> dict[str, Sequence["Si
         }
     exclude = (row["study_id"],)
     with demo.steps.step("Search similar cases"):
-        found: dict[str, Sequence[SimilarCase]] = {
-            title: client.search(**given, k=5, exclude_studies=exclude) for title, given in queries.items()
+        results: dict[str, Sequence[SimilarCase]] = {
+            title: client.search(**arguments, k=5, exclude_studies=exclude)
+            for title, arguments in queries.items()
         }
-    for title, cases in found.items():
+    for title, cases in results.items():
         print_cases(demo.console, cases, title=f"Similar to {title}")
-    return found
+    return results
 
 
 def _explain(
@@ -285,9 +288,7 @@ def _explain(
 def _describe_data(demo: Demo) -> str:
     if demo.reports:
         return "Real, de-identified reports of the Open-i collection; trained from scratch, text only."
-    return (
-        "Phantom data: drawn radiographs and made-up reports. They show that the machine works, nothing more."
-    )
+    return "Phantom data: drawn radiographs and made-up reports. They only show that the software works."
 
 
 def _summarise(demo: Demo) -> dict[str, Any]:
@@ -309,7 +310,7 @@ def _keep(demo: Demo, stack: "Stack") -> None:
     def say(text: str) -> None:
         demo.console.print(text, markup=False, soft_wrap=True)
 
-    say("The servers stay up; Ctrl-C stops them. In another terminal:")
+    say("The servers keep running until Ctrl-C. In another terminal, try:")
     say(f'  .venv/bin/cxr predict --report "{demo.sentence}" {urls}')
     say(f'  .venv/bin/cxr search --report "{demo.sentence}" {urls} --retrieval {stack.retrieval_url}')
     stack.wait()

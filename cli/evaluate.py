@@ -1,4 +1,4 @@
-"""`cxr evaluate`: measures a bundle's model, in this process or served, or the controls alone."""
+"""`cxr evaluate`: evaluate a bundle's model, in this process or served, or only the controls."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,22 +30,22 @@ FOLDER: Final = "evaluation"
 ALLOWED: Final = {"probabilities": TOLERANCES[PROBABILITIES.name], "embeddings": TOLERANCES[EMBEDDING.name]}
 EXTERNAL: Final = (
     "An external test set: every labelled study of the table, with the thresholds and the calibration of the bundle. "
-    "Left out, as they need training studies: the controls, and the search among training studies."
+    "The controls and the search among training studies are left out, because they need training studies."
 )
-_ROUNDING: Final = 1e-6  # of a float32 probability; it depends on who else was in the batch
+_ROUNDING: Final = 1e-6  # rounding of a float32 probability, which depends on the other cases of the batch
 
 
 class ServedPredictor:
-    """A served model, asked with the very files and words that PyTorch is asked with."""
+    """A served model that gets the same files and texts as the PyTorch model."""
 
     def __init__(self, client: "CxrClient") -> None:
-        """Ask what is served; see `training.evaluation.predict.Predictor`."""
+        """Read which model is served; see `training.evaluation.predict.Predictor`."""
         model = client.info()
         self.fingerprint, self.text_mode = model.fingerprint, model.text_mode
         self._client, self._size = client, model.embedding_size
 
     def ask(self, cases: "Sequence[Case]", progress: "Progress | None" = None) -> "Answers":
-        """Answer cases in their order, several requests at a time."""
+        """Predict cases and return the answers in their order. Several requests run at a time."""
         from contract.errors import InputError
         from training.evaluation.predict import Answers
 
@@ -79,14 +79,14 @@ def evaluate_bundle(
     cache: Path | None = None,
     client: "CxrClient | None" = None,
 ) -> tuple["Asked", dict[str, Any]]:
-    """Ask and measure a bundle's model, and with a client the served one, whose answers then count.
+    """Evaluate a bundle's model. With a client, query the served model too and return its results instead.
 
     With `external` every labelled study of the table is a test study.
 
     Raises:
-        ArtifactError: The split is not one of this table; the served model is another one (FingerprintError);
-            served answers differ from PyTorch by more than `ALLOWED` (ParityError).
-        ConfigError: A part of the split holds nothing to read.
+        ArtifactError: The split belongs to another table; another model is served (FingerprintError); served answers
+            differ from PyTorch by more than `ALLOWED` (ParityError).
+        ConfigError: A part of the split has no study that the model can read.
     """
     from contract.bundle import require_same_fingerprint
     from training.evaluation.ask import ask_model
@@ -101,10 +101,10 @@ def evaluate_bundle(
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
     parts = read_external(table) if external else read_parts(table, split)
-    with show_progress(console, "Asking PyTorch") as progress:
-        own = TorchPredictor(bundle, read_pixels=read_pixels)
-        asked = ask_model(parts, own, options, progress)
-    predictor: Predictor = own
+    with show_progress(console, "Predicting with PyTorch") as progress:
+        torch_predictor = TorchPredictor(bundle, read_pixels=read_pixels)
+        answers = ask_model(parts, torch_predictor, options, progress)
+    predictor: Predictor = torch_predictor
     served = None
     if client is not None:
         predictor = cast("Predictor", ServedPredictor(client))
@@ -114,80 +114,81 @@ def evaluate_bundle(
             expected_from=str(bundle.path),
             found_from="what is served",
         )
-        with show_progress(console, "Asking the served model") as progress:
-            answered = ask_model(parts, predictor, options, progress)
-        served = compare(asked, answered, bundle)
-        asked = answered
+        with show_progress(console, "Predicting with the served model") as progress:
+            served_answers = ask_model(parts, predictor, options, progress)
+        served = compare(answers, served_answers, bundle)
+        answers = served_answers
     with console.status("Measuring"):
-        results = measure(asked, parts, bundle, own.read_pixels, options)
+        results = measure(answers, parts, bundle, torch_predictor.read_pixels, options)
     reads_text = "text" in bundle.trained_ways
-    results["prompt_scores"] = measure_prompt_scores(asked, predictor, options) if reads_text else []
-    results["sentences"] = measure_sentences(asked, parts, predictor, options) if reads_text else {}
-    results["parts"] = measure_parts(asked, own, options)
-    results["view_head"] = measure_view_head(parts, own)
+    results["prompt_scores"] = measure_prompt_scores(answers, predictor, options) if reads_text else []
+    results["sentences"] = measure_sentences(answers, parts, predictor, options) if reads_text else {}
+    results["parts"] = measure_parts(answers, torch_predictor, options)
+    results["view_head"] = measure_view_head(parts, torch_predictor)
     results["served"] = served
     results["external"] = EXTERNAL if external else None
     part = "all of it" if external else f"split {split.name}"
     results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), {part}."
-    return asked, results
+    return answers, results
 
 
 def plan_external(
     bundle: Bundle, table: Path, *, external: bool, split_file: Path | None, out: Path | None
 ) -> bool:
-    """Return whether a table is an external test set: told so, or none of its studies is in the bundle's split.
+    """Return whether a table is an external test set: by option, or because it holds no study of the bundle's split.
 
     Raises:
-        ConfigError: The options contradict that, or the results would have no place.
+        ConfigError: The options contradict each other, or an external test set has no directory for its results.
     """
     if external and split_file:
-        raise ConfigError("Give --external or --split-file: an external test set has no split.")
+        raise ConfigError("Give either --external or --split-file: an external test set has no split.")
     if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is no directory; name one for the results by --out.")
+        raise ConfigError(f"{out} is not a directory. Give a directory for the results with --out.")
     if split_file:
         return False
     if not external and not _is_foreign(table, bundle):
         return False
     if out is None:
         raise ConfigError(
-            f"{table} is an external test set, and the bundle keeps the results of its own test split: name a "
-            "directory for these by --out."
+            f"{table} is an external test set. The bundle holds only the results of its own test split, so give a "
+            "directory for these results with --out."
         )
     return True
 
 
 def _is_foreign(table: Path, bundle: Bundle) -> bool:
-    """Return whether a table holds none of the studies of a bundle's split; ConfigError where it holds some of them."""
+    """Return whether a table has no study of a bundle's split; raise ConfigError if it has only some of them."""
     from training.data.openi import read_table
 
     named = {study_id for ids in bundle.split.values() for study_id in ids}
     missing = len(named.difference(read_table(table, ["study_id"])["study_id"].to_pylist()))
     if 0 < missing < len(named):
         raise ConfigError(
-            f"{table} lacks {missing:,} of the {len(named):,} studies of the bundle's split: give the table that the "
-            "model was trained on, or --external and --out for a test set from elsewhere."
+            f"{table} lacks {missing:,} of the {len(named):,} studies of the bundle's split. Give the table that the "
+            "model was trained on, or --external and --out for an external test set."
         )
     return missing == len(named)
 
 
 def _keep_ties(ours: "Asked", theirs: "Asked") -> "Asked":
-    """Return their answers with our probability wherever the two differ by rounding alone."""
+    """Return `theirs`, with the probability of `ours` wherever the two differ only by rounding."""
     answers = {}
-    for way, found in theirs.answers.items():
+    for way, answer in theirs.answers.items():
         expected = ours.answers[way].probabilities
-        close = np.abs(found.probabilities - expected) <= _ROUNDING
-        answers[way] = replace(found, probabilities=np.where(close, expected, found.probabilities))
+        close = np.abs(answer.probabilities - expected) <= _ROUNDING
+        answers[way] = replace(answer, probabilities=np.where(close, expected, answer.probabilities))
     return replace(theirs, answers=answers)
 
 
 def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
-    """Hold the served answers against PyTorch, and the macro averages made of them.
+    """Compare the served answers, and their macro averages, with PyTorch.
 
-    Studies with equal words tie. Where the last digit of one of them breaks a tie, AP jumps by hundredths, which says
-    nothing of the served model: for the averages, probabilities that differ by rounding alone count as equal.
+    Studies with the same text have the same probability. If the last digit of one of them differs, AP jumps by
+    hundredths, which says nothing about the served model. For the averages, probabilities that differ only by
+    rounding therefore count as equal.
 
     Raises:
-        ParityError: They differ by more than `ALLOWED`.
+        ParityError: The answers differ by more than `ALLOWED`.
     """
     from training.evaluation.ask import Options, compare_answers
     from training.evaluation.measure import measure_ways
@@ -198,12 +199,12 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
         raise ServerError(str(error)) from error
     sides = (ours, _keep_ties(ours, theirs))
     rows = [measure_ways(asked, bundle.decisions, Options(resamples=0)) for asked in sides]
-    between = (
+    differences = (
         abs(first["macro"][name]["value"] - second["macro"][name]["value"])
         for first, second in zip(*rows, strict=True)
         for name in first["macro"]
     )
-    gaps["macro"] = max(between, default=0.0)
+    gaps["macro"] = max(differences, default=0.0)
     for name, allowed in ALLOWED.items():
         if gaps[name] > allowed:
             raise ParityError(
@@ -213,7 +214,7 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
 
 
 def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, out: Path | None) -> Path:
-    """Write evaluation.json, evaluation.md and plots: into the bundle and its card, or into the directory `out`.
+    """Write evaluation.json, evaluation.md and plots into `out`, or into the bundle and its model card.
 
     Returns:
         The directory that holds them.
@@ -245,12 +246,12 @@ def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) ->
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
-    """Print the tables that a person asks for first."""
+    """Print the main tables."""
     if note := results.get("external"):
         console.print(note, soft_wrap=True)
     print_warnings(console, warn_of_training(results["trained_on"]))
     table = _start_table(
-        "Findings of n test studies: means over labels, 95 % intervals", ("read", "n", "AUROC", "AP", "F1")
+        "Findings of n test studies: means over labels, 95 % intervals", ("input", "n", "AUROC", "AP", "F1")
     )
     for row in results["classification"]:
         cells = (_show(row["macro"].get(name)) for name in ("auroc", "ap", "f1"))
@@ -267,7 +268,9 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
             table.add_row(row["title"], str(row["queries"]), *cells)
         console.print(table, "")
     if results["pairs"]:
-        table = _start_table("Images and their reports", ("search", "R@1", "R@5", "R@10", "median rank"))
+        table = _start_table(
+            "Search between images and their reports", ("search", "R@1", "R@5", "R@10", "median rank")
+        )
         for row in results["pairs"]:
             cells = (_show(row["values"][name], whole=name == "median_rank") for name in row["values"])
             table.add_row(row["title"], *cells)
@@ -287,7 +290,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
 def evaluate_controls(
     console: Console, table: Path, *, splits: int, keep_duplicates: bool, options: "Options"
 ) -> dict[str, Any]:
-    """Measure the controls alone over several splits of a table; see `training.evaluation.splits`."""
+    """Evaluate only the controls, over several splits of a table; see `training.evaluation.splits`."""
     from training.evaluation.splits import measure_splits
 
     with show_progress(console, "Fitting controls") as progress:
@@ -295,19 +298,19 @@ def evaluate_controls(
 
 
 def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
-    """Print what the controls reach: mean over the splits, lowest and highest."""
+    """Print the controls' results: mean over the splits, lowest and highest."""
     title = f"Logistic regression: mean of {controls['splits']} splits (lowest-highest)"
-    table = _start_table(title, ("read", "labels", "AUROC", "AP", "F1"))
-    for read, row in controls["findings"].items():
+    table = _start_table(title, ("input", "labels", "AUROC", "AP", "F1"))
+    for way, row in controls["findings"].items():
         table.add_row(
-            read, f"{row['labels']['value']:.0f}", *(_show(row.get(name)) for name in ("auroc", "ap", "f1"))
+            way, f"{row['labels']['value']:.0f}", *(_show(row.get(name)) for name in ("auroc", "ap", "f1"))
         )
     console.print(table, "")
     split = "patient and text"
     if not controls["retrieval"]:
         split = "patient"
     elif controls["keep_duplicates"]:
-        split = "patient alone (nearly equal reports on both sides)"
+        split = "patient only (nearly equal reports can be on both sides)"
     console.print(f"Split by {split}; about {controls['studies']:.0f} test studies.", highlight=False)
     names = ("p@5", "map", "mrr", "ndcg@5")
     for block, rows in controls["retrieval"].items():
@@ -328,13 +331,13 @@ def _start_table(title: str, columns: Sequence[str]) -> Table:
         show_edge=False,
         padding=0,
     )
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table
 
 
 def _show(interval: Mapping[str, float] | None, *, whole: bool = True) -> str:
-    """Return ".879 (.82-.92)": a row has to fit into a terminal."""
+    """Return ".879 (.82-.92)", short enough for a row to fit into a terminal."""
     if interval is None:
         return "-"
     digits, short = (1, 0) if interval["high"] > 10 else (3, 2)

@@ -1,4 +1,4 @@
-"""`cxr export`: a bundle into a model repository for Triton, into a folder for the Hugging Face hub, or both."""
+"""`cxr export`: write a bundle into a model repository for Triton, a folder for the Hugging Face hub, or both."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Publication:
-    """How a bundle is published: `export.configs.Deployment`, and the running server that takes it, if any."""
+    """How to publish a bundle: the fields of `export.configs.Deployment`, and the running server to load it, if any."""
 
     target: str = "cpu"
     variant: str = "latency"
@@ -40,7 +40,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a running server took, and how it did at the gate before it switched."""
+    """What a running server loaded, and its result at the gate before the switch."""
 
     loaded: "Reload"
     check: "ServerCheck"
@@ -52,14 +52,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the published repository, the hub folder, or both; and what a running server took."""
+    """The published repository, the hub folder, or both; and what a running server loaded."""
 
     published: "ExportResult | None"
     hub_folder: "HubFolder | None"
     loaded: Taken | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; the repository's fields stand at the top."""
+        """Return the result as JSON-ready values, with the repository's fields first."""
         values = self.published.to_dict() if self.published else {}
         if self.hub_folder:
             values |= {
@@ -71,11 +71,11 @@ class Exported:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """Which version answers now, and what a running server took."""
+    """The version that answers now, and what a running server loaded."""
 
     published: "Published"
     loaded: "Reload | None"
-    changed: bool = True  # False: the version answered already
+    changed: bool = True  # False: this version answered before too
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
@@ -97,13 +97,13 @@ def export_bundle(
     hub_folder: Path | None,
     publication: Publication | None = None,
 ) -> Exported:
-    """Publish a bundle into `repository` behind the parity gate, then write the hub folder with those graphs.
+    """Publish a bundle into `repository` after the parity gate, then write the hub folder with the same graphs.
 
     Raises:
-        ConfigError: An option is missing or unknown, or a directory is not free.
-        ArtifactError: The bundle is damaged, a graph answers differently, at the gates here or through the running
-            server, which then goes on as it was, or the disk refused the write.
-        ServiceError: The running server cannot be asked, and nothing was published; or it did not take the new version,
+        ConfigError: An option is missing or unknown, or an output directory is in use.
+        ArtifactError: The bundle is damaged; the disk refused the write; or a graph answers differently, at the gates
+            here or through the running server. In that case the server keeps the version that it had.
+        ServiceError: The running server does not answer, and nothing was published; or it did not load the new version,
             which is withdrawn.
     """
     from export.hub import check_free, write_hub_folder
@@ -120,7 +120,7 @@ def export_bundle(
         published = _publish(console, bundle, table, repository, publication)
         loaded = published.taken if isinstance(published.taken, Taken) else None
     if hub_folder:
-        # What was published has left its report in the bundle, which is read and hashed anew for that alone.
+        # Publishing wrote its report into the bundle, so the bundle is read and hashed again.
         current = load_bundle(path) if published else bundle
         folder = write_hub_folder(current, hub_folder, repository=_find_plain_graphs(published, publication))
     return Exported(published, folder, loaded)
@@ -129,21 +129,21 @@ def export_bundle(
 def roll_back(
     console: Console, repository: Path, *, to: int | None = None, load: str | None, admin_key: Path
 ) -> RolledBack:
-    """Let another version answer, on disk and in the running server; where that fails, neither changes.
+    """Switch to another version, on disk and in the running server. If that fails, neither changes.
 
-    A repetition completes what was interrupted, or changes nothing.
+    A second call completes an interrupted one, or changes nothing.
 
     Args:
-        console: Shows that a load runs.
+        console: Shows a status while the server loads.
         repository: The published repository.
-        to: The version; None is the oldest one that is kept.
+        to: The version to switch to. None: the oldest kept version.
         load: gRPC address of the server that serves this repository.
-        admin_key: File with its key.
+        admin_key: File with the server's key.
 
     Raises:
-        ConfigError: There is no such version, no admin key, or the server serves another repository.
+        ConfigError: The version or the admin key does not exist, or the server serves another repository.
         ArtifactError: The files of that version are damaged.
-        ServiceError: The running server did not take it.
+        ServiceError: The running server did not load it.
     """
     from contract.repository import read_published
     from export.versions import rollback
@@ -151,19 +151,19 @@ def roll_back(
     from serving.triton import read_admin_key
 
     before = read_published(repository).version
-    answered = check_server(load, repository, read_admin_key(admin_key)) if load else None
+    served_version = check_server(load, repository, read_admin_key(admin_key)) if load else None
     published = rollback(repository, to)
-    back = before if answered is None else answered
-    undo = (lambda: rollback(repository, back)) if back in published.versions else None
+    previous = before if served_version is None else served_version
+    undo = (lambda: rollback(repository, previous)) if previous in published.versions else None
     loaded = _load(console, repository, load, admin_key, undo=undo) if load else None
-    changed = (before if answered is None else answered) != published.version
+    changed = (before if served_version is None else served_version) != published.version
     return RolledBack(published, loaded, changed)
 
 
 def _prepare_load(repository: Path, publication: Publication) -> None:
-    """Check that the server can take a new version; undo a switch of which it was never told.
+    """Check that the server can load a new version; undo a switch that the server did not receive.
 
-    What the server answers with is what must be kept beside the new version.
+    The version that the server answers with must be kept beside the new version.
     """
     from contract.repository import read_published
     from export.versions import rollback, settle
@@ -171,9 +171,11 @@ def _prepare_load(repository: Path, publication: Publication) -> None:
     from serving.triton import read_admin_key
 
     settle(repository)
-    answered = check_server(str(publication.load), repository, read_admin_key(_require_key(publication)))
-    if answered not in (None, read_published(repository).version):
-        rollback(repository, answered)
+    served_version = check_server(
+        str(publication.load), repository, read_admin_key(_require_key(publication))
+    )
+    if served_version not in (None, read_published(repository).version):
+        rollback(repository, served_version)
 
 
 def _check_options(
@@ -188,9 +190,7 @@ def _check_options(
     if repository is None and hub_folder is None:
         raise ConfigError("Give --repository with --table, --hub-folder, or all three.")
     if publication.load and (repository is None or publication.replace):
-        raise ConfigError(
-            "--load takes a new version into a server: it needs --repository, without --replace."
-        )
+        raise ConfigError("--load needs --repository, and cannot be combined with --replace.")
     if publication.load:
         read_admin_key(_require_key(publication))  # before the slow part
 
@@ -203,15 +203,15 @@ def _publish(
     from training.data.rows import read_rows
 
     rows = read_rows(table)
-    reads = bundle.config["text_mode"], bundle.config["sizes"]["S"]
+    text_mode_and_size = bundle.config["text_mode"], bundle.config["sizes"]["S"]
     held_out = set(bundle.split["test"])
     with show_progress(console, "Exporting") as progress:
         return export(
             bundle.path,
             repository,
-            make_parity_cases(rows, *reads),
+            make_parity_cases(rows, *text_mode_and_size),
             progress=progress,
-            precision_cases=make_precision_cases(rows, held_out, *reads),
+            precision_cases=make_precision_cases(rows, held_out, *text_mode_and_size),
             target=publication.target,
             variant=publication.variant,
             profile=publication.profile,
@@ -225,46 +225,47 @@ def _publish(
 def take_version(
     console: Console, publication: Publication, repository: Path, version: int, check: "Check"
 ) -> Taken:
-    """Let the running server load a version that waits, hold it to the gate there, and only then switch to it.
+    """Load a waiting version into the running server, run the gate there, and switch to the version if it passes.
+
+    Any failure withdraws the version, on disk and at the server. The version before it answers again.
 
     Raises:
-        ParityError: It answers beyond the limits there. Like any other failure, that withdraws the version: the one
-            before it answers, on disk and at the server.
-        ServiceError, ConfigError: The server did not take it, or its backend does not honour the profile.
+        ParityError: The server's answers are beyond the limits of the gate.
+        ServiceError, ConfigError: The server did not load it, or its backend does not honour the profile.
     """
     from contract.repository import read_published
     from export.versions import promote, withdraw
 
     reports: list[ServerCheck] = []
 
-    def hold(served: "ServedGraphs") -> None:
-        report, ran = _ask_server(served, read_published(repository).details["layout"], check)
+    def run_gate(served: "ServedGraphs") -> None:
+        report, runtime = _ask_server(served, read_published(repository).details["layout"], check)
         reports.append(report)
         if not report.passed:
             console.print(report.to_markdown(), highlight=False, markup=False, soft_wrap=True)
             raise ParityError(
-                f"Through Triton at {publication.load} version {version} does not answer as its graphs did: "
+                f"Version {version} does not answer through Triton at {publication.load} as its graphs did: "
                 f"{report.failures[0]}."
             )
-        promote(repository, version, ran)
+        promote(repository, version, runtime)
 
     key, url = _require_key(publication), str(publication.load)
     undo = partial(withdraw, repository, version)
-    loaded = _load(console, repository, url, key, undo=undo, before_switch=hold)
+    loaded = _load(console, repository, url, key, undo=undo, before_switch=run_gate)
     return Taken(loaded, reports[0])
 
 
 def _ask_server(served: "ServedGraphs", layout: str, check: "Check") -> "tuple[ServerCheck, dict[str, Any]]":
-    """Return what the gate at the server found, and what it ran on."""
+    """Return the report of the gate at the server, and the runtime it ran on."""
     from contract.tensors import LAYOUTS
     from export.gates.precision import ServedGraphs as AskedGraphs
 
     graphs = [name for name, spec in LAYOUTS[layout].items() if spec.backend == "onnxruntime"]  # type: ignore[index]
-    ran = served.describe(graphs[0])
-    report = check(AskedGraphs(served.ask, layout, f"{ran['runtime']} {ran['provider']}"))
+    runtime = served.describe(graphs[0])
+    report = check(AskedGraphs(served.ask, layout, f"{runtime['runtime']} {runtime['provider']}"))
     now = datetime.datetime.now(datetime.timezone.utc)
     return report, {
-        **ran,
+        **runtime,
         "precision": report.stored.profile,
         "cases": report.precision.cases,
         "passed": now.isoformat(timespec="seconds"),
@@ -280,9 +281,9 @@ def _load(
     undo: Callable[[], object] | None,
     before_switch: "Callable[[ServedGraphs], None] | None" = None,
 ) -> "Reload":
-    """Let the server at `url` take what the repository says; `undo` it on disk and there if it cannot.
+    """Let the server at `url` load the repository's current version. On failure call `undo` and load again.
 
-    With `before_switch` the bar of the export runs already, and rich before 14.1 shows one thing at a time.
+    With `before_switch` the export's progress bar is still shown, and rich before 14.1 shows one display at a time.
     """
     from serving.reload import reload_models
     from serving.triton import read_admin_key
@@ -296,11 +297,13 @@ def _load(
         if undo is None:
             raise
         undo()
-        with contextlib.suppress(CxrError):  # it serves the old version; this makes it report ready again
+        with contextlib.suppress(
+            CxrError
+        ):  # the server has the old version; this makes it report ready again
             reload_models(url, repository, key)
         if not isinstance(error, CxrError):
             raise
-        raise type(error)(f"{error} The change was taken back; the version before it answers.") from error
+        raise type(error)(f"{error} The change was undone, and the version before it answers.") from error
 
 
 def _require_key(publication: Publication) -> Path:
@@ -316,14 +319,14 @@ def _find_plain_graphs(published: "ExportResult | None", publication: Publicatio
 
 
 def print_export(console: Console, exported: Exported) -> None:
-    """Print the parity gate's table, and where everything lies."""
+    """Print the tables of the gates, and the paths of the results."""
     if exported.published:
         console.print(exported.published.parity.to_markdown(), highlight=False, markup=False, soft_wrap=True)
         if exported.published.precision:
             console.print(
                 exported.published.precision.to_markdown(), highlight=False, markup=False, soft_wrap=True
             )
-        report = exported.published.precision_path or "nowhere: the bundle cannot be written"
+        report = exported.published.precision_path or "not written, because the bundle is read-only"
         console.print(f"Precision report: {report}", highlight=False, markup=False, soft_wrap=True)
         console.print(
             f"Published into {exported.published.repository} as version {exported.published.version}",
@@ -356,11 +359,11 @@ def print_rollback(console: Console, result: RolledBack) -> None:
     )
     if not result.changed and published.previous is not None:
         other = next(number for number in sorted(published.versions) if number != published.version)
-        console.print(f"Version {other} is kept too: --to {other} lets it answer.", highlight=False)
+        console.print(f"Version {other} is kept too; --to {other} switches to it.", highlight=False)
     if result.loaded:
         _print_loaded(console, result.loaded)
 
 
 def _print_loaded(console: Console, loaded: "Reload") -> None:
     seconds = sum(loaded.seconds.values())
-    console.print(f"Triton took model {loaded.fingerprint[:12]} in {seconds:.1f} s.", highlight=False)
+    console.print(f"Triton loaded model {loaded.fingerprint[:12]} in {seconds:.1f} s.", highlight=False)

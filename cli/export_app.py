@@ -1,4 +1,4 @@
-"""`cxr export`: publish a bundle, take the publication back, hold a server to it."""
+"""`cxr export`: publish a bundle, roll back to an earlier version, verify a server."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,55 +10,56 @@ from cli.options import Json, make_console
 
 Load = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Let the Triton that runs there (gRPC) take the change at once."),
+    typer.Option(
+        metavar="HOST:PORT", help="gRPC address of a running Triton, which loads the change at once."
+    ),
 ]
 AdminKey = Annotated[
-    Path, typer.Option(help="Key file of that Triton, which `cxr serve` writes into its logs directory.")
+    Path, typer.Option(help="Admin key file of that Triton; `cxr serve` writes it into its logs directory.")
 ]
 ADMIN_KEY = Path("logs") / "runtime" / "admin_key"
 
 export_app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Publish a bundle for Triton or the hub; take a publication back; verify what a server answers.",
+    help="Publish a bundle for Triton or the hub; roll back to an earlier version; verify a server.",
 )
 
 
 @export_app.command(DefaultCommandGroup.default, hidden=True)
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
-    table: Annotated[
-        Path | None, typer.Option(help="Studies table whose cases the parity gate runs.")
-    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Studies table with cases for the parity gate.")] = None,
     repository: Annotated[
         Path | None,
-        typer.Option(help="Model repository to publish into; one published before gets a new version."),
+        typer.Option(help="Model repository to publish into. An existing one gets a new version."),
     ] = None,
-    target: Annotated[str, typer.Option(help="What the graphs run on: cpu, gpu or tensorrt.")] = "cpu",
-    variant: Annotated[
-        str, typer.Option(help="What the server is tuned for: latency or throughput.")
-    ] = "latency",
+    target: Annotated[
+        str, typer.Option(help="Hardware and runtime of the graphs: cpu, gpu or tensorrt.")
+    ] = "cpu",
+    variant: Annotated[str, typer.Option(help="Tune the server for latency or throughput.")] = "latency",
     profile: Annotated[str, typer.Option(help="Precision: fp32, bf16, fp16 or int8.")] = "fp32",
     graphs: Annotated[
-        str, typer.Option(help="split, or fused: encoders and fusion in one graph for each kind of question.")
+        str,
+        typer.Option(help="split: separate encoders and fusion. fused: one graph for each kind of input."),
     ] = "split",
     cores: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Cores of the machine that serves: processes that read images. Default: this one's."
+            min=1, help="Cores of the serving machine; one image reader runs on each. Default: as here."
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the repository whole, with all its versions.")
+        bool, typer.Option("--replace", help="Replace the whole repository, with all its versions.")
     ] = False,
     hub_folder: Annotated[
-        Path | None, typer.Option(help="Folder to write for the Hugging Face hub; must not exist.")
+        Path | None, typer.Option(help="Folder to write for the Hugging Face hub. Must not exist.")
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
     as_json: Json = False,
 ) -> None:
-    """Convert a bundle to ONNX, hold it against PyTorch on real cases, publish it for Triton or the hub."""
+    """Convert a bundle to ONNX, compare it with PyTorch on real cases, publish it for Triton or the hub."""
     from cli.export import Publication, export_bundle, print_export
     from cli.show import print_json
 
@@ -75,13 +76,13 @@ def rollback(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
     to: Annotated[
         int | None,
-        typer.Option(metavar="VERSION", help="The version that answers. Default: the oldest one kept."),
+        typer.Option(metavar="VERSION", help="Version to switch to. Default: the oldest kept version."),
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
     as_json: Json = False,
 ) -> None:
-    """Let an earlier version answer again, or the one that --to names; a repetition changes nothing."""
+    """Switch back to an earlier version. A second call changes nothing."""
     from cli.export import print_rollback, roll_back
     from cli.show import print_json
 
@@ -95,7 +96,7 @@ def verify(
     triton: Annotated[str, typer.Argument(metavar="HOST:PORT", help="gRPC address of a running Triton.")],
     as_json: Json = False,
 ) -> None:
-    """Ask a running Triton what its graphs answered when they were published; exit code 3 where it differs."""
+    """Compare the answers of a running Triton with those at publication. Exit code 3: they differ."""
     from cli.export_served import print_verified, require_passed, verify_server
     from cli.show import print_json
 
@@ -110,13 +111,13 @@ def retire(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
     version: Annotated[
         int | None,
-        typer.Option(metavar="VERSION", help="The version to remove. Default: the one that does not answer."),
+        typer.Option(metavar="VERSION", help="Version to remove. Default: the version that does not answer."),
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
     as_json: Json = False,
 ) -> None:
-    """Remove the version that does not answer; a running server unloads it and has its memory back."""
+    """Remove the version that does not answer. A running server unloads it and frees its memory."""
     from cli.export_served import print_retired, retire_version
     from cli.show import print_json
 
@@ -130,21 +131,21 @@ def tensorrt(
     source: Annotated[
         Path, typer.Argument(help="Bundle directory, or a model repository published by `cxr export`.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory for the plans; new, empty, or of an earlier run.")],
+    out: Annotated[Path, typer.Option(help="Directory for the plans: new, empty, or from an earlier run.")],
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16; a graph that was converted keeps its own.")
+        str, typer.Option(help="Precision: fp32, fp16 or bf16. A converted graph keeps its own precision.")
     ] = "fp16",
-    typical_batch: Annotated[int, typer.Option(help="Batch size that the plans are tuned for, 1 to 32.")] = 8,
+    typical_batch: Annotated[int, typer.Option(help="Batch size to tune the plans for, 1 to 32.")] = 8,
     workspace_mib: Annotated[int, typer.Option(help="GPU memory that the builder may use, in MiB.")] = 4096,
     cuda_graphs: Annotated[
         bool,
         typer.Option(
-            "--cuda-graphs", help="Let Triton capture small shapes as CUDA graphs; takes GPU memory for each."
+            "--cuda-graphs", help="Let Triton capture small shapes as CUDA graphs. Each one takes GPU memory."
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build TensorRT plans; where TensorRT is missing, write the commands and configs to build them elsewhere."""
+    """Build TensorRT plans. Without TensorRT, write the commands and configs to build them on another machine."""
     from cli.export_tensorrt import export_tensorrt, print_plans
     from cli.show import print_json
 

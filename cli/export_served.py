@@ -1,4 +1,4 @@
-"""`cxr export verify` and `cxr export retire`: what a running Triton serves, held to its gate, and made smaller."""
+"""`cxr export verify` checks the answers of a running Triton. `cxr export retire` removes a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verified:
-    """Which version a server answered with, and how far it is from what its graphs answered at the gates."""
+    """The version that a server answered with, and the difference from its graphs' answers at the gates."""
 
     triton: str
     fingerprint: str
@@ -36,7 +36,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Retired:
-    """Which version is gone, what answers, and what a running server took."""
+    """The removed version, the version that answers, and what a running server loaded."""
 
     published: "Published"
     version: int
@@ -54,14 +54,14 @@ class Retired:
 
 
 def verify_server(console: Console, url: str) -> Verified:
-    """Ask the ensembles of a running Triton the drawn questions, and hold the answers to those in its configs.
+    """Send the drawn questions to the ensembles of a running Triton; compare the answers with those in its configs.
 
-    Whether it passed says the result.
+    The result says whether the server passed.
 
     Raises:
-        ArtifactError: The server does not serve what `cxr export` of this version published.
-        ConfigError: The address is none of Triton's gRPC service, or its backend does not honour the profile.
-        ServiceError: It does not answer.
+        ArtifactError: The server does not serve a repository published by this version of `cxr export`.
+        ConfigError: There is no Triton gRPC service at the address, or its backend does not honour the profile.
+        ServiceError: The server does not answer.
     """
     from client.served import parse_model
     from export.gates.questions import draw_questions
@@ -69,22 +69,24 @@ def verify_server(console: Console, url: str) -> Verified:
     from serving.served_graphs import ServedGraphs, connect, find_version
 
     source = f"Triton at {url}"
-    with connect(url, "the address") as client, console.status(Text(f"Asking {source}")):
+    with connect(url, "the address") as client, console.status(Text(f"Querying {source}")):
         served = ServedGraphs(client, url, find_version(client, url, "predict_study_tensors"))
         configs = {kind: served.read_config(f"predict_{kind}_tensors") for kind in WAYS}
         model = parse_model("predict_study_tensors", configs["study"], source=source)
         stored = StoredAnswers.read(
             {kind: read_parameter(config, STORED) for kind, config in configs.items()}, source=source
         )
-        ran = served.describe(_find_graph(configs["image"]))
+        runtime = served.describe(_find_graph(configs["image"]))
         if model.vocabulary_size is None:
-            raise ArtifactError(f"{source} does not say its vocabulary: publish the bundle again.")
+            raise ArtifactError(f"{source} does not state its vocabulary size. Publish the bundle again.")
         questions = draw_questions(model.image_size, model.vocabulary_size, model.max_length)
-        found = collect_answers(
+        answers = collect_answers(
             lambda question: served.ask(f"predict_{question.kind}_tensors", question.inputs),
             [question for question in questions if question.kind in stored.answers],
         )
-    agreement = compare_answers(stored, found, model.decisions, f"{ran['runtime']} {ran['provider']}")
+    agreement = compare_answers(
+        stored, answers, model.decisions, f"{runtime['runtime']} {runtime['provider']}"
+    )
     return Verified(url, model.fingerprint, served.version, agreement)
 
 
@@ -97,7 +99,7 @@ def _find_graph(config: Mapping[str, Any]) -> str:
 
 
 def require_passed(verified: Verified) -> None:
-    """Raise ParityError, with the first measure that is beyond its limit, unless the server passed."""
+    """Raise ParityError with the first measure beyond its limit, unless the server passed."""
     if not verified.agreement.passed:
         raise ParityError(
             f"Triton at {verified.triton} does not answer as the graphs of version {verified.version} did: "
@@ -108,11 +110,11 @@ def require_passed(verified: Verified) -> None:
 def retire_version(
     console: Console, repository: Path, *, version: int | None, load: str | None, admin_key: Path
 ) -> Retired:
-    """Remove the version that does not answer, and have the running server unload it first.
+    """Remove the version that does not answer. The running server unloads it first.
 
     Raises:
-        ConfigError: There is no such version, or it answers, here or at the server; or there is no admin key.
-        ServiceError: The running server did not take it; the version stays.
+        ConfigError: The version does not exist, or it answers, here or at the server; or the admin key is missing.
+        ServiceError: The running server did not unload it. The version is kept.
     """
     from export.versions import retire
 
@@ -127,7 +129,7 @@ def retire_version(
 
 
 def _unload(console: Console, repository: Path, url: str, admin_key: Path, reloads: "list[Reload]") -> None:
-    """Have the server take what the repository says now, if it answers with the version that is kept."""
+    """Let the server reload the repository, if it answers with the version that is kept."""
     from contract.repository import read_published
     from serving.reload import check_server, reload_models
     from serving.triton import read_admin_key
@@ -135,15 +137,15 @@ def _unload(console: Console, repository: Path, url: str, admin_key: Path, reloa
     key = read_admin_key(admin_key)
     if check_server(url, repository, key) != read_published(repository).version:
         raise ConfigError(
-            f"Triton at {url} answers with another version than {repository} says: run `cxr export rollback "
-            f"{repository} --to VERSION --load {url}` first."
+            f"Triton at {url} answers with another version than {repository} states. First run `cxr export rollback "
+            f"{repository} --to VERSION --load {url}`."
         )
     with console.status(Text(f"Unloading from Triton at {url}")):
         reloads.append(reload_models(url, repository, key))
 
 
 def print_verified(console: Console, verified: Verified) -> None:
-    """Print the table, and which version it is of."""
+    """Print the table of differences, and the version that was verified."""
     console.print(verified.agreement.to_markdown(), highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"Triton at {verified.triton} answers with version {verified.version} (model {verified.fingerprint[:12]}).",
@@ -154,13 +156,13 @@ def print_verified(console: Console, verified: Verified) -> None:
 
 
 def print_retired(console: Console, result: Retired) -> None:
-    """Print what is gone and what answers."""
+    """Print the removed version and the version that answers."""
     console.print(
-        f"Version {result.version} of {result.published.repository} is gone; version {result.published.version} "
+        f"Version {result.version} of {result.published.repository} was removed; version {result.published.version} "
         f"(model {result.published.fingerprint[:12]}) answers.",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
     if result.loaded:
-        console.print("Triton unloads it.", highlight=False)
+        console.print("Triton unloads the removed version.", highlight=False)

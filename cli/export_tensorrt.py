@@ -1,4 +1,4 @@
-"""`cxr export tensorrt`: TensorRT plans of exported graphs, or the commands that build them elsewhere."""
+"""`cxr export tensorrt`: build TensorRT plans of exported graphs, or write the commands that build them."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,11 +24,11 @@ def export_tensorrt(
     workspace_mib: int,
     cuda_graphs: bool = False,
 ) -> "PlanExport":
-    """Build plans of a bundle or a published repository into `out`, or write how to build them.
+    """Build plans of a bundle or a published repository into `out`, or write the commands to build them there.
 
     Raises:
-        ConfigError: A path or an option cannot be used, or the machine cannot do what is asked.
-        ArtifactError: A graph holds what TensorRT cannot take, or its build failed.
+        ConfigError: A path or an option cannot be used, or the machine cannot build with these options.
+        ArtifactError: TensorRT does not support a graph, or its build failed.
     """
     if find_spec("onnx") is None or find_spec("tritonclient") is None:
         raise ConfigError("Export needs the 'export' extra: pip install 'cxr-serving[export]'.")
@@ -40,7 +40,7 @@ def export_tensorrt(
 
 
 def print_plans(console: Console, result: "PlanExport") -> None:
-    """Print what was built, or that nothing was and what to run."""
+    """Print the built plans, or the commands that build them."""
     for sentence in result.to_sentences():
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for command in result.commands:

@@ -1,4 +1,4 @@
-"""What a person types, turned into what the client takes."""
+"""Read the image and the report that a command line names."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from contract.errors import ConfigError, ReportError
 
 
 def read_image(path: Path | None) -> bytes | None:
-    """Read an image file whole (DICOM, PNG or JPEG); `-` is standard input."""
+    """Read a whole image file (DICOM, PNG or JPEG); `-` is standard input."""
     if path is None:
         return None
     if str(path) == "-":
@@ -17,10 +17,10 @@ def read_image(path: Path | None) -> bytes | None:
 
 
 def read_report(value: str | None) -> bytes | None:
-    """Take a report as typed: a file (text or Open-i XML) or a pipe by name, `-` for standard input, or the text.
+    """Read the value of `--report`: a file (text or Open-i XML), a pipe, `-` for standard input, or the text itself.
 
     Raises:
-        ReportError: What looks like the name of a file is none that can be read: its letters are never scored.
+        ReportError: The value looks like a file name, but no such file can be read. It is not scored as text.
     """
     if value is None:
         return None
@@ -31,12 +31,12 @@ def read_report(value: str | None) -> bytes | None:
         return read_report_file(Path(value))
     if kind:
         raise ReportError(
-            f"--report {value!r} names {kind}: give a file, or text on standard input with --report -."
+            f"--report {value!r} names {kind}. Give a file, or --report - with the text on standard input."
         )
     return value.encode("utf-8", errors="surrogateescape")
 
 
 def require_input(image: Path | None, report: str | None) -> None:
-    """Raise ConfigError unless at least one of the two is given."""
+    """Raise ConfigError if there is neither an image nor a report."""
     if image is None and report is None:
         raise ConfigError("Give an image, --report, or both.")

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the console they print on."""
+"""Arguments and options that several commands share, and the console for their output."""
 
 import math
 import platform
@@ -13,7 +13,7 @@ from cli.console import CommandConsole
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[
-    Path | None, typer.Argument(help="Radiograph: DICOM, PNG or JPEG file; - for standard input.")
+    Path | None, typer.Argument(help="Radiograph: a DICOM, PNG or JPEG file, or - for standard input.")
 ]
 Images = Annotated[
     list[Path] | None,
@@ -24,9 +24,13 @@ Images = Annotated[
 ]
 ReportText = Annotated[
     str | None,
-    typer.Option("--report", "-r", help="Report: its text, a text file, an Open-i XML file, or -."),
+    typer.Option(
+        "--report", "-r", help="Report: the text itself, a text or Open-i XML file, or - for standard input."
+    ),
 ]
-TritonUrl = Annotated[str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC.")]
+TritonUrl = Annotated[
+    str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC service.")
+]
 RetrievalUrl = Annotated[
     str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
 ]
@@ -35,12 +39,16 @@ Transport = Annotated[
     typer.Option(
         "--transport",
         envvar="CXR_TRANSPORT",
-        help="How tensors reach Triton: auto takes shared memory for large calls on one host.",
+        help="How to send tensors to Triton. auto uses shared memory for large calls on one host.",
     ),
 ]
 Compression = Annotated[
     Literal["none", "gzip", "deflate"],
-    typer.Option("--compression", envvar="CXR_COMPRESSION", help="Of gRPC messages: for slow networks only."),
+    typer.Option(
+        "--compression",
+        envvar="CXR_COMPRESSION",
+        help="Compression of gRPC messages. Useful only on slow networks.",
+    ),
 ]
 
 Shrink = Annotated[
@@ -48,14 +56,14 @@ Shrink = Annotated[
     typer.Option(
         "--shrink/--whole",
         envvar="CXR_SHRINK",
-        help="Read large images here and send only the model's pixels, or send whole files.",
+        help="--shrink: read large images here and send only the model's pixels. --whole: send whole files.",
     ),
 ]
 
 
 def _check_timeout(seconds: float) -> float:
-    if math.isnan(seconds):  # which no range refuses
-        raise typer.BadParameter("nan is no number of seconds; give one from 0.01 to 86400.")
+    if math.isnan(seconds):  # min and max accept nan
+        raise typer.BadParameter("nan is not a number of seconds. Give a number from 0.01 to 86400.")
     return seconds
 
 
@@ -73,13 +81,13 @@ Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `c
 
 
 def make_console(as_json: bool) -> CommandConsole:
-    """Text goes to standard output; with --json only progress is shown, on standard error."""
+    """Return a console on standard output; with --json, one on standard error that shows only progress."""
     return CommandConsole(stderr=as_json, quiet=as_json and not sys.stderr.isatty(), soft_wrap=False)
 
 
-def print_version(asked: bool) -> None:
-    """Print what a bug report needs, in one line, and end the command; nothing unless asked."""
-    if asked:
+def print_version(requested: bool) -> None:
+    """Print the versions that a bug report needs, and exit. Without --version do nothing."""
+    if requested:
         try:
             installed = version("cxr-serving")
         except PackageNotFoundError:

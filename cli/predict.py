@@ -1,4 +1,4 @@
-"""`cxr predict` of many files: where they come from, where their rows go, and what the run came to."""
+"""`cxr predict` for many files: list the files, write one row each, print the totals."""
 
 import sys
 from collections import Counter
@@ -29,61 +29,61 @@ _FAILED_CODE: Final = 4
 def list_cases(
     images: Sequence[Path], *, out: Path | None, report: bool, findings: bool
 ) -> "CaseList | None":
-    """Return the files of a call for many; None for a call about one case.
+    """Return the files to predict; None if the call is about one case.
 
-    One case is a call without --out that names one file, or none, or whose standard input holds an image.
+    A call without --out is about one case if it names one file or none, or if standard input holds an image.
 
     Args:
-        images: As typed: files, folders, or - for standard input.
+        images: The arguments: files, folders, or - for standard input.
         out: File for the results.
-        report: Whether --report was given, which belongs to one case.
-        findings: Likewise of --finding.
+        report: Whether --report was given. It is allowed only for one case.
+        findings: Whether --finding was given. It is allowed only for one case.
 
     Raises:
-        ConfigError: There is no radiograph, or an option belongs to one case.
+        ConfigError: There is no radiograph, or an option is allowed only for one case.
     """
     from client.case_files import CaseFile, find_cases, is_image, parse_paths
 
     if out is None and not images:
         return None
-    given: list[CaseFile] = []
+    files: list[CaseFile] = []
     for path in images:
         if path == _STDIN:
             start = _peek(132)
             if is_image(start):
                 _require_alone(images, out)
                 return None
-            given += parse_paths(sys.stdin.buffer.read())
+            files += parse_paths(sys.stdin.buffer.read())
         else:
-            given.append(CaseFile(path))
+            files.append(CaseFile(path))
     alone = len(images) == 1 and images[0] != _STDIN and not images[0].is_dir()
     if out is None and alone:
         return None
     if report or findings:
         raise ConfigError(
-            "--report and --finding belong to one image without --out. For many, list the paths on standard input, "
-            "each with a tab and the path of its report behind it: cxr predict - < list.txt"
+            "--report and --finding work with one image and without --out. For many images, list the paths on "
+            "standard input, each followed by a tab and the path of its report: cxr predict - < list.txt"
         )
-    return find_cases(given)
+    return find_cases(files)
 
 
 def _peek(count: int) -> bytes:
-    """Return the first bytes of standard input without taking them away."""
+    """Return the first bytes of standard input without consuming them."""
     peek = getattr(sys.stdin.buffer, "peek", None)
     return b"" if peek is None else peek(count)[:count]
 
 
 def _require_alone(images: Sequence[Path], out: Path | None) -> None:
     if len(images) > 1 or out is not None:
-        raise ConfigError("An image on standard input is one case, without other files and without --out.")
+        raise ConfigError("An image on standard input is one case. Give no other files and no --out.")
 
 
 def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_json: bool) -> int:
-    """Predict files and write their rows to `out`, or print them; return the exit code.
+    """Predict files, write or print one row each, and return the exit code.
 
     Raises:
-        ConfigError, ArtifactError, FingerprintError: As of `client.prediction_file.PredictionFile`.
-        ServiceError: The server is down or fails on every file; what was answered stays written.
+        ConfigError, ArtifactError, FingerprintError: See `client.prediction_file.PredictionFile`.
+        ServiceError: The server is down or fails on every file. Rows that were written stay.
     """
     from client.predict_files import predict_files
     from client.prediction_file import PredictionFile, check_format
@@ -101,7 +101,8 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
             else:
                 todo.append(case)
         write: Callable[[PredictionRow], None] = emit if file is None else file.add
-        lines = out is None and sys.stdout.isatty()  # they are progress enough, and a bar would break them
+        # Printed lines show the progress, and a bar would break them.
+        lines = out is None and sys.stdout.isatty()
         with show_progress(CommandConsole(stderr=True, quiet=lines), "Predicting") as progress:
             progress(tally.done, len(cases.cases))
             try:
@@ -117,10 +118,10 @@ def predict_all(client: "CxrClient", cases: "CaseList", *, out: Path | None, as_
 
 
 class _Tally:
-    """Counts rows, and keeps the first that were refused for the last lines of the command."""
+    """Counts rows, and keeps the first refused ones for the command's last lines."""
 
     def __init__(self, general: Sequence[str]) -> None:
-        """Take the warnings that stand in every row: they are told once and count for none."""
+        """Take the warnings that every row has. They are printed once and not counted."""
         self.general = tuple(general)
         self.statuses: Counter[str] = Counter()
         self.kept = self.warned = 0
@@ -150,11 +151,13 @@ def _print_jsonl(row: "PredictionRow") -> None:
 
 
 def _print_line(row: "PredictionRow", *, general: Sequence[str]) -> None:
-    """Print path, status and answer between tabs; control characters of a name are written by their numbers.
+    """Print path, status and answer, separated by tabs, with control characters as codes.
 
-    Warnings that stand in every row (`general`) are told once, at the end.
+    Warnings that every row has (`general`) are printed once, at the end.
     """
-    decided = [f"{key} {value:.3f} {said}" for key, value, said in row.findings if said != "absent"]
+    decided = [
+        f"{key} {value:.3f} {decision}" for key, value, decision in row.findings if decision != "absent"
+    ]
     warnings = [f"warning: {sentence}" for sentence in row.warnings if sentence not in general]
     answer = row.error or "; ".join([", ".join(decided) or "nothing present", *warnings])
     sys.stdout.write(f"{_show(row.path)}\t{row.status}\t{_show(answer)}\n")
@@ -162,13 +165,13 @@ def _print_line(row: "PredictionRow", *, general: Sequence[str]) -> None:
 
 
 def _show(text: str) -> str:
-    """Return text of others as it fits on a line of a terminal: control characters by their numbers."""
+    """Return text for one line of a terminal, with control characters as codes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _tell_rest(done: int, total: int, out: Path | None) -> None:
-    again = "" if out is None else f"; the same command goes on with {_show(str(out))}"
-    typer.echo(f"{done} of {total} files done{again}.", err=True)
+    again = "" if out is None else f" Repeat the command to continue {_show(str(out))}."
+    typer.echo(f"{done} of {total} files done.{again}", err=True)
 
 
 def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json: bool) -> None:
@@ -176,23 +179,23 @@ def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json:
 
     counts = {name: tally.statuses[name] for name in ("predicted", "refused", "failed")}
     if as_json and out is not None:
-        others = {"kept": tally.kept, "warned": tally.warned, "skipped": cases.skipped}
-        print_json({"out": str(out), **counts, **others, "warnings": list(tally.general), "notice": NOTICE})
+        extra = {"kept": tally.kept, "warned": tally.warned, "skipped": cases.skipped}
+        print_json({"out": str(out), **counts, **extra, "warnings": list(tally.general), "notice": NOTICE})
         return
-    said = [f"{count} {name}" for name, count in counts.items() if count or name != "failed"]
-    said += [f"{tally.warned} with a warning"] if tally.warned else []
-    said += [f"{tally.kept} of them from before"] if tally.kept else []
-    said += [f"{count_files(cases.skipped)} skipped"] if cases.skipped else []
-    lines = [f"{'' if out is None else f'{_show(str(out))}: '}{', '.join(said)}."]
+    parts = [f"{count} {name}" for name, count in counts.items() if count or name != "failed"]
+    parts += [f"{tally.warned} with a warning"] if tally.warned else []
+    parts += [f"{tally.kept} of them from an earlier run"] if tally.kept else []
+    parts += [f"{count_files(cases.skipped)} skipped"] if cases.skipped else []
+    lines = [f"{'' if out is None else f'{_show(str(out))}: '}{', '.join(parts)}."]
     if out is not None:
         lines += [f"  {_show(row.path)}: {_show(row.error)}" for row in tally.refused]
         hidden = counts["refused"] + counts["failed"] - len(tally.refused)
-        lines += [f"  {hidden} more; the column error has them all"] if hidden else []
+        lines += [f"  {hidden} more; see the column error"] if hidden else []
     for line in [*lines, *tally.general, NOTICE]:
         typer.echo(line, err=out is None)
 
 
 def exit_with(code: int) -> None:
-    """End the command with a code that is not 0."""
+    """Exit the command with `code`, unless it is 0."""
     if code:
         raise typer.Exit(code)

@@ -23,7 +23,7 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass
 class Step:
-    """A running step: `progress(done, total)` moves its bar, `say(text)` sets what its line tells at the end."""
+    """A running step: `progress(done, total)` moves its bar, `say(text)` sets the detail of its final line."""
 
     title: str
     progress: ProgressCallback
@@ -31,7 +31,7 @@ class Step:
     seconds: float = 0.0
 
     def say(self, detail: str) -> None:
-        """Set the text behind the title in the final line."""
+        """Set the text after the title in the final line."""
         self.detail = detail
 
 
@@ -60,7 +60,7 @@ class Steps:
 
 @contextmanager
 def show_progress(console: Console, title: str) -> Iterator[ProgressCallback]:
-    """Show a bar, on a terminal, and yield its `progress(done, total)`; a spinner until the total is known."""
+    """Yield `progress(done, total)`, which moves a bar on a terminal. The bar is a spinner until the total is known."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -80,7 +80,7 @@ class TrainingBar(Silent):
     progress: ProgressCallback
 
     def on_images(self, done: int, total: int) -> None:
-        """Move the bar; it is never full while training is to come."""
+        """Move the bar. It is never full, because training follows."""
         self.progress(done, total + 1)
 
     def on_step(self, report: StepReport) -> None:

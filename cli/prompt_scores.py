@@ -1,4 +1,4 @@
-"""`cxr predict --finding`: findings in free words, read and shown."""
+"""`cxr predict --finding`: score findings in the user's own words."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
     from client import FindingScore
 
 SCORE_NOTICE: Final = (
-    "A score says how much nearer the case is to sentences that state the finding than to sentences that deny it: "
-    "a similarity, not a calibrated probability."
+    "A score says how much closer the case is to sentences that state the finding than to sentences that deny it. "
+    "It is a similarity, not a calibrated probability."
 )
 
 
 def read_findings(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Take findings as typed, before any server is asked; see `contract.prompts.clean_findings`."""
+    """Check the findings before any request is sent; see `contract.prompts.clean_findings`."""
     from contract.prompts import clean_findings
 
     return clean_findings(values) if values else ()
 
 
 def describe_scores(scores: Sequence["FindingScore"]) -> dict[str, Any]:
-    """Return what --json shows of the scores; nothing where none was asked for."""
+    """Return the scores for --json; empty without scores."""
     if not scores:
         return {}
     return {"finding_scores": [score.to_dict() for score in scores], "finding_scores_notice": SCORE_NOTICE}
 
 
 def print_scores(console: Console, scores: Sequence["FindingScore"]) -> None:
-    """Print the scores in the order of the question; nothing where none was asked for."""
+    """Print the scores in the order of the options; nothing without scores."""
     if not scores:
         return
     table = Table(title="Findings in your words", title_justify="left", header_style="bold")

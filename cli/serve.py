@@ -1,4 +1,4 @@
-"""`cxr serve`: Triton and the sidecar on this machine, until somebody stops them."""
+"""`cxr serve`: run Triton and the sidecar on this machine until Ctrl-C."""
 
 import os
 import sys
@@ -24,14 +24,16 @@ def serve_until_stopped(
     http_inference: bool,
     as_json: bool,
 ) -> None:
-    """Start both servers, say where they are, and keep them up; `ports` are HTTP, gRPC, metrics and the sidecar's.
+    """Start both servers, print their addresses, and keep them running.
+
+    `ports` are the ports of HTTP, gRPC, metrics and the sidecar.
 
     Raises:
         ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
     """
     chosen = Ports(*ports)
     if os.access(repository / MARKER, os.W_OK):
-        settle(repository)  # what was killed while publishing ends here, before Triton reads it
+        settle(repository)  # undo an interrupted publication before Triton reads the repository
     console = make_console(as_json)
     with Stack(repository, store, ports=chosen, log_dir=logs, http_inference=http_inference) as stack:
         with console.status("Starting Triton and the sidecar"):
@@ -42,7 +44,7 @@ def serve_until_stopped(
         for name, address in stack.describe().items():
             console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
         with CxrClient(stack.triton_url, stack.retrieval_url) as client:
-            # Of another model, or damaged: predictions go on.
+            # The index may be damaged or belong to another model. Predictions still work.
             if trouble := client.health().retrieval:
                 console.print(escape(trouble), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.")
@@ -50,6 +52,6 @@ def serve_until_stopped(
 
 
 def _tell(sentence: str) -> None:
-    """Say what happens to a server; a full disk or a reader that left must not end the servers."""
+    """Print what happens to a server. A full disk or a closed output must not stop the servers."""
     with suppress(OSError):
         print(time.strftime("%H:%M:%S"), sentence, file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ def print_json(value: Any) -> None:
 def print_prediction(
     console: Console, prediction: "Prediction", *, top: int = 6, title: str = "Findings"
 ) -> None:
-    """Print the most likely findings, the labels that stay possible, how the inputs were read, and the warnings."""
+    """Print the most likely findings, the labels that remain possible, how the inputs were read, and the warnings."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column, justify in (
         ("Finding", "left"),
@@ -63,11 +63,11 @@ def print_prediction(
     console.print(table)
     _print_set(console, prediction)
     if prediction.image_notes is not None:
-        said = escape(describe_image(prediction.image_notes, prediction.lateral))
-        console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
+        line = escape(describe_image(prediction.image_notes, prediction.lateral))
+        console.print(f"[dim]{line}[/dim]", highlight=False, soft_wrap=True)
     if prediction.report_notes is not None:
-        said = escape(describe_report(prediction.report_notes))
-        console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
+        line = escape(describe_report(prediction.report_notes))
+        console.print(f"[dim]{line}[/dim]", highlight=False, soft_wrap=True)
     print_warnings(console, prediction.warnings)
 
 
@@ -81,27 +81,27 @@ def _mark_decision(finding: "Finding") -> str:
 
 
 def _print_set(console: Console, prediction: "Prediction") -> None:
-    """Print which labels stay possible, where the model states how sure that is."""
+    """Print the labels that remain possible, if the model has a conformal set."""
     if prediction.conformal_set is not None:
         sentence = escape(prediction.conformal_set.to_sentence(prediction.kind))
         console.print(f"[dim]{sentence}[/dim]", highlight=False, soft_wrap=True)
 
 
 def describe_image(notes: "ImageNotes", lateral: float | None = None) -> str:
-    """Return how an image was taken, and what the model takes it for, in one line."""
+    """Return one line: the view in the header, and the model's probability of a lateral view."""
     view = "unknown" if notes.view == "UNKNOWN" else notes.view
     known = {"view": view, "laterality": notes.laterality, "modality": notes.modality}
-    seen = () if lateral is None else (f"to the model a lateral with probability {lateral:.2f}",)
+    seen = () if lateral is None else (f"lateral with probability {lateral:.2f} by the model",)
     return "Image: " + ", ".join((*(f"{name} {value}" for name, value in known.items() if value), *seen))
 
 
 def describe_report(notes: "ReportNotes") -> str:
-    """Return what of a report was read as what, in one line."""
+    """Return one line: how each part of a report was read."""
     return f"Report: read as {notes.describe_parts()}"
 
 
 def print_warnings(console: Console, warnings: Sequence[str]) -> None:
-    """Print what to know before an answer is believed, one line each."""
+    """Print warnings, one line each."""
     for sentence in warnings:
         console.print(
             f"[bold yellow]Warning:[/bold yellow] {escape(sentence)}", highlight=False, soft_wrap=True
@@ -125,7 +125,7 @@ def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str 
 
 
 def print_indexed(console: Console, result: "IndexResult") -> None:
-    """Print how many cases were added and replaced, every one that was refused, and the first that have a warning."""
+    """Print the number of added and replaced cases, every refused case, and the first cases with a warning."""
     refused, warned = len(result.refused), len(result.warned)
     console.print(
         f"{result.indexed} cases indexed ({result.added} added, {result.replaced} replaced), "
@@ -139,12 +139,12 @@ def print_indexed(console: Console, result: "IndexResult") -> None:
         console.print(f"  {escape(case_id)}: {escape(' '.join(sentences))}", soft_wrap=True)
     if warned > _SHOWN_WARNED:
         console.print(
-            f"  {warned - _SHOWN_WARNED} more with a warning; --json names them all", highlight=False
+            f"  {warned - _SHOWN_WARNED} more with a warning; --json lists all of them", highlight=False
         )
 
 
 def print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
-    """Print what a model reached on its test split, for each way of reading a study."""
+    """Print a model's results on its test split, for each way of reading a study."""
     rows = {KIND_TITLES[kind]: result for kind, result in metrics["test"].items()}
     _print_results(console, rows)
 
@@ -183,7 +183,7 @@ def format_interval(interval: Mapping[str, float] | None) -> str:
 
 
 def print_explanation(console: Console, explanation: "Explanation", overlay: str | None) -> None:
-    """Print which finding was explained, what speaks for and against it, and where the picture lies."""
+    """Print the explained finding, the words for and against it, and the path of the overlay."""
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
     console.print(
         f"[bold]Why {escape(explanation.name)}[/bold]: probability {explanation.probability:.3f}, "
@@ -215,14 +215,14 @@ def _rank_words(explanation: "Explanation") -> dict[str, list[str]]:
 
 
 def find_exit_code(health: "Health") -> int:
-    """Return what `cxr doctor` exits with: a server that does not answer counts more than an index that is wrong."""
+    """Return the exit code of `cxr doctor`. A server that does not answer has priority over a wrong index."""
     if health.triton is not None or (health.retrieval is not None and health.cases is None):
         return ServiceError.exit_code
     return FingerprintError.exit_code if health.retrieval is not None else 0
 
 
 def print_checks(console: Console, checks: Sequence["Check"], health: "Health | None") -> None:
-    """Print what the machine has and, where they were asked, whether the servers answer and with which model."""
+    """Print the checks of the machine and, if they were contacted, the state and model of the servers."""
     from contract.training_data import UNKNOWN, describe_training
 
     for check in checks:

@@ -1,4 +1,4 @@
-"""How long `load_pixels` takes for each kind of file, beside the plainest way to the same pixels."""
+"""Time `load_pixels` for each kind of file, compared with a minimal decoder."""
 
 import io
 import os
@@ -26,7 +26,7 @@ ROWS, COLUMNS = 2828, 2320  # of a 35 x 43 cm radiograph at 0.15 mm
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one kind of file in milliseconds, medians and minima; the control's are None where it fails.
+    """Times of one kind of file in milliseconds. The control's times are None if the control fails.
 
     Attributes:
         kind: Name of the kind of file.
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """All timings with what they depend on; `skipped` holds (kind, reason) of what was not measured."""
+    """All timings and their settings. `skipped` holds (kind, reason) of each kind that was not measured."""
 
     rows: int
     columns: int
@@ -78,8 +78,8 @@ def measure_speed(
     """Draw one radiograph, write it as every kind of file and time reading each.
 
     Args:
-        size: Side of the square that is read into, in pixels.
-        repeats: How often each way runs; both ways take turns.
+        size: Side of the square output image, in pixels.
+        repeats: How often each reader runs. Both take turns.
         rows: Height of the drawn radiograph.
         columns: Width of the drawn radiograph.
         progress: Called with (done, total) after each kind.
@@ -114,13 +114,15 @@ def measure_kind(kind: Kind, values: Values, *, size: int, repeats: int) -> Timi
         ImageError: `load_pixels` does not read this kind of file on this machine.
     """
     data = kind.write(values)
-    load_pixels(data, size=size)  # imports, and files that are not read, before the clock starts
+    load_pixels(
+        data, size=size
+    )  # import the packages, and fail on an unreadable file, before the clock starts
     ways: list[Callable[[], Any]] = [lambda: load_pixels(data, size=size)]
     if _can_run(control := lambda: load_control(data, dicom=kind.dicom, size=size)):
         ways.append(control)
-    ours, *others = take_turns(ways, repeats=repeats)
-    timing: dict[str, Any] = {"ms": statistics.median(ours), "min_ms": min(ours)}
-    for times in others:
+    durations, *control_durations = take_turns(ways, repeats=repeats)
+    timing: dict[str, Any] = {"ms": statistics.median(durations), "min_ms": min(durations)}
+    for times in control_durations:
         median = statistics.median(times)
         timing |= {"control_ms": median, "control_min_ms": min(times), "ratio": timing["ms"] / median}
     rounded = {name: round(number, 2) for name, number in timing.items()}
@@ -128,13 +130,13 @@ def measure_kind(kind: Kind, values: Values, *, size: int, repeats: int) -> Timi
 
 
 def take_turns(ways: Sequence[Callable[[], Any]], *, repeats: int) -> list[list[float]]:
-    """Return the milliseconds of each run of each way; taking turns shares out what else the machine does."""
+    """Return the milliseconds of each run of each way. Taking turns spreads the machine's other load over all ways."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
-        for way, kept in zip(ways, times, strict=True):
+        for way, durations in zip(ways, times, strict=True):
             started = time.perf_counter()
             way()
-            kept.append(1000 * (time.perf_counter() - started))
+            durations.append(1000 * (time.perf_counter() - started))
     return times
 
 
@@ -142,7 +144,7 @@ def load_control(data: bytes, *, dicom: bool, size: int) -> NDArray[Any]:
     """Read a file without any check, window or padding: decode with pydicom or Pillow, resize with OpenCV.
 
     Returns:
-        (height, width), the longer one `size`; stored values, no grey.
+        (height, width) stored values, not grey values. The longer side is `size`.
     """
     cv2 = _import_cv2()
     if dicom:
@@ -169,13 +171,13 @@ def name_decoder(data: bytes) -> str:
 def _can_run(way: Callable[[], Any]) -> bool:
     try:
         way()
-    except Exception:  # pydicom has no decoder that its defaults find, which it says in many ways
+    except Exception:  # pydicom raises many kinds of errors if it finds no decoder
         return False
     return True
 
 
 def print_speed(console: Console, report: SpeedReport) -> None:
-    """Print the timings as a table and what was skipped below it."""
+    """Print the timings as a table, and the skipped kinds below it."""
     title = f"load_pixels(size={report.size}) of {report.rows}x{report.columns} pixels, median of {report.repeats}"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("File")
@@ -184,12 +186,12 @@ def print_speed(console: Console, report: SpeedReport) -> None:
         table.add_column(name, justify="right")
     for timing in report.timings:
         times = (timing.ms, timing.min_ms, timing.control_ms, timing.control_min_ms)
-        shown = ("-" if value is None else f"{value:.0f}" for value in times)
+        cells = ("-" if value is None else f"{value:.0f}" for value in times)
         ratio = "-" if timing.ratio is None else f"{timing.ratio:.2f}"
-        table.add_row(escape(timing.kind), escape(timing.decoder), f"{timing.file_mb:.1f}", *shown, ratio)
+        table.add_row(escape(timing.kind), escape(timing.decoder), f"{timing.file_mb:.1f}", *cells, ratio)
     console.print(table)
     machine = f"{report.cpus} CPUs, {report.cv2_threads} OpenCV threads"
-    console.print(f"{machine}; control: pydicom or Pillow decodes, OpenCV resizes, nothing else")
+    console.print(f"{machine}; the control only decodes with pydicom or Pillow and resizes with OpenCV")
     for name, reason in report.skipped:
         console.print(f"{escape(name)} skipped: {escape(reason)}", highlight=False, soft_wrap=True)
 

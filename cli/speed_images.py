@@ -1,4 +1,4 @@
-"""One drawn radiograph as a file of every kind that can be encoded here, for `cxr data speed`."""
+"""Write one drawn radiograph as every kind of file that this machine can encode, for `cxr data speed`."""
 
 import importlib
 import io
@@ -41,13 +41,13 @@ _LOSSLESS_JPEG: dict[str, Any] = {"bitspersample": BITS, "lossless": True}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: what it is called and how the 12 bit image becomes one.
+    """A kind of file: its name and the function that encodes the 12 bit image.
 
     Attributes:
-        name: For the table.
-        write: 12 bit values, (rows, columns) uint16 -> a whole file; ConfigError without its encoder.
-        bits: What is left of the 12 bits.
-        lossless: Whether the file gives back exactly the values, shifted to `bits`.
+        name: Name in the table.
+        write: 12 bit values, (rows, columns) uint16 -> a whole file; raises ConfigError without its encoder.
+        bits: Number of the 12 bits that the file keeps.
+        lossless: Whether decoding returns exactly the values, shifted to `bits`.
         dicom: Whether it is a DICOM file.
     """
 
@@ -59,7 +59,7 @@ class Kind:
 
 
 def draw_radiograph(rows: int, columns: int, *, seed: int = 0) -> Values:
-    """Draw what compresses about as a radiograph does: smooth shapes under noise that grows with brightness.
+    """Draw an image that compresses about as well as a radiograph: smooth shapes, and noise that grows with brightness.
 
     Returns:
         (rows, columns) uint16 of 12 bits.
@@ -71,7 +71,7 @@ def draw_radiograph(rows: int, columns: int, *, seed: int = 0) -> Values:
     ribs = 0.05 * np.sin(26 * down + 4 * across**2)
     smooth = 0.75 - 0.5 * lungs + ribs - 0.3 * across**4
     noise = generator.standard_normal((rows, columns), np.float32) * np.sqrt(np.clip(smooth, 0.02, 1)) * 0.012
-    # The corners stay outside the collimator: air without noise, as run-length coding likes it.
+    # The corners lie outside the collimator and have no noise, which suits run-length coding.
     open_field = (np.abs(across) < 0.94) & (np.abs(down) < 0.96)
     return np.where(open_field, np.clip((smooth + noise) * 4095, 0, 4095), 0).round().astype(np.uint16)
 
@@ -83,7 +83,7 @@ def write_dicom(values: NDArray[Any], syntax: str, *, bits: int = BITS, frame: b
         values: (rows, columns) uint8 or uint16.
         syntax: UID of the transfer syntax.
         bits: Bits stored.
-        frame: The compressed image, where the syntax is a compressed one.
+        frame: The compressed image, if the syntax is compressed.
     """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -113,7 +113,7 @@ def reduce_bits(values: Values) -> NDArray[np.uint8]:
 
 
 def list_kinds() -> list[Kind]:
-    """Return every kind of file that this stack reads and that has an encoder somewhere."""
+    """Return every kind of file that this stack reads and some package can encode."""
     return [
         Kind("uncompressed, little endian", lambda values: write_dicom(values, ExplicitVRLittleEndian)),
         Kind("uncompressed, implicit VR", lambda values: write_dicom(values, ImplicitVRLittleEndian)),
@@ -136,7 +136,7 @@ def list_kinds() -> list[Kind]:
 
 
 def _pydicom(syntax: str, **settings: Any) -> Callable[[Values], bytes]:
-    """Return a writer that lets pydicom compress."""
+    """Return a writer that compresses with pydicom."""
 
     def write(values: Values) -> bytes:
         from pydicom import dcmread

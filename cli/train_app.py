@@ -1,4 +1,4 @@
-"""`cxr train`: train a model, compare two runs, list configs."""
+"""`cxr train`: train a model, compare runs, list configs."""
 
 import os
 from collections.abc import Mapping
@@ -24,19 +24,19 @@ _MOST_EPOCHS: Final = 20  # validated epochs that a comparison prints; --json ha
 
 
 train_app = typer.Typer(
-    cls=DefaultCommandGroup, no_args_is_help=True, help="Train a model; compare two runs; list configs."
+    cls=DefaultCommandGroup, no_args_is_help=True, help="Train a model, compare runs, list configs."
 )
 
 
 @train_app.command(DefaultCommandGroup.default, hidden=True)
 def train(
     table: Table,
-    out: Annotated[Path, typer.Option(help="Bundle directory to write; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Bundle directory to write. Must not exist.")],
     config: Annotated[
         str | None,
         typer.Option(
             help="Name of a config (`cxr train configs` lists them) or a TOML file.",
-            show_default="demo, or that of the bundle of --from",
+            show_default="demo, or the config of the --from bundle",
         ),
     ] = None,
     start: Annotated[
@@ -44,7 +44,7 @@ def train(
         typer.Option(
             "--from",
             metavar="BUNDLE",
-            help="Start from the weights and the vocabulary of this bundle, which must have the same architecture.",
+            help="Start from the weights and the vocabulary of this bundle. Its architecture must be the same.",
         ),
     ] = None,
     settings: Annotated[
@@ -52,24 +52,22 @@ def train(
         typer.Option(
             "--set",
             metavar="SECTION.NAME=VALUE",
-            help="Change a setting of the config, as optimizer.learning_rate=1e-3 or seed=1; may be repeated. "
-            "`cxr train configs NAME` shows every setting.",
+            help="Change a setting of the config, such as optimizer.learning_rate=1e-3 or seed=1. Repeatable. "
+            "`cxr train configs NAME` prints every setting.",
         ),
     ] = None,
     image_weights: Annotated[
         str | None,
-        typer.Option(help="Image weights: a file, a directory or a timm / hub id. Sets weights.image."),
+        typer.Option(help="Image weights: a file, a directory, or a timm or hub id. Sets weights.image."),
     ] = None,
     text_weights: Annotated[
-        str | None, typer.Option(help="BERT weights: a directory or a hub id. Sets weights.text.")
+        str | None, typer.Option(help="BERT weights: a directory, or a hub id. Sets weights.text.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Sets loop.epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of split and training. Sets seed.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs. Sets loop.epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for split and training. Sets seed.")] = None,
     split_file: Annotated[
         Path | None,
-        typer.Option(
-            help="Published split to use: JSON with train, validation and test, or CSV with id and split."
-        ),
+        typer.Option(help="Published split: JSON with train, validation and test, or CSV with id and split."),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
@@ -79,28 +77,28 @@ def train(
         typer.Option(help="Directory for checkpoints and metrics of the run.", show_default="OUT.run"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in its directory where it stopped.")
+        bool, typer.Option("--resume", help="Continue the interrupted run in its directory.")
     ] = False,
     log_with: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TRACKER",
-            help="Where to log: tensorboard (into the run's directory), wandb, mlflow or none; may be repeated.",
+            help="Where to log: tensorboard (in the run's directory), wandb, mlflow or none. Repeatable.",
             show_default="tensorboard",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model on a studies table and write it, with its measured results, as a bundle.
+    """Train a model on a studies table and write it as a bundle, with its test results.
 
-    Starts from a config, changes the settings given here, and prints them all.
+    The command loads a config, applies the options, and prints every setting.
 
-    The run's directory keeps every epoch's figures and, while it trains, a checkpoint for --resume.
+    The run's directory holds the figures of every epoch and, during training, a checkpoint for --resume.
 
-    With --from it goes on from a trained bundle: all of it, or without the encoders that --set weights.freeze=["image"]
-    leaves as they are. Calibration, thresholds and the lexical part are fitted anew.
+    With --from, training starts from a trained bundle. --set weights.freeze=["image"] keeps an encoder unchanged.
+    Calibration, thresholds and the lexical part are fitted again.
 
-    Started by torchrun, every process trains and the first one reports.
+    Under torchrun every process trains, and the first one prints the results.
     """
     from cli.show import print_json, print_metrics
     from cli.watch import show_training
@@ -108,14 +106,14 @@ def train(
     from training.config.toml_file import parse_settings
     from training.trackers import make_trackers
 
-    given = {
+    options = {
         "weights.image": image_weights,
         "weights.text": text_weights,
         "loop.epochs": epochs,
         "seed": seed,
     }
     changes = parse_settings(settings or ()) | {
-        key: value for key, value in given.items() if value is not None
+        key: value for key, value in options.items() if value is not None
     }
     chosen, bundle = _choose_config(config, start, changes)
     first = os.environ.get("RANK", "0") == "0"
@@ -125,7 +123,7 @@ def train(
     if not as_json:
         _print_config(console, chosen)
 
-    from training.train import train as train_model  # heavy, and a wrong setting is told before
+    from training.train import train as train_model  # a slow import, so a wrong setting is reported before it
 
     stages = {"pretraining": chosen.pretraining.epochs, "training": chosen.loop.epochs}
     with show_training(console, stages) as watcher:
@@ -157,8 +155,10 @@ def train(
 
 @train_app.command("compare")
 def compare(
-    a: Annotated[Path, typer.Argument(help="Bundle, or run directory of a run that may still be going on.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
+    a: Annotated[
+        Path, typer.Argument(help="First run: a bundle or a run directory. The run may still be training.")
+    ],
+    b: Annotated[Path, typer.Argument(help="Second run.")],
     as_json: Json = False,
 ) -> None:
     """Show how two runs differ: settings, validation scores, test results, time."""
@@ -174,13 +174,13 @@ def compare(
 
 @train_app.command("table")
 def show_table(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `cxr evaluate` has measured.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `cxr evaluate` has evaluated.")],
     column: Annotated[
-        list[str] | None, typer.Option(help="Show this figure only; may be repeated. Default: all there are.")
+        list[str] | None, typer.Option(help="Column to show. Repeatable. Default: all columns.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print what several evaluated bundles reached as one Markdown table: an ablation, or a series of seeds."""
+    """Print the results of several bundles as one Markdown table: an ablation, or a series of seeds."""
     from cli.show import print_json
     from training.evaluation.results_table import format_markdown, read_rows
 
@@ -200,17 +200,19 @@ def show_series(
     cache: Annotated[
         Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=0, help="How often patients are drawn anew.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of these draws.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed for the resamples.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Hold several models against the controls of images: each on its own test split, averaged, tested in pairs."""
+    """Compare several models with the image controls, each on its own test split; print averages and paired tests."""
     from cli.show import print_json
     from contract.bundle import load_bundle
     from training.evaluation.series import ask_members, format_series, measure_series
 
     console = make_console(True)
-    with console.status("Asking the models"):
+    with console.status("Predicting with the models"):
         members = ask_members([load_bundle(bundle) for bundle in bundles], table, cache=cache)
     series = measure_series(members, seed=seed, resamples=resamples)
     if as_json:
@@ -222,11 +224,11 @@ def show_series(
 @train_app.command("configs")
 def show_configs(
     name: Annotated[
-        str | None, typer.Argument(help="Print this config in full, as a TOML file to start from.")
+        str | None, typer.Argument(help="Config to print in full, as a TOML file that you can edit.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the configs that come with the package, or print one with every setting."""
+    """List the built-in configs, or print one with every setting."""
     from cli.show import print_json
     from training.config.toml_file import format_config, list_configs, load_config, read_header
 
@@ -238,26 +240,29 @@ def show_configs(
             header = "".join(f"# {line}".rstrip() + "\n" for line in read_header(name))
             typer.echo(f"{header}\n{format_config(config)}", nl=False)
         return
-    found = {each: next((line for line in read_header(each)[1:] if line), "") for each in list_configs()}
+    summaries = {
+        config_name: next((line for line in read_header(config_name)[1:] if line), "")
+        for config_name in list_configs()
+    }
     if as_json:
-        print_json(found)
+        print_json(summaries)
         return
     table = RichTable(box=None, pad_edge=False, show_header=False)
-    for each, prose in found.items():
-        table.add_row(f"[bold]{escape(each)}[/bold]", escape(prose))
+    for config_name, summary in summaries.items():
+        table.add_row(f"[bold]{escape(config_name)}[/bold]", escape(summary))
     make_console(False).print(table, highlight=False)
 
 
 def _choose_config(
     name: str | None, start: Path | None, changes: Mapping[str, object]
 ) -> "tuple[TrainConfig, Bundle | None]":
-    """Return the named config, or that of the bundle to start from, with the changes; and the bundle."""
+    """Return the named config, or the start bundle's config, with the changes applied; and the start bundle."""
     from contract.bundle import load_bundle
     from training.config.toml_file import change_config, load_config
 
     if start is None:
         return load_config(name or "demo", changes), None
-    from training.start import read_start_config  # heavy
+    from training.start import read_start_config  # slow import
 
     bundle = load_bundle(start, convert=True)
     if name is not None:
@@ -272,7 +277,7 @@ def _print_config(console: Console, config: "TrainConfig") -> None:
 
 
 def print_comparison(console: Console, comparison: "Comparison") -> None:
-    """Print two runs side by side: what differs, the course, the results, and what to know before comparing."""
+    """Print two runs side by side: settings that differ, validation scores, test results, and notes."""
     a, b = comparison.a, comparison.b
     for letter, one in (("A", a), ("B", b)):
         console.print(f"{letter}  {_describe_run(one)}", highlight=False, soft_wrap=True)
@@ -289,8 +294,8 @@ def print_comparison(console: Console, comparison: "Comparison") -> None:
     if comparison.test:
         console.print(_tabulate_test(comparison.test))
         console.print(
-            "[dim]Macro means with 95 % intervals of each run alone; they do not tell whether a difference is "
-            "more than chance.[/dim]"
+            "[dim]Macro means with the 95 % interval of each run. The intervals do not show whether a difference is "
+            "significant.[/dim]"
         )
     for note in comparison.notes:
         console.print(f"[bold yellow]Note:[/bold yellow] {escape(note)}", highlight=False, soft_wrap=True)
@@ -306,11 +311,13 @@ def _describe_run(run: "TrainingRun") -> str:
 
 
 def _thin(comparison: "Comparison") -> list[tuple[int, float | None, float | None]]:
-    """Return at most about `_MOST_EPOCHS` epochs, evenly spread; the best ones and the last are among them."""
+    """Return about `_MOST_EPOCHS` evenly spaced epochs, with the best epochs and the last one."""
     rows = comparison.scores
     step = -(-len(rows) // _MOST_EPOCHS) or 1
-    kept = {run.best[0] for run in (comparison.a, comparison.b) if run.best}
-    return [row for place, row in enumerate(reversed(rows)) if place % step == 0 or row[0] in kept][::-1]
+    best_epochs = {run.best[0] for run in (comparison.a, comparison.b) if run.best}
+    return [row for index, row in enumerate(reversed(rows)) if index % step == 0 or row[0] in best_epochs][
+        ::-1
+    ]
 
 
 def _mark(value: float | None, best: bool) -> str:
@@ -324,9 +331,9 @@ def _tabulate_test(test: "Mapping[str, Mapping[str, Difference]]") -> RichTable:
 
     table = _make_table("Test split", "Read from", "", "A", "B", "B - A")
     for way, figures in test.items():
-        for place, (name, figure) in enumerate(figures.items()):
+        for index, (name, figure) in enumerate(figures.items()):
             change = "-" if figure.change is None else f"{figure.change:+.3f}"
-            title = KIND_TITLES.get(way, way) if place == 0 else ""
+            title = KIND_TITLES.get(way, way) if index == 0 else ""
             values = (format_interval(value) for value in (figure.a, figure.b))
             table.add_row(title, "F1" if name == "f1" else name.upper(), *values, change)
     return table
@@ -334,7 +341,7 @@ def _tabulate_test(test: "Mapping[str, Mapping[str, Difference]]") -> RichTable:
 
 def _make_table(title: str, *columns: str) -> RichTable:
     table = RichTable(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        numeric = place > 0 and column != ""
+    for index, column in enumerate(columns):
+        numeric = index > 0 and column != ""
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
     return table

@@ -1,4 +1,4 @@
-"""A training run on the terminal: a bar with its figures, and one line for each validated epoch."""
+"""Show a training run on the terminal: a bar with figures, and one line for each validated epoch."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from rich.text import Text
 from cli.console import escape
 from training.watch import EpochReport, StepReport
 
-_LONG_WAIT: Final = 0.2  # share of an epoch; a shorter wait for the loader is not worth a word
+_LONG_WAIT: Final = 0.2  # share of an epoch; a shorter wait for the loader is not printed
 
 
 class _Bars(Progress):
@@ -33,7 +33,7 @@ class _Bars(Progress):
 
 
 class TrainingDisplay:
-    """A `training.watch.Watcher` that prints; off a terminal it prints lines alone."""
+    """A `training.watch.Watcher` that prints. Without a terminal it prints only lines, no bar."""
 
     def __init__(self, console: Console, bars: _Bars, epochs: Mapping[str, int]) -> None:
         """Take a started display; see `show_training`."""
@@ -63,7 +63,7 @@ class TrainingDisplay:
         )
 
     def on_epoch(self, report: EpochReport) -> None:
-        """Print a line, where the epoch was validated."""
+        """Print a line if the epoch was validated."""
         if "score" not in report.validation:
             return
         self._last = report.validation["score"]
@@ -77,7 +77,7 @@ class TrainingDisplay:
         self._console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
 
     def _enter(self, stage: str, total: int) -> None:
-        """Begin the bar anew with every stage, so that its speed is that of the stage."""
+        """Reset the bar at the start of a stage, so that it shows the speed of this stage."""
         if stage != self._stage:
             self._stage = stage
             self._bars.reset(self._task, total=total, description=stage, rate="")
@@ -120,7 +120,7 @@ def show_training(console: Console, epochs: Mapping[str, int]) -> Iterator[Train
     """Show a run while the body trains.
 
     Args:
-        console: Where to; a bar is drawn only on a terminal.
+        console: The console. The bar is drawn only on a terminal.
         epochs: Stage ("pretraining", "training") -> its epochs.
     """
     columns = (
@@ -131,7 +131,7 @@ def show_training(console: Console, epochs: Mapping[str, int]) -> Iterator[Train
         TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
-    # Validation stops the steps now and then: a long period keeps the time left from jumping.
+    # Validation interrupts the steps. A long period keeps the estimate of the remaining time stable.
     bars = _Bars(
         *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=300
     )

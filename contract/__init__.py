@@ -1,4 +1,4 @@
-"""What every part of the stack agrees on: labels, tensors, preprocessing, bundles, errors.
+"""Definitions that every part of the stack shares: labels, tensors, preprocessing, bundles, errors.
 
 Works at numpy level and never imports torch, faiss or tritonclient.
 """

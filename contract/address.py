@@ -1,4 +1,4 @@
-"""How the servers are reached: addresses as a person writes them, and what every gRPC channel is told."""
+"""Addresses of the servers: check what a user wrote, and the options of every gRPC channel."""
 
 import re
 import socket
@@ -6,19 +6,19 @@ from typing import Final
 
 from contract.errors import ConfigError
 
-# Options of every channel to Triton and to the sidecar. gRPC waits longer after each failed attempt, up to 120 s, and
-# all channels of a process to one address, new ones too, share one connection and its wait: a client whose server was
-# away would find it again long after it came back (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html).
-# An attempt has 3 s, so that a network with a round trip of a second still connects.
+# Options of every channel to Triton and to the sidecar. gRPC waits longer after each failed attempt, up to 120 s. All
+# channels of a process to one address, also new ones, share one connection and its wait. Without these options a
+# client would reconnect long after its server came back (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html).
+# An attempt may take 3 s, so that a network with a round trip of one second still connects.
 CHANNEL_OPTIONS: Final = (
-    ("grpc.enable_http_proxy", 0),  # a proxy of the environment must not see studies of a lab's own host
+    ("grpc.enable_http_proxy", 0),  # a proxy set in the environment must not see a lab's studies
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 3_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a container started again has another address
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a restarted container has another address
 )
-_NAMED: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")  # gRPC's own ways to write an address
+_NAMED: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")  # gRPC's own address forms
 _HOST_AND_PORT: Final = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]+)", re.ASCII
 )
@@ -26,13 +26,13 @@ _PROBE_TIMEOUT_S: Final = 1.0
 
 
 def check_address(url: str, *, server: str, setting: str, example: str) -> str:
-    """Return the address of a gRPC service as it is; ConfigError unless it is host:port or one of gRPC's own forms.
+    """Return the address of a gRPC service unchanged. Raise ConfigError unless it is host:port or a gRPC address form.
 
     Args:
-        url: As a person wrote it.
-        server: Whose address it is: "Triton's gRPC service".
-        setting: Where it is set: "triton_url (--triton)".
-        example: One that is right.
+        url: The address, as the user wrote it.
+        server: The server at this address, such as "Triton's gRPC service".
+        setting: Name of the setting, such as "triton_url (--triton)".
+        example: A valid address.
     """
     remedy = f"{setting} must be host:port of {server}, such as {example}"
     if not isinstance(url, str):
@@ -46,21 +46,21 @@ def check_address(url: str, *, server: str, setting: str, example: str) -> str:
 
 
 def _find_problem(url: str) -> str:
-    """Return what is wrong with host:port, "" when nothing is; never what stands before an @, a password perhaps."""
+    """Return what is wrong with host:port, or "". The text never repeats what precedes an @, perhaps a password."""
     match = _HOST_AND_PORT.fullmatch(url)
     if match:
-        return "" if 1 <= int(match["port"][:6]) <= 65535 else f"the port of {url!r} is none of 1 to 65535"
+        return "" if 1 <= int(match["port"][:6]) <= 65535 else f"the port of {url!r} is not from 1 to 65535"
     scheme, separator, _ = url.partition("://")
     problems = {
         "it is empty": not url.strip(),
-        "it holds a user name, which the servers do not take": "@" in url,
-        f"leave out {scheme}:// of {url!r}, and mind that HTTP has another port than gRPC": bool(separator),
-        f"an IPv6 address stands in brackets, as in [::1]:8001, unlike {url!r}": url.count(":") > 1
+        "it holds a user name, which the servers do not accept": "@" in url,
+        f"remove {scheme}:// from {url!r}, and note that HTTP and gRPC use different ports": bool(separator),
+        f"{url!r} needs brackets around the IPv6 address, as in [::1]:8001": url.count(":") > 1
         and not url.startswith("["),
-        f"{url!r} names no host": url.startswith(":"),
-        f"{url!r} names no port": ":" not in url.rpartition("]")[2].rstrip(":"),
+        f"{url!r} has no host": url.startswith(":"),
+        f"{url!r} has no port": ":" not in url.rpartition("]")[2].rstrip(":"),
     }
-    return next((problem for problem, applies in problems.items() if applies), f"{url!r} is no host:port")
+    return next((problem for problem, applies in problems.items() if applies), f"{url!r} is not host:port")
 
 
 def _name_type(value: object) -> str:
@@ -68,9 +68,9 @@ def _name_type(value: object) -> str:
 
 
 def speaks_http1(url: str) -> bool:
-    """Whether the server at host:port answers as an HTTP/1 server, as Triton's HTTP and metrics ports do.
+    """Whether the server at host:port speaks HTTP/1, as Triton's HTTP and metrics ports do.
 
-    It sends one GET, with a second to answer, over a connection of its own.
+    Send one GET over a new connection and wait at most one second for the answer.
     """
     match = _HOST_AND_PORT.fullmatch(url)
     if match is None:

@@ -1,7 +1,7 @@
-"""The model bundle: one directory that holds everything a trained model is, and proves that it is whole.
+"""The model bundle: one directory with all files of a trained model, and hashes that prove it is complete.
 
     model.safetensors  weights             labels.json   thresholds, calibration
-    config.json        model and training  metrics.json  what it reached, on which data
+    config.json        model and training  metrics.json  results, and the data they were measured on
     tokenizer.json     text vocabulary     split.json    study ids of train / validation / test
     MODEL_CARD.md      for people          manifest.json sha256 of each file, fingerprint, versions
 
@@ -33,11 +33,11 @@ TOKENIZER: Final = "tokenizer.json"
 LABELS_FILE: Final = "labels.json"
 METRICS: Final = "metrics.json"
 SPLIT: Final = "split.json"
-PARTS: Final = ("train", "validation", "test")  # of a split
+PARTS: Final = ("train", "validation", "test")  # parts of a split
 MODEL_CARD: Final = "MODEL_CARD.md"
 DECIDING_FILES: Final = (WEIGHTS, CONFIG, TOKENIZER, LABELS_FILE)
 REQUIRED_FILES: Final = (*DECIDING_FILES, METRICS, SPLIT, MODEL_CARD)
-LABELS_FORMAT: Final = 2  # 1, which said nothing of it: one set of labels for all ways to read a study
+LABELS_FORMAT: Final = 2  # format 1 has no number in the file, and one set of labels for all ways
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,22 @@ class Bundle:
 
     @property
     def trained_on(self) -> str:
-        """The collection that the model was trained on, "unknown" in a bundle that does not record it."""
+        """The collection that the model was trained on; "unknown" if the bundle does not record it."""
         return read_trained_on(self.manifest.get("data_source"))
 
     @property
     def trained_ways(self) -> tuple[str, ...]:
-        """The ways to read a study that the model was trained for; all in a bundle that does not record it."""
+        """The ways to read a study that the model was trained for; all ways if the bundle does not record them."""
         return read_trained_ways(_read_json(self.path / METRICS))
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Keys of the labels that its test split held too few cases of to measure."""
+        """Keys of the labels with too few test cases to be measured."""
         return read_unmeasured(_read_json(self.path / METRICS))
 
     @property
     def split(self) -> dict[str, list[str]]:
-        """Part ("train", "validation", "test") -> ids of its studies, as the table wrote them; [] of a missing part."""
+        """Part ("train", "validation", "test") -> study ids as in the table; [] if the part is missing."""
         recorded = _read_json(self.path / SPLIT)
         return {part: list(recorded.get(part, ())) for part in PARTS}
 
@@ -95,30 +95,30 @@ def compute_sha256(path: Path) -> str:
 
 
 def compute_fingerprint(hashes: Mapping[str, str]) -> str:
-    """Return the fingerprint for the given file hashes (name -> SHA-256); other files do not count."""
+    """Return the fingerprint of file hashes (name -> SHA-256). Only the files that decide the answers count."""
     lines = "".join(f"{name}:{hashes[name]}\n" for name in DECIDING_FILES)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def require_same_fingerprint(expected: str, found: str, *, expected_from: str, found_from: str) -> None:
-    """Raise FingerprintError, with both values, unless two artifacts come from the same model."""
+    """Raise FingerprintError with both values unless two artifacts come from the same model."""
     if expected != found:
         raise FingerprintError(
             f"{found_from} was made by model {found[:12] or '(none)'}, but {expected_from} is model "
-            f"{expected[:12] or '(none)'}: use artifacts of one bundle."
+            f"{expected[:12] or '(none)'}. Use artifacts of one bundle."
         )
 
 
 @contextmanager
 def write_directory(target: Path) -> Iterator[Path]:
-    """Yield a scratch directory that becomes `target` in one rename, or vanishes on any error.
+    """Yield a scratch directory. At the end it is renamed to `target`; on any error it is deleted.
 
     Raises:
         ConfigError: `target` exists already.
-        ArtifactError: The disk refused the write (full, read-only); nothing is left behind.
+        ArtifactError: The disk refused the write (full, read-only). No files are left.
     """
     if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target} exists already; choose another directory or remove it.")
+        raise ConfigError(f"{target} exists already. Choose another directory or remove it.")
     with _open_scratch(target) as scratch:
         yield scratch
         apply_umask(scratch)
@@ -127,46 +127,49 @@ def write_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a copy of a bundle to add files to; sealed anew, it takes the bundle's place at the end.
+    """Yield a copy of a bundle to add files to. At the end the copy is sealed and replaces the bundle.
 
-    The fingerprint stays, because the files that decide the answers do. On any error the bundle is as it was.
+    The fingerprint stays, because the files that decide the answers stay. On any error the bundle is unchanged.
 
     Args:
         bundle: A verified bundle.
-        changed: Names of files that will be written over; the others must not be, for they are links.
+        changed: Names of files that the caller overwrites. The other files must not be written, because they are links.
 
     Raises:
         ConfigError: `changed` names a file that decides the answers.
-        FingerprintError: Such a file was changed nevertheless.
+        FingerprintError: A file that decides the answers was changed.
         ArtifactError: The disk refused the write.
     """
     if deciding := sorted(set(changed) & set(DECIDING_FILES)):
-        raise ConfigError(f"{', '.join(deciding)} decide the answers of a bundle: train a new one.")
+        raise ConfigError(
+            f"{', '.join(deciding)} cannot be changed, because the answers of the bundle depend on it. "
+            "Train a new bundle."
+        )
     details = {key: value for key, value in bundle.manifest.items() if key not in {"files", "fingerprint"}}
-    place = bundle.path.resolve()  # a link to a bundle stays one
-    with _open_scratch(place) as scratch:
+    path = bundle.path.resolve()  # a link to a bundle stays a link
+    with _open_scratch(path) as scratch:
         for name in bundle.manifest["files"]:
             _place_file(bundle.path / name, scratch / name, link=name not in changed)
         yield scratch
-        found = seal_bundle(scratch, details)
+        fingerprint = seal_bundle(scratch, details)
         require_same_fingerprint(
-            bundle.fingerprint, found, expected_from=str(bundle.path), found_from="the amended bundle"
+            bundle.fingerprint, fingerprint, expected_from=str(bundle.path), found_from="the amended bundle"
         )
         apply_umask(scratch)
         old = scratch.with_name(f"{scratch.name}-old")
-        place.rename(old)
-        scratch.rename(place)
+        path.rename(old)
+        scratch.rename(path)
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def _open_scratch(target: Path) -> Iterator[Path]:
-    """Yield a new directory beside `target`; what is left of it at the end is removed."""
+    """Yield a new directory beside `target`. If it still exists at the end, it is removed."""
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-        scratch.mkdir()  # not mkdtemp: the umask says who may read it, as for its files
+        scratch.mkdir()  # not mkdtemp, so that the umask decides who may read it
         yield scratch
     except OSError as error:
         raise ArtifactError(f"Could not write {target}: {error.strerror or error}.") from error
@@ -176,7 +179,7 @@ def _open_scratch(target: Path) -> Iterator[Path]:
 
 
 def apply_umask(directory: Path) -> None:
-    """Give every file the mode that the umask gives new files: some libraries write through a private one of 0600."""
+    """Give every file the mode of a new file under the umask, because some libraries create files with mode 0600."""
     mode = stat.S_IMODE(directory.stat().st_mode) & 0o666  # the directory was made under the umask
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -195,12 +198,12 @@ def _place_file(source: Path, target: Path, *, link: bool) -> None:
 
 
 def write_labels(directory: Path, decisions: Decisions) -> None:
-    """Write labels.json: for each way to read a study the 22 categories, without what is not stated."""
+    """Write labels.json: the 22 categories for each way to read a study, without values that are None."""
     write_json(directory / LABELS_FILE, {"format": LABELS_FORMAT, "ways": decisions.to_dict()})
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON with sorted keys, so that equal values give equal files; as `write_file`."""
+    """Write a value as indented JSON with sorted keys, so that equal values give equal files; see `write_file`."""
     write_file(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -209,7 +212,7 @@ def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
 
     Args:
         directory: Holds every file of REQUIRED_FILES.
-        details: What else the manifest records: versions, git commit, data hash, seed.
+        details: Further entries of the manifest: versions, git commit, data hash, seed.
 
     Raises:
         ArtifactError: A required file is missing.
@@ -229,11 +232,11 @@ def load_bundle(path: Path | str, *, convert: bool = False) -> Bundle:
 
     Args:
         path: Its directory.
-        convert: Read the labels of an older version, one set for all ways to read a study, as those of each way.
+        convert: Accept the older label format, which has one set for all ways to read a study.
 
     Raises:
-        ArtifactError: It is no bundle, a file is missing, or a file was changed after sealing (named).
-        FingerprintError: The manifest's fingerprint does not belong to its files.
+        ArtifactError: It is not a bundle, a file is missing, or a file was changed after sealing. The message names it.
+        FingerprintError: The manifest's fingerprint does not match its files.
     """
     path = Path(path)
     manifest = _read_json(path / MANIFEST)
@@ -254,17 +257,17 @@ def load_bundle(path: Path | str, *, convert: bool = False) -> Bundle:
 
 
 def read_labels(path: Path, *, convert: bool = False) -> Decisions:
-    """Read labels.json; `convert` as in `load_bundle`.
+    """Read labels.json. For `convert` see `load_bundle`.
 
     Raises:
-        ArtifactError: It is no label file, it was written in another format, or its numbers cannot be used.
+        ArtifactError: It is not a label file, it has another format, or its numbers are not valid.
     """
     content = _read_json(path)
     if "labels" in content and convert:
         content = {"format": LABELS_FORMAT, "ways": dict.fromkeys(WAYS, _rename(content["labels"]))}
     if "labels" in content:
         raise ArtifactError(
-            f"{path} was written by an older version, with one threshold per label for all ways to read a study: make "
+            f"{path} was written by an older version, with one threshold per label for all ways to read a study. Make "
             "a new bundle from it with `cxr calibrate`, or train it again."
         )
     if content.get("format") != LABELS_FORMAT:
@@ -276,9 +279,9 @@ def read_labels(path: Path, *, convert: bool = False) -> Decisions:
 
 
 def _rename(labels: object) -> object:
-    """Return the labels of an older version with the names of this one: a category is told by its key."""
+    """Return the labels of an older version with the current names. The key identifies a category."""
     if not (isinstance(labels, list) and all(isinstance(entry, dict) for entry in labels)):
-        return labels  # refused where it is parsed
+        return labels  # the parser refuses it
     return [entry | {"name": LABEL_NAMES.get(str(entry.get("key")), entry.get("name"))} for entry in labels]
 
 
@@ -289,20 +292,20 @@ def _verify_file(directory: Path, name: str, expected: object) -> None:
     if not file.is_file():
         raise ArtifactError(f"The bundle {directory} lacks {name}.")
     try:
-        found = compute_sha256(file)
+        actual = compute_sha256(file)
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {type(error).__name__}.") from error
-    if found != expected:
+    if actual != expected:
         raise ArtifactError(
-            f"{file} was changed after the bundle was written (SHA-256 {found[:12]}, manifest "
-            f"{str(expected)[:12]}): restore it or train again."
+            f"{file} was changed after the bundle was written (SHA-256 {actual[:12]}, manifest "
+            f"{str(expected)[:12]}). Restore the file or train again."
         )
 
 
 def _find_roots(directory: Path) -> list[Path]:
-    """Return where a bundle's files may lie: in it or, for a snapshot in the hub's cache, in the cache's blobs.
+    """Return the directories that may hold a bundle's files: the bundle and, in the hub's cache, the cache's blobs.
 
-    The cache keeps <repository>/blobs and <repository>/snapshots/<commit>, whose files are links to blobs.
+    The cache has <repository>/blobs and <repository>/snapshots/<commit>. The files of a snapshot are links to blobs.
     """
     real = directory.resolve()
     blobs = real.parent.parent / "blobs"

@@ -1,9 +1,9 @@
-"""How a model decides: the threshold, the band and the conformal cut of each label, for each way to read a study.
+"""The decisions of a model: threshold, band and conformal cut of each label, for each way to read a study.
 
 labels.json of the bundle -> parameter `decisions` of the served predict_* models -> client -> every result
 
-An image alone, a report alone and both together give probabilities of different spread: a threshold that was fitted
-where a report states the finding calls hardly anything present that only an image shows. So each way has its own.
+An image alone, a report alone and both together give probabilities of different spread. A threshold that was fitted
+on reports, which state a finding, is too high for images alone. So each way has its own thresholds.
 """
 
 import math
@@ -23,11 +23,11 @@ _CALIBRATION: Final = frozenset(["scale", "bias"])
 
 
 def decide(probability: float, threshold: float | None, low: float | None, high: float | None) -> Decision:
-    """Return what a probability means.
+    """Return the decision for a probability.
 
     Returns:
-        "undecided" without a threshold; "uncertain" from `low` up to, but without, `high`; else whether the threshold
-        is reached.
+        "undecided" without a threshold; "uncertain" from `low` (included) to `high` (excluded); otherwise "present"
+        from the threshold on and "absent" below it.
     """
     if threshold is None:
         return "undecided"
@@ -38,20 +38,20 @@ def decide(probability: float, threshold: float | None, low: float | None, high:
 
 @dataclass(frozen=True)
 class ServedLabel:
-    """A category as one model serves it to those who read a study in one way.
+    """A category of one model, for one way to read a study.
 
     The calibrated probability is sigmoid(scale * logit + bias) (Platt scaling, fitted on the validation split).
-    `threshold` and what follows `bias` are None where a model states nothing about it; see
+    `threshold` and the fields after `bias` are None if the model does not state them; see
     `training.evaluation.selective`.
 
     Attributes:
         key: Short name, as in `contract.labels`.
-        name: For people.
-        threshold: Probability, 0 to 1, from which the finding counts as present; None: it is not decided.
-        scale: Of the logit.
-        bias: Of the scaled logit.
+        name: Display name.
+        threshold: Probability, 0 to 1, from which the finding counts as present. None: no decision.
+        scale: Factor of the logit.
+        bias: Offset of the scaled logit.
         uncertain_low: Lower edge of the band of uncertain probabilities; at most the threshold.
-        uncertain_high: Its upper edge, the first probability above it; at least the threshold.
+        uncertain_high: Upper edge of the band, the first probability above it; at least the threshold.
         stated_missed: Largest expected share of the studies with the finding that is decided "absent".
         stated_false_alarms: Largest expected share of the studies without it that is decided "present".
         include: Probability from which the label belongs to the conformal set.
@@ -71,15 +71,15 @@ class ServedLabel:
     stated_recall: float | None = None
 
     def decide(self, probability: float) -> Decision:
-        """Return what a probability of this label means; see `decide`."""
+        """Return the decision for a probability of this label; see `decide`."""
         return decide(probability, self.threshold, self.uncertain_low, self.uncertain_high)
 
     def to_dict(self) -> dict[str, str | float]:
-        """Return what is stated."""
+        """Return the fields that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def describe(self) -> dict[str, str | float]:
-        """Return what a client needs of it: all that is stated but the calibration."""
+        """Return the fields for clients: those of `to_dict` without the calibration."""
         return {name: value for name, value in self.to_dict().items() if name not in _CALIBRATION}
 
 
@@ -88,36 +88,36 @@ UNDECIDED: Final = tuple(ServedLabel(label.key, label.name) for label in LABELS)
 
 @dataclass(frozen=True)
 class Decisions:
-    """How one model decides, by the way in which a study is read.
+    """The decisions of one model, for each way to read a study.
 
     Attributes:
-        ways: "study", "image" or "text" -> the K categories, in the order of `contract.labels`. A way is missing that
-            the model was not trained for, or that no validation study could be read in: nothing is decided there.
+        ways: "study", "image" or "text" -> the K categories, in the order of `contract.labels`. A way is
+            missing, without decisions, if the model was not trained for it or no validation study has its inputs.
     """
 
     ways: Mapping[str, tuple[ServedLabel, ...]]
 
     @classmethod
     def repeat(cls, labels: tuple[ServedLabel, ...]) -> "Decisions":
-        """Return decisions that are the same whatever is read."""
+        """Return decisions that are the same for every way."""
         return cls(dict.fromkeys(WAYS, labels))
 
     def of(self, way: str) -> tuple[ServedLabel, ...]:
-        """Return the K categories for one way; without thresholds where the model states none."""
+        """Return the K categories for one way. They have no thresholds if the model states none."""
         return self.ways.get(way, UNDECIDED)
 
     def get_thresholds(self, way: str) -> NDArray[np.float64] | None:
-        """Return (K,) thresholds for one way; None where the model states none."""
+        """Return (K,) thresholds for one way; None if the model states none."""
         if way not in self.ways:
             return None
         return np.array([label.threshold for label in self.ways[way]], np.float64)
 
     def to_dict(self) -> dict[str, list[dict[str, str | float]]]:
-        """Return what a bundle holds."""
+        """Return the JSON form that a bundle holds."""
         return {way: [label.to_dict() for label in labels] for way, labels in self._list_ways()}
 
     def describe(self) -> dict[str, list[dict[str, str | float]]]:
-        """Return what a client needs: all but the calibration."""
+        """Return the JSON form for clients, without the calibration."""
         return {way: [label.describe() for label in labels] for way, labels in self._list_ways()}
 
     def _list_ways(self) -> list[tuple[str, tuple[ServedLabel, ...]]]:
@@ -125,20 +125,20 @@ class Decisions:
 
 
 def parse_decisions(value: Any, *, source: str) -> Decisions:
-    """Read what `Decisions.to_dict` or `describe` returned; what a newer version says besides is passed over.
+    """Parse the result of `Decisions.to_dict` or `describe`. Unknown fields of a newer version are ignored.
 
     Args:
-        value: As it was read from JSON.
-        source: Where it stood, for messages.
+        value: The parsed JSON.
+        source: Where the JSON came from, for messages.
 
     Raises:
-        ArtifactError: It holds something else, or numbers that cannot be used.
+        ArtifactError: The value has another structure, or numbers out of range.
     """
-    known = {field.name for field in fields(ServedLabel)}
+    field_names = {field.name for field in fields(ServedLabel)}
     try:
         ways = {
             way: tuple(
-                ServedLabel(**{name: entry[name] for name in known & entry.keys()}) for entry in entries
+                ServedLabel(**{name: entry[name] for name in field_names & entry.keys()}) for entry in entries
             )
             for way, entries in value.items()
             if way in WAYS
@@ -160,23 +160,23 @@ def check_decisions(decisions: Decisions, *, source: str) -> None:
 
 
 def check_numbers(label: ServedLabel, *, source: str) -> None:
-    """Raise ArtifactError unless the numbers of a label are usable; see `ServedLabel` for their ranges."""
+    """Raise ArtifactError unless the numbers of a label are in range; see `ServedLabel`."""
     values = {name: value for name, value in asdict(label).items() if name not in {"key", "name"}}
     stated = {name: value for name, value in values.items() if value is not None}
     if label.threshold is None or not all(
         isinstance(number, int | float) and math.isfinite(number) for number in stated.values()
     ):
-        raise ArtifactError(f"{source} holds something else than numbers for {label.key}.")
+        raise ArtifactError(f"{source} holds a value that is not a number for {label.key}.")
     for name in stated.keys() - _CALIBRATION:
         if not 0 <= stated[name] <= 1:
-            said = name.replace("_", " ")
-            raise ArtifactError(f"{source} gives {label.key} the {said} {stated[name]}, not 0 to 1.")
+            description = name.replace("_", " ")
+            raise ArtifactError(f"{source} gives {label.key} the {description} {stated[name]}, not 0 to 1.")
     for first, second in (("uncertain_low", "uncertain_high"), ("include", "stated_recall")):
         if (first in stated) != (second in stated):
             raise ArtifactError(f"{source} gives {label.key} only one of {first} and {second}.")
     low, high = (stated.get(name, label.threshold) for name in ("uncertain_low", "uncertain_high"))
     if not low <= label.threshold <= high:
         raise ArtifactError(
-            f"{source} gives {label.key} the band {low} to {high}, which does not hold its threshold "
+            f"{source} gives {label.key} the band {low} to {high}, which does not contain the threshold "
             f"{label.threshold}."
         )

@@ -2,27 +2,27 @@
 
 CxrError
 ├── InputError                 the caller's data cannot be used      INVALID_ARGUMENT  exit 2
-│   ├── ImageError             not a radiograph that can be read
-│   ├── ReportError            not a report that can be read
+│   ├── ImageError             not a readable radiograph
+│   ├── ReportError            not a readable report
 │   └── TensorError            a tensor of the wrong name, type or shape
 ├── ConfigError                a setting or a command cannot be used                   exit 2
 ├── ArtifactError              a file made by this project is wrong                    exit 3
 │   ├── FingerprintError       two artifacts come from different models
 │   └── ParityError            an exported graph answers differently
-└── ServiceError               a server did not answer as it should                    exit 4
+└── ServiceError               a server failed or did not answer                       exit 4
     ├── UnavailableError       nothing answers at the address
     ├── BusyError              the server's queue is full
     ├── DeadlineError          no answer within the time given
-    ├── CancelledError         the call was given up before its answer
+    ├── CancelledError         the call was cancelled before its answer
     └── ServerError            the server failed
 
-A message is one sentence for a person: what is wrong and, where known, what to do. It never holds a
-patient identifier or the content of a report.
+A message says what is wrong and, if known, what to do. It never holds a patient identifier or the content of a
+report.
 """
 
 
 class CxrError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what a command exits with."""
+    """Base of every error raised on purpose. `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
@@ -46,7 +46,7 @@ class TensorError(InputError):
 
 
 class ConfigError(CxrError):
-    """A setting, a path or a missing package makes the command impossible."""
+    """A setting or a path cannot be used, or a package is missing."""
 
     exit_code = 2
 
@@ -58,15 +58,15 @@ class ArtifactError(CxrError):
 
 
 class FingerprintError(ArtifactError):
-    """Two artifacts that must come from the same model do not."""
+    """Two artifacts come from different models but must come from the same one."""
 
 
 class ParityError(ArtifactError):
-    """An exported graph does not answer as the model it was made from."""
+    """An exported graph gives other answers than its model."""
 
 
 class ServiceError(CxrError):
-    """A server did not answer as it should."""
+    """A server failed or did not answer."""
 
     exit_code = 4
 
@@ -76,15 +76,15 @@ class UnavailableError(ServiceError):
 
 
 class BusyError(ServiceError):
-    """The server is there, but its queue is full: the same request may succeed in a moment."""
+    """The server's queue is full. The same request may succeed later."""
 
 
 class DeadlineError(ServiceError):
-    """No answer came within the time given."""
+    """No answer came within the deadline."""
 
 
 class CancelledError(ServiceError):
-    """The call was given up before its answer, by this client or by the server."""
+    """This client or the server cancelled the call before its answer."""
 
 
 class ServerError(ServiceError):

@@ -1,4 +1,4 @@
-"""The 22 finding categories; their order is the order of the logits, everywhere."""
+"""The 22 finding categories. Their order is the order of the logits everywhere."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -9,8 +9,8 @@ class Label:
     """One category.
 
     Attributes:
-        key: In code and files.
-        name: For people. It says what most studies with the category show.
+        key: Key in code and files.
+        name: Display name. It states what most studies with the category show.
     """
 
     key: str

@@ -1,10 +1,10 @@
-"""NVIDIA's Triton images (NGC) that published repositories are made for, and what is in each.
+"""NVIDIA's Triton images (NGC) that published repositories support, and the versions in each.
 
-This is the only list of them. Tests hold the Dockerfile, compose.yaml, pyproject.toml and the documentation to it
-(tests/docker/test_ngc.py) and run every published graph on the ONNX Runtime of the oldest and of the default release
-(tests/export/graphs/test_ngc_runtimes.py); `cxr doctor` compares this machine with it.
+This is the only list of them. Tests check the Dockerfile, compose.yaml, pyproject.toml and the documentation against
+it (tests/docker/test_ngc.py), and run every published graph on the ONNX Runtime of the oldest and of the default
+release (tests/export/graphs/test_ngc_runtimes.py). `cxr doctor` compares this machine with it.
 
-Releases before 25.07 have published holes that let foreign code run (CVE-2025-23310, 23311, 23319, 23320, 23334).
+Releases before 25.07 have known holes that allow remote code execution (CVE-2025-23310, 23311, 23319, 23320, 23334).
 
 Sources: github.com/triton-inference-server/server, branch r25.07 and so on. TRITON_VERSION; build.py for ONNX Runtime
 (`ort_version`) and for numpy (`numpy<2`, of which 1.26 is the one for Python 3.12); docs/introduction/compatibility.md
@@ -32,8 +32,8 @@ class NgcRelease:
 
 
 PYTHON: Final = "3.12"  # in all of them
-# As the images come, and once what the python models import is installed (the extra `triton`). The Python backend runs
-# on both since 25.01: pybind11 2.12 in CMakeLists.txt of triton-inference-server/python_backend.
+# numpy in the image, and after the extra `triton` is installed for the python models. The Python backend runs on both
+# since 25.01: pybind11 2.12 in CMakeLists.txt of triton-inference-server/python_backend.
 NUMPY: Final = ("1.26", "2")
 
 RELEASES: Final[tuple[NgcRelease, ...]] = (
@@ -53,4 +53,4 @@ RELEASES: Final[tuple[NgcRelease, ...]] = (
 )
 OLDEST: Final = RELEASES[0]
 DEFAULT: Final = RELEASES[-1]  # of docker/triton.Dockerfile and compose.yaml
-OLDEST_ONNXRUNTIME: Final = (1, 21)  # 1.20 ended with a crash at 4 texts of 256 tokens
+OLDEST_ONNXRUNTIME: Final = (1, 21)  # 1.20 crashed with 4 texts of 256 tokens

@@ -1,7 +1,7 @@
-"""What was noticed while a case was read: sentences of warning that travel with every answer.
+"""Notes on how a case was read, with warnings that accompany every answer.
 
-An image or a report that is unusual but readable is served, and whoever reads the answer is told. The python
-models send these notes as UTF-8 JSON, the client parses them, and offline explanations make the same ones.
+An unusual but readable image or report is served, with a warning beside the answer. The python models send these notes
+as UTF-8 JSON, the client parses them, and offline explanations make the same notes.
 """
 
 import json
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from contract.image.read import Radiograph
     from contract.report.text import TokenBatch
 
-NOTICE: Final = "Research and teaching only: never a diagnosis."  # stands beside every answer
+NOTICE: Final = "Research and teaching only: never a diagnosis."  # printed with every answer
 _MAX_WARNINGS: Final = 16
 _MAX_CHARS: Final = 400
 _MAX_PARTS: Final = 256
 SURE_LATERAL: Final = (
-    0.9  # probability of a lateral from which the model is taken at its word; of a frontal alike
+    0.9  # probability of a lateral (or frontal) view from which the model's opinion is reported
 )
 _UNFAMILIAR: Final = (
-    "Most words of the report are not in the model's vocabulary: it may be in another language, or no report at all, "
-    "so do not rely on what the model says of it."
+    "Most words of the report are not in the model's vocabulary: it may be in another language, or no report at all. "
+    "Do not rely on the answer."
 )
-_SEVERAL: Final = "The report seems to hold several examinations: all of them were read as one."
+_SEVERAL: Final = "The report seems to hold several examinations. They were read as one report."
 
 
 class _Notes:
-    """What both kinds of notes do."""
+    """Methods of both kinds of notes."""
 
     warnings: tuple[str, ...]
 
@@ -49,7 +49,7 @@ class _Notes:
 
 @dataclass(frozen=True)
 class ImageNotes(_Notes):
-    """How an image was taken, and what to be warned of; what the file does not say is "".
+    """How an image was taken, and warnings. A value that the file does not state is "".
 
     Attributes:
         view: "PA", "AP", "FRONTAL" (one of these), "LATERAL" or "UNKNOWN".
@@ -65,10 +65,10 @@ class ImageNotes(_Notes):
 
     @classmethod
     def from_json(cls, data: bytes) -> "ImageNotes":
-        """Parse what `to_json` made.
+        """Parse the result of `to_json`.
 
         Raises:
-            ArtifactError: The bytes are anything else.
+            ArtifactError: The bytes are not such notes.
         """
         values = _parse(data, {"view": str, "laterality": str, "modality": str, "warnings": list})
         if values["view"] not in VIEWS:
@@ -81,12 +81,12 @@ class ImageNotes(_Notes):
 
 @dataclass(frozen=True)
 class ReadPart:
-    """What one heading of a report was read as; it holds nothing of the report.
+    """How the text under one heading was read. It holds no text of the report.
 
     Attributes:
-        heading: The heading in small letters, one that the project knows; "" for text without one.
+        heading: The heading in small letters, one of the known headings; "" for text without one.
         section: "indication", "comparison", "findings" or "impression"; "" for text that is in no section.
-        sentences: How many, 0 or more.
+        sentences: Number of sentences, 0 or more.
     """
 
     heading: str
@@ -96,13 +96,13 @@ class ReadPart:
 
 @dataclass(frozen=True)
 class ReportNotes(_Notes):
-    """How much of a report was read and as what, and what to be warned of.
+    """How a report was read, and warnings.
 
     Attributes:
-        tokens: How many tokens the model read, [CLS] and [SEP] included.
+        tokens: Number of tokens that the model read, with [CLS] and [SEP].
         truncated: Whether the end was cut off.
         warnings: One sentence each.
-        parts: What was read as what, in the order of the report.
+        parts: How each part was read, in the order of the report.
     """
 
     tokens: int
@@ -115,18 +115,18 @@ class ReportNotes(_Notes):
         return {**super().to_dict(), "parts": [asdict(part) for part in self.parts]}
 
     def describe_parts(self) -> str:
-        """Return what was read as what: 'indication 1 sentence ("history"), findings 2 sentences; left out 1 ...'."""
-        said = {section: _describe_section(section, self.parts) for section in (*SECTIONS, "")}
-        left_out = said.pop("")
-        read = ", ".join(filter(None, said.values())) or "nothing"
+        """Return how the parts were read: 'indication 1 sentence ("history"), findings 2 sentences; left out 1 ...'."""
+        descriptions = {section: _describe_section(section, self.parts) for section in (*SECTIONS, "")}
+        left_out = descriptions.pop("")
+        read = ", ".join(filter(None, descriptions.values())) or "nothing"
         return f"{read}; left out {left_out}" if left_out else read
 
     @classmethod
     def from_json(cls, data: bytes) -> "ReportNotes":
-        """Parse what `to_json` made.
+        """Parse the result of `to_json`.
 
         Raises:
-            ArtifactError: The bytes are anything else.
+            ArtifactError: The bytes are not such notes.
         """
         values = _parse(data, {"tokens": int, "truncated": bool, "warnings": list, "parts": list})
         if values["tokens"] < 0:
@@ -136,7 +136,7 @@ class ReportNotes(_Notes):
 
 
 def note_image(radiograph: "Radiograph") -> ImageNotes:
-    """Return the notes on an image that was read: what its header says, and what was noticed in its pixels."""
+    """Return the notes on an image: the facts of its header, and the warnings about its header and pixels."""
     header = radiograph.header
     warnings = (*list_warnings(header), *radiograph.remarks)
     return ImageNotes(header.view, header.laterality, header.modality, warnings)
@@ -148,10 +148,10 @@ def note_reports(
     """Return the notes on each report of a tokenized batch.
 
     Args:
-        batch: What `ReportTokenizer.encode` returned.
+        batch: Result of `ReportTokenizer.encode`.
         parts: The parts of each of its reports (`contract.report.text.parse_parts`).
-        text_mode: Which part of a report the model reads (`contract.report.text.TextMode`).
-        max_length: The most tokens that it reads.
+        text_mode: The part of a report that the model reads (`contract.report.text.TextMode`).
+        max_length: Largest number of tokens that the model reads.
     """
     cut = _describe_cut(text_mode, max_length)
     rows = zip(batch.attention_mask, batch.truncated, batch.unfamiliar, parts, strict=True)
@@ -159,15 +159,17 @@ def note_reports(
         ReportNotes(
             tokens=int(mask.sum()),
             truncated=truncated,
-            warnings=(cut,) * truncated + (_UNFAMILIAR,) * unfamiliar + (_SEVERAL,) * _has_several(found),
-            parts=_note_parts(found),
+            warnings=(cut,) * truncated
+            + (_UNFAMILIAR,) * unfamiliar
+            + (_SEVERAL,) * _has_several(parts_of_report),
+            parts=_note_parts(parts_of_report),
         )
-        for mask, truncated, unfamiliar, found in rows
+        for mask, truncated, unfamiliar, parts_of_report in rows
     )
 
 
 def _note_parts(parts: Sequence[Part]) -> tuple[ReadPart, ...]:
-    """Return the parts without their text; those with one heading and section come together."""
+    """Return the parts without their text. Parts with the same heading and section are merged."""
     sentences: dict[tuple[str, str], int] = {}
     for part in parts:
         key = part.heading, part.section
@@ -176,7 +178,7 @@ def _note_parts(parts: Sequence[Part]) -> tuple[ReadPart, ...]:
 
 
 def _has_several(parts: Sequence[Part]) -> bool:
-    """Whether the name of an examination stands between two findings, or two impressions."""
+    """Whether the name of an examination is between two findings, or between two impressions."""
     seen: set[str] = set()  # sections before the last examination
     since: set[str] = set()
     for part in parts:
@@ -191,21 +193,21 @@ def _has_several(parts: Sequence[Part]) -> bool:
 
 
 def _describe_section(section: str, parts: Sequence[ReadPart]) -> str:
-    """Return how much a section holds, and under which other headings; "" where it holds nothing."""
-    own = [part for part in parts if part.section == section]
-    count = sum(part.sentences for part in own)
+    """Return the number of sentences of a section, and its headings if they differ; "" if it is empty."""
+    section_parts = [part for part in parts if part.section == section]
+    count = sum(part.sentences for part in section_parts)
     if not count:
         return ""
-    names = ", ".join(f'"{part.heading}"' if part.heading else "no heading" for part in own)
-    others = f" ({names})" if names != f'"{section}"' else ""
-    return f"{section} {count} sentence{'s' * (count != 1)}{others}".strip()
+    names = ", ".join(f'"{part.heading}"' if part.heading else "no heading" for part in section_parts)
+    detail = f" ({names})" if names != f'"{section}"' else ""
+    return f"{section} {count} sentence{'s' * (count != 1)}{detail}".strip()
 
 
 def warn_of_view(notes: ImageNotes | None, lateral: float | None) -> tuple[str, ...]:
-    """Return what a model's own look at an image adds to what its header says, at most one sentence.
+    """Return a warning if the model sees another view than the header states, at most one sentence.
 
     Args:
-        notes: On the image; None without one.
+        notes: Notes on the image; None without an image.
         lateral: Probability of a lateral view by the model's view head, 0 to 1; None from a model without one.
     """
     if notes is None or lateral is None:
@@ -227,7 +229,7 @@ def warn_of_view(notes: ImageNotes | None, lateral: float | None) -> tuple[str, 
 
 
 def join_warnings(*notes: ImageNotes | ReportNotes | None) -> tuple[str, ...]:
-    """Return the warnings of all notes in their order, each once."""
+    """Return the warnings of all notes in their order, without duplicates."""
     sentences = (sentence for note in notes if note is not None for sentence in note.warnings)
     return tuple(dict.fromkeys(sentences))
 
@@ -235,8 +237,8 @@ def join_warnings(*notes: ImageNotes | ReportNotes | None) -> tuple[str, ...]:
 def _describe_cut(text_mode: str, max_length: int) -> str:
     if text_mode == "full":
         return (
-            f"The report is longer than {max_length} tokens: its findings come first and were kept as far as "
-            "they fit, but its end (the impression) was not read."
+            f"The report is longer than {max_length} tokens: the findings were read as far as they fit, but "
+            "the end (the impression) was not read."
         )
     return f"The report is longer than {max_length} tokens: its end was not read."
 
@@ -244,13 +246,15 @@ def _describe_cut(text_mode: str, max_length: int) -> str:
 def _parse(data: bytes, types: Mapping[str, type]) -> dict[str, Any]:
     try:
         values = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # both not UTF-8 and not JSON are ValueErrors
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 and invalid JSON both raise ValueError
         raise ArtifactError("The server's notes on a case are not JSON.") from error
     if not isinstance(values, dict) or set(values) != set(types):
         raise ArtifactError(f"The server's notes on a case must hold {', '.join(types)} and nothing else.")
     for name, kind in types.items():
-        if type(values[name]) is not kind:  # isinstance would take true for a number
-            raise ArtifactError(f"The server's notes on a case hold a {name} that is no {kind.__name__}.")
+        if type(values[name]) is not kind:  # isinstance would accept true as a number
+            raise ArtifactError(
+                f"The server's notes on a case hold a {name} that is not of type {kind.__name__}."
+            )
     return values
 
 
@@ -272,7 +276,7 @@ def _read_part(value: Any) -> ReadPart:
     try:
         part = ReadPart(**value)
     except TypeError as error:
-        raise ArtifactError("The server's report notes hold something else than parts.") from error
+        raise ArtifactError("The server's report notes hold an entry that is not a part.") from error
     _require_line(part.heading)
     if part.section not in (*SECTIONS, "") or type(part.sentences) is not int or part.sentences < 0:
         raise ArtifactError("The server's report notes hold a part without section or number of sentences.")
@@ -280,6 +284,6 @@ def _read_part(value: Any) -> ReadPart:
 
 
 def _require_line(value: Any) -> None:
-    """Refuse what would not show as one line: a terminal obeys control characters."""
+    """Refuse text that is not one printable line, because a terminal obeys control characters."""
     if not isinstance(value, str) or len(value) > _MAX_CHARS or not value.isprintable():
-        raise ArtifactError("The server's notes on a case hold something else than short lines of text.")
+        raise ArtifactError("The server's notes on a case hold an entry that is not a short line of text.")

@@ -1,11 +1,12 @@
-"""Prompts: sentences that say a finding is there or is not, and the score made of them.
+"""Prompts: sentences that state or deny a finding, and the score computed from them.
 
     finding ── make_prompts ──> sentences ── text encoder ──> embeddings ── average_prompts ──> present, absent (D,)
     embedding of a case ── cosine with each ── compute_scores ──> 0 to 1
 
-Sentences of one side are averaged in the embedding space: prompt ensembling, Radford et al. 2021 (arXiv:2103.00020,
-section 3.1.4). The score is a softmax over the two sides, as in CheXzero: Tiu et al. 2022, Expert-level detection of
-pathologies from unannotated chest X-ray images via self-supervised learning, Nature Biomedical Engineering 6.
+The embeddings of the sentences that state (or deny) a finding are averaged: prompt ensembling, Radford et al. 2021
+(arXiv:2103.00020, section 3.1.4). The score is a softmax over both averages, as in CheXzero: Tiu et al. 2022,
+Expert-level detection of pathologies from unannotated chest X-ray images via self-supervised learning, Nature
+Biomedical Engineering 6.
 The templates are the commonest ways in which the reports of Open-i state and deny a finding. A model of `training` was
 trained on labels of the same findings, so the score is no zero-shot score.
 """
@@ -38,7 +39,7 @@ ABSENT_TEMPLATES: Final = (
     "Negative for {finding}.",
 )
 MAX_FINDING_CHARS: Final = 200
-# Of the contrastive loss of `training.config.settings.LossConfig`; for a served model that does not state its own.
+# Temperature of the contrastive loss (`training.config.settings.LossConfig`), if a served model does not state it.
 DEFAULT_TEMPERATURE: Final = 0.125
 
 _ARTICLE: Final = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
@@ -49,20 +50,19 @@ _SENTENCE_STARTS: Final = ("no", "not", "without", "negative", "there", "absence
 
 @dataclass(frozen=True)
 class Prompts:
-    """Sentences that say that a finding is there, and sentences that say that it is not."""
+    """Sentences that state a finding, and sentences that deny it."""
 
     present: tuple[str, ...]
     absent: tuple[str, ...]
 
 
 def clean_findings(findings: Sequence[str]) -> tuple[str, ...]:
-    """Return findings as the templates take them: on one line, without de-identification marks and a last full stop.
+    """Return findings for the templates: on one line, without de-identification marks and without a final full stop.
 
     Raises:
-        InputError: It is one string instead of several, or a finding is empty, longer than `MAX_FINDING_CHARS`, no
-            printable text, or a sentence such as "There is no effusion"; with several findings the message says
-            which, by its number.
-        ConfigError: There is none.
+        InputError: The argument is one string; or a finding is empty, longer than `MAX_FINDING_CHARS`, not printable,
+            or a sentence such as "There is no effusion". With several findings the message gives the number of it.
+        ConfigError: There is no finding.
     """
     findings = require_strings(findings, "findings")
     if not findings:
@@ -75,14 +75,14 @@ def clean_findings(findings: Sequence[str]) -> tuple[str, ...]:
 
 
 def _clean_finding(text: str, name: str) -> str:
-    """Return one finding; the message never repeats it, because it may come from a report."""
+    """Return one finding. An error message never repeats it, because it may come from a report."""
     if len(text) > MAX_FINDING_CHARS:
         raise InputError(f"{name} has {len(text):,} characters; at most {MAX_FINDING_CHARS} are read.")
     cleaned = clean_text(text).rstrip(".,;:!? ")
     if not cleaned.isprintable():
-        raise InputError(f"{name} holds characters that cannot be printed, so it is not text.")
+        raise InputError(f"{name} holds characters that cannot be printed.")
     if not any(letter.isalnum() for letter in cleaned):
-        raise InputError(f"{name} is empty: name one, such as 'rib fracture'.")
+        raise InputError(f"{name} is empty. Give a finding such as 'rib fracture'.")
     if cleaned.split()[0].lower() in _SENTENCE_STARTS:
         raise InputError(
             f"{name} must be a name such as 'rib fracture', not a sentence that states or denies it."
@@ -91,7 +91,7 @@ def _clean_finding(text: str, name: str) -> str:
 
 
 def make_prompts(*findings: str) -> Prompts:
-    """Return the sentences of one finding, or of several names for the same one; see `clean_findings`."""
+    """Return the sentences for one finding, or for several names of the same finding; see `clean_findings`."""
     return Prompts(*(_fill(templates, findings) for templates in (PRESENT_TEMPLATES, ABSENT_TEMPLATES)))
 
 
@@ -101,24 +101,24 @@ def _fill(templates: Sequence[str], findings: Sequence[str]) -> tuple[str, ...]:
 
 
 def _inflect(finding: str) -> dict[str, str]:
-    """Return the words that a template takes: the finding, without its article, and the verb that agrees with it.
+    """Return the fields of a template: the finding, the finding without its article, and the verb that agrees with it.
 
-    Its number is told by the last letters of its noun, which is the last word before a preposition.
+    The last letters of the noun, which is the last word before a preposition, decide between singular and plural.
     """
     noun = _BEHIND_NOUN.sub("", finding).lower()
     plural = noun.endswith("s") and not noun.endswith(_SINGULAR_ENDS)
-    article = found[0] if (found := _ARTICLE.match(finding)) else ""
+    article = match[0] if (match := _ARTICLE.match(finding)) else ""
     bare = finding.removeprefix(article)
     return {"finding": article.lower() + bare, "bare": bare, "verb": "are" if plural else "is"}
 
 
 def frame_prompt(sentence: str) -> str:
-    """Return a report of which a model reads the sentence and nothing else, whatever its text mode."""
+    """Return a report from which a model of any text mode reads only the sentence."""
     return format_report(Report(indication=sentence, findings=sentence))
 
 
 def average_prompts(embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return the mean (D,) of the embeddings (P, D) of one side's sentences, at unit length.
+    """Return the mean (D,), at unit length, of sentence embeddings (P, D).
 
     Radford et al. 2021, section 3.1.4.
     """
@@ -129,18 +129,18 @@ def average_prompts(embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64
 def compute_scores(
     present: NDArray[np.floating[Any]], absent: NDArray[np.floating[Any]], temperature: float
 ) -> NDArray[np.float64]:
-    """Return exp(p / t) / (exp(p / t) + exp(a / t)): how much nearer a case is to "present" than to "absent".
+    """Return exp(p / t) / (exp(p / t) + exp(a / t)): how much closer a case is to "present" than to "absent".
 
-    Tiu et al. 2022; they divide by no temperature, which scales the score and changes no order of cases.
-    The score is a similarity and no calibrated probability: 0.5 says only that both sides are equally near.
+    Tiu et al. 2022 use no temperature. It scales the score but does not change the order of cases.
+    The score is a similarity, not a calibrated probability: 0.5 means only that both sides are equally close.
 
     Args:
         present: p, cosine similarities to the sentences of presence, -1 to 1.
         absent: a, cosine similarities to the sentences of absence, of the same shape.
-        temperature: t above 0, of the contrastive loss that the model was trained with.
+        temperature: t above 0, the temperature of the model's contrastive loss.
 
     Returns:
-        Of the same shape, 0 to 1.
+        Scores of the same shape, 0 to 1.
     """
     difference = (np.asarray(present, np.float64) - np.asarray(absent, np.float64)) / temperature
     return np.asarray((1 + np.tanh(difference / 2)) / 2)  # the logistic function, without overflow

@@ -1,13 +1,13 @@
-"""The published model repository on disk: its marker, its versions, and whether its files are what was published.
+"""The published model repository on disk: its marker, its versions, and checks of its files.
 
     .published.json            the marker: the current version, and fingerprint, date and files of each
     <model>/config.pbtxt       what Triton reads; rendered from the versions, its hash is in the marker
     <model>/<N>/...            version N; every file's hash is in the marker
 
-A flipped bit in a weight still loads and still answers, wrongly, under the good fingerprint. So `verify` hashes
-everything that Triton would load before it does; the marker holds a checksum of itself.
+A weight with a flipped bit still loads and gives wrong answers under the right fingerprint. So `verify` hashes all
+files before Triton loads them. The marker holds its own checksum.
 
-    python -m contract.repository DIRECTORY      exit code 0: intact; 3: the message says what is damaged
+    python -m contract.repository DIRECTORY      exit code 0: intact; 3: damaged (see the message)
 """
 
 import argparse
@@ -25,20 +25,18 @@ from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, CxrError
 from contract.tensors import MODELS
 
-MARKER: Final = ".published.json"  # Triton reads directories only, so it passes over this file
+MARKER: Final = ".published.json"  # Triton reads only directories and ignores this file
 CONFIG_NAME: Final = "config.pbtxt"
 REPOSITORY_ID: Final = "repository_id"  # in the marker, and a config parameter of each ensemble
 FINGERPRINT: Final = "fingerprint"
-GATES: Final = (
-    "gates"  # in what was recorded of a version: gate -> the runtime, provider and precision it ran on
-)
+GATES: Final = "gates"  # in the record of a version: gate -> the runtime, provider and precision it ran on
 _STUDY: Final = "predict_study"
 _CHECKSUM, _CONFIGS = "checksum", "configs"
 _OF_ONE_VERSION: Final = frozenset(["files", "created", GATES])
 _SHORT: Final = 12  # digits of a hash in a message
-_THREADS: Final = 4  # hashlib releases the lock of the interpreter
+_THREADS: Final = 4  # hashlib releases the interpreter lock
 _SHOWN: Final = 3  # damaged files in one message
-# What a marker without a checksum may hold: it was written before there was one. Anything else is damage.
+# The keys of an older marker without a checksum. A marker with other keys and no checksum is damaged.
 _KEYS_WITHOUT_CHECKSUM: Final = frozenset(
     [
         "fingerprint",
@@ -56,21 +54,21 @@ _KEYS_WITHOUT_CHECKSUM: Final = frozenset(
 
 
 class UnpublishedError(ArtifactError):
-    """The directory was not published by cxr, or by a version that kept one model."""
+    """The directory was not published by cxr, or by an older version that kept one model."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a repository holds.
+    """The content of a repository.
 
-    `versions` has for each number what was recorded: fingerprint, created (ISO 8601, UTC), profile, target, variant,
-    files (path in the repository -> SHA-256), gates (what each ran on). `details` is what all versions share: sizes,
-    labels, layout.
-    `configs` (path -> SHA-256) are the configs that Triton reads; None where an older marker does not know them.
+    `versions` maps each version number to its record: fingerprint, created (ISO 8601, UTC), profile, target, variant,
+    files (path in the repository -> SHA-256), gates (the runtime of each). `details` holds the values that all
+    versions share: sizes, labels, layout.
+    `configs` (path -> SHA-256) are the configs that Triton reads; None if an older marker does not list them.
     """
 
     repository: Path
-    version: int  # the one that answers
+    version: int  # the version that answers
     versions: Mapping[int, Mapping[str, Any]]
     details: Mapping[str, Any]
     configs: Mapping[str, str] | None = field(default=None, compare=False)
@@ -87,12 +85,12 @@ class Published:
 
     @property
     def newest(self) -> int:
-        """The version that was published last; it may wait beside the one that answers."""
+        """The version that was published last. It may wait beside the version that answers."""
         return max(self.versions)
 
     @property
     def previous(self) -> int | None:
-        """The other version that is kept, or None."""
+        """The other kept version, or None."""
         return next((number for number in sorted(self.versions) if number != self.version), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,14 +108,14 @@ def read_published(repository: Path) -> Published:
     """Read the marker of a repository.
 
     Raises:
-        UnpublishedError: It was published by an older version of this software, or not at all.
+        UnpublishedError: The directory was not published by cxr, or by an older version of it.
         ArtifactError: The marker is damaged.
     """
     content = read_marker(repository)
     if "versions" not in content:
         raise UnpublishedError(
-            f"{repository} was published by an older version of cxr, which kept one model: publish into a new "
-            "directory, or replace it whole with --replace."
+            f"{repository} was published by an older version of cxr, which kept one model. Publish into a new "
+            "directory, or replace the whole repository with --replace."
         )
     configs = content.pop(_CONFIGS, None)
     try:
@@ -136,22 +134,22 @@ def read_published(repository: Path) -> Published:
 
 
 def _require_chains(repository: Path) -> None:
-    """Refuse ensembles whose steps run side by side: `contract.tensors` says what Triton makes of those."""
+    """Refuse ensembles with parallel steps; `contract.tensors` explains why."""
     if (repository / _STUDY).is_dir() and not (repository / MODELS[_STUDY].steps[0]).is_dir():
         raise ArtifactError(
             f"{repository} was published by an older version of cxr, whose ensembles can stop Triton when a request "
-            "fails: publish it again with `cxr export --replace`."
+            "fails. Publish it again with `cxr export --replace`."
         )
 
 
 def read_marker(repository: Path) -> dict[str, Any]:
-    """Return the content of the marker, its checksum tested and taken out; errors as in `read_published`."""
+    """Check the marker's checksum and return the other content. For errors see `read_published`."""
     path = repository / MARKER
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UnpublishedError(
-            f"{repository} was not published by cxr (it has no {MARKER}): run `cxr export` first."
+            f"{repository} was not published by cxr (it has no {MARKER}). Run `cxr export` first."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _report_marker(repository, f" ({type(error).__name__})") from error
@@ -160,9 +158,10 @@ def read_marker(repository: Path) -> dict[str, Any]:
     stated = content.pop(_CHECKSUM, None)
     if stated is None and "versions" in content and not content.keys() <= _KEYS_WITHOUT_CHECKSUM:
         raise _report_marker(repository)
-    if stated is not None and stated != (found := _compute_checksum(content)):
+    if stated is not None and stated != (checksum := _compute_checksum(content)):
         raise _report_marker(
-            repository, f" (its content has checksum {found[:_SHORT]}, it states {str(stated)[:_SHORT]})"
+            repository,
+            f" (its content has checksum {checksum[:_SHORT]}, but it states {str(stated)[:_SHORT]})",
         )
     return content
 
@@ -171,7 +170,7 @@ def render_marker(state: Published, configs: Mapping[str, str]) -> str:
     """Return the text of the marker.
 
     Args:
-        state: What the repository holds.
+        state: Content of the repository.
         configs: Model name -> text of its config.pbtxt.
     """
     hashes = {
@@ -188,7 +187,7 @@ def _compute_checksum(content: Mapping[str, Any]) -> str:
 
 def _report_marker(repository: Path, detail: str = "") -> ArtifactError:
     return ArtifactError(
-        f"{repository / MARKER} is damaged{detail}: copy the repository again from where it is intact, or publish "
+        f"{repository / MARKER} is damaged{detail}. Copy the repository again from an intact copy, or publish "
         "again with --replace."
     )
 
@@ -199,15 +198,15 @@ def hash_version(repository: Path, version: int) -> dict[str, str]:
 
 
 def list_files(repository: Path, version: int) -> list[str]:
-    """Return the paths, in the repository, of all files that one version has now."""
-    found = (path for path in repository.glob(f"*/{version}/**/*") if path.is_file() or path.is_symlink())
-    return sorted(path.relative_to(repository).as_posix() for path in found)
+    """Return the current files of one version, as paths in the repository."""
+    paths = (path for path in repository.glob(f"*/{version}/**/*") if path.is_file() or path.is_symlink())
+    return sorted(path.relative_to(repository).as_posix() for path in paths)
 
 
 def hash_files(repository: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return path -> SHA-256, an empty text for a file that is missing.
+    """Return path -> SHA-256, or "" for a missing file.
 
-    Several files are hashed at once: 1.5 GB take about a second on two cores, when the files are in memory.
+    Several files are hashed in parallel: 1.5 GB take about a second on two cores if the files are in memory.
 
     Raises:
         ArtifactError: A file cannot be read.
@@ -227,19 +226,19 @@ def hash_files(repository: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def verify(repository: Path) -> Published:
-    """Check that a repository is, file by file, what was published; return what it holds.
+    """Check every file of a repository against its marker; return the content of the marker.
 
     Every version is checked, because Triton loads all of them.
 
     Raises:
-        UnpublishedError: It was not published by cxr.
-        ArtifactError: A file is damaged, missing or too many, or the marker is damaged; names the file, both
-            hashes and the way out.
+        UnpublishedError: The repository was not published by cxr.
+        ArtifactError: A file is damaged, missing or unexpected, or the marker is damaged. The message gives the file,
+            both hashes and what to do.
     """
     state = read_published(repository)
     if state.configs is None:
         raise ArtifactError(
-            f"{repository} was published by an older version of cxr, whose marker lacks the hashes of some files: "
+            f"{repository} was published by an older version of cxr, whose marker lacks the hashes of some files. "
             f"`cxr export rollback {repository} --to {state.version}` checks its versions and writes a new marker."
         )
     require_intact(state)
@@ -252,27 +251,26 @@ def verify(repository: Path) -> Published:
 
 
 def find_damage(state: Published, versions: Iterable[int] | None = None) -> dict[int, list[str]]:
-    """Return what is wrong with the files of each damaged version, a sentence each; empty where all are intact."""
-    found: dict[int, list[str]] = {}
+    """Return version -> sentences about its damaged files; empty if all versions are intact."""
+    damage: dict[int, list[str]] = {}
     for number in sorted(state.versions if versions is None else versions, reverse=True):
         stated = state.versions[number].get("files")
         if not isinstance(stated, dict):
             raise _report_marker(state.repository)
         models = {name.partition("/")[0] for name in stated}
-        there = {name for name in list_files(state.repository, number) if name.partition("/")[0] in models}
-        extra = there - set(stated)
+        present = {name for name in list_files(state.repository, number) if name.partition("/")[0] in models}
+        extra = present - set(stated)
         details = _compare(state.repository, stated)
         details += [
-            f"{state.repository / name} was not published: it does not belong there."
-            for name in sorted(extra)
+            f"{state.repository / name} was not published and must be removed." for name in sorted(extra)
         ]
         if details:
-            found[number] = details
-    return found
+            damage[number] = details
+    return damage
 
 
 def require_intact(state: Published, versions: Iterable[int] | None = None) -> None:
-    """Raise ArtifactError, with what is damaged and the way out, unless these versions (all) are as published."""
+    """Raise ArtifactError, with the damage and what to do, unless these versions (default: all) are as published."""
     damaged = find_damage(state, versions)
     if damaged:
         number, details = next(iter(damaged.items()))
@@ -280,32 +278,34 @@ def require_intact(state: Published, versions: Iterable[int] | None = None) -> N
 
 
 def require_version_configs(state: Published) -> None:
-    """As `require_intact`, for the config.pbtxt of each version alone: what the configs of Triton are made of."""
+    """Like `require_intact`, but only for the config.pbtxt of each version. Triton's configs are made from these."""
     for number, entry in state.versions.items():
         files = entry.get("files", {})
-        wanted = {name: value for name, value in files.items() if name.endswith(f"/{number}/{CONFIG_NAME}")}
-        if details := _compare(state.repository, wanted):
+        configs = {name: value for name, value in files.items() if name.endswith(f"/{number}/{CONFIG_NAME}")}
+        if details := _compare(state.repository, configs):
             raise ArtifactError(f"{_join(details)} {_advise(state, number, {number: details})}")
 
 
 def _require_no_other_model(state: Published, configs: Mapping[str, str]) -> None:
     models = {name.partition("/")[0] for name in configs}
-    there = {path.name for path in state.repository.iterdir() if path.is_dir()}
-    if extra := sorted(there - models):  # hidden ones, too: Triton takes .ipynb_checkpoints for a model
+    present = {path.name for path in state.repository.iterdir() if path.is_dir()}
+    if extra := sorted(
+        present - models
+    ):  # hidden directories too: Triton would load .ipynb_checkpoints as a model
         raise ArtifactError(
-            f"{state.repository / extra[0]} was not published, and Triton would load it: move it elsewhere."
+            f"{state.repository / extra[0]} was not published, and Triton would load it. Move it elsewhere."
         )
 
 
 def _compare(repository: Path, stated: Mapping[str, str]) -> list[str]:
     details = []
-    for name, found in hash_files(repository, stated).items():
-        if not found:
+    for name, actual in hash_files(repository, stated).items():
+        if not actual:
             details.append(f"{repository / name} is missing.")
-        elif found != stated[name]:
+        elif actual != stated[name]:
             details.append(
-                f"{repository / name} is not what was published: its SHA-256 is {found[:_SHORT]}, "
-                f"that of the published file was {str(stated[name])[:_SHORT]}."
+                f"{repository / name} differs from the published file: its SHA-256 is {actual[:_SHORT]}, "
+                f"the published one was {str(stated[name])[:_SHORT]}."
             )
     return details
 
@@ -317,11 +317,11 @@ def _join(details: Sequence[str]) -> str:
 
 def _advise(state: Published, number: int, damaged: Mapping[int, object]) -> str:
     intact = [other for other in sorted(state.versions) if other not in damaged and other != number]
-    advice = "Copy the repository again from where it is intact, or publish again with --replace."
+    advice = "Copy the repository again from an intact copy, or publish again with --replace."
     if intact:
         advice += (
-            f" `cxr export rollback {state.repository} --to {intact[-1]}` lets version {intact[-1]} answer and removes "
-            "a version that is damaged."
+            f" `cxr export rollback {state.repository} --to {intact[-1]}` switches to version {intact[-1]} and removes "
+            "a damaged version."
         )
     return advice
 
@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check one repository; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m contract.repository",
-        description="Check that a model repository is what was published.",
+        description="Check that the files of a model repository are as published.",
     )
     parser.add_argument("repository", type=Path)
     options = parser.parse_args(arguments)

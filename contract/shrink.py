@@ -1,8 +1,7 @@
-"""A radiograph as the pixels that a model reads, in a small picture: what a client sends in place of a large file.
+"""Turn a radiograph into a small picture of the model's pixels, which a client sends instead of a large file.
 
-The server reads the picture as it reads any other, and gets the pixels that it would have got from the file: the
-picture has the model's size, so nothing is left to scale. What the file's header says is not in it; so the notes on
-the image are made here.
+The server reads the picture like any other and gets the same pixels as from the file: the picture has the model's size,
+so the server does not scale it. The picture does not hold the file's header, so the notes on the image are made here.
 """
 
 from typing import Final
@@ -11,10 +10,10 @@ from contract.image.png import encode_png
 from contract.notes import ImageNotes
 from contract.steps import read_radiograph
 
-# Raised whenever the same file gives other pixels than before. A client sends pixels to a server with the same number
-# only; any other gets the file.
+# Raise this number whenever the same file gives other pixels than before. A client sends pixels only to a server with
+# the same number, and whole files to any other server.
 IMAGE_READING: Final = 1
-IMAGE_READING_PARAMETER: Final = "image_reading"  # of the served ensembles
+IMAGE_READING_PARAMETER: Final = "image_reading"  # parameter of the served ensembles
 _LEAST_FACTOR: Final = 4
 
 
@@ -26,10 +25,11 @@ def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
         size: Side of the model's pixels, S.
 
     Returns:
-        The file, S x S of 8 bits and not compressed, about S * S bytes; and what the server would have said of `data`.
+        The file, S x S pixels of 8 bits without compression, about S * S bytes; and the notes that the server would
+        have made on `data`.
 
     Raises:
-        ImageError: The bytes are no image that can be read.
+        ImageError: The bytes are not a readable image.
         ConfigError: A package that reads images is not installed.
     """
     radiograph, notes = read_radiograph(data, size=size)
@@ -37,5 +37,5 @@ def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
 
 
 def is_worth_shrinking(data: bytes, *, size: int) -> bool:
-    """Return whether the picture is much smaller than the file, so that reading the file here pays."""
+    """Return whether the picture is so much smaller than the file that reading the file here is worthwhile."""
     return len(data) > _LEAST_FACTOR * size * size

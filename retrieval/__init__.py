@@ -1,7 +1,7 @@
 """The retrieval sidecar: cases kept in SQLite, searched with FAISS, served over gRPC.
 
     server.py ─> listener.py ─> service.py ─> indexes.py ─┬─> worker.py ─> index.py   the thread that owns an index
-    (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the truth, and its tables
+    (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the durable data, and its tables
 
 Run it with `python -m retrieval.server --store DIRECTORY`.
 """

@@ -1,11 +1,11 @@
 """Exact cosine search over cases, with FAISS on CPU or GPU; answers are the same on both.
 
-FAISS proposes candidates: its scores carry rounding errors that change with the size of a batch. The
-candidates' scores are then computed again in double precision, so that equal embeddings score equally,
-ties are in the order of the case ids, and an answer never depends on what else was asked at that time.
+FAISS proposes candidates. Its scores have rounding errors that depend on the batch size. So the candidates'
+scores are computed again in double precision: equal embeddings have equal scores, ties are in the order of the
+case ids, and a result never depends on other queries of the batch.
 
-A row of the FAISS index is never changed. Replaced, deleted and excluded cases stay in it and are passed
-over: a query that then has too few hits is asked again for more.
+A row of the FAISS index is never changed. Replaced, deleted and excluded cases stay in the index and are skipped.
+A query with too few hits left is repeated with more candidates.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ from retrieval.store import CaseVectors
 
 Device = Literal["cpu", "gpu"]
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
-_SPARE: Final = 8  # candidates beyond k that the first question asks for
+_SPARE: Final = 8  # candidates beyond k in the first FAISS search
 _GROWTH: Final = 4
-_MAX_CANDIDATES: Final = 2**22  # of all queries of one question together: 12 bytes each
+_MAX_CANDIDATES: Final = 2**22  # of all queries of one FAISS search together: 12 bytes each
 _MAX_GPU_K: Final = 2048  # FAISS refuses more on GPU
 _SCORED_AT_ONCE: Final = 8192  # rows
 _SPARE_DEAD: Final = 1024
@@ -30,7 +30,7 @@ _SPARE_DEAD: Final = 1024
 
 @dataclass(frozen=True)
 class Query:
-    """A question: the k nearest cases to `embedding`, (D,) float32 of unit length, outside some studies."""
+    """A query for the k cases nearest to `embedding`, (D,) float32 of unit length, without the excluded studies."""
 
     embedding: NDArray[np.float32] = field(repr=False)
     k: int
@@ -46,17 +46,17 @@ class Match:
 
 
 class FlatIndex:
-    """Every embedding, compared with every query. One thread at a time may use it."""
+    """Compares every embedding with every query. Only one thread at a time may use it."""
 
     def __init__(self, device: Device = "cpu") -> None:
         """Make an empty index.
 
         Raises:
-            ConfigError: FAISS is not installed, or has no GPU although one is asked for.
+            ConfigError: FAISS is not installed, or `device` is "gpu" and FAISS finds no GPU.
         """
         self._device = device
         self._faiss, self._resources = _load_faiss(device)
-        self._index: Any = None  # until the first case tells the dimension
+        self._index: Any = None  # until the first case sets the dimension
         self._ids: list[str] = []
         self._sequences: list[int] = []
         self._row_of: dict[str, int] = {}
@@ -69,12 +69,12 @@ class FlatIndex:
 
     @property
     def dimension(self) -> int:
-        """D, or 0 while no case was ever put."""
+        """D, or 0 before the first case."""
         return 0 if self._index is None else int(self._index.d)
 
     @property
     def is_wasteful(self) -> bool:
-        """Whether so many rows are passed over that the index should be built anew."""
+        """Whether so many rows are skipped that the index should be rebuilt."""
         return len(self._ids) - len(self) > _SPARE_DEAD + len(self) // 2
 
     @staticmethod
@@ -84,7 +84,7 @@ class FlatIndex:
         faiss.omp_set_num_threads(count)
 
     def put(self, cases: CaseVectors) -> None:
-        """Add cases, each in the place of the one with its id, if there is one."""
+        """Add cases. A case replaces the one with the same id."""
         if self._index is None:
             self._index = self._make_index(cases.embeddings.shape[1])
         self._index.add(np.ascontiguousarray(cases.embeddings, dtype=np.float32))
@@ -100,7 +100,7 @@ class FlatIndex:
             self._alive[row] = True
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Forget cases; unknown ids are passed over."""
+        """Remove cases; unknown ids are ignored."""
         for case_id in ids:
             row = self._row_of.pop(case_id, None)
             if row is None:
@@ -113,9 +113,9 @@ class FlatIndex:
 
     def search(self, queries: Sequence[Query]) -> list[list[Match]]:
         """Return for each query its min(k, allowed cases) nearest cases, best first, ties by case id."""
-        found: list[list[Match]] = [[] for _ in queries]
+        results: list[list[Match]] = [[] for _ in queries]
         if not len(self):
-            return found
+            return results
         excluded = [self._find_rows(query.excluded_study_ids) for query in queries]
         sizes = {number: self._limit(query.k + _SPARE) for number, query in enumerate(queries)}
         while sizes:
@@ -127,9 +127,9 @@ class FlatIndex:
                     if matches is None:
                         sizes[number] = self._limit(size * _GROWTH)
                     else:
-                        found[number] = matches
+                        results[number] = matches
                         del sizes[number]
-        return found
+        return results
 
     def _choose(
         self,
@@ -138,7 +138,7 @@ class FlatIndex:
         scores: NDArray[np.float32],
         rows: NDArray[np.int64],
     ) -> list[Match] | None:
-        """Pick the answer from FAISS's candidates, or None if a better one may lie beyond them."""
+        """Select the matches from FAISS's candidates; None if a better match may be beyond them."""
         allowed = self._alive[rows] & ~np.isin(rows, excluded)
         best, best_rows = scores[allowed], rows[allowed]
         margin = self._bound_rounding()
@@ -156,8 +156,8 @@ class FlatIndex:
         return entry[0], self._ids[entry[1]]
 
     def _score(self, embedding: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Compute cosine similarities, (len(rows),), each from its own two embeddings alone."""
-        # A product of two float32 is exact in float64; a matrix product would sum in an order that varies.
+        """Compute cosine similarities, (len(rows),). Each one depends only on its two embeddings."""
+        # A product of two float32 is exact in float64. A matrix product would sum in a varying order.
         query = embedding.astype(np.float64)
         sums = [
             (self._index.reconstruct_batch(part).astype(np.float64) * query).sum(axis=1)
@@ -167,10 +167,10 @@ class FlatIndex:
         return similarities
 
     def _bound_rounding(self) -> float:
-        """Bound how far two float32 inner products of unit vectors may be out of order.
+        """Return the largest rounding error of the difference of two float32 inner products of unit vectors.
 
-        Each is off by at most D * 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-        section 3.1), two of them by twice that; 2^-20 covers lengths that are not quite 1.
+        Each one has an error of at most D * 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+        section 3.1), so the difference has twice that. 2^-20 allows for lengths that are not exactly 1.
         """
         return float(self.dimension * 2.0**-23 + 2.0**-20)
 
@@ -180,12 +180,12 @@ class FlatIndex:
         """Ask FAISS for the nearest `size` rows of each query, best first: two (Q, size) arrays."""
         index = self._index
         if self._device == "gpu" and size > _MAX_GPU_K:
-            index = self._faiss.index_gpu_to_cpu(index)  # slow, but as exact, and rarely needed
+            index = self._faiss.index_gpu_to_cpu(index)  # slow, but equally exact and rarely needed
         scores, rows = index.search(np.ascontiguousarray(embeddings), size)
         return scores, rows
 
     def _limit(self, size: int) -> int:
-        """Round up to a power of two, so that queries share a question, and down to what there is."""
+        """Round up to a power of two, so that queries can share a FAISS search; at most the number of rows."""
         return min(1 << (size - 1).bit_length(), len(self._ids))
 
     def _find_rows(self, study_ids: frozenset[str]) -> NDArray[np.int64]:
@@ -210,7 +210,7 @@ class FlatIndex:
 
 
 def _load_faiss(device: Device) -> tuple[Any, Any]:
-    """Return the module and, on GPU, the resources that an index there needs."""
+    """Return the FAISS module and, on GPU, the resources for an index."""
     try:
         import faiss
     except ImportError as error:
@@ -225,5 +225,5 @@ def _load_faiss(device: Device) -> tuple[Any, Any]:
             "or choose --device cpu."
         )
     if faiss.get_num_gpus() < 1:
-        raise ConfigError("FAISS finds no GPU: check nvidia-smi, or choose --device cpu.")
+        raise ConfigError("FAISS finds no GPU. Check nvidia-smi, or choose --device cpu.")
     return faiss, faiss.StandardGpuResources()

@@ -1,11 +1,11 @@
-"""The indexes of all models whose cases one directory holds: one store and one search index for each model.
+"""The case indexes of one directory: one store and one search index for each model.
 
     DIRECTORY/cases.sqlite                         the first model's cases
-    DIRECTORY/models/<fingerprint>/cases.sqlite    each further model's
+    DIRECTORY/models/<fingerprint>/cases.sqlite    the cases of each further model
 
-Embeddings of two models cannot be compared, so a request is answered by the index of the model that it names. After
-a model swap the cases are indexed again beside the old index; whoever still asks with the old model finds the old
-index, and after a rollback everybody does. Nothing is removed unless an operator says so (`forget`).
+Embeddings of two models cannot be compared, so each request uses the index of the model that it names. After a model
+swap the cases are indexed again, beside the old index. Requests with the old model still use the old index, also after
+a rollback. An index is removed only if an operator asks for it (`forget`).
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from retrieval.store import DATABASE, CaseRecord, CaseStore, UnknownCaseError
 from retrieval.worker import MAX_WAITING, IndexThread
 
 MODELS: Final = "models"
-MAX_MODELS: Final = 8  # each has its embeddings in memory
+MAX_MODELS: Final = 8  # each one keeps its embeddings in memory
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _SHORT: Final = 12
 
 
 class ModelIndex:
-    """The cases of one model: the store, the index that is derived from it, and the order of changes in both."""
+    """The cases of one model: the store, the search index built from it, and a lock for changes in both."""
 
     def __init__(self, store: CaseStore, index: IndexThread) -> None:
-        """Take an open store and an index that is derived from it; `index.start` builds it."""
+        """Take an open store and its index, which `index.start` builds."""
         self.store = store
         self.index = index
-        # The order of changes in the index is that of the store: one change at a time, in both.
+        # Only one change at a time, so that store and index change in the same order.
         self.change_lock = threading.Lock()
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class ModelIndex:
 
 
 class CaseIndexes:
-    """Every index of one directory; every method may be called from any thread."""
+    """All indexes of one directory. Thread-safe."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class CaseIndexes:
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """Open the stores of all models, or make an empty one.
+        """Open the stores of all models, or create an empty one.
 
         Args:
-            directory: Made (mode 0700) if missing; one server at a time may open it.
-            fingerprint: Of the model that is served; None means that of the first cases.
+            directory: Created (mode 0700) if missing. Only one server at a time may open it.
+            fingerprint: Fingerprint of the served model. None: the model of the first cases.
             device: Where FAISS searches.
-            threads: OpenMP threads of FAISS on CPU; None leaves it to OpenMP (one per core).
-            max_waiting: How many search requests may wait, for each model.
+            threads: OpenMP threads of FAISS on CPU. None: OpenMP's default, one per core.
+            max_waiting: Largest number of waiting search requests, for each model.
 
         Raises:
-            ConfigError: Another server has it open, or the directory cannot be used.
-            ArtifactError: The cases of the served model are damaged. Where others are, it is logged, requests for
-                them fail with this error, and the rest is served.
+            ConfigError: Another server has the directory open, or it cannot be used.
+            ArtifactError: The cases of the served model are damaged. Damage to another model's cases is logged;
+                requests for that model fail with this error, and the other models are served.
         """
         self._directory = Path(directory)
         self._served = fingerprint
@@ -90,32 +90,32 @@ class CaseIndexes:
 
     @property
     def ready(self) -> bool:
-        """Whether every index was built and takes requests."""
+        """Whether every index is built and accepts requests."""
         return all(entry.index.ready for entry in self.all())
 
     def all(self) -> list[ModelIndex]:
-        """Return the index of each model, those without a case yet included, those that are damaged not."""
+        """Return the index of each model, also empty ones, but not damaged ones."""
         with self._lock:
             entries = [self.home, *self._others.values()]
             return [entry for entry in entries if entry.store.fingerprint not in self._broken]
 
     def start(self) -> "Future[None]":
-        """Start to build all indexes.
+        """Start building all indexes.
 
         Returns:
-            Done when they are built; holds the first error, but not that another model's store is damaged than the
-            served one's.
+            A future that is done when they are built. It holds the first error, except damage to the store of a model
+            that is not served.
         """
         entries = self.all()
         built: Future[None] = Future()
-        left = threading.Semaphore(len(entries) - 1)
+        remaining = threading.Semaphore(len(entries) - 1)
 
         def finish(entry: ModelIndex, future: "Future[None]") -> None:
             error = future.exception()
-            with contextlib.suppress(InvalidStateError):  # another one failed first
+            with contextlib.suppress(InvalidStateError):  # another index failed first
                 if error is not None and not self._give_up(entry, error):
                     built.set_exception(error)
-                elif not left.acquire(blocking=False):
+                elif not remaining.acquire(blocking=False):
                     built.set_result(None)
 
         for entry in entries:
@@ -123,7 +123,7 @@ class CaseIndexes:
         return built
 
     def _give_up(self, entry: ModelIndex, error: BaseException) -> bool:
-        """Go on without an index whose store is damaged; False if it is the served model's, or not known whose."""
+        """Drop an index whose store is damaged. Return False if it belongs to the served or an unknown model."""
         fingerprint = entry.store.fingerprint
         if not isinstance(error, ArtifactError) or not self._served or fingerprint in ("", self._served):
             return False
@@ -133,48 +133,48 @@ class CaseIndexes:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Of the models that there are cases of."""
+        """Fingerprints of the models that have cases."""
         return [entry.store.fingerprint for entry in self.all() if entry.store.fingerprint]
 
     @property
     def default(self) -> ModelIndex:
-        """Return the index that is meant where a request names none: the served model's, else one that has cases."""
+        """Return the index for a request that names no model: the served model's, or else one that has cases."""
         filled = [entry for entry in self.all() if entry.store.fingerprint]
         served = [entry for entry in filled if entry.store.fingerprint == self._served]
         return (served or filled or [self.home])[0]
 
     def peek(self, fingerprint: str) -> ModelIndex | None:
-        """Return the index of a model that has cases, None if there is none."""
+        """Return the index of a model; None if the model has no cases."""
         return next((entry for entry in self.all() if entry.store.fingerprint == fingerprint), None)
 
     def find(self, fingerprint: str) -> ModelIndex:
         """Return the index of a model.
 
         Raises:
-            FingerprintError: There are cases of other models only; says how to index them for this one.
-            ArtifactError: Its cases are damaged.
+            FingerprintError: Only other models have cases. The message says how to index them for this model.
+            ArtifactError: The model's cases are damaged.
         """
         if error := self._broken.get(fingerprint):
             raise error
         if (entry := self.peek(fingerprint)) is not None:
             return entry
-        if there := self.fingerprints:
-            raise FingerprintError(_explain_missing(fingerprint, there))
-        return self.home  # nothing is stored yet, for nobody
+        if fingerprints := self.fingerprints:
+            raise FingerprintError(_explain_missing(fingerprint, fingerprints))
+        return self.home  # no cases are stored yet, for any model
 
     def find_or_make(self, fingerprint: str) -> ModelIndex:
-        """Return the index of a model, a new one beside the others if there is none.
+        """Return the index of a model. Create one if there is none.
 
         Raises:
-            ArtifactError: Its cases are damaged, or the disk refused the new one.
-            FingerprintError: There are as many models already as one server holds.
-            UnavailableError: The sidecar stops.
+            ArtifactError: The model's cases are damaged, or the disk refused the new index.
+            FingerprintError: The directory holds the maximum number of models already.
+            UnavailableError: The sidecar is stopping.
         """
         if error := self._broken.get(fingerprint):
             raise error
         with self._lock:
             if self._closed:
-                raise UnavailableError("The sidecar stops.")
+                raise UnavailableError("The sidecar is stopping.")
             if not self.home.store.fingerprint and not self._others:
                 self.home.store.reserve(fingerprint)
             if self.home.store.belongs_to(fingerprint):
@@ -187,17 +187,17 @@ class CaseIndexes:
             return self._others[fingerprint]
 
     def get(self, case_id: str) -> CaseRecord:
-        """Return one case, from the default index if it is there; UnknownCaseError if no index has it."""
+        """Return one case, from the default index if possible. Raise UnknownCaseError if no index has it."""
         for entry in [self.default, *self.all()]:
             with contextlib.suppress(UnknownCaseError):
                 return entry.store.get(case_id)
-        raise UnknownCaseError("No case of this id is stored.")
+        raise UnknownCaseError("No case with this id is stored.")
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Forget cases in every index; return in how many rows of the index that had most.
+        """Delete cases from every index; return the largest number of rows that one index lost.
 
         Raises:
-            ArtifactError: One of the stores is damaged or its disk failed: cases may still be there.
+            ArtifactError: A store is damaged or its disk failed. Some cases may not be deleted.
         """
         ids, most = list(ids), 0
         for entry in self.all():
@@ -209,7 +209,7 @@ class CaseIndexes:
         return most
 
     def describe(self) -> list[str]:
-        """Return what an operator must know: damaged rows, damaged stores, an index that is not of the served model."""
+        """Return warnings for the operator: damaged rows, damaged stores, an index of a model that is not served."""
         lines = [text for entry in self.all() if (text := entry.store.describe_damage())]
         lines += [str(error) for error in self._broken.values()]
         if self._served and self.fingerprints and self._served not in self.fingerprints:
@@ -217,7 +217,7 @@ class CaseIndexes:
         return lines
 
     def close(self) -> None:
-        """Close everything; may be called repeatedly."""
+        """Close everything. May be called repeatedly."""
         with self._lock:
             self._closed = True
         self._cleanup.close()
@@ -249,34 +249,34 @@ class CaseIndexes:
     def _require_room(self) -> None:
         if len(self._others) + 1 >= MAX_MODELS:
             raise FingerprintError(
-                f"The case store {self._directory} holds cases of {MAX_MODELS} models already: stop the sidecar, then "
+                f"The case store {self._directory} holds cases of {MAX_MODELS} models already. Stop the sidecar, then "
                 f"remove one with `python -m retrieval.server --store {self._directory} --forget FINGERPRINT`."
             )
 
 
 def forget(directory: Path, fingerprint: str) -> int:
-    """Remove the whole index of one model from a directory that no server has open; return how many cases it had.
+    """Remove the index of one model from a directory that no server has open; return its number of cases.
 
     Args:
-        directory: Of `CaseIndexes`.
-        fingerprint: Its first 8 digits or more.
+        directory: Directory of `CaseIndexes`.
+        fingerprint: The first 8 or more digits of the model's fingerprint.
 
     Raises:
-        ConfigError: There is no such model, or a server has the directory open.
+        ConfigError: The model has no index, or a server has the directory open.
     """
-    with CaseStore(directory) as home:  # no server runs meanwhile
-        places = {
+    with CaseStore(directory) as home:  # the lock keeps servers out
+        directories = {
             path.name: path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)
         }
         if home.fingerprint:
-            places[home.fingerprint] = directory
-        chosen = [name for name in places if name.startswith(fingerprint) and len(fingerprint) >= 8]
+            directories[home.fingerprint] = directory
+        chosen = [name for name in directories if name.startswith(fingerprint) and len(fingerprint) >= 8]
         if len(chosen) != 1:
-            there = ", ".join(sorted(name[:_SHORT] for name in places)) or "none"
+            known = ", ".join(sorted(name[:_SHORT] for name in directories)) or "none"
             raise ConfigError(
-                f"{directory} holds no index of model {fingerprint[:_SHORT]}: it holds {there}."
+                f"{directory} holds no index of model {fingerprint[:_SHORT]}. It holds {known}."
             )
-        path = places[chosen[0]]
+        path = directories[chosen[0]]
         if path == directory:
             count = home.count()
             for file in directory.glob(f"{DATABASE}*"):
@@ -290,21 +290,21 @@ def forget(directory: Path, fingerprint: str) -> int:
 
 
 def remove_damaged(directory: Path) -> int:
-    """Remove the damaged rows of every model's store that no server has open; return how many there were."""
+    """Remove the damaged rows of all models from a directory that no server has open; return their number."""
     count = 0
     with CaseStore(directory) as home:
         paths = [path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)]
-        with contextlib.ExitStack() as others:
-            for store in [home, *(others.enter_context(CaseStore(path)) for path in sorted(paths))]:
+        with contextlib.ExitStack() as stack:
+            for store in [home, *(stack.enter_context(CaseStore(path)) for path in sorted(paths))]:
                 for _ in store.read_vectors():
                     pass
                 count += store.remove_damaged()
     return count
 
 
-def _explain_missing(fingerprint: str, there: list[str]) -> str:
-    held = " and ".join(name[:_SHORT] for name in there)
+def _explain_missing(fingerprint: str, fingerprints: list[str]) -> str:
+    models = " and ".join(name[:_SHORT] for name in fingerprints)
     return (
-        f"The similar-case index is of model {held}; there is none of model {fingerprint[:_SHORT]} yet: run `cxr index "
-        "TABLE`, which makes it beside the other one."
+        f"There is a similar-case index of model {models}, but none of model {fingerprint[:_SHORT]}. Run `cxr index "
+        "TABLE` to create it beside the other one."
     )

@@ -1,4 +1,4 @@
-"""The gRPC server that the sidecar listens with, and its health (grpc.health.v1)."""
+"""The sidecar's gRPC server, with its health service (grpc.health.v1)."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +11,19 @@ from contract.errors import ConfigError
 from contract.proto import retrieval_pb2_grpc
 from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 
-GRACE_S: Final = 4.0  # for requests under way; whoever stops the sidecar may kill it after 5 s
-_WORKERS: Final = 64  # twice the searches that may wait: room for health checks while they do
+GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
+_WORKERS: Final = 64  # twice the number of waiting searches, so that health checks are answered meanwhile
 _MAX_RPCS: Final = 512
 
 
 class SidecarServer:
-    """The gRPC server with the retrieval and the health service, listening from the start."""
+    """The gRPC server with the retrieval and the health service. It listens at once."""
 
     def __init__(self, service: RetrievalService, address: str) -> None:
-        """Listen at `address` ("host:port"; port 0 takes a free one) as NOT_SERVING.
+        """Listen on `address` ("host:port"; port 0 chooses a free one), with the state NOT_SERVING.
 
         Raises:
-            ConfigError: The address is in use or none of this machine.
+            ConfigError: The address is in use or does not belong to this machine.
         """
         host = require_usable(address)
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
@@ -31,7 +31,7 @@ class SidecarServer:
             self._workers,
             maximum_concurrent_rpcs=_MAX_RPCS,
             options=[
-                ("grpc.so_reuseport", 0),  # else a second server would share the port without an error
+                ("grpc.so_reuseport", 0),  # otherwise a second server would share the port without an error
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ],
@@ -45,18 +45,18 @@ class SidecarServer:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"The address {address} cannot be listened at: is it in use?") from error
-        if not port:  # how gRPC before 1.60 says it
-            raise ConfigError(f"The address {address} cannot be listened at: is it in use?")
+            raise ConfigError(f"Cannot listen on {address}. Is the address in use?") from error
+        if not port:  # gRPC before 1.60 reports the failure like this
+            raise ConfigError(f"Cannot listen on {address}. Is the address in use?")
         self.address = f"{host}:{port}"
         self._server.start()
 
     def announce(self) -> None:
-        """Answer as SERVING from now on."""
+        """Set the health state to SERVING."""
         self._set_health(self._states.SERVING)
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Answer as NOT_SERVING, refuse new requests and give those under way some seconds to end."""
+        """Set the health state to NOT_SERVING, refuse new requests and give running ones some seconds to end."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
         self._workers.shutdown(wait=False)
@@ -67,9 +67,9 @@ class SidecarServer:
 
 
 def require_usable(address: str) -> str:
-    """Return the host of "host:port"; raise ConfigError if nothing can listen there now.
+    """Return the host of "host:port". Raise ConfigError if a server cannot listen there now.
 
-    gRPC finds this out, too, but tells it in several lines on stderr.
+    gRPC checks this too, but reports it in several lines on stderr.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -83,6 +83,6 @@ def require_usable(address: str) -> str:
             probe.bind(target)
     except OSError as error:
         raise ConfigError(
-            f"The address {address} cannot be listened at ({error.strerror}): choose another one."
+            f"Cannot listen on {address} ({error.strerror}). Choose another address."
         ) from error
     return host

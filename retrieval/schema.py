@@ -1,4 +1,4 @@
-"""The tables of a case store, the statements that read and write them, and the checksums in them."""
+"""The tables of a case store, the SQL statements for them, and their checksums."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ SCHEMA: Final = (
         embedding BLOB NOT NULL
     )""",
 )
-# What version 2 added. A new store is made in the same two steps, so that both have the very same schema.
+# The column that version 2 added. A new store is created in the same two steps, so that both schemas are identical.
 ADD_CHECKSUM: Final = "ALTER TABLE cases ADD COLUMN checksum BLOB NOT NULL DEFAULT x''"
 FILL_CHECKSUM: Final = (
     "UPDATE cases SET checksum = "
@@ -36,7 +36,7 @@ SELECT: Final = (
     "FROM cases WHERE "
 )
 COUNT_ROWS: Final = "SELECT COUNT(*), COALESCE(SUM(sequence), 0) FROM cases"
-FIRST_ROW: Final = -(2**63)  # no row comes before it, whatever a flipped bit made of its number
+FIRST_ROW: Final = -(2**63)  # the smallest number a row can have, even after a flipped bit
 _CHECKSUM_BYTES: Final = 8
 
 
@@ -55,18 +55,18 @@ def hash_meta(values: dict[str, str]) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a text column; one that a flipped bit made no UTF-8 is decoded too, and fails its checksum."""
+    """Decode a text column, also one that is not UTF-8 after a flipped bit. Its checksum then fails."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def read_schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
-    """Return type, name, table and statement of everything that a database says of its structure, in order."""
+    """Return type, name, table and SQL statement of every entry of a database's schema, in order."""
     rows = connection.execute("SELECT type, name, tbl_name, COALESCE(sql, '') FROM sqlite_master").fetchall()
     return sorted((kind, name, table, " ".join(sql.split())) for kind, name, table, sql in rows)
 
 
 def make_schema() -> list[tuple[str, ...]]:
-    """Return the schema as a new store has it: a flipped bit in a column's type changes how ids compare."""
+    """Return the schema of a new store, to detect flipped bits: one in a column's type changes how ids compare."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         for statement in (*SCHEMA, ADD_CHECKSUM):
             connection.execute(statement)

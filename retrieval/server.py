@@ -2,12 +2,12 @@
 
     python -m retrieval.server --store DIRECTORY --address 127.0.0.1:8005
 
-It listens at once, answers as SERVING (grpc.health.v1) when its index is built from the store, and ends in
-order on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address or store in use, no GPU);
-3 the store is damaged. A directory holds an index for each model (`retrieval.indexes`); with no server on it,
+It listens at once, reports SERVING (grpc.health.v1) when its index is built from the store, and shuts down cleanly
+on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address or store in use, no GPU); 3 the store is
+damaged. A directory holds an index for each model (`retrieval.indexes`). While no server uses the directory,
 
-    python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them, whole
-    python -m retrieval.server --store DIRECTORY --remove-damaged         removes rows that are damaged
+    python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them
+    python -m retrieval.server --store DIRECTORY --remove-damaged         removes damaged rows
 """
 
 import argparse
@@ -23,11 +23,11 @@ from typing import Final
 from contract.errors import ConfigError, CxrError
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
-_BUILT: Final = b"\0"  # in the pipe of events; a signal is there as its number
+_BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sidecar until it is told to stop; return the exit code."""
+    """Run the sidecar until a signal stops it; return the exit code."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
@@ -84,13 +84,13 @@ def maintain(options: argparse.Namespace) -> None:
     """Remove the index of one model, or damaged rows, while no server has the store open.
 
     Raises:
-        ConfigError: A server has it open, or there is no such model.
-        ArtifactError: A store is damaged in more than rows, or the disk failed.
+        ConfigError: A server has the store open, or the model has no index.
+        ArtifactError: More than rows of a store are damaged, or the disk failed.
     """
     from retrieval.indexes import forget, remove_damaged
 
     if not options.store.is_dir():
-        raise ConfigError(f"There is no case store {options.store}.")
+        raise ConfigError(f"There is no case store at {options.store}.")
     if options.forget:
         count = forget(options.store, options.forget)
         _say(f"Removed the index of model {options.forget[:12]}: {count} cases.")
@@ -103,15 +103,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m retrieval.server", description="Similar-case search over gRPC (retrieval.proto)."
     )
-    parser.add_argument("--store", type=Path, required=True, help="Directory of the cases; made if missing.")
+    parser.add_argument(
+        "--store", type=Path, required=True, help="Directory of the cases. Created if missing."
+    )
     parser.add_argument(
         "--address",
         default=DEFAULT_ADDRESS,
-        help="host:port to listen at; port 0 takes a free one. (%(default)s)",
+        help="host:port to listen on; port 0 chooses a free one. (%(default)s)",
     )
     parser.add_argument(
         "--fingerprint",
-        help="Model that is served (64 hex digits). Default: that of the first cases.",
+        help="Fingerprint of the served model (64 hex digits). Default: the model of the first cases.",
     )
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default="cpu", help="Where FAISS searches. (%(default)s)"
@@ -120,9 +122,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--threads", type=_parse_threads, help="OpenMP threads of FAISS on CPU. Default: one per core."
     )
     parser.add_argument(
-        "--forget", metavar="FINGERPRINT", help="Remove the index of this model (8 digits or more), and end."
+        "--forget",
+        metavar="FINGERPRINT",
+        help="Remove the index of the model with this fingerprint (8 or more digits), and exit.",
     )
-    parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and end.")
+    parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
     return parser.parse_args(arguments)
 
 
@@ -130,14 +134,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _open_events() -> Iterator[tuple[int, int]]:
     """Yield both ends of a pipe into which SIGTERM and SIGINT write their numbers.
 
-    The interpreter's C handler writes them (signal.set_wakeup_fd) at the moment of the signal. A Python handler
-    would run when the main thread next executes Python: never, if the signal came just before it blocked.
+    The interpreter's C handler writes them at once (signal.set_wakeup_fd). A Python handler would run only when the
+    main thread next executes Python code: never, if the signal arrives just before the thread blocks.
     """
     events, tell = os.pipe()
     os.set_blocking(tell, False)
     before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # only signals with a handler are written
+        signal.signal(number, lambda *_: None)  # only signals with a handler are written to the pipe
     try:
         yield events, tell
     finally:

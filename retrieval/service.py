@@ -1,4 +1,4 @@
-"""The gRPC methods of retrieval.proto over the store and the index of the model that a request names.
+"""The gRPC methods of retrieval.proto. Each request uses the store and the index of the model that it names.
 
 AddCases     check -> store (on the disk) -> index -> answer
 Search       check -> index -> store (text of the hits) -> answer
@@ -39,9 +39,9 @@ SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
 INDEX_KIND: Final = "flat"
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 MAX_SEARCH_S: Final = 30.0  # for callers without a deadline
-_HIT_BYTES: Final = 32  # around a case in an answer, at most
+_HIT_BYTES: Final = 32  # at most, around each case in an answer
 
-# Errors -> status codes; the nearest class counts, everything else is INTERNAL.
+# Errors -> status codes. The most specific class counts; every other error is INTERNAL.
 STATUS_CODES: Final[dict[type[BaseException], Any]] = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownCaseError: grpc.StatusCode.NOT_FOUND,
@@ -55,7 +55,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def find_status_code(error: BaseException) -> Any:
-    """Return the grpc.StatusCode that a failed call ends with."""
+    """Return the grpc.StatusCode for an error."""
     for kind in type(error).__mro__:
         if kind in STATUS_CODES:
             return STATUS_CODES[kind]
@@ -68,7 +68,7 @@ def _locate(error: BaseException) -> str:
 
 
 def _end_with_status(method: _Method) -> _Method:
-    """Turn an error of the method into a status, and into one line of the log without anything of a case."""
+    """Turn an error of the method into a gRPC status and a log line without case data."""
 
     @functools.wraps(method)
     def answer(self: "RetrievalService", request: Any, context: Any) -> Any:
@@ -77,7 +77,7 @@ def _end_with_status(method: _Method) -> _Method:
         except CxrError as error:
             failure: Exception = error
             message, place = str(error), ""
-        except Exception as error:  # a bug or a lack of memory; its text may hold a report
+        except Exception as error:  # a bug or no memory; the error text may hold a report
             failure = error
             message, place = f"The sidecar failed ({type(error).__name__}).", _locate(error)
         code = find_status_code(failure)
@@ -91,19 +91,19 @@ class RetrievalService:
     """Answers requests from any number of threads."""
 
     def __init__(self, indexes: CaseIndexes) -> None:
-        """Serve the cases of all models that one directory holds."""
+        """Serve the cases of all models of one directory."""
         self._indexes = indexes
 
     @_end_with_status
     def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Store cases and show them to searches; all or nothing."""
+        """Store all cases, or none, and add them to the index."""
         self._require_ready()
         fingerprint = parse_fingerprint(request.fingerprint)
         known = self._indexes.peek(fingerprint)
         cases, embeddings = parse_cases(request.cases, known.store.dimension if known else 0)
         entry = known or self._indexes.find_or_make(fingerprint)
         with entry.change_lock:
-            # Another first request may have decided the dimension since.
+            # Another request may have set the dimension meanwhile.
             require_dimension(embeddings.shape[1], entry.store.dimension)
             vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
             entry.index.change(added=vectors)
@@ -126,15 +126,15 @@ class RetrievalService:
 
     @_end_with_status
     def DeleteCases(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Forget cases; unknown ids are passed over."""
+        """Delete cases; unknown ids are ignored."""
         self._require_ready()
         return retrieval_pb2.DeleteCasesResponse(deleted=self._indexes.delete(parse_ids(request.ids)))
 
     @_end_with_status
     def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Return what is stored of the model asked for, or in the default index."""
-        known = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
-        store = (known or self._indexes.default).store
+        """Return counts and facts of the index of the named model, or of the default index."""
+        entry = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
+        store = (entry or self._indexes.default).store
         return retrieval_pb2.GetInfoResponse(
             fingerprint=store.fingerprint,
             case_count=store.count(),
@@ -146,18 +146,18 @@ class RetrievalService:
 
     def _require_ready(self) -> None:
         if not self._indexes.ready:
-            raise UnavailableError("The search index is not built yet, or stops.")
+            raise UnavailableError("The search index is not built yet, or is stopping.")
 
 
 def _find(
     entry: ModelIndex, queries: Sequence[Query], deadline: float
 ) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
-    """Search, and read the text of exactly those versions of the cases that were found."""
+    """Search, and read the records of exactly the case versions that the search returned."""
     matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
     records = entry.store.get_versions(match.sequence for row in matches for match in row)
     if all(match.sequence in records for row in matches for match in row):
         return matches, records
-    with entry.change_lock:  # a case was changed in between: once more, while nothing can change
+    with entry.change_lock:  # a case changed in between: repeat the search under the lock
         matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
         return matches, entry.store.get_versions(match.sequence for row in matches for match in row)
 
@@ -167,7 +167,7 @@ def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord]) ->
     size = sum(cases[match.sequence].ByteSize() + _HIT_BYTES for row in matches for match in row)
     if size > MAX_MESSAGE_BYTES:
         raise InputError(
-            f"The answer would exceed {MAX_MESSAGE_BYTES >> 20} MiB: send fewer queries or a smaller k."
+            f"The answer would exceed {MAX_MESSAGE_BYTES >> 20} MiB. Send fewer queries or a smaller k."
         )
     results = [
         retrieval_pb2.Hits(

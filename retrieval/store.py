@@ -1,13 +1,13 @@
-"""The durable case store, which is the truth: the search index is derived from it and can always be rebuilt.
+"""The durable case store. The search index is built from it and can always be rebuilt.
 
-One SQLite file (WAL, synchronous=FULL: a write that was answered survives a crash and a power cut) in a
-directory that one server at a time may open. A case that is replaced gets a new sequence number, so a
-sequence number stands for one version of one case, for ever.
+The store is one SQLite file in a directory that only one server at a time may open. With WAL and synchronous=FULL, a
+write that was answered survives a crash and a power failure. A replaced case gets a new sequence number, so a sequence
+number always stands for one version of one case.
 
-SQLite checks the structure of its file, never the content: a flipped bit in a report or an embedding is read as it
-is. So each row has a checksum (8 bytes of a SHA-256 over all of it, its sequence number included), tested when
-the index is built and whenever a case is handed out; `meta` has one too, and how many rows there are. A damaged row
-is left out and told of, the others are served.
+SQLite checks the structure of its file but not the content, so it does not notice a flipped bit in a report or an
+embedding. So each row has a checksum (8 bytes of a SHA-256 over the whole row with its sequence number). It is checked
+when the index is built and whenever a case is returned. `meta` has a checksum too, and the number of rows. A damaged
+row is left out and reported; the other rows are served.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from retrieval.schema import (
 
 DATABASE: Final = "cases.sqlite"
 LOCK: Final = "lock"
-LENGTH_TOLERANCE: Final = 1e-3  # how far from 1 the length of an embedding may be
+LENGTH_TOLERANCE: Final = 1e-3  # allowed difference of an embedding's length from 1
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_CASES: Final = 1024
 _MAX_PARAMETERS: Final = 500  # SQLite before 3.32 allows 999 in one statement
@@ -54,12 +54,12 @@ _SHOWN: Final = 5  # damaged rows in a message
 
 
 class UnknownCaseError(InputError):
-    """No case of this id is stored."""
+    """No case with this id is stored."""
 
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What is known about a case beside its embedding; never printed, because it is a patient's."""
+    """The data of a case except its embedding. It is never printed, because it is patient data."""
 
     id: str = field(repr=False)
     study_id: str = field(repr=False)
@@ -70,7 +70,7 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class CaseVectors:
-    """What the index needs of N cases; `embeddings` is (N, D) float32 of unit length."""
+    """The data of N cases for the index; `embeddings` is (N, D) float32 of unit length."""
 
     sequences: Sequence[int]
     ids: Sequence[str] = field(repr=False)
@@ -79,26 +79,29 @@ class CaseVectors:
 
 
 class CaseStore:
-    """The cases of one model in one directory; every method may be called from any thread."""
+    """The cases of one model in one directory. Thread-safe."""
 
     def __init__(self, directory: Path | str, *, fingerprint: str | None = None) -> None:
-        """Open the store, or make an empty one.
+        """Open the store, or create an empty one.
 
         Args:
-            directory: Made (mode 0700) if missing.
-            fingerprint: Of the model whose cases it must hold; None takes the one it holds or is given first.
+            directory: Created (mode 0700) if missing.
+            fingerprint: Fingerprint of the model that the cases must belong to. None: the model of the stored or the
+                first cases.
 
         Raises:
-            ConfigError: Another server has it open, or the directory cannot be used.
-            FingerprintError: It holds cases of another model; names both.
-            ArtifactError: The file is not a case store, is damaged or is of another version.
+            ConfigError: Another server has the store open, or the directory cannot be used.
+            FingerprintError: The store holds cases of another model. The message names both.
+            ArtifactError: The file is not a case store, is damaged or has another version.
         """
         self.directory = Path(directory)
         self._path = self.directory / DATABASE
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
         self._damaged: set[int] = set()
-        self._changes = 0  # so far: what is read meanwhile is no picture of one moment
+        self._changes = (
+            0  # number of changes so far; rows that are read while it changes are not one consistent state
+        )
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         with contextlib.ExitStack() as cleanup:
             lock = _lock_directory(self.directory)
@@ -107,7 +110,7 @@ class CaseStore:
                 self._writer = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._prepare()
                 self._migrate()
-                # A second connection, so that a search does not wait while a write reaches the disk.
+                # A second connection, so that a search does not wait for a write to the disk.
                 self._reader = cleanup.enter_context(contextlib.closing(self._connect()))
                 self._reader.execute("PRAGMA query_only = ON")
                 meta = dict(self._reader.execute("SELECT key, value FROM meta"))
@@ -116,16 +119,16 @@ class CaseStore:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model whose cases are stored; empty until the first case was stored."""
+        """Fingerprint of the model of the stored cases; "" before the first case."""
         return self._fingerprint
 
     @property
     def dimension(self) -> int:
-        """Number of values of an embedding; 0 until the first case was stored."""
+        """Number of values of an embedding; 0 before the first case."""
         return self._dimension
 
     def require_fingerprint(self, fingerprint: str, *, found_from: str) -> None:
-        """Raise FingerprintError unless embeddings of this model belong here (a new store takes any)."""
+        """Raise FingerprintError unless the store holds cases of this model or is empty."""
         expected = self._fingerprint or self._required
         if expected:
             require_same_fingerprint(
@@ -133,36 +136,36 @@ class CaseStore:
             )
 
     def reserve(self, fingerprint: str) -> None:
-        """Take an empty store for the cases of one model; no effect on one that has a model already."""
+        """Reserve an empty store for one model. A store that has a model is not changed."""
         self._required = self._required or self._fingerprint or fingerprint
 
     def belongs_to(self, fingerprint: str) -> bool:
-        """Whether its cases are, or are to be, of this model."""
+        """Whether the store holds, or is reserved for, cases of this model."""
         return (self._fingerprint or self._required) == fingerprint
 
     def count(self) -> int:
-        """Return how many cases are stored and not known to be damaged."""
+        """Return the number of stored cases without the known damaged ones."""
         with self._read_lock, self._translate("read"):
             return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0]) - len(self._damaged)
 
     @property
     def damaged(self) -> tuple[int, ...]:
-        """Sequence numbers of the rows that are damaged, as far as they were read."""
+        """Sequence numbers of the damaged rows among the rows that were read."""
         return tuple(sorted(self._damaged))
 
     def describe_damage(self) -> str:
-        """Say which rows are left out, and what to do; empty where none is. Rows are named, not cases: no ids."""
+        """Return the damaged row numbers and what to do, as a sentence without case ids; "" if no row is damaged."""
         if not self._damaged:
             return ""
         rows = ", ".join(map(str, self.damaged[:_SHOWN])) + (", ..." if len(self._damaged) > _SHOWN else "")
         return (
-            f"The case store {self._path} is damaged: {len(self._damaged)} of its rows ({rows}) are not what was "
-            "written and are left out. Index the cases again with `cxr index`; then `python -m retrieval.server "
-            f"--store {self.directory} --remove-damaged` removes what is still damaged."
+            f"The case store {self._path} is damaged: {len(self._damaged)} of its rows ({rows}) differ from what was "
+            "written and are left out. Index the cases again with `cxr index`. Then `python -m retrieval.server "
+            f"--store {self.directory} --remove-damaged` removes the rows that are still damaged."
         )
 
     def remove_damaged(self) -> int:
-        """Remove the damaged rows that reading has met, and return how many there were."""
+        """Remove the known damaged rows and return their number."""
         with self._write_lock, self._translate("written"), self._transaction() as writer:
             rows = [(number,) for number in self._damaged]
             writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
@@ -173,19 +176,19 @@ class CaseStore:
     def put(
         self, fingerprint: str, cases: Sequence[CaseRecord], embeddings: NDArray[np.float32]
     ) -> tuple[CaseVectors, int]:
-        """Store cases, all or none; a case whose id is stored already is replaced.
+        """Store all cases, or none. A case replaces the one with the same id.
 
         Args:
-            fingerprint: Of the model that made the embeddings.
+            fingerprint: Fingerprint of the model that made the embeddings.
             cases: N cases with N different ids.
             embeddings: (N, D) float32 of unit length.
 
         Returns:
-            What the index needs of them, and how many replaced another. They are on the disk by then.
+            The data for the index, and the number of replaced cases. The cases are on the disk by then.
 
         Raises:
             FingerprintError: The store holds cases of another model.
-            ArtifactError: The disk is full or failed; nothing was stored.
+            ArtifactError: The disk is full or failed. No case was stored.
         """
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
@@ -202,10 +205,10 @@ class CaseStore:
         return CaseVectors(sequences, ids, study_ids, embeddings), len(replaced)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Forget cases, all or none, and return how many there were; unknown ids count for nothing.
+        """Delete all cases, or none, and return the number of deleted ones. Unknown ids are ignored.
 
         Raises:
-            ArtifactError: The disk failed; nothing was deleted.
+            ArtifactError: The disk failed. No case was deleted.
         """
         named = require_strings(ids, "ids")
         with self._write_lock, self._translate("written"):
@@ -213,33 +216,33 @@ class CaseStore:
                 deleted = self._delete(writer, named)
                 self._write_meta(removed=deleted)
             self._forget_damage()
-            # The log still holds the reports; should this fail, the next checkpoint or close removes them.
+            # The WAL still holds the deleted reports. If this checkpoint fails, the next one or `close` removes them.
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return len(deleted)
 
     def get(self, case_id: str) -> CaseRecord:
-        """Return one case; raises UnknownCaseError if it is not stored."""
+        """Return one case. Raise UnknownCaseError if it is not stored."""
         with self._read_lock, self._translate("read"):
             row = self._reader.execute(SELECT + "id = ?", (case_id,)).fetchone()
         if row is None:
-            raise UnknownCaseError("No case of this id is stored.")
+            raise UnknownCaseError("No case with this id is stored.")
         return self._parse_record(row)
 
     def get_versions(self, sequences: Iterable[int]) -> dict[int, CaseRecord]:
-        """Return the cases with these sequence numbers; those replaced or deleted since are missing."""
-        wanted = sorted(set(sequences))
-        found: dict[int, CaseRecord] = {}
-        for start in range(0, len(wanted), _MAX_PARAMETERS):
-            part = wanted[start : start + _MAX_PARAMETERS]
+        """Return the cases with these sequence numbers, without those that were replaced or deleted meanwhile."""
+        numbers = sorted(set(sequences))
+        records: dict[int, CaseRecord] = {}
+        for start in range(0, len(numbers), _MAX_PARAMETERS):
+            part = numbers[start : start + _MAX_PARAMETERS]
             statement = SELECT + f"sequence IN ({','.join('?' * len(part))})"
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, part).fetchall()
-            found.update((row[0], self._parse_record(row)) for row in rows)
-        return found
+            records.update((row[0], self._parse_record(row)) for row in rows)
+        return records
 
     def read_vectors(self) -> Iterator[CaseVectors]:
-        """Yield every intact case in the order it was written, in parts of at most 1024; note the damaged ones.
+        """Yield every intact case in writing order, in batches of at most 1024; record the damaged ones.
 
         Raises:
             ArtifactError: Cases are missing, or the file cannot be read.
@@ -261,7 +264,7 @@ class CaseStore:
             self._require_all_rows()
 
     def close(self) -> None:
-        """Close the file and let another server open it; may be called repeatedly."""
+        """Close the file, so that another server can open it. May be called repeatedly."""
         with self._write_lock, self._read_lock:
             self._cleanup.close()
 
@@ -272,23 +275,25 @@ class CaseStore:
         self.close()
 
     def _connect(self) -> sqlite3.Connection:
-        # isolation_level=None: transactions begin and end where this file says so.
+        # isolation_level=None: this module begins and ends the transactions.
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        connection.text_factory = decode_text  # a damaged text is a damaged row, not the end of reading
+        connection.text_factory = (
+            decode_text  # damaged text marks its row as damaged instead of raising an error
+        )
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
+        connection.execute("PRAGMA secure_delete = ON")  # deleted content is overwritten with zeros
         return connection
 
     def _prepare(self) -> None:
-        """Check that the file is a whole store, or make one in an empty file."""
+        """Check that the file is a complete store, or create one in an empty file."""
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()
         tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
         if not tables and not application:
             self._create()
         elif application != APPLICATION_ID or not {"meta", "cases"} <= tables:
-            raise ArtifactError(f"{self._path} is not a case store: choose another directory.")
+            raise ArtifactError(f"{self._path} is not a case store. Choose another directory.")
         (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise self._report_damage("SQLite finds its structure broken")
@@ -313,17 +318,17 @@ class CaseStore:
                 rows, intact = writer.execute(
                     "SELECT COUNT(*), COUNT(NULLIF(checksum, x'')) FROM cases"
                 ).fetchone()
-                if rows and not intact:  # it is not the rows that are damaged
-                    raise self._report_damage("its cases are not of the model that it names")
+                if rows and not intact:  # all checksums fail, so the model's fingerprint in `meta` is damaged
+                    raise self._report_damage("its cases do not belong to the model that it names")
                 self._write_meta()
         if (
             meta.get("schema_version") in ("1", str(SCHEMA_VERSION))
             and read_schema(self._writer) != make_schema()
         ):
-            raise self._report_damage("its schema is not what was written")
+            raise self._report_damage("its schema differs from what was written")
 
     def _compute_first_checksum(self, *values: Any) -> bytes:
-        """Return the checksum of a row that has had none; an empty one, which no row has, where it is plainly wrong."""
+        """Return the checksum of a row that had none; an invalid, empty one if the row is obviously damaged."""
         return compute_checksum(values) if self._is_plausible(values) else b""
 
     def _write_meta(
@@ -334,9 +339,9 @@ class CaseStore:
         added: Sequence[int] | None = None,
         removed: Sequence[int] | None = None,
     ) -> None:
-        """Write what is known of all rows together; called last in a transaction that changes rows.
+        """Write `meta` at the end of a transaction that changes rows.
 
-        Rows are counted anew where neither `added` nor `removed` says what changed, or a row is damaged.
+        The rows are counted again if neither `added` nor `removed` is given, or if a row is damaged.
         """
         row = self._writer.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone()
         if row is None or self._damaged or (added is None and removed is None):
@@ -357,12 +362,12 @@ class CaseStore:
     def _read_meta(self, meta: dict[str, str]) -> None:
         if meta.get("schema_version") != str(SCHEMA_VERSION):
             raise ArtifactError(
-                f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, this "
-                f"software reads version {SCHEMA_VERSION}: index the cases again into another directory."
+                f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, but this "
+                f"software reads version {SCHEMA_VERSION}. Index the cases again into another directory."
             )
         stated = meta.pop("checksum", "")
         if hash_meta(meta) != stated:
-            raise self._report_damage("what it says of itself is not what was written")
+            raise self._report_damage("its metadata differs from what was written")
         self._read_model(meta)
         if self._fingerprint and self._required:
             require_same_fingerprint(
@@ -380,20 +385,20 @@ class CaseStore:
         self._dimension = int(dimension)
 
     def _require_all_rows(self) -> None:
-        """Raise ArtifactError if rows are missing or too many, and no damaged row explains it."""
+        """Raise ArtifactError if there are too few or too many rows and no damaged row explains it."""
         with self._read_lock, self._translate("read"):
             count, total = self._reader.execute(COUNT_ROWS).fetchone()
             (stated,) = self._reader.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone() or ("",)
         same = stated.split()[:1] == [str(count)] if self._damaged else stated == f"{count} {total}"
         if not same:
-            raise self._report_damage("cases are missing, or there are some that were not written")
+            raise self._report_damage("cases are missing, or there are extra ones")
 
     def _forget_damage(self) -> None:
-        """Note a change: a damaged row that was replaced or deleted is damaged no more."""
+        """Record a change. A damaged row that was replaced or deleted no longer counts as damaged."""
         self._changes += 1
         if self._damaged:
-            there = {number for (number,) in self._writer.execute("SELECT sequence FROM cases")}
-            self._damaged &= there
+            present = {number for (number,) in self._writer.execute("SELECT sequence FROM cases")}
+            self._damaged &= present
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -403,7 +408,7 @@ class CaseStore:
             yield writer
             writer.execute("COMMIT")
         except BaseException:
-            if writer.in_transaction:  # a full disk may have ended it already
+            if writer.in_transaction:  # a full disk may have ended the transaction already
                 writer.execute("ROLLBACK")
             raise
 
@@ -414,11 +419,11 @@ class CaseStore:
         except sqlite3.Error as error:
             raise ArtifactError(f"The case store {self._path} cannot be {action}: {error}.") from error
         except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
-            raise self._report_damage("its schema is not what was written") from error
+            raise self._report_damage("its schema differs from what was written") from error
 
     @staticmethod
     def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
-        """Delete cases; return the sequence numbers that they had."""
+        """Delete cases; return their sequence numbers."""
         rows = [
             row[0]
             for case_id in set(ids)
@@ -440,20 +445,20 @@ class CaseStore:
         ):
             return False
         length = np.linalg.norm(np.frombuffer(blob, dtype="<f4"))
-        return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false where a value is not a number
+        return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false if a value is NaN
 
     def _parse_record(self, row: tuple[Any, ...]) -> CaseRecord:
         if not self._is_intact(row):
-            raise self._report_damage(f"row {row[0]} is not what was written")
+            raise self._report_damage(f"row {row[0]} differs from what was written")
         _, case_id, study_id, _, labels, report, image_ref, *_ = row
         try:
             return CaseRecord(case_id, study_id, tuple(json.loads(labels)), report, image_ref)
         except (TypeError, ValueError) as error:
             raise self._report_damage() from error
 
-    def _report_damage(self, detail: str = "its content is not what was written") -> ArtifactError:
+    def _report_damage(self, detail: str = "its content differs from what was written") -> ArtifactError:
         return ArtifactError(
-            f"The case store {self._path} is damaged ({detail}): restore it, or stop the sidecar, move the file "
+            f"The case store {self._path} is damaged ({detail}). Restore it, or stop the sidecar, move the file "
             "elsewhere and index the cases again."
         )
 
@@ -467,10 +472,10 @@ def _insert(
 
 
 def _find_next_sequence(writer: sqlite3.Connection) -> int:
-    """Return the number that SQLite would give the next row: greater than any that there ever was."""
+    """Return the number that SQLite would give the next row, greater than all earlier numbers."""
     (highest,) = writer.execute("SELECT COALESCE(MAX(sequence), 0) FROM cases").fetchone()
-    (given,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
-    return max(int(highest), int(given)) + 1
+    (last,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
+    return max(int(highest), int(last)) + 1
 
 
 def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
@@ -481,20 +486,20 @@ def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
 
 
 def _lock_directory(directory: Path) -> int:
-    """Make the directory if needed and take it for this process; returns the open lock file."""
+    """Create the directory if needed and lock it for this process; return the descriptor of the lock file."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its other files the mode of this one: nobody else may read reports.
+        # SQLite gives its other files the mode of this one. No other user may read reports.
         os.close(os.open(directory / DATABASE, os.O_RDWR | os.O_CREAT, 0o600))
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(f"The case store {directory} cannot be opened: {error.strerror}.") from error
     try:
-        # The kernel gives the lock back however the process ends.
+        # The kernel releases the lock however the process ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
         raise ConfigError(
-            f"The case store {directory} is in use by another server: stop it or choose another directory."
+            f"The case store {directory} is in use by another server. Stop it or choose another directory."
         ) from error
     return lock

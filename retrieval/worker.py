@@ -1,7 +1,7 @@
-"""The one thread that owns the search index, and the queue in front of it.
+"""The thread that owns the search index, and its request queue.
 
-FAISS on GPU may not be used by two threads at once, not even for reading. So requests wait in a queue; the
-thread takes all searches that wait, up to the next change, and answers them with one question to FAISS.
+Two threads may not use FAISS on GPU at once, not even for reading. So requests wait in a queue. The thread takes all
+waiting searches up to the next change, and runs them in one FAISS search.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from retrieval.store import CaseVectors
 
 MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
-_STOPS: Final = "The search index stops."
+_STOPS: Final = "The search index is stopping."
 _logger = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ class _Change:
 
 
 class IndexThread:
-    """A search index in its own thread; every method may be called from any thread."""
+    """A search index in its own thread. Thread-safe."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class IndexThread:
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """Describe the index; nothing runs before `start`.
+        """Set up the index; `start` starts the thread.
 
         Args:
-            read_vectors: Yields all cases that are stored; the index is built from it.
+            read_vectors: Yields all stored cases, to build the index from.
             device: Where FAISS searches.
             threads: OpenMP threads of FAISS on CPU; None leaves it to OpenMP (one per core).
-            max_waiting: How many search requests may wait.
+            max_waiting: Largest number of waiting search requests.
         """
         self._read_vectors = read_vectors
         self._device: Device = device
@@ -63,21 +63,21 @@ class IndexThread:
         self._condition = threading.Condition()
         self._waiting: deque[_Search | _Change] = deque()
         self._closing = False
-        self._index: FlatIndex | None = None  # None: to be built from the store before the next use
+        self._index: FlatIndex | None = None  # None: built from the store before the next use
         self._built: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
 
     @property
     def ready(self) -> bool:
-        """Whether the index was built and takes requests."""
+        """Whether the index is built and accepts requests."""
         return self._built.done() and self._built.exception() is None and not self._closing
 
     def start(self) -> "Future[None]":
-        """Start to build the index.
+        """Start building the index.
 
         Returns:
-            Done when the index is built; holds ArtifactError if the store is damaged and ConfigError if
-            FAISS or its GPU is missing.
+            A future that is done when the index is built. It holds ArtifactError if the store is damaged, or
+            ConfigError if FAISS or its GPU is missing.
         """
         self._thread.start()
         return self._built
@@ -86,16 +86,16 @@ class IndexThread:
         """Return the nearest cases of each query, best first.
 
         Raises:
-            BusyError: Too many requests wait already.
-            DeadlineError: There was no answer in time; the request is dropped.
-            UnavailableError: The index is not built yet, or stops.
+            BusyError: Too many requests are waiting.
+            DeadlineError: There was no answer in time. The request is dropped.
+            UnavailableError: The index is not built yet, or is stopping.
             InputError: A query has another dimension than the stored cases.
             ServerError: FAISS failed.
         """
         job = _Search(queries)
         with self._condition:
             if sum(isinstance(waiting, _Search) for waiting in self._waiting) >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} search requests wait already: try again later.")
+                raise BusyError(f"{self._max_waiting} search requests are waiting already. Try again later.")
             self._enqueue(job)
         try:
             return job.future.result(timeout_s)
@@ -104,11 +104,11 @@ class IndexThread:
             raise DeadlineError(f"The search did not end within {timeout_s:.3g} s.") from error
 
     def change(self, *, removed: Sequence[str] = (), added: CaseVectors | None = None) -> None:
-        """Show a change that the store holds already; searches that come later see it.
+        """Apply a change that the store already holds. Later searches see it.
 
         Raises:
-            UnavailableError: The index is not built yet, or stops.
-            ServerError: The index could not even be built anew.
+            UnavailableError: The index is not built yet, or is stopping.
+            ServerError: The change failed, and rebuilding the index failed too.
         """
         job = _Change(removed, added)
         with self._condition:
@@ -116,7 +116,7 @@ class IndexThread:
         job.future.result()
 
     def close(self) -> None:
-        """End the thread; requests that wait fail with UnavailableError. May be called repeatedly."""
+        """Stop the thread. Waiting requests fail with UnavailableError. May be called repeatedly."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -133,7 +133,7 @@ class IndexThread:
         try:
             self._limit_threads()
             self._build()
-        except BaseException as error:  # handed to whoever waits for the start
+        except BaseException as error:  # passed to the future of `start`
             self._built.set_exception(error)
             return
         self._built.set_result(None)
@@ -145,7 +145,7 @@ class IndexThread:
         self._index = None
 
     def _take(self) -> list[_Search | _Change]:
-        """Wait for requests and take one change, or all searches before the next one; nothing at the end."""
+        """Wait for requests; return one change, or all searches before the next change; [] when closing."""
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._closing)
             if self._closing:
@@ -171,16 +171,16 @@ class IndexThread:
                     index.put(job.added)
                 if index.is_wasteful:
                     self._build()
-            except Exception as error:  # whatever it was, the store knows better
-                _logger.warning("the index is built anew after %s", type(error).__name__)
+            except Exception as error:  # after any error, rebuild the index from the store
+                _logger.warning("rebuilding the index after %s", type(error).__name__)
                 self._build()
-        except Exception as error:  # handed to the request
-            _fail(job, _explain(error, "The change is stored, but the search index cannot show it"))
+        except Exception as error:  # passed to the request
+            _fail(job, _explain(error, "The change is stored, but the search index could not be updated"))
         else:
             job.future.set_result(None)
 
     def _answer(self, jobs: list[_Search]) -> None:
-        # A caller whose time is over has cancelled its request.
+        # A caller whose deadline has passed has cancelled its request.
         live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         if not live:
             return
@@ -189,7 +189,7 @@ class IndexThread:
             fitting = [job for job in live if _fits(job, index.dimension)]
             matches = iter(index.search([query for job in fitting for query in job.queries]))
             answers = [[next(matches) for _ in job.queries] for job in fitting]
-        except Exception as error:  # handed to the requests
+        except Exception as error:  # passed to the requests
             self._index = None
             for job in live:
                 _fail(job, _explain(error, "The search failed"))
@@ -204,7 +204,7 @@ class IndexThread:
         return self._index
 
     def _build(self) -> None:
-        self._index = None  # first: two of them may not fit into memory
+        self._index = None  # free the old index first, because two may not fit into memory
         index = FlatIndex(self._device)
         for vectors in self._read_vectors():
             if self._closing:
@@ -214,18 +214,18 @@ class IndexThread:
 
     def _limit_threads(self) -> None:
         if self._threads is not None:
-            FlatIndex.limit_threads(self._threads)  # OpenMP keeps this number for each thread that asks
+            FlatIndex.limit_threads(self._threads)  # OpenMP keeps this number per calling thread
 
 
 def _fits(job: _Search, dimension: int) -> bool:
     if not dimension or all(len(query.embedding) == dimension for query in job.queries):
         return True
-    _fail(job, InputError(f"A query must have {dimension} values, as the stored cases have."))
+    _fail(job, InputError(f"A query must have {dimension} values, like the stored cases."))
     return False
 
 
 def _fail(job: _Search | _Change, error: CxrError) -> None:
-    with contextlib.suppress(InvalidStateError):  # given up by its caller, or answered already
+    with contextlib.suppress(InvalidStateError):  # cancelled by its caller, or answered already
         job.future.set_exception(error)
 
 

@@ -1,1 +1,1 @@
-"""Files of radiographs -> grey pixels in the size of the model, and what their headers say."""
+"""Radiograph files -> grey pixels in the size of the model, and facts from their headers."""

@@ -1,8 +1,8 @@
-"""What the grey of an image that was read says against it: no contrast, no structure, two levels, a negative.
+"""Warnings about the grey values of an image: no contrast, no structure, two levels, a negative.
 
-Such an image is answered like any other, and the answer is worth nothing; so whoever reads it is told. The limits lie
-far from all real radiographs that were measured (670 of ChestX-ray14, 487 of Kermany et al., Open-i, the phantoms;
-at 56 and at 224 pixels a side), whose smallest values stand beside them.
+Such an image gets an answer like any other, but the answer is worthless, so a warning accompanies it. The limits are
+far from all measured radiographs (670 of ChestX-ray14, 487 of Kermany et al., Open-i, the phantoms; at 56 and at 224
+pixels per side). The comments give the radiographs' smallest values.
 """
 
 from typing import Final
@@ -14,23 +14,23 @@ from contract.image.polarity import NEGATIVE_LIMIT, measure_polarity
 
 _LEAST_SPREAD: Final = 64  # of 255, between the 1st and the 99th percentile; radiographs: 116 and more
 _LEAST_CORRELATION: Final = 0.4  # of neighbours; radiographs: 0.7 and more
-_COARSE_SIDE: Final = 32  # pixels; enlarged noise shows at this size, where radiographs have 0.48 and more
+_COARSE_SIDE: Final = 32  # pixels; at this size enlarged noise is recognised; radiographs: 0.48 and more
 _LEAST_COARSE: Final = 0.25
-_LEAST_REST: Final = 0.1  # share beside the two commonest greys; radiographs: 0.4 and more
-_LEVEL_REACH: Final = 8  # greys to each side that count as one with a level
+_LEAST_REST: Final = 0.1  # share of pixels with other than the two commonest greys; radiographs: 0.4 and more
+_LEVEL_REACH: Final = 8  # greys on each side that count as the same level
 
 NO_CONTRAST: Final = "The image has hardly any contrast: no finding can be seen in it."
 NO_RADIOGRAPH: Final = "The image does not look like a radiograph: "
-NOISE: Final = NO_RADIOGRAPH + "neighbouring pixels have nothing in common, as in noise."
-TWO_LEVELS: Final = NO_RADIOGRAPH + "nearly all of it has one of two greys."
+NOISE: Final = NO_RADIOGRAPH + "neighbouring pixels are unrelated, as in noise."
+TWO_LEVELS: Final = NO_RADIOGRAPH + "nearly all pixels have one of two grey values."
 NEGATIVE: Final = (
-    "The image looks like a negative, with lungs brighter than what lies between and below them: the file may state "
-    "the wrong polarity, or the image lies on its side. Do not rely on what the model says of it."
+    "The image looks like a negative, with the lungs brighter than the mediastinum and the abdomen. The file may state "
+    "the wrong polarity, or the image lies on its side. Do not rely on the answer."
 )
 
 
 def list_remarks(image: NDArray[np.uint8]) -> list[str]:
-    """Return what to be warned of, one sentence at most.
+    """Return the warnings about an image, at most one sentence.
 
     Args:
         image: (rows, columns) greys as the model sees them, without the padding around the image.
@@ -48,7 +48,7 @@ def list_remarks(image: NDArray[np.uint8]) -> list[str]:
 
 
 def crop_borders(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image without the level rows and columns around it, which would pass for structure in noise."""
+    """Return the image without constant rows and columns at its edges, which would look like structure."""
     rows, columns = (np.flatnonzero(np.ptp(image, axis=axis) >= _LEAST_SPREAD) for axis in (1, 0))
     if not (rows.size and columns.size):
         return image
@@ -56,7 +56,7 @@ def crop_borders(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def measure_correlation(image: NDArray[np.uint8]) -> float:
-    """Return how pixels correlate with their neighbours, -1 to 1, in the direction in which they do less."""
+    """Return the correlation of neighbouring pixels, -1 to 1, in the direction with the lower one."""
     values = image.astype(np.float32) - np.float32(image.mean())
     products = [values[:, 1:] * values[:, :-1], values[1:] * values[:-1]]
     least = min((float(product.mean()) for product in products if product.size), default=0.0)
@@ -64,7 +64,7 @@ def measure_correlation(image: NDArray[np.uint8]) -> float:
 
 
 def measure_coarse(image: NDArray[np.uint8]) -> float:
-    """Return the same of the image at `_COARSE_SIDE` pixels; 1 for one that is too narrow to tell."""
+    """Return `measure_correlation` of the image scaled to `_COARSE_SIDE` pixels; 1 if it is too narrow."""
     import cv2
 
     scale = _COARSE_SIDE / max(image.shape)
@@ -80,8 +80,8 @@ def measure_rest(counts: NDArray[np.int64]) -> float:
     Args:
         counts: (256,) pixels of each grey.
     """
-    rest, total = counts.copy(), counts.sum()
+    others, total = counts.copy(), counts.sum()
     for _ in range(2):
-        level = int(rest.argmax())
-        rest[max(level - _LEVEL_REACH, 0) : level + _LEVEL_REACH + 1] = 0
-    return float(rest.sum() / total)
+        level = int(others.argmax())
+        others[max(level - _LEVEL_REACH, 0) : level + _LEVEL_REACH + 1] = 0
+    return float(others.sum() / total)

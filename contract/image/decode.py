@@ -1,8 +1,8 @@
-"""The stored values of a DICOM image's first frame, whatever the transfer syntax.
+"""Decode the first frame of a DICOM image, for every supported transfer syntax.
 
-pydicom decodes RLE and, through openjpeg, JPEG 2000; imagecodecs (BSD) decodes JPEG and JPEG-LS, because the other
-decoders of these that pydicom knows are GPL, decode 8 bits only, or end the process on damaged pixel data. A stream is
-compared with the DICOM header before a decoder sees it: a decoder allocates for what the stream claims.
+pydicom decodes RLE and, through openjpeg, JPEG 2000. imagecodecs (BSD) decodes JPEG and JPEG-LS, because pydicom's
+other decoders for these are GPL, decode only 8 bits, or crash on damaged pixel data. A stream is compared with the
+DICOM header before decoding, because a decoder allocates the size that the stream claims.
 """
 
 import struct
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
-# A decoder walks over the whole image once for each scan of a progressive JPEG; an encoder makes about ten of them.
+# A decoder processes the whole image once for each scan of a progressive JPEG. An encoder writes about ten scans.
 MAX_SCANNED_PIXELS: Final = 4 * dicom_file.MAX_PIXELS
-_LONGEST_TAIL: Final = 1024  # bytes that may follow a stream; one suffices to make its length even
-_MAX_TILES: Final = 4096  # of a JPEG 2000 stream; each costs memory even where it is empty
+_LONGEST_TAIL: Final = 1024  # bytes allowed after a stream; one byte is enough to make its length even
+_MAX_TILES: Final = 4096  # tiles of a JPEG 2000 stream; each one costs memory even if it is empty
 _MAX_BLOCKS: Final = 150_000  # code blocks or precincts; 64 million pixels in blocks of 32x32 are 62,500
 _MAX_SEGMENTS: Final = 100_000
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
@@ -34,11 +34,11 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
     """Return the first frame of a checked data set.
 
     Returns:
-        Monochrome and palette: (rows, columns) uint8 or uint16, the words as they are stored. The sign and
-        the bits beside the stored ones are left to `contract.image.stored_values`. Colour: (rows, columns, 3), RGB.
+        Monochrome and palette: (rows, columns) uint8 or uint16, the words as stored; `contract.image.stored_values`
+        handles the sign and the bits outside the stored ones. Colour: (rows, columns, 3), RGB.
 
     Raises:
-        ImageError: The pixel data is damaged, or its decoder is not installed; the message names the package.
+        ImageError: The pixel data is damaged, or its decoder is not installed. The message names the package.
     """
     try:
         with warnings.catch_warnings():
@@ -52,7 +52,7 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
                 values = _decode_by_pydicom(dataset)
     except ImageError:
         raise
-    except Exception as error:  # each decoder raises its own kinds
+    except Exception as error:  # each decoder raises its own error types
         raise ImageError("The pixel data of the DICOM file is damaged or truncated.") from error
     words = np.dtype(f"u{int(dataset.BitsAllocated) // 8}")
     return values.astype(words, copy=False)
@@ -62,7 +62,7 @@ def choose_decoder(dataset: "Dataset") -> str:
     """Return the package that decodes the pixels: "numpy", "pydicom", "imagecodecs" or "openjpeg".
 
     Raises:
-        ImageError: They are compressed in a way that is not supported.
+        ImageError: The compression is not supported.
     """
     from pydicom import uid
 
@@ -80,7 +80,7 @@ def choose_decoder(dataset: "Dataset") -> str:
 
 
 def _view_words(dataset: "Dataset") -> NDArray[Any]:
-    """Return the first frame of uncompressed little endian pixels; nothing is copied."""
+    """Return the first frame of uncompressed little endian pixels, without a copy."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     words = np.dtype(f"<u{int(dataset.BitsAllocated) // 8}")
     return np.frombuffer(dataset.PixelData, words, rows * columns).reshape(rows, columns)
@@ -93,7 +93,7 @@ def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = dicom_file.get_syntax(dataset)
-    # What stands beside the stored bits is left in its place: `contract.image.stored_values` reads it.
+    # Keep the bits outside the stored ones, because `contract.image.stored_values` reads them.
     array = pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
     return np.asarray(array)
 
@@ -101,7 +101,7 @@ def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
 def _decode_compressed(dataset: "Dataset", decoder: str) -> NDArray[Any]:
     from pydicom.encaps import get_frame
 
-    if decoder == "pydicom":  # RLE, which states no size of its own
+    if decoder == "pydicom":  # an RLE stream states no size
         return _decode_by_pydicom(dataset, "pydicom")
     _check_decoder(dicom_file.get_syntax(dataset), decoder)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
@@ -118,38 +118,38 @@ def _check_decoder(syntax: "UID", module: str) -> None:
 
 
 def _decode_jpeg(dataset: "Dataset", frame: bytes) -> NDArray[Any]:
-    """Decode JPEG of 8 to 16 bits, lossy or not, and JPEG-LS, colours left as they are stored."""
+    """Decode lossy or lossless JPEG of 8 to 16 bits and JPEG-LS, without converting colours."""
     import imagecodecs
 
     photometric = dicom_file.get_photometric(dataset)
     if _read_jpeg_marker(frame) == 0xF7:
         values = imagecodecs.jpegls_decode(frame)
     else:
-        # Named twice the same, nothing is converted: libjpeg would guess by markers which colours these are.
+        # Equal input and output colour spaces prevent a conversion. Otherwise libjpeg guesses the colours by markers.
         space = "RGB" if dataset.SamplesPerPixel == 3 else None
         values = imagecodecs.jpeg8_decode(frame, colorspace=space, outcolorspace=space)
     values = np.asarray(values)
-    if photometric.startswith("YBR"):  # luminance is all that is needed of YCbCr
+    if photometric.startswith("YBR"):  # only the luminance of YCbCr is needed
         values = np.repeat(values[..., :1], 3, axis=-1)
     return values
 
 
 def _check_frame(dataset: "Dataset", frame: bytes) -> None:
-    """Refuse a compressed frame that contradicts the header, before a decoder allocates for it."""
+    """Refuse a compressed frame that contradicts the header, before a decoder allocates memory for it."""
     expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
     if frame.startswith(b"\xff\xd8"):
-        precision, *found = read_jpeg_header(frame)
+        precision, *actual = read_jpeg_header(frame)
     else:
-        precision, *found = _read_jpeg2000_header(frame)
-    if tuple(found) != expected or precision > int(dataset.BitsAllocated):
-        raise ValueError(f"The stream claims {found} of {precision} bits, the DICOM header {expected}.")
+        precision, *actual = _read_jpeg2000_header(frame)
+    if tuple(actual) != expected or precision > int(dataset.BitsAllocated):
+        raise ValueError(f"The stream claims {actual} of {precision} bits, the DICOM header {expected}.")
     if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-_LONGEST_TAIL:]:
-        raise ValueError("The JPEG stream has no end: libjpeg would fill up the rest.")
+        raise ValueError("The JPEG stream has no end marker. libjpeg would invent the missing pixels.")
     check_scans(frame, expected[0] * expected[1])
 
 
 def check_scans(stream: bytes, pixels: int) -> None:
-    """Raise ImageError for a JPEG stream of so many scans that decoding would take long."""
+    """Raise ImageError for a JPEG stream with so many scans that decoding would take long."""
     if stream.startswith(b"\xff\xd8") and stream.count(b"\xff\xda") * pixels > MAX_SCANNED_PIXELS:
         raise ImageError("The JPEG image has too many scans for its size.")
 
@@ -158,8 +158,8 @@ def read_jpeg_header(frame: bytes) -> tuple[int, ...]:
     """Return precision, rows, columns and components of a JPEG or JPEG-LS stream (ISO/IEC 10918-1 B.2.2).
 
     Raises:
-        ValueError: The segments before the scan do not join, or the tables are missing.
-        IndexError, struct.error: It ends before the scan.
+        ValueError: The segments before the scan are not contiguous, or the tables are missing.
+        IndexError, struct.error: The stream ends before the scan.
     """
     return _walk_jpeg(frame)[1]
 
@@ -172,7 +172,7 @@ def _walk_jpeg(frame: bytes) -> tuple[int, tuple[int, ...]]:
     at, kind, header, tables = 2, 0, None, False
     while True:
         if frame[at] != 0xFF:
-            raise ValueError("The segments of the JPEG stream do not join.")
+            raise ValueError("The segments of the JPEG stream are not contiguous.")
         marker = frame[at + 1]
         if marker == 0xDA and header and tables:
             return kind, header
@@ -201,8 +201,8 @@ def _read_jpeg2000_header(frame: bytes) -> tuple[int, ...]:
 def _list_block_areas(frame: bytes, at: int) -> Iterator[int]:
     """Yield the areas, in pixels, of the code blocks and precincts of a JPEG 2000 stream.
 
-    They stand in the main header and in that of each tile (COD and COC, ISO/IEC 15444-1 A.6.1 and A.6.2). openjpeg
-    allocates for each, filled or not: precincts of 2x2 in 1 kB took all memory there was.
+    The main header and each tile header define them (COD and COC, ISO/IEC 15444-1 A.6.1 and A.6.2). openjpeg
+    allocates memory for each one, even if it is empty: a file of 1 kB with precincts of 2x2 used all memory.
     """
     tile_end = len(frame)
     for _ in range(_MAX_SEGMENTS):
@@ -223,7 +223,7 @@ def _list_block_areas(frame: bytes, at: int) -> Iterator[int]:
                 yield from (1 << ((size & 15) + (size >> 4)) for size in frame[first : first + levels + 1])
         if marker == 0xFF93:  # SOD
             if tile_end <= at:
-                raise ValueError("The tiles of the JPEG 2000 stream do not join.")
+                raise ValueError("The tiles of the JPEG 2000 stream are not contiguous.")
             at = tile_end
         else:
             at += 2 + length

@@ -1,9 +1,9 @@
 """A DICOM file's bytes -> its checked data set.
 
-The file is untrusted: what it claims is checked before anything is allocated for it, and every failure is an
-ImageError whose message holds no patient data. What bounds memory: the size of the file, of what it inflates to,
-and the number of pixels. What bounds time: pydicom may read at most MAX_READS times (two or three reads an element),
-and no value that is converted may be long. `contract.image.decode` decodes the pixels.
+The file is untrusted. Its claims are checked before any memory is allocated for them, and every failure is an
+ImageError whose message holds no patient data. Memory is bounded by limits on the size of the file, on its inflated
+size and on the number of pixels. Time is bounded by limits on the number of reads (MAX_READS; pydicom reads two or
+three times per element) and on the length of converted values. `contract.image.decode` decodes the pixels.
 """
 
 import io
@@ -22,7 +22,7 @@ MAX_IMAGE_BYTES: Final = 256 * 2**20
 MAX_PIXELS: Final = 64_000_000
 MAX_READS: Final = 60_000  # the largest header of the Open-i collection takes about 500
 MIN_SIDE: Final = 16
-# DR, XR and RX are no terms of the standard; old exporters write them for DX.
+# DR, XR and RX are not in the standard. Old exporters write them for DX.
 RADIOGRAPH_MODALITIES: Final = ("CR", "DX", "DR", "XR", "RX", "RF", "XA", "RG", "PX", "OT", "SC", "HC")
 _OTHER_RADIOGRAPHS: Final = {"MG": "a mammogram", "IO": "a dental radiograph", "BMD": "a bone densitometry"}
 WINDOW_ELEMENTS: Final = ("WindowCenter", "WindowWidth")
@@ -32,14 +32,14 @@ PALETTE_ELEMENTS: Final = tuple(
     for colour in ("Red", "Green", "Blue")
     for part in ("Descriptor", "Data")
 )
-# Without these an image cannot be read, or would be read wrongly: one that is broken is an error.
+# Elements that are needed to read an image correctly. A broken one is an error.
 _STRICT_ELEMENTS: Final = (
     *("PixelData", "Modality", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
     *("PlanarConfiguration", *TABLE_ELEMENTS, "RescaleSlope", "RescaleIntercept", "VOILUTFunction"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape", *PALETTE_ELEMENTS),
 )
-# These only help: one that is broken counts as absent.
+# Optional elements. A broken one counts as absent.
 _HINTS: Final = (
     *("SOPClassUID", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined", "ViewCodeSequence"),
     *("PatientOrientation", "AcquisitionDeviceProcessingCode", "PostprocessingFunction", "Manufacturer"),
@@ -56,7 +56,7 @@ _HINTS: Final = (
         for start in ("CenterOfCircular", "RadiusOfCircular", "VerticesOfThePolygonal")
     ),
 )
-_LONGEST_VALUE: Final = 4096  # bytes, of an element that is neither pixels nor a table
+_LONGEST_VALUE: Final = 4096  # bytes of an element that holds neither pixels nor a table
 _LONGEST_TABLE: Final = 2**20
 _MOST_ITEMS: Final = 1000
 _ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little and big endian
@@ -77,10 +77,10 @@ def is_picture(data: bytes) -> bool:
 
 
 def read_radiograph(data: bytes) -> "Dataset":
-    """Parse a DICOM file and check that it holds a radiograph that can be read.
+    """Parse a DICOM file and check that it holds a readable radiograph.
 
     Raises:
-        ImageError: It is damaged, no radiograph, or stored in a way that is not supported.
+        ImageError: The file is damaged, not a radiograph, or stored in an unsupported way.
     """
     dataset = _read_dataset(data, stop_before_pixels=False)
     _check_kind(dataset)
@@ -89,16 +89,16 @@ def read_radiograph(data: bytes) -> "Dataset":
 
 
 def read_header(data: bytes) -> "Dataset":
-    """Parse what stands before the pixels.
+    """Parse the elements before the pixels.
 
     Raises:
-        ImageError: It is damaged or no DICOM file.
+        ImageError: The file is damaged or not a DICOM file.
     """
     return _read_dataset(data, stop_before_pixels=True)
 
 
 def check_size(rows: int, columns: int, samples: int = 1) -> None:
-    """Raise ImageError unless an image of that many pixels is read."""
+    """Raise ImageError if an image of this size is too small or too large to be read."""
     if rows * columns * samples > MAX_PIXELS:
         colours = f" of {samples} samples" if samples > 1 else ""
         raise ImageError(
@@ -109,10 +109,10 @@ def check_size(rows: int, columns: int, samples: int = 1) -> None:
 
 
 def get_syntax(dataset: "Dataset") -> "UID":
-    """Return the transfer syntax; a data set without file meta information has the one it was read with.
+    """Return the transfer syntax. For a data set without file meta information, return the one used for reading.
 
     Raises:
-        ImageError: The file names one that is not known.
+        ImageError: The file names an unknown transfer syntax.
     """
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -122,7 +122,7 @@ def get_syntax(dataset: "Dataset") -> "UID":
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         return ImplicitVRLittleEndian if implicit else explicit
     if not isinstance(syntax, UID) or not syntax.is_transfer_syntax:
-        raise ImageError("The DICOM file names a transfer syntax that is not known.")
+        raise ImageError("The DICOM file names an unknown transfer syntax.")
     return syntax
 
 
@@ -133,7 +133,7 @@ def is_compressed(dataset: "Dataset") -> bool:
 
 
 class _MeteredFile(io.BytesIO):
-    """A file that refuses to be read too often: elements and items are many reads of few bytes."""
+    """A file that limits the number of reads, because each element and item takes several short reads."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -147,7 +147,7 @@ class _MeteredFile(io.BytesIO):
 
 
 def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
-    """Parse the file and convert the elements that are used, which pydicom would put off until then."""
+    """Parse the file and convert the elements that are used later. pydicom would convert them on first use."""
     import pydicom
 
     has_preamble = _check_start(data)
@@ -165,7 +165,7 @@ def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
                 _note_deflated(dataset)
     except ImageError:
         raise
-    except Exception as error:  # pydicom raises many kinds for damaged files
+    except Exception as error:  # pydicom raises many error types for damaged files
         raise ImageError("The DICOM file is damaged or truncated.") from error
     if not len(dataset):
         raise ImageError("The file is not a DICOM, PNG or JPEG image.")
@@ -173,7 +173,7 @@ def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
 
 
 def _check_start(data: bytes) -> bool:
-    """Return whether a file has the preamble of DICOM PS3.10 7.1; raise ImageError where it is no DICOM file."""
+    """Return whether a file has the preamble of DICOM PS3.10 7.1. Raise ImageError if it is not a DICOM file."""
     for magic, name in _FOREIGN_FORMATS.items():
         if data.startswith(magic):
             raise ImageError(f"The file is {name}, not an image.")
@@ -191,7 +191,7 @@ def _convert_elements(dataset: "Dataset") -> None:
         try:
             _check_length(dataset, element)
             dataset.get(element)
-        except Exception:  # pydicom raises many kinds for damaged values
+        except Exception:  # pydicom raises many error types for damaged values
             if element in _STRICT_ELEMENTS:
                 raise
             delattr(dataset, element)
@@ -199,21 +199,21 @@ def _convert_elements(dataset: "Dataset") -> None:
 
 
 def _check_length(dataset: "Dataset", element: str) -> None:
-    """Refuse a value so long that its conversion, number by number or item by item, would take long."""
+    """Refuse a value that is so long that its conversion, item by item, would take long."""
     value = getattr(dataset.get_item(element), "value", None)
     table = element in TABLE_ELEMENTS or element in PALETTE_ELEMENTS
     if not isinstance(value, bytes | bytearray):
         return
     items = sum(value.count(tag) for tag in _ITEM_TAGS) if table else 0
     if len(value) > (_LONGEST_TABLE if table else _LONGEST_VALUE) or items > _MOST_ITEMS:
-        raise ImageError(f"The DICOM file has a value of {len(value):,} bytes where a short one belongs.")
+        raise ImageError(f"The DICOM file has a value of {len(value):,} bytes where a short one is expected.")
 
 
 def _inflate(data: bytes, *, limit: int) -> bytes | None:
-    """Return the data set of a deflated file, None for any other; pydicom would inflate without limit.
+    """Return the inflated data set of a deflated file; None for another file. pydicom would inflate without limit.
 
     Raises:
-        ImageError: It inflates to more than MAX_IMAGE_BYTES.
+        ImageError: The data set inflates to more than MAX_IMAGE_BYTES.
     """
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -227,7 +227,9 @@ def _inflate(data: bytes, *, limit: int) -> bytes | None:
         return None
     inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.getbuffer()[file.tell() :], limit + 1)
     if len(inflated) > MAX_IMAGE_BYTES:
-        raise ImageError(f"The DICOM file unpacks to more than the {MAX_IMAGE_BYTES:,} bytes that are read.")
+        raise ImageError(
+            f"The DICOM file unpacks to more than {MAX_IMAGE_BYTES:,} bytes, which is the limit."
+        )
     return inflated
 
 
@@ -245,28 +247,30 @@ def _check_kind(dataset: "Dataset") -> None:
 
     modality = read_text(dataset, "Modality")
     if modality and modality not in RADIOGRAPH_MODALITIES:
-        shown = modality if re.fullmatch(r"[A-Z0-9_]{1,16}", modality) else "unknown"
+        modality_name = modality if re.fullmatch(r"[A-Z0-9_]{1,16}", modality) else "unknown"
         if modality in _OTHER_RADIOGRAPHS:
             kind = _OTHER_RADIOGRAPHS[modality]
-            raise ImageError(f"The DICOM file has modality {shown}: {kind}, which is no chest radiograph.")
-        raise ImageError(f"The DICOM file has modality {shown}, which is no radiograph.")
+            raise ImageError(
+                f"The DICOM file has modality {modality_name}: {kind}, which is not a chest radiograph."
+            )
+        raise ImageError(f"The DICOM file has modality {modality_name}, which is not a radiograph.")
     uid = UID(read_text(dataset, "SOPClassUID"), IGNORE)
-    kind = uid.name if uid.name != uid else ""  # the name of an unknown one is what the file holds there
+    kind = uid.name if uid.name != uid else ""  # an unknown UID's name is the UID itself
     if not modality and _FOREIGN_CLASSES.search(kind):
-        raise ImageError(f"The DICOM file is of the class {kind}, which is no radiograph.")
+        raise ImageError(f"The DICOM file is of the class {kind}, which is not a radiograph.")
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise ImageError(
-            "The DICOM file stores its pixels as floating point numbers, which no radiograph does."
+            "The DICOM file stores its pixels as floating point numbers, so it is not a radiograph."
         )
     if not dataset.get("PixelData"):
         raise ImageError("The DICOM file holds no pixel data.")
 
 
 def _fill_empty(dataset: "Dataset") -> None:
-    """Give elements without a value the one that their absence means; the decoders of pydicom ask for them."""
+    """Set empty elements to their default value, because pydicom's decoders read them."""
     usual = {"SamplesPerPixel": 1, "PlanarConfiguration": 0}
     allocated = dataset.get("BitsAllocated")
-    if allocated in (8, 16):  # others are refused, whatever they are
+    if allocated in (8, 16):  # other values are refused later
         usual["BitsStored"] = int(allocated)
     for name, value in usual.items():
         if dataset.get(name) is None:
@@ -274,7 +278,7 @@ def _fill_empty(dataset: "Dataset") -> None:
 
 
 def _check_layout(dataset: "Dataset") -> None:
-    """Check how the pixels are said to be stored (DICOM PS3.3 C.7.6.3) against how many bytes there are."""
+    """Check the declared pixel layout (DICOM PS3.3 C.7.6.3) against the number of bytes."""
     _fill_empty(dataset)
     try:
         rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -291,25 +295,27 @@ def _check_layout(dataset: "Dataset") -> None:
     if samples not in {1, 3} or frames < 1:
         raise ImageError(f"The DICOM file claims {samples} samples per pixel in {frames} frames.")
     if signed not in {0, 1}:
-        raise ImageError(f"The DICOM file claims pixel representation {signed}, which there is not.")
+        raise ImageError(f"The DICOM file claims pixel representation {signed}, which does not exist.")
     photometric = get_photometric(dataset)
     if (samples == 3) != bool(re.match("RGB|YBR", photometric)):
-        known = photometric if re.fullmatch(r"[A-Z0-9_ ]{1,16}", photometric) else "unknown"
-        raise ImageError(f"The DICOM file claims {samples} samples per pixel of the kind {known}.")
+        kind = photometric if re.fullmatch(r"[A-Z0-9_ ]{1,16}", photometric) else "unknown"
+        raise ImageError(f"The DICOM file claims {samples} samples per pixel of the kind {kind}.")
     needed = frames * rows * columns * samples * (allocated // 8)
     if photometric == "YBR_FULL_422":  # two pixels share their chrominance (DICOM PS3.3 C.7.6.3.1.2)
         needed = needed * 2 // 3
-    held = len(dataset.PixelData)
-    if not is_compressed(dataset) and held < needed:
+    length = len(dataset.PixelData)
+    if not is_compressed(dataset) and length < needed:
         shape = f"{rows}x{columns} pixels" + (f" in {frames} frames" if frames > 1 else "")
-        raise ImageError(f"The DICOM file is truncated: {shape} need {needed:,} bytes, it holds {held:,}.")
+        raise ImageError(
+            f"The DICOM file is truncated: {shape} need {needed:,} bytes, but it holds {length:,}."
+        )
 
 
 def get_photometric(dataset: "Dataset") -> str:
     """Return the photometric interpretation (DICOM PS3.3 C.7.6.3.1.2).
 
     Raises:
-        ImageError: It is none that a radiograph or its secondary capture has.
+        ImageError: It is missing, or not one of a radiograph or its secondary capture.
     """
     photometric = read_text(dataset, "PhotometricInterpretation")
     if not re.fullmatch(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)", photometric):
@@ -320,9 +326,9 @@ def get_photometric(dataset: "Dataset") -> str:
 
 
 def read_text(dataset: "Dataset", name: str) -> str:
-    """Return an element's text in capitals: "" where it is absent, "?" where it is no single text.
+    """Return an element's text in capitals: "" if it is absent, "?" if it is not a single text.
 
-    A sequence, which a damaged file may have in place of text, would convert to all that it holds.
+    A damaged file may have a sequence instead of a text. Its text form would be its whole content.
     """
     value = dataset.get(name)
     if isinstance(value, str):
@@ -331,7 +337,7 @@ def read_text(dataset: "Dataset", name: str) -> str:
 
 
 def read_numbers(dataset: "Dataset", name: str) -> list[Any]:
-    """Return an element's values as a list, empty where it is absent."""
+    """Return an element's values as a list; empty if it is absent."""
     from pydicom.multival import MultiValue
 
     value = dataset.get(name)

@@ -1,10 +1,10 @@
-"""Stored values to grey, for every value a pixel can have: a table that a whole image is looked up in.
+"""Map stored values to grey with a table that has an entry for every value a pixel can have.
 
     bits of the word -> modality LUT or rescale -> VOI LUT, window or range -> inversion -> grey
     (DICOM PS3.3 C.7.6.3.1, C.11.1, C.11.2 and PS3.4 N.2)
 
-All of it maps one stored value to one grey, so 256 or 65,536 values are computed instead of millions of pixels, and
-the result is that of the chain on every pixel, exactly.
+Each step maps one stored value to one grey. So only 256 or 65,536 values are computed instead of millions of pixels,
+and the result is exactly the same.
 """
 
 import warnings
@@ -21,14 +21,14 @@ from contract.image import dicom_file
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-WHITE: Final = 65535  # of the grey that tables and pictures hold; black is 0
-_LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G and B, ITU-R BT.601
-_LARGEST_NUMBER: Final = 1e9  # a window or rescale value beyond it is nonsense and would overflow float32
+WHITE: Final = 65535  # white in tables and pictures; black is 0
+_LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G and B, ITU-R BT.601
+_LARGEST_NUMBER: Final = 1e9  # a larger window or rescale value is an error and would overflow float32
 _LEAST_SLOPE: Final = 1 / _LARGEST_NUMBER
 
-_STEEPEST: Final = 64.0  # of a ramp, per stored value: the whole range in 1,024 values
+_STEEPEST: Final = 64.0  # slope of a ramp per stored value: the whole range in 1,024 values
 
-_FEWEST_SHOWN: Final = 0.005  # of the pixels; as many as a percentile leaves out of a range
+_FEWEST_SHOWN: Final = 0.005  # share of the pixels; the same share that a percentile leaves out of a range
 _LEAST_SHOWN: Final = 1 / 8  # of the grey range
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grey:
-    """An image, (rows, columns) uint8 or uint16, and which of its values are black and white."""
+    """An image, (rows, columns) uint8 or uint16, and its values for black and white."""
 
     values: NDArray[Any]
     black: float
@@ -46,13 +46,13 @@ class Grey:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A table that is level, then rises or falls evenly, then is level again.
+    """A table that is constant, then linear, then constant again.
 
     Attributes:
-        start: Where the slope starts.
-        stop: Where it ends.
-        black: Where the slope would reach black; outside of the table's words, maybe.
-        white: Where it would reach white.
+        start: First word of the slope.
+        stop: Last word of the slope.
+        black: Word at which the slope would reach black; it may lie outside the table.
+        white: Word at which the slope would reach white.
     """
 
     start: int
@@ -67,7 +67,7 @@ def apply_modality(values: NDArray[np.int32], dataset: "Dataset") -> Values:
     if item is not None:
         return _guard(lambda: _apply_lut(values, dataset, item)[0], "modality LUT")
     slope = _read_number(dataset, "RescaleSlope")
-    # Many CR files carry an empty or nonsensical slope; 0 would wipe out the image.
+    # Many CR files have an empty or invalid slope. A slope of 0 would erase the image.
     if slope is None or abs(slope) < _LEAST_SLOPE:
         return values.astype(np.float32)
     intercept = _read_number(dataset, "RescaleIntercept") or 0.0
@@ -75,22 +75,22 @@ def apply_modality(values: NDArray[np.int32], dataset: "Dataset") -> Values:
 
 
 def list_displays(values: Values, dataset: "Dataset") -> Iterator[Values]:
-    """Yield grey 0..1 by the file's VOI LUT and by its first window, as far as it has them (DICOM PS3.3 C.11.2)."""
+    """Yield grey 0..1 by the file's VOI LUT and by its first window, if it has them (DICOM PS3.3 C.11.2)."""
     item = _find_table(dataset, "VOILUTSequence")
     if item is not None:
-        shown, table = _guard(lambda: _apply_lut(values, dataset, item), "VOI LUT")
-        # The table's own range: many tables use fewer bits than their descriptor says.
-        yield stretch(shown, float(table.min()), float(table.max()))
+        grey, table = _guard(lambda: _apply_lut(values, dataset, item), "VOI LUT")
+        # Use the table's actual range, because many tables use fewer bits than their descriptor states.
+        yield stretch(grey, float(table.min()), float(table.max()))
     window = _read_window(dataset)
     if window is not None:
         yield _apply_window(values, *window)
 
 
 def is_lost(shown: Values) -> bool:
-    """Whether a window or table leaves the image black or white; it was written for other values, by mistake.
+    """Whether a window or table shows the image as all black or white, because it was written for other values.
 
-    A window that leaves one grey anywhere is such, and one that leaves hardly any near an end: that of 12 bits shows 8
-    bits as black.
+    That is so if the image has only one grey, or if nearly all its pixels are close to black or close to white. For
+    example, a window for 12 bits shows an image of 8 bits as black.
     """
     shares = ((shown >= _LEAST_SHOWN).mean(), (shown <= 1 - _LEAST_SHOWN).mean())
     return bool(not np.ptp(shown) > 0 or min(shares) < _FEWEST_SHOWN)
@@ -99,25 +99,25 @@ def is_lost(shown: Values) -> bool:
 def is_inverted(dataset: "Dataset") -> bool:
     """Whether the smallest value of the image is shown white.
 
-    MONOCHROME1 says so, and so does Presentation LUT Shape INVERSE; they are two words for one inversion and
-    stand together in DX images (DICOM PS3.3 C.8.11.3.1.2), so it is done once.
+    MONOCHROME1 and Presentation LUT Shape INVERSE both mean this inversion. DX images state both (DICOM PS3.3
+    C.8.11.3.1.2), and the inversion is applied once.
     """
     inverse = dicom_file.read_text(dataset, "PresentationLUTShape") == "INVERSE"
     return dicom_file.get_photometric(dataset) == "MONOCHROME1" or inverse
 
 
 def pack_table(grey: Values, padding: NDArray[np.bool_], *, inverted: bool) -> NDArray[np.uint16]:
-    """Return grey 0..1 as 0..WHITE, inverted where the file says so, with black padding."""
+    """Return grey 0..1 as 0..WHITE, inverted if `inverted`, with black padding."""
     shown = 1 - grey if inverted else grey
     return np.where(padding, 0, np.rint(np.clip(shown, 0, 1) * WHITE)).astype(np.uint16)
 
 
 def find_ramp(table: NDArray[np.uint16]) -> Ramp | None:
-    """Return the ramp that a table is, None where it is none or a steep one.
+    """Return a table as a ramp; None if it is not a ramp or the ramp is too steep.
 
-    Clipping an image at both ends and averaging it then does the same as looking it up and averaging that, in a tenth
-    of the time. Averages of stored values are whole numbers, so that a steep ramp would be shown coarsely: this one
-    is off by a quarter of one of 256 levels at most.
+    With a ramp, clipping and averaging the stored values gives the same result as averaging the looked-up values, in a
+    tenth of the time. Averages of stored values are whole numbers, so a steep ramp would give coarse greys. With this
+    limit the error is at most a quarter of one of 256 levels.
     """
     moving = np.flatnonzero(np.diff(table.astype(np.int32)))
     if not moving.size:
@@ -125,7 +125,7 @@ def find_ramp(table: NDArray[np.uint16]) -> Ramp | None:
     start, stop = int(moving[0]), int(moving[-1]) + 1
     slope = (int(table[stop]) - int(table[start])) / (stop - start)
     line = int(table[start]) + slope * np.arange(stop - start + 1)
-    # The ends of a window lie between two values.
+    # The ends of a window are between two values.
     if not slope or abs(slope) > _STEEPEST or np.abs(line - table[start : stop + 1]).max() > 2 * _STEEPEST:
         return None
     black = start - int(table[start]) / slope
@@ -136,10 +136,10 @@ def make_palette_table(dataset: "Dataset", values: NDArray[np.int32]) -> NDArray
     """Return the luminance of values of a palette image (DICOM PS3.3 C.7.6.3.1.5), of the same shape."""
     from pydicom.pixels.processing import apply_color_lut
 
-    if "SegmentedRedPaletteColorLookupTableData" in dataset:  # a few bytes of it can expand without end
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:  # a few bytes of it can expand without limit
         raise ImageError("The colour palette of the DICOM file is segmented, which is not supported.")
     colours = _guard(lambda: np.asarray(apply_color_lut(values, dataset)), "colour palette")[..., :3]
-    if colours.shape[-1] != 3:  # pydicom goes on without a table that is missing
+    if colours.shape[-1] != 3:  # pydicom does not report a missing table
         raise ImageError("The colour palette of the DICOM file is damaged.")
     return measure_luminance(colours, bits=8 * colours.itemsize)
 
@@ -147,7 +147,7 @@ def make_palette_table(dataset: "Dataset", values: NDArray[np.int32]) -> NDArray
 def measure_luminance(colours: NDArray[Any], *, bits: int) -> NDArray[np.uint16]:
     """Turn RGB, (..., 3) of `bits` bits, into luminance 0..WHITE, (...)."""
     weights = _LUMINANCE * np.float32(WHITE / (2**bits - 1))
-    grey = sum(colours[..., place] * weight for place, weight in enumerate(weights))
+    grey = sum(colours[..., channel] * weight for channel, weight in enumerate(weights))
     return np.asarray(np.rint(np.clip(grey, 0, WHITE))).astype(np.uint16)
 
 
@@ -158,9 +158,9 @@ def stretch(values: Values, low: float, high: float) -> Values:
 
 
 def _find_table(dataset: "Dataset", sequence: str) -> "Dataset | None":
-    """Return the first item of a sequence that holds a table.
+    """Return the first item of a sequence that holds a table; None without one.
 
-    One whose descriptor is empty or all zeros, or whose data is empty, holds none.
+    An item with empty data, or with an empty or all-zero descriptor, holds no table.
     """
     items = dataset.get(sequence) or ()
     return _guard(lambda: next((item for item in items if _holds_table(item)), None), "table")
@@ -169,7 +169,7 @@ def _find_table(dataset: "Dataset", sequence: str) -> "Dataset | None":
 def _holds_table(item: "Dataset") -> bool:
     parts = (
         item.get(name) for name in ("LUTDescriptor", "LUTData")
-    )  # where the first is empty, the other may fail
+    )  # reading the data may fail if the descriptor is empty
     return all(part is not None and part not in ("", [0, 0, 0]) for part in parts)
 
 
@@ -177,11 +177,11 @@ def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tup
     """Look values up in a table (DICOM PS3.3 C.11.1.1.1); return them and the table."""
     count, first, _ = (int(float(number)) for number in item.LUTDescriptor)
     count = count or 2**16
-    if first > 2**15 and values.min() < 0:  # a negative start, written as unsigned
+    if first > 2**15 and values.min() < 0:  # a negative start that was written as unsigned
         first -= 2**16
     data = item.LUTData
     if isinstance(data, bytes):
-        words = len(data) > count + 1  # else 8 bit entries, packed, of even length
+        words = len(data) > count + 1  # otherwise packed 8 bit entries, of even length
         big = dataset.original_encoding[1] is False
         data = np.frombuffer(data, np.dtype("u1") if not words else np.dtype(">u2" if big else "<u2"))
     table = np.atleast_1d(np.asarray(data, np.float32))[:count]
@@ -192,7 +192,7 @@ def _apply_lut(values: NDArray[Any], dataset: "Dataset", item: "Dataset") -> tup
 
 
 def _read_window(dataset: "Dataset") -> tuple[float, float, str] | None:
-    """Return centre, width and function of the first usable window, None where there is none."""
+    """Return centre, width and function of the first usable window; None without one."""
     centres, widths = (dicom_file.read_numbers(dataset, name) for name in dicom_file.WINDOW_ELEMENTS)
     function = dicom_file.read_text(dataset, "VOILUTFunction") or "LINEAR"
     smallest = 1.0 if function == "LINEAR" else 0.0
@@ -204,7 +204,7 @@ def _read_window(dataset: "Dataset") -> tuple[float, float, str] | None:
 
 
 def _read_number(dataset: "Dataset", name: str) -> float | None:
-    """Return an element's first value, None where it is absent, empty or nonsense."""
+    """Return an element's first value; None if it is absent, empty or invalid."""
     values = dicom_file.read_numbers(dataset, name)
     return _convert_number(values[0]) if values else None
 

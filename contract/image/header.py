@@ -1,4 +1,4 @@
-"""What an image file says of itself beside its pixels: how it was taken, how it is stored, what to be warned of."""
+"""Read the header of an image file: how the image was taken and stored, and warnings that follow from it."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ORIENTATION: Final = 0x0112  # EXIF tag
 TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
-# What exporters write for the chest, in the languages of their programs, without accents; 51185008 is SNOMED CT's code.
+# Words for the chest in the languages of the exporters, without accents. 51185008 is the code of SNOMED CT.
 _CHEST_WORDS: Final = (
     *("CHEST", "THORAX", "THORACI", "LUNG", "RIB", "STERNUM", "CXR", "TRUNK", "51185008"),
     *("TORAX", "TORAC", "TORAKS", "TRONCO", "TORSE", "PECHO", "PEITO", "PULM", "POITRINE", "POUMON"),
@@ -31,14 +31,14 @@ _SPINE_WORDS: Final = ("SPIN", "RACHIS", "COLON", "COLUM", "WIRBEL", "VERTEB")  
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The header of one image; what a file does not say is "" or 0. It holds nothing of the patient.
+    """The header of one image, without patient data. A value that the file does not state is "" or 0.
 
     Attributes:
         format: "DICOM", "PNG" or "JPEG".
         modality: DICOM modality, "CR" or "DX" for most radiographs.
-        view: How it was taken, by all that the header says of it (`contract.image.view`).
-        view_confidence: Chance that the view is right, 0.5 to 1; of UNKNOWN, that of the likelier kind.
-        view_source: The evidence for the view, "; " between.
+        view: The view, decided from the whole header (`contract.image.view`).
+        view_confidence: Probability that the view is right, 0.5 to 1; for UNKNOWN, that of the likelier kind.
+        view_source: The evidence for the view, separated by "; ".
         laterality: "L", "R", "B" (both) or "U" (unpaired), as DICOM writes it.
         body_part: DICOM Body Part Examined.
         photometric: DICOM Photometric Interpretation; MONOCHROME1 stores air white.
@@ -46,11 +46,11 @@ class ImageHeader:
         bits: Bits stored per sample.
         rows: Height in pixels.
         columns: Width in pixels.
-        frames: Number of frames; 1 where the file does not say.
-        window: Whether it brings a window (Window Center and Window Width).
-        voi_lut: Whether it brings a VOI LUT sequence.
+        frames: Number of frames; 1 if the file does not state it.
+        window: Whether it has a window (Window Center and Window Width).
+        voi_lut: Whether it has a VOI LUT sequence.
         syntax: DICOM transfer syntax UID.
-        clues: What the view was told from.
+        clues: The header elements that the view was decided from.
     """
 
     format: str
@@ -76,7 +76,7 @@ def read_image_header(data: bytes) -> ImageHeader:
     """Read the header of a DICOM, PNG or JPEG file; the first 64 kB of most files are enough.
 
     Raises:
-        ImageError: The bytes are no image.
+        ImageError: The bytes are not an image.
     """
     if dicom_file.is_picture(data):
         return describe_picture(data)
@@ -106,20 +106,20 @@ def describe_dataset(dataset: "Dataset") -> ImageHeader:
 
 
 def make_missing_error() -> ConfigError:
-    """Return the error of an installation that cannot read images."""
+    """Return the error for a missing 'image' extra."""
     return ConfigError("Reading images needs the 'image' extra: pip install 'cxr-serving[image]'.")
 
 
 def list_warnings(header: ImageHeader) -> tuple[str, ...]:
-    """Return what a reader of the model's answer should know about the image, one sentence each."""
-    found = []
+    """Return warnings about the image, one sentence each."""
+    warnings = []
     if header.view == "LATERAL":
-        found.append("The image is a lateral view; the model learned mostly from frontal ones.")
+        warnings.append("The image is a lateral view; the model learned mostly from frontal ones.")
     if header.body_part and not _is_chest(header.body_part):
-        found.append(f"The image is labelled {header.body_part}, not chest.")
+        warnings.append(f"The image is labelled {header.body_part}, not chest.")
     if header.frames > 1:
-        found.append(f"The image has {header.frames} frames; only the first was read.")
-    return tuple(found)
+        warnings.append(f"The image has {header.frames} frames; only the first was read.")
+    return tuple(warnings)
 
 
 def _is_chest(body_part: str) -> bool:
@@ -129,7 +129,7 @@ def _is_chest(body_part: str) -> bool:
 
 
 def describe_picture(data: bytes) -> ImageHeader:
-    """Return the header of a PNG or JPEG file, rows and columns as it is shown.
+    """Return the header of a PNG or JPEG file, with rows and columns as displayed.
 
     Raises:
         ImageError: It is damaged.
@@ -144,18 +144,18 @@ def describe_picture(data: bytes) -> ImageHeader:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 png = data[:4] == b"\x89PNG"
                 rows, columns = image.height, image.width
-                # Of Image, because PNG's own method decodes the whole image to find what may stand behind it.
+                # Call Image's method: PNG's own method decodes the whole image to find chunks after the pixels.
                 if Image.Image.getexif(image).get(ORIENTATION, 1) in TURNED:
                     rows, columns = columns, rows
                 bits = data[24] if png else 8  # IHDR, PNG 11.2.1
                 kind, clues = "PNG" if png else "JPEG", ViewClues(shape=describe_shape(rows, columns))
                 return ImageHeader(kind, bits=bits, rows=rows, columns=columns, **_weigh(clues))
-    except Exception as error:  # the decoders raise many kinds for damaged files
+    except Exception as error:  # the decoders raise many error types for damaged files
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
 
 def _weigh(clues: ViewClues) -> dict[str, Any]:
-    """Return the fields of a header that say how the image was taken."""
+    """Return the view fields of a header."""
     return {"clues": clues, **describe_verdict(weigh_view(clues))}
 
 
@@ -169,13 +169,13 @@ def describe_verdict(verdict: ViewVerdict) -> dict[str, Any]:
 
 
 def _read_body_part(dataset: "Dataset") -> str:
-    """Return Body Part Examined without accents, "" for a word that names none.
+    """Return Body Part Examined without accents; "" if the value is not a code.
 
-    Many exporters write words of their own language.
+    Many exporters write words in their own language.
     """
     text = dicom_file.read_text(dataset, "BodyPartExamined")
     with contextlib.suppress(UnicodeError):
-        text = text.encode("latin-1").decode("utf-8")  # code strings are read byte by byte, whatever they are
+        text = text.encode("latin-1").decode("utf-8")  # pydicom reads code strings as Latin-1
     folded = "".join(letter for letter in unicodedata.normalize("NFKD", text) if letter.isprintable())
     folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
     part = _require_code(folded.strip().upper())
@@ -183,7 +183,7 @@ def _read_body_part(dataset: "Dataset") -> str:
 
 
 def _read_code(dataset: "Dataset", name: str) -> str:
-    """Return a coded value; anything that does not look like a code might be a patient's, and is dropped."""
+    """Return a coded value. A value that does not look like a code might hold patient data, so it becomes ""."""
     return _require_code(dicom_file.read_text(dataset, name))
 
 

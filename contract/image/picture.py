@@ -1,12 +1,12 @@
-"""PNG and JPEG to grey. They are taken as ready for display: nothing but the size changes.
+"""PNG and JPEG to grey. The pixels are ready for display, so only their size changes.
 
-orientation     turned as EXIF says, as every viewer does
-transparency    over black: what is transparent is no image
+orientation     turned as EXIF states, as in every viewer
+transparency    shown over black: a transparent pixel is not image
 colour          luminance (ITU-R BT.601)
-16 bits         the depth is what the file says (sBIT), or else the whole number of bits that the brightest pixel
-                needs: 12 bits of a detector stored in 16 would be nearly black otherwise. A few pixels that need at
-                least two bits more than all others are clipped; so are labels and frames of one such value
-gAMA, iCCP      ignored: radiographs are exported without, and a screen's gamma is not the model's
+16 bits         the depth is the one that the file states (sBIT), or else the number of bits of the brightest pixel.
+                Otherwise 12 bits stored in 16 would be nearly black. A few pixels that need at least two bits more
+                than all others are clipped; so are labels and frames of one such value
+gAMA, iCCP      ignored: exported radiographs have none, and a screen's gamma does not concern the model
 """
 
 import io
@@ -26,16 +26,16 @@ from contract.image.header import ORIENTATION, TURNED, make_missing_error
 
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
-_HOT_BITS: Final = 2  # a few pixels do not set a range of which all others use a quarter at most
-_LABEL_SHARE: Final = 0.05  # of the pixels; as many may have the highest value without setting the range
+_HOT_BITS: Final = 2  # a few pixels are clipped if all others need at least this many bits less
+_LABEL_SHARE: Final = 0.05  # share of pixels; so many may have the highest value and still be clipped
 _HOT_PIXELS: Final = (
-    "A few pixels are far brighter than all others, as broken ones and burnt-in labels are; "
-    "they were clipped, or the rest would be black."
+    "A few pixels are far brighter than all others (broken pixels or burnt-in labels). "
+    "They were clipped, because the rest would be black otherwise."
 )
 
 
 def decode_picture(data: bytes) -> tuple[Grey, list[str]]:
-    """Decode a PNG or JPEG file; also return what was noticed on the way, one sentence each.
+    """Decode a PNG or JPEG file; also return remarks about it, one sentence each.
 
     Raises:
         ImageError: It is damaged, truncated or too large.
@@ -57,14 +57,14 @@ def decode_picture(data: bytes) -> tuple[Grey, list[str]]:
         raise ImageError(
             f"The image claims too many pixels; at most {dicom_file.MAX_PIXELS:,} are read."
         ) from error
-    except Exception as error:  # the decoders raise many kinds for damaged files
+    except Exception as error:  # the decoders raise many error types for damaged files
         raise ImageError("The PNG or JPEG image is damaged or truncated.") from error
 
 
 def _read_grey(image: Any, data: bytes) -> tuple[Grey, list[str]]:
     from PIL import ImageChops
 
-    image.load()  # raises for a truncated file, which opencv would fill up
+    image.load()  # raises an error for a truncated file, which OpenCV would fill with grey
     if _has_deep_colour(data):
         values, samples = _decode_deep_colour(image, data)
         return _spread_bits(_orient(values, image), samples, data)
@@ -73,20 +73,20 @@ def _read_grey(image: Any, data: bytes) -> tuple[Grey, list[str]]:
         return _spread_bits(values, values, data)
     if image.mode == "P" or image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
-        # The product is what compositing over black gives.
-        shown = ImageChops.multiply(image.convert("L"), image.getchannel("A"))
+        # Multiplying by alpha is the same as compositing over black.
+        grey = ImageChops.multiply(image.convert("L"), image.getchannel("A"))
     else:
-        shown = image if image.mode == "L" else image.convert("RGB").convert("L")
-    return Grey(_orient(np.asarray(shown), image), 0, 255), []
+        grey = image if image.mode == "L" else image.convert("RGB").convert("L")
+    return Grey(_orient(np.asarray(grey), image), 0, 255), []
 
 
 def _has_deep_colour(data: bytes) -> bool:
-    """Whether this is a PNG of 16 bits with colour or alpha, of which Pillow keeps 8 bits (IHDR, PNG 11.2.1)."""
+    """Whether this is a 16 bit PNG with colour or alpha. Pillow would keep only 8 bits (IHDR, PNG 11.2.1)."""
     return data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0
 
 
 def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Return luminance, (rows, columns), and the samples that it was made of."""
+    """Return luminance, (rows, columns), and the samples that it was computed from."""
     import cv2
 
     dicom_file.check_size(image.height, image.width, 4)
@@ -95,14 +95,14 @@ def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], ND
     )
     if colours is None or colours.dtype != np.uint16 or colours.ndim != 3:
         raise ValueError("The PNG image could not be decoded.")
-    grey = measure_luminance(colours[..., 2::-1], bits=16)  # opencv has blue first
+    grey = measure_luminance(colours[..., 2::-1], bits=16)  # OpenCV's order is blue, green, red
     if colours.shape[2] == 4:
         grey = np.rint(grey * (colours[..., 3] / np.float32(WHITE))).astype(np.uint16)
     return grey, colours[..., :3]
 
 
 def _orient(values: NDArray[Any], image: Any) -> NDArray[Any]:
-    """Turn pixels as an image's EXIF orientation says: 1 to 8 (EXIF 2.3, 4.6.4)."""
+    """Turn pixels by the image's EXIF orientation, 1 to 8 (EXIF 2.3, 4.6.4)."""
     orientation = image.getexif().get(ORIENTATION, 1)
     if orientation in TURNED:
         values = values.T
@@ -116,11 +116,11 @@ def _orient(values: NDArray[Any], image: Any) -> NDArray[Any]:
 def _spread_bits(
     values: NDArray[np.uint16], samples: NDArray[np.uint16], data: bytes
 ) -> tuple[Grey, list[str]]:
-    """Return values of up to 16 bits with the white that belongs to them.
+    """Return values of up to 16 bits with their value for white.
 
     Args:
         values: (rows, columns) grey.
-        samples: What the file stores of it, of any shape.
+        samples: The samples that the file stores, of any shape.
         data: The file.
     """
     top, written = int(samples.max()), _read_significant_bits(data)
@@ -136,7 +136,7 @@ def _spread_bits(
         if top >= usual << _HOT_BITS and bits - needed >= _HOT_BITS:
             bits, remarks = needed, [_HOT_PIXELS]
             values = np.minimum(values, np.uint16(2**bits - 1))
-    if bits < 10:  # averages are whole numbers: they would be coarse
+    if bits < 10:  # averages are whole numbers, which would be too coarse
         return Grey(values * np.uint16(64), 0, (2**bits - 1) * 64), remarks
     return Grey(values, 0, 2**bits - 1), remarks
 
@@ -146,13 +146,13 @@ def _count_bits(top: int) -> int:
 
 
 def _read_significant_bits(data: bytes) -> int:
-    """Return how many bits of each sample count (sBIT, PNG 11.3.2.3), 0 where the file does not say."""
+    """Return the number of significant bits per sample (sBIT, PNG 11.3.2.3); 0 if the file does not state it."""
     at = 8
     while at + 9 < len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"sBIT":
             return data[at + 8] if 1 <= data[at + 8] <= 16 else 0
-        if kind in {b"PLTE", b"IDAT"}:  # it stands before these
+        if kind in {b"PLTE", b"IDAT"}:  # sBIT comes before these
             return 0
         at += 12 + length
     return 0

@@ -1,14 +1,14 @@
-"""Whether a radiograph was read as a negative: white lungs in a dark chest.
+"""Detect a radiograph that was read as a negative: white lungs in a dark chest.
 
-Files are marked MONOCHROME1 whose pixels are MONOCHROME2, and pictures are exported as negatives. Nothing in the header
-betrays that, so the grey is looked at: in every chest the mediastinum and the abdomen are brighter than the lungs, and
-the middle is brighter than the upper corners, where air or the edges of the shoulders are. The three differences, in
-standard deviations of the image, add up. A negative has the same sum with the other sign.
+Some files state MONOCHROME1 although their pixels are MONOCHROME2, and some pictures are exported as negatives. The
+header does not show that, so the grey values are measured. In every chest the mediastinum and the abdomen are brighter
+than the lungs, and the middle is brighter than the upper corners, which show air or the edges of the shoulders. The
+measure is the sum of these three differences, in standard deviations of the image. A negative has the opposite sign.
 
-Of 6,517 radiographs (677 of ChestX-ray14 and Open-i, frontal but for two laterals, and 5,840 of children, Kermany et
-al.) the smallest sum is 0.46 and the next 0.80; so none of them is called a negative, and all but one of their
-negatives are. The limit lies where none is called so after a margin of an eighth was cut off all around. A radiograph
-that lies on its side may pass for a negative.
+6,517 radiographs were measured (677 of ChestX-ray14 and Open-i, all frontal but two, and 5,840 of children, Kermany et
+al.). The smallest sum is 0.46 and the next 0.80, so no radiograph is called a negative, and all but one of their
+negatives are. With this limit, none is called a negative either after an eighth of the image is cut off at each side.
+A radiograph that lies on its side may look like a negative.
 """
 
 from typing import Final
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEGATIVE_LIMIT: Final = -0.7  # standard deviations
-_SIDE: Final = 32  # pixels a side at which the parts are compared
-# Parts of the image without its level borders: first row, last row, first column, last column, of 32.
+_SIDE: Final = 32  # pixels per side of the image in which the parts are compared
+# Parts of the image without its constant borders: first row, last row, first column, last column, of 32.
 _MEDIASTINUM: Final = (9, 25, 14, 17)
 _LUNGS: Final = ((8, 20, 6, 11), (8, 20, 20, 25))
 _ABDOMEN: Final = (27, 32, 9, 22)
@@ -27,12 +27,12 @@ _CORNERS: Final = ((0, 3, 0, 3), (0, 3, 28, 32))
 
 
 def measure_polarity(image: NDArray[np.uint8]) -> float:
-    """Return how much brighter the bright parts of a chest are than the dark ones, in standard deviations.
+    """Return how much brighter the bright parts of a chest are than the dark parts, in standard deviations.
 
-    It is below 0 in a negative.
+    The result is below 0 for a negative.
 
     Args:
-        image: (rows, columns) greys without level borders.
+        image: (rows, columns) greys without constant borders.
     """
     import cv2
 

@@ -1,12 +1,12 @@
-"""File bytes in, pixels out: the one image preprocessing of training, serving and explanation.
+"""File bytes in, pixels out: the image preprocessing of training, serving and explanation.
 
     DICOM:      parse (`dicom_file`) -> first frame (`decode`) -> values (`stored_values`) -> grey (`grey`; without
                 window, `field`)
     PNG, JPEG:  grey (`picture`)
-    both:       fit into a square, aspect ratio kept, black at the sides -> uint8
+    both:       fit into a square with the aspect ratio kept and black padding -> uint8
 
-The file is untrusted: sizes are checked before anything is allocated, and every failure is an ImageError
-whose message holds no patient data.
+The file is untrusted. Sizes are checked before memory is allocated, and every failure is an ImageError whose message
+holds no patient data.
 """
 
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _WINDOW_OVERRULED: Final = (
-    "The window or the VOI LUT of the file leaves the image black or white; "
-    "the range of the image's own values was shown instead."
+    "The window or the VOI LUT of the file would show the image as all black or white. "
+    "The range of the image's own values was used instead."
 )
 
 
@@ -52,8 +52,8 @@ class Radiograph:
 
     Attributes:
         pixels: (1, S, S) uint8.
-        header: What the file says of itself.
-        remarks: What was noticed while the pixels were read, one sentence each.
+        header: The header of the file.
+        remarks: Remarks from reading the pixels, one sentence each.
     """
 
     pixels: NDArray[np.uint8]
@@ -69,8 +69,8 @@ def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
         size: Side of the square output, in pixels.
 
     Returns:
-        (1, size, size) uint8. 0 is black (air); MONOCHROME1 is already inverted. The image is scaled to fit
-        (area averaging when it shrinks), centred, and black around.
+        (1, size, size) uint8. 0 is black (air), also for MONOCHROME1 files. The image is scaled to fit (by area
+        averaging if it shrinks) and centred on black.
 
     Raises:
         ImageError: The bytes are not an image this model can read; the message says why.
@@ -79,7 +79,7 @@ def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
 
 
 def load_radiograph(data: bytes, *, size: int) -> Radiograph:
-    """Decode one radiograph as `load_pixels` does, and say what its header says; the file is parsed once.
+    """Decode one radiograph as `load_pixels` does, and also return its header. The file is parsed once.
 
     Raises:
         ImageError: The bytes are not an image this model can read; the message says why.
@@ -99,7 +99,7 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
 
 
 def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
-    """Return the grey of every pixel, and what was noticed on the way, one sentence each."""
+    """Return the grey of every pixel, and remarks, one sentence each."""
     words = decode_first_frame(dataset)
     shutter = find_shutter(dataset, "Shutter")
     stored = read_values(dataset, words)
@@ -125,10 +125,10 @@ def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
 def _make_table(
     dataset: "Dataset", words: NDArray[Any], stored: StoredValues
 ) -> tuple[NDArray[np.uint16], bool]:
-    """Return the grey of every word a pixel can have: by the file's VOI LUT or window, else by its own range.
+    """Return the grey of every possible word, by the file's VOI LUT or window, otherwise by the image's own range.
 
     Returns:
-        (256,) or (65536,), and whether a VOI LUT or window was overruled because it leaves the image black or white.
+        (256,) or (65536,), and whether a VOI LUT or window was ignored because the image would be all black or white.
     """
     padding = stored.padding
     values = apply_modality(stored.values, dataset)
@@ -136,31 +136,31 @@ def _make_table(
     step = -(-max(words.shape) // SAMPLE_SIDE)
     sample = words[::step, ::step]
     overruled = False
-    for shown in list_displays(values, dataset):
-        if np.ptp(values[sample]) == 0 or not is_lost(shown[sample]):
-            return pack_table(shown, padding, inverted=inverted), overruled
+    for grey in list_displays(values, dataset):
+        if np.ptp(values[sample]) == 0 or not is_lost(grey[sample]):
+            return pack_table(grey, padding, inverted=inverted), overruled
         overruled = True
-    seen = ~padding[sample]
+    visible = ~padding[sample]
     for part in ("Shutter", "Collimator"):
         opening = find_shutter(dataset, part)
         if opening is not None:
-            seen &= opening[::step, ::step]
-    low, high = find_range(sample, values, seen, inverted=inverted)
-    shown = stretch(values, low, high)
-    return pack_table(shown, padding, inverted=inverted), overruled
+            visible &= opening[::step, ::step]
+    low, high = find_range(sample, values, visible, inverted=inverted)
+    grey = stretch(values, low, high)
+    return pack_table(grey, padding, inverted=inverted), overruled
 
 
 def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
     """Scale an image so that its longer side is `size`, aspect ratio kept.
 
-    Areas are averaged in rows first and in columns then, which gives the same averages in half the time.
+    Averaging rows first and then columns gives the same averages in half the time.
     """
     try:
         import cv2
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
     rows, columns = grey.values.shape
-    if grey.values.itemsize == 1:  # averages are whole numbers: of 8 bits, they would be coarse
+    if grey.values.itemsize == 1:  # averages are whole numbers, which would be too coarse with 8 bits
         grey = Grey(grey.values * np.uint16(257), grey.black * 257, grey.white * 257)
     scale = size / max(rows, columns)
     height, width = (max(1, round(side * scale)) for side in (rows, columns))
@@ -169,8 +169,10 @@ def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
         fitted = cv2.resize(fitted, (width, height), interpolation=cv2.INTER_AREA)
     else:
         fitted = cv2.resize(grey.values, (width, height), interpolation=cv2.INTER_LINEAR)
-    shown = (fitted.astype(np.float32) - np.float32(grey.black)) * np.float32(255 / (grey.white - grey.black))
-    return np.asarray(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
+    grey_values = (fitted.astype(np.float32) - np.float32(grey.black)) * np.float32(
+        255 / (grey.white - grey.black)
+    )
+    return np.asarray(np.rint(np.clip(grey_values, 0, 255)).astype(np.uint8))
 
 
 def _pad_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

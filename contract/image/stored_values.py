@@ -1,8 +1,8 @@
-"""The words of the pixel data -> stored values within Bits Stored, for every word a pixel can have.
+"""Map every possible word of the pixel data to its stored value within Bits Stored.
 
-Words may hold more than Bits Stored says: overlays stood in the bits beside the value once, and lossy or wide streams
-run beyond its range. Where the file declares overlays in those bits, they are masked. Where it does not, such a word is
-a value that is too large (or too small), and becomes the end of the range: masked, saturated white would turn black.
+A word may use more bits than Bits Stored: older files keep overlays in the other bits, and lossy or wide streams exceed
+the range. If the file declares overlays in those bits, the bits are masked. Otherwise the value is too large (or too
+small) and is clipped to the range, because masking would turn saturated white into black.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _OVERLAY_GROUPS: Final = range(0x6000, 0x6020, 2)
 _OVERLAY_BIT_POSITION: Final = 0x0102
-_FEWEST_STEPS: Final = 8  # between neighbours, to tell how negative values are stored
+_FEWEST_STEPS: Final = 8  # steps between neighbours that are needed to decide how negative values are stored
 _CLEAR_SHARE: Final = 0.75
 
 Table = NDArray[np.int32]
@@ -26,13 +26,13 @@ Table = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class StoredValues:
-    """What each word of an image stores.
+    """The stored value of each word of an image.
 
     Attributes:
         values: (256,) or (65536,) int32, in the range of Bits Stored.
-        padding: Of the same length: which words are no image.
+        padding: Bool of the same length: whether the word is padding, not image.
         bits: Bits Stored.
-        clipped: Whether a pixel that is no padding lies beyond the range.
+        clipped: Whether a pixel that is not padding exceeds the range.
     """
 
     values: Table
@@ -42,11 +42,11 @@ class StoredValues:
 
 
 def read_values(dataset: "Dataset", words: NDArray[Any]) -> StoredValues:
-    """Return what the words of an image store (DICOM PS3.5 8.1.1).
+    """Return the stored values of the words of an image (DICOM PS3.5 8.1.1).
 
     Args:
         dataset: A checked data set.
-        words: Its pixels as they are stored, uint8 or uint16.
+        words: Its pixels as stored, uint8 or uint16.
     """
     bits, high = _read_bits(dataset)
     signed = bool(int(dataset.PixelRepresentation))
@@ -68,7 +68,7 @@ def read_values(dataset: "Dataset", words: NDArray[Any]) -> StoredValues:
 
 
 def _read_bits(dataset: "Dataset") -> tuple[int, int]:
-    """Return Bits Stored and High Bit; an impossible High Bit is left out."""
+    """Return Bits Stored and High Bit. An impossible High Bit is replaced by the usual one."""
     allocated = int(dataset.BitsAllocated)
     bits = int(dataset.get("BitsStored") or 0) or allocated
     high = dataset.get("HighBit")
@@ -77,10 +77,10 @@ def _read_bits(dataset: "Dataset") -> tuple[int, int]:
 
 
 def _has_wide_words(dataset: "Dataset", words: NDArray[Any], bits: int, high: int) -> bool:
-    """Whether words of the image say more than the bits of the value do.
+    """Whether the values use the whole word instead of only the stored bits.
 
-    Negative values are stored with their sign in all higher bits, or in the stored bits alone. The first shows itself;
-    where there is no negative value, a large one may be either: the way in which the image is smoother is right.
+    A negative value has its sign in all higher bits, or only in the stored bits. A word with higher bits shows the
+    first case. Without such a word, a large value is ambiguous, and the reading with the smoother image is taken.
     """
     if high + 1 == 8 * words.itemsize:
         return False
@@ -92,7 +92,7 @@ def _has_wide_words(dataset: "Dataset", words: NDArray[Any], bits: int, high: in
 
 
 def _crosses_sign_bit(values: NDArray[Any], half: int) -> bool:
-    """Whether neighbours pass from below `half` to above it in small steps, so that it is no sign."""
+    """Whether neighbouring values cross `half` in small steps, which shows that the top bit is not a sign."""
     step = -(-max(values.shape) // SAMPLE_SIDE)
     steps = []
     for lines in (values[::step], values[:, ::step].T):  # rows, columns
@@ -104,11 +104,11 @@ def _crosses_sign_bit(values: NDArray[Any], half: int) -> bool:
 
 
 def _declares_overlay_bits(dataset: "Dataset", high: int) -> bool:
-    """Whether an overlay stands in the bits above the value: Overlay Bit Position, retired (DICOM PS3.3 C.9.2)."""
+    """Whether an overlay uses the bits above the value: Overlay Bit Position, retired (DICOM PS3.3 C.9.2)."""
     order: Literal["little", "big"] = "little" if dataset.original_encoding[1] else "big"
     for group in _OVERLAY_GROUPS:
         element = dataset.get_item((group, _OVERLAY_BIT_POSITION))
-        value = getattr(element, "value", None)  # as read: a hostile one would take long to convert
+        value = getattr(element, "value", None)  # the raw value: converting a malicious one takes long
         position = int.from_bytes(value, order) if isinstance(value, bytes) and len(value) == 2 else value
         if isinstance(position, int) and high < position < int(dataset.BitsAllocated):
             return True
@@ -116,20 +116,20 @@ def _declares_overlay_bits(dataset: "Dataset", high: int) -> bool:
 
 
 def _find_padding(values: Table, dataset: "Dataset") -> NDArray[np.bool_]:
-    """Mark values that are no image: Pixel Padding Value and its range limit (DICOM PS3.3 C.7.5.1.1.2)."""
+    """Mark padding values: Pixel Padding Value and its range limit (DICOM PS3.3 C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return np.zeros(values.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
     ends_words = [value & 0xFFFF, (limit if isinstance(limit, int) else value) & 0xFFFF]
-    # Signed images whose padding was written as unsigned are common: 63536 means -2000.
+    # Signed images often have a padding value that was written as unsigned: 63536 means -2000.
     ends = np.array(ends_words, np.uint16).view(np.int16 if int(dataset.PixelRepresentation) else np.uint16)
     return np.asarray((values >= ends.min()) & (values <= ends.max()))
 
 
 def describe_clipping(stored: StoredValues) -> str:
-    """Return the warning of an image whose values were clipped."""
+    """Return the warning for an image with clipped values."""
     return (
-        f"Some pixels lie beyond the {stored.bits} bit{'s' * (stored.bits > 1)} that the file says it stores; "
-        "they were read as the end of that range."
+        f"Some pixels exceed the {stored.bits} bit{'s' * (stored.bits > 1)} that the file states. "
+        "They were clipped to that range."
     )

@@ -1,8 +1,8 @@
-"""Frontal or lateral: the one place that decides it, from all that the headers of a study say.
+"""Decide whether an image is frontal or lateral, from the headers of its study.
 
-Each kind of evidence has a row in `EVIDENCE`: how often it stood on laterals and on frontals, and where that was
-counted. Its weight is the logarithm of the odds; weights add up. What is not clear stays UNKNOWN: it takes odds of 9 to
-1, and the shape of an image alone never decides.
+Each kind of evidence has a row in `EVIDENCE`: how often laterals and frontals have it, and where that was counted. Its
+weight is the logarithm of the odds, and the weights are summed. A decision needs odds of 9 to 1 and other evidence than
+the shape of the image. Otherwise the view is UNKNOWN.
 """
 
 import itertools
@@ -22,14 +22,14 @@ _HEADERS: Final = "Open-i, headers against each other (tests/contract/image/test
 
 @dataclass(frozen=True)
 class Evidence:
-    """How often one kind of evidence was seen.
+    """How often laterals and frontals have one kind of evidence.
 
     Attributes:
-        laterals: Laterals that have it.
-        frontals: Frontals that have it.
-        basis: Where that was counted.
-        of_laterals: All laterals that were counted; 1 where the counts are odds as they stand.
-        of_frontals: All frontals that were counted; 1 likewise.
+        laterals: Number of laterals with it.
+        frontals: Number of frontals with it.
+        basis: The images that were counted.
+        of_laterals: Number of all counted laterals; 1 if the counts are used as odds.
+        of_frontals: Number of all counted frontals; 1 if the counts are used as odds.
     """
 
     laterals: int
@@ -40,7 +40,7 @@ class Evidence:
 
     @property
     def weight(self) -> float:
-        """Natural logarithm of the odds for a lateral; half an image is added so that none is infinite."""
+        """Natural logarithm of the odds for a lateral; half an image is added, so that it is finite."""
         return math.log((self.laterals + 0.5) / self.of_laterals * self.of_frontals / (self.frontals + 0.5))
 
 
@@ -59,19 +59,19 @@ SHAPE: Final = "shape of the image"
 EXPOSURE: Final = "exposure beside the other images"
 OTHERS: Final = "other images of the study"
 MODEL: Final = "model"  # the view head of a model; `cxr data order` writes it into a table
-# What is no statement about the very image: its shape, its study, and what a model sees in it.
+# Evidence that is not a statement about this image: its shape, the other images of its study, a model's prediction.
 _GUESSES: Final = frozenset([SHAPE, EXPOSURE, OTHERS, MODEL])
-TRUSTED: Final = 0.99  # confidence from which the view of a header is taught to a model and held against it
+TRUSTED: Final = 0.99  # confidence from which a header's view is used to train and to test a model
 
 EVIDENCE: Final = {
-    # What the file names. 20 of 2,225: of 1,368 laterals called PA, 1,348 have the code 60003.
+    # Views that the file names. 20 of 2,225: of 1,368 laterals called PA, 1,348 have the code 60003.
     ORIENTED_LATERAL: Evidence(688, 1, _PUBLISHED),
     ORIENTED_FRONTAL: Evidence(20, 2205, _PUBLISHED + ", as View Position, beside which it stands"),
     NAMED_LATERAL: Evidence(689, 0, _HEADERS + ": all that have a Patient Orientation as well"),
     NAMED_FRONTAL: Evidence(20, 2205, _PUBLISHED + ", without the code 60003"),
     PROGRAM_LATERAL: Evidence(434, 0, _HEADERS + ": all that have a View Position as well"),
     PROGRAM_FRONTAL: Evidence(0, 450, _HEADERS + ": all that have a View Position as well"),
-    # Codes, of the maker alone. Under both of Agfa's kinds View Position is PA and Patient Orientation L\F.
+    # Codes that only one maker uses. With both of Agfa's codes, View Position is PA and Patient Orientation L\F.
     AGFA_LATERAL: Evidence(1348, 17, _PUBLISHED),
     AGFA_FRONTAL: Evidence(
         20, 1498, _PUBLISHED + ": at most 20 laterals called PA have another code than 60003"
@@ -83,27 +83,27 @@ EVIDENCE: Final = {
         1, 550, _HEADERS + ": exposed less than an image with code 3 or 4 of its study"
     ),
 }
-# Of images whose view is named or coded, the code 60003 in landscape left out.
+# Counted on images whose view is named or coded, without landscape images with the code 60003.
 SHAPES: Final = {
     "portrait": Evidence(2183, 636, _HEADERS, 2873, 3263),
     "square": Evidence(658, 867, _HEADERS, 2873, 3263),
     "landscape": Evidence(32, 1760, _HEADERS, 2873, 3263),
 }
-# How much more one image of a study was exposed than another: lateral over frontal, against two of one kind.
+# Relative exposure of two images of a study: a lateral and a frontal, compared with two images of one kind.
 EXPOSURES: Final = {
     "more": Evidence(1175, 26, _HEADERS, 1200, 124),
     "alike": Evidence(24, 72, _HEADERS, 1200, 124),
     "less": Evidence(1, 26, _HEADERS, 1200, 124),
 }
-EXPOSED_MORE: Final = 1.5  # times as much; the side of a chest is thicker than its front
-# Of the studies of two or three images that are all named or coded: how many hold one kind alone.
+EXPOSED_MORE: Final = 1.5  # ratio; a chest is thicker from the side than from the front
+# Share of studies with only one kind of view, among studies of two or three images that are all named or coded.
 ALL_FRONTAL: Final = 24 / 2707
 ALL_LATERAL: Final = 6 / 2707
 
 _SURE: Final = 0.9
-_MOST_IMAGES: Final = 8  # of a study that are weighed together: every way to share out two kinds is tried
+_MOST_IMAGES: Final = 8  # images of a study that are weighed together; all assignments of views are tried
 _LEAST_CHANCE: Final = 0.001
-_LISTED_WEIGHT: Final = 30.0  # no other evidence is heard against a list
+_LISTED_WEIGHT: Final = 30.0  # outweighs all other evidence
 _AGFA_CODES: Final = {"60003": AGFA_LATERAL, "60025": AGFA_FRONTAL, "60235": AGFA_FRONTAL}
 _SIEMENS_CODES: Final = {
     **dict.fromkeys(("1", "2"), SIEMENS_FRONTAL),
@@ -114,12 +114,12 @@ VIEW_RANKS: Final[dict[View, int]] = {"PA": 0, "FRONTAL": 1, "AP": 2, "UNKNOWN":
 
 @dataclass(frozen=True)
 class ViewVerdict:
-    """Which view an image shows.
+    """The view of an image.
 
     Attributes:
-        view: UNKNOWN where the evidence is too little or contradicts itself.
-        lateral: Chance that it is a lateral, 0 to 1.
-        source: The evidence that speaks for the view, "; " between; of UNKNOWN all that there is.
+        view: The view; UNKNOWN if the evidence is too weak or contradictory.
+        lateral: Probability that it is a lateral, 0 to 1.
+        source: The evidence for the view, separated by "; "; for UNKNOWN, all evidence.
     """
 
     view: View = "UNKNOWN"
@@ -128,24 +128,24 @@ class ViewVerdict:
 
     @property
     def confidence(self) -> float:
-        """Chance of the likelier kind, 0.5 to 1."""
+        """Probability of the likelier kind, 0.5 to 1."""
         return max(self.lateral, 1 - self.lateral)
 
 
 def is_trusted(view: View, confidence: float, source: str) -> bool:
-    """Return whether a header or a published list says, with `TRUSTED` confidence, which view an image shows.
+    """Return whether a header or a published list states the view of an image with `TRUSTED` confidence.
 
     Args:
-        view: Of the image.
-        confidence: 0.5 to 1.
-        source: As of `ViewVerdict`. What only its shape, its study or a model says is not trusted.
+        view: View of the image.
+        confidence: Confidence of the view, 0.5 to 1.
+        source: See `ViewVerdict`. Evidence from only the shape, the study or a model is not trusted.
     """
     names = set(source.split("; ")) - {""}
     return view != "UNKNOWN" and confidence >= TRUSTED and bool(names - _GUESSES)
 
 
 def weigh_view(clues: ViewClues) -> ViewVerdict:
-    """Return which view an image shows by its own header."""
+    """Return the view of an image by its own header."""
     weights = list_weights(clues)
     lateral = _squash(sum(weights.values()))
     decides = any(name != SHAPE for name in weights)
@@ -153,11 +153,11 @@ def weigh_view(clues: ViewClues) -> ViewVerdict:
 
 
 def weigh_study(studied: Sequence[ViewClues]) -> list[ViewVerdict]:
-    """Return which view each image of a study shows, by all headers of the study.
+    """Return the view of each image of a study, by all headers of the study.
 
-    Every way to call its images frontal or lateral is weighed: by what each header says, by how common it is that a
-    study holds one kind alone, and by the exposures, because the side of a chest takes more than its front. What an
-    image's own header makes sure stays unless the others make the opposite likelier.
+    Every assignment of frontal and lateral to the images is weighed: by each header, by how many studies have only one
+    kind, and by the exposures, because a lateral view needs more exposure. A view that is certain by the image's own
+    header stays, unless the other images make the opposite likelier.
     """
     alone = [weigh_view(clues) for clues in studied]
     if not 2 <= len(studied) <= _MOST_IMAGES:
@@ -169,7 +169,7 @@ def weigh_study(studied: Sequence[ViewClues]) -> list[ViewVerdict]:
 
 
 def rank_view(verdict: ViewVerdict) -> tuple[int, int]:
-    """Return what puts the images of a study in order: sure frontals first, PA before AP, then the likelier ones."""
+    """Return the sort key for the images of a study: sure frontals first (PA before AP), then by probability."""
     chance = round(verdict.lateral, 6)
     return (chance > 1 - _SURE) + (chance > 0.5), VIEW_RANKS[verdict.view]
 
@@ -198,11 +198,11 @@ def list_weights(clues: ViewClues) -> dict[str, float]:
 
 
 def _find_code(clues: ViewClues) -> str:
-    """Return the evidence of a processing code, "" of one that is not known with this maker.
+    """Return the evidence of a processing code; "" if the code is unknown for this maker.
 
-    On a landscape image Agfa's 60003 says nothing: the 16 of Open-i were taken beside a portrait image with a code for
-    frontals far more often than chance has it, as if the two codes had been taken in the wrong order; and the
-    published list calls 17 with that code frontal.
+    Agfa's code 60003 on a landscape image is no evidence. Of the 16 such images in Open-i, far more than by chance have
+    a portrait image with a code for frontals in their study, as if the two codes had been swapped. And the published
+    list calls 17 images with that code frontal.
     """
     if clues.maker == "SIEMENS":
         return _SIEMENS_CODES.get(clues.code, "")
@@ -211,31 +211,31 @@ def _find_code(clues: ViewClues) -> str:
 
 
 def _is_preset(clues: ViewClues) -> bool:
-    """Whether View Position is the preset of a menu: it is PA under the codes of laterals, too."""
+    """Whether View Position may be a menu preset, because the device writes PA even for laterals."""
     return clues.maker == "AGFA" and clues.code in _AGFA_CODES
 
 
 def _weigh_together(studied: Sequence[ViewClues]) -> list[float]:
-    """Return the chance of each image of a study to be a lateral."""
+    """Return the probability of a lateral for each image of a study."""
     alone = [sum(list_weights(clues).values()) for clues in studied]
     count = len(studied)
-    each = math.log((1 - ALL_FRONTAL - ALL_LATERAL) / (2**count - 2))
+    mixed = math.log((1 - ALL_FRONTAL - ALL_LATERAL) / (2**count - 2))
     ways = list(itertools.product((False, True), repeat=count))
     logs = []
     for way in ways:
-        prior = math.log(ALL_LATERAL) if all(way) else each if any(way) else math.log(ALL_FRONTAL)
+        prior = math.log(ALL_LATERAL) if all(way) else mixed if any(way) else math.log(ALL_FRONTAL)
         named = sum(weight for weight, lateral in zip(alone, way, strict=True) if lateral)
         logs.append(prior + named + _weigh_exposures(studied, way))
     top = max(logs)
     chances = [math.exp(value - top) for value in logs]
     return [
-        sum(chance for chance, way in zip(chances, ways, strict=True) if way[place]) / sum(chances)
-        for place in range(count)
+        sum(chance for chance, way in zip(chances, ways, strict=True) if way[index]) / sum(chances)
+        for index in range(count)
     ]
 
 
 def _weigh_exposures(studied: Sequence[ViewClues], way: Sequence[bool]) -> float:
-    """Return the weight of the exposures, if these images are laterals."""
+    """Return the weight of the exposures under one assignment; `way` is True for a lateral."""
     total = 0.0
     for (side, is_lateral), (front, is_other) in itertools.permutations(zip(studied, way, strict=True), 2):
         if is_lateral and not is_other and side.exposure and front.exposure:
@@ -244,18 +244,18 @@ def _weigh_exposures(studied: Sequence[ViewClues], way: Sequence[bool]) -> float
 
 
 def compare_exposures(side: ViewClues, front: ViewClues) -> str:
-    """Return whether one image was exposed more than another, alike or less: a key of `EXPOSURES`."""
+    """Return whether one image was exposed more than, less than or like another: a key of `EXPOSURES`."""
     ratio = side.exposure / front.exposure
     return "more" if ratio >= EXPOSED_MORE else "less" if ratio <= 1 / EXPOSED_MORE else "alike"
 
 
 def _is_exposed(clues: ViewClues, studied: Sequence[ViewClues]) -> bool:
-    """Whether the exposure of an image can be held against another one of its study."""
+    """Whether the exposure of an image can be compared with another image of its study."""
     return bool(clues.exposure) and any(other.exposure for other in studied if other is not clues)
 
 
 def _revise(clues: ViewClues, alone: ViewVerdict, lateral: float, *, exposed: bool) -> ViewVerdict:
-    """Return the verdict on an image beside the others of its study."""
+    """Return the verdict on an image, updated by the other images of its study."""
     if alone.view != "UNKNOWN" and (lateral > 0.5) == (alone.lateral > 0.5):
         return replace(alone, lateral=lateral)
     sign = 1.0 if lateral > alone.lateral else -1.0
@@ -276,5 +276,5 @@ def _judge(clues: ViewClues, lateral: float, weights: dict[str, float], *, decid
 
 
 def _squash(weight: float) -> float:
-    """Return the chance of a lateral by the sum of the weights; no header is surer than one image in a thousand."""
+    """Return the probability of a lateral for a sum of weights, limited to an error rate of one in a thousand."""
     return min(max(1 / (1 + math.exp(-weight)), _LEAST_CHANCE), 1 - _LEAST_CHANCE)

@@ -1,7 +1,7 @@
-"""What the header of an image holds that tells a frontal view from a lateral one.
+"""Read the header elements that help to tell a frontal view from a lateral one.
 
-View Position alone does not: readers of storage plates write the preset of their menu into it. So the elements beside
-it are read as well. `contract.image.view` weighs them. Nothing here names a patient.
+View Position alone is not reliable, because CR readers write a menu preset into it. So other elements are read as well,
+and `contract.image.view` weighs them. They hold no patient data.
 """
 
 import math
@@ -28,30 +28,30 @@ _VIEW_CODES: Final[dict[str, Position]] = {
     **dict.fromkeys(("399348003", "R-10206"), "AP"),
     **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "LATERAL"),
 }
-# How the private blocks of a device begin (DICOM PS3.5 7.8.1). Archives of the same makers name theirs otherwise.
+# Prefixes of the private blocks of a device (DICOM PS3.5 7.8.1). Archives of the same makers use other names.
 _CREATORS: Final[tuple[tuple[str, Maker], ...]] = (
     (r"AGFA( ADC\b.*)?", "AGFA"),
     (r"SIEMENS MEDCOM\b.*", "SIEMENS"),
 )
 _AGFA_PLATE: Final = re.compile(r"CODE[0-9]{1,3}")
 _CODE: Final = re.compile(r"[A-Z0-9]{1,8}")
-_SQUARE: Final = 0.05  # rows and columns that differ by less are a square; collimation moves the edges of one
-_MOST_MAS: Final = 10_000  # more is no exposure of a patient
+_SQUARE: Final = 0.05  # share by which rows and columns of a square may differ; collimation moves edges
+_MOST_MAS: Final = 10_000  # a larger value is not the exposure of a patient
 
 
 @dataclass(frozen=True)
 class ViewClues:
-    r"""What was found in one header; what a file does not say is "" or 0.
+    r"""The view evidence of one header. A value that the file does not state is "" or 0.
 
     Attributes:
-        position: By View Position, or by View Code Sequence where that says nothing.
+        position: View by View Position, or by View Code Sequence if View Position does not state one.
         orientation: Patient Orientation as DICOM writes it: A\F has the front of the body on the right of the image.
-        maker: Of the device, as far as its codes are known.
-        code: Acquisition Device Processing Code. What it means is up to the maker and the hospital.
+        maker: Maker of the device, if its codes are known.
+        code: Acquisition Device Processing Code. Its meaning depends on the maker and the hospital.
         program: Postprocessing Function, a name in words.
-        shape: Of the image, by rows and columns.
+        shape: Shape of the image, by rows and columns.
         exposure: Exposure in mAs.
-        projection: By a list that people made of the images themselves; no header says it.
+        projection: View by a published list, which people made by looking at the images; not from the header.
     """
 
     position: Position = ""
@@ -65,7 +65,7 @@ class ViewClues:
 
 
 def read_clues(dataset: "Dataset", *, rows: int, columns: int) -> ViewClues:
-    """Return what a parsed DICOM file says of its view; rows and columns are of the image."""
+    """Return the view evidence of a parsed DICOM file; `rows` and `columns` are the size of the image."""
     return ViewClues(
         position=_read_position(dataset),
         orientation=_read_orientation(dataset),
@@ -78,7 +78,7 @@ def read_clues(dataset: "Dataset", *, rows: int, columns: int) -> ViewClues:
 
 
 def describe_shape(rows: int, columns: int) -> Shape:
-    """Return the shape of an image, "" without rows or columns."""
+    """Return the shape of an image; "" without rows or columns."""
     if not (rows and columns):
         return ""
     ratio = rows / columns
@@ -99,28 +99,28 @@ def _read_position(dataset: "Dataset") -> Position:
 
 
 def _read_view_code(dataset: "Dataset") -> str:
-    """Return the code value of the View Code Sequence, "" where there is none or a broken one."""
+    """Return the code value of the View Code Sequence; "" if it is missing or broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return str(dataset.ViewCodeSequence[0].CodeValue).strip()
-    except Exception:  # pydicom converts the item's values here, and raises many kinds for damaged ones
+    except Exception:  # pydicom converts the values here and raises many error types for damaged ones
         return ""
 
 
 def _read_orientation(dataset: "Dataset") -> str:
-    """Return Patient Orientation (DICOM PS3.3 C.7.6.1.1.1), "" where it is no pair of directions."""
+    """Return Patient Orientation (DICOM PS3.3 C.7.6.1.1.1); "" if it is not a pair of directions."""
     directions = [
         str(part).strip().upper() for part in dicom_file.read_numbers(dataset, "PatientOrientation")
     ]
-    known = len(directions) == 2 and all(re.fullmatch(r"[APLRHF]{1,3}", part) for part in directions)
-    return "\\".join(directions) if known else ""
+    valid = len(directions) == 2 and all(re.fullmatch(r"[APLRHF]{1,3}", part) for part in directions)
+    return "\\".join(directions) if valid else ""
 
 
 def _find_maker(dataset: "Dataset") -> Maker:
-    """Return who made the device: by Manufacturer, else by its private blocks, else by the names of its plates.
+    """Return the maker of the device by Manufacturer, its private blocks, or the names of its plates, in this order.
 
-    Open-i holds no Manufacturer. Its plates are called code15 and the like by Agfa's devices alone.
+    Open-i has no Manufacturer. Only Agfa's devices use plate names such as code15.
     """
     manufacturer = dicom_file.read_text(dataset, "Manufacturer")
     if manufacturer:
@@ -133,7 +133,7 @@ def _find_maker(dataset: "Dataset") -> Maker:
 
 
 def _list_creators(dataset: "Dataset") -> Iterator[str]:
-    for tag in tuple(dataset.keys()):  # to iterate over it would convert every value
+    for tag in tuple(dataset.keys()):  # iterating over the data set would convert every value
         if tag.group % 2 and 0x10 <= tag.element <= 0xFF:
             value = getattr(dataset.get_item(tag), "value", None)
             text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

@@ -1,1 +1,1 @@
-"""Reports as people write them -> sections -> token ids."""
+"""Reports in the forms that hospitals use -> sections -> token ids."""

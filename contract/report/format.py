@@ -1,4 +1,4 @@
-"""What a report is given as: text in UTF-8 or with a byte order mark is decoded, another file is refused by name."""
+"""Decode the text of a report: UTF-8, or a byte order mark. Refuse other files and name their format."""
 
 import codecs
 import json
@@ -9,7 +9,7 @@ from contract.errors import ReportError
 
 MAX_REPORT_BYTES: Final = 2**20
 
-# UTF-32 goes first: its mark begins with the mark of UTF-16.
+# UTF-32 comes first, because its mark begins with the mark of UTF-16.
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
@@ -18,11 +18,11 @@ _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
-_HEAD: Final = 1024  # bytes or characters in which a format shows
+_HEAD: Final = 1024  # bytes or characters that are searched for a format
 
 
 class _Format(NamedTuple):
-    """A file that is no report, and what its owner can do."""
+    """A file format that is not a report, and advice for the user."""
 
     name: str
     advice: str
@@ -67,7 +67,7 @@ _TEXTUAL: Final = (
     (re.compile(rf"\s*<(?:!doctype\s+html\b|(?:{_TAGS})(?:\s[^<>]*)?/?>)", re.IGNORECASE), _HTML),
     (re.compile(r'\s*(?:\{\s*["}]|\[\s*[\[{"\]])'), _JSON),
 )
-# Names of columns with a separator between them and no space behind it: prose puts a space there.
+# Names of columns with a separator and no space after it. Prose has a space there.
 _COLUMN: Final = r'"?[^\W\d][\w.-]{0,40}(?: [\w.-]{1,40}){0,4}"?'
 _COLUMNS: Final = tuple((sign, re.compile(rf"{_COLUMN}(?:{re.escape(sign)}{_COLUMN})+")) for sign in ",;\t|")
 
@@ -77,26 +77,27 @@ def decode_report(data: bytes | str) -> str:
 
     Args:
         data: Text, or bytes in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Other encodings are not
-            guessed: a wrong guess would change words without a word.
+            guessed, because a wrong guess would change words silently.
 
     Raises:
-        ReportError: The bytes are too many, no such text, or a file of another kind; the message names the kind.
+        ReportError: There are too many bytes, the encoding is another, or the bytes are another kind of file, which the
+            message names.
     """
     if len(data) > MAX_REPORT_BYTES:
         raise ReportError(f"The report has more than {MAX_REPORT_BYTES:,} bytes, so it is not a report.")
     text = _unquote(_decode(data) if isinstance(data, bytes) else data)
     try:
-        text.encode()  # a str may hold surrogates, as arguments of a command do for bytes that are not UTF-8
+        text.encode()  # a str may hold surrogates, for example from a command line that is not UTF-8
     except UnicodeError as error:
         raise ReportError(_name_encoding("UTF-8")) from error
     text = text.removeprefix("\ufeff")
-    if found := _find_textual(text):
-        raise _refuse(found)
+    if file_format := _find_textual(text):
+        raise _refuse(file_format)
     return text
 
 
 def _unquote(text: str) -> str:
-    """Return the text that a JSON string holds, any other text as it is."""
+    """Return the content of a JSON string, or another text unchanged."""
     stripped = text.strip()
     if not (len(stripped) > 1 and stripped[0] == stripped[-1] == '"'):
         return text
@@ -107,7 +108,7 @@ def _unquote(text: str) -> str:
 
 
 def is_encoded_xml(data: bytes) -> bool:
-    """Whether bytes are XML that is not UTF-8 and whose declaration therefore says the encoding, as Latin-1."""
+    """Whether bytes are XML in another encoding than UTF-8, such as Latin-1, which the declaration states."""
     if not data.startswith(b"<?xml") or len(data) > MAX_REPORT_BYTES:
         return False
     try:
@@ -118,25 +119,25 @@ def is_encoded_xml(data: bytes) -> bool:
 
 
 def refuse_control_characters(text: str) -> None:
-    """Raise ReportError where a text holds characters that no text holds; line ends and tabs are no such ones."""
+    """Raise ReportError if a text holds control characters other than line ends and tabs."""
     if "\0" in text:
         raise ReportError(
-            "The report holds control characters (NUL), so it is not text, or UTF-16 without a byte order mark; "
-            "give it in UTF-8."
+            "The report holds control characters (NUL), so it is not text, or it is UTF-16 without a byte order mark. "
+            "Save it as UTF-8."
         )
     if _CONTROL.search(text):
         raise ReportError("The report holds control characters, so it is not text.")
 
 
 def refuse_web_page(tag: str) -> None:
-    """Raise ReportError where the root of an XML tree is that of a web page."""
+    """Raise ReportError if the root element is that of a web page."""
     if tag.rpartition("}")[2].lower() == "html":
         raise _refuse(_HTML)
 
 
 def _decode(data: bytes) -> str:
-    if found := _find_binary(data):
-        raise _refuse(found)
+    if file_format := _find_binary(data):
+        raise _refuse(file_format)
     encoding, name = "utf-8", "UTF-8"
     for mark, marked, label in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
@@ -151,13 +152,13 @@ def _decode(data: bytes) -> str:
 def _name_encoding(name: str) -> str:
     if name != "UTF-8":
         return (
-            f"The report begins with the byte order mark of {name} but is not {name} text; save it as UTF-8."
+            f"The report begins with the byte order mark of {name} but is not {name} text. Save it as UTF-8."
         )
-    return "The report is not UTF-8 text; save it as UTF-8 (Latin-1 and Windows-1252 are not guessed)."
+    return "The report is not UTF-8 text. Save it as UTF-8 (Latin-1 and Windows-1252 are not guessed)."
 
 
-def _refuse(found: _Format) -> ReportError:
-    return ReportError(f"The report is {found.name}; {found.advice}.")
+def _refuse(file_format: _Format) -> ReportError:
+    return ReportError(f"The report is {file_format.name}; {file_format.advice}.")
 
 
 def _find_binary(data: bytes) -> _Format | None:
@@ -169,19 +170,19 @@ def _find_binary(data: bytes) -> _Format | None:
         return _PICTURE
     if b"%PDF-" in data[:_HEAD] and not data[: data.index(b"%PDF-")].strip(b"\xef\xbb\xbf\x00 \t\r\n\x0c"):
         return _PDF
-    return next((found for magic, found in _MAGIC if data.startswith(magic)), None)
+    return next((file_format for magic, file_format in _MAGIC if data.startswith(magic)), None)
 
 
 def _find_textual(text: str) -> _Format | None:
     head = text.lstrip()[:_HEAD]
-    for pattern, found in _TEXTUAL:
+    for pattern, file_format in _TEXTUAL:
         if pattern.match(head):
-            return found
+            return file_format
     return _CSV if _is_table(text.lstrip()) else None
 
 
 def _is_table(text: str) -> bool:
-    """Whether the first line holds names of columns, and a line below as many separators."""
+    """Whether the first line holds names of columns, and a later line has as many separators."""
     lines = text[: 4 * _HEAD].splitlines()
     if len(lines) < 2 or len(lines[0]) > _HEAD:
         return False

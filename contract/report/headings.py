@@ -1,8 +1,8 @@
-"""Headings of reports: whether a line is one or begins with one, however it is decorated, and its section.
+"""Find headings of reports: whether a line is or begins with a heading, in any layout, and its section.
 
     **FINDINGS:** Clear.      ## Findings        1. FINDINGS:       FINDINGS - Clear.      FINDINGS (alone)
 
-all mean what "FINDINGS: Clear." means. Each pattern here takes time that grows with the length of the text.
+are all read like "FINDINGS: Clear.". Each pattern here takes time linear in the length of the text.
 """
 
 import re
@@ -13,8 +13,8 @@ from contract.report.names import STRONG_NAME, WEAK_NAME, Kind, find_kind
 
 SENTENCE_END: Final = re.compile(r"[.:;!?)]\s*\Z")
 
-# What Markdown, mail programs and lists put before a heading, the heading, and the rest of its line. ASCII, because
-# ignoring case would otherwise take other letters, such as a dotted capital I, for an i.
+# Marks of Markdown, mail programs and lists before a heading, the heading, and the rest of its line. ASCII, because
+# IGNORECASE would otherwise match other letters, such as a dotted capital I, as an i.
 _NAME: Final = rf"(?=[a-z])(?P<name>(?P<weak>{WEAK_NAME})(?![^\W_])|(?:{STRONG_NAME})(?![^\W_]))"
 _SIGNS: Final = r"[ \t>#*+\-_=•·▪‣◦●■►–—`|\[(\"“\u2600-\u27bf\U0001f300-\U0001faff]*"  # noqa: RUF001
 _QUALIFIER: Final = r"(?:[ \t]*\([^()\n:]{1,40}\)(?=[ \t*_`]{0,9}:))?"  # "FINDINGS (two views):"
@@ -23,7 +23,7 @@ _HEADING: Final = re.compile(
     rf"{_NAME}{_QUALIFIER}(?P<closing>[*_`\])\"”]*)(?P<tail>.*)",
     re.IGNORECASE | re.ASCII | re.DOTALL,
 )
-# A heading within a line: behind a blank, or behind the end of a sentence without one.
+# A heading within a line: after a blank, or directly after the end of a sentence.
 _INLINE: Final = re.compile(
     rf"(?:(?<=[ \t])|(?<=[.;!?)]))(?:\(?[0-9]{{1,2}}[.)][ \t]+)?[*_\[]{{0,3}}{_NAME}{_QUALIFIER}[*_\]]{{0,3}}"
     r"(?P<behind>[ \t]?:|(?=[ ]+[A-Z0-9\-–—]))",  # noqa: RUF001
@@ -31,21 +31,21 @@ _INLINE: Final = re.compile(
 )
 _COLON: Final = re.compile(r"[ \t]*[:∶﹕꞉︓ː˸]-?")  # noqa: RUF001
 _DASH: Final = re.compile(r"[ \t]+[-‐‑‒−]+(?=[ \t]|\Z)|[ \t]*[–—―]+")  # noqa: RUF001
-# What stands for the colon behind a heading in capitals where a sentence or a number follows.
+# Signs that replace the colon after a heading in capitals, if a sentence or a number follows.
 _LOOSE: Final = re.compile(
     r"[ \t]*(?:=+|\||-*>)[ \t]*|\.{2,}[ \t]*|[ \t]*\t[ \t]*|[.;]?[ ]+(?=[A-Z](?:[a-z]|[ ])|(?:AP|PA)\b|[0-9][.)])"
 )
 _CAPITAL: Final = re.compile(r"[ \t]+(?=[A-Z0-9])")
 _NOTHING: Final = re.compile(r"[ \t*_`#=|.-]*\Z")
 RULE: Final = re.compile(r"[ \t]*([-=_*#+])\1{2,}[ \t]*")
-# A line that ends so goes on in the next one: "no acute / FINDINGS" is wrapped prose.
+# A line with such an end continues in the next line: "no acute / FINDINGS" is wrapped prose.
 _GOES_ON: Final = re.compile(
     r"\b(?:no|the|an?|of|and|or|with|without|these|this|new|other|acute|additional|significant|abnormal|normal"
     r"|radiographic|cardiopulmonary|in|for|to|by|incidental|osseous|bony|pulmonary|cardiac|pleural|critical|prior"
     r"|previous),?\s*\Z",
     re.IGNORECASE,
 )
-# Who signed, and what comes with it, as a sentence.
+# A sentence about who signed, dictated or reviewed the report.
 _CLOSING: Final = re.compile(
     r"(?:(?:electronically|digitally)[ \t]+(?:signed|approved|verified)|signed[ \t]+(?:electronically[ \t]+)?by"
     r"|(?:dictated|transcribed|interpreted)[ \t]+(?:by|on)|(?:read|reported)[ \t]+by[ \t:]+dr"
@@ -61,7 +61,7 @@ _CLOSING_WORD: Final = re.compile(
 _NAMED: Final = re.compile(r"[ \t]*Dr\.?(?:[ \t]+[A-Z][\w.'-]*,?){1,5}[ \t]*", re.ASCII)  # alone on a line
 _CLOSING_LINE: Final = re.compile(rf"[ \t*_\-]*{_CLOSING.pattern}", _CLOSING.flags)
 _CLOSING_SENTENCE: Final = re.compile(rf"(?<=[ \t]){_CLOSING.pattern}", _CLOSING.flags)
-# An examination as a heading: "XR CHEST:", "CHEST, TWO VIEWS:"; no time of the day follows the colon.
+# An examination as a heading: "XR CHEST:", "CHEST, TWO VIEWS:". A time after the colon is excluded.
 _EXAM_WORD: Final = (
     r"(?:chest|cxr|xr|dx|x-?rays?|radiographs?|ap|pa|portable|frontal|lateral|two|one|[12]|views?|and|of)"
 )
@@ -70,21 +70,23 @@ _EXAM_NAME: Final = re.compile(
     rf"[ \t]*(?P<name>(?=[^:]{{0,40}}\b(?:chest|cxr|xr|x-?rays?|radiographs?)\b){EXAM_WORDS}):(?!\d)(?P<rest>.*)",
     re.IGNORECASE | re.ASCII | re.DOTALL,
 )
-_SIGN: Final = re.compile(r":|[.;!?)] *[A-Z]{4}")  # what a heading within a line cannot do without
-_SMALL: Final = re.compile(r"(?:(?<![A-Za-z])[a-z0-9]+|,)[ \t]*\Z")  # the word before
+_SIGN: Final = re.compile(r":|[.;!?)] *[A-Z]{4}")  # a heading within a line needs one of these signs
+_SMALL: Final = re.compile(
+    r"(?:(?<![A-Za-z])[a-z0-9]+|,)[ \t]*\Z"
+)  # a word in small letters before the heading
 _WORD: Final = re.compile(r"\w")
 _MINOR: Final = ("record", "exam", "technique", "closing", "preliminary")
 
 
 class Heading(NamedTuple):
-    """What a line begins with.
+    """A heading at the start of a line.
 
     Attributes:
-        name: Of the heading, in small letters; words of `contract.report.names` and no others.
-        kind: What the text behind it holds.
-        rest: The line behind the heading.
-        opened: Emphasis that goes on in the text behind the heading.
-        weak: Whether its name stands in sentences as often.
+        name: Name of the heading in small letters, one of `contract.report.names`.
+        kind: Kind of the text after it.
+        rest: The rest of the line after the heading.
+        opened: Emphasis marks that continue after the heading.
+        weak: Whether the name is also common in sentences.
     """
 
     name: str
@@ -95,12 +97,12 @@ class Heading(NamedTuple):
 
 
 def match_heading(line: str, previous: str = "", *, bare: bool = False) -> Heading | None:
-    """Return the heading that a line is or begins with.
+    """Return the heading at the start of a line; None without one.
 
     Args:
         line: One line.
         previous: The line before, "" for an empty one.
-        bare: Whether a name with a capital needs no sign behind it: "Findings Clear lungs."
+        bare: Whether a capitalised name counts without a sign after it: "Findings Clear lungs."
     """
     if (_CLOSING_WORD.search(line) and _CLOSING_LINE.match(line)) or _NAMED.fullmatch(line):
         return Heading("signature", "closing", line)
@@ -119,14 +121,14 @@ def match_heading(line: str, previous: str = "", *, bare: bool = False) -> Headi
 
 
 def match_exam_name(line: str) -> Heading | None:
-    """Return the heading of a line that begins with the name of an examination of the chest and a colon."""
+    """Return the heading of a line that begins with the name of a chest examination and a colon."""
     if match := _EXAM_NAME.match(line):
         return Heading(" ".join(match["name"].lower().split()), "report", match["rest"])
     return None
 
 
 def _cut_colon(match: re.Match[str]) -> tuple[str, str]:
-    """Return the text behind the colon of a heading, and the emphasis that goes on in it."""
+    """Return the text after the colon of a heading, and the emphasis marks that continue in it."""
     signs, tail = match["signs"], match["tail"]
     colon = _COLON.match(tail)
     rest = tail[colon.end() :] if colon else tail
@@ -138,7 +140,7 @@ def _cut_colon(match: re.Match[str]) -> tuple[str, str]:
 
 
 def _cut_rest(match: re.Match[str], previous: str, bare: bool) -> str | None:
-    """Return the text behind a heading without colon; None where its words are no heading."""
+    """Return the text after a heading without colon; None if the words are not a heading."""
     signs, name, tail, closing = match["signs"], match["name"], match["tail"], match["closing"]
     if name.islower() and not (signs[-1:] in {"*", "_", "`", '"', "“"} or "#" in signs):
         return None
@@ -155,7 +157,7 @@ def _cut_rest(match: re.Match[str], previous: str, bare: bool) -> str | None:
 
 
 def _is_borne_out(match: re.Match[str], previous: str) -> bool:
-    """Whether a weak name without colon is a heading: in capitals, or behind a sentence and alone or of a section."""
+    """Whether a weak name without colon is a heading: in capitals, or after a sentence and alone or of a section."""
     name, alone = match["name"], bool(_NOTHING.match(match["tail"]))
     if name.isupper():
         return alone or bool(_DASH.match(match["tail"]))
@@ -163,7 +165,7 @@ def _is_borne_out(match: re.Match[str], previous: str) -> bool:
 
 
 def _cut_separator(tail: str, *, emphasised: bool = False, loose: bool = False) -> str | None:
-    """Return the text behind a heading and its separator; None where there is none."""
+    """Return the text after a heading and its separator; None without a separator."""
     if _NOTHING.match(tail):
         return ""
     if dash := _DASH.match(tail) or (_LOOSE.match(tail) if loose else None):
@@ -172,22 +174,22 @@ def _cut_separator(tail: str, *, emphasised: bool = False, loose: bool = False) 
 
 
 def _is_ended(line: str) -> bool:
-    """Whether what follows a line begins something new."""
+    """Whether a line ends its sentence, so that the next line begins a new one."""
     return not line.strip() or bool(SENTENCE_END.search(line[-99:])) or bool(RULE.fullmatch(line))
 
 
 def split_inline(line: str, taken: Callable[[], Collection[Kind]] = tuple) -> list[str]:
-    """Return a line in parts that begin with a heading, where headings stand within it.
+    """Split a line before each heading within it.
 
-    They stand there in capitals, behind a sentence, or behind small letters in a line that begins with a heading.
+    A heading within a line is in capitals after a sentence, or after small letters if the line begins with a heading.
 
     Args:
         line: One line.
-        taken: Returns the kinds that have headings elsewhere and none within a line.
+        taken: Returns the kinds that already have a heading of their own, so that no heading of them is in a line.
     """
     starts = {0}
     if _SIGN.search(line):
-        first = _HEADING.match(line)  # behind signs, as in "- FINDINGS:"
+        first = _HEADING.match(line)  # after signs, as in "- FINDINGS:"
         for match in _INLINE.finditer(line, first.end("name") if first else 0):
             before = line[max(match.start() - 99, 0) : match.start()]
             if _is_inline(match, before, first) and find_kind(match["name"]) not in taken():
@@ -201,7 +203,7 @@ def split_inline(line: str, taken: Callable[[], Collection[Kind]] = tuple) -> li
 
 
 def _is_inline(match: re.Match[str], before: str, first: re.Match[str] | None) -> bool:
-    """Whether a name within a line is a heading: what stands before it, and the heading that the line begins with."""
+    """Whether a name within a line is a heading, by the text before it and the heading at the start of the line."""
     name, weak = match["name"], match["weak"] is not None
     if _GOES_ON.search(before) or (weak and find_kind(name) == "record"):
         return False

@@ -1,4 +1,4 @@
-"""HL7 v2 messages that carry a report: the text of their OBX segments, and nothing else of them.
+"""Read the report of an HL7 v2 message: only the text of its OBX segments.
 
 HL7 v2.5.1, chapter 2 (segments, escapes) and chapter 7 (OBX). The segments that name the patient are not read.
 """
@@ -9,7 +9,7 @@ from typing import Final
 from contract.errors import ReportError
 from contract.report.names import find_section
 
-_FRAME: Final = "\x0b\x1c \t\r\n\ufeff"  # of the minimal lower layer protocol, and blanks
+_FRAME: Final = "\x0b\x1c \t\r\n\ufeff"  # frame characters of the minimal lower layer protocol, and blanks
 _BATCH: Final = re.compile(r"(?:FHS|BHS)[|^~\\&]")
 _START: Final = re.compile(r"MSH[^\w\s]")
 _SEGMENT: Final = re.compile(r"[\r\n](?=[A-Z][A-Z0-9]{2}(?:[^\w\s]|[\r\n]|\Z))")
@@ -32,11 +32,11 @@ def read_observations(text: str) -> str:
     A heading is written where OBX-3 names a section (`find_section`) or has the suffix &IMP or &GDT.
 
     Raises:
-        ReportError: It holds several messages, or no such text.
+        ReportError: There are several messages, or no such text.
     """
     segments = _SEGMENT.split(text.strip(_FRAME))
     if sum(bool(_START.match(segment)) for segment in segments) != 1:
-        raise ReportError("The report is a file of several HL7 messages; give one message, or its text.")
+        raise ReportError("The report is a file of several HL7 messages. Give one message, or its text.")
     header = next(segment for segment in segments if _START.match(segment))
     field = header[3]
     component, repetition, escape, subcomponent = tuple(_read_delimiters(header))
@@ -54,7 +54,7 @@ def read_observations(text: str) -> str:
         lines += (_unescape(part, signs) for part in fields[5].split(repetition))
     if not any(line.strip() for line in lines):
         raise ReportError(
-            "The report is an HL7 message without text in its OBX segments (OBX-5 of type TX, FT or ST); give its text."
+            "The report is an HL7 message without text in its OBX segments (OBX-5 of type TX, FT or ST). Give its text."
         )
     return "\n".join(lines)
 
@@ -69,13 +69,13 @@ def _find_section(identifier: str, component: str) -> str:
 
 
 def _read_delimiters(header: str) -> str:
-    """Return the signs of MSH-2: component, repetition, escape, subcomponent; the usual ones where it is short."""
-    given = header[4:8].partition(header[3])[0]
-    return given + "^~\\&"[len(given) :]
+    """Return the delimiters of MSH-2: component, repetition, escape, subcomponent. Missing ones have their default."""
+    stated = header[4:8].partition(header[3])[0]
+    return stated + "^~\\&"[len(stated) :]
 
 
 def _unescape(text: str, signs: dict[str, str]) -> str:
-    """Put the delimiters that were escaped; what formats the text stays for `normalize_text`."""
+    """Unescape the delimiters. Formatting escapes stay for `normalize_text`."""
     mark = re.escape(signs["E"])
     return re.sub(
         rf"{mark}(?:([FSTRE])|(\.[a-z]{{2}}[+-]?[0-9]{{0,4}}|X[0-9A-F]{{2,8}}|[HN])){mark}",

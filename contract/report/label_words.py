@@ -1,7 +1,7 @@
-"""Words that nearly state a category: the text mode "findings_masked" hides them, so that the rest must be read.
+"""Words that nearly state a category. The text mode "findings_masked" hides them, so that a model must use the rest.
 
-A word stands in the list of the category it gives away. `*` stands for any letters: `*scolio*` hides scoliosis
-and dextroscoliosis alike. Sites (rib, spine), sizes and descriptions (patchy, streaky) stay: a reader may infer.
+Each word is listed under the category that it reveals. `*` matches any letters: `*scolio*` hides scoliosis and
+dextroscoliosis. Sites (rib, spine), sizes and descriptions (patchy, streaky) stay, because a reader may use them.
 """
 
 import re

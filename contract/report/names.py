@@ -1,16 +1,16 @@
-"""The names that hospitals give to the parts of a report, and what each of them holds.
+"""The names that hospitals give to the parts of a report, and the kind of each part.
 
-A strong name ("FINDINGS") is a heading with a colon, a dash or nothing behind it. A weak one ("REPORT", "DATE")
-stands in sentences as often, so it needs a colon, or a line of its own.
+A strong name ("FINDINGS") is a heading if a colon, a dash or nothing follows it. A weak name ("REPORT", "DATE") is
+also common in sentences, so it needs a colon or a line of its own.
 """
 
 import re
 from typing import Final, Literal, NamedTuple
 
 SECTIONS: Final = ("indication", "comparison", "findings", "impression")
-# What a part of a report holds. Beside the sections: "diagnosis" is the conclusion, or the reason for the
-# examination where the findings follow; a "report" holds sections, or findings; "preliminary" is a first reading
-# that the final one replaces; "record" are dates, names and numbers; "closing" is who signed, and who was told.
+# Kinds of parts. Besides the sections: "diagnosis" is the conclusion, or the reason for the examination if the
+# findings follow it; a "report" holds sections or findings; "preliminary" is a first reading that the final one
+# replaces; "record" holds dates, names and numbers; "closing" says who signed and who was notified.
 Kind = Literal[
     "findings",
     "impression",
@@ -47,8 +47,8 @@ _STRONG: Final[dict[Kind, str]] = {
     "technique": "techniques?",
     "exam": "exam(?:ination)?|procedure",
 }
-# Longer names come before those that they begin with ("study date", "study"). German, Spanish, French, Italian and
-# Portuguese ones are such that no English sentence begins with.
+# Longer names come before shorter ones with the same start ("study date", "study"). The German, Spanish, French,
+# Italian and Portuguese names are words that no English sentence begins with.
 _WEAK: Final[dict[Kind, str]] = {
     "record": (
         rf"(?:(?:{_STUDY}|service|report|order) )?(?:date(?:{AND}time)?|time)(?: of (?:{_STUDY}|service|birth|report))?"
@@ -108,7 +108,7 @@ _WEAK: Final[dict[Kind, str]] = {
 class Part(NamedTuple):
     """A part of a report: the name of its heading in small letters ("" without one), its section, its text.
 
-    The section is "" for what is not read.
+    The section is "" if the part is not read.
     """
 
     heading: str
@@ -127,7 +127,7 @@ _KINDS: Final = tuple(
     for names in (_STRONG, _WEAK)
     for kind, pattern in names.items()
 )
-# Words of a heading -> its section. Of two words in a heading, the upper one here counts.
+# Words of a heading -> its section. If a heading has several of the words, the first entry counts.
 _SECTION_OF: Final = {
     "finding": "findings",
     **dict.fromkeys(("impression", "conclusion", "opinion"), "impression"),
@@ -137,12 +137,12 @@ _SECTION_OF: Final = {
 
 
 def find_kind(name: str) -> Kind:
-    """Return what the part holds that one of the names here is the heading of."""
+    """Return the kind of the part with this heading, one of the names here."""
     plain = " ".join(name.split())
     return next(kind for kind, pattern in _KINDS if pattern.fullmatch(plain))
 
 
 def find_section(words: str) -> str:
-    """Return the section that any words of a heading speak of, "" where it is none of `SECTIONS`."""
+    """Return the section that the words of a heading indicate; "" if none of `SECTIONS`."""
     lowered = words.lower()
     return next((section for word, section in _SECTION_OF.items() if word in lowered), "")

@@ -1,7 +1,7 @@
-"""Text with headings (`contract.report.headings`) -> parts, each of which is a section or is not read.
+"""Split a text with headings (`contract.report.headings`) into parts. Each part is a section or is not read.
 
-Text without a heading is findings where the report has no findings of its own: before the first heading, below a
-"REPORT", and behind the reason for the examination, the comparison or the technique once it speaks of the image.
+If a report has no heading for findings, text without a heading counts as findings: before the first heading, below
+"REPORT", and from the first sentence about the image within the indication, comparison or technique.
 """
 
 import functools
@@ -22,7 +22,8 @@ from contract.report.names import SECTIONS, Kind, Part
 from contract.report.statements import find_statement, is_statement, is_title
 
 _QUOTE: Final = re.compile(r"[ \t]*>(?:[ \t]?>)*[ \t]?(?![ \t]*[0-9=.])")
-# What `contract.report.text.format_report` writes where less would be ambiguous: nothing is sought within its lines.
+# The form that `contract.report.text.format_report` writes if a shorter one would be ambiguous. Its lines are not
+# searched for headings.
 _WHOLE: Final = re.compile("\n".join(f"{name.upper()}:(?: [^\n]*)?" for name in SECTIONS))
 _SECTION_OF: Final[dict[Kind, str]] = {
     **{
@@ -34,15 +35,15 @@ _SECTION_OF: Final[dict[Kind, str]] = {
     **{"comparison": "comparison", "indication": "indication", "report": "loose"},
     **{"technique": "spare", "exam": "spare", "preliminary": "spare"},
 }
-_LOOSE: Final = "loose"  # text that is findings where there are no others
-_SPARE: Final = "spare"  # text that is findings where there is nothing else to read
+_LOOSE: Final = "loose"  # text that counts as findings if there are no other findings
+_SPARE: Final = "spare"  # text that counts as findings if there is no other text to read
 _ONE_LINE: Final = ("technique", "exam")
 _MAJOR: Final = ("findings", "impression")
 
 
 @dataclass
 class _Block:
-    """A heading and the lines below it; `kind` is None before the first heading."""
+    """A heading and the lines below it. `kind` is None before the first heading."""
 
     name: str = ""
     kind: Kind | None = None
@@ -51,12 +52,12 @@ class _Block:
 
     @property
     def section(self) -> str:
-        """The section, "" for what is not read, or what `_settle` decides."""
+        """The section; "" if it is not read or `_settle` decides it."""
         return _LOOSE if self.kind is None else _SECTION_OF.get(self.kind, "")
 
 
 def read_parts(text: str) -> tuple[Part, ...]:
-    """Return the parts of a report of `normalize_text` in their order; all of a text without headings is findings."""
+    """Return the parts of a normalised report in their order. A text without headings is all findings."""
     lines = _strip_quotes(_strip_quotation_marks(text).split("\n"))
     blocks = _split_blocks(lines, whole=bool(_WHOLE.fullmatch(text)))
     if len(blocks) == 1:
@@ -72,11 +73,11 @@ def split_sections(parts: Iterable[Part]) -> dict[str, str]:
     for part in parts:
         if part.section and part.text:
             texts[part.section].append(part.text)
-    return {section: " ".join(found) for section, found in texts.items()}
+    return {section: " ".join(bodies) for section, bodies in texts.items()}
 
 
 def _split_blocks(lines: Sequence[str], *, whole: bool = False, bare: bool = False) -> list[_Block]:
-    """Return the headings and their lines in their order; the first block is what stands before the first one."""
+    """Return the headings and their lines in their order. The first block holds the lines before the first heading."""
 
     @functools.cache
     def find_taken() -> set[Kind]:
@@ -88,11 +89,11 @@ def _split_blocks(lines: Sequence[str], *, whole: bool = False, bare: bool = Fal
     blocks = [_Block()]
     opened = previous = ""
     for line in lines:
-        for place, piece in enumerate([line] if whole else split_inline(line, find_taken)):
+        for index, piece in enumerate([line] if whole else split_inline(line, find_taken)):
             if piece and (heading := _find_heading(piece, previous, blocks[-1], bare)):
-                blocks.append(_Block(heading.name, heading.kind, place > 0, [heading.rest]))
+                blocks.append(_Block(heading.name, heading.kind, index > 0, [heading.rest]))
                 opened = heading.opened
-            elif place or not RULE.fullmatch(line):
+            elif index or not RULE.fullmatch(line):
                 blocks[-1].lines.append(piece)
             if opened and blocks[-1].lines and blocks[-1].lines[-1].rstrip().endswith(opened):
                 blocks[-1].lines[-1] = blocks[-1].lines[-1].rstrip().removesuffix(opened)
@@ -109,20 +110,20 @@ def _find_heading(line: str, previous: str, block: _Block, bare: bool) -> Headin
 
 
 def _split_bare(lines: Sequence[str]) -> list[_Block]:
-    """Return the blocks of "Indication Cough / Findings Clear lungs."; [] unless two headings bear each other out."""
+    """Return the blocks of "Indication Cough / Findings Clear lungs."; [] unless at least two headings are found."""
     blocks = _split_blocks(lines, bare=True)
     kinds = {block.kind for block in blocks[1:]}
     return blocks if len(kinds) > 1 and kinds & {*_MAJOR} else []
 
 
 def _assign(blocks: Sequence[_Block]) -> list[Part]:
-    """Return the parts, of which some are loose or spare."""
-    last = max((place for place, block in enumerate(blocks) if block.kind == "findings"), default=-1)
-    last_major = max((place for place, block in enumerate(blocks) if block.section in _MAJOR), default=-1)
+    """Return the parts. Some of them are loose or spare."""
+    last = max((index for index, block in enumerate(blocks) if block.kind == "findings"), default=-1)
+    last_major = max((index for index, block in enumerate(blocks) if block.section in _MAJOR), default=-1)
     parts: list[Part] = []
     major = ""
-    for place, block in enumerate(blocks):
-        if block.kind == "diagnosis" and not major and place < last_major:
+    for index, block in enumerate(blocks):
+        if block.kind == "diagnosis" and not major and index < last_major:
             block.kind = "indication"
         section, rest = block.section, list[str]()
         if section in _MAJOR:
@@ -130,39 +131,39 @@ def _assign(blocks: Sequence[_Block]) -> list[Part]:
         if block.kind == "report" and major == "findings":
             section = major
         if section in (*_MAJOR, _LOOSE) or block.kind == "preliminary":
-            own = block.lines
-        elif section and (place < last or (last >= 0 and major == "impression")):
-            own = block.lines  # what is read as findings stands elsewhere
+            lines = block.lines
+        elif section and (index < last or (last >= 0 and major == "impression")):
+            lines = block.lines  # the findings are in another block
         else:
-            own, rest = _cut(block, among=bool(major) or place < last)
-        parts += [Part(block.name, section, _join(own)), Part("", major or _LOOSE, _join(rest))]
+            lines, rest = _cut(block, among=bool(major) or index < last)
+        parts += [Part(block.name, section, _join(lines)), Part("", major or _LOOSE, _join(rest))]
     return parts
 
 
 def _cut(block: _Block, *, among: bool) -> tuple[list[str], list[str]]:
-    """Return the lines that a heading of less weight takes, and those behind them that speak of the image.
+    """Split a minor block into the lines of its heading, and the lines after them that describe the image.
 
     Args:
-        block: With such a heading.
-        among: Whether text of more weight stands before it, or findings behind it.
+        block: A block with a minor heading.
+        among: Whether a major block is before it, or findings are after it.
     """
     lines, previous, blank = block.lines, "", False
     own_line = block.kind == "record" or (block.kind in _ONE_LINE and bool(lines[0].strip()))
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if not line.strip():
             blank = bool(previous)
             continue
         goes_on = line.lstrip()[:1].islower() and not SENTENCE_END.search(previous[-99:])
         if previous and not goes_on and (own_line or (blank and not among) or is_statement(line)):
-            return lines[:place], lines[place:]
+            return lines[:index], lines[index:]
         if (end := find_statement(line, lax=block.inline and block.kind in _ONE_LINE)) is not None:
-            return [*lines[:place], line[:end]], [line[end:], *lines[place + 1 :]]
+            return [*lines[:index], line[:end]], [line[end:], *lines[index + 1 :]]
         previous, blank = line, False
     return lines, []
 
 
 def _settle(parts: Sequence[Part]) -> Iterator[Part]:
-    """Yield the parts with their sections; loose and spare ones are findings where there are no others."""
+    """Yield the parts with their sections. Loose and spare parts become findings if there are no other findings."""
     read = {part.section for part in parts if part.text}
     for part in parts:
         if part.section == _LOOSE and "findings" not in read:
@@ -175,13 +176,13 @@ def _settle(parts: Sequence[Part]) -> Iterator[Part]:
 
 
 def _part_titles(text: str) -> tuple[str, str]:
-    """Return the lines of a text that name the examination, and the others; none where no other is a sentence."""
+    """Return the lines that name the examination, and the other lines; no titles if no other line is a sentence."""
     lines = text.split("\n")
     titles = [line for line in lines if is_title(line)]
-    others = [line for line in lines if not is_title(line)]
-    if not any(SENTENCE_END.search(line[-99:]) or is_statement(line, lax=True) for line in others):
+    sentences = [line for line in lines if not is_title(line)]
+    if not any(SENTENCE_END.search(line[-99:]) or is_statement(line, lax=True) for line in sentences):
         return text, ""
-    return _join(titles), _join(others)
+    return _join(titles), _join(sentences)
 
 
 def _is_spoken(text: str) -> bool:
@@ -193,7 +194,7 @@ def _join(lines: Sequence[str]) -> str:
 
 
 def _strip_quotes(lines: list[str]) -> list[str]:
-    """Drop the ">" of a text that a mail program quoted, that is of one in which every line has it."""
+    """Remove the ">" of a text that a mail program quoted, if every line has it."""
     marks = [_QUOTE.match(line) if line.strip() else None for line in lines]
     if any(mark is None and line.strip() for mark, line in zip(marks, lines, strict=True)):
         return lines
@@ -201,7 +202,7 @@ def _strip_quotes(lines: list[str]) -> list[str]:
 
 
 def _strip_quotation_marks(text: str) -> str:
-    """Drop the quotation marks around a text that holds no others, as tables write it."""
+    """Remove the quotation marks around a text without other quotation marks, as tables write it."""
     text = text.strip()
     quoted = len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2
     return text[1:-1] if quoted else text

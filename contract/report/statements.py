@@ -1,4 +1,4 @@
-"""Which sentences of a report speak of the image, and which lines name an examination and say nothing."""
+"""Recognise sentences of a report that describe the image, and lines that only name the examination."""
 
 import re
 from typing import Final
@@ -38,11 +38,11 @@ _TITLE_WORD: Final = re.compile(
     re.IGNORECASE,
 )
 _EXAM: Final = re.compile(rf"[ \t]*{EXAM_WORDS}[ \t.]*", re.IGNORECASE | re.ASCII)
-_MOST: Final = 200  # characters of a sentence that are looked at
+_MOST: Final = 200  # characters of a sentence that are searched
 
 
 def is_statement(sentence: str, *, lax: bool = False) -> bool:
-    """Whether a sentence says what an image shows; a lax look takes any that names a part of the chest or a finding."""
+    """Whether a sentence describes the image. With `lax`, naming a part of the chest or a finding is enough."""
     head = " ".join(re.split(r"[.!?;](?:\s|$)", sentence[:_MOST].strip(), maxsplit=1)[0].split())
     if _ASKED.search(head) or "?" in sentence[: len(head) + 2]:
         return False
@@ -50,17 +50,17 @@ def is_statement(sentence: str, *, lax: bool = False) -> bool:
 
 
 def find_statement(line: str, *, lax: bool = False) -> int | None:
-    """Return where, behind the first sentence of a line, one begins that says what an image shows."""
+    """Return where a sentence that describes the image begins, after the first sentence of a line; None without one."""
     ends = (match.end() for match in _NEXT_SENTENCE.finditer(line))
     return next((end for end in ends if is_statement(line[end : end + _MOST], lax=lax)), None)
 
 
 def is_title(line: str) -> bool:
-    """Whether a line names the examination or the patient and is no sentence."""
+    """Whether a line names the examination or the patient and is not a sentence."""
     is_sentence = SENTENCE_END.search(line[-99:]) and re.search("[a-z]", line) and not _EXAM.fullmatch(line)
     return bool(_TITLE_WORD.search(line[:_MOST])) and not is_sentence and not is_statement(line)
 
 
 def count_sentences(text: str) -> int:
-    """Return how many sentences or lines with a letter a text holds; "Dr. Who" counts as two."""
+    """Return the number of sentences or lines with a letter. "Dr. Who" counts as two."""
     return sum(bool(re.search(r"[^\W\d_]", piece)) for piece in _SENTENCE.split(text))

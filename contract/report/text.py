@@ -1,9 +1,9 @@
-"""Reports in, token ids out: the one text preprocessing of training, serving and explanation.
+"""Reports in, token ids out: the text preprocessing of training, serving and explanation.
 
     bytes ── parse_report ──> Report ── select_text ──> model text ── ReportTokenizer.encode ──> TokenBatch
 
-A report comes as an Open-i XML file, as an HL7 v2 message, as text with section headings ("FINDINGS: ..."), or as
-bare text, which counts as findings. "XXXX", which stands for de-identified words in Open-i, is dropped.
+A report is an Open-i XML file, an HL7 v2 message, a text with section headings ("FINDINGS: ..."), or a plain text,
+which counts as findings. "XXXX", which replaces de-identified words in Open-i, is removed.
 """
 
 import re
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 TextMode = Literal["indication", "findings", "findings_masked", "full"]
 TEXT_MODES: Final[tuple[TextMode, ...]] = get_args(TextMode)
 MAX_REPORT_CHARS: Final = 20_000
-# Of 3,927 real findings none has more than .28 of its letters in words that a vocabulary learnt on half of them
-# lacks; Spanish, German, French, Chinese and random letters have .5 to 1. In a few words the share says little, so
-# there the pieces must be nearly single letters, and one word counts only where it is too long to be one.
+# A vocabulary was trained on half of 3,927 real findings. In each of them, words outside it have at most .28 of the
+# letters. In Spanish, German, French, Chinese and random text they have .5 to 1. In a text of few words this share is
+# not reliable. There the pieces must be nearly single letters, and a single word must be longer than any real word.
 UNFAMILIAR_SHARE: Final = 0.5
 _FEW_WORDS: Final = 4
 _FEW_WORDS_PIECE: Final = 1.6  # letters
-_LONGEST_WORD: Final = 30  # letters; more are a hash or the like
+_LONGEST_WORD: Final = 30  # letters; a longer word is a hash or similar
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _DEIDENTIFIED = re.compile(r"\b\w*X{4,}\w*\b|\bX{3,}\b")
@@ -52,7 +52,7 @@ _CONTINUING: Final = "\U000f0000"  # the first of 65,534 characters for private 
 
 @dataclass(frozen=True)
 class Report:
-    """A radiology report by section; a section that is not there is empty."""
+    """A radiology report by section. A missing section is empty."""
 
     indication: str = ""
     comparison: str = ""
@@ -69,7 +69,7 @@ class TokenBatch:
         attention_mask: (B, L) int64; 1 for a token, 0 for padding.
         spans: (B, L, 2) int32; first and past-last character of the token in its text, 0, 0 for special ones.
         truncated: Per text, whether its end was cut off.
-        unfamiliar: Per text, whether most of it is words that the vocabulary lacks (`UNFAMILIAR_SHARE`).
+        unfamiliar: Per text, whether most of it is outside the vocabulary (`UNFAMILIAR_SHARE`).
     """
 
     input_ids: NDArray[np.int64]
@@ -80,23 +80,23 @@ class TokenBatch:
 
 
 def parse_report(data: bytes | str) -> Report:
-    """Read a report: Open-i XML, an HL7 v2 message, text with section headings, or bare text.
+    """Read a report: Open-i XML, an HL7 v2 message, text with section headings, or plain text.
 
     Raises:
-        ReportError: As `parse_parts`.
+        ReportError: See `parse_parts`.
     """
     return Report(**split_sections(parse_parts(data)))
 
 
 def parse_parts(data: bytes | str) -> tuple[Part, ...]:
-    """Return the parts of a report in their order, with those that are in no section.
+    """Return the parts of a report in their order, also those outside the sections.
 
     Raises:
-        ReportError: Empty, longer than `MAX_REPORT_CHARS`, with control characters, broken XML, or no text at all:
-            the message names the kind of file that was given (`contract.report.format`).
+        ReportError: The report is empty, longer than `MAX_REPORT_CHARS`, broken XML, has control characters, or is
+            another kind of file, which the message names (`contract.report.format`).
     """
     if isinstance(data, bytes) and is_encoded_xml(data):
-        return _take_parts(parse_xml(data))  # its declaration says the encoding
+        return _take_parts(parse_xml(data))  # the XML declaration states the encoding
     text = decode_report(data)
     if is_hl7(text):
         text = read_observations(text)
@@ -113,9 +113,9 @@ def parse_parts(data: bytes | str) -> tuple[Part, ...]:
 
 
 def format_report(report: Report) -> str:
-    """Write a report as text that `parse_report` reads back; empty when no section holds text.
+    """Write a report as text that `parse_report` reads back. Return "" if every section is empty.
 
-    Sections without text have no heading, except where the others would be read in another way without them.
+    An empty section has no heading, unless the other sections would be read differently without it.
     """
     parts = zip(SECTIONS, astuple(report), strict=True)
     tidy = {name: _collapse(normalize_text(_collapse(text))) for name, text in parts}
@@ -127,19 +127,19 @@ def format_report(report: Report) -> str:
 
 
 def select_text(report: Report, mode: TextMode) -> str:
-    """Return what the model reads of a report, on one line.
+    """Return the part of a report that the model reads, on one line.
 
     Args:
         report: The report.
-        mode: "indication"; "findings" (the impression when there are no findings); "findings_masked" (the
+        mode: "indication"; "findings" (the impression if there are no findings); "findings_masked" (the
             same with the words of `contract.report.label_words` replaced by [MASK]); "full" (findings and impression).
 
     Raises:
-        ReportError: That part of the report holds no words.
-        ConfigError: There is no such mode.
+        ReportError: That part of the report has no words.
+        ConfigError: The mode does not exist.
     """
     if mode not in TEXT_MODES:
-        raise ConfigError(f"There is no text mode {mode!r}; choose one of {', '.join(TEXT_MODES)}.")
+        raise ConfigError(f"There is no text mode {mode!r}. Choose one of {', '.join(TEXT_MODES)}.")
     if mode == "indication":
         text = clean_text(report.indication)
     elif mode == "full":
@@ -148,21 +148,21 @@ def select_text(report: Report, mode: TextMode) -> str:
         text = clean_text(report.findings) or clean_text(report.impression)
     if not re.search(r"[^\W_]", text):
         part = "indication" if mode == "indication" else "findings or impression"
-        held = [name for name, body in zip(SECTIONS, astuple(report), strict=True) if clean_text(body)]
-        instead = f" (only in its {' and '.join(held)})" if held else ""
+        filled = [name for name, body in zip(SECTIONS, astuple(report), strict=True) if clean_text(body)]
+        instead = f" (only in its {' and '.join(filled)})" if filled else ""
         raise ReportError(
-            f"The report holds no words in its {part}{instead}, and the model reads nothing else."
+            f"The report has no words in its {part}{instead}, and the model reads only that part."
         )
     return mask_label_words(text) if mode == "findings_masked" else text
 
 
 def read_report(data: bytes | str, mode: TextMode) -> str:
-    """Return what the model reads of a report as bytes or text; see `parse_report` and `select_text`."""
+    """Return the part of a report that the model reads; see `parse_report` and `select_text`."""
     return select_text(parse_report(data), mode)
 
 
 def clean_text(text: str) -> str:
-    """Put the text on one line, in plain signs (`normalize_text`), without de-identification marks."""
+    """Return the text on one line, normalised (`normalize_text`) and without de-identification marks."""
     return _collapse(_DEIDENTIFIED.sub(" ", normalize_text(text)))
 
 
@@ -186,28 +186,28 @@ class ReportTokenizer:
         """Read a tokenizer.json.
 
         Raises:
-            ArtifactError: The file is missing or no such tokenizer.
+            ArtifactError: The file is missing or not such a tokenizer.
         """
         tokenizers = _import_tokenizers()
         if not path.is_file():
             raise ArtifactError(f"There is no tokenizer {path}.")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception for a bad file
+        except Exception as error:  # the library raises a plain Exception for a bad file
             raise ArtifactError(f"{path} is not a tokenizer file.") from error
         return cls(tokenizer)
 
     @property
     def vocabulary_size(self) -> int:
-        """How many token ids there are."""
+        """Number of token ids."""
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str], max_length: int = LENGTH_BUCKETS[-1]) -> TokenBatch:
         """Tokenise texts and pad them to the smallest length bucket that fits the longest.
 
         Args:
-            texts: What `select_text` returns, at least one.
-            max_length: Longest sequence in tokens, [CLS] and [SEP] included; the end of a text is cut off.
+            texts: Texts of `select_text`, at least one.
+            max_length: Largest number of tokens, with [CLS] and [SEP]. The end of a longer text is cut off.
         """
         texts = require_strings(texts, "texts")
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -226,7 +226,7 @@ class ReportTokenizer:
         return TokenBatch(input_ids, attention_mask, spans, truncated, unfamiliar)
 
     def _is_unfamiliar(self, text: str, encoding: Any) -> bool:
-        """Whether more than `UNFAMILIAR_SHARE` of the letters stand in words that the vocabulary lacks."""
+        """Whether more than `UNFAMILIAR_SHARE` of the letters are in words outside the vocabulary."""
         pieces: dict[int, list[tuple[int, int]]] = {}
         lacking: set[int] = set()
         for token, word, span in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
@@ -250,7 +250,7 @@ class ReportTokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) -> None:
-    """Train a lower-casing WordPiece tokenizer on texts and write it; equal texts give equal files."""
+    """Train a lower-casing WordPiece tokenizer on texts and write it. Equal texts give equal files."""
     tokenizers = _import_tokenizers()
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -262,20 +262,20 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4000) ->
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save hides an OSError
+    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # Tokenizer.save hides an OSError
 
 
 def _learn_pieces(words: Sequence[str], vocab_size: int) -> list[str]:
     """Return the pieces of a WordPiece vocabulary in the order of their ids, special tokens first.
 
-    The library's WordPiece trainer numbers the characters that continue a word ("##a") in the order of a hash
-    table with a random seed, and breaks ties by number: no two runs are alike. Its trainer for plain merges
-    has a fixed order, so here each of those characters is a character of its own while merges are learned.
+    The library's WordPiece trainer numbers the characters that continue a word ("##a") in the order of a randomly
+    seeded hash table, and breaks ties by number, so each run gives another vocabulary. Its BPE trainer has a fixed
+    order. So here each of those characters becomes a character of its own while the merges are learned.
     """
     tokenizers = _import_tokenizers()
     words = [word for word in words if max(word) < _CONTINUING]
     letters = sorted({letter for word in words for letter in word})
-    continuing = {letter: chr(ord(_CONTINUING) + place) for place, letter in enumerate(letters)}
+    continuing = {letter: chr(ord(_CONTINUING) + index) for index, letter in enumerate(letters)}
     letter_of = {mark: letter for letter, mark in continuing.items()}
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -310,7 +310,7 @@ def _import_tokenizers() -> Any:
 
 
 def collect_sections(root: "Element") -> Report:
-    """Return the sections of an Open-i report, the bodies of equal headings joined; white space is as it was."""
+    """Return the sections of an Open-i report, with the bodies of equal headings joined and white space unchanged."""
     return Report(**split_sections(_collect_parts(root)))
 
 

@@ -1,7 +1,6 @@
-"""Which token ids and masks the model can read; checked before they reach a graph, where a bad one costs the others.
+"""Check token ids and masks before they reach a graph, where a bad request would fail the whole batch.
 
-The model reads a text as [CLS], word pieces, [SEP] and padding: the mask is 1 from the first token to the last one
-and 0 behind it.
+A text is [CLS], word pieces, [SEP] and padding. The mask is 1 from the first token to the last one, and 0 after it.
 """
 
 import json
@@ -22,11 +21,11 @@ LIMITS_FILE: Final = "token_limits.json"  # in the directory of a published vers
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """What bounds the token ids of one model.
+    """The limits on the token ids of one model.
 
     Attributes:
-        vocabulary_size: Ids are 0 to `vocabulary_size` - 1; None where nobody said it.
-        max_length: The most tokens of a text, L.
+        vocabulary_size: Ids are 0 to `vocabulary_size` - 1; None if unknown.
+        max_length: Largest number of tokens of a text, L.
     """
 
     vocabulary_size: int | None
@@ -34,9 +33,9 @@ class TokenLimits:
 
     @classmethod
     def find(cls, directory: Path) -> "TokenLimits | None":
-        """Return the limits that lie in the directory of a published version; None where there are none.
+        """Return the limits in the directory of a published version; None if it has none.
 
-        They are the version's own: a config.pbtxt serves all versions of a model.
+        The limits belong to the version. They are not in config.pbtxt, which all versions of a model share.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -52,10 +51,10 @@ class TokenLimits:
 
     @classmethod
     def read(cls, directory: Path) -> "TokenLimits":
-        """As `find`, of a model that cannot do without; ArtifactError where there are none."""
+        """Like `find`, for a model that needs the limits. Raise ArtifactError if there are none."""
         if (limits := cls.find(directory)) is None:
             raise ArtifactError(
-                f"There is no {directory / LIMITS_FILE}: publish the model again with `cxr export`."
+                f"There is no {directory / LIMITS_FILE}. Publish the model again with `cxr export`."
             )
         return limits
 
@@ -67,7 +66,7 @@ class TokenLimits:
         """Check the named inputs of one request to a graph that reads token ids, each of shape (B, ...).
 
         Raises:
-            TensorError: See `check`; or the text tokens are not as many as the ids.
+            TensorError: See `check`; or the number of text tokens differs from the number of ids.
         """
         input_ids = tensors[INPUT_IDS.name]
         self.check(input_ids, tensors[ATTENTION_MASK.name])
@@ -82,8 +81,8 @@ class TokenLimits:
         """Check the ids and the mask of a batch, (B, L) int64 both.
 
         Raises:
-            TensorError: They have different shapes, no token or too many, an id outside of the vocabulary, or a mask
-                that is not ones and then zeros, at least one 1 in each row. The message holds sizes and no ids.
+            TensorError: The shapes differ, there is no token or too many, an id is outside the vocabulary, or a row of
+                the mask is not one or more ones followed by zeros. The message holds sizes but no ids.
         """
         if input_ids.shape != attention_mask.shape:
             raise TensorError(
@@ -101,10 +100,10 @@ class TokenLimits:
 
 
 def check_mask(attention_mask: Array) -> None:
-    """Raise TensorError unless each row of a mask, (B, L) int64, is ones and then zeros, at least one 1."""
+    """Raise TensorError unless each row of a mask, (B, L) int64, is one or more ones followed by zeros."""
     first, rest = attention_mask[..., :1], np.diff(attention_mask, axis=-1)
     is_binary = bool(((attention_mask == 0) | (attention_mask == 1)).all())
     if not (is_binary and bool((first == 1).all()) and bool((rest <= 0).all())):
         raise TensorError(
-            "Tensor attention_mask must be 1 for each token of a text, at least one, and 0 for the padding behind them."
+            "Tensor attention_mask must be 1 for each token of a text, at least one, and 0 for the padding after them."
         )

@@ -1,4 +1,4 @@
-"""XML of Open-i, read as safely for a server as for a training set: no DTD, no entities, bounded depth."""
+"""Read Open-i XML safely, for a server and for training: no DTD, no entities, limited depth."""
 
 import re
 from typing import TYPE_CHECKING, Final
@@ -8,14 +8,14 @@ from contract.errors import ReportError
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-MAX_XML_DEPTH: Final = 64  # Open-i's reports nest 7 deep; what reads a tree costs its size times its depth
+MAX_XML_DEPTH: Final = 64  # Open-i's reports have depth 7; reading time is proportional to size times depth
 
 _MARKUP: Final = re.compile(r"<(?:\?xml|!DOCTYPE|!--|!\[CDATA\[|!ENTITY|eCitation\b)", re.IGNORECASE)
 _TAG: Final = re.compile(r"<[A-Za-z_][\w:.-]*(?:\s[^<>]*)?(?P<empty>/)?>(?P<nested><)?")
 
 
 def is_xml(text: str) -> bool:
-    """Whether a text that begins with "<" is XML, whole or broken; "<3 cm effusion" and "<DATE> Clear." are prose."""
+    """Whether a text that begins with "<" is XML, also broken XML. "<3 cm effusion" and "<DATE> Clear." are prose."""
     if _MARKUP.match(text):
         return True
     tag = _TAG.match(text)
@@ -26,11 +26,11 @@ def parse_xml(data: bytes | str) -> "Element":
     """Return the root of an XML tree.
 
     Args:
-        data: Bytes, whose declaration or byte order mark says the encoding, or text, for which the declaration
-            does not count.
+        data: Bytes, with the encoding stated by the declaration or a byte order mark, or text, for which the
+            declaration is ignored.
 
     Raises:
-        ReportError: It is broken, has a DTD or entities, or nests deeper than `MAX_XML_DEPTH`.
+        ReportError: The XML is broken, has a DTD or entities, or is nested deeper than `MAX_XML_DEPTH`.
     """
     from xml.etree.ElementTree import ParseError
 
@@ -45,12 +45,14 @@ def parse_xml(data: bytes | str) -> "Element":
     except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:
         raise ReportError("The report looks like XML but cannot be read as an Open-i report.") from error
     if _is_too_deep(root):
-        raise ReportError(f"The XML file nests more than {MAX_XML_DEPTH} elements, so it is not a report.")
+        raise ReportError(
+            f"The XML file nests elements more than {MAX_XML_DEPTH} deep, so it is not a report."
+        )
     return root
 
 
 def _is_too_deep(root: "Element") -> bool:
-    """Whether an XML tree nests deeper than `MAX_XML_DEPTH`; ElementTree recurses on it and would fail."""
+    """Whether an XML tree is nested deeper than `MAX_XML_DEPTH`, where ElementTree's recursion would fail."""
     level = [root]
     for _ in range(MAX_XML_DEPTH):
         level = [child for element in level for child in element]

@@ -1,1 +1,1 @@
-"""Runs published graphs on this machine: ONNX Runtime and OpenVINO."""
+"""Run published graphs on this machine, on ONNX Runtime or OpenVINO."""

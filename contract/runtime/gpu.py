@@ -1,7 +1,7 @@
-"""The options of ONNX Runtime's GPU providers, from the accelerators of a config.pbtxt.
+"""Read the options of ONNX Runtime's GPU providers from the accelerators of a config.pbtxt.
 
-They mean the same to NVIDIA's C++ backend (onnxruntime_backend, src/onnxruntime.cc, releases 25.07 to 26.06), which
-hands on the parameters that are listed here and refuses others.
+NVIDIA's C++ backend (onnxruntime_backend, src/onnxruntime.cc, releases 25.07 to 26.06) reads them in the same way. It
+passes on the parameters that are listed here and refuses others.
 """
 
 import os
@@ -40,7 +40,7 @@ def read_tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
     """Return the options of the TensorRT provider.
 
     Raises:
-        ConfigError: A parameter is unknown to NVIDIA's backend, or would answer wrongly here.
+        ConfigError: NVIDIA's backend does not know a parameter, or a parameter would give wrong answers here.
     """
     options = {}
     for name, value in parameters.items():
@@ -60,29 +60,29 @@ def read_tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_cuda(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of the CUDA provider: the parameters as they are.
+    """Return the options of the CUDA provider: the parameters, unchanged.
 
     Raises:
-        ConfigError: They ask for what would answer wrongly here.
+        ConfigError: A parameter would give wrong answers here.
     """
     _refuse_graphs(parameters)
     return dict(parameters)
 
 
-def find_cache(wanted: Path) -> str:
-    """Return a directory for engines that this user alone can write to: the wanted one, or one of the user's own.
+def find_cache(preferred: Path) -> str:
+    """Return a directory for engines that only this user can write to: the given one, or one in the user's home.
 
     A cached engine is code that the server runs.
 
     Raises:
-        ConfigError: Neither can be had.
+        ConfigError: Neither directory can be used.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    for directory in (wanted, home / "cxr" / "tensorrt"):
+    for directory in (preferred, home / "cxr" / "tensorrt"):
         if _is_private(directory):
             return str(directory)
     raise ConfigError(
-        f"No engine can be kept in {wanted} or {home}: make one of them writable for this user alone."
+        f"TensorRT engines cannot be cached in {preferred} or {home}. Make one of them writable only for this user."
     )
 
 
@@ -96,13 +96,13 @@ def _is_private(directory: Path) -> bool:
 
 
 def _refuse_graphs(options: Mapping[str, str]) -> None:
-    """Refuse CUDA graphs, which replay the memory addresses and the shape of the run that was captured.
+    """Refuse CUDA graphs, which replay the memory addresses and the shape of the captured run.
 
-    ONNX Runtime asks of its caller that both stay (docs, CUDA and TensorRT providers, "Using CUDA Graphs"). A server's
-    requests differ in both, and would get the answer to another one.
+    ONNX Runtime requires that both stay the same (docs, CUDA and TensorRT providers, "Using CUDA Graphs"). Requests to
+    a server differ in both, and would get the answer to another request.
     """
     for name in _GRAPHS:
         if options.get(name, "0").lower() not in ("0", "false"):
             raise ConfigError(
-                f"{name} cannot serve requests of several shapes: build plans with `cxr export tensorrt --cuda-graphs`."
+                f"{name} cannot serve requests of several shapes. Build plans with `cxr export tensorrt --cuda-graphs`."
             )

@@ -1,7 +1,7 @@
-"""A published graph on OpenVINO: `contract.runtime.session.Session` for the accelerator "openvino".
+"""Run a published graph on OpenVINO: `contract.runtime.session.Session` for the accelerator "openvino".
 
-OpenVINO reads the ONNX file itself. Beside ONNX Runtime's own float32 it is there for bfloat16 and int8, which
-processors with AVX512-BF16, AVX512-VNNI or AMX multiply two times as fast and more.
+OpenVINO reads the ONNX file itself. It is used for bfloat16 and int8, which processors with AVX512-BF16, AVX512-VNNI or
+AMX multiply at least twice as fast. ONNX Runtime is used for float32.
 """
 
 import functools
@@ -17,14 +17,14 @@ from contract.errors import ArtifactError, ConfigError, ServerError, TensorError
 
 Array = NDArray[Any]
 
-_PRECISIONS: Final = {"bf16": "bf16", "fp32": "f32"}  # ours -> OpenVINO's
+_PRECISIONS: Final = {"bf16": "bf16", "fp32": "f32"}  # our name -> OpenVINO's name
 _MAX_ERROR_CHARS: Final = 300
-# Operations that keep the numbers.
+# Operations that do not change the numbers.
 _SAME_VALUES: Final = frozenset({"Convert", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 class OpenVinoSession:
-    """A graph on OpenVINO with one infer request, so for one caller at a time."""
+    """A graph on OpenVINO with one infer request, so only one caller at a time may use it."""
 
     def __init__(
         self, path: Path, parameters: Mapping[str, str], *, threads: int, timed: bool = False
@@ -33,9 +33,9 @@ class OpenVinoSession:
 
         Args:
             path: The ONNX file.
-            parameters: Of the accelerator; see `read_parameters`.
-            threads: How many threads compute.
-            timed: Whether the time of each operation is noted.
+            parameters: Parameters of the accelerator; see `read_parameters`.
+            threads: Number of threads.
+            timed: Whether to record the time of each operation.
 
         Raises:
             ConfigError: OpenVINO is not installed, a parameter is unknown, or the processor lacks bfloat16.
@@ -47,7 +47,7 @@ class OpenVinoSession:
         core = get_core()
         try:
             model = core.read_model(path)
-        except Exception as error:  # OpenVINO raises RuntimeError and pybind11's own
+        except Exception as error:  # OpenVINO raises RuntimeError and pybind11's own errors
             raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
         if self._precision == "bf16" or _states_bf16(model):
             _require_bf16()
@@ -59,7 +59,7 @@ class OpenVinoSession:
             raise ArtifactError(f"OpenVINO cannot load {path}: {_shorten(error)}") from error
         self._request = compiled.create_infer_request()
         self._inputs = {port.get_any_name(): port for port in compiled.inputs}
-        # A tensor may have several names, any of which is its "any name".
+        # A tensor may have several names, and its "any name" may be any of them.
         self._outputs = {name: port for port in compiled.outputs for name in port.get_names()}
         self._dtypes = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
         self._rows = find_table_rows(model)
@@ -73,8 +73,8 @@ class OpenVinoSession:
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the outputs; see `contract.runtime.session.Session.run`."""
         self._check(names, feeds)
-        # The request reads the caller's memory, so the arrays must live until it is done. OpenVINO wraps none
-        # that is read-only, though it writes into none: such a one is copied.
+        # The request reads the caller's memory, so the arrays must live until it is done. OpenVINO does not accept
+        # read-only arrays, although it writes into none, so these are copied.
         arrays = {name: np.require(feeds[name], requirements=("C", "W")) for name in self._inputs}
         try:
             for name, array in arrays.items():
@@ -82,7 +82,7 @@ class OpenVinoSession:
                 self._request.set_tensor(self._inputs[name], tensor)
             self._request.infer()
             self._note_times()
-            # The next run overwrites the request's outputs: each is copied, once.
+            # The next run overwrites the request's outputs, so each is copied once.
             return [np.array(self._request.get_tensor(self._outputs[name]).data) for name in names]
         except Exception as error:  # see __init__
             raise ServerError(f"OpenVINO failed: {_shorten(error)}") from error
@@ -132,9 +132,9 @@ class OpenVinoSession:
 def get_core() -> Any:
     """Return this process's one OpenVINO core, which is never closed.
 
-    Its CPU plugin gives the thread that loads it another stack for signal handlers, and takes that memory away when
-    the last core goes. Where another thread lets it go, the first one keeps an address that is gone: its next
-    signal, a Ctrl-C say, ends the process with a segmentation fault (OpenVINO 2026.4).
+    OpenVINO's CPU plugin gives the thread that loads it another stack for signal handlers, and frees that memory when
+    the last core is closed. If another thread closes the core, the first thread keeps a dangling address, and its next
+    signal, such as Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -143,15 +143,15 @@ def get_core() -> Any:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX); ConfigError without OpenVINO."""
+    """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX). Raise ConfigError without OpenVINO."""
     return "BF16" in get_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def find_table_rows(model: Any) -> dict[str, int]:
-    """Return, for each input whose numbers select rows of a table, the rows of the smallest such table.
+    """Return, for each input whose numbers select rows of a table, the number of rows of the smallest such table.
 
-    OpenVINO answers an index beyond the table with a row of zeros (Gather-8 in its operation set), where ONNX
-    Runtime refuses it, so the session looks itself.
+    For an index beyond the table OpenVINO returns a row of zeros (Gather-8 in its operation set). ONNX Runtime refuses
+    it. So the session checks the index itself.
     """
     rows: dict[str, int] = {}
     for node in model.get_ordered_ops():
@@ -173,16 +173,16 @@ def read_parameters(parameters: Mapping[str, str]) -> tuple[str, int]:
     """Return the accelerator's precision and quantisation group.
 
     Args:
-        parameters: `precision` is "bf16" or "fp32" (the default). `quantization_group` (default 0: none) is how many
-            neighbouring numbers share a scale where a product's weight is int8: its other factor is then rounded to
-            int8 too, group by group as it comes (OpenVINO, "dynamic quantization").
+        parameters: `precision` is "bf16" or "fp32" (the default). `quantization_group` (default 0: none) is for
+            products with an int8 weight: the other factor is rounded to int8 too, at run time, with one scale for so
+            many neighbouring numbers (OpenVINO, "dynamic quantization").
 
     Raises:
-        ConfigError: A value is not usable, or another parameter is given, which would be passed over.
+        ConfigError: A value cannot be used, or there is an unknown parameter, which would be ignored otherwise.
     """
     if unknown := sorted(set(parameters) - {"precision", "quantization_group"}):
         raise ConfigError(
-            f"The accelerator openvino has no parameter {unknown[0]}: only precision and quantization_group."
+            f"The accelerator openvino has no parameter {unknown[0]}, only precision and quantization_group."
         )
     precision, group = parameters.get("precision", "fp32"), parameters.get("quantization_group", "0")
     if precision not in _PRECISIONS:
@@ -200,15 +200,15 @@ def build_properties(precision: str, threads: int, group: int = 0) -> dict[str, 
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
-        # Every model is its own process: pinned, they would all take the first cores and leave the others.
+        # Every model is its own process. With pinning, all processes would use the first cores only.
         "ENABLE_CPU_PINNING": False,
-        # Otherwise the latency hint takes one thread of each physical core, whatever the count says.
+        # Otherwise the latency hint uses one thread per physical core and ignores the thread count.
         "ENABLE_HYPER_THREADING": True,
     }
 
 
 def _states_bf16(model: Any) -> bool:
-    """Whether the graph itself holds bfloat16, which OpenVINO would compute in float32 elsewhere: slower than fp32."""
+    """Whether the graph holds bfloat16. Other processors would compute it in float32, slower than an fp32 graph."""
     return any(
         port.get_element_type().get_type_name() == "bf16"
         for node in model.get_ordered_ops()
@@ -219,8 +219,8 @@ def _states_bf16(model: Any) -> bool:
 def _require_bf16() -> None:
     if not has_bf16():
         raise ConfigError(
-            "The profile bf16 needs a processor with AVX512-BF16 or AMX, which this one lacks: "
-            "export with the profile fp32 or int8."
+            "The profile bf16 needs a processor with AVX512-BF16 or AMX, which this one lacks. "
+            "Export with the profile fp32 or int8."
         )
 
 
@@ -235,13 +235,11 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ConfigError(
-            "This model was published for OpenVINO: pip install 'cxr-serving[openvino]'."
-        ) from error
+        raise ConfigError("This model needs OpenVINO: pip install 'cxr-serving[openvino]'.") from error
     return openvino
 
 
 def _shorten(error: Exception) -> str:
-    """Return the last line, which holds the reason; those above name OpenVINO's source files."""
+    """Return the last line, which holds the reason. The lines above name OpenVINO's source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:_MAX_ERROR_CHARS]

@@ -1,11 +1,10 @@
-"""Runs one published graph on this machine: the ONE place for it.
+"""Run one published graph on this machine.
 
 Triton's backend (`serving/backends/onnxruntime`), the parity gate (`export.gates.parity`) and the in-process
-baseline (`serving.inprocess`) all open their graphs here, so that what was checked is what is served.
+baseline (`serving.inprocess`) all open their graphs here, so that the gate checks exactly what is served.
 
-A graph runs on ONNX Runtime, or, where its config.pbtxt names the accelerator "openvino", on OpenVINO itself
-(`contract.runtime.openvino`), which reads the same model.onnx. Both packages are imported when a session is
-opened, never before.
+A graph runs on ONNX Runtime, or on OpenVINO (`contract.runtime.openvino`) if its config.pbtxt names the accelerator
+"openvino". Both read the same model.onnx. Both packages are imported only when a session is opened.
 """
 
 import json
@@ -32,24 +31,24 @@ _MAX_ERROR_CHARS: Final = 300
 
 
 class Session(Protocol):
-    """One loaded graph. It is not safe to call from several threads at once."""
+    """One loaded graph. It is not thread-safe."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata of the ONNX file, `fingerprint` among it."""
+        """The metadata of the ONNX file, with `fingerprint`."""
 
     def run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the outputs `names`, in their order.
 
         Args:
             names: Outputs of the graph.
-            feeds: Every input of the graph, batched. They may be overwritten once this returns.
+            feeds: Every input of the graph, batched. The caller may overwrite them afterwards.
 
         Returns:
-            One array for each name; the caller owns them.
+            One array for each name. The caller owns them.
 
         Raises:
-            TensorError: An input does not fit the graph, or holds an index that is out of range.
+            TensorError: An input does not fit the graph, or holds an index out of range.
             ServerError: The runtime failed.
         """
 
@@ -57,32 +56,31 @@ class Session(Protocol):
         """Return runtime, version, precision and threads in a few words."""
 
     def read_times(self) -> dict[str, float]:
-        """Return kind of operation -> milliseconds, of all runs of a session that was opened as `timed`.
+        """Return kind of operation -> milliseconds, summed over all runs, if the session was opened as `timed`.
 
-        To be read once, at the end. {} for any other session.
+        Call it once, at the end. For other sessions it returns {}.
         """
 
 
 def open_session(
     path: Path, config: Config, *, kind: str = "CPU", device: str = "0", timed: bool = False
 ) -> Session:
-    """Load a graph on the runtime and with the threads that its configuration asks for.
+    """Load a graph on the runtime and with the threads that its config.pbtxt states.
 
     Args:
         path: The ONNX file.
-        config: The model's config.pbtxt as Triton's JSON. Read are `optimization.execution_accelerators`,
-            `instance_group` and the parameters `intra_op_thread_count`, `inter_op_thread_count`.
-        kind: "CPU" or "GPU" (also with "KIND_" before it), as Triton resolved the instance group.
+        config: The model's config.pbtxt as Triton's JSON. This function uses `optimization.execution_accelerators`,
+            `instance_group` and the parameters `intra_op_thread_count` and `inter_op_thread_count`.
+        kind: "CPU" or "GPU" (also with the prefix "KIND_"), as Triton resolved the instance group.
         device: Id of the instance's GPU.
-        timed: Whether the runtime notes how long each operation takes, which costs a little itself.
+        timed: Whether the runtime records the time of each operation, which takes a little time itself.
 
     Raises:
-        ConfigError: A package or a capability of this machine that the configuration needs is missing, or
-            a setting is not usable.
-        ArtifactError: The file is missing or no graph that the runtime can read.
+        ConfigError: The config needs a package or a capability that this machine lacks, or a setting cannot be used.
+        ArtifactError: The file is missing, or the runtime cannot read it.
     """
     if not path.is_file():
-        raise ArtifactError(f"There is no graph {path}: publish the model again with `cxr export`.")
+        raise ArtifactError(f"There is no graph {path}. Publish the model again with `cxr export`.")
     accelerators = read_accelerators(config, kind)
     if not _is_gpu(kind) and [name for name, _ in accelerators] == ["openvino"]:
         from contract.runtime.openvino import OpenVinoSession
@@ -92,12 +90,12 @@ def open_session(
 
 
 def require_fingerprint(session: Session, config: Config, directory: Path) -> None:
-    """Raise FingerprintError, with both values, unless a graph and what was published with it are of one model.
+    """Raise FingerprintError with both values unless a graph and its published version belong to the same model.
 
     Args:
         session: The loaded graph.
-        config: The model's config.pbtxt, which serves all its versions.
-        directory: That of the version. Its file `fingerprint` comes before the parameter `fingerprint`.
+        config: The model's config.pbtxt, which all its versions share.
+        directory: Directory of the version. Its file `fingerprint` has priority over the parameter `fingerprint`.
     """
     file = directory / FINGERPRINT_FILE
     try:
@@ -106,28 +104,28 @@ def require_fingerprint(session: Session, config: Config, directory: Path) -> No
         expected, source = read_parameter(config, "fingerprint"), "config.pbtxt"
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{file} cannot be read: {type(error).__name__}.") from error
-    found = session.metadata.get("fingerprint", "")
-    require_same_fingerprint(expected, found, expected_from=source, found_from="model.onnx")
+    fingerprint = session.metadata.get("fingerprint", "")
+    require_same_fingerprint(expected, fingerprint, expected_from=source, found_from="model.onnx")
 
 
 def read_accelerators(config: Config, kind: str) -> list[tuple[str, dict[str, str]]]:
-    """Return (name, parameters) of the execution accelerators for this kind of instance, most wanted first.
+    """Return (name, parameters) of the execution accelerators for this kind of instance, preferred ones first.
 
     Raises:
         ConfigError: An accelerator does not exist for this kind of instance.
     """
-    place = "gpu" if _is_gpu(kind) else "cpu"
-    known = GPU_ACCELERATORS if _is_gpu(kind) else ("openvino",)
+    processor = "gpu" if _is_gpu(kind) else "cpu"
+    names = GPU_ACCELERATORS if _is_gpu(kind) else ("openvino",)
     listed = config.get("optimization", {}).get("execution_accelerators", {})
-    found: list[tuple[str, dict[str, str]]] = []
-    for entry in listed.get(f"{place}_execution_accelerator", []):
-        if entry["name"] not in known:
+    accelerators: list[tuple[str, dict[str, str]]] = []
+    for entry in listed.get(f"{processor}_execution_accelerator", []):
+        if entry["name"] not in names:
             raise ConfigError(
-                f"The execution accelerator {entry['name']} is not known here for a {place.upper()}: "
-                f"use {' or '.join(known)} or none."
+                f"The execution accelerator {entry['name']} is not known for a {processor.upper()}. "
+                f"Use {' or '.join(names)}, or none."
             )
-        found.append((entry["name"], dict(entry.get("parameters", {}))))
-    return found
+        accelerators.append((entry["name"], dict(entry.get("parameters", {}))))
+    return accelerators
 
 
 def read_parameter(config: Config, name: str, default: str = "") -> str:
@@ -136,13 +134,13 @@ def read_parameter(config: Config, name: str, default: str = "") -> str:
 
 
 def count_threads(config: Config) -> int:
-    """Return how many threads one instance computes with.
+    """Return the number of threads of one instance.
 
-    That is the parameter `intra_op_thread_count`; 0 or none means this machine's usable cores, at most 4,
-    shared out among the instances of the model.
+    This is the parameter `intra_op_thread_count`. If it is 0 or missing, the usable cores of this machine, at most 4,
+    are divided among the instances of the model.
 
     Raises:
-        ConfigError: The parameter is not a whole number from 0 on.
+        ConfigError: The parameter is not a whole number of at least 0.
     """
     threads = _read_count(config, "intra_op_thread_count")
     if threads:
@@ -156,7 +154,7 @@ def count_threads(config: Config) -> int:
 def _read_count(config: Config, name: str) -> int:
     text = read_parameter(config, name, "0")
     if not text.isdecimal():
-        raise ConfigError(f"The parameter {name} must be a whole number from 0 on, not {text!r}.")
+        raise ConfigError(f"The parameter {name} must be a whole number of at least 0, not {text!r}.")
     return int(text)
 
 
@@ -179,16 +177,16 @@ class _OnnxSession:
             options.profile_file_prefix = f"{self._scratch.name}/run"
         try:
             self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no base class but Exception
+        except Exception as error:  # onnxruntime's errors have no common base class except Exception
             raise ArtifactError(f"ONNX Runtime cannot load {path}: {_shorten(error)}") from error
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = (
-            4  # the error is raised; a line of the log for each would fill a disk
+            4  # errors are raised as exceptions; logging each one too would fill a disk
         )
         self._provider: str = self._session.get_providers()[0]
         if self._provider != providers[0][0]:
             raise ConfigError(
-                f"onnxruntime could not start {providers[0][0]}; look for its message above in the log."
+                f"onnxruntime could not start {providers[0][0]}. Its message is above in the log."
             )
 
     @property
@@ -232,14 +230,14 @@ def build_options(config: Config) -> Any:
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = count_threads(config)
     options.inter_op_num_threads = max(1, _read_count(config, "inter_op_thread_count"))
-    # Spinning threads of one model would take the cores from the next one in the ensemble.
+    # Spinning threads of one model would take the cores from the next model of the ensemble.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 
 def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
-    """Return onnxruntime's providers for an instance, most wanted first.
+    """Return onnxruntime's providers for an instance, preferred ones first.
 
     Args:
         config: The model's configuration.
@@ -247,7 +245,7 @@ def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
         device: Id of the instance's GPU.
 
     Raises:
-        ConfigError: The installed onnxruntime lacks what the configuration asks for.
+        ConfigError: The installed onnxruntime lacks a provider that the config names.
     """
     providers: list[Provider] = []
     if _is_gpu(kind):
@@ -263,7 +261,7 @@ def choose_providers(config: Config, kind: str, device: str) -> list[Provider]:
     missing = [name for name, _ in providers if name not in available]
     if missing:
         raise ConfigError(
-            f"config.pbtxt asks for {missing[0]}, but the installed onnxruntime has {', '.join(available)}: "
+            f"config.pbtxt needs {missing[0]}, but the installed onnxruntime has {', '.join(available)}: "
             "pip install 'cxr-serving[gpu]' or use KIND_CPU."
         )
     return [*providers, ("CPUExecutionProvider", {})]

@@ -47,8 +47,11 @@ def test_what_was_fitted_and_what_was_kept_is_printed(calls, bundle):
     assert (loaded.fingerprint, table, out) == (bundle.fingerprint, Path("own.parquet"), Path("some/new"))
     assert given["cache"] == Path("c")
     assert re.search(r"image alone +41 +20 +2 ", result.output)
-    assert "old values kept (image alone): air_leak, msk_other" in result.output
-    assert "old values kept (report alone)" not in result.output
+    assert (
+        "Old values kept: too few studies have or lack the label (image alone): air_leak, msk_other"
+        in result.output
+    )
+    assert "label (report alone)" not in result.output
     assert "7 studies were left out" in result.output
     assert "Bundle: some/new, model abababababab, from cdcdcdcdcdcd" in result.output
 

@@ -125,7 +125,7 @@ def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkey
 
     publication = command.Publication(load="here:1", admin_key=Path("k"))
     monkeypatch.setattr("serving.reload.reload_models", fail)
-    with pytest.raises(error, match=r"No\. The change was taken back"):
+    with pytest.raises(error, match=r"No\. The change was undone"):
         command.take_version(Console(quiet=True), publication, Path("r"), 2, lambda _: None)
     assert calls[-1][:2] == ("withdraw", (Path("r"), 2))
 

@@ -163,12 +163,12 @@ def test_only_the_first_refused_are_named(asked, folder):
         (folder / f"bad{number:02}.png").write_bytes(b"broken")
     result = run("scans", "--out", "r.csv")
     assert result.stdout.count("is damaged or truncated") == 10
-    assert "  3 more; the column error has them all" in result.stdout
+    assert "  3 more; see the column error" in result.stdout
 
 
 REFUSED = {
-    "a report for many": (("scans", "--report", "Normal."), "--report and --finding belong to one image"),
-    "a finding for many": (("scans", "--finding", "rib fracture"), "belong to one image"),
+    "a report for many": (("scans", "--report", "Normal."), "--report and --finding work with one image"),
+    "a finding for many": (("scans", "--finding", "rib fracture"), "work with one image"),
     "a report for a table": (("scans/a.png", "--report", "Normal.", "--out", "r.csv"), "cxr predict - <"),
     "another ending": (("scans", "--out", "r.txt"), "must end in .jsonl, .csv or .parquet"),
     "a folder for a file": (("scans", "--out", "folder.csv"), "no regular file"),

@@ -200,7 +200,7 @@ def test_a_job_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: An error that was not foreseen, ImportError in ")
+    assert done.stderr.startswith("Error: Unexpected error: ImportError in ")
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_an_error_that_nobody_foresaw_says_where_and_nothing_of_a_patient(broken
     result = run_broken(monkeypatch)
     assert result.exit_code == 1
     assert re.match(
-        r"Error: An error that was not foreseen, KeyError in cli/\w+\.py line \d+: ", result.stderr
+        r"Error: Unexpected error: KeyError in cli/\w+\.py line \d+\. Please report it\. ", result.stderr
     )
     assert "CXR_DEBUG=1" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -248,13 +248,13 @@ def test_an_error_that_nobody_foresaw_says_where_and_nothing_of_a_patient(broken
             2,
             "Error: Cannot use /a/[b]: Permission denied.",
         ),
-        (OSError(24, "Too many open files"), 2, "Error: The system refused: Too many open files."),
-        (MemoryError(), 1, "Error: This machine has not enough memory for that."),
+        (OSError(24, "Too many open files"), 2, "Error: The operating system reported: Too many open files."),
+        (MemoryError(), 1, "Error: This machine does not have enough memory for this command."),
         (KeyboardInterrupt(), 130, "Stopped."),
         (
             ModuleNotFoundError("No module named 'timm'", name="timm"),
             2,
-            "Error: The package timm is not installed; `cxr doctor` names the extra that brings it.",
+            "Error: The package timm is not installed. Run `cxr doctor` to see which extra installs it.",
         ),
     ],
 )

@@ -54,7 +54,11 @@ WRONG = {
     "draw over a file": ("data draw text.txt", 2, "text.txt exists already"),
     "draw below a file": ("data draw text.txt/new", 3, "Could not write text.txt/new"),
     "reports are text": ("data table text.txt --out new.parquet", 2, "text.txt cannot be read"),
-    "table is a directory": ("data table phantom --out empty", 2, "empty is a directory; name a file"),
+    "table is a directory": (
+        "data table phantom --out empty",
+        2,
+        "empty is a directory. Give the path of a file",
+    ),
     "table below a file": ("data table phantom --out text.txt/new", 3, "text.txt/new: Not a directory"),
     "images are a file": ("data table phantom --images text.txt --out new", 2, "no image directory"),
     "page is a directory": ("data audit s.parquet --out empty", 2, "empty is a directory"),

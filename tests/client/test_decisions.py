@@ -121,9 +121,9 @@ def test_what_a_newer_server_says_besides_is_passed_over(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"uncertain_low": 0.6}, "band 0.6 to 0.75, which does not hold its threshold"),
+        ({"uncertain_low": 0.6}, "band 0.6 to 0.75, which does not contain the threshold"),
         ({"uncertain_high": 1.5}, "uncertain high 1.5, not 0 to 1"),
-        ({"threshold": "0.5"}, "something else than numbers"),
+        ({"threshold": "0.5"}, "a value that is not a number"),
         ({"include": None}, "only one of include and stated_recall"),
         ({"key": "other"}, "22 categories in their order"),
     ],

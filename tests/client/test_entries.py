@@ -311,5 +311,5 @@ def test_an_address_of_another_service_is_told(other):
 
 
 def test_a_transport_says_so_too():
-    with pytest.raises(ConfigError, match="names no port"):
+    with pytest.raises(ConfigError, match="has no port"):
         TritonTransport("triton")

@@ -64,7 +64,7 @@ def test_an_array_that_is_no_picture_is_refused(array):
 
 def test_a_mask_is_not_lost_without_a_word():
     array = np.ma.masked_greater(np.arange(12, dtype=np.uint8).reshape(3, 4), 9)
-    with pytest.raises(ImageError, match=r"masked array: fill the masked pixels"):
+    with pytest.raises(ImageError, match=r"masked array\. Fill the masked pixels"):
         read_image(array)
     assert read_image(array.filled(0)) == encode_png(array.filled(0))
 

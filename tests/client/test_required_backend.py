@@ -46,8 +46,8 @@ def test_int8_on_nvidia_s_backend_is_refused(monkeypatch):
     with pytest.raises(ConfigError) as info:
         read_model(monkeypatch, Server("triton", "int8", "embedded"))
     assert str(info.value) == (
-        "Triton at localhost:1 holds graphs of the profile int8, which NVIDIA's onnxruntime backend would not run as "
-        "they were gated: serve them with `cxr serve`, or publish with --profile fp32."
+        "Triton at localhost:1 holds graphs of the profile int8, which NVIDIA's onnxruntime backend would run "
+        "differently than at the gates. Serve them with `cxr serve`, or publish with --profile fp32."
     )
 
 

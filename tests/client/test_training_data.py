@@ -89,9 +89,9 @@ def test_a_finding_says_that_its_label_was_not_measured(said, keys):
     ("ways", "kind", "words"),
     [
         (("text",), "text", None),
-        (("text",), "image", "trained without images: what it makes of one means nothing"),
-        (("text",), "study", "trained without images: what it makes of one means nothing"),
-        (("image",), "text", "trained without reports: what it makes of one means nothing"),
+        (("text",), "image", "trained without images. Its answer about one means nothing"),
+        (("text",), "study", "trained without images. Its answer about one means nothing"),
+        (("image",), "text", "trained without reports. Its answer about one means nothing"),
         (("image",), "study", "trained without reports"),
         (("image", "text"), "study", "trained on images and reports apart"),
         (("study", "text"), "image", "never trained on an image alone"),

@@ -143,7 +143,7 @@ def test_the_command_shows_it_and_warns(client, tmp_path):
     (tmp_path / "image").write_bytes(b"image")
     arguments = ["predict", str(tmp_path / "image")]
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout.splitlines()
-    assert "Image: view PA, to the model a lateral with probability 0.97" in shown
+    assert "Image: view PA, lateral with probability 0.97 by the model" in shown
     assert f"Warning: {SEEN}" in shown
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["lateral"] == 0.97
 

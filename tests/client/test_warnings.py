@@ -154,7 +154,7 @@ def test_commands_print_the_warnings(client, command, tmp_path):
 def test_predict_says_how_the_image_was_taken(client, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(b"lateral")
-    taken = "Image: view LATERAL, laterality L, modality CR, to the model a lateral with probability 1.00"
+    taken = "Image: view LATERAL, laterality L, modality CR, lateral with probability 1.00 by the model"
     assert taken in run("predict", str(image)).splitlines()
     assert "Image:" not in run("predict", "--report", "short")
 

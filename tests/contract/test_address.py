@@ -28,23 +28,23 @@ def test_addresses_of_grpc(url):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://host:8000", r"leave out http:// .*HTTP has another port"),
-        ("grpc://host:8001", r"leave out grpc://"),
-        ("host", "names no port"),
-        ("[::1]", "names no port"),
-        ("host:", "names no port"),
-        ("host:99999", "none of 1 to 65535"),
-        ("host:0", "none of 1 to 65535"),
-        ("host:" + "9" * 5000, "none of 1 to 65535"),
-        ("host:http", "is no host:port"),
-        ("host:-1", "is no host:port"),
-        ("host:8001/v2", "is no host:port"),
-        ("two hosts:8001", "is no host:port"),
-        (":8001", "names no host"),
+        ("http://host:8000", r"remove http:// .*HTTP and gRPC use different ports"),
+        ("grpc://host:8001", r"remove grpc://"),
+        ("host", "has no port"),
+        ("[::1]", "has no port"),
+        ("host:", "has no port"),
+        ("host:99999", "is not from 1 to 65535"),
+        ("host:0", "is not from 1 to 65535"),
+        ("host:" + "9" * 5000, "is not from 1 to 65535"),
+        ("host:http", "is not host:port"),
+        ("host:-1", "is not host:port"),
+        ("host:8001/v2", "is not host:port"),
+        ("two hosts:8001", "is not host:port"),
+        (":8001", "has no host"),
         ("::1:8001", "brackets"),
         ("", "it is empty"),
         ("  ", "it is empty"),
-        ("unix: /run/x", "is no host:port"),
+        ("unix: /run/x", "is not host:port"),
         (None, "not None"),
         (8001, "not of type int"),
     ],
@@ -92,14 +92,14 @@ def test_series_of_strings(values):
 
 def test_surrogates_are_no_text():
     assert require_text("Größe", "The id") == "Größe"
-    with pytest.raises(InputError, match="The id holds characters that cannot be printed"):
+    with pytest.raises(InputError, match="The id holds characters that are not valid text"):
         require_text("PATIENT\udcff", "The id")
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ("PATIENT", "list of strings, not one string: put brackets around it"),
+        ("PATIENT", "list of strings, not one string. Put brackets around it"),
         (b"PATIENT", "not one string"),
         (12, "not of type int"),
         (None, "not of type NoneType"),

@@ -154,7 +154,9 @@ def test_wrong_fingerprint_names_both(sealed):
 
 def test_fingerprints_are_compared():
     require_same_fingerprint("a" * 64, "a" * 64, expected_from="x", found_from="y")
-    with pytest.raises(FingerprintError, match=r"y was made by model \(none\), but x is model aaaaaaaaaaaa:"):
+    with pytest.raises(
+        FingerprintError, match=r"y was made by model \(none\), but x is model aaaaaaaaaaaa\."
+    ):
         require_same_fingerprint("a" * 64, "", expected_from="x", found_from="y")
 
 
@@ -224,11 +226,11 @@ def test_labels_are_read_back_way_by_way(tmp_path):
     assert set(content["ways"]["image"][0]) == {"key", "name", "threshold", "scale", "bias"}
 
 
-def test_labels_of_an_older_version_are_refused_in_one_sentence(tmp_path):
+def test_labels_of_an_older_version_are_refused_with_advice(tmp_path):
     write_json(tmp_path / LABELS_FILE, {"labels": [label.to_dict() for label in SERVED]})
     with pytest.raises(ArtifactError, match=r"older version, with one threshold per label.*train") as caught:
         read_labels(tmp_path / LABELS_FILE)
-    assert str(caught.value).count(".") - str(tmp_path).count(".") == 2  # one of them in labels.json
+    assert str(caught.value).count(".") - str(tmp_path).count(".") == 3  # two sentences, and labels.json
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_a_failure_leaves_the_bundle_as_it_was(sealed, failure):
 @pytest.mark.parametrize("name", DECIDING_FILES)
 def test_what_decides_the_answers_is_never_amended(sealed, name):
     before = load_bundle(sealed)
-    with pytest.raises(ConfigError, match="train a new one"), amend_bundle(before, changed=(name,)):
+    with pytest.raises(ConfigError, match="Train a new bundle"), amend_bundle(before, changed=(name,)):
         pass
     with pytest.raises(FingerprintError):
         amend(before, name, "other weights")

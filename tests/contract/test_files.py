@@ -149,7 +149,7 @@ def test_paths_that_refuse_are_one_sentence_with_the_path(tmp_path, monkeypatch)
         write_file(Path("a\0b"), b"new")
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, Path(), Path(".."), Path("/")):
-        with pytest.raises(ConfigError, match=r"is a directory; name a file to write\."):
+        with pytest.raises(ConfigError, match=r"is a directory\. Give the path of a file\."):
             write_file(path, b"new")
     assert list_names(tmp_path) == ["file", "loop"]
 

@@ -71,7 +71,7 @@ def test_profile_names_the_operations_of_every_graph(trained):
     assert all("MatMul" in graph["operations"] for graph in found["graphs"])
     counted = sum(ms for graph in found["graphs"] for ms in graph["operations"].values())
     assert 0.2 * counted < found["whole_ms"] < 50 * counted
-    assert "by the clock, median of 4 runs" in CliRunner().invoke(bench_app, arguments).output
+    assert "wall-clock time, median of 4 runs" in CliRunner().invoke(bench_app, arguments).output
     refused = CliRunner().invoke(bench_app, [*arguments, "--model", "predict_everything"])
     assert "serves no model predict_everything" in str(refused.exception)
 

@@ -108,7 +108,7 @@ def test_ctrl_c_in_the_middle_leaves_no_process(studies, begun, tmp_path: Path):
 def test_a_failure_stops_with_a_sentence(tmp_path: Path):
     """Reports that are not there, and an archive that is none."""
     reports = tmp_path / "broken.tgz"
-    for words in ("There are no reports at", "cannot be read"):
+    for words in ("The report file", "cannot be read"):
         process = start(tmp_path, "--reports", str(reports), "--out", str(tmp_path / "out"))
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 2

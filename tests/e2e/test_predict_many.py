@@ -85,14 +85,14 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(number, fol
             file.write(b'{"path": "scans/1')  # as a kill in the middle of a write leaves it
     else:
         assert code == 130
-        assert "the same command goes on with r.csv" in errors
+        assert "Repeat the command to continue r.csv" in errors
         assert "Traceback" not in errors
         done = len(read_table(folder / "r.csv"))
     assert 20 <= done < COUNT
     code, said, errors = finish(start(folder, stack, "scans", "--out", "r.csv"))
     assert code == 2, errors
     assert f"{COUNT - 1} predicted, 1 refused" in said
-    kept = int(said.split(" of them from before")[0].split()[-1])
+    kept = int(said.split(" of them from an earlier run")[0].split()[-1])
     assert done - 2 <= kept <= done  # the broken file is asked again, and a line may have been torn
     for row, expected in zip(read_table(folder / "r.csv"), whole, strict=True):
         assert {name: row[name] for name in row if name not in LABEL_KEYS} == {

@@ -142,7 +142,8 @@ def test_a_version_with_another_graph_is_stopped_at_the_server(how, models, stac
         with Traffic(stack.triton_url) as traffic:
             number, check = publish_to_wait(stack, models[1], exchanged=make_wrong(models, how))
             with pytest.raises(
-                ParityError, match=f"version {number} does not answer as its graphs did.*taken back"
+                ParityError,
+                match=f"Version {number} does not answer through Triton.*as its graphs did.*undone",
             ):
                 take(stack, number, check)
         assert ask(client)[0] == 1

@@ -67,7 +67,7 @@ def test_index_beside_then_back(stack, models, tmp_path):
         before = client.predict(report=TEXTS[1])
         publish(*models[1], stack.repository)
         reload_models(stack.triton_url, stack.repository, key)
-        with pytest.raises(FingerprintError, match=r"none of model .* yet: run `cxr index TABLE`"):
+        with pytest.raises(FingerprintError, match=r"none of model .*\. Run `cxr index TABLE`"):
             find(client)
         assert "run `cxr index TABLE`" in client.health().retrieval
         found = client.search_embedding(before.embedding, fingerprint=old, k=3)
@@ -136,7 +136,7 @@ def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, 
     (repository / MARKER).write_text(render_marker(state, render(state)))
     apply_state(state)
     verify(repository)
-    with pytest.raises(CxrError, match=r"did not take text_encoder.*The change was taken back"):
+    with pytest.raises(CxrError, match=r"did not take text_encoder.*The change was undone"):
         take_version(quiet(), publication, repository, 2, lambda _: pytest.fail("it was asked"))
     assert list(verify(repository).versions) == [1]
     with CxrClient(stack.triton_url, stack.retrieval_url) as client:

@@ -158,7 +158,7 @@ def test_marker_from_before_there_was_a_checksum_is_made_new(repository):
 
 
 def test_no_marker_is_no_damage(tmp_path):
-    with pytest.raises(UnpublishedError, match="run `cxr export` first"):
+    with pytest.raises(UnpublishedError, match="Run `cxr export` first"):
         verify(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_damage_is_not_published_on(repository, bundle, tmp_path):
         intact = (repository / name).read_bytes()
         flip(repository / name, 0.02)
         marker = (repository / MARKER).read_bytes()
-        with pytest.raises(ArtifactError, match=f"{name} is not what was published"):
+        with pytest.raises(ArtifactError, match=f"{name} differs from the published file"):
             publish(replace(bundle, fingerprint=f"{3:064x}"), graphs, repository)
         assert (repository / MARKER).read_bytes() == marker
         (repository / name).write_bytes(intact)
@@ -236,7 +236,7 @@ def load_it(repository: Path, place: Path) -> str:
 @pytest.mark.parametrize("start", [start_stack, start_image, load_it])
 def test_nothing_starts_on_a_flipped_bit(start: Callable[[Path, Path], str], repository, tmp_path):
     flip(repository / "image_encoder" / "2" / "image_encoder.onnx.data")
-    assert "image_encoder.onnx.data is not what was published" in start(repository, tmp_path)
+    assert "image_encoder.onnx.data differs from the published file" in start(repository, tmp_path)
 
 
 def test_image_goes_on_to_triton_when_all_is_intact(repository, tmp_path):

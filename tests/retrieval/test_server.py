@@ -151,7 +151,7 @@ def test_a_store_of_another_model_is_kept_and_told_of(run_server, make):
     assert other.client.add(vectors, ids=["new"], fingerprint=make.OTHER_MODEL).added == 1
     code, errors = other.end(signal.SIGTERM)
     assert (code, errors.count("\n")) == (0, 1)
-    assert f"is of model {'a' * 12}; there is none of model {'b' * 12} yet: run `cxr index TABLE`" in errors
+    assert f"index of model {'a' * 12}, but none of model {'b' * 12}. Run `cxr index TABLE`" in errors
     both = run_server("--fingerprint", make.OTHER_MODEL)
     assert f"1 cases, model {'b' * 12}" in both.ready_line
     assert both.end(signal.SIGTERM) == (0, "")
@@ -219,7 +219,7 @@ def test_a_damaged_row_is_told_of_and_the_others_are_served(run_server, make, tm
     assert (server.client.info().case_count, server.client.info().damaged_count) == (2, 1)
     code, errors = server.end(signal.SIGTERM)
     assert (code, errors.count("\n")) == (0, 1)
-    assert "1 of its rows (2) are not what was written" in errors
+    assert "1 of its rows (2) differ from what was written" in errors
     assert main(["--store", str(tmp_path / "store"), "--remove-damaged"]) == 0
     assert run_server().end(signal.SIGTERM) == (0, "")
 
@@ -280,7 +280,7 @@ def test_a_malformed_address(address):
 
 
 def test_an_address_of_another_machine():
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:8005 cannot be listened at"):  # RFC 5737
+    with pytest.raises(ConfigError, match=r"Cannot listen on 192\.0\.2\.1:8005"):  # RFC 5737
         require_usable("192.0.2.1:8005")
     assert require_usable("localhost:0") == "localhost"
 

@@ -167,7 +167,7 @@ def test_a_search_for_a_model_without_cases_says_what_to_do(sidecar, make, expec
     vectors = make.vectors(1)
     assert not sidecar.client.search(vectors, fingerprint=make.OTHER_MODEL)[0].hits  # nobody has a case yet
     sidecar.client.add(vectors)
-    with expect_status("FAILED_PRECONDITION", "run `cxr index TABLE`") as caught:
+    with expect_status("FAILED_PRECONDITION", "Run `cxr index TABLE`") as caught:
         sidecar.client.search(vectors, fingerprint=make.OTHER_MODEL)
     assert "a" * 12 in caught.value.details()
     assert "b" * 12 in caught.value.details()

@@ -253,9 +253,9 @@ def test_a_damaged_row_is_left_out_and_told_of(filled, column, value):
         assert "cxr index" in words
         assert f"--store {filled.parent} --remove-damaged" in words
         if column != "id":
-            with pytest.raises(ArtifactError, match="row 3 is not what was written"):
+            with pytest.raises(ArtifactError, match="row 3 differs from what was written"):
                 store.get("c")
-        with pytest.raises(ArtifactError, match="row 3 is not what was written"):
+        with pytest.raises(ArtifactError, match="row 3 differs from what was written"):
             store.get_versions([2, 3])
         assert store.get("b").labels == ("normal",)
 
@@ -317,7 +317,7 @@ def test_a_store_without_checksums_gets_them_when_it_is_opened(filled, make):
 def test_a_store_without_checksums_that_names_another_model_is_left_as_it_is(filled):
     downgrade(filled)
     change(filled, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", ("d" * 64,))
-    with pytest.raises(ArtifactError, match="not of the model that it names"):
+    with pytest.raises(ArtifactError, match="do not belong to the model that it names"):
         CaseStore(filled.parent)
     change(filled, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", ("a" * 64,))
     with CaseStore(filled.parent) as store:

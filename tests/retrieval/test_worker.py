@@ -146,7 +146,7 @@ def test_full_queue_is_refused_but_changes_are_not(held, open_index, pool, cases
     assert held.entered.wait(60)
     running += [pool.submit(index.search, query, 10) for _ in range(2)]
     wait_for(lambda: len(index._waiting) == 2)
-    with pytest.raises(BusyError, match="2 search requests wait"):
+    with pytest.raises(BusyError, match="2 search requests are waiting"):
         index.search(query, 10)
     change = pool.submit(index.change, added=cases.part(make.vectors(1), 50))
     wait_for(lambda: len(index._waiting) == 3)

@@ -213,7 +213,7 @@ def test_unknown_model_and_missing_or_damaged_repository(own_copy, tmp_path):
 def test_a_repository_of_an_older_version_is_refused(own_copy):
     """Its ensembles ran two steps side by side."""
     shutil.rmtree(own_copy / "preprocess_study")
-    with pytest.raises(ArtifactError, match=r"older version of cxr.*publish it again"):
+    with pytest.raises(ArtifactError, match=r"older version of cxr.*Publish it again"):
         InProcess(own_copy)
 
 

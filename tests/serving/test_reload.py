@@ -200,7 +200,7 @@ def test_models_are_told_apart(own_repository, tmp_path):
         find_models(own_repository)
     with pytest.raises(ArtifactError, match="holds no model"):
         find_models(tmp_path / "nothing")
-    with pytest.raises(ArtifactError, match="run `cxr export` first"):
+    with pytest.raises(ArtifactError, match="Run `cxr export` first"):
         reload_models("127.0.0.1:1", tmp_path, "key")
 
 

@@ -46,7 +46,7 @@ def show(dicom, values: np.ndarray, low: int, high: int) -> np.ndarray:
 def check_clipped(found: Radiograph, bits: int) -> None:
     """Exactly one warning, which names the bits."""
     (remark,) = found.remarks
-    assert f"beyond the {bits} bits" in remark
+    assert f"exceed the {bits} bits" in remark
 
 
 EXACT = [

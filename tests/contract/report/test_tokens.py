@@ -84,7 +84,7 @@ def test_text_tokens_are_as_many_as_ids():
 
 def test_limits_lie_in_the_directory_of_a_version(tmp_path):
     assert TokenLimits.find(tmp_path) is None
-    with pytest.raises(ArtifactError, match=r"no .*token_limits\.json: publish the model again"):
+    with pytest.raises(ArtifactError, match=r"no .*token_limits\.json\. Publish the model again"):
         TokenLimits.read(tmp_path)
     LIMITS.write(tmp_path)
     assert TokenLimits.find(tmp_path) == TokenLimits.read(tmp_path) == LIMITS

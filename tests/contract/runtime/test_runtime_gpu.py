@@ -94,5 +94,5 @@ def test_engines_go_home_otherwise(tmp_path, home, fault):
 def test_no_place_at_all_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="No engine can be kept"):
+    with pytest.raises(ConfigError, match="TensorRT engines cannot be cached"):
         find_cache(tmp_path / "file" / "cache")

@@ -114,9 +114,10 @@ def test_the_command_writes_a_new_table_and_says_what_changed(write_rows, bundle
     before, out = table.read_bytes(), tmp_path / "ordered.parquet"
     result = run(table, bundle.path, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "3 of 5 images read" in result.output
+    assert "3 of 5 images had no reliable view in their header" in result.output
     assert (
-        "1 of them unreadable; the model told 2. 1 of 4 studies begin with another image now" in result.output
+        "1 of them unreadable. It decided the view of 2. 1 of 4 studies now begin with another image"
+        in result.output
     )
     assert table.read_bytes() == before
     new, old = read_table(out), read_table(table)
