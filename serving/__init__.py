@@ -1,4 +1,4 @@
-"""Triton and the retrieval sidecar on one machine, started from pip packages alone.
+"""Triton and the retrieval sidecar on one machine, started only from pip packages.
 
 Imports only `contract`, needs Linux, and imports nothing heavy until a server is started.
 """

@@ -1,4 +1,4 @@
-"""What one Triton is run from: a private folder with its backends, its Python and links to everything else."""
+"""The private folder that a Triton runs from, with its backends, its Python and links to everything else."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from serving.triton import (
 
 @dataclass(frozen=True)
 class Assembly:
-    """A private folder, filled; `installation` and `environment` hold plain paths only."""
+    """A filled private folder. `installation` and `environment` hold only plain paths."""
 
     folder: PrivateFolder
     installation: TritonInstallation
@@ -29,29 +29,29 @@ class Assembly:
 
     @property
     def is_whole(self) -> bool:
-        """Whether what a start needs is still there."""
+        """Whether all files for a start still exist."""
         stub = self.backends / "python" / self.installation.stub.name
         return stub.is_file() and self.empty.is_dir() and (self.folder.path / "python").is_dir()
 
     @property
     def socket(self) -> Path:
-        """Where Triton listens for gRPC: a file in this folder, which other users cannot enter."""
+        """The socket file for Triton's gRPC. It is in this folder, which other users cannot enter."""
         return self.folder.path / "triton"
 
     @property
     def empty(self) -> Path:
-        """A folder without anything: models import from the current directory first."""
+        """An empty folder as current directory, because models import from the current directory first."""
         return self.folder.path / "empty"
 
 
 def assemble(installation: TritonInstallation) -> Assembly:
-    """Fill a private folder: the first from which programs can be run (some machines forbid it in /tmp).
+    """Fill a private folder in the first directory that allows running programs (some machines forbid it in /tmp).
 
-    The python process of a model is started once, for a reason that keeps it from starting is told now and not after
+    The program of the python models is started once as a test. If it cannot start, the error comes now and not after
     minutes in which Triton waits for it.
 
     Raises:
-        ConfigError: It can be started from no folder; with the reasons.
+        ConfigError: The program cannot be started from any directory. The message gives the reasons.
     """
     troubles = []
     for base in list_bases():
@@ -76,8 +76,8 @@ def assemble(installation: TritonInstallation) -> Assembly:
         troubles.append(trouble)
     raise ConfigError(
         "The python process of Triton's models cannot be started from a folder for temporary files "
-        f"({'; '.join(troubles) or 'there is none with a plain path'}): set TMPDIR to a folder whose path has only "
-        "ASCII letters, digits and ._/+- and from which programs may be run."
+        f"({'; '.join(troubles) or 'there is none with a plain path'}). Set TMPDIR to a folder whose path has only "
+        "ASCII letters, digits and ._/+- and that allows running programs."
     )
 
 
@@ -90,6 +90,6 @@ def _fill(folder: PrivateFolder, installation: TritonInstallation) -> Assembly:
         caches=link("caches", installation.caches),
         libraries=link("libraries", installation.libraries),
     )
-    paths = [link(f"packages/{place}", Path(path)) for place, path in enumerate(list_import_paths())]
+    paths = [link(f"packages/{number}", Path(path)) for number, path in enumerate(list_import_paths())]
     python = assemble_python(folder.path / "python", [str(path) for path in paths])
     return Assembly(folder, linked, build_environment(linked, python))

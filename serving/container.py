@@ -1,11 +1,11 @@
-"""First process of the Triton image: runs Triton, and ends with it, or when Triton no longer infers.
+"""The first process of the Triton image. It runs Triton, and exits with it or when Triton no longer infers.
 
     python -m serving.container tritonserver --model-repository=/models ...
 
-A repository that the "onnxruntime" backend there would not run as it was gated is refused before the start; a Triton
-with the embedded backend gets the name that says so (`contract.runtime.embedded`).
-Docker and Kubernetes start a container again that has ended; neither looks into one that only stands still. What dead
-clients left in a shared /dev/shm is removed meanwhile (`serving.regions`).
+A repository is refused before the start if the image's "onnxruntime" backend would run it differently than at the
+gates. A Triton with the embedded backend gets a name that shows it (`contract.runtime.embedded`).
+Docker and Kubernetes restart a container that exits, but do not notice one that hangs. Meanwhile this process also
+removes the files of dead clients in a shared /dev/shm (`serving.regions`).
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _LOOK_S: Final = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command until it ends or stands still; return the exit code for the container."""
+    """Run the command until it exits or hangs; return the exit code of the container."""
     command = list(sys.argv[1:] if arguments is None else arguments)
     port = _find_option(command, "grpc-port", "8001")
     try:
@@ -41,15 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         process = subprocess.Popen(command, start_new_session=True)
     except FileNotFoundError:
-        print(f"{command[0]} is not installed here: run this in Triton's image.", file=sys.stderr)
-        return 127  # as a shell says it
+        print(f"{command[0]} is not installed here. Run this command in Triton's image.", file=sys.stderr)
+        return 127  # like a shell
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.terminate())
     watch = TritonWatch(f"127.0.0.1:{port}", process.pid, PROBED, up=False)
     try:
         while (code := process.poll()) is None:
             if watch.verdict is not None:
-                print(f"Triton is stopped: {watch.verdict}", file=sys.stderr, flush=True)
+                print(f"Stopping Triton: {watch.verdict}", file=sys.stderr, flush=True)
                 return 1
             time.sleep(_LOOK_S)
         return code if code >= 0 else 128 - code
@@ -67,7 +67,7 @@ def _find_option(command: Sequence[str], name: str, default: str) -> str:
 
 
 def _name_server(command: Sequence[str]) -> list[str]:
-    """Return the option that names the server after its backend; ConfigError where that cannot run the repository."""
+    """Return the option with the server's name by its backend. Raise ConfigError if it cannot run the repository."""
     if is_embedded(Path(_find_option(command, "backend-directory", _BACKENDS))):
         return [] if _find_option(command, "id", "") else [f"--id={SERVER_NAME}"]
     repository = Path(_find_option(command, "model-repository", ""))

@@ -1,4 +1,4 @@
-"""What `cxr doctor` looks at on this machine. Every check answers; none raises."""
+"""The checks of `cxr doctor` on this machine. Every check returns a result; none raises."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from serving.triton import build_environment, find_missing_libraries, find_trito
 
 _MIN_MEMORY_GIB: Final = 4.0
 _FAISS: Final = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu-cu13")
-# Distribution names as pip knows them; of those joined by | one is enough.
+# pip's distribution names. Of those joined by |, one is enough.
 EXTRAS: Final[dict[str, str]] = {
     "client": "numpy pydicom tritonclient protobuf defusedxml typer rich",
     "image": "pillow opencv-python-headless|opencv-python pylibjpeg pylibjpeg-openjpeg imagecodecs",
@@ -36,7 +36,7 @@ EXTRAS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """What one look found; where `ok` is False something is missing, and `detail` says what to do."""
+    """The result of one check. If `ok` is False, something is missing and `detail` says what to do."""
 
     name: str
     ok: bool
@@ -48,7 +48,7 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Look at this machine; returns one entry for each check, in the order to show. A GPU is never required."""
+    """Run all checks; return their results in display order. A GPU is never required."""
     examine: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
         ("python", _check_python),
         ("cpu cores", _check_cores),
@@ -69,7 +69,7 @@ def _run(name: str, look: Callable[[], tuple[bool, str]]) -> Check:
         return Check(name, *look())
     except CxrError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # a broken package may raise anything at import; the doctor still answers
+    except Exception as error:  # a broken package may raise any error at import
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 
@@ -87,7 +87,7 @@ def _check_memory() -> tuple[bool, str]:
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     total, free = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
     detail = f"{free:.1f} of {total:.1f} GiB available"
-    return free >= _MIN_MEMORY_GIB, detail if free >= _MIN_MEMORY_GIB else f"{detail}; training wants 4 GiB"
+    return free >= _MIN_MEMORY_GIB, detail if free >= _MIN_MEMORY_GIB else f"{detail}; training needs 4 GiB"
 
 
 def _check_packages() -> tuple[bool, str]:
@@ -96,14 +96,14 @@ def _check_packages() -> tuple[bool, str]:
 
 
 def _check_extra(name: str) -> tuple[bool, str]:
-    found: list[str] = []
+    installed: list[str] = []
     missing: list[str] = []
     for entry in EXTRAS[name].split():
         alternatives = entry.split("|")
         versions = [f"{package} {version}" for package in alternatives if (version := _read_version(package))]
-        (found if versions else missing).append(versions[0] if versions else alternatives[0])
+        (installed if versions else missing).append(versions[0] if versions else alternatives[0])
     if not missing:
-        return True, ", ".join(found)
+        return True, ", ".join(installed)
     extra = {"client": "", "retrieval": "[retrieval,cpu]", "export": "[export,cpu]"}.get(name, f"[{name}]")
     return False, f"lacks {', '.join(missing)}: pip install 'cxr-serving{extra}'"
 
@@ -116,16 +116,19 @@ def _read_version(package: str) -> str | None:
 
 
 def _check_triton() -> tuple[bool, str]:
-    found = find_triton()
-    environment = build_environment(found, Path(sys.prefix))
+    installation = find_triton()
+    environment = build_environment(installation, Path(sys.prefix))
     missing = [
         library
-        for program in (found.server, found.stub)
+        for program in (installation.server, installation.stub)
         for library in find_missing_libraries(program, environment)
     ]
     if missing:
-        return False, f"{found.server} needs {', '.join(sorted(set(missing)))}: install the system package"
-    return True, f"nvidia-pytriton {found.version}, every library found"
+        return (
+            False,
+            f"{installation.server} needs {', '.join(sorted(set(missing)))}: install the system packages",
+        )
+    return True, f"nvidia-pytriton {installation.version}, every library found"
 
 
 def _check_onnxruntime() -> tuple[bool, str]:

@@ -1,10 +1,10 @@
-"""Standing still or only busy? When the models of a Triton last worked.
+"""Tell whether a Triton hangs or is only busy, by the time when its models last worked.
 
-A request that waits says nothing: the queue may be long. It stands still when, while it waits, no model on its way
-answers anything and no process of these models computes. (One execution of a full batch of large radiographs takes
-many seconds without an answer, but not without processor time.) A process that waits for a processor, on a machine
-that has too few, counts as computing. The server copies what its models get, so its own work is told apart: while it
-lasts a standstill is less sure.
+A waiting request alone means nothing, because the queue may be long. A request hangs if, while it waits, no model on
+its way answers any request and no process of these models computes. (A full batch of large radiographs takes many
+seconds without an answer, but it uses processor time.) A process that waits for a processor counts as computing. The
+server copies
+the inputs of its models, so its own work counts separately: while it copies, a hang is less certain.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,17 @@ from typing import Final
 from serving.stubs import Process, Stub
 
 SERVER: Final = ""  # the name under which the server's own process counts as a model
-COPYING: Final = "copying"  # the server's own process works hard; no model is named so
+COPYING: Final = "copying"  # the server's own process is busy; no model has this name
 BUSY: Final = 0.03  # share of a core from which a process counts as computing
 _HARD: Final = 0.1
 _WAITS_FOR_PROCESSOR: Final = "RD"  # runnable, or waiting for the kernel: proc(5), of the main thread
 
 
 class Flow:
-    """When each model last answered a request or computed, by `time.monotonic`."""
+    """The time (`time.monotonic`) when each model last answered a request or computed."""
 
     def __init__(self) -> None:
-        """Start with nothing known."""
+        """Start without any observation."""
         self._successes: dict[str, int] = {}
         self._cpu_s: dict[int, float] = {}
         self._worked_at: dict[str, float] = {}
@@ -32,13 +32,13 @@ class Flow:
     def update(
         self, now: float, successes: Mapping[str, int] | None, stubs: Iterable[Stub], server: Process | None
     ) -> None:
-        """Take one look.
+        """Make one observation.
 
         Args:
             now: `time.monotonic`.
-            successes: Model -> requests answered so far; None when the server does not say.
-            stubs: Of the server.
-            server: Its own process, in which the models without stubs compute.
+            successes: Model -> number of answered requests; None if the server does not tell.
+            stubs: The server's stubs.
+            server: The server's own process, in which models without stubs compute.
         """
         elapsed_s = max(now - self._seen_at, 1e-3)
         for model, count in (successes or {}).items():
@@ -63,13 +63,13 @@ class Flow:
         return process.cpu_s - self._cpu_s.get(process.pid, process.cpu_s)
 
     def has_grown(self, model: str, successes: Mapping[str, int] | None) -> bool:
-        """Return whether a model answered requests since the last look; ask before `update`."""
+        """Return whether a model answered requests since the last observation. Call it before `update`."""
         return successes is not None and successes.get(model, 0) > self._successes.get(model, 2**63)
 
     def get_idle_s(self, models: Iterable[str], since: float, now: float) -> float:
-        """Return for how long none of the models has worked, counted from `since` at the earliest."""
+        """Return the seconds since one of the models last worked, or since `since` if that is later."""
         return now - max([since, *(self._worked_at.get(model, 0.0) for model in models)])
 
     def get_all_idle_s(self, since: float, now: float) -> float:
-        """Return for how long nothing of the server has worked, counted from `since` at the earliest."""
+        """Return the seconds since any part of the server last worked, or since `since` if that is later."""
         return self.get_idle_s(self._worked_at, since, now)

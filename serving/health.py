@@ -1,6 +1,6 @@
-"""Health over HTTP: four paths, GET only, nothing else.
+"""Health over HTTP: four paths, only GET.
 
-Triton 2.51's own HTTP front end can be ended by one ordinary POST, so this stands in its place on the HTTP port:
+One ordinary POST can crash the HTTP front end of Triton 2.51, so this server replaces it on the HTTP port:
 
     GET /v2/health/live              200 while `cxr serve` runs
     GET /v2/health/ready             200 if the last real inference of every model succeeded, else 503
@@ -21,29 +21,29 @@ from contract.errors import ConfigError
 from serving.ports import LOOPBACK
 
 _MODEL: Final = re.compile(r"/v2/models/([A-Za-z0-9_]{1,100})(?:/versions/[0-9]{1,18})?/ready")
-_TIMEOUT_S: Final = 2.0  # of a connection, from its first byte to its last
-_AT_ONCE: Final = 64  # connections; for one more the oldest is closed: slow clients keep nobody else out
+_TIMEOUT_S: Final = 2.0  # for a connection, from its first byte to its last
+_AT_ONCE: Final = 64  # connections; a further one closes the oldest, so slow clients do not block others
 _MAX_LINE: Final = 4096  # bytes of a request line or a header
 
 Answers = Callable[
     [str | None], bool | None
-]  # model, None for all -> does it answer; None: there is no such model
+]  # model (None for all) -> whether it answers; None if there is no such model
 
 
 class HealthServer:
-    """Answers questions about health on loopback from a few threads until `close`."""
+    """Answers health requests on loopback from a few threads until `close`."""
 
     def __init__(self, port: int, answers: Answers) -> None:
         """Listen.
 
         Raises:
-            ConfigError: The port cannot be had.
+            ConfigError: The port cannot be used.
         """
         handler = type("Handler", (_Handler,), {"answers": staticmethod(answers)})
         try:
             self._server = _Server((LOOPBACK, port), handler)
         except OSError as error:
-            raise ConfigError(f"Port {port} on {LOOPBACK} cannot be had: {error.strerror}.") from error
+            raise ConfigError(f"Port {port} on {LOOPBACK} cannot be used: {error.strerror}.") from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.2,), name="cxr-health", daemon=True
         )
@@ -65,7 +65,9 @@ class _Server(HTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        socket.socket.bind(self.socket, self.server_address)  # HTTPServer would look up the host's name
+        socket.socket.bind(
+            self.socket, self.server_address
+        )  # HTTPServer's own method would look up the host name
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -76,10 +78,10 @@ class _Server(HTTPServer):
         threading.Thread(target=self._serve, args=(request, client_address), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that left, or was too slow
+        pass  # the client has left or was too slow
 
     def _serve(self, request: Any, client_address: Any) -> None:
-        # A timer and not a socket time-out alone: that begins anew with every byte of a slow client.
+        # A timer, because a socket timeout starts again with every byte of a slow client.
         timer = threading.Timer(_TIMEOUT_S, _cut, (request,))
         timer.daemon = True
         timer.start()
@@ -97,7 +99,7 @@ class _Server(HTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     answers: Answers
-    protocol_version = "HTTP/1.0"  # one request a connection
+    protocol_version = "HTTP/1.0"  # one request per connection
     server_version = "cxr-serve"
     sys_version = ""
     timeout = _TIMEOUT_S

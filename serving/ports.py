@@ -19,17 +19,17 @@ class Ports:
     retrieval: int = 8005
 
     def __post_init__(self) -> None:
-        """Raise ConfigError, with the port, if one is out of range or two are equal."""
+        """Raise ConfigError with the port if one is out of range or two are equal."""
         ports: tuple[int, ...] = astuple(self)
         for port in ports:
             if not 1 <= port <= 65535:
                 raise ConfigError(f"Port {port} is outside 1 to 65535.")
             if ports.count(port) > 1:
-                raise ConfigError(f"Port {port} is given twice: the four ports must differ.")
+                raise ConfigError(f"Port {port} is given twice. The four ports must differ.")
 
     @classmethod
     def free(cls) -> "Ports":
-        """Choose four ports that nothing listens on now (another process may still take one)."""
+        """Choose four free ports. Another process may still take one before they are used."""
         sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
         try:
             for entry in sockets:
@@ -40,26 +40,26 @@ class Ports:
                 entry.close()
 
     def require_free(self) -> None:
-        """Raise ConfigError, with the port, if one is in use."""
+        """Raise ConfigError with the port if one is in use."""
         for port in astuple(self):
             require_free(port)
 
 
 def require_free(port: int) -> None:
-    """Raise ConfigError if something listens on this port of loopback."""
+    """Raise ConfigError if another process listens on this loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             raise ConfigError(
-                f"Port {port} on {LOOPBACK} is in use ({error.strerror}): stop what listens there or "
+                f"Port {port} on {LOOPBACK} is in use ({error.strerror}). Stop the process that listens there or "
                 "choose another port."
             ) from error
 
 
 def is_listening(port: int) -> bool:
-    """Return whether something accepts a connection on this port of loopback."""
+    """Return whether a process accepts connections on this loopback port."""
     try:
         socket.create_connection((LOOPBACK, port), timeout=1.0).close()
     except OSError:

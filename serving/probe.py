@@ -1,10 +1,10 @@
-"""Whether a Triton still infers, asked as a client asks: with a real image and a real report.
+"""Check whether a Triton still infers, with a request like a client's: a real image and a real report.
 
     python -m serving.probe --triton 127.0.0.1:8001
 
-"Ready" says that models were loaded once. A Triton whose python process is dead, or that waits for a lock which nobody
-gives back, says it too. The command ends with 0 when `predict_study`, `predict_image` and `predict_text` all answer,
-else with 4 and one sentence. It needs what the Triton image has: this package and tritonclient.
+"Ready" means only that the models were loaded. A Triton with a dead python process, or one that waits for a lock for
+ever, also reports ready. The exit code is 0 if `predict_study`, `predict_image` and `predict_text` all answer, else
+4, with an error message. The command needs only this package and tritonclient, which the Triton image has.
 """
 
 import argparse
@@ -31,14 +31,14 @@ def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None 
     Args:
         client: A tritonclient.grpc.InferenceServerClient.
         model: One of `PROBED`, or a model that takes some of their inputs under the same names.
-        timeout_s: Deadline in seconds. It should be one that only a dead server meets: Triton 2.51 is unsafe when a
-            deadline ends a call.
-        inputs: Names of the inputs; None means those of `predict_study`, `predict_image` or `predict_text`.
+        timeout_s: Deadline in seconds. It should be so long that only a dead server exceeds it, because Triton 2.51 may
+            fail after a call that ends by its deadline.
+        inputs: Names of the inputs. None: the inputs of `predict_study`, `predict_image` or `predict_text`.
 
     Raises:
-        BusyError: The queue is full; the server works.
-        DeadlineError, UnavailableError: No answer.
-        ServerError: The answer is an error, or no number.
+        BusyError: The queue is full. The server works.
+        DeadlineError, UnavailableError: There is no answer.
+        ServerError: The answer is an error, or not a number.
     """
     names = inputs if inputs is not None else [tensor.name for tensor in MODELS[model].inputs]
     try:
@@ -47,11 +47,11 @@ def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None 
         raise _explain(client, model, error, timeout_s) from error
     values = answer.as_numpy("probabilities")
     if model in PROBED and (values is None or not np.isfinite(values).all()):
-        raise ServerError(f"{model} answers with no numbers.")
+        raise ServerError(f"{model} answers without finite numbers.")
 
 
 def is_triton_ready(url: str) -> bool:
-    """Ask Triton (KServe v2, ServerReady) whether it and all its models are ready."""
+    """Return whether Triton and all its models are ready (KServe v2, ServerReady)."""
     client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
     try:
         return bool(client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
@@ -65,7 +65,7 @@ def ask_all(url: str, timeout_s: float, models: Sequence[str] = PROBED) -> None:
     """Run one real inference of each model.
 
     Raises:
-        ServiceError: The first that fails; see `ask`.
+        ServiceError: The error of the first model that fails; see `ask`.
     """
     client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
     try:
@@ -101,7 +101,7 @@ def _serves(client: Any, model: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask once; return the exit code."""
+    """Run the probe once; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.probe", description="One real inference of each model."
     )
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ask_all(options.triton, options.timeout)
     except BusyError:
-        return 0  # a full queue is work, not a fault
+        return 0  # a full queue means that the server works
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code

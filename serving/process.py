@@ -1,9 +1,9 @@
 """One server as a child process that never outlives the process that started it.
 
-The child leads its own session, so that Ctrl-C in a terminal reaches only the parent (which then stops the
-child in order) and so that a kill of the group reaches the child's own children. It is started through a
-few lines of Python that set PR_SET_PDEATHSIG (prctl(2)) and then become the server by exec: unlike a
-`preexec_fn` this is safe in a parent with threads, and gRPC always has threads.
+The child leads its own session. So Ctrl-C in a terminal reaches only the parent, which then stops the child cleanly,
+and a kill of the group also reaches the child's children. A few lines of Python start it: they set PR_SET_PDEATHSIG
+(prctl(2)) and then become the server by exec. Unlike a `preexec_fn`, this is safe in a parent with threads, and gRPC
+always has threads.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Final
 
 from contract.errors import ConfigError, ServiceError
 
-# argv: pid of the parent, then the command. The parent may be gone before prctl: then nobody would signal.
+# argv: pid of the parent, then the command. The parent may end before prctl, and then no signal would come.
 _LAUNCH: Final = """
 import ctypes, os, signal, sys
 if ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGTERM), 0, 0, 0) != 0:
@@ -38,7 +38,7 @@ _POLL_S: Final = 0.02
 class ChildProcess:
     """A server process with its log file.
 
-    The kernel ties the child to the *thread* that calls `start`: call it from one that outlives the server.
+    The kernel ties the child to the *thread* that calls `start`, so that thread must outlive the server.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class ChildProcess:
         directory: Path | None = None,
         keep_log: bool = False,
     ) -> None:
-        """Describe the process; nothing runs yet.
+        """Set up the process; `start` starts it.
 
         Args:
-            name: What messages call it, such as "Triton".
+            name: Name in messages, such as "Triton".
             command: Program and arguments.
-            log_path: File that receives stdout and stderr; an earlier one is replaced unless `keep_log`.
-            environment: The whole environment of the child; None hands on this process's own.
-            directory: Its current directory; None means this process's own.
-            keep_log: Append to the log: of a server that is started again, whose end should stay readable.
+            log_path: File for stdout and stderr. An existing file is replaced unless `keep_log`.
+            environment: The whole environment of the child. None: the environment of this process.
+            directory: Current directory of the child. None: the directory of this process.
+            keep_log: Append to the log, so that the messages before a restart stay readable.
         """
         self.name = name
         self.log_path = log_path
@@ -89,14 +89,14 @@ class ChildProcess:
         """Start the process.
 
         Raises:
-            ServiceError: It was started before, or the operating system refuses to start it.
+            ServiceError: The process was started before, or the operating system cannot start it.
             ConfigError: The log file cannot be written.
         """
         if self._process is not None:
             raise ServiceError(f"{self.name} was started already.")
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
         try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been deleted
             log = self.log_path.open("ab" if self._keep_log else "wb")
             self._log_start = log.tell()
         except OSError as error:
@@ -116,23 +116,23 @@ class ChildProcess:
                 raise ServiceError(f"{self.name} could not be started: {error.strerror}.") from error
 
     def describe_end(self) -> str:
-        """Return how the process ended, such as "was killed (signal 9)"; empty while it runs."""
+        """Return how the process ended, such as "was killed (signal 9)"; "" while it runs."""
         code = self.exit_code
         if code is None:
             return ""
         return f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
 
     def request_stop(self) -> None:
-        """Ask the process to end in order (SIGTERM); returns at once."""
+        """Send SIGTERM to the process and return at once."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.send_signal(signal.SIGCONT)  # one that was stopped would not see it
+            self._process.send_signal(signal.SIGCONT)  # a stopped process would not receive SIGTERM
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the process and everything it started; may be called at any time and repeatedly.
+        """End the process and everything it started. May be called at any time and repeatedly.
 
         Args:
-            timeout_s: How long it may take to end in order before it is killed.
+            timeout_s: Seconds to wait for a clean end before the process is killed.
         """
         if self._process is None:
             return
@@ -141,12 +141,12 @@ class ChildProcess:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             pass
-        finally:  # also when Ctrl-C ends the wait
+        finally:  # also if Ctrl-C interrupts the wait
             self._kill_group()
             self._process.wait()
 
     def read_tail(self, lines: int = 20) -> list[str]:
-        """Return the last lines that this process logged and that are not empty; none when there is no log."""
+        """Return the last non-empty lines that this process logged; [] without a log."""
         try:
             with self.log_path.open("rb") as file:
                 file.seek(0, os.SEEK_END)
@@ -157,7 +157,7 @@ class ChildProcess:
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def _kill_group(self) -> None:
-        # The group may hold children of a leader that has ended; a group without members is an error.
+        # The group may still hold children after its leader has ended. For an empty group killpg raises an error.
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -166,8 +166,8 @@ class ChildProcess:
 class TerminationGuard:
     """Turns SIGTERM into SystemExit(0) within a `with` block, so that `finally` and `__exit__` run.
 
-    0, because a server that is told to stop has not failed. Only the main thread may use it. The earlier handler comes
-    back at the end.
+    The exit code is 0, because a server that is asked to stop has not failed. Only the main thread may use it. The
+    earlier handler is restored at the end.
     """
 
     def __enter__(self) -> "TerminationGuard":
@@ -188,7 +188,7 @@ class TerminationGuard:
 
 
 def wait_until(deadline: float) -> bool:
-    """Sleep one polling step; returns False once `deadline` (time.monotonic seconds) has passed."""
+    """Sleep for one polling step. Return False once `deadline` (time.monotonic seconds) has passed."""
     if time.monotonic() >= deadline:
         return False
     time.sleep(_POLL_S)

@@ -1,9 +1,9 @@
-"""Shared-memory regions of clients that are gone: forgotten by Triton, removed from /dev/shm.
+"""Unregister the shared-memory regions of dead clients from Triton, and remove them from /dev/shm.
 
-A client that is killed cannot unregister its regions; Triton would keep them mapped, with what they hold of a
-radiograph, until it ends. `client.shared_memory` keeps a lock (flock(2)) on each region's file while it lives; the
-kernel gives it back however the client ends. Unlike a process id this says the truth across containers that share a
-/dev/shm. A region of another kind of client, which has no lock, is forgotten when its file is gone.
+A killed client cannot unregister its regions. Triton would keep them mapped, with patient data, until it exits.
+`client.shared_memory` holds a lock (flock(2)) on the file of each region. The kernel releases it however the client
+ends. Unlike a process id, the lock also works across containers that share a /dev/shm. A region of another kind of
+client has no lock and is unregistered when its file is gone.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ from typing import Any, Final
 from tritonclient.utils import InferenceServerException
 
 LOCKED_PREFIX: Final = (
-    "cxr_client_locked_"  # of regions whose file is locked; client.shared_memory names them so
+    "cxr_client_locked_"  # prefix of regions with a locked file; set by client.shared_memory
 )
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _CONTROL_TIMEOUT_S: Final = 1.0
-_YOUNG_S: Final = 5.0  # a file is made a moment before it is locked
+_YOUNG_S: Final = 5.0  # a file is created a moment before it is locked
 
 
 class RegionSweeper:
-    """Removes what dead clients left at one Triton."""
+    """Removes the regions of dead clients at one Triton."""
 
     def __init__(self, client: Any) -> None:
         """Take a tritonclient.grpc.InferenceServerClient."""
         self._client = client
 
     def sweep(self) -> int:
-        """Forget and remove regions without an owner; return how many. A server that does not answer is left alone."""
+        """Unregister and remove regions without an owner; return their number (0 without an answer of the server)."""
         try:
             status = self._client.get_system_shared_memory_status(client_timeout=_CONTROL_TIMEOUT_S)
         except InferenceServerException:
@@ -46,7 +46,7 @@ class RegionSweeper:
     def _forget(self, name: str, path: Path) -> int:
         with contextlib.suppress(
             InferenceServerException
-        ):  # in use by a call that still runs: the next sweep
+        ):  # a running call uses it; the next sweep removes it
             self._client.unregister_system_shared_memory(name, client_timeout=_CONTROL_TIMEOUT_S)
             if path.name.startswith(LOCKED_PREFIX):
                 with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ class RegionSweeper:
 
 
 def remove_orphans(registered: set[str] = frozenset()) -> int:  # type: ignore[assignment]
-    """Remove the files of dead clients that no Triton has registered; return how many."""
+    """Remove the files of dead clients that no Triton has registered; return their number."""
     removed = 0
     for path in _SHARED_MEMORY.glob(f"{LOCKED_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def remove_orphans(registered: set[str] = frozenset()) -> int:  # type: ignore[a
 
 
 def _is_orphan(path: Path) -> bool:
-    """Return whether nobody holds the lock of a region; False where that cannot be told."""
+    """Return whether no process holds the lock of a region; False if unknown."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:

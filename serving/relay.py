@@ -1,13 +1,13 @@
-"""The gRPC service that clients call: it passes their calls on to Triton, and never that a client gave up.
+"""The gRPC service for clients. It forwards their calls to Triton, but not their cancellations.
 
     clients -- TCP, 8001 --> relay -- a socket in a folder of this user alone --> Triton
 
-Triton before 25.06 does not survive clients that give up: its front end may end with signal 11, or use the state of
-one request for the next (server pull requests 7840, 8078 and 8220). Before 26.02 its ensembles may do so too (core pull
-request 466). So Triton finishes what it started, and the relay drops the answer that nobody waits for. What still waits
-for its turn when its client gives up never reaches Triton.
+Triton before 25.06 does not survive cancelled calls: its front end may crash with signal 11, or use the state of one
+request for the next (server pull requests 7840, 8078 and 8220). Before 26.02 its ensembles may do so too (core pull
+request 466). So Triton finishes every call that it started, and the relay drops an answer that no client waits for. A
+call that is cancelled while it waits in the relay never reaches Triton.
 
-Messages pass as bytes, unread. Inferences take turns, so that what waits is bounded and lies here.
+Messages are forwarded as bytes. The number of running inferences is limited, and the others wait here, also limited.
 """
 
 import argparse
@@ -25,34 +25,34 @@ from serving.triton import EXIT_TIMEOUT_S
 INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 STREAM: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING: Final = "/cxr.Relay/Ping"  # answered here
-MOST_RUNNING: Final = 64  # inferences that Triton has at once, where it has no queue policy: two full batches
-QUEUED_BY_TRITON: Final = 1280  # where it has one (`throughput`): all that its queues take
+MOST_RUNNING: Final = 64  # inferences in Triton at once, if it has no queue policy: two full batches
+QUEUED_BY_TRITON: Final = 1280  # with a queue policy (`throughput`): the capacity of its queues
 MOST_WAITING: Final = 256
-MOST_BYTES: Final = 2**30  # of the inferences that run or wait
+MOST_BYTES: Final = 2**30  # of running and waiting inferences
 _PING_TIMEOUT_S: Final = 1.0
-_MOST_CALLS: Final = 1024  # of any kind, counted before their messages are read
+_MOST_CALLS: Final = 1024  # calls of any kind, counted before their messages are read
 _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
-# Headers that gRPC writes anew for each connection.
+# Headers that gRPC sets again for each connection.
 _HOP: Final = frozenset({"user-agent", "te", "content-type"})
 
 Call = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 class Turns:
-    """Room for inferences: so many run, so many wait, in the order in which they came."""
+    """Limits the running and waiting inferences, in the order of arrival."""
 
     def __init__(
         self, *, running: int = MOST_RUNNING, waiting: int = MOST_WAITING, held_bytes: int = MOST_BYTES
     ) -> None:
-        """Describe the room."""
+        """Set the limits."""
         self._free = asyncio.Semaphore(running)
         self._most, self._most_bytes = running + waiting, held_bytes
         self.calls = 0
         self.held_bytes = 0
 
     def admit(self, size: int) -> bool:
-        """Count a call in if there is room for it; whoever is let in must `leave`."""
+        """Return whether there is room for a call, and count it. An admitted call must `leave`."""
         if self.calls >= self._most or (self.calls and self.held_bytes + size > self._most_bytes):
             return False
         self.calls += 1
@@ -60,7 +60,7 @@ class Turns:
         return True
 
     def leave(self, size: int) -> None:
-        """Count a call out."""
+        """Stop counting a call."""
         self.calls -= 1
         self.held_bytes -= size
 
@@ -69,12 +69,12 @@ class Turns:
         await self._free.acquire()
 
     def end(self) -> None:
-        """Give the turn to the next."""
+        """Pass the turn to the next call."""
         self._free.release()
 
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Passes every unary call on, by its name."""
+    """Forwards every unary call by its name."""
 
     def __init__(self, channel: grpc.aio.Channel, turns: Turns) -> None:
         """Take the channel to Triton."""
@@ -82,7 +82,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._running: set[asyncio.Task[bytes]] = set()
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return what answers a call of this name."""
+        """Return the handler for a call."""
         method: str = handler_call_details.method
         if method == STREAM:
             return grpc.stream_stream_rpc_method_handler(_refuse_stream)
@@ -107,7 +107,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             )
         try:
             await turns.begin()
-        except BaseException:  # the client gave up
+        except BaseException:  # the client cancelled the call
             turns.leave(size)
             raise
         task = self._start(INFER, request, context)
@@ -120,7 +120,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         return await self._wait(task, context)
 
     def _start(self, method: str, request: bytes, context: Any) -> asyncio.Task[bytes]:
-        """Begin a call of Triton that goes on to its end, whoever waits for it."""
+        """Start a call of Triton that always runs to its end."""
         metadata = [
             (name, value)
             for name, value in context.invocation_metadata() or ()
@@ -143,16 +143,16 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             raise
 
     def _explain(self, error: grpc.aio.AioRpcError) -> str:
-        """Return what Triton said; where there is no Triton, that."""
+        """Return Triton's error message, or that there is no Triton."""
         up = self._channel.get_state() == grpc.ChannelConnectivity.READY
         if error.code() == grpc.StatusCode.UNAVAILABLE and not up:
-            return "Triton is not there: it is being started."
+            return "Triton is not running. It is being started."
         return error.details() or ""
 
     def _forget(self, task: asyncio.Task[bytes]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # read, so that asyncio does not report one that nobody waited for
+            task.exception()  # retrieve the exception, so that asyncio does not report it
 
 
 async def _answer_ping(request: bytes, _: Any) -> bytes:
@@ -160,11 +160,11 @@ async def _answer_ping(request: bytes, _: Any) -> bytes:
 
 
 async def _refuse_stream(_: Any, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Streams are not served here: call ModelInfer.")
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Streams are not supported. Call ModelInfer.")
 
 
 def is_up(url: str) -> bool:
-    """Ask a relay whether it answers; Triton is not asked."""
+    """Return whether a relay answers, without a call to Triton."""
     with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
         try:
             return bool(channel.unary_unary(PING)(b"up", timeout=_PING_TIMEOUT_S) == b"up")
@@ -173,16 +173,16 @@ def is_up(url: str) -> bool:
 
 
 async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event) -> None:
-    """Relay until it is told to end.
+    """Run the relay until `ended` is set.
 
     Args:
         listen: host:port.
         triton: Triton's gRPC address, as gRPC writes it ("unix:/path" or host:port).
-        turns: Room for inferences.
-        ended: Set when it shall end.
+        turns: Limits for inferences.
+        ended: Event that stops the relay.
 
     Raises:
-        RuntimeError: The port cannot be had.
+        RuntimeError: The port cannot be used.
     """
     server = grpc.aio.server(
         options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
@@ -193,18 +193,18 @@ async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event)
         server.add_insecure_port(listen)
         await server.start()
         await ended.wait()
-        await server.stop(grace=EXIT_TIMEOUT_S)  # as long as Triton gives calls under way
+        await server.stop(grace=EXIT_TIMEOUT_S)  # the same time that Triton gives running calls
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the relay; `serving.stack` starts it."""
+    """Run the relay, as a process that `serving.stack` starts."""
     parser = argparse.ArgumentParser(
-        prog="python -m serving.relay", description="Pass gRPC calls on to Triton."
+        prog="python -m serving.relay", description="Forward gRPC calls to Triton."
     )
     parser.add_argument("--listen", required=True, help="host:port to listen on")
     parser.add_argument("--triton", required=True, help="Triton's gRPC address, unix:/path or host:port")
     parser.add_argument(
-        "--running", type=int, default=MOST_RUNNING, help="inferences that Triton has at once"
+        "--running", type=int, default=MOST_RUNNING, help="largest number of inferences in Triton at once"
     )
     options = parser.parse_args(arguments)
     asyncio.run(_serve_until_signal(options.listen, options.triton, Turns(running=options.running)))

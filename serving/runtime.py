@@ -1,8 +1,8 @@
-"""What a running stack has to itself: a lock on its logs folder, and a private folder of plain ASCII.
+"""The resources of a running stack: a lock on its logs folder, and a private folder with a plain ASCII path.
 
-Triton starts the python process of a model through a shell, with the model's path in the command line. A space, a
-quote or a letter outside ASCII in it ends in minutes of silence, `$(...)` would even be run. So Triton gets paths in a
-folder of its own, with links to where things really lie.
+Triton starts the python process of a model through a shell, with the model's path in the command line. With a space, a
+quote or a non-ASCII letter in the path, Triton waits for minutes, and `$(...)` would even be executed. So Triton gets
+paths in its own folder, with links to the real files.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ _LOCK: Final = "serve.lock"  # in the logs folder
 _PREFIX: Final = "cxr-serve-"
 _PLAIN: Final = re.compile(
     r"[A-Za-z0-9._/+-]+", re.ASCII
-)  # nothing that a shell or a locale reads differently
-_STALE_S: Final = 5.0  # a folder is made a moment before it is locked
-_STUB_SPEAKS: Final = "arguments"  # of what the stub says when it is started without any
+)  # only characters that every shell and locale reads alike
+_STALE_S: Final = 5.0  # a folder is created a moment before it is locked
+_STUB_SPEAKS: Final = "arguments"  # in the stub's message if it is started without arguments
 _STUB_TIMEOUT_S: Final = 20.0
 
 
 class LogsLock:
-    """The right to use a logs folder, for one stack at a time; the kernel gives it back when this process ends.
+    """A lock on a logs folder, for one stack at a time. The kernel releases it when this process ends.
 
-    The file also names the servers that this stack runs, so that the next one ends what a killed one left.
+    The file also names the servers of this stack, so that the next stack can end the servers of a killed one.
     """
 
     def __init__(self, directory: Path) -> None:
         """Take the lock.
 
         Raises:
-            ConfigError: Another stack has it, or the folder cannot be written.
+            ConfigError: Another stack holds the lock, or the folder cannot be written.
         """
         self._path = directory / _LOCK
         try:
@@ -56,12 +56,12 @@ class LogsLock:
             owner = self._read().get("pid", "unknown")
             os.close(self._file)
             raise ConfigError(
-                f"Another `cxr serve` (process {owner}) uses the logs folder {show_path(directory)}: stop it, or "
+                f"Another `cxr serve` (process {owner}) uses the logs folder {show_path(directory)}. Stop it, or "
                 "choose another folder with --logs."
             ) from error
 
     def end_leftovers(self) -> None:
-        """Kill the servers that an earlier stack left here: only processes that started when that stack says."""
+        """Kill the servers of an earlier, killed stack. Only processes with the recorded start time are killed."""
         servers = self._read().get("servers", {})
         for pid, started in servers.items() if isinstance(servers, dict) else ():
             process = read_process(int(pid)) if str(pid).isdigit() else None
@@ -70,15 +70,15 @@ class LogsLock:
                     os.killpg(int(pid), signal.SIGKILL)
 
     def write(self, pids: Iterable[int]) -> None:
-        """Note this process and its servers."""
+        """Record this process and its servers."""
         servers = {str(pid): process.started for pid in pids if (process := read_process(pid))}
         data = json.dumps({"pid": os.getpid(), "servers": servers}).encode()
-        with contextlib.suppress(OSError):  # a full disk must not end the servers
+        with contextlib.suppress(OSError):  # a full disk must not stop the servers
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, data, 0)
 
     def release(self) -> None:
-        """Give the lock back; the file stays, for a file that is removed could be locked twice."""
+        """Release the lock. The file stays, because a removed file could be locked twice."""
         self.write(())
         os.close(self._file)
 
@@ -90,18 +90,18 @@ class LogsLock:
         return content if isinstance(content, dict) else {}
 
 
-# A socket's path has at most 107 bytes (unix(7)); in the base lie this folder and the socket.
+# A socket's path has at most 107 bytes (unix(7)). It consists of the base, this folder and the socket's name.
 _LONGEST_BASE: Final = 107 - len(f"/{_PREFIX}12345678/triton:1")
 
 
 class PrivateFolder:
-    """A folder of this stack alone (mode 0700), whose path is plain ASCII; removed by `close`.
+    """A private folder of this stack (mode 0700) with a plain ASCII path; removed by `close`.
 
-    It is locked while it is used, so that the next stack can remove what a killed one left.
+    It is locked while it is in use, so that the next stack can remove the folder of a killed one.
     """
 
     def __init__(self, base: Path) -> None:
-        """Make a folder in `base`; OSError where that fails."""
+        """Create a folder in `base`. Raise OSError if that fails."""
         _remove_stale(base)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         self._file = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -116,29 +116,29 @@ class PrivateFolder:
         return link
 
     def link_unless_plain(self, name: str, target: Path) -> Path:
-        """Return `target` itself where its path is plain, else a link to it."""
+        """Return `target` if its path is plain, else a link to it."""
         return target if _PLAIN.fullmatch(str(target)) else self.link(name, target)
 
     def close(self) -> None:
-        """Remove the folder; links are removed, not what they point to."""
+        """Remove the folder with its links, but not the targets of the links."""
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(self._file)
 
 
 def list_bases() -> list[Path]:
-    """Return the folders for temporary files whose path is plain and short, the preferred first."""
-    given = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108
+    """Return the folders for temporary files with a plain and short path, preferred ones first."""
+    candidates = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", "")]  # noqa: S108
     plain = [
         path
-        for path in given
+        for path in candidates
         if path and len(path) <= _LONGEST_BASE and _PLAIN.fullmatch(path) and Path(path).is_dir()
     ]
     return [Path(path) for path in dict.fromkeys(plain)]
 
 
 def find_stub_trouble(stub: Path, environment: Mapping[str, str]) -> str | None:
-    """Start the stub once, without arguments; return what keeps it from starting, None where nothing does."""
+    """Start the stub once, without arguments; return why it cannot start, or None."""
     try:
         done = subprocess.run(
             [str(stub)],
@@ -153,12 +153,12 @@ def find_stub_trouble(stub: Path, environment: Mapping[str, str]) -> str | None:
         return f"{stub}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return f"{stub} did not end within {_STUB_TIMEOUT_S:g} s"
-    said = " ".join(done.stdout.decode("utf-8", errors="replace").split())
-    return None if _STUB_SPEAKS in said else said[:300] or f"{stub} ended with code {done.returncode}"
+    output = " ".join(done.stdout.decode("utf-8", errors="replace").split())
+    return None if _STUB_SPEAKS in output else output[:300] or f"{stub} ended with code {done.returncode}"
 
 
 def show_path(path: Path) -> str:
-    """Return a path that any terminal and log can take: bytes that are no UTF-8 are written as escapes."""
+    """Return a path for terminals and logs, with bytes that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Models of a running Triton, asked by name and version, and what it says about what runs them."""
+"""Run models of a running Triton by name and version, and read which runtime they use."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ _MAX_CHARS: Final = 400
 
 
 class ServedGraphs:
-    """Asks one version of the models of a running Triton; every call has a deadline."""
+    """Runs one version of the models of a running Triton. Every call has a deadline."""
 
     def __init__(self, client: Any, url: str, version: int, timeout_s: float = 120.0) -> None:
         """Take a tritonclient.grpc.InferenceServerClient.
@@ -38,8 +38,8 @@ class ServedGraphs:
         Args:
             client: The client.
             url: Its address, for messages.
-            version: The version that is asked.
-            timeout_s: How long all questions together may take.
+            version: The version to run.
+            timeout_s: Seconds for all calls together.
         """
         self.version = version
         self._client = client
@@ -49,10 +49,10 @@ class ServedGraphs:
     def ask(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run a model on batched inputs by name; return all its outputs by name.
 
-        A model that an older version published lacks some of `contract.tensors.ADDED_OUTPUTS`.
+        A model that an older version of this software published lacks some of `contract.tensors.ADDED_OUTPUTS`.
 
         Raises:
-            DeadlineError, UnavailableError: No answer.
+            DeadlineError, UnavailableError: There is no answer.
             ServerError: Triton answered with an error, or without an output.
         """
         spec = MODELS.get(model) or FUSED[model]
@@ -72,7 +72,7 @@ class ServedGraphs:
         return {name: array for name, array in arrays.items() if name not in missing}
 
     def read_config(self, model: str) -> dict[str, Any]:
-        """Return a model's config as Triton's JSON; ServiceError as in `ask`."""
+        """Return a model's config as Triton's JSON. For ServiceError see `ask`."""
         try:
             answer = self._client.get_model_config(model, str(self.version), client_timeout=PROBE_TIMEOUT_S)
         except InferenceServerException as error:
@@ -80,11 +80,11 @@ class ServedGraphs:
         return dict(json_format.MessageToDict(answer.config, preserving_proto_field_name=True))
 
     def describe(self, model: str) -> dict[str, str]:
-        """Return the runtime, the provider and, where known, the precision of a graph, as far as Triton tells.
+        """Return the runtime, the provider and, if known, the precision of a graph.
 
         Raises:
-            ConfigError: The graph asks for what the backend there does not honour.
-            ServiceError: As in `ask`.
+            ConfigError: The backend does not honour the graph's config.
+            ServiceError: See `ask`.
         """
         config = self.read_config(model)
         try:
@@ -119,15 +119,17 @@ def find_version(client: Any, url: str, model: str) -> int:
     """Return the version of an ensemble that answers now.
 
     Raises:
-        ArtifactError: The server runs something else than what `cxr export` published.
-        ServiceError: It does not answer.
+        ArtifactError: The server's ensemble was not published by `cxr export`.
+        ServiceError: The server does not answer.
     """
     try:
         config = client.get_model_config(model, client_timeout=PROBE_TIMEOUT_S).config
     except InferenceServerException as error:
         if (error.status() or "").endswith("UNAVAILABLE"):
             raise UnavailableError(f"Triton at {url} does not answer.") from error
-        raise ArtifactError(f"Triton at {url} does not serve {model}: `cxr export` publishes it.") from error
+        raise ArtifactError(
+            f"Triton at {url} does not serve {model}. Publish it with `cxr export`."
+        ) from error
     versions = list(config.version_policy.specific.versions)
     if not versions:
         raise ArtifactError(f"Triton at {url} serves a {model} that `cxr export` did not publish.")
@@ -136,14 +138,14 @@ def find_version(client: Any, url: str, model: str) -> int:
 
 @contextmanager
 def connect(url: str, setting: str) -> Iterator[Any]:
-    """Open a client of a Triton that answers, and close it.
+    """Open a client of a Triton that answers, and close it at the end.
 
     Args:
-        url: Its gRPC address, host:port.
-        setting: Where the address is given: "--load".
+        url: Triton's gRPC address, host:port.
+        setting: Name of the setting with the address, such as "--load".
 
     Raises:
-        ConfigError: It is no address, or what answers there is another service.
+        ConfigError: The address is not valid, or another service answers there.
         UnavailableError: Nothing answers.
     """
     check_address(url, server=_SERVER, setting=setting, example="127.0.0.1:8001")
@@ -161,14 +163,14 @@ def _require_live(client: Any, url: str, setting: str) -> None:
     except InferenceServerException as error:
         if (error.status() or "").endswith("UNIMPLEMENTED") or speaks_http1(url):
             raise ConfigError(
-                f"What answers at {url} is another service than {_SERVER}: give {setting} the address that "
+                f"The service at {url} is not {_SERVER}. Give {setting} the address that "
                 "`cxr serve` prints as triton."
             ) from error
         raise UnavailableError(f"Triton at {url} does not answer: is `cxr serve` running there?") from error
 
 
 def shorten(message: str) -> str:
-    """Return the reason without the Python stack that a python backend adds."""
+    """Return an error message without the Python stack of a python backend."""
     text = " ".join(message.partition("\n\nAt:")[0].split()).rstrip(".;")
     return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 1] + "…"
 

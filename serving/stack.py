@@ -1,11 +1,11 @@
-"""Triton, the relay in front of it and the retrieval sidecar, started, watched and stopped together on one machine.
+"""Start, watch and stop Triton, its relay and the retrieval sidecar together on one machine.
 
     with Stack(Path("repository"), Path("store"), log_dir=Path("logs")) as stack:
         stack.wait_ready()
         ...  # clients use stack.triton_url and stack.retrieval_url
-        stack.wait()  # brings back what ends (serving.supervisor), until Ctrl-C
+        stack.wait()  # restarts servers that end (serving.supervisor), until Ctrl-C
 
-All answer on 127.0.0.1 only and die with this process, however it dies.
+All servers listen only on 127.0.0.1 and end with this process, however it ends.
 """
 
 import os
@@ -75,16 +75,16 @@ class Stack:
         log_dir: Path,
         http_inference: bool = False,
     ) -> None:
-        """Describe the stack; nothing runs yet.
+        """Set up the stack; `start` starts it.
 
         Args:
             repository: A published model repository.
-            store: Directory of the case store; the sidecar makes it if needed.
-            ports: Where to listen; None means 8000 to 8002 and 8005.
-            log_dir: Receives triton.log, relay.log, retrieval.log and the admin key; made if needed. A running stack
-                has it to itself.
-            http_inference: Open Triton's own HTTP front end on the HTTP port, for trusted callers alone (see
-                `serving.triton.build_command`). Without it the port answers questions about health and nothing else.
+            store: Directory of the case store. The sidecar creates it if needed.
+            ports: Ports to listen on. None: 8000 to 8002 and 8005.
+            log_dir: Directory for triton.log, relay.log, retrieval.log and the admin key. It is created if needed, and
+                only one running stack may use it.
+            http_inference: Open Triton's own HTTP front end on the HTTP port, only for trusted callers (see
+                `serving.triton.build_command`). Without it the port answers only health requests.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
@@ -107,7 +107,7 @@ class Stack:
 
     @property
     def http_url(self) -> str:
-        """Address that answers health over HTTP, host:port; Triton's own HTTP service with `http_inference`."""
+        """Address of the HTTP health service, host:port; with `http_inference`, of Triton's own HTTP service."""
         return f"{LOOPBACK}:{self.ports.http}"
 
     @property
@@ -122,16 +122,16 @@ class Stack:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the served model; ArtifactError if the repository is not a published one."""
+        """Fingerprint of the served model. Raise ArtifactError if the repository is not a published one."""
         return read_fingerprint(self.repository)
 
     @property
     def admin_key_path(self) -> Path:
-        """File with the key that loading a new version takes (`serving.reload`); written at the start."""
+        """File with the key for loading a new version (`serving.reload`). It is written at the start."""
         return self.log_dir / "runtime" / ADMIN_KEY_FILE
 
     def describe(self) -> dict[str, str]:
-        """Return what a person or a program needs to call the stack: addresses, model and logs."""
+        """Return the addresses, the model and the logs of the stack."""
         return {
             "triton": self.triton_url,
             ("triton_http" if self.http_inference else "health"): f"http://{self.http_url}/v2/health/ready",
@@ -144,16 +144,16 @@ class Stack:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of the servers that run, by name."""
+        """Process ids of the running servers, by name."""
         return {child.name: child.pid for child in self._children if child.pid and child.running}
 
     def start(self) -> None:
-        """Start both servers; returns before they are ready. On any error nothing is left running.
+        """Start the servers and return before they are ready. On any error no server keeps running.
 
         Raises:
-            ArtifactError: The repository is not a published one, or a file of it is damaged.
+            ArtifactError: The repository is not a published one, or a file in it is damaged.
             ConfigError: A port is in use, a directory cannot be written or a package is missing.
-            ServiceError: The stack was started already, or a server cannot be started.
+            ServiceError: The stack is started already, or a server cannot be started.
         """
         if self._children:
             raise ServiceError("The stack was started already.")
@@ -170,17 +170,17 @@ class Stack:
             raise
 
     def wait_ready(self, timeout_s: float = 180.0) -> float:
-        """Wait until both servers answer as ready, Triton with a real inference, and stop them if they do not.
+        """Wait until both servers are ready, Triton with a real inference. Stop them if they are not ready in time.
 
         Args:
-            timeout_s: How long both together may take.
+            timeout_s: Seconds for both together.
 
         Returns:
-            Seconds waited.
+            The seconds waited.
 
         Raises:
-            ServiceError: The stack is not started, or a server ended; names its reason and its log.
-            DeadlineError: A server is not ready in time; names its log.
+            ServiceError: The stack is not started, or a server ended. The message gives the reason and the log.
+            DeadlineError: A server is not ready in time. The message names its log.
         """
         if not self._children:
             raise ServiceError("The stack is not started.")
@@ -193,7 +193,7 @@ class Stack:
                     names = " and ".join(child.name for child in waiting)
                     logs = ", ".join(str(child.log_path) for child in waiting)
                     raise DeadlineError(f"{names} not ready after {timeout_s:g} s; see {logs}.")
-            self.check()  # a server of somebody else may have taken the port and answered
+            self.check()  # a foreign server may have taken the port and answered
             protect_regions(name_regions(self.log_dir))
             ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed())
             self._ready = True
@@ -203,9 +203,9 @@ class Stack:
         return time.monotonic() - began
 
     def _start_aborted_again(self) -> None:
-        """Start Triton again, twice at most, where a signal ended its start.
+        """Start Triton again, at most twice, if a signal ended its start.
 
-        Triton 2.51 aborts when one of its python processes gets no processor for a second.
+        Triton 2.51 aborts if one of its python processes gets no processor time for a second.
         """
         triton = self._children[0]
         if triton.exit_code is None or triton.exit_code >= 0 or self._aborts == _MOST_ABORTS:
@@ -218,9 +218,9 @@ class Stack:
         self._note_children()
 
     def check(self) -> None:
-        """Raise ServiceError, with the reason and the log, if a server has ended.
+        """Raise ServiceError with the reason and the log if a server has ended.
 
-        The sidecar ends with this project's exit codes: then it is the ConfigError or ArtifactError it met.
+        If the sidecar ended with one of this project's exit codes, raise its ConfigError or ArtifactError.
         """
         for child in self._children:
             if child.exit_code is None:
@@ -228,31 +228,31 @@ class Stack:
             kind = (
                 _SIDECAR_ERRORS.get(child.exit_code, ServiceError) if child.name == _SIDECAR else ServiceError
             )
-            # The last line of a server that was killed says what it did before, not why it ended.
+            # The last log line of a killed server does not say why it ended.
             reason = f": {find_reason(child.read_tail(400))}" if child.exit_code > 0 else ""
             raise kind(f"{child.name} {child.describe_end()}{reason} (log: {show_path(child.log_path)})")
 
     def wait(self, say: Say = print) -> None:
-        """Keep both servers up until Ctrl-C: what ends or stands still is started again (`serving.supervisor`).
+        """Keep the servers running until Ctrl-C. A server that ends or hangs is restarted (`serving.supervisor`).
 
         Args:
-            say: Is told, one sentence each, what ended and what answers again.
+            say: Receives a sentence when a server ends and when it answers again.
         """
         self._parts = [self._make_triton_part(), self._make_sidecar_part(), self._make_relay_part()]
         for part in self._parts:
             part.begin()
         while True:
-            protect_regions(name_regions(self.log_dir))  # a start and a new version make new ones
-            for place, part in enumerate(self._parts):
+            protect_regions(name_regions(self.log_dir))  # a start and a new version create new regions
+            for number, part in enumerate(self._parts):
                 before = part.child
                 part.step(say)
                 if part.child is not before:
-                    self._children[place] = part.child
+                    self._children[number] = part.child
                     self._note_children()
             time.sleep(_WATCH_S)
 
     def stop(self) -> None:
-        """End both servers and everything they started; may be called at any time and repeatedly."""
+        """End all servers and everything they started. May be called at any time and repeatedly."""
         self._ready = False
         try:
             for child in self._children:
@@ -276,7 +276,7 @@ class Stack:
         self.stop()
 
     def _stop_children(self, deadline: float) -> None:
-        # Recursion, so that an interrupt while one child is awaited still stops the others.
+        # Recursion, so that an interrupt during the wait for one child still stops the others.
         while self._children:
             child = self._children[-1]
             try:
@@ -289,9 +289,9 @@ class Stack:
             self._children.pop()
 
     def _prepare(self) -> None:
-        """Take the logs folder, end what a killed stack left in it, and lay out what Triton runs from."""
+        """Lock the logs folder, end the servers of a killed stack, and prepare the folder that Triton runs from."""
         installation = find_triton()
-        _ = self.fingerprint  # before anything is started: is this a published repository at all?
+        _ = self.fingerprint  # raises if this is not a published repository
         self._lock = LogsLock(self.log_dir)
         self._lock.end_leftovers()
         self._remove_regions()
@@ -301,11 +301,11 @@ class Stack:
 
     def _build_triton(self) -> ChildProcess:
         assert self._assembly is not None
-        if not self._assembly.is_whole:  # something tidied up the temporary files
+        if not self._assembly.is_whole:  # the temporary files were deleted
             fallen, self._assembly = self._assembly, assemble(find_triton())
             fallen.folder.close()
-            self._end_relay()  # it knows the old socket only
-        published = verify(self.repository)  # is every file what was published?
+            self._end_relay()  # it knows only the old socket
+        published = verify(self.repository)  # raises if a file differs from the published one
         return ChildProcess(
             _TRITON,
             build_command(
@@ -342,7 +342,7 @@ class Stack:
         return self._build_python(_RELAY, "serving.relay", options, "relay.log")
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
-        # -P: no folder of the module's name in the current directory takes the place of this project's.
+        # -P: ignore a folder with the module's name in the current directory.
         return ChildProcess(
             name,
             [sys.executable, "-P", "-m", module, *options],
@@ -352,7 +352,7 @@ class Stack:
         )
 
     def _end_relay(self) -> None:
-        """End the relay, which `wait` then starts again."""
+        """End the relay. `wait` starts it again."""
         for child in self._children:
             if child.name == _RELAY:
                 child.stop(_PROBE_TIMEOUT_S)
@@ -399,7 +399,7 @@ class Stack:
         return [name for name in PROBED if (self.repository / name / "config.pbtxt").is_file()]
 
     def _answers_health(self, model: str | None) -> bool | None:
-        """Answer for `serving.health`: does a model, or every one, infer?"""
+        """Return, for `serving.health`, whether a model, or every model, infers."""
         if model is not None and model not in self._list_probed():
             return None
         if not self._parts:
@@ -424,7 +424,7 @@ class Stack:
         remove_regions(name_regions(self.log_dir))
 
     def _release(self) -> None:
-        """Give back all that is not a process."""
+        """Release everything that is not a process."""
         for part in self._parts:
             part.close()
         self._parts = []
@@ -441,7 +441,7 @@ class Stack:
 
 
 def is_sidecar_ready(url: str) -> bool:
-    """Ask the sidecar (grpc.health.v1) whether it serves.
+    """Return whether the sidecar is serving (grpc.health.v1).
 
     Raises:
         ConfigError: gRPC is not installed.
@@ -461,7 +461,7 @@ def is_sidecar_ready(url: str) -> bool:
 
 
 def find_reason(lines: list[str]) -> str:
-    """Pick the log line that says why a server ended: the first error, else the last line."""
+    """Return the log line with the reason for a server's end: the first error, else the last line."""
     for mark in ("failed to load", "TritonModelException"):
         for line in lines:
             if mark in line and "creating server" not in line:

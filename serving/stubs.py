@@ -1,7 +1,7 @@
-"""The processes of a Triton on Linux: the python stubs of its models, and how much processor time they took.
+"""Read the processes of a Triton on Linux: the python stubs of its models, and their processor time.
 
-One stub runs each instance of a model of the python backend (and of the python-based "onnxruntime" one). Triton 2.51
-starts a stub once: when it ends, every request that meets its instance fails, while the model counts as ready.
+Each instance of a model of the python backend (and of the python-based "onnxruntime" backend) runs in a stub. Triton
+2.51 starts a stub only once. When it ends, every request to its instance fails, although the model counts as ready.
 """
 
 import os
@@ -27,13 +27,13 @@ class Process:
 
     @property
     def runs(self) -> bool:
-        """Whether it can do work: no zombie, not stopped."""
+        """Whether the process can work: it is neither a zombie nor stopped."""
         return self.state not in _STOPPED
 
 
 @dataclass(frozen=True)
 class Stub:
-    """A process that runs one instance of a model's version; both empty for a zombie, which has no command line."""
+    """A process that runs one instance of a model version. Both are "" for a zombie, which has no command line."""
 
     process: Process
     model: str
@@ -41,7 +41,7 @@ class Stub:
 
 
 def read_process(pid: int) -> Process | None:
-    """Return a process of this machine, or None where there is none."""
+    """Return a process of this machine; None if it does not exist."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -53,21 +53,21 @@ def read_process(pid: int) -> Process | None:
 
 
 def list_processes() -> list[Process]:
-    """Return all processes of this machine, zombies too."""
+    """Return all processes of this machine, with zombies."""
     pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
     return [process for pid in pids if (process := read_process(pid)) is not None]
 
 
 def list_stubs(server_pid: int) -> list[Stub]:
-    """Return the stubs that a Triton started, zombies too."""
-    found = []
+    """Return the stubs that a Triton started, with zombies."""
+    stubs = []
     for process in list_processes():
         if process.parent != server_pid or not process.name.startswith(_NAME):
             continue
         parts = Path(os.fsdecode(_read_model_path(process.pid))).parts
         model, version = (parts[-3], parts[-2]) if len(parts) > 2 else ("", "")
-        found.append(Stub(process, model, version))
-    return found
+        stubs.append(Stub(process, model, version))
+    return stubs
 
 
 def _read_model_path(pid: int) -> bytes:

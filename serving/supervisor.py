@@ -1,8 +1,8 @@
-"""Servers that are brought back: each alone, after its own end or a verdict of its watch, with growing pauses.
+"""Restart servers, each one separately, after it ends or its watch reports a failure, with growing pauses.
 
-A part is up, then something ends it, then it waits for its next start, starts, and is up again when its watch says that
-it answers real questions. The pause doubles with every failure in a row, from half a second to 30 s, and goes on for
-ever: what it waits for (memory, a full disk, a port that somebody took) may come back without anybody here.
+A part that ends waits for its next start, starts, and is up again when its watch reports real answers. The pause
+doubles with every consecutive failure, from half a second to 30 s. The restarts never stop, because the cause
+(memory, a full disk, a port in use) may go away without an operator.
 """
 
 import time
@@ -16,29 +16,29 @@ from serving.process import ChildProcess
 
 _FIRST_PAUSE_S: Final = 0.5
 _LAST_PAUSE_S: Final = 30.0
-_STEADY_S: Final = 5.0  # up for so long: the next failure is a first one
+_STEADY_S: Final = 5.0  # after so long without failure, the pause starts again at its minimum
 _START_S: Final = 180.0
-_STOP_S: Final = 1.0  # for the rest of a server that ended or stands still
+_STOP_S: Final = 1.0  # for the remaining processes of a server that ended or hangs
 _TOLD_FAILURES: Final = 5
 
 Say = Callable[[str], None]
 
 
 class Watch(Protocol):
-    """Looks at a running server; `serving.watch` has two."""
+    """Watches a running server; `serving.watch` has two implementations."""
 
     verdict: str | None
 
     @property
     def ready(self) -> bool:
-        """Whether it answers real questions."""
+        """Whether the server answers real requests."""
 
     def close(self) -> None:
         """Stop watching."""
 
 
 class Part:
-    """One server that is kept up."""
+    """One server that is kept running."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Part:
         ports: Sequence[int],
         clean: Callable[[], None],
     ) -> None:
-        """Describe a server that runs.
+        """Take a running server.
 
         Args:
-            name: What messages call it.
-            child: Its process, started.
-            build: Makes the process of the next start.
-            watch: Begins to watch a process; the flag says that it answered already.
-            ports: That it needs.
-            clean: Removes what a dead one left.
+            name: Name in messages.
+            child: Its started process.
+            build: Creates the process for the next start.
+            watch: Starts watching a process. The flag says whether it has answered already.
+            ports: Ports that the server needs.
+            clean: Removes what a dead process left.
         """
         self.name, self.child = name, child
         self.watch: Watch | None = None
@@ -71,15 +71,15 @@ class Part:
 
     @property
     def ready(self) -> bool:
-        """Whether it is up and answers."""
+        """Whether the server is up and answers."""
         return self.watch is not None and self.watch.ready and self.child.running
 
     def begin(self) -> None:
-        """Watch the process that runs and is known to answer."""
+        """Start watching the running process, which has answered already."""
         self.watch, self._up, self._since = self._start_watch(self.child, True), True, time.monotonic()
 
     def step(self, say: Say) -> None:
-        """Look once, and do what is to be done."""
+        """Check the server once and act."""
         now = time.monotonic()
         if self.watch is None:
             if now >= self._next_at:
@@ -95,7 +95,7 @@ class Part:
             self._up, self._since = True, now
 
     def close(self) -> None:
-        """Stop watching; the process runs on."""
+        """Stop watching. The process keeps running."""
         watch, self.watch = self.watch, None
         if watch is not None:
             watch.close()
@@ -104,7 +104,7 @@ class Part:
         if not self.child.running:
             return f"{self.name} {self.child.describe_end()}"
         if self.watch is not None and self.watch.verdict is not None:
-            return f"{self.name} is stopped here: {self.watch.verdict.rstrip('.')}"
+            return f"{self.name} is being stopped: {self.watch.verdict.rstrip('.')}"
         if not self._up and now - self._since > _START_S:
             return f"{self.name} did not answer {_START_S:g} s after its start"
         return None
@@ -121,12 +121,12 @@ class Part:
         self._failures += 1
         self._next_at = time.monotonic() + pause_s
         often = (
-            f" ({self._failures} times in a row; it is tried for ever)"
+            f" ({self._failures} failures in a row; the restarts continue)"
             if self._failures >= _TOLD_FAILURES
             else ""
         )
         log = _show(self.child.log_path)
-        say(f"{trouble} (log: {log}). It is started again in {pause_s:g} s{often}.")
+        say(f"{trouble} (log: {log}). It restarts in {pause_s:g} s{often}.")
 
     def _start(self, say: Say, now: float) -> None:
         try:

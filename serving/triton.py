@@ -1,8 +1,8 @@
-"""The Triton of the nvidia-pytriton wheel: where it lies and how it is run.
+"""Find and run the tritonserver of the nvidia-pytriton wheel.
 
-That tritonserver ships the python backend only. A backend directory put together here adds
-`backends/onnxruntime/model.py`, a python-based backend of the name that the model repository asks for, so
-that one repository runs here and, unchanged, on the full Triton image. pytriton itself is never imported.
+That tritonserver has only the python backend. The backend directory made here adds `backends/onnxruntime/model.py`, a
+python-based backend with the name that the model repository uses. So the same repository runs here and on the full
+Triton image. pytriton itself is never imported.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from contract.runtime.embedded import SERVER_NAME
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
 ADMIN_HEADER: Final = "cxr-admin-key"
 ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
-EXIT_TIMEOUT_S: Final = 3  # for requests under way; unloading python models one by one would take about 10 s
+EXIT_TIMEOUT_S: Final = 3  # for running requests; unloading python models one by one would take about 10 s
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _BACKENDS: Final = Path(__file__).parent / "backends"
-# A line of a .pth file that begins with "import" is run. Without it Python writes a __pycache__ beside model.py, and
-# Triton takes that for a change: it would load a version that serves again whenever another one is published.
+# Python executes a line of a .pth file that begins with "import". Without this line Python writes a __pycache__ beside
+# model.py. Triton takes that for a change and would reload the serving version whenever another version is published.
 _NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
-# glibc gives a block of some megabytes back to the kernel when it is freed and gets the next one page by page. A
-# radiograph of 15 MB is copied several times on its way; that took a quarter of the time of `preprocess_image`. Kept is
-# what one process had in use at most, up to 512 MiB. (mallopt(3); 32 MiB is the highest threshold there is.)
+# glibc returns a freed block of some megabytes to the kernel and gets the next one page by page. A radiograph of 15 MB
+# is copied several times, and that took a quarter of the time of `preprocess_image`. With these settings a process
+# keeps up to 512 MiB of the memory that it used. (mallopt(3); 32 MiB is the highest threshold.)
 _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 _STUB: Final = "triton_python_backend_stub"
 _SOCKET_PORT: Final = 1
@@ -44,7 +44,7 @@ _SOCKET_PORT: Final = 1
 
 @dataclass(frozen=True)
 class TritonInstallation:
-    """Where the parts of the wheel lie."""
+    """The paths of the parts of the wheel."""
 
     version: str  # of nvidia-pytriton
     server: Path  # the tritonserver program
@@ -56,7 +56,7 @@ class TritonInstallation:
 
 @dataclass(frozen=True)
 class TritonAddresses:
-    """Where one Triton listens: a socket file for gRPC, which only this user can reach, and loopback ports."""
+    """The addresses of one Triton: a socket file for gRPC, which only this user can reach, and loopback ports."""
 
     grpc: Path
     http: int
@@ -64,12 +64,12 @@ class TritonAddresses:
 
 
 def write_socket_url(path: Path) -> str:
-    """Return the gRPC address of a Triton that was told to listen at a socket file (`TritonAddresses.grpc`)."""
+    """Return the gRPC address of a Triton that listens on a socket file (`TritonAddresses.grpc`)."""
     return f"unix:{path}:{_SOCKET_PORT}"
 
 
 def find_triton() -> TritonInstallation:
-    """Locate the tritonserver of the installed nvidia-pytriton wheel.
+    """Find the tritonserver of the installed nvidia-pytriton wheel.
 
     Raises:
         ConfigError: The wheel is missing or incomplete, or has no stub for this Python version.
@@ -79,7 +79,7 @@ def find_triton() -> TritonInstallation:
         raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.")
     root = Path(spec.origin).parent / "tritonserver"
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = TritonInstallation(
+    installation = TritonInstallation(
         version=importlib.metadata.version("nvidia-pytriton"),
         server=root / "bin" / "tritonserver",
         python_backend=root / "backends" / "python",
@@ -87,19 +87,26 @@ def find_triton() -> TritonInstallation:
         caches=root / "caches",
         libraries=root.parents[1] / "nvidia_pytriton.libs",
     )
-    if not found.stub.is_file() and found.stub.parents[1].is_dir():
-        have = ", ".join(sorted(path.name for path in found.stub.parents[1].iterdir()))
+    if not installation.stub.is_file() and installation.stub.parents[1].is_dir():
+        have = ", ".join(sorted(path.name for path in installation.stub.parents[1].iterdir()))
         raise ConfigError(f"The nvidia-pytriton wheel serves Python {have}, not {minor}.")
-    for path in (found.server, found.python_backend, found.stub, found.caches, found.libraries):
+    for path in (
+        installation.server,
+        installation.python_backend,
+        installation.stub,
+        installation.caches,
+        installation.libraries,
+    ):
         if not path.exists():
             raise ConfigError(f"The nvidia-pytriton wheel lacks {path}: {INSTALL_HINT} --force-reinstall.")
-    return found
+    return installation
 
 
 def assemble_backends(installation: TritonInstallation, directory: Path) -> Path:
-    """Fill `directory` (replaced) with the backends that the model repository asks for; return it.
+    """Fill `directory` (replaced) with the backends that the model repository needs; return it.
 
-    The wheel keeps the stub for each Python version apart from the backend, which expects it beside itself.
+    The wheel keeps the stubs, one per Python version, in another folder than the backend, which expects its stub beside
+    itself.
 
     Raises:
         ConfigError: The directory cannot be written.
@@ -121,9 +128,9 @@ def assemble_backends(installation: TritonInstallation, directory: Path) -> Path
 def assemble_python(directory: Path, import_paths: Sequence[str]) -> Path:
     """Make `directory` (replaced) a virtual environment with the import path of this interpreter.
 
-    The stub embeds libpython in isolated mode: it ignores PYTHONPATH and takes the environment of the first
-    `python3` in PATH. A .pth file in this one adds the directory that holds `contract` and this very
-    interpreter's own import path, so that models see the same packages however Python was started.
+    The stub embeds libpython in isolated mode: it ignores PYTHONPATH and uses the environment of the first `python3` in
+    PATH. A .pth file in this environment adds the directory of `contract` and this interpreter's import path, so models
+    see the same packages however Python was started.
 
     Raises:
         ConfigError: The directory cannot be written.
@@ -134,17 +141,17 @@ def assemble_python(directory: Path, import_paths: Sequence[str]) -> Path:
         lines = [_NO_BYTECODE, *import_paths]
         (packages / "stack.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-        raise ConfigError(f"No Python environment can be made in {directory}: {error}.") from error
+        raise ConfigError(f"Cannot create a Python environment in {directory}: {error}.") from error
     return directory
 
 
 def list_import_paths() -> list[str]:
-    """Return where this interpreter finds packages: first this project, never the standard library."""
+    """Return this interpreter's import path: first this project, without the standard library."""
     here = str(Path(__file__).resolve().parents[1])
     standard = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib")}
     paths = [str(Path(path).resolve()) for path in sys.path if path and Path(path).is_dir()]
-    kept = [path for path in paths if path not in standard and not path.endswith("lib-dynload")]
-    return list(dict.fromkeys([here, *kept]))
+    own_paths = [path for path in paths if path not in standard and not path.endswith("lib-dynload")]
+    return list(dict.fromkeys([here, *own_paths]))
 
 
 def build_environment(installation: TritonInstallation, python: Path) -> dict[str, str]:
@@ -171,25 +178,25 @@ def build_command(
     rate_limited: bool = False,
     http_inference: bool = False,
 ) -> list[str]:
-    """Return the command line of a Triton that answers on this machine only and serves every model or ends.
+    """Return the command line of a Triton that listens only on this machine and serves every model or exits.
 
     Model control is "explicit": every model of the repository is loaded at the start, and a new version when
-    `serving.reload` asks for it. Who asks must show the key: the model-repository calls are restricted on gRPC and
-    HTTP alike, so no client changes models. So are those that change the log and tracing: a client could fill the
-    disk, or silence what is wrong. (A user of this machine who may read other processes' command
-    lines can read the key there; Triton takes it in no other way.) Configurations are complete, so
-    auto-complete is off, which also saves one start of Python a model.
+    `serving.reload` requests it. Such requests need the key: model-repository calls are restricted over gRPC and
+    HTTP, so clients cannot change models. Calls that change the log or tracing are restricted too, because a client
+    could fill the disk or hide errors. (A user of this machine who may read the command lines of other processes can
+    read the key there. Triton has no other way to receive it.) The configs are complete, so auto-complete is off,
+    which also saves one start of Python per model.
 
     Args:
-        installation: Where the wheel lies.
+        installation: Paths of the wheel.
         repository: The published model repository.
-        backends: What `assemble_backends` made.
-        addresses: Where it listens.
-        region_prefix: Of the shared-memory regions (`name_regions`).
-        admin_key: What a caller must show to change models (`make_admin_key`).
-        rate_limited: Whether the configs hold rate limits to keep (`contract.repository.Published.rate_limited`).
-        http_inference: Whether Triton's own HTTP front end listens too, for trusted callers alone. Triton 2.51 ends
-            with SIGSEGV when a POST of some megabytes comes as a form (curl's default) or in a million chunks.
+        backends: Directory of `assemble_backends`.
+        addresses: Addresses to listen on.
+        region_prefix: Prefix of the shared-memory regions (`name_regions`).
+        admin_key: The key for changing models (`make_admin_key`).
+        rate_limited: Whether the configs have rate limits (`contract.repository.Published.rate_limited`).
+        http_inference: Whether Triton's own HTTP front end listens too, only for trusted callers. Triton 2.51 crashes
+            with SIGSEGV on a POST of some megabytes that is a form (curl's default) or has a million chunks.
     """
     restricted = f"model-repository,logging,trace:{ADMIN_HEADER}={admin_key}"
     return [
@@ -214,7 +221,7 @@ def build_command(
             if http_inference
             else ["--allow-http=false"]
         ),
-        # Triton writes address:port, which gRPC reads as one path.
+        # Triton joins address and port with a colon, and gRPC reads the result as one path.
         f"--grpc-address=unix:{addresses.grpc}",
         f"--grpc-port={_SOCKET_PORT}",
         "--metrics-address=127.0.0.1",
@@ -225,7 +232,7 @@ def build_command(
 
 
 def make_admin_key(path: Path) -> str:
-    """Write a new random key into a file (replaced) that only this user may read; return the key.
+    """Write a new random key into a file (replaced) that only this user can read; return the key.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -233,7 +240,7 @@ def make_admin_key(path: Path) -> str:
     key = secrets.token_urlsafe(32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # it may be somebody's link
+        path.unlink(missing_ok=True)  # it may be a link of another user
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="ascii") as file:
             file.write(f"{key}\n")
@@ -246,13 +253,13 @@ def read_admin_key(path: Path) -> str:
     """Return the key of a running stack from its file.
 
     Raises:
-        ConfigError: There is no such file, it cannot be read or it is empty.
+        ConfigError: The file does not exist, cannot be read or is empty.
     """
     try:
         key = path.read_text(encoding="ascii").strip()
     except FileNotFoundError as error:
         raise ConfigError(
-            f"There is no admin key {path}: `cxr serve` writes it into its logs directory; name it with --admin-key."
+            f"There is no admin key {path}. `cxr serve` writes it into its logs directory. Give its path: --admin-key."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The admin key {path} cannot be read: {type(error).__name__}.") from error
@@ -267,16 +274,17 @@ def name_regions(log_dir: Path) -> str:
 
 
 def remove_regions(region_prefix: str) -> None:
-    """Remove the shared memory that Triton leaves in /dev/shm when it is killed while models unload."""
+    """Remove the shared memory that Triton leaves in /dev/shm if it is killed while models unload."""
     for region in _SHARED_MEMORY.glob(f"{region_prefix}*"):
         with contextlib.suppress(OSError):
             region.unlink()
 
 
 def protect_regions(region_prefix: str) -> None:
-    """Take these regions, which hold radiographs and reports, from the eyes of other users of this machine.
+    """Make these regions, which hold radiographs and reports, unreadable for other users of this machine.
 
-    The python backend makes them readable by everybody, whatever the umask; nobody opens them anew once a model runs.
+    The python backend makes them readable for all users, whatever the umask. No process opens them again once a model
+    runs.
     """
     for region in _SHARED_MEMORY.glob(f"{region_prefix}*"):
         with contextlib.suppress(OSError):
@@ -288,13 +296,13 @@ def read_fingerprint(repository: Path) -> str:
     """Return the fingerprint of the model that a published repository serves.
 
     Raises:
-        ArtifactError: The directory is no published model repository, or its marker is damaged.
+        ArtifactError: The directory is not a published model repository, or its marker is damaged.
     """
     return read_published(repository).fingerprint
 
 
 def find_missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:
-    """Return the shared libraries that the dynamic linker does not find for a program (empty: all there)."""
+    """Return the shared libraries of a program that the dynamic linker does not find."""
     traced = subprocess.run(
         [str(program)],
         env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"},

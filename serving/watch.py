@@ -1,14 +1,13 @@
-"""A running Triton and a running sidecar, watched: do they answer real questions, and if not, why?
+"""Watch a running Triton and a running sidecar: check that they answer real requests, and find the reason if not.
 
-`TritonWatch` asks `predict_study`, `predict_image` and `predict_text` every few seconds, unless clients got answers
-from them meanwhile. It gives a verdict, one sentence, when
-
+`TritonWatch` sends requests to `predict_study`, `predict_image` and `predict_text` every few seconds, unless clients
+got answers from them meanwhile. It gives a verdict, one sentence, if
 - a model fails twice in a row,
-- a question stands still: nothing on its way has worked for some seconds (see `serving.flow`),
-- its start stands still for a minute, or
-- a python process of a model that is ready has ended or is stopped, also where another instance still answers.
+- a request hangs: no model on its way has worked for some seconds (see `serving.flow`),
+- the start hangs for a minute, or
+- a python process of a ready model has ended or is stopped, even if another instance still answers.
 
-A server that is slow because it is busy gets no verdict. Nothing here restarts anything: see `serving.supervisor`.
+A server that is slow because it is busy gets no verdict. This module restarts nothing; see `serving.supervisor`.
 """
 
 import contextlib
@@ -31,29 +30,27 @@ from serving.stubs import Stub, list_stubs, read_process
 
 LOOK_S: Final = 0.5
 _ASK_EVERY_S: Final = 3.0
-_ASK_SHARE: Final = 0.02  # of the time may go into questions, on a slow machine
+_ASK_SHARE: Final = 0.02  # largest share of the time for requests, on a slow machine
 _ASK_AT_MOST_EVERY_S: Final = 15.0
 _STANDSTILL_S: Final = 6.0
-_COPYING_S: Final = 20.0  # the same while the server itself works: it may be copying large files to a model
+_COPYING_S: Final = 20.0  # the same, while the server itself is busy, perhaps copying large files
 _DIRECT_AFTER_S: Final = (
-    2.0  # a question without an answer: the first models on its way are asked by themselves too
+    2.0  # without an answer for so long, the first models on the way are also tested alone
 )
-_START_STANDSTILL_S: Final = 60.0  # without an answer and without work, before the first answer
-_HOPELESS_S: Final = 120.0  # a question without an answer for so long has none, busy or not
+_START_STANDSTILL_S: Final = 60.0  # without an answer and without work, during the start
+_HOPELESS_S: Final = 120.0  # without an answer for so long, the verdict comes even if the server is busy
 _FAILURES: Final = 2
-_STUB_LOOKS: Final = (
-    4  # in a row; a version that is unloaded loses its stubs a moment before it is no longer ready
-)
+_STUB_LOOKS: Final = 4  # in a row; an unloading version loses its stubs a moment before it is no longer ready
 _SWEEP_EVERY_S: Final = 2.0
 _CONTROL_TIMEOUT_S: Final = 1.0
-_PAUSE_S: Final = 5.0  # this process itself did not run for so long: its clock says nothing
+_PAUSE_S: Final = 5.0  # this process itself was paused for so long, so its timings are not valid
 
 
 class Question:
-    """One model, asked again and again: what came back, and since when an answer is awaited."""
+    """One model that gets a request again and again: the last result, and since when an answer is due."""
 
     def __init__(self, client: Any, model: str, inputs: Sequence[str], steps: Sequence[str]) -> None:
-        """Describe the question: the model, the names of its inputs and the models on the way."""
+        """Take the model, the names of its inputs and the models on its way."""
         self.model, self.steps = model, tuple(steps)
         self.answered = False
         self.failures = 0
@@ -64,7 +61,7 @@ class Question:
         self._next_at = 0.0
 
     def update(self, now: float, *, skip: bool = False) -> None:
-        """Ask when it is time; `skip` says that clients got answers since the last look."""
+        """Send a request when it is time. `skip`: clients got answers since the last check."""
         if self._thread is not None and self._thread.is_alive():
             return
         self._thread = None
@@ -76,12 +73,12 @@ class Question:
             self._thread.start()
 
     def rest(self) -> None:
-        """Forget what was awaited, unless a question is under way."""
+        """Reset the waiting time, unless a request is running."""
         if self._thread is None or not self._thread.is_alive():
             self.waiting_since, self.failures = None, 0
 
     def shift(self, now: float) -> None:
-        """Start counting anew: this process did not run for a while."""
+        """Restart the timing after a pause of this process."""
         if self.waiting_since is not None:
             self.waiting_since = now
 
@@ -96,7 +93,7 @@ class Question:
             self.answered = False
             self.failures += 1
             self._next_at = time.monotonic() + LOOK_S
-        except Exception as error:  # the connection was closed under it
+        except Exception as error:  # the connection was closed meanwhile
             self.trouble = f"{self.model}: {type(error).__name__}"
         else:
             now = time.monotonic()
@@ -109,7 +106,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What Triton counted: requests answered and failed by model, and the versions that are loaded."""
+    """Triton's counters: answered and failed requests by model, and the loaded versions."""
 
     successes: dict[str, int]
     failures: dict[str, int]
@@ -117,16 +114,16 @@ class _Counts:
 
 
 class TritonWatch:
-    """Watches one Triton from a thread of its own until `close`."""
+    """Watches one Triton in its own thread until `close`."""
 
     def __init__(self, url: str, pid: int, models: Sequence[str], *, up: bool) -> None:
-        """Begin to watch.
+        """Start watching.
 
         Args:
-            url: host:port of its gRPC service.
-            pid: Its process on this machine.
-            models: Which of `contract.probe_case.PROBED` it serves.
-            up: Whether it answered already; one that starts may be silent for long.
+            url: host:port of Triton's gRPC service.
+            pid: Triton's process on this machine.
+            models: The models of `contract.probe_case.PROBED` that it serves.
+            up: Whether it has answered already. A starting server may be silent for long.
         """
         self.verdict: str | None = None
         self._pid, self._models, self._up = pid, tuple(models), up
@@ -174,7 +171,7 @@ class TritonWatch:
                     question.shift(now)
             with contextlib.suppress(
                 Exception
-            ):  # no file, thread or memory to be had: the next look may have it
+            ):  # no file, thread or memory is available; the next check may succeed
                 self._look(now)
             looked_at = now
 
@@ -212,7 +209,7 @@ class TritonWatch:
             idle_s = self._flow.get_idle_s(question.steps, question.waiting_since, now)
             copying_s = self._flow.get_idle_s([COPYING], question.waiting_since, now)
             if idle_s > (_COPYING_S if copying_s < _STANDSTILL_S else _STANDSTILL_S):
-                return f"{question.model} stands still: no answer, and no model at work, for {idle_s:.0f} s."
+                return f"{question.model} hangs: no answer and no working model for {idle_s:.0f} s."
             if now - question.waiting_since > _HOPELESS_S:
                 return f"{question.model} did not answer for {_HOPELESS_S:g} s."
         if (silence := self._judge_silence(now)) is not None:
@@ -226,11 +223,11 @@ class TritonWatch:
         if self._silent_since is None:
             idle_s = self._flow.get_all_idle_s(self._began, now)
             if idle_s > _START_STANDSTILL_S:
-                return f"its start stands still: nothing has worked for {idle_s:.0f} s."
+                return f"its start hangs: no process has worked for {idle_s:.0f} s."
         else:
             idle_s = self._flow.get_idle_s([SERVER], self._silent_since, now)
             if idle_s > _STANDSTILL_S or now - self._silent_since > _HOPELESS_S:
-                return f"it says nothing for {now - self._silent_since:.0f} s."
+                return f"it has not answered for {now - self._silent_since:.0f} s."
         return None
 
     def _read_counts(self) -> _Counts | None:
@@ -240,14 +237,14 @@ class TritonWatch:
             return None
         counts = _Counts({}, {}, [])
         for entry in answer.model_stats:
-            found = entry.inference_stats
-            counts.successes[entry.name] = counts.successes.get(entry.name, 0) + found.success.count
-            counts.failures[entry.name] = counts.failures.get(entry.name, 0) + found.fail.count
+            statistics = entry.inference_stats
+            counts.successes[entry.name] = counts.successes.get(entry.name, 0) + statistics.success.count
+            counts.failures[entry.name] = counts.failures.get(entry.name, 0) + statistics.fail.count
             counts.versions.append((entry.name, entry.version))
         return counts
 
     def _prepare(self) -> None:
-        """Make the questions that are missing, from what the server says of its ensembles."""
+        """Create the missing questions, from the server's configs of its ensembles."""
         for model in self._models:
             if model in self._questions:
                 continue
@@ -260,10 +257,12 @@ class TritonWatch:
             question.answered = self._up
             self._questions[model] = question
             for step in steps:
-                given = dict(step.input_map)
-                if given and all(name == value and name in PROBE_INPUTS for name, value in given.items()):
+                input_map = dict(step.input_map)
+                if input_map and all(
+                    name == value and name in PROBE_INPUTS for name, value in input_map.items()
+                ):
                     name = step.model_name
-                    self._direct.setdefault(name, Question(self._client, name, list(given), [name]))
+                    self._direct.setdefault(name, Question(self._client, name, list(input_map), [name]))
 
     def _check_stubs(self, counts: _Counts, stubs: Sequence[Stub]) -> None:
         alive: dict[tuple[str, str], int] = {}
@@ -291,17 +290,17 @@ class TritonWatch:
 
 
 def _count_stubs(config: Any, *, seen: bool) -> int:
-    """Return how many stubs a version has to have: 0 where it runs inside the server."""
+    """Return how many stubs a version must have; 0 if it runs inside the server."""
     if not (config.backend == "python" or seen):
         return 0
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
 class HealthWatch:
-    """Asks a small server whether it is up, from a thread of its own, until `close`."""
+    """Checks in its own thread whether a small server is up, until `close`."""
 
     def __init__(self, is_ready: Callable[[], bool], pid: int, *, up: bool) -> None:
-        """Begin to watch: `is_ready` asks, with a deadline of its own; `pid` is the process, `up` that it answered."""
+        """Start watching. `is_ready` has its own deadline; `pid` is the process; `up`: it has answered already."""
         self.verdict: str | None = None
         self.ready = False
         self._is_ready, self._pid, self._served = is_ready, pid, up
@@ -328,4 +327,4 @@ class HealthWatch:
             if self.ready or not self._served or used_s > BUSY * elapsed_s or elapsed_s > _PAUSE_S:
                 worked_at = now
             elif now - worked_at > _STANDSTILL_S:
-                self.verdict = f"it stands still: no answer for {now - worked_at:.0f} s."
+                self.verdict = f"it hangs: no answer for {now - worked_at:.0f} s."

@@ -1,10 +1,9 @@
-"""Radiographs changed a little at random in training: moved, exposed otherwise, made noisy, partly covered.
+"""Random augmentation of radiographs in training: geometry, exposure, noise, occlusion.
 
-What happens to an image depends on its own row of `draws`, which comes from outside, and on nothing else of the
-batch. So every process of a data-parallel run changes an image as one process would; only the values of the added
-noise, if there is any, differ.
+The changes to an image depend only on its own row of random numbers (`draws`), which the caller gives. So every
+process of a data-parallel run changes an image as a single process would. Only the values of added noise differ.
 
-Each change has its own columns of a row: switching one off leaves the others as they were.
+Each change uses its own columns of the row, so switching one change off does not alter the others.
 """
 
 import math
@@ -17,53 +16,53 @@ from torch.nn import functional as F
 
 from training.config.settings import AugmentConfig
 
-COLUMNS: Final = (  # what the numbers of a row of draws decide
+COLUMNS: Final = (  # meaning of the numbers in a row of draws
     *("turn", "zoom", "right", "down"),
     *("gamma", "gain", "noise", "mirrored"),
     *("covered", "side", "aspect", "left", "top"),
 )
-DRAWS: Final[int] = len(COLUMNS)  # numbers that decide about one image
+DRAWS: Final[int] = len(COLUMNS)  # random numbers per image
 _COVERED_SHARE: Final = 0.5  # the probability p of random erasing
-_LARGEST_ASPECT: Final = 1 / 0.3  # its r_2 = 1 / r_1
+_LARGEST_ASPECT: Final = 1 / 0.3  # r_2 = 1 / r_1 of random erasing
 _WHITE: Final = 255.0
 
 
 def augment(pixels: Tensor, config: AugmentConfig, draws: Tensor, generator: torch.Generator) -> Tensor:
-    """Change every image at random, as far as the config allows.
+    """Change every image at random, with the ranges of the config.
 
-    In this order:
+    The changes, in this order:
 
-    - `flip`: mirrored left-right, every second image.
+    - `flip`: mirror the image left-right with probability 0.5.
     - `gamma`, `gain`: grey v of 0 to 1 becomes min(1, gain * v ** gamma), with gamma log-uniform between
       exp(-`gamma`) and exp(`gamma`) and gain uniform between 1 - `gain` and 1 + `gain`. Black stays black.
     - `rotation_degrees`, `scale`, `shift`: turned about the centre by an angle uniform between plus and minus
       `rotation_degrees` (positive: counter-clockwise), enlarged by a factor log-uniform between 1 / (1 + `scale`)
       and 1 + `scale`, then shifted in x and y by up to `shift` of the side either way, uniformly; one bilinear
-      interpolation. What comes in from outside is black, as `contract.image.read.load_pixels` pads.
-    - `noise`: Gaussian, independent in every pixel, of a standard deviation uniform between 0 and `noise` of the
-      range; but black, which is around the image and where it is covered, stays black.
-    - `occlusion`: with probability 0.5 a rectangle wholly inside the image is blackened. Its longer side is uniform
-      between 0 and `occlusion` of the image's, its aspect ratio log-uniform between 0.3 and 1 / 0.3, its place
-      uniform: the rectangle, probability and ratios of random erasing (Zhong et al. 2017, arXiv:1708.04896), filled
+      interpolation. The area outside the old image is black, like the padding of `contract.image.read.load_pixels`.
+    - `noise`: Gaussian, independent in every pixel, with a standard deviation uniform between 0 and `noise` of the
+      range. Black pixels (padding, occlusion) stay black.
+    - `occlusion`: with probability 0.5 a rectangle inside the image becomes black. Its longer side is uniform between
+      0 and `occlusion` of the image's side, its aspect ratio log-uniform between 0.3 and 1 / 0.3, its position uniform.
+      Rectangle, probability and ratios are those of random erasing (Zhong et al. 2017, arXiv:1708.04896), filled
       with one value as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552).
 
-    A change whose setting is 0 (False) is not computed, so that with none the values come back as they were. Nothing
-    waits for a GPU, and torch.compile makes one graph of it unless there is noise.
+    A change whose setting is 0 (False) is not computed, so without any change the values stay as they are. The code
+    never synchronises with a GPU, and torch.compile makes one graph of it unless there is noise.
 
     Args:
         pixels: (B, 1, S, S) uint8; B may be 0.
-        config: How much of each change.
+        config: Range of each change.
         draws: (B, DRAWS) float32 in [0, 1), uniform, on the device of `pixels`; one row per image.
-        generator: Draws the noise and nothing else; on the device of `pixels`.
+        generator: Draws only the noise; on the device of `pixels`.
 
     Returns:
         (B, 1, S, S) float32, 0 to 255.
 
     Raises:
-        ValueError: Pixels or draws have another shape or type: a mistake of the caller, not of a user.
+        ValueError: Pixels or draws have another shape or type, which is a programming error.
     """
     _check(pixels, draws)
-    # In float64, so that a row gives the same float32 numbers at whatever place of a batch it stands.
+    # In float64, so that a row gives the same float32 numbers at any position in a batch.
     drawn = dict(zip(COLUMNS, draws.double().unbind(1), strict=True))
     if config.flip:
         pixels = torch.where(_spread(drawn["mirrored"] < 0.5), pixels.flip(-1), pixels)
@@ -91,7 +90,7 @@ def _check(pixels: Tensor, draws: Tensor) -> None:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), one value for a whole image."""
+    """(B,) -> (B, 1, 1, 1), one value per image."""
     return values[:, None, None, None]
 
 
@@ -101,7 +100,7 @@ def _sign(draw: Tensor) -> Tensor:
 
 
 def _expose(pixels: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Look up the new grey of each of the 256 old ones, (B, 1, S, S): quicker than a power for every pixel."""
+    """Map greys (B, 1, S, S) with a table of 256 entries, which is faster than a power for every pixel."""
     exponent = torch.exp(config.gamma * _sign(drawn["gamma"]))
     gain = 1.0 + config.gain * _sign(drawn["gain"])
     levels = torch.arange(256, dtype=torch.float64, device=pixels.device) / _WHITE
@@ -114,13 +113,13 @@ def _move(images: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) ->
     turn = math.radians(config.rotation_degrees) * _sign(drawn["turn"])
     zoom = (1.0 + config.scale) ** _sign(drawn["zoom"])
     across, along = torch.cos(turn) / zoom, torch.sin(turn) / zoom
-    # The place in the old image of each new pixel; both run from -1 to 1, so that the side is 2. (Not by
-    # `F.affine_grid`: on a CPU it takes longer than the sampling, and autocast would round it to bfloat16.)
-    places = 2.0 * _centre(images.shape[-1], images.device) - 1.0  # (S,)
-    x = places - 2.0 * config.shift * _sign(drawn["right"])[:, None]  # (B, S)
-    y = places - 2.0 * config.shift * _sign(drawn["down"])[:, None]
+    # Position in the old image of each new pixel. Coordinates run from -1 to 1, so the side is 2. `F.affine_grid` is
+    # not used: on a CPU it takes longer than the sampling, and autocast would round it to bfloat16.
+    coordinates = 2.0 * _centre(images.shape[-1], images.device) - 1.0  # (S,)
+    x = coordinates - 2.0 * config.shift * _sign(drawn["right"])[:, None]  # (B, S)
+    y = coordinates - 2.0 * config.shift * _sign(drawn["down"])[:, None]
     across_x, across_y, along_x, along_y = (
-        (weight[:, None] * place).float() for weight in (across, along) for place in (x, y)
+        (weight[:, None] * coordinate).float() for weight in (across, along) for coordinate in (x, y)
     )  # (B, S)
     columns, rows = torch.stack([across_x, along_x], 1), torch.stack([-along_y, across_y], 1)  # (B, 2, S)
     grid = (columns[:, :, None, :] + rows[:, :, :, None]).permute(0, 2, 3, 1)  # (B, S, S, 2)
@@ -128,14 +127,14 @@ def _move(images: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) ->
 
 
 def _cover(size: int, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, 1, S, S) bool: the pixels whose centres lie in the rectangles."""
+    """Return (B, 1, S, S) bool: whether the centre of a pixel is in the rectangle."""
     longer = config.occlusion * drawn["side"] * (drawn["covered"] < _COVERED_SHARE)
     aspect = _LARGEST_ASPECT ** _sign(drawn["aspect"])  # height to width
     height, width = longer * aspect.clamp(max=1.0), longer / aspect.clamp(min=1.0)
     top, left = drawn["top"] * (1.0 - height), drawn["left"] * (1.0 - width)
-    places = _centre(size, longer.device)
-    rows = (places >= top[:, None]) & (places < (top + height)[:, None])  # (B, S)
-    columns = (places >= left[:, None]) & (places < (left + width)[:, None])
+    centres = _centre(size, longer.device)
+    rows = (centres >= top[:, None]) & (centres < (top + height)[:, None])  # (B, S)
+    columns = (centres >= left[:, None]) & (centres < (left + width)[:, None])
     return rows[:, None, :, None] & columns[:, None, None, :]
 
 

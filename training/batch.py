@@ -1,4 +1,4 @@
-"""Batches: chance decides what is seen of each study (`Draw`), then it becomes tensors (`Batch`)."""
+"""Batches: first draw which images and which text of each study are used (`Draw`), then make tensors (`Batch`)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,20 +19,20 @@ from training.data.studies import StudySet
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _ROWS_PER_POOL: Final = (
-    8  # batches: studies are sorted by text length inside a pool, so that padding stays small
+    8  # batches per pool; studies are sorted by text length inside a pool, which keeps padding small
 )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided about a batch of B studies, before anything is computed; cheap, and the same everywhere.
+    """The random choices for a batch of B studies. They are cheap, and the same in every process.
 
-    Every process of a data-parallel run draws the whole batch and computes its own rows of it (`take`).
+    Every process of a data-parallel run draws the whole batch and computes only its own rows of it (`take`).
 
     Attributes:
-        rows: (B,) int64 places in the `StudySet`.
+        rows: (B,) int64 rows of the `StudySet`.
         texts: B texts to read; "" for none.
-        silent: (B,) bool: texts that do not say what the image shows. They are read beside it, never alone.
+        silent: (B,) bool: texts that do not describe the image. They are read together with the image, never alone.
         views: (B, 2) int64 rows of `StudySet.pixels`; -1 for none.
         groups: (B,) int64, equal for equal texts.
         wordings: (B,) int64, equal for nearly equal texts.
@@ -49,27 +49,27 @@ class Draw:
     changes: NDArray[np.float32]
     blanks: NDArray[np.float32]
 
-    def take(self, places: slice) -> "Draw":
+    def take(self, selection: slice) -> "Draw":
         """Return some of the studies."""
-        return Draw(**{name: values[places] for name, values in vars(self).items()})
+        return Draw(**{name: values[selection] for name, values in vars(self).items()})
 
     def split(self, parts: int) -> "list[Draw]":
-        """Return the studies dealt to at most `parts` batches, none of them empty."""
+        """Split the studies into at most `parts` batches, none of them empty."""
         return [self.take(slice(part, None, parts)) for part in range(min(parts, len(self.rows)))]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B studies as tensors; those of images hold only the B_image rows that have one, and the same for text."""
+    """B studies as tensors. Image tensors hold only the B_image studies with an image; likewise for text."""
 
     pixels: Tensor  # (B_image + B_second, 1, S, S) uint8: the first views, then the second ones
     changes: Tensor  # (B_image + B_second, DRAWS) float32, for `training.augment`
     input_ids: Tensor  # (B_text, L)
     attention_mask: Tensor  # (B_text, L)
     image_rows: Tensor  # (B,) bool
-    second_rows: Tensor  # (B_image,) bool: which have a second view
+    second_rows: Tensor  # (B_image,) bool: whether there is a second view
     text_rows: Tensor  # (B,) bool
-    silent_rows: Tensor  # (B,) bool: which of the texts do not say what the image shows
+    silent_rows: Tensor  # (B,) bool: texts that do not describe the image
     targets: Tensor  # (B, K) float
     known: Tensor  # (B, K) bool
     groups: Tensor  # (B,) int64, equal for equal texts
@@ -91,7 +91,7 @@ def draw_order(
         pool = shuffled[start : start + batch_size * _ROWS_PER_POOL]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
-    return [batches[place] for place in generator.permutation(len(batches))]
+    return [batches[index] for index in generator.permutation(len(batches))]
 
 
 def draw_batch(
@@ -102,9 +102,9 @@ def draw_batch(
     *,
     compare_words: bool = False,
 ) -> Draw:
-    """Decide which views and which text of each study are seen in training, and how they are changed.
+    """Draw the views, the text and the changes of each study for a training step.
 
-    With `compare_words`, every two texts are compared for `Draw.wordings`; else only equal ones count as alike.
+    With `compare_words`, all pairs of texts are compared for `Draw.wordings`. Otherwise only equal texts are alike.
     """
     views = np.stack([_draw_views(studies.views[row], config, generator) for row in rows])
     texts = [_draw_text(studies, int(row), config, generator) for row in rows]
@@ -121,11 +121,11 @@ def draw_batch(
 
 
 def choose_batch(studies: StudySet, rows: NDArray[np.int64], config: DataConfig, *, views: int = 1) -> Draw:
-    """Return studies as they are measured: nothing left out, the first view or (2) both."""
+    """Return studies for evaluation: the whole text, and the first view or (`views` = 2) both."""
     chosen = np.full((len(rows), 2), -1, np.int64)
-    for place, row in enumerate(rows):
-        seen = studies.views[row][:views]
-        chosen[place, : len(seen)] = seen
+    for index, row in enumerate(rows):
+        views_of_study = studies.views[row][:views]
+        chosen[index, : len(views_of_study)] = views_of_study
     texts, silent = [studies.texts[row] for row in rows], np.zeros(len(rows), bool)
     return _make_draw(studies, rows, chosen, texts, silent, config.max_length, None)
 
@@ -151,38 +151,40 @@ def _make_draw(
 
 
 def _name_texts(studies: StudySet, rows: NDArray[np.int64], texts: Sequence[str]) -> list[str]:
-    """Return the texts, the name of the study in the place of a missing one, which is like no other."""
+    """Return the texts. A missing text is replaced by the study's id, which equals no other text."""
     return [text or studies.study_ids[row] for text, row in zip(texts, rows, strict=True)]
 
 
-def _draw_views(seen: Sequence[int], config: DataConfig, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows of the pixels that are seen of one study, (2,); -1 for none."""
-    chance, other = generator.random(), int(generator.integers(1, max(2, len(seen))))
-    if not seen:
+def _draw_views(
+    available: Sequence[int], config: DataConfig, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw the views of one study: (2,) rows of the pixels; -1 for none."""
+    chance, other = generator.random(), int(generator.integers(1, max(2, len(available))))
+    if not available:
         return np.array([-1, -1], np.int64)
-    if len(seen) > 1 and chance < config.lateral_share:
-        return np.array([seen[other], -1], np.int64)
-    if len(seen) == 1 or config.views == 1 or chance < 2 * config.lateral_share:
-        return np.array([seen[0], -1], np.int64)
-    return np.array([seen[0], seen[other]], np.int64)
+    if len(available) > 1 and chance < config.lateral_share:
+        return np.array([available[other], -1], np.int64)
+    if len(available) == 1 or config.views == 1 or chance < 2 * config.lateral_share:
+        return np.array([available[0], -1], np.int64)
+    return np.array([available[0], available[other]], np.int64)
 
 
 def _draw_text(studies: StudySet, row: int, config: DataConfig, generator: np.random.Generator) -> str:
-    """Return the text that is read of one study."""
+    """Draw the text of one study."""
     impression, shuffled, masked = generator.random(3)
     text = studies.texts[row]
     if impression < config.impression_share:
         text = studies.impressions[row] or text
     if shuffled < config.shuffled_share:
         sentences = _SENTENCE_END.split(text)
-        text = " ".join(sentences[place] for place in generator.permutation(len(sentences)))
+        text = " ".join(sentences[index] for index in generator.permutation(len(sentences)))
     return mask_label_words(text) if masked < config.masked_share else text
 
 
 def _draw_silent(
     texts: Sequence[str], views: NDArray[np.int64], share: float, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Return (B,) bool, which texts to silence: a share of those that stand beside an image."""
+    """Draw (B,) bool, the texts to silence: a share of the texts that come with an image."""
     both = np.array([bool(text) for text in texts], bool) & (views[:, 0] >= 0)
     return np.asarray(both & (generator.random(len(texts)) < share))
 
@@ -194,46 +196,46 @@ def _silence(
     silent: NDArray[np.bool_],
     generator: np.random.Generator,
 ) -> list[str]:
-    """Return the texts, those to silence replaced: by some of their sentences, by the indication, or by a stranger's.
+    """Replace each text to silence by some of its sentences, by the indication, or by another patient's text.
 
-    A model that never saw these believes any text: what the text does not mention it calls absent, whatever the image
-    shows.
+    Without such texts in training, a model trusts every text: a finding that the text does not mention is predicted as
+    absent, whatever the image shows.
     """
-    found = list(texts)
-    for place in np.flatnonzero(silent):
+    replaced = list(texts)
+    for index in np.flatnonzero(silent):
         kind = generator.integers(3)
         if kind == 0:
-            found[place] = _drop_sentences(texts[place], generator)
+            replaced[index] = _drop_sentences(texts[index], generator)
         elif kind == 1:
-            found[place] = studies.indications[rows[place]]
+            replaced[index] = studies.indications[rows[index]]
         else:
-            patient = studies.patient_ids[rows[place]]
-            others = [
+            patient = studies.patient_ids[rows[index]]
+            candidates = [
                 text
                 for row, text in zip(rows, texts, strict=True)
                 if text and studies.patient_ids[row] != patient
             ]
-            found[place] = others[generator.integers(len(others))] if others else ""
-    return found
+            replaced[index] = candidates[generator.integers(len(candidates))] if candidates else ""
+    return replaced
 
 
 def _drop_sentences(text: str, generator: np.random.Generator) -> str:
-    """Return some of the sentences of a text in their order, at least one fewer."""
+    """Return some of the sentences of a text in their order, and leave out at least one."""
     sentences = _SENTENCE_END.split(text)
     count = generator.integers(len(sentences))
-    kept = np.sort(generator.permutation(len(sentences))[:count])
-    return " ".join(sentences[place] for place in kept)
+    indices = np.sort(generator.permutation(len(sentences))[:count])
+    return " ".join(sentences[index] for index in indices)
 
 
 def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config: DataConfig) -> Batch:
-    """Gather the studies of a draw as tensors in memory."""
+    """Return the studies of a draw as tensors."""
     image_rows, second_rows = draw.views[:, 0] >= 0, draw.views[:, 1] >= 0
     text_rows = np.array([bool(text) for text in draw.texts], bool)
     ids, mask = _encode(tokenizer, [text for text in draw.texts if text], draw.blanks[text_rows], config)
-    places = np.concatenate([draw.views[image_rows, 0], draw.views[second_rows, 1]])
+    pixel_rows = np.concatenate([draw.views[image_rows, 0], draw.views[second_rows, 1]])
     changes = np.concatenate([draw.changes[image_rows, 0], draw.changes[second_rows, 1]])
     return Batch(
-        pixels=torch.from_numpy(studies.pixels[places]),
+        pixels=torch.from_numpy(studies.pixels[pixel_rows]),
         changes=torch.from_numpy(changes),
         input_ids=ids,
         attention_mask=mask,
@@ -251,14 +253,14 @@ def make_batch(studies: StudySet, tokenizer: ReportTokenizer, draw: Draw, config
 def _encode(
     tokenizer: ReportTokenizer, texts: Sequence[str], blanks: NDArray[np.float32], config: DataConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return ids and mask (B_text, L), as short as the texts allow, with some word pieces hidden."""
+    """Return ids and mask (B_text, L), with L as short as possible and some word pieces hidden."""
     if not texts:
         return torch.zeros((0, 1), dtype=torch.int64), torch.zeros((0, 1), dtype=torch.int64)
     encoded = tokenizer.encode(texts, config.max_length)
     length = int(encoded.attention_mask.sum(1).max())
     ids, mask = encoded.input_ids[:, :length].copy(), encoded.attention_mask[:, :length].copy()
-    kept = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id]
-    ids[(blanks[:, :length] < config.word_dropout) & ~np.isin(ids, kept)] = tokenizer.mask_id
+    special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id]
+    ids[(blanks[:, :length] < config.word_dropout) & ~np.isin(ids, special)] = tokenizer.mask_id
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 

@@ -1,12 +1,12 @@
-"""The directory of a run: its config, one line of figures per epoch, and a checkpoint to go on from.
+"""The directory of a run: its config, one line of figures per epoch, and a checkpoint to resume from.
 
     config.toml       every setting
-    tokenizer.json    trained on, or belonging to the text weights of, this run
+    tokenizer.json    trained in this run, or from its text weights
     metrics.jsonl     one `training.watch.EpochReport` per line
-    tensorboard/      where TensorBoard was asked for
-    checkpoint-12/    after epoch 12; gone once the bundle is written
+    tensorboard/      if TensorBoard is used
+    checkpoint-12/    after epoch 12; removed when the bundle is written
 
-A checkpoint is written beside the older one and renamed, so that a run killed at any moment finds a whole one.
+A checkpoint is written beside the older one and then renamed, so there is a complete one at any moment.
 """
 
 import json
@@ -31,7 +31,7 @@ _PARTIAL: Final = ".partial"
 
 
 def name_run(bundle: Path) -> Path:
-    """Return the directory of the run that makes a bundle, where no other is named."""
+    """Return the default run directory for a bundle."""
     return bundle.with_name(f"{bundle.name}.run")
 
 
@@ -39,24 +39,24 @@ class RunDirectory:
     """A run on the disk. Only the first process of a data-parallel run writes."""
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; nothing is touched yet."""
+        """Take the path. The directory is not created yet."""
         self.path = path
 
     def open(self, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the directory, or see that the run in it can be gone on with; `find_checkpoints` says from where.
+        """Create the directory, or check that the run in it can be resumed; see `find_checkpoints`.
 
         Args:
-            config: The run's config; on resuming it must be that of the run.
-            origin: What else must be equal on resuming: hashes of table and split.
-            resume: Go on where the run stopped; a run that never reached a checkpoint starts anew.
+            config: The run's config. To resume, it must equal the config of the earlier run.
+            origin: Hashes of table and split. To resume, they must be equal too.
+            resume: Resume the run. A run without a checkpoint starts from the beginning.
 
         Raises:
-            ConfigError: There is a run and `resume` is not set, or it had another config or other data.
+            ConfigError: There is a run and `resume` is False, or it had another config or other data.
         """
         exists = self.path.exists() and any(self.path.iterdir())
         if exists and not resume:
             raise ConfigError(
-                f"{self.path} holds a run already: go on with it by --resume, or remove it, or name another by --run."
+                f"{self.path} holds a run already. Resume it (--resume), remove it, or give another directory (--run)."
             )
         if exists:
             self._compare(config, origin)
@@ -65,19 +65,19 @@ class RunDirectory:
             write_file(self.path / ORIGIN, json.dumps(dict(origin)))
 
     def find_checkpoints(self) -> list[Path]:
-        """Return whole checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         paths = [path for path in self.path.glob(f"{_PREFIX}*") if not path.name.endswith(_PARTIAL)]
         return sorted(paths, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
     def begin_checkpoint(self, epoch: int) -> Path:
-        """Return an empty directory to write the checkpoint of an epoch into."""
+        """Return an empty directory for the checkpoint of an epoch."""
         path = self.path / f"{_PREFIX}{epoch}{_PARTIAL}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
         return path
 
     def finish_checkpoint(self, written: Path) -> None:
-        """Make a checkpoint that is written in full the newest one, and remove the others."""
+        """Make a complete checkpoint the current one, and remove the others."""
         older = self.find_checkpoints()
         apply_umask(written)
         written.rename(written.with_name(written.name.removesuffix(_PARTIAL)))
@@ -85,27 +85,27 @@ class RunDirectory:
             shutil.rmtree(path)
 
     def write_epochs(self, reports: list[EpochReport]) -> None:
-        """Write metrics.jsonl anew."""
+        """Rewrite metrics.jsonl."""
         lines = [json.dumps(asdict(report)) + "\n" for report in reports]
         write_file(self.path / METRICS, "".join(lines))
 
     def remove_checkpoints(self) -> None:
-        """Remove what was only there to go on from."""
+        """Remove all checkpoints."""
         for path in self.path.glob(f"{_PREFIX}*"):
             shutil.rmtree(path)
 
     def _compare(self, config: TrainConfig, origin: Mapping[str, Any]) -> None:
         try:
             text = (self.path / CONFIG).read_text(encoding="utf-8")
-            known = json.loads((self.path / ORIGIN).read_text(encoding="utf-8"))
+            stored = json.loads((self.path / ORIGIN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path} is no training run that can be gone on with.") from error
+            raise ConfigError(f"{self.path} is not a training run that can be resumed.") from error
         here = format_config(config).splitlines()
         differing = [line for line in text.splitlines() if line not in here]
         if text.splitlines() != here:
             raise ConfigError(
-                f"The run in {self.path} has other settings ({'; '.join(differing) or 'a setting more here'})."
+                f"The run in {self.path} has other settings ({'; '.join(differing) or 'one setting fewer'})."
             )
-        changed = [name for name, value in origin.items() if known.get(name) != value]
+        changed = [name for name, value in origin.items() if stored.get(name) != value]
         if changed:
             raise ConfigError(f"The run in {self.path} had another {' and '.join(changed)}.")

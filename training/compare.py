@@ -1,7 +1,7 @@
-"""Two training runs side by side: settings, course, results.
+"""Compare two training runs: settings, validation scores, results.
 
-A run is read from its bundle or, finished or not, from its run directory (`training.checkpoint`). What it reached
-on the test split stands in the bundle alone.
+A run is read from its bundle, or from its run directory (`training.checkpoint`), which may be unfinished. Only the
+bundle has test results.
 """
 
 import hashlib
@@ -17,28 +17,26 @@ from training.checkpoint import CONFIG, METRICS, ORIGIN
 from training.config.toml_file import flatten_settings, read_toml
 
 FIGURES: Final = ("auroc", "ap", "f1")
-_LEARNED: Final = (
-    "model.vocabulary_size"  # as asked for in a run directory, as the tokenizer came out in a bundle
-)
+_LEARNED: Final = "model.vocabulary_size"  # requested size in a run directory, actual size in a bundle
 
 Interval = Mapping[str, float]  # "value", "low" and "high"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is known of one run.
+    """One training run.
 
     Attributes:
         path: The bundle, or the run directory.
         kind: "bundle" or "run".
-        settings: Dotted name -> value; a setting of None is left out.
+        settings: Dotted name -> value, without settings of None.
         history: One `EpochReport` as a dict per epoch, by epoch.
-        test: Way -> metric -> macro mean with its interval; only a bundle has them.
-        seconds: Since the run began.
-        device: What it ran on, where known.
-        data_sha256: Of the studies table, where known.
-        split_sha256: Of the split, where known.
-        split: Part -> study ids; only a bundle has them.
+        test: Way -> metric -> macro mean with its interval; only in a bundle.
+        seconds: Duration of the run.
+        device: Device of the run, if known.
+        data_sha256: SHA-256 of the studies table, if known.
+        split_sha256: SHA-256 of the split, if known.
+        split: Part -> study ids; only in a bundle.
     """
 
     path: Path
@@ -63,7 +61,7 @@ class TrainingRun:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The epoch with the highest validation score, the later of equal ones, and that score."""
+        """The epoch with the highest validation score (the later one if equal), and that score."""
         return max(self.scores.items(), key=lambda entry: (entry[1], entry[0]), default=None)
 
 
@@ -72,9 +70,9 @@ class Difference:
     """One figure of both runs.
 
     Attributes:
-        a: Of the first run, with its interval; None where it was not measured.
-        b: Of the second.
-        change: b - a; None where one is missing or the two rest on different studies.
+        a: Value of the first run, with its interval; None if it was not measured.
+        b: Value of the second run.
+        change: b - a; None if one is missing or the runs used different studies.
     """
 
     a: Interval | None
@@ -84,15 +82,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs and what differs.
+    """Two runs and their differences.
 
     Attributes:
         a: The first run.
         b: The second.
-        settings: Dotted name -> value in a and in b, of those that differ; None where there is no such setting.
-        scores: Epoch, validation score of a and of b, for each epoch that one of them validated.
-        test: Way -> metric -> macro mean on the test split.
-        notes: What to know before figures are compared, one sentence each.
+        settings: Dotted name -> values in a and b, for settings that differ; None if a run lacks the setting.
+        scores: Epoch, validation score of a and of b, for each epoch that at least one run validated.
+        test: Way -> metric -> macro means on the test split.
+        notes: Warnings about comparing the figures, one sentence each.
     """
 
     a: TrainingRun
@@ -120,16 +118,16 @@ class Comparison:
 def compare_runs(a: Path, b: Path) -> Comparison:
     """Compare two runs.
 
-    The test figures stand with their 95 % intervals. Whether a difference is more than chance cannot be told
-    from them: two intervals may overlap though the same studies are all answered a little better, and that takes the
-    answers to each study, which no run keeps.
+    The test figures have 95 % intervals. These do not show whether a difference is significant: two intervals can
+    overlap although one run is a little better on every study. A paired test would need the predictions for each study,
+    which runs do not keep.
 
     Args:
         a: A bundle or a run directory.
-        b: Another.
+        b: Another bundle or run directory.
 
     Raises:
-        ConfigError: One is neither, or a file of it is damaged.
+        ConfigError: A path is neither, or a file in it is damaged.
     """
     first, second = read_run(a), read_run(b)
     same = _compare_studies(first, second)
@@ -153,7 +151,7 @@ def read_run(path: Path) -> TrainingRun:
     """Read a bundle or a run directory.
 
     Raises:
-        ConfigError: It is neither, or a file of it is damaged.
+        ConfigError: The path is neither, or a file in it is damaged.
     """
     try:
         if all((path / name).is_file() for name in (files.MANIFEST, files.CONFIG, files.METRICS)):
@@ -161,7 +159,7 @@ def read_run(path: Path) -> TrainingRun:
         if (path / CONFIG).is_file() and (path / ORIGIN).is_file():
             return _read_directory(path)
     except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: a file is missing or does not hold what it should.") from error
+        raise ConfigError(f"{path} is damaged: a file is missing or has wrong content.") from error
     raise ConfigError(f"{path} is neither a bundle nor the run directory of `cxr train`.")
 
 
@@ -179,7 +177,7 @@ def _read_bundle(path: Path) -> TrainingRun:
         seconds=manifest["seconds"],
         device=manifest["device"],
         data_sha256=manifest["data_sha256"],
-        # As `training.train` hashes it for the run directory.
+        # The same hash as in `training.train` for the run directory.
         split_sha256=hashlib.sha256(json.dumps(split, sort_keys=True).encode()).hexdigest(),
         split={part: frozenset(ids) for part, ids in split.items()},
     )
@@ -204,7 +202,7 @@ def _drop_unset(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _order(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Sort by epoch; of an epoch that was done again after a resume, the later stands."""
+    """Sort by epoch. If an epoch was repeated after a resume, keep the later one."""
     return [entry for _, entry in sorted({entry["epoch"]: entry for entry in history}.items())]
 
 
@@ -222,12 +220,12 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged: it holds no JSON object.")
+        raise ConfigError(f"{path} is damaged: it is not a JSON object.")
     return value
 
 
 def _compare_studies(a: TrainingRun, b: TrainingRun) -> dict[str, bool | None]:
-    """Return whether the studies of each part, and the table they are from, are the same; None: not known."""
+    """Return whether the studies of each part, and their table, are the same; None if unknown."""
     if None in (a.data_sha256, b.data_sha256, a.split_sha256, b.split_sha256):
         return dict.fromkeys(files.PARTS)
     if a.data_sha256 != b.data_sha256:
@@ -248,17 +246,17 @@ def _compare_figure(a: TrainingRun, b: TrainingRun, way: str, name: str, compara
 
 def _write_notes(a: TrainingRun, b: TrainingRun, same: Mapping[str, bool | None]) -> list[str]:
     notes = [
-        f"{run.path} is a run directory: test figures are in a bundle alone."
+        f"{run.path} is a run directory. Only a bundle has test figures."
         for run in (a, b)
         if run.kind == "run"
     ]
     if None not in (a.data_sha256, b.data_sha256) and a.data_sha256 != b.data_sha256:
-        return [*notes, "The studies tables differ, so that no figures can be compared."]
+        return [*notes, "The studies tables differ, so no figures can be compared."]
     if None in same.values():
         reason = "differ" if a.split_sha256 and b.split_sha256 else "are not recorded"
-        return [*notes, f"The splits {reason}, so that figures may rest on different studies."]
+        return [*notes, f"The splits {reason}, so the figures may come from different studies."]
     notes += [
-        f"The {part} studies differ, so that {figures} cannot be compared."
+        f"The {part} studies differ, so {figures} cannot be compared."
         for part, figures in (("validation", "validation scores"), ("test", "test figures"))
         if not same[part]
     ]

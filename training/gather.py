@@ -1,4 +1,4 @@
-"""Rows of all processes of a data-parallel run, with gradients: what a loss over pairs of studies needs."""
+"""Gather rows from all processes of a data-parallel run, with gradients, for a loss over pairs of studies."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch import distributed as dist
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks; the tensor itself without other processes.
+    """Return the rows of all processes, in the order of their ranks. Without other processes return the tensor.
 
-    A collective call: every process of the default group makes it, in the same order, also one with no rows.
+    This is a collective call: every process of the default group must make it, in the same order, even without rows.
 
-    The gradient is exact where every process computes *the same* loss from the gathered rows and the gradients of
-    all processes are then averaged, as `DistributedDataParallel` does. A row then gets its gradient on its own
-    process alone, so that it is multiplied by the number of processes there. Nothing is communicated on the way
-    back: a process whose rows need no gradient keeps no other one waiting.
+    The gradient is exact if every process computes *the same* loss from the gathered rows, and the gradients of all
+    processes are then averaged, as `DistributedDataParallel` does. A row gets its gradient only on its own process, so
+    the gradient is multiplied by the number of processes there. The backward pass does not communicate, so a process
+    whose rows need no gradient does not block the others.
 
     Args:
         tensor: (B, ...), equal in dtype, device type and all sizes but B in every process; B may be 0.
@@ -35,7 +35,7 @@ def _gather(tensor: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """`torch.distributed.nn.functional.all_gather` takes equal row counts only, and is deprecated."""
+    """Replaces `torch.distributed.nn.functional.all_gather`, which needs equal row counts and is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The training loop: epochs of steps, validation, the best weights, checkpoints.
 
-Chance starts anew in every epoch from the seed and the epoch's number, so that a run that goes on from a checkpoint
-ends with the weights it would have had without the break. Every process of a data-parallel run draws the same
-batches and computes its own share of each; losses are divided by counts of the whole batch, so that the mean of
-the processes' gradients is the gradient of one process with that batch.
+The random generators are seeded in every epoch with the seed and the epoch's number, so a resumed run ends with the
+same weights as an uninterrupted one. Every process of a data-parallel run draws the same batches and computes its own
+share of each. Losses are divided by counts over the whole batch, so the mean of the processes' gradients equals the
+gradient of a single process with that batch.
 """
 
 import pickle
@@ -37,14 +37,12 @@ from training.validate import Examined, Predictions, predict_rows, score
 from training.watch import EpochReport, StepReport, Watcher
 
 _STATE: Final = "state.pt"
-_REPORT_EVERY: Final = (
-    10  # steps between two reads of the loss on a GPU, which has to finish its work for each
-)
+_REPORT_EVERY: Final = 10  # steps between two reads of the loss; each read waits for the GPU
 
 
 @dataclass
 class Loop:
-    """What the loop works with, and how far it is."""
+    """The objects of the loop, and its state."""
 
     examined: Examined
     model: CxrModel
@@ -69,19 +67,19 @@ class Loop:
 
     @property
     def kept(self) -> CxrModel:
-        """The model that is measured and kept: the moving average where there is one."""
+        """The model that is validated and saved: the moving average if there is one."""
         return self.model if self.average is None else self.average.module
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; studies too few to give every process one are left out."""
+        """Optimizer steps per epoch. A last batch with fewer studies than processes is left out."""
         count, size = len(self.examined.split["train"]), self.config.loop.batch_size
-        rest = count % size
-        return count // size + int(rest >= self.accelerator.num_processes)
+        remainder = count % size
+        return count // size + int(remainder >= self.accelerator.num_processes)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all."""
+        """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.config.loop.epochs
 
 
@@ -89,34 +87,34 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """Return the accelerator: device, processes (of torchrun) and precision.
 
     Raises:
-        ConfigError: The precision is not for this device.
+        ConfigError: This device does not support the precision.
     """
     precision = choose_precision(config.precision)
     if precision == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("loop.precision fp16 needs a GPU: use bf16 or fp32.")
+        raise ConfigError("loop.precision fp16 needs a GPU. Use bf16 or fp32.")
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     return Accelerator(
-        cpu=not torch.cuda.is_available(),  # else processes without a GPU do not find each other
+        cpu=not torch.cuda.is_available(),  # otherwise processes without a GPU do not find each other
         mixed_precision=precision.replace("fp32", "no"),
         kwargs_handlers=handlers,
     )
 
 
-def choose_precision(wanted: str) -> str:
-    """Return "fp32", "bf16" or "fp16": as configured, or for "auto" bf16 where the processor computes in it."""
-    if wanted != "auto":
-        return wanted
+def choose_precision(precision: str) -> str:
+    """Return "fp32", "bf16" or "fp16" as configured. "auto" is bf16 if the processor supports it, otherwise fp32."""
+    if precision != "auto":
+        return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if multiplies_bfloat16() else "fp32"
 
 
 def fit(loop: Loop, checkpoint: Path | None) -> None:
-    """Train until the last epoch or until validation stops getting better; the model ends with its best weights.
+    """Train until the last epoch, or until validation stops improving. Then load the best weights into the model.
 
     Args:
-        loop: A new loop; afterwards its history and best score are those of the whole run.
-        checkpoint: From `RunDirectory.find_checkpoints`, to go on from.
+        loop: A new loop. Afterwards it holds the history and the best score of the whole run.
+        checkpoint: Checkpoint to resume from, from `RunDirectory.find_checkpoints`.
 
     Raises:
         ArtifactError: The checkpoint is damaged.
@@ -126,7 +124,7 @@ def fit(loop: Loop, checkpoint: Path | None) -> None:
         _load(loop, checkpoint)
     for epoch in range(len(loop.history) + 1, loop.config.loop.epochs + 1):
         if _is_finished(loop):
-            loop.watcher.on_note(f"Stopped early: no better score since epoch {loop.best_epoch}.")
+            loop.watcher.on_note(f"Stopped early: the score has not improved since epoch {loop.best_epoch}.")
             break
         report = _train_epoch(loop, epoch)
         loop.history.append(report)
@@ -138,14 +136,14 @@ def fit(loop: Loop, checkpoint: Path | None) -> None:
     if loop.best_state is None:
         loop.best_epoch = len(loop.history)
         loop.watcher.on_note(
-            f"No label has {MIN_POSITIVES} validation studies with and without it, so no epoch was better than "
-            "another: the last one is kept."
+            f"No label has {MIN_POSITIVES} validation studies with and without it, so the epochs have no "
+            "score. The last epoch is kept."
         )
     loop.model.load_state_dict(loop.best_state or loop.kept.state_dict())
 
 
 def _prepare(loop: Loop) -> None:
-    """Put model, losses and optimizers on the device, and into as many processes as there are."""
+    """Put model, losses and optimizers on the device, and wrap them for data-parallel training."""
     config, studies = loop.config, loop.examined.studies
     rows = loop.examined.select_rows("train")
     targets, known = torch.from_numpy(studies.targets[rows]), torch.from_numpy(studies.known[rows])
@@ -182,21 +180,21 @@ def _train_epoch(loop: Loop, epoch: int) -> EpochReport:
         _report_step(loop, epoch, steps[-1], meter)
     meter.finish()
     losses = _average_losses(loop, steps)
-    due = epoch % loop.config.loop.validate_every == 0 or epoch == loop.config.loop.epochs
+    validates = epoch % loop.config.loop.validate_every == 0 or epoch == loop.config.loop.epochs
     return EpochReport(
         epoch=epoch,
         loss=losses.pop("loss"),
         losses=losses,
-        validation=_validate(loop) if due else {},
+        validation=_validate(loop) if validates else {},
         rates={name: round(value, 3) for name, value in meter.rates().items()},
         seconds=round(time.monotonic() - loop.started, 2),
     )
 
 
 def _seed(loop: Loop, epoch: int) -> None:
-    """Start chance (dropout, drop path) anew; differently in every process."""
-    place = [loop.config.seed, epoch, loop.accelerator.process_index]
-    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+    """Seed dropout and drop path for an epoch, differently in every process."""
+    seeds = [loop.config.seed, epoch, loop.accelerator.process_index]
+    torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
 
 def _draw_epoch(loop: Loop, epoch: int) -> Iterator[Draw]:
@@ -211,17 +209,17 @@ def _draw_epoch(loop: Loop, epoch: int) -> Iterator[Draw]:
 
 
 def _load_batches(loop: Loop, draw: Draw) -> list[Batch]:
-    """Return this process's share of a draw as tensors, in as many parts as gradients are accumulated from."""
+    """Return this process's share of a draw as tensors, in one part for each accumulation step."""
     world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
-    own = draw.take(slice(rank, None, world))
-    # As many in every process: one with a part more would wait for the others for ever.
-    parts = own.split(min(loop.config.loop.accumulate, len(draw.rows) // world))
+    share = draw.take(slice(rank, None, world))
+    # Every process needs the same number of parts. One with more parts would wait for the others for ever.
+    parts = share.split(min(loop.config.loop.accumulate, len(draw.rows) // world))
     examined = loop.examined
     return [make_batch(examined.studies, examined.tokenizer, part, loop.config.data) for part in parts]
 
 
 def _count_known(loop: Loop, draw: Draw) -> dict[str, float]:
-    """Return, by way, the known labels of the studies of a draw divided by the number of processes."""
+    """Return, by way, the number of known labels in a draw, divided by the number of processes."""
     known = loop.examined.studies.known[draw.rows].sum(1)
     image = draw.views[:, 0] >= 0
     text = np.array([bool(words) for words in draw.texts], bool)
@@ -232,15 +230,15 @@ def _count_known(loop: Loop, draw: Draw) -> dict[str, float]:
 
 
 def _step(loop: Loop, draw: Draw, batches: list[Batch], noise: torch.Generator) -> dict[str, Tensor]:
-    """Change the weights once; return the losses of this process."""
+    """Make one optimizer step; return the losses of this process."""
     accelerator, counts = loop.accelerator, _count_known(loop, draw)
     total: dict[str, Tensor] = {}
-    for place, part in enumerate(batches, start=1):
+    for number, part in enumerate(batches, start=1):
         batch = part.to(accelerator.device)
         pixels = batch.pixels
         if len(pixels):
             pixels = augment(pixels, loop.config.augment, batch.changes, noise)
-        waits = accelerator.no_sync(loop.objective) if place < len(batches) else nullcontext()
+        waits = accelerator.no_sync(loop.objective) if number < len(batches) else nullcontext()
         with waits:
             losses = loop.objective(batch, pixels, counts, 1 / len(batches))
             accelerator.backward(losses["loss"])
@@ -277,16 +275,16 @@ def _report_step(loop: Loop, epoch: int, losses: dict[str, Tensor], meter: Meter
 
 
 def _average_losses(loop: Loop, steps: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of every loss over the steps that had it and over all processes."""
-    found = [{name: float(value) for name, value in losses.items()} for losses in steps]
+    """Return the mean of every loss over the steps that have it and over all processes."""
+    values = [{name: float(value) for name, value in losses.items()} for losses in steps]
     if loop.accelerator.num_processes > 1:
-        found = gather_object(found)
-    names = sorted({name for losses in found for name in losses})
-    return {name: float(np.mean([losses[name] for losses in found if name in losses])) for name in names}
+        values = gather_object(values)
+    names = sorted({name for losses in values for name in losses})
+    return {name: float(np.mean([losses[name] for losses in values if name in losses])) for name in names}
 
 
 def _validate(loop: Loop) -> dict[str, float]:
-    """Return the scores on the validation split; every process answers its share."""
+    """Return the scores on the validation split. Every process predicts its share."""
     rows = loop.examined.select_rows("validation")
     world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
     predictions: Predictions = predict_rows(loop.examined, loop.kept, rows[rank::world])
@@ -307,17 +305,17 @@ def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_finished(loop: Loop) -> bool:
-    """Return whether validation has not got better for `patience` validations."""
+    """Return whether the score has not improved for `patience` validations."""
     patience = loop.config.loop.patience
     since = [report for report in loop.history if report.validation and report.epoch > loop.best_epoch]
     return bool(patience) and len(since) >= patience
 
 
 def _save(loop: Loop, epoch: int) -> None:
-    """Write the checkpoint of an epoch; the first process alone writes.
+    """Write the checkpoint of an epoch. Only the first process writes.
 
-    Any epoch may be the one that a killed run goes on from, so the optimizers' state stands in each; but not behind the
-    last one, when nothing is left to train. The best weights are not written twice where they are this epoch's.
+    A killed run can resume from any epoch, so each checkpoint has the optimizers' state, except the last one, after
+    which there is no training. If this epoch is the best one, its weights are written only once.
     """
     if loop.accelerator.is_main_process:
         ended = epoch == loop.config.loop.epochs or _is_finished(loop)
@@ -338,7 +336,7 @@ def _save(loop: Loop, epoch: int) -> None:
 
 
 def _read_training_state(loop: Loop) -> dict[str, Any]:
-    """Return what only further steps need."""
+    """Return the state that only further training needs."""
     return {
         "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
         "schedules": [schedule.state_dict() for schedule in loop.schedules],
@@ -356,7 +354,7 @@ def _load_training_state(loop: Loop, state: dict[str, Any]) -> None:
 
 
 def _load(loop: Loop, checkpoint: Path) -> None:
-    """Go on from a checkpoint."""
+    """Resume from a checkpoint."""
     try:
         state = torch.load(checkpoint / _STATE, map_location=loop.accelerator.device, weights_only=True)
         loop.model.load_state_dict(state["model"])
@@ -374,4 +372,4 @@ def _load(loop: Loop, checkpoint: Path) -> None:
     loop.step = state["step"]
     loop.started -= loop.history[-1].seconds
     loop.run.write_epochs(loop.history)
-    loop.watcher.on_note(f"Going on after epoch {len(loop.history)} of {loop.config.loop.epochs}.")
+    loop.watcher.on_note(f"Resuming after epoch {len(loop.history)} of {loop.config.loop.epochs}.")

@@ -1,7 +1,7 @@
 """Losses: BCE with focal loss, or the asymmetric loss, on the labels; InfoNCE between the embeddings.
 
-Each is exact under data-parallel training, where every process sees its own rows and the gradients of all processes
-are averaged: `label_loss` by its `count`, `contrastive_loss` on rows from `training.gather.gather_rows`.
+Both are exact under data-parallel training, where every process has its own rows and the gradients of all processes are
+averaged: `label_loss` uses `count`, and `contrastive_loss` uses rows from `training.gather.gather_rows`.
 """
 
 import torch
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from training.config.settings import LossConfig
 
-_LEFT_OUT = -1e9  # similarity of a pair that does not count
+_LEFT_OUT = -1e9  # similarity of an ignored pair
 
 
 def compute_positive_weights(targets: Tensor, known: Tensor, limit: float) -> Tensor:
     """Return negatives / positives of each label, between 1 and `limit`.
 
-    Unclamped, a label with three cases would weigh a thousand times the others and drown them.
+    Without the limit, a label with three cases would have a weight of about a thousand and dominate the loss.
 
     Args:
         targets: (M, K) bool, the training studies.
-        known: (M, K) bool, which of them are stated; the others count neither as positive nor as negative.
+        known: (M, K) bool, whether the label is stated. Other labels count neither as positive nor as negative.
         limit: The largest weight, at least 1.
 
     Returns:
@@ -34,12 +34,12 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Return (1 - p_t)^gamma times BCE for each entry, with p_t the probability of the *true* value.
 
     Lin et al. 2017, Focal Loss for Dense Object Detection (arXiv:1708.02002), equation 4, without its alpha.
-    `torchvision.ops.sigmoid_focal_loss` is the same but gives NaN gradients for a gamma below 1 where p_t rounds to 1.
+    `torchvision.ops.sigmoid_focal_loss` is the same but has NaN gradients for a gamma below 1 if p_t rounds to 1.
 
     Args:
         logits: (B, K) float.
         targets: (B, K) float of 0 and 1.
-        gamma: Focusing, at least 0; 0 is BCE.
+        gamma: Focusing parameter, at least 0; 0 gives BCE.
 
     Returns:
         (B, K) of the logits' dtype.
@@ -49,22 +49,22 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor, gammas: tuple[float, float], clip: float) -> Tensor:
-    """Return focal loss with a focusing of its own for positives and negatives, deaf to the easiest negatives.
+    """Return focal loss with separate focusing parameters for positives and negatives, ignoring the easiest negatives.
 
     Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification (arXiv:2009.14119): with p the probability,
     a positive costs -(1 - p)^gamma_positive log(p), and a negative -p_m^gamma_negative log(1 - p_m) of the shifted
     probability p_m = max(p - clip, 0) ("asymmetric focusing" and "probability shifting" in its section 2). Gradients
     flow through the focusing weights too, as the paper derives them and its code (Alibaba-MIIL/ASL) does by default.
-    Equal gammas without clip give focal loss, gammas of 0 without clip BCE.
+    Equal gammas with a clip of 0 give focal loss. Gammas of 0 with a clip of 0 give BCE.
 
-    `timm.loss.AsymmetricLossMultiLabel` is the same between logits of -18 and 18; beyond, its clamp of p leaves the
-    worst mistakes without a gradient. Here logarithms are taken of logits.
+    `timm.loss.AsymmetricLossMultiLabel` is the same for logits between -18 and 18. Beyond, its clamp of p removes the
+    gradient of the worst mistakes. This function computes the logarithms from the logits.
 
     Args:
         logits: (B, K) float.
         targets: (B, K) float of 0 and 1.
-        gammas: Focusing of positives and of negatives, at least 0.
-        clip: Probability, 0 to 1, up to which a negative costs nothing.
+        gammas: Focusing parameters of positives and of negatives, at least 0.
+        clip: Probability, 0 to 1, up to which a negative has no loss.
 
     Returns:
         (B, K) of the logits' dtype.
@@ -78,7 +78,7 @@ def asymmetric_loss(logits: Tensor, targets: Tensor, gammas: tuple[float, float]
 
 
 def _focus(share: Tensor, gamma: float) -> Tensor:
-    """Return share^gamma; a share of 0 is raised a little, because a power below 1 has no gradient there."""
+    """Return share^gamma. A share of 0 is raised a little, because a power below 1 has an infinite gradient there."""
     return share.clamp(min=torch.finfo(share.dtype).tiny) ** gamma
 
 
@@ -96,14 +96,14 @@ def label_loss(
     Args:
         logits: (B, K) float32.
         targets: (B, K) float of 0 and 1.
-        known: (B, K) bool; what is not known counts for nothing, and is no negative.
-        weights: (K,) weight of the positives in BCE; the asymmetric loss has none.
-        config: Which loss, and its settings.
-        count: () known labels of all processes together divided by the number of processes, so that the mean of the
-            processes' losses and gradients is that of the whole batch. None: the known labels here.
+        known: (B, K) bool; unknown labels are ignored and are not negatives.
+        weights: (K,) weight of the positives in BCE; unused by the asymmetric loss.
+        config: The kind of loss, and its settings.
+        count: () number of known labels of all processes divided by the number of processes, so that the mean of the
+            processes' losses and gradients is that of the whole batch. None: the known labels of this process.
 
     Returns:
-        () loss; 0 where nothing is known.
+        () loss; 0 if no label is known.
     """
     if config.labels == "asymmetric":
         entries = asymmetric_loss(logits, targets, config.asymmetric_gammas, config.asymmetric_clip)
@@ -114,7 +114,7 @@ def label_loss(
     counted = known.to(entries.dtype)
     if count is None:
         count = counted.sum()
-    # not clamped to 1: one known label for two processes is a count of 0.5
+    # not clamped to 1, because one known label for two processes gives a count of 0.5
     return (entries * counted).sum() / torch.where(count > 0, count, 1.0)
 
 
@@ -123,21 +123,20 @@ def contrastive_loss(
 ) -> Tensor:
     """Return symmetric InfoNCE between two sets of embeddings of the same studies.
 
-    Studies of one group (equal report text) are positives of each other: pushing apart two cases whose
-    reports read the same would teach noise. Studies that are `alike` are neither positives nor negatives of each
-    other. Radford et al. 2021 (arXiv:2103.00020), with several positives as in Khosla et al. 2020
-    (arXiv:2004.11362), equation 2.
+    Studies of one group (equal report text) are positives of each other, because separating two cases with the
+    same report would teach noise. Studies that are `alike` are neither positives nor negatives of each other. Radford
+    et al. 2021 (arXiv:2103.00020), with several positives as in Khosla et al. 2020 (arXiv:2004.11362), equation 2.
 
-    Under data-parallel training every process gives the rows of all processes, from `gather_rows`; each then
-    computes the loss of the whole batch. Always in float32: in bfloat16 a cosine is off by up to 0.004, which a
-    temperature of 0.1 makes ten times larger.
+    Under data-parallel training every process passes the rows of all processes, from `gather_rows`, and computes the
+    loss of the whole batch. The computation is in float32: in bfloat16 a cosine has an error of up to 0.004, and a
+    temperature of 0.1 makes it ten times larger.
 
     Args:
         first: (B, D) of unit length, B at least 1.
-        second: (B, D) of unit length, row by row of the same studies.
+        second: (B, D) of unit length; row by row the same studies.
         groups: (B,) int64; equal values mark equal reports.
         temperature: Above 0; divides the cosine similarities.
-        alike: (B, B) bool, symmetric: pairs that are not pushed apart; from `find_alike`. None: only equal reports.
+        alike: (B, B) bool, symmetric: pairs that are not negatives; from `find_alike`. None: only equal reports.
 
     Returns:
         () float32 loss.
@@ -147,18 +146,18 @@ def contrastive_loss(
         same = groups[:, None] == groups[None, :]
         if alike is not None:
             similarity = similarity.masked_fill(alike & ~same, _LEFT_OUT)
-        wanted = same / same.sum(1, keepdim=True)
-        forward = -(wanted * similarity.log_softmax(dim=1)).sum(1).mean()
-        backward = -(wanted * similarity.T.log_softmax(dim=1)).sum(1).mean()
+        targets = same / same.sum(1, keepdim=True)
+        forward = -(targets * similarity.log_softmax(dim=1)).sum(1).mean()
+        backward = -(targets * similarity.T.log_softmax(dim=1)).sum(1).mean()
         return (forward + backward) / 2
 
 
 def find_alike(targets: Tensor, known: Tensor, wordings: Tensor) -> Tensor:
-    """Return (B, B) bool: studies with the same labels, or with nearly the same words.
+    """Return (B, B) bool: pairs of studies with the same labels, or with nearly the same words.
 
     Args:
         targets: (B, K) of 0 and 1.
-        known: (B, K) of 0 and 1. Labels are the same where the same ones are known, at least one, and are equal.
+        known: (B, K) of 0 and 1. Labels are the same if the same labels are known, at least one, and have equal values.
         wordings: (B,) int64; equal values mark nearly equal reports.
     """
     stated = known.to(targets.dtype)

@@ -1,7 +1,7 @@
-"""Muon on processors that do not multiply in bfloat16.
+"""Muon for processors that do not multiply in bfloat16.
 
-PyTorch's Muon orthogonalises in bfloat16 whatever it runs on. A processor without such products (AVX2 alone, say) puts
-them together piece by piece: 30 times slower than float32.
+PyTorch's Muon always orthogonalises in bfloat16. A processor without bfloat16 multiplication (for example with only
+AVX2) emulates it, 30 times slower than float32.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.optim import _muon
 
 
 def make_muon(groups: list[dict[str, Any]], **settings: Any) -> optim.Muon:
-    """Return PyTorch's Muon for groups of matrices; on a processor without bfloat16 products, one in float32."""
+    """Return PyTorch's Muon for groups of matrices. On a processor without bfloat16 multiplication, use float32."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     slow = any(parameter.device.type == "cpu" for parameter in parameters) and not multiplies_bfloat16()
     return (Float32Muon if slow else optim.Muon)(groups, **settings)
@@ -27,7 +27,7 @@ def multiplies_bfloat16() -> bool:
 
 
 class Float32Muon(optim.Muon):
-    """PyTorch's Muon, its Newton-Schulz iteration in float32; its state is the same."""
+    """PyTorch's Muon with its Newton-Schulz iteration in float32. Its state is the same."""
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Perform one step, as `torch.optim.Muon` does."""
@@ -36,12 +36,12 @@ class Float32Muon(optim.Muon):
 
 
 def orthogonalise(update: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Return a matrix near the orthogonal one closest to `update`, as PyTorch's Muon does but in its own type.
+    """Return a matrix near the closest orthogonal one to `update`, like PyTorch's Muon but in the dtype of `update`.
 
     Args:
         update: (M, N).
         coefficients: a, b and c of the iteration X <- a X + b (X X^T) X + c (X X^T)^2 X (Jordan et al. 2024).
-        steps: How many.
+        steps: Number of iterations.
         eps: Smallest norm to divide by.
 
     Returns:

@@ -1,9 +1,9 @@
-"""What training minimises: the losses of a batch over every way in which its studies can be read.
+"""The training objective: the losses of a batch, for every way to read its studies.
 
-A study with an image and a report is read by image and report together, by the image alone and by the report alone,
-so that one set of weights serves all three; one without an image trains the report side only, and the other way
-round; one whose labels are all unknown takes part in the contrastive loss alone. The positives of that loss are the
-studies of equal reports, whatever their labels; the labels only say which studies are no negatives.
+A study with an image and a report is read in three ways: both together, the image alone and the report alone. So one
+set of weights serves all three. A study without an image trains only the report side, and vice versa. A study without
+known labels takes part only in the contrastive loss. The positives of that loss are studies with equal reports,
+whatever their labels. The labels only decide which studies are not negatives.
 """
 
 from itertools import combinations
@@ -25,16 +25,16 @@ Reading = dict[str, tuple[FusionOutput, Tensor]]  # way -> output (B_way, ...), 
 def read_batch(
     model: CxrModel, batch: Batch, pixels: Tensor | None = None, *, lexical: bool = True
 ) -> Reading:
-    """Run the model every way the batch allows.
+    """Run the model in every way that the batch allows.
 
-    The two encoders run once; only the fusion, which is small, runs for each way.
+    Each encoder runs once. Only the fusion, which is small, runs for each way.
 
     Args:
         model: The model.
         batch: The studies.
-        pixels: (B_image + B_second, 1, S, S) to read in the place of the batch's, changed for training.
-        lexical: Whether the lexical part, where there is one, adds its logits; not in training, where the rest of
-            the model would then learn only what the words leave open.
+        pixels: (B_image + B_second, 1, S, S) augmented pixels to use instead of the batch's.
+        lexical: Whether the lexical part, if there is one, adds its logits. It must not in training, because the rest
+            of the model would then learn only what the lexical part cannot predict.
     """
     ids = batch.input_ids if lexical else None  # (B_text, L)
     outputs: Reading = {}
@@ -64,7 +64,7 @@ def read_batch(
 
 
 def _encode_images(model: CxrModel, batch: Batch, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the tokens (B_image, N, C), or of two views (B_image, 2 N, C) and their mask."""
+    """Return the tokens (B_image, N, C); with two views, (B_image, 2 N, C) and their mask."""
     tokens = model.image_encoder(pixels)
     count = len(batch.second_rows)
     if len(tokens) == count:
@@ -76,7 +76,7 @@ def _encode_images(model: CxrModel, batch: Batch, pixels: Tensor) -> tuple[Tenso
 
 
 class Objective(nn.Module):
-    """A model with its losses; one call computes the loss of one batch."""
+    """A model with its losses. One call computes the loss of one batch."""
 
     def __init__(self, model: CxrModel, positive_weights: Tensor, config: LossConfig) -> None:
         """Take the model.
@@ -94,14 +94,14 @@ class Objective(nn.Module):
     def forward(
         self, batch: Batch, pixels: Tensor, counts: dict[str, float], share: float = 1.0
     ) -> dict[str, Tensor]:
-        """Return "loss", the sum that training minimises, and its parts.
+        """Return "loss", the sum to minimise, and its parts.
 
         Args:
             batch: The studies of this process.
-            pixels: The batch's pixels as changed for training.
-            counts: For each way, how many known labels the studies have that all processes read together that way,
-                divided by the number of processes: their mean gradient is then that of the whole batch.
-            share: Of the contrastive loss that counts, where the batch is one of several whose gradients are summed.
+            pixels: The batch's pixels after augmentation.
+            counts: For each way, the number of known labels over all processes, divided by the number of processes, so
+                that the mean gradient is that of the whole batch.
+            share: Factor of the contrastive loss if the gradients of several batches are summed.
         """
         readings = read_batch(self.model, batch, pixels, lexical=False)
         parts: dict[str, Tensor] = {}

@@ -1,11 +1,11 @@
-"""Optimizers, the learning rate of every layer, and how rates run over the steps.
+"""Optimizers, the learning rate of every layer, and learning rate schedules.
 
 "adamw" is AdamW for everything. "muon" orthogonalises the updates of the weight matrices inside the model
 (Jordan et al. 2024; scaled to AdamW's step as in Liu et al. 2025, Muon is Scalable for LLM Training,
-arXiv:2502.16982) and leaves the rest to AdamW: from scratch on little data the Swin learns far faster by it.
+arXiv:2502.16982) and uses AdamW for the rest. From scratch on little data, the Swin learns much faster with it.
 
-Layer-wise rates, for pretrained encoders: what lies deep is general and should change little. Clark et al. 2020,
-ELECTRA, arXiv:2003.10555 (for BERT); Bao et al. 2021, BEiT, arXiv:2106.08254 (for vision transformers).
+Layer-wise rates are for pretrained encoders: layers near the input are general and should change little. Clark et al.
+2020, ELECTRA, arXiv:2003.10555 (for BERT); Bao et al. 2021, BEiT, arXiv:2106.08254 (for vision transformers).
 """
 
 import math
@@ -21,13 +21,13 @@ from training.muon import make_muon
 REST: Final = "rest"
 _ENCODERS: Final = ("backbone", "bert")
 _STARTS: Final = ("patch_embed.", "stem.", "cls_token", "reg_token", "pos_embed", "embeddings.")
-_Depth = tuple[float, float]  # of a layer in its encoder, ordered from the input to the output
+_Depth = tuple[float, float]  # position of a layer in its encoder, from the input to the output
 _DEEPEST: Final[_Depth] = (-1, 0)
 _TOP: Final[_Depth] = (math.inf, 0)
 
 
 class LayerRate(NamedTuple):
-    """The peak learning rate of one layer; `name` is `REST` for everything outside the encoders."""
+    """The peak learning rate of one layer. `name` is `REST` for everything outside the encoders."""
 
     name: str
     rate: float
@@ -41,15 +41,15 @@ class _Layer(NamedTuple):
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimizer]:
-    """Return the optimizers that together update every trainable parameter of the model once.
+    """Return the optimizers, which together update every trainable parameter of the model once.
 
-    Vectors (norms, biases, single embeddings) are not decayed, nor what a part of the model names in its own
-    `no_weight_decay` (timm's Swin: the tables of relative position biases). Frozen parameters are left out. Rates are
-    those of `describe_rates`.
+    Vectors (norms, biases, single embeddings) have no weight decay, and neither have the parameters that a module lists
+    in `no_weight_decay` (timm's Swin: the tables of relative position biases). Frozen parameters are left out. The
+    rates are those of `describe_rates`.
 
     Args:
-        model: The model or a wrapper around it: encoders are found by the "backbone" and "bert" in parameters' names.
-        config: Its section `optimizer` decides.
+        model: The model or a wrapper around it. Encoders are found by "backbone" and "bert" in parameter names.
+        config: The run's config; its section `optimizer` is used.
     """
     matrices = _find_matrices(model) if config.optimizer.name == "muon" else set()
     layers, undecayed = _find_layers(model), _find_undecayed(model)
@@ -60,19 +60,19 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[optim.Optimiz
         decayed = parameter.ndim > 1 and name not in undecayed
         decay = config.optimizer.weight_decay if decayed else 0.0
         groups[name in matrices].setdefault((rate, decay), []).append(parameter)
-    made: list[optim.Optimizer] = []
+    optimizers: list[optim.Optimizer] = []
     if groups[True]:
-        made.append(make_muon(_list_groups(groups[True]), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(make_muon(_list_groups(groups[True]), adjust_lr_fn="match_rms_adamw"))
     if groups[False]:
-        made.append(optim.AdamW(_list_groups(groups[False])))
-    return made
+        optimizers.append(optim.AdamW(_list_groups(groups[False])))
+    return optimizers
 
 
 def make_average(model: nn.Module, decay: float) -> optim.swa_utils.AveragedModel:
-    """Return an exponential moving average of a model; call `update_parameters` on it after every training step.
+    """Return an exponential moving average of a model. Call its `update_parameters` after every training step.
 
-    Numbers are averaged, also running statistics. Whole numbers (positions, indices, counts) are copied: an average of
-    two that are equal can be rounded down.
+    Floating-point tensors are averaged, also running statistics. Integers (positions, indices, counts) are copied,
+    because even the average of two equal integers can be rounded down.
     """
     blend = optim.swa_utils.get_ema_multi_avg_fn(decay)
 
@@ -88,13 +88,13 @@ def make_average(model: nn.Module, decay: float) -> optim.swa_utils.AveragedMode
 
 
 def describe_rates(model: nn.Module, config: TrainConfig) -> list[LayerRate]:
-    """Return the peak learning rate of each trainable layer, each encoder from its input to its output, then the rest.
+    """Return the peak learning rate of each trainable layer: each encoder from its input to its output, then the rest.
 
-    A layer d layers below the top of its encoder learns at `learning_rate * encoder_rate * layer_decay ** d`; the
-    rest, new in every run, at `learning_rate`. From the input on, the layers of an image backbone are what makes the
-    patches (with tokens and positions beside them), each block (the first of a stage together with the downsampling
-    before it) and the last norm; those of BERT are the embeddings and each layer. Of a backbone that names its blocks
-    in another way all layers count as the last.
+    A layer that is d layers below the top of its encoder has the rate `learning_rate * encoder_rate * layer_decay **
+    d`. All other parameters, which are new in every run, have `learning_rate`. The layers of an image backbone are
+    the patch embedding (with tokens and positions), each block (the first block of a stage together with the
+    downsampling before it) and the last norm. The layers of BERT are the embeddings and each layer. If a backbone
+    uses other names for its blocks, all its layers count as the last one.
     """
     layers = _find_layers(model)
     scales = _scale_layers(layers, config.optimizer)
@@ -111,7 +111,7 @@ def describe_rates(model: nn.Module, config: TrainConfig) -> list[LayerRate]:
 def make_schedules(
     optimizers: Sequence[optim.Optimizer], steps: int, warmup_share: float
 ) -> list[optim.lr_scheduler.LambdaLR]:
-    """Return one schedule per optimizer; call `step` on each after every training step."""
+    """Return one schedule per optimizer. Call `step` on each after every training step."""
     return [
         optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale_rate(step, steps, warmup_share))
         for optimizer in optimizers
@@ -119,7 +119,7 @@ def make_schedules(
 
 
 def scale_rate(step: int, steps: int, warmup_share: float) -> float:
-    """Return the learning rate of a step relative to its peak: linear warm-up, then half a cosine."""
+    """Return the learning rate of a step relative to the peak: linear warm-up, then half a cosine."""
     warmup = max(1, round(steps * warmup_share))
     if step < warmup:
         return (step + 1) / warmup
@@ -131,14 +131,14 @@ def _list_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _find_layers(model: nn.Module) -> dict[str, _Layer]:
-    """Return the layer of each parameter, by the parameter's name; frozen ones count as layers, too."""
+    """Return parameter name -> layer. Frozen layers count too."""
     return {name: _find_layer(name) for name, _ in model.named_parameters()}
 
 
 def _find_layer(name: str) -> _Layer:
     for encoder in _ENCODERS:
-        _, found, inside = f".{name}".partition(f".{encoder}.")
-        if not found:
+        _, encoder_found, inside = f".{name}".partition(f".{encoder}.")
+        if not encoder_found:
             continue
         if block := re.match(r"(layers|stages)\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", inside):
             stage, index = int(block[2]), int(block[3] or 0)
@@ -159,7 +159,7 @@ def _order(layer: _Layer) -> tuple[int, _Depth]:
 
 
 def _scale_layers(layers: Mapping[str, _Layer], config: OptimizerConfig) -> dict[_Layer, float]:
-    """Return the learning rate of each layer, relative to that of the rest."""
+    """Return the learning rate of each layer, relative to the rate outside the encoders."""
     scales = {}
     for layer in set(layers.values()):
         above = {
@@ -173,12 +173,12 @@ def _scale_layers(layers: Mapping[str, _Layer], config: OptimizerConfig) -> dict
 
 
 def _find_matrices(model: nn.Module) -> set[str]:
-    """Return the names of the weights of linear layers: embeddings, tables and queries are no matrices here."""
+    """Return the names of the weights of linear layers. Embeddings, tables and queries do not count as matrices."""
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _find_undecayed(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that a part of the model wants without weight decay."""
+    """Return the names of the parameters that a module lists for no weight decay."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()

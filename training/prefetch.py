@@ -1,4 +1,4 @@
-"""Batches made ready in the background while the device computes, and what that gains."""
+"""Prepare batches in the background while the device computes, and measure both speeds."""
 
 import time
 from collections import deque
@@ -12,20 +12,21 @@ _END: Final = object()
 
 
 def prefetch(items: Iterable[T], prepare: Callable[[T], R], depth: int = 2) -> Generator[R, None, None]:
-    """Yield `prepare(item)` of every item, in order, computed ahead in one background thread.
+    """Yield `prepare(item)` for every item, in order, computed ahead in one background thread.
 
-    The thread starts when the first result is asked for, and takes the items too. It ends with the last result,
-    with an error, or when the generator is closed or forgotten; this waits for the one item in work.
+    The thread starts with the first request and also iterates over `items`. It ends after the last result, after an
+    error, or when the generator is closed or deleted. Closing waits for the item in progress.
 
-    Grad mode, autocast and the current CUDA device belong to a thread: `prepare` does not find those of the caller.
+    Grad mode, autocast and the current CUDA device are per thread, so `prepare` does not have those of the caller.
 
     Args:
-        items: Taken by the thread, up to depth + 1 ahead; nothing else may use what they draw from meanwhile.
+        items: Read in the thread, up to depth + 1 ahead. The caller must not use their source (a random generator, for
+            example) meanwhile.
         prepare: Called in the thread.
-        depth: Results that may wait while the caller works with an earlier one; at least 1.
+        depth: Largest number of waiting results, at least 1.
 
     Raises:
-        ValueError: `depth` is below 1. Else whatever `items` or `prepare` raise, after all results before it.
+        ValueError: `depth` is below 1. Errors of `items` and `prepare` are raised after all earlier results.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, not {depth}.")
@@ -54,7 +55,7 @@ def _prefetch(items: Iterator[T], prepare: Callable[[T], R], depth: int) -> Gene
 
 
 class Meter:
-    """Tells what holds up one epoch of training: making batches ready (loader), or computing with them (device).
+    """Measures what limits one epoch of training: preparing batches (loader) or computing with them (device).
 
         meter = Meter(torch.cuda.synchronize)
         for batch in meter.watch(prefetch(draws, meter.time(prepare))):
@@ -62,10 +63,9 @@ class Meter:
             meter.count(len(batch))
         meter.finish()
 
-    A GPU works behind the program, which hands it work and goes on. Only `finish` waits for it: a wait after each
-    step would cost what it measures. So the wall time, and "both", hold all of the work; but while the loop waits
-    for the loader the GPU may still be busy with what it was handed before. "waiting_share" is then the most it can
-    have been starved, and "device" the most it can do. On a CPU both are exact.
+    A GPU works asynchronously. Only `finish` waits for it, because waiting after each step would cost time itself. So
+    the wall time and "both" include all work. But while the loop waits for the loader, the GPU may still be busy with
+    earlier steps. So on a GPU "waiting_share" and "device" are upper bounds. On a CPU both are exact.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Meter:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Begin a new epoch.
+        """Start measuring an epoch.
 
         Args:
             synchronize: Waits until the device has done all its work (`torch.cuda.synchronize`); None on a CPU.
@@ -83,12 +83,12 @@ class Meter:
         self.studies = 0
         self._synchronize, self._clock = synchronize, clock
         self._loader_s = self._waiting_s = 0.0
-        self._loads: deque[float] = deque()  # seconds of each result that was not handed over yet
+        self._loads: deque[float] = deque()  # seconds of each result that `watch` has not yielded yet
         self._started_s: float | None = None
         self._ended_s: float | None = None
 
     def time(self, prepare: Callable[[T], R]) -> Callable[[T], R]:
-        """Return `prepare`, measured; its results must reach `watch` one for one and in order."""
+        """Return `prepare` with time measurement. Its results must reach `watch` one by one and in order."""
 
         def measured(item: T) -> R:
             start_s = self._clock()
@@ -99,7 +99,7 @@ class Meter:
         return measured
 
     def watch(self, batches: Iterable[R]) -> Iterator[R]:
-        """Yield the batches; the time until each of them is there is waiting, all other time is the device's."""
+        """Yield the batches. The time until each one is ready counts as waiting, all other time as the device's."""
         iterator = iter(batches)
         self._started_s = self._clock()
         while True:
@@ -108,7 +108,7 @@ class Meter:
             self._waiting_s += self._clock() - start_s
             if batch is None:
                 return
-            if self._loads:  # of this batch: those prepared ahead of it do not count yet
+            if self._loads:  # the time of this batch; batches prepared ahead do not count yet
                 self._loader_s += self._loads.popleft()
             yield batch
 
@@ -117,18 +117,18 @@ class Meter:
         self.studies += studies
 
     def finish(self) -> None:
-        """End the epoch: wait for the device, and stop the clock."""
+        """End the measurement: wait for the device and stop the clock."""
         if self._synchronize is not None:
             self._synchronize()
         self._ended_s = self._clock()
 
     def rates(self) -> dict[str, float]:
-        """Return what was reached; before `finish`, until now and without the wait for the device.
+        """Return the rates. Before `finish` they cover the time until now, without waiting for the device.
 
         Returns:
-            "loader": studies/s that the loader would make ready if nothing else were to be done. "device": studies/s
-            that the loop would compute if batches were there at once. "both": studies/s as it was. "waiting_share":
-            share of the time in which the loop waited for the loader, 0 to 1. Each is 0.0 where nothing was measured.
+            "loader": studies/s of the loader alone. "device": studies/s of the loop if batches were always ready.
+            "both": actual studies/s. "waiting_share": share of the time in which the loop waited for the loader, 0 to
+            1. Each is 0.0 if nothing was measured.
         """
         ended_s = self._clock() if self._ended_s is None else self._ended_s
         wall_s = 0.0 if self._started_s is None else ended_s - self._started_s

@@ -1,7 +1,7 @@
-"""Masked-language pre-training of the text encoder: it guesses hidden word pieces from the rest of their report.
+"""Masked-language pre-training of the text encoder: it predicts hidden word pieces from the rest of the report.
 
-Devlin et al. 2019 (BERT, arXiv:1810.04805), with a new draw of the hidden pieces in every epoch (dynamic masking) and
-without next-sentence prediction, as Liu et al. 2019 (RoBERTa, arXiv:1907.11692).
+Devlin et al. 2019 (BERT, arXiv:1810.04805), with new hidden pieces in every epoch (dynamic masking) and without
+next-sentence prediction, as in Liu et al. 2019 (RoBERTa, arXiv:1907.11692).
 """
 
 import math
@@ -21,17 +21,17 @@ from training.config.settings import TrainConfig
 from training.model.model import TextEncoder
 from training.watch import StepReport, Watcher
 
-MASK_SHARE: Final = 0.8  # of the pieces to guess: shown as [MASK]; section 3.1 of BERT
-RANDOM_SHARE: Final = 0.1  # shown as another piece; the rest is shown as it is
-BETAS: Final = (0.9, 0.98)  # of AdamW; section 3.1 of RoBERTa
-_POOL: Final = 8  # batches whose texts are sorted by length together, so that padding stays small
+MASK_SHARE: Final = 0.8  # share of the pieces to predict that become [MASK]; section 3.1 of BERT
+RANDOM_SHARE: Final = 0.1  # share that becomes another piece; the rest stays
+BETAS: Final = (0.9, 0.98)  # betas of AdamW; section 3.1 of RoBERTa
+_POOL: Final = 8  # batches per pool; texts are sorted by length inside a pool, which keeps padding small
 
 
 class Hidden(NamedTuple):
-    """Texts of which some word pieces are hidden."""
+    """Texts with some hidden word pieces."""
 
-    shown: Tensor  # (B, L) int64 ids to read
-    chosen: Tensor  # (B, L) bool: the pieces to guess
+    shown: Tensor  # (B, L) int64 input ids
+    chosen: Tensor  # (B, L) bool: the pieces to predict
 
 
 def pretrain_text(
@@ -47,30 +47,29 @@ def pretrain_text(
     watcher: Watcher,
     bfloat16: bool = False,
 ) -> list[float]:
-    """Train an encoder to guess hidden word pieces, in place and on `device`; nothing else of a model is needed.
+    """Train an encoder in place to predict hidden word pieces. No other part of the model is needed.
 
-    Equal seed, texts and machine give equal weights. The caller's random state is left as it was. Beside
-    `config.pretraining` it reads the batch size and its parts from `config.loop`, and weight decay, warm-up and
-    clipping from `config.optimizer`.
+    Equal seed, texts and machine give equal weights. The caller's random state does not change. Besides
+    `config.pretraining`, the function uses `batch_size` and `accumulate` of `config.loop`, and weight decay, warm-up
+    and clipping of `config.optimizer`.
 
     Args:
-        encoder: Its BERT learns, its projection does not.
-        input_ids: (M, L) int64 of the training split's reports; a text without any word is left out.
+        encoder: The text encoder. Its BERT is trained, its projection is not.
+        input_ids: (M, L) int64 of the training split's reports; a text without words is left out.
         attention_mask: (M, L) int64; 1 for a token, 0 for the padding after it.
         config: The run.
-        special_ids: Never hidden and never shown in a piece's place, and neither is `mask_id`.
+        special_ids: Ids that are never hidden and never replace a piece; the same holds for `mask_id`.
         mask_id: The id of [MASK].
         vocabulary_size: Ids are below it; at most the rows of the encoder's embedding.
         device: Where to train.
-        watcher: Told of every step, as stage "pretraining".
-        bfloat16: Compute in bfloat16 where that is safe (autocast).
+        watcher: Notified of every step, as stage "pretraining".
+        bfloat16: Whether to compute in bfloat16 where it is safe (autocast).
 
     Returns:
-        The mean loss of a hidden piece in each epoch, in nats; ln(vocabulary_size) is a blind guess.
+        The mean loss per hidden piece in each epoch, in nats. A uniform guess has ln(vocabulary_size).
 
     Raises:
-        ConfigError: No text to learn from, a frozen encoder or one with fewer word pieces, or a loss that is no
-            longer a number.
+        ConfigError: There is no text, the encoder is frozen or has fewer word pieces, or the loss is NaN or infinite.
     """
     if not config.pretraining.epochs:
         return []
@@ -91,30 +90,30 @@ def pretrain_text(
 def hide_pieces(
     input_ids: Tensor, may_hide: Tensor, words: Tensor, mask_id: int, share: float, generator: torch.Generator
 ) -> Hidden:
-    """Draw the word pieces to guess, and show them as [MASK] (80 %), as any other piece (10 %) or as they are (10 %).
+    """Draw the word pieces to predict. Replace 80 % by [MASK] and 10 % by a random piece; leave 10 % unchanged.
 
     Args:
         input_ids: (B, L) int64.
-        may_hide: (B, L) bool; only these are drawn.
-        words: (V,) int64 ids that may be shown in the place of another.
+        may_hide: (B, L) bool; only these pieces are drawn.
+        words: (V,) int64 ids for random replacements.
         mask_id: The id of [MASK].
-        share: Of the pieces that may be hidden, each drawn on its own, 0 to 1.
+        share: Probability, 0 to 1, that a piece that may be hidden is drawn.
         generator: On the CPU, like all tensors.
     """
     chosen = may_hide & (torch.rand(input_ids.shape, generator=generator) < share)
     kind = torch.rand(input_ids.shape, generator=generator)
-    places = torch.randint(len(words), input_ids.shape, generator=generator)
+    replacements = torch.randint(len(words), input_ids.shape, generator=generator)
     shown = input_ids.masked_fill(chosen & (kind < MASK_SHARE), mask_id)
     random = chosen & (kind >= MASK_SHARE) & (kind < MASK_SHARE + RANDOM_SHARE)
-    return Hidden(torch.where(random, words[places], shown), chosen)
+    return Hidden(torch.where(random, words[replacements], shown), chosen)
 
 
 def draw_order(lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffle the places of texts of (M,) lengths into batches of similar lengths; each place comes once."""
+    """Shuffle texts with (M,) lengths into batches of similar lengths; return their indices, each once."""
     batches: list[Tensor] = []
     for pool in torch.randperm(len(lengths), generator=generator).split(batch_size * _POOL):
         batches += pool[lengths[pool].argsort(stable=True)].split(batch_size)
-    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 class _Texts(NamedTuple):
@@ -124,10 +123,10 @@ class _Texts(NamedTuple):
     attention_mask: Tensor
     may_hide: Tensor
 
-    def take(self, places: Tensor) -> "_Texts":
-        """Return some of the texts, without the padding that all of them have."""
-        length = _measure(self.attention_mask[places]).max()
-        return _Texts(*(tensor[places, :length] for tensor in self))
+    def take(self, indices: Tensor) -> "_Texts":
+        """Return some of the texts, without their common padding."""
+        length = _measure(self.attention_mask[indices]).max()
+        return _Texts(*(tensor[indices, :length] for tensor in self))
 
 
 def _measure(attention_mask: Tensor) -> Tensor:
@@ -143,12 +142,12 @@ def _check_encoder(encoder: TextEncoder, vocabulary_size: int) -> None:
         )
     if not any(parameter.requires_grad for parameter in encoder.bert.parameters()):
         raise ConfigError(
-            "A frozen text encoder cannot be pre-trained: set pretraining.epochs to 0 or change weights.freeze."
+            "A frozen text encoder cannot be pre-trained. Set pretraining.epochs to 0 or change weights.freeze."
         )
 
 
 def _choose_texts(input_ids: Tensor, attention_mask: Tensor, words: Tensor) -> _Texts:
-    """Return the texts that hold a word at all."""
+    """Return the texts that hold at least one word."""
     may_hide = torch.isin(input_ids, words) & attention_mask.bool()  # (M, L)
     rows = may_hide.any(1)
     if not rows.any():
@@ -157,7 +156,7 @@ def _choose_texts(input_ids: Tensor, attention_mask: Tensor, words: Tensor) -> _
 
 
 class _MaskedLanguageModel(nn.Module):
-    """The encoder below BERT's own prediction head, which shares the word embeddings and is thrown away afterwards."""
+    """The encoder with BERT's prediction head, which shares the word embeddings and is discarded afterwards."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -168,16 +167,16 @@ class _MaskedLanguageModel(nn.Module):
         nn.init.normal_(self.head.transform.dense.weight, std=0.02)
         nn.init.zeros_(self.head.transform.dense.bias)
 
-    def forward(self, shown: Tensor, attention_mask: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
-        """Return the sum of the losses of the chosen pieces of (B, L) texts; `wanted` (T,) are their true ids."""
+    def forward(self, shown: Tensor, attention_mask: Tensor, chosen: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss of the chosen pieces of (B, L) texts; `targets` (T,) are their true ids."""
         states = self.encoder.read_hidden(self.encoder.embed(shown), attention_mask)  # (B, L, text width)
-        logits = self.head(states[chosen])  # (T, vocabulary): only what is guessed, or memory runs out
-        return F.cross_entropy(logits.float(), wanted, reduction="sum")
+        logits = self.head(states[chosen])  # (T, vocabulary): only the pieces to predict, to save memory
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 @dataclass
 class _Loop:
-    """The epochs, and what they work with."""
+    """The epochs and their state."""
 
     model: _MaskedLanguageModel
     texts: _Texts
@@ -217,23 +216,23 @@ class _Loop:
 
     def _draw_batches(self) -> Iterator[_Texts]:
         lengths = _measure(self.texts.attention_mask)
-        for places in draw_order(lengths, self.config.loop.batch_size, self.generator):
-            yield self.texts.take(places)
+        for indices in draw_order(lengths, self.config.loop.batch_size, self.generator):
+            yield self.texts.take(indices)
 
     def _step(self, batch: _Texts) -> tuple[float, int]:
-        """Change the weights once; return the sum of the losses and the number of pieces guessed."""
+        """Make one optimizer step; return the summed loss and the number of predicted pieces."""
         share, parts = self.config.pretraining.masked_share, self.config.loop.accumulate
         hidden = hide_pieces(batch.input_ids, batch.may_hide, self.words, self.mask_id, share, self.generator)
         guessed = int(hidden.chosen.sum())
         tensors = (batch.input_ids, batch.attention_mask, hidden.shown, hidden.chosen)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        if guessed:  # or by chance none, in a small batch of short texts
+        if guessed:  # a small batch of short texts may have none
             for ids, mask, shown, chosen in zip(*(tensor.chunk(parts) for tensor in tensors), strict=True):
                 total += self._learn(ids, mask, shown, chosen, guessed)
         if not math.isfinite(total):
             raise ConfigError(
-                "The loss of pre-training is no longer a number: lower pretraining.learning_rate."
+                "The loss of pre-training became NaN or infinite. Lower pretraining.learning_rate."
             )
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
@@ -243,9 +242,9 @@ class _Loop:
     def _learn(
         self, input_ids: Tensor, attention_mask: Tensor, shown: Tensor, chosen: Tensor, guessed: int
     ) -> float:
-        """Add the gradients of a part of a batch of `guessed` pieces to guess; return the part's summed loss."""
-        wanted = input_ids[chosen]
-        tensors = (tensor.to(self.device) for tensor in (shown, attention_mask, chosen, wanted))
+        """Add the gradients of one part of a batch with `guessed` pieces to predict; return the part's summed loss."""
+        targets = input_ids[chosen]
+        tensors = (tensor.to(self.device) for tensor in (shown, attention_mask, chosen, targets))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.model(*tensors)
         (loss / guessed).backward()
@@ -253,7 +252,7 @@ class _Loop:
 
 
 def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW; vectors (norms, biases) are not decayed."""
+    """Return AdamW without weight decay on vectors (norms, biases)."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [weight for weight in learning if weight.ndim > 1]},

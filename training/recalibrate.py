@@ -1,7 +1,7 @@
-"""Calibration, thresholds and bands of a bundle, fitted anew on a lab's own studies and written as a new bundle.
+"""Fit calibration, thresholds and bands of a bundle on a lab's own studies, and write a new bundle.
 
-Where findings are rarer or more frequent, or scanners differ, a model may sort studies as well as before while its
-probabilities and thresholds are wrong. The trained weights stay as they are; what follows the logits is fitted again.
+If findings are rarer or more frequent, or scanners differ, a model may still rank studies well while its probabilities
+and thresholds are wrong. The trained weights stay. Only the steps after the logits are fitted again.
 """
 
 import json
@@ -32,12 +32,12 @@ from training.validate import Examined, predict_rows, read_calibration, set_cali
 Progress = Callable[[int, int], None]
 _DECIDED: Final = frozenset(
     ["f1", "brier", "ece"]
-)  # figures of thresholds and probabilities, not of the order
+)  # metrics that depend on thresholds or probabilities, not only on the ranking
 
 
 @dataclass(frozen=True)
 class RefittedWay:
-    """How one way to read a study was fitted anew: on how many studies, and which labels kept their old values."""
+    """The result for one way to read a study: the number of studies, and the labels that keep their old values."""
 
     studies: int
     kept: tuple[str, ...]
@@ -45,14 +45,14 @@ class RefittedWay:
 
 @dataclass(frozen=True)
 class Recalibrated:
-    """A bundle that was calibrated anew.
+    """A recalibrated bundle.
 
     Attributes:
         bundle: Its directory.
-        fingerprint: Of the new bundle.
-        source: Fingerprint of the bundle that it was made from.
-        ways: Way -> what was fitted.
-        left_out: Studies of the table that the model was trained or tested with.
+        fingerprint: Fingerprint of the new bundle.
+        source: Fingerprint of the old bundle.
+        ways: Way -> result of the fit.
+        left_out: Number of studies of the table that belong to the model's training or test data.
     """
 
     bundle: Path
@@ -69,23 +69,24 @@ class Recalibrated:
 def recalibrate(
     bundle: Bundle, table: Path, out: Path, *, cache: Path | None = None, progress: Progress | None = None
 ) -> Recalibrated:
-    """Fit calibration, thresholds and bands on the labelled studies of a table; the old bundle is left untouched.
+    """Fit calibration, thresholds and bands on the labelled studies of a table. The old bundle does not change.
 
-    Each way that the model was trained for is fitted where studies can be read in it; the others keep what they had.
-    A label with fewer than `training.evaluation.labels.MIN_POSITIVES` studies with or without it keeps its old values.
-    Studies that the model was trained or tested with, in the same collection, are left out: the model knows the
-    first, and the figures of the card need the others.
+    Each way that the model was trained for is fitted if there are studies for it. Other ways keep their values. A label
+    that fewer than `training.evaluation.labels.MIN_POSITIVES` studies have, or lack, keeps its old values.
+
+    Studies from the model's training or test data, in the same collection, are left out: the model knows the training
+    studies, and the card's figures need the test studies.
 
     Args:
         bundle: A verified bundle.
         table: Studies table.
-        out: Bundle directory; must not exist. It appears complete or, on any error, not at all.
+        out: Bundle directory. It must not exist. On an error nothing is written.
         cache: Image cache of the table.
-        progress: Called with images read and images in all, then with studies asked and studies in all.
+        progress: Called with the number of images read and their total, then with studies predicted and their total.
 
     Raises:
-        ConfigError: No study is left that the model can read, `out` exists, the bundle does not record its training,
-            or the table or the cache cannot be used.
+        ConfigError: The model can read no remaining study, `out` exists, the bundle does not record its training, or
+            the table or the cache cannot be used.
         ArtifactError: The table, the cache or the weights are damaged, or the bundle could not be written.
     """
     if out.exists():
@@ -100,21 +101,25 @@ def recalibrate(
     )
     decisions, ways = dict(bundle.decisions.ways), {}
     for way in (way for way in bundle.trained_ways if way in predictions):
-        logits, places = predictions[way]
+        logits, rows_of_way = predictions[way]
         decisions[way], kept = _refit_way(
-            model, way, logits, (studies.targets[places], studies.known[places]), bundle.decisions.of(way)
+            model,
+            way,
+            logits,
+            (studies.targets[rows_of_way], studies.known[rows_of_way]),
+            bundle.decisions.of(way),
         )
-        ways[way] = RefittedWay(len(places), kept)
+        ways[way] = RefittedWay(len(rows_of_way), kept)
     if all(len(found.kept) == len(LABELS) for found in ways.values()):
         raise ConfigError(
-            f"{table} has too few labelled studies to calibrate on: no label has enough with and without it."
+            f"{table} has too few labelled studies to calibrate on. No label has enough positive and negative studies."
         )
     fingerprint = _write(bundle, model, Decisions(decisions), table, out, ways)
     return Recalibrated(out, fingerprint, bundle.fingerprint, ways, left_out)
 
 
 def _choose_rows(bundle: Bundle, table: Path, studies: StudySet) -> tuple[NDArray[np.int64], int]:
-    """Return the labelled studies to fit on, and how many were left out because the model knows them."""
+    """Return the labelled studies to fit on, and the number of studies left out because the model knows them."""
     labelled = np.flatnonzero(studies.labelled)
     known: set[str] = set()
     if read_collection(table) == bundle.manifest.get("data_source"):
@@ -122,8 +127,8 @@ def _choose_rows(bundle: Bundle, table: Path, studies: StudySet) -> tuple[NDArra
     rows = np.array([row for row in labelled if studies.study_ids[row] not in known], np.int64)
     if not len(rows):
         raise ConfigError(
-            f"{table} holds no labelled study but those that {bundle.path} was trained and tested with: calibrate on "
-            "studies of your own."
+            f"{table} holds only labelled studies from the training or test data of {bundle.path}. Calibrate on "
+            "your own studies."
         )
     return rows, len(labelled) - len(rows)
 
@@ -135,7 +140,7 @@ def _refit_way(
     answers: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     old: tuple[ServedLabel, ...],
 ) -> tuple[tuple[ServedLabel, ...], tuple[str, ...]]:
-    """Fit one way, calibration into the model; return its labels and the keys of those that keep their values."""
+    """Fit one way and set its calibration in the model; return its labels and the keys of the labels kept as before."""
     targets, known = answers
     labels, kept = refit_decisions(logits, targets, old, *read_calibration(model, way), known=known)
     scale, bias = (np.array([getattr(x, name) for x in labels], np.float32) for name in ("scale", "bias"))
@@ -175,7 +180,7 @@ def _write(
 
 
 def _drop_decided(value: Any) -> Any:
-    """Return metrics without the figures that rest on the old thresholds and calibration."""
+    """Return metrics without the figures that depend on the old thresholds and calibration."""
     if not isinstance(value, dict):
         return value
     return {key: _drop_decided(inner) for key, inner in value.items() if key not in _DECIDED}

@@ -1,4 +1,4 @@
-"""A trained model and its measurements as the files of a bundle."""
+"""Write a trained model and its results as a bundle."""
 
 import platform
 import subprocess
@@ -33,13 +33,13 @@ def write_bundle(
     """Write every file of a bundle into a directory and seal it.
 
     Args:
-        directory: Holds tokenizer.json already.
-        config: The training run.
+        directory: Directory that holds tokenizer.json already.
+        config: The run's config.
         model: The trained and calibrated model.
         split_ids: Study ids of "train", "validation" and "test".
-        decisions: What the calibrated model decides from which probabilities.
-        metrics: Becomes metrics.json.
-        details: Becomes part of the manifest; from `describe_origin`.
+        decisions: Thresholds and bands of the calibrated model.
+        metrics: Content of metrics.json.
+        details: Entries of the manifest, from `describe_origin`.
     """
     model = model.to("cpu").eval()
     save_file(
@@ -54,7 +54,7 @@ def write_bundle(
 
 
 def make_bundle_config(config: TrainConfig) -> dict[str, Any]:
-    """Return what a bundle's config.json holds."""
+    """Return the content of a bundle's config.json."""
     training = asdict(config)
     return {
         "model": training.pop("model"),
@@ -66,7 +66,7 @@ def make_bundle_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_origin(config: TrainConfig, table: Path, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return where a bundle comes from, for its manifest."""
+    """Return the origin of a bundle, for its manifest."""
     import timm
     import transformers
 

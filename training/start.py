@@ -1,7 +1,7 @@
-"""A run that starts from a bundle: from its weights and its vocabulary, on other studies or with other settings.
+"""Start a run from a bundle's weights and vocabulary, on other studies or with other settings.
 
-Which parts may change, `weights.freeze` and the rates of `optimizer` say, as for pretrained weights. The lexical part,
-calibration and thresholds are fitted anew at the end, as in every run.
+`weights.freeze` and the rates of `optimizer` decide which parts change, as for pretrained weights. The lexical part,
+calibration and thresholds are fitted again at the end, as in every run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from training.config.toml_file import read_model_config, read_train_config
 from training.data.openi import read_collection
 from training.model.model import CxrModel, load_model
 
-# Settings of `ModelConfig` that are no part of the architecture; the vocabulary is the bundle's.
+# Settings of `ModelConfig` that are not part of the architecture, and those that the bundle's vocabulary decides.
 _FREE: Final = frozenset(["dropout", "image_drop_path", "vocabulary_size"])
 
 
 def read_start_config(start: Bundle) -> TrainConfig:
-    """Return the config of the run that made a bundle, to start another from: without what came before that run.
+    """Return the config of a bundle's run, without its pretrained weights and pre-training, for a new run.
 
     Raises:
-        ConfigError: The bundle does not record it.
+        ConfigError: The bundle does not record its config.
     """
     config = read_train_config(start.config)
     weights = replace(config.weights, image=None, text=None, freeze=())
@@ -32,34 +32,35 @@ def read_start_config(start: Bundle) -> TrainConfig:
 
 
 def fit_config(config: TrainConfig, start: Bundle) -> TrainConfig:
-    """Return the config with the bundle's vocabulary, once it is sure that the weights fit.
+    """Check that the bundle's weights fit the config; return the config with the bundle's vocabulary.
 
     Raises:
         ConfigError: The bundle has another architecture, or the config names pretrained weights as well.
     """
     if config.weights.image or config.weights.text:
         raise ConfigError(
-            "A run starts from a bundle or from pretrained weights: leave out weights.image and weights.text."
+            "A run starts either from a bundle or from pretrained weights. Leave out weights.image and weights.text."
         )
-    there: ModelConfig = read_model_config(start.config["model"])
-    here, known = asdict(config.model), asdict(there)
-    differing = [name for name in known if name not in _FREE and here[name] != known[name]]
+    bundle_config: ModelConfig = read_model_config(start.config["model"])
+    model, bundle_model = asdict(config.model), asdict(bundle_config)
+    differing = [name for name in bundle_model if name not in _FREE and model[name] != bundle_model[name]]
     if differing:
         name = differing[0]
         raise ConfigError(
-            f"{start.path} has another architecture: its model.{name} is {known[name]}, this run's is {here[name]}."
+            f"{start.path} has another architecture: its model.{name} is {bundle_model[name]}, "
+            f"this run's is {model[name]}."
         )
-    fitted = replace(config, model=replace(config.model, vocabulary_size=there.vocabulary_size))
+    fitted = replace(config, model=replace(config.model, vocabulary_size=bundle_config.vocabulary_size))
     fitted.check()
     return fitted
 
 
 def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) -> None:
-    """Raise ConfigError where a study is to be tested with that the bundle was trained on.
+    """Raise ConfigError if a validation or test study is a training study of the bundle.
 
     Args:
         start: The bundle.
-        table: Studies table of the new run; one of another collection has other studies, whatever their names.
+        table: Studies table of the new run. A table of another collection has other studies, even with equal ids.
         split: Part -> study ids of the new run.
     """
     if read_collection(table) != start.manifest.get("data_source"):
@@ -68,13 +69,13 @@ def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) 
     for part in ("validation", "test"):
         if common := trained.intersection(split[part]):
             raise ConfigError(
-                f"{start.path} was trained on {len(common)} of the {len(split[part])} {part} studies: take its own "
-                f"split by --split-file {start.path / SPLIT}."
+                f"{start.path} was trained on {len(common)} of the {len(split[part])} {part} studies. Use the bundle's "
+                f"split: --split-file {start.path / SPLIT}."
             )
 
 
 def load_start(model: CxrModel, start: Bundle) -> str:
-    """Put a bundle's weights into a model and say so in one line.
+    """Load a bundle's weights into a model; return one line about it.
 
     Raises:
         ArtifactError: The weights do not fit the bundle's config.
@@ -85,9 +86,9 @@ def load_start(model: CxrModel, start: Bundle) -> str:
 
 
 def describe_start(start: Bundle) -> dict[str, Any]:
-    """Return what the manifest says of the bundle that a run started from; what that one started from is inside."""
-    known = ("data_source", "data_sha256", "git_commit", "started_from")
-    found = {name: start.manifest[name] for name in known if start.manifest.get(name) is not None}
+    """Return the manifest entry for the start bundle, which includes the entry of that bundle's own start."""
+    recorded = ("data_source", "data_sha256", "git_commit", "started_from")
+    entry = {name: start.manifest[name] for name in recorded if start.manifest.get(name) is not None}
     training = start.config.get("training", {})
     pretrained = [source for kind in ("image", "text") if (source := training.get("weights", {}).get(kind))]
-    return {"fingerprint": start.fingerprint, "config": training.get("name"), "weights": pretrained, **found}
+    return {"fingerprint": start.fingerprint, "config": training.get("name"), "weights": pretrained, **entry}

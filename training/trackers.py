@@ -1,10 +1,10 @@
-"""Where the figures of a run go beside its own metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
+"""Log the figures of a run to TensorBoard, Weights & Biases or MLflow, besides its metrics.jsonl.
 
     with track_run(watcher, make_trackers(["tensorboard"]), run, asdict(config)) as watcher:
-        ...  # whoever tells `watcher` of the progress tells the trackers, too
+        ...  # what is reported to `watcher` goes to the trackers too
 
-Only the first process of a run makes trackers. The packages are called here and not through
-`accelerate.tracking`, whose trackers set up a process group of their own to learn which process they are in.
+Only the first process of a run makes trackers. This module calls the packages directly. The trackers of
+`accelerate.tracking` would set up a process group of their own.
 """
 
 import importlib
@@ -19,17 +19,17 @@ from contract.errors import ConfigError
 from training.config.toml_file import flatten_settings
 from training.watch import EpochReport, StepReport, Watcher
 
-LOG_EVERY: Final = 10  # steps; a server that is asked at every step would slow down short ones
+LOG_EVERY: Final = 10  # steps; a request to a server at every step would slow down short steps
 _PROJECT: Final = "cxr-serving"
-_LONGEST_VALUE: Final = 500  # characters of a parameter, which any MLflow server takes
+_LONGEST_VALUE: Final = 500  # characters of a parameter that every MLflow server accepts
 _MOST_VALUES: Final = 100  # parameters of one request to MLflow
 
 
 class Tracker(Protocol):
-    """Keeps the figures of one run somewhere."""
+    """Logs the figures of one run."""
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Open the record.
+        """Start the log.
 
         Args:
             run: The run's directory; its name becomes the run's name.
@@ -40,19 +40,19 @@ class Tracker(Protocol):
         """Add figures of one optimizer step."""
 
     def finish(self) -> None:
-        """Write what is left and close the record; does nothing where it was not opened."""
+        """Write the remaining figures and close the log. Do nothing if it was not started."""
 
 
 class TensorBoardTracker:
     """Event files in `<run>/tensorboard`, for `tensorboard --logdir`."""
 
     def __init__(self) -> None:
-        """Find the package."""
+        """Check that the package is installed."""
         _require_package("tensorboard")
         self._writer: Any = None
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Open an event file; the settings become a text of it."""
+        """Open an event file and write the settings into it as text."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run / "tensorboard"))
@@ -70,15 +70,15 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run of Weights & Biases; its WANDB_* variables decide about project, server and offline mode."""
+    """A run of Weights & Biases. The WANDB_* variables set project, server and offline mode."""
 
     def __init__(self) -> None:
-        """Find the package."""
+        """Check that the package is installed."""
         self._wandb = _require_package("wandb")
         self._run: Any = None
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Open a run, or go on with the one of this directory that was cut off."""
+        """Open a run, or resume the interrupted run of this directory."""
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             name=run.name,
@@ -86,30 +86,30 @@ class WandbTracker:
             config=dict(config),
             resume="auto",
         )
-        # A step of its own: W&B drops what comes with a smaller step, and every stage counts from 1.
+        # Use a custom step metric: W&B drops values with a smaller step, and every stage counts from 1.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add figures, with the step as the axis they are drawn over."""
+        """Add figures, with the step as the x axis."""
         self._run.log({**values, "step": step})
 
     def finish(self) -> None:
-        """Upload what is left."""
+        """Upload the remaining figures."""
         if self._run is not None:
             self._run.finish()
 
 
 class MlflowTracker:
-    """A run of MLflow, kept where MLFLOW_TRACKING_URI says or, without it, where MLflow keeps runs by itself."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI or in MLflow's default location."""
 
     def __init__(self) -> None:
-        """Find the package."""
+        """Check that the package is installed."""
         self._mlflow = _require_package("mlflow")
         self._open = False
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Open a run; settings become its parameters."""
+        """Open a run with the settings as parameters."""
         self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
         self._mlflow.start_run(run_name=run.name)
         self._open = True
@@ -135,33 +135,33 @@ TRACKERS: Final[dict[str, type[Tracker]]] = {
 
 
 def make_trackers(names: Sequence[str]) -> list[Tracker]:
-    """Return a tracker per name of `TRACKERS`, each once; "none" stands for none.
+    """Return one tracker for each name of `TRACKERS`, without duplicates; "none" gives no tracker.
 
     Raises:
-        ConfigError: A name is unknown, "none" stands beside others, or a package is not installed.
+        ConfigError: A name is unknown, "none" is combined with others, or a package is not installed.
     """
-    wanted = list(dict.fromkeys(names))
-    if unknown := [name for name in wanted if name not in {*TRACKERS, "none"}]:
-        raise ConfigError(f"There is no tracker {unknown[0]!r}: use {', '.join(TRACKERS)} or none.")
-    if "none" in wanted and len(wanted) > 1:
-        raise ConfigError("The tracker none cannot stand beside others.")
-    return [TRACKERS[name]() for name in wanted if name != "none"]
+    unique = list(dict.fromkeys(names))
+    if unknown := [name for name in unique if name not in {*TRACKERS, "none"}]:
+        raise ConfigError(f"There is no tracker {unknown[0]!r}. Use {', '.join(TRACKERS)} or none.")
+    if "none" in unique and len(unique) > 1:
+        raise ConfigError("The tracker none cannot be combined with others.")
+    return [TRACKERS[name]() for name in unique if name != "none"]
 
 
 @contextmanager
 def track_run(
     watcher: Watcher, trackers: Sequence[Tracker], run: Path, config: Mapping[str, Any]
 ) -> Iterator["TrackingWatcher"]:
-    """Start trackers, yield a watcher that tells `watcher` and them, and finish them whatever happens.
+    """Start trackers, yield a watcher that reports to `watcher` and to them, and always finish them.
 
     Args:
-        watcher: Is told first, and of a tracker that fails.
-        trackers: From `make_trackers`.
-        run: The run's directory; exists.
+        watcher: Receives each report first, and a note if a tracker fails.
+        trackers: Trackers from `make_trackers`.
+        run: The run's directory, which must exist.
         config: Every setting, by section: `dataclasses.asdict` of a TrainConfig.
 
     Raises:
-        ConfigError: A tracker does not start: no login, no server.
+        ConfigError: A tracker does not start, for example without a login or server.
     """
     tracking = TrackingWatcher(watcher, trackers)
     try:
@@ -176,24 +176,24 @@ def _start(tracker: Tracker, run: Path, config: Mapping[str, Any]) -> None:
     try:
         tracker.start(run, config)
     except Exception as error:
-        raise ConfigError(f"{_describe(tracker, error)}; train without it or mend that.") from error
+        raise ConfigError(f"{_describe(tracker, error)}. Fix this, or train without the tracker.") from error
 
 
 class TrackingWatcher:
-    """Hands what it is told to a watcher and to trackers; a tracker that fails is left out from then on."""
+    """Passes reports to a watcher and to trackers. A tracker that fails is dropped."""
 
     def __init__(self, watcher: Watcher, trackers: Sequence[Tracker]) -> None:
-        """Take a watcher and trackers, which are started by someone else."""
+        """Take a watcher and started trackers."""
         self._watcher = watcher
         self._trackers = list(trackers)
         self._step = 0
 
     def on_images(self, done: int, total: int) -> None:
-        """Tell the watcher."""
+        """Report to the watcher."""
         self._watcher.on_images(done, total)
 
     def on_step(self, report: StepReport) -> None:
-        """Log one step in `LOG_EVERY`, and the last one."""
+        """Log every `LOG_EVERY`-th step and the last one."""
         self._watcher.on_step(report)
         self._step = report.step
         if report.step % LOG_EVERY and report.step != report.steps:
@@ -208,7 +208,7 @@ class TrackingWatcher:
         self._log({f"{report.stage}/{name}": float(value) for name, value in values.items()})
 
     def on_epoch(self, report: EpochReport) -> None:
-        """Log the means of an epoch, its rates and its validation, at the step it ended with."""
+        """Log the means, rates and validation scores of an epoch, at its last step."""
         self._watcher.on_epoch(report)
         values = {
             "epoch/loss": report.loss,
@@ -220,7 +220,7 @@ class TrackingWatcher:
         self._log({name: float(value) for name, value in values.items()})
 
     def on_note(self, text: str) -> None:
-        """Tell the watcher; trackers keep figures."""
+        """Report to the watcher. Trackers log only figures."""
         self._watcher.on_note(text)
 
     def finish(self) -> None:
@@ -234,11 +234,11 @@ class TrackingWatcher:
         self._trackers = [tracker for tracker in self._trackers if self._succeeds(action, tracker)]
 
     def _succeeds(self, action: Callable[[Tracker], None], tracker: Tracker) -> bool:
-        """Return whether a tracker took it: a run of hours does not end because a server is away."""
+        """Return whether the action succeeded. A long run must not end because a tracking server is down."""
         try:
             action(tracker)
         except Exception as error:
-            self._watcher.on_note(f"{_describe(tracker, error)}; it is left out from here on.")
+            self._watcher.on_note(f"{_describe(tracker, error)}. This tracker is no longer used.")
             return False
         return True
 

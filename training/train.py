@@ -1,6 +1,6 @@
-"""Training, from top to bottom: config, data, model, loop, calibration, test, bundle.
+"""Training from start to end: config, data, model, loop, calibration, test, bundle.
 
-Several processes train one model when this is started by `torchrun`; the first of them writes.
+Under `torchrun`, several processes train one model, and the first one writes.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ from training.watch import Silent, Watcher
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training run: the bundle's directory and what metrics.json holds."""
+    """A finished training run: the bundle's directory and the content of metrics.json."""
 
     bundle: Path
     metrics: dict[str, Any]
@@ -75,20 +75,20 @@ def train(
 ) -> TrainResult:
     """Train a model on a studies table and write its bundle.
 
-    Equal config, table and machine give equal weights, also where a run was killed and gone on with.
+    Equal config, table and machine give equal weights, also for an interrupted and resumed run.
 
     Args:
-        config: From `training.config.toml_file.load_config`.
+        config: Config from `training.config.toml_file.load_config`.
         table: Parquet file made by `training.data.openi.write_table`.
-        out: Bundle directory; must not exist. It appears complete or, on any error, not at all.
-        split_file: Split to use; see `training.data.split_file`. Default: the one that the table names, or else a drawn
+        out: Bundle directory. It must not exist. On an error nothing is written.
+        split_file: Split to use; see `training.data.split_file`. Default: the table's own split, or else a random
             one.
         cache: Image cache of the table, to read instead of the image files; see `training.data.cache`.
         run: Directory of the run (`training.checkpoint`); default: `<out>.run`.
-        resume: Go on with a run that stopped.
+        resume: Resume an interrupted run.
         start: Bundle whose weights and vocabulary the run starts from; see `training.start`.
-        watcher: Is told of the progress.
-        trackers: Keep it: from `training.trackers.make_trackers`.
+        watcher: Receives progress reports.
+        trackers: Trackers from `training.trackers.make_trackers`.
 
     Raises:
         ConfigError: A setting, the table, the split, the cache, pretrained weights or the bundle to start from cannot
@@ -122,7 +122,7 @@ def train(
         with track_run(watcher, trackers, directory.path, asdict(config)) as watching:
             if undeniable:
                 watching.on_note(
-                    f"Not learned, because the table never denies them: {', '.join(undeniable)}."
+                    f"Not learned, because the table states no negative studies for them: {', '.join(undeniable)}."
                 )
             model = _make_model(examined, accelerator, watching, start, fresh=checkpoint is None)
             loop = Loop(examined, model, accelerator, directory, watching)
@@ -138,7 +138,7 @@ def train(
 
 @contextmanager
 def _use_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
-    """Yield the accelerator; afterwards the process is as it was, ready for a run with other settings."""
+    """Yield the accelerator. Afterwards reset its global state, so that the process can start another run."""
     strict = torch.are_deterministic_algorithms_enabled()
     accelerator = make_accelerator(config.loop)
     torch.use_deterministic_algorithms(strict or config.loop.deterministic)
@@ -148,7 +148,7 @@ def _use_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     finally:
         torch.use_deterministic_algorithms(strict)
         accelerator.end_training()
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate holds it for the process's life
+        AcceleratorState._reset_state(reset_partial_state=True)  # otherwise kept until the process ends
 
 
 def _split(
@@ -160,13 +160,15 @@ def _split(
         patients = dict(zip(columns["study_id"], columns["patient_id"], strict=True))
         parts = find_split_rows(split_file, studies.study_ids, patients)
     else:
-        labels = [[LABEL_KEYS[place] for place in np.flatnonzero(row)] for row in studies.targets]
+        labels = [[LABEL_KEYS[index] for index in np.flatnonzero(row)] for row in studies.targets]
         named = dict(zip(columns["study_id"], columns["split"], strict=True))
-        given = (studies.patient_ids, labels, config.seed)
+        arguments = (studies.patient_ids, labels, config.seed)
         parts = (
-            follow_split([named[study_id] for study_id in studies.study_ids], *given, texts=studies.wordings)
+            follow_split(
+                [named[study_id] for study_id in studies.study_ids], *arguments, texts=studies.wordings
+            )
             if any(named.values())
-            else split_studies(*given, texts=studies.wordings)
+            else split_studies(*arguments, texts=studies.wordings)
         )
     return {name: np.array(rows, dtype=np.int64) for name, rows in parts.items()}
 
@@ -191,8 +193,8 @@ def _open_run(
     if accelerator.is_main_process:
         directory.open(config, origin, resume=resume)
     accelerator.wait_for_everyone()
-    found = directory.find_checkpoints()
-    return found[-1] if found else None
+    checkpoints = directory.find_checkpoints()
+    return checkpoints[-1] if checkpoints else None
 
 
 def _prepare_tokenizer(
@@ -257,7 +259,7 @@ def _pretrain(examined: Examined, model: CxrModel, accelerator: Accelerator, wat
 
 
 def _fit_lexical(examined: Examined, model: CxrModel) -> None:
-    """Fit the lexical part, where the model has one, on the training texts and their copies with hidden words."""
+    """Fit the lexical part, if the model has one, on the training texts and copies of them with hidden words."""
     rows = [row for row in examined.select_rows("train") if examined.studies.texts[row]]
     if model.fusion.lexical is None or not rows:
         return

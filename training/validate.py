@@ -1,4 +1,4 @@
-"""A model's answers to a part of the split while it is trained: scores, calibration, thresholds, final figures."""
+"""Evaluate a model during training on a part of the split: scores, calibration, thresholds, final figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ from training.objective import read_batch
 
 Rows = NDArray[np.int64]
 Predictions = dict[str, tuple[NDArray[np.float32], Rows]]  # way -> logits (M, K) and rows of the studies (M,)
-TWO_VIEWS = {"image": "views", "study": "study_views"}  # names of the ways with both views of each study
+TWO_VIEWS = {"image": "views", "study": "study_views"}  # names of the ways that use both views of a study
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What is asked, and about what.
+    """The data for an evaluation.
 
     Attributes:
         config: The run's config.
         studies: All studies.
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         split: Part -> rows of `studies`.
     """
 
@@ -57,13 +57,13 @@ def predict_rows(
     views: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Return the logits of studies for every way each can be read, with their first view or (2) both.
+    """Return the logits of studies for every way to read them, with the first view or (`views` = 2) both.
 
-    `progress` is called with studies asked and studies in all.
+    `progress` is called with the number of studies done and their total.
     """
     model.eval()
     device = next(model.parameters()).device
-    found: dict[str, list[tuple[NDArray[np.float32], Rows]]] = {}
+    results: dict[str, list[tuple[NDArray[np.float32], Rows]]] = {}
     data = examined.config.data
     done = 0
     for chunk in iterate_in_order(rows, examined.config.loop.batch_size):
@@ -71,25 +71,25 @@ def predict_rows(
         batch = make_batch(examined.studies, examined.tokenizer, draw, data).to(device)
         for way, (out, chosen) in read_batch(model, batch).items():
             logits = out.logits.float().cpu().numpy()
-            found.setdefault(way, []).append((logits, chunk[chosen.cpu().numpy()]))
+            results.setdefault(way, []).append((logits, chunk[chosen.cpu().numpy()]))
         done += len(chunk)
         if progress is not None:
             progress(done, len(rows))
     return {
         way: (
-            np.concatenate([logits for logits, _ in found[way]]),
-            np.concatenate([places for _, places in found[way]]),
+            np.concatenate([logits for logits, _ in results[way]]),
+            np.concatenate([rows_of_way for _, rows_of_way in results[way]]),
         )
         for way in WAYS
-        if way in found
+        if way in results
     }
 
 
 def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
     """Return macro AUROC and average precision by way, and their mean as "score".
 
-    Labels count as on the test side, with `MIN_POSITIVES` studies with and without them: the AP of a single study jumps
-    from epoch to epoch by more than a better model gains. Empty where no label has as many.
+    As on the test split, a label counts only if `MIN_POSITIVES` studies have it and as many lack it: the AP of a single
+    study varies from epoch to epoch by more than a better model gains. The result is empty if no label qualifies.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -97,28 +97,28 @@ def score(studies: StudySet, predictions: Predictions) -> dict[str, float]:
     for way, (logits, rows) in predictions.items():
         targets, known = studies.targets[rows], studies.known[rows]
         usable = find_usable(targets, known)
-        asked = [(targets[known[:, k], k], logits[known[:, k], k]) for k in usable]
-        if asked:
-            scores[f"{way}/auroc"] = float(np.mean([roc_auc_score(*answers) for answers in asked]))
-            scores[f"{way}/ap"] = float(np.mean([average_precision_score(*answers) for answers in asked]))
+        columns = [(targets[known[:, k], k], logits[known[:, k], k]) for k in usable]
+        if columns:
+            scores[f"{way}/auroc"] = float(np.mean([roc_auc_score(*answers) for answers in columns]))
+            scores[f"{way}/ap"] = float(np.mean([average_precision_score(*answers) for answers in columns]))
     return scores | {"score": float(np.mean(list(scores.values())))} if scores else {}
 
 
 def predict_part(examined: Examined, model: CxrModel, part: str) -> Predictions:
-    """Return the logits of a part's labelled studies by way, and by the names of `TWO_VIEWS` where two are fused."""
+    """Return the logits of a part's labelled studies by way; with two fused views, also by the names of `TWO_VIEWS`."""
     rows = examined.select_rows(part)
     predictions = predict_rows(examined, model, rows)
     if examined.config.data.views > 1:
         both = predict_rows(examined, model, rows, views=2)
-        predictions |= {TWO_VIEWS[way]: found for way, found in both.items() if way in TWO_VIEWS}
+        predictions |= {TWO_VIEWS[way]: result for way, result in both.items() if way in TWO_VIEWS}
     return predictions
 
 
 def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> Decisions:
-    """Fit calibration (into the model), thresholds and bands of each way on the validation split.
+    """Fit calibration, thresholds and bands of each way on the validation split; set the calibration in the model.
 
-    What two views together say is read with the calibration and the thresholds of one. A way that the model was not
-    trained for decides nothing. A label that no training study states has the probability 0.5, which says nothing.
+    Predictions from two views use the calibration and the thresholds of one view. A way that the model was not trained
+    for has no decisions. A label that no training study states gets the probability 0.5, which has no meaning.
     """
     trained = read_trained_ways({"studies": count_studies(examined)})
     learned = examined.studies.known[examined.split["train"]].any(0)
@@ -135,7 +135,7 @@ def calibrate(examined: Examined, model: CxrModel, validation: Predictions) -> D
 
 
 def set_calibration(model: CxrModel, way: str, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-    """Put the calibration (K,) of one way into a model."""
+    """Set the calibration (K,) of one way in a model."""
     for name, values in (("scale", scale), ("bias", bias)):
         getattr(model.fusion, f"{name}_{way}").copy_(torch.from_numpy(values))
 
@@ -152,14 +152,17 @@ def measure(
     decisions: Decisions,
     predictions: Mapping[str, Predictions],
 ) -> dict[str, Any]:
-    """Return what metrics.json holds: results per part of `predictions` and way, and what they rest on."""
+    """Return the content of metrics.json: results by part and way, and the counts of studies and labels."""
     studies = examined.studies
     rows = examined.select_rows("train")
     known = studies.known[rows]
     positives = (studies.targets[rows] & known).sum(0).tolist()
     results = {
-        part: {way: result.to_dict() for way, result in _evaluate(examined, model, decisions, found).items()}
-        for part, found in predictions.items()
+        part: {
+            way: result.to_dict()
+            for way, result in _evaluate(examined, model, decisions, part_predictions).items()
+        }
+        for part, part_predictions in predictions.items()
     }
     return {
         **results,
@@ -171,7 +174,7 @@ def measure(
 
 
 def count_studies(examined: Examined) -> dict[str, dict[str, int]]:
-    """Return for each part of the split how many studies there are, by what can be read of them."""
+    """Return the number of studies in each part of the split, by the inputs that they have."""
     studies = examined.studies
     return {
         part: {
@@ -186,16 +189,16 @@ def count_studies(examined: Examined) -> dict[str, dict[str, int]]:
 def _evaluate(
     examined: Examined, model: CxrModel, decisions: Decisions, predictions: Predictions
 ) -> dict[str, LabelMetrics]:
-    read = {title: way for way, title in TWO_VIEWS.items()}
+    base_ways = {title: way for way, title in TWO_VIEWS.items()}
     metrics = {}
-    for title, (logits, places) in predictions.items():
-        way = read.get(title, title)
+    for title, (logits, rows) in predictions.items():
+        way = base_ways.get(title, title)
         metrics[title] = evaluate_labels(
             apply_platt(logits, *read_calibration(model, way)),
-            examined.studies.targets[places],
+            examined.studies.targets[rows],
             decisions.get_thresholds(way),
-            groups=[examined.studies.patient_ids[row] for row in places],
-            known=examined.studies.known[places],
+            groups=[examined.studies.patient_ids[row] for row in rows],
+            known=examined.studies.known[rows],
             seed=examined.config.seed,
         )
     return metrics

@@ -1,4 +1,4 @@
-"""What a training run tells whoever watches it: a progress display, a log, a tracker."""
+"""The reports of a training run to a progress display, a log or a tracker."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class StepReport:
 
     Attributes:
         stage: "pretraining" (masked-language) or "training".
-        step: Steps done in this stage, from 1.
-        steps: Steps of the stage in all.
+        step: Number of steps done in this stage, from 1.
+        steps: Total number of steps of the stage.
         epoch: The current epoch, from 1.
-        loss: Of this step.
+        loss: Loss of this step.
         losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive".
-        learning_rate: Of the part that is no encoder.
+        learning_rate: Learning rate outside the encoders.
         studies_per_s: Mean since the epoch began.
     """
 
@@ -32,17 +32,17 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch; becomes a line of the run's metrics.jsonl.
+    """One epoch, written as a line of the run's metrics.jsonl.
 
     Attributes:
-        epoch: From 1.
-        loss: Mean over its steps.
-        losses: Means of its parts.
+        epoch: Number of the epoch, from 1.
+        loss: Mean loss over its steps.
+        losses: Means of the parts of the loss.
         validation: Macro AUROC and average precision by way, "image/auroc", "text/ap", ..., and their mean "score";
-            empty where the epoch was not validated.
-        rates: Studies per second that the loader alone, the device alone and both together did: "loader", "device",
-            "both"; and the "waiting_share" of the time in which the device waited for the loader.
-        seconds: Since the run began, time before a resume included.
+            empty if the epoch was not validated.
+        rates: Studies per second of the loader alone, of the device alone and of both together: "loader", "device",
+            "both"; and "waiting_share", the share of the time in which the device waited for the loader.
+        seconds: Seconds since the start of the run, with the time before a resume.
     """
 
     epoch: int
@@ -54,23 +54,23 @@ class EpochReport:
 
 
 class Watcher(Protocol):
-    """Is told of the progress of a run; every method returns at once and raises nothing."""
+    """Receives the progress of a run. Every method must return at once and must not raise."""
 
     def on_images(self, done: int, total: int) -> None:
-        """Images read."""
+        """Handle progress of reading images."""
 
     def on_step(self, report: StepReport) -> None:
-        """One step done."""
+        """Handle the end of a step."""
 
     def on_epoch(self, report: EpochReport) -> None:
-        """One epoch done."""
+        """Handle the end of an epoch."""
 
     def on_note(self, text: str) -> None:
-        """Something a person should know: weights loaded, resumed from, stopped early."""
+        """Handle a note for the user: weights loaded, run resumed, stopped early."""
 
 
 class Silent:
-    """A watcher that looks away."""
+    """A watcher that does nothing."""
 
     def on_images(self, done: int, total: int) -> None:
         """Do nothing."""

@@ -312,7 +312,7 @@ def test_an_interrupt_at_the_gate_withdraws_the_version(models, triton):
 @pytest.mark.parametrize("name", ["text_encoder", "predict_text"])
 def test_a_load_that_fails_before_or_after_the_gate_withdraws_the_version(name, models, triton):
     triton.codes[f"load {name}"] = "INTERNAL"
-    with pytest.raises(ServerError, match=f"did not take {name}"):
+    with pytest.raises(ServerError, match=f"could not load {name}"):
         take(models, triton)
     assert read_published(triton.repository).version == 1
     assert list(read_published(triton.repository).versions) == [1]

@@ -95,7 +95,7 @@ def test_the_entry_of_the_image_ends_when_triton_no_longer_infers(repository, tm
         )
         kill_image_stub(server)
         assert process.wait(60) == 1
-        assert "Triton is stopped: " in (tmp_path / "out").read_text()
+        assert "Stopping Triton: " in (tmp_path / "out").read_text()
         assert not Path(f"/proc/{server}").exists()
     finally:
         stack.stop()

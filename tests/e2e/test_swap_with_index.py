@@ -136,7 +136,7 @@ def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, 
     (repository / MARKER).write_text(render_marker(state, render(state)))
     apply_state(state)
     verify(repository)
-    with pytest.raises(CxrError, match=r"did not take text_encoder.*The change was undone"):
+    with pytest.raises(CxrError, match=r"could not load text_encoder.*The change was undone"):
         take_version(quiet(), publication, repository, 2, lambda _: pytest.fail("it was asked"))
     assert list(verify(repository).versions) == [1]
     with CxrClient(stack.triton_url, stack.retrieval_url) as client:

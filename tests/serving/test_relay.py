@@ -239,7 +239,7 @@ def test_a_triton_that_is_away_is_said_and_found_again(tmp_path):
         with pytest.raises(grpc.RpcError) as caught:
             relay.call(INFER, b"x")
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert caught.value.details() == "Triton is not there: it is being started."
+        assert caught.value.details() == "Triton is not running. It is being started."
         assert str(tmp_path) not in caught.value.details()
         server = start_triton(Triton(), address)
         began = time.monotonic()

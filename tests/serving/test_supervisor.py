@@ -89,7 +89,7 @@ def test_a_killed_server_is_started_again_and_its_end_is_told(part):
     os.kill(first.pid, signal.SIGKILL)
     step_until(part, said, lambda: part.child is not first and part.child.running)
     assert said[0].startswith("Sleeper was killed (signal 9) (log: ")
-    assert said[0].endswith("It is started again in 0.5 s.")
+    assert said[0].endswith("It restarts in 0.5 s.")
     assert part.watches[0].closed
     assert part.cleaned == [False]
     part.watches[-1].ready = True
@@ -102,7 +102,7 @@ def test_a_verdict_ends_the_process_and_what_it_started(part):
     part.watches[0].verdict = "predict_image stands still."
     step_until(part, said, lambda: part.child is not first)
     assert first.exit_code is not None
-    assert said[0].startswith("Sleeper is stopped here: predict_image stands still (log: ")
+    assert said[0].startswith("Sleeper is being stopped: predict_image stands still (log: ")
 
 
 def test_pauses_double_up_to_30_s_and_never_end(part, monkeypatch):
@@ -118,7 +118,7 @@ def test_pauses_double_up_to_30_s_and_never_end(part, monkeypatch):
         assert part.child is not first
     pauses = [float(line.partition("again in ")[2].split(" s")[0]) for line in said]
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
-    assert "9 times in a row; it is tried for ever" in said[-1]
+    assert "9 failures in a row; the restarts continue" in said[-1]
 
 
 def test_a_port_that_somebody_took_is_one_sentence(part):
@@ -268,7 +268,7 @@ def test_a_standstill_is_less_sure_while_the_server_copies(server_cpu_s, limit_s
         server = make_process(1, server_cpu_s * now)
         watching._flow.update(now, {"preprocess_study": 5}, stubs, server)
         verdict = watching._judge(now)
-    assert verdict == f"predict_study stands still: no answer, and no model at work, for {now - 100.5:.0f} s."
+    assert verdict == f"predict_study hangs: no answer and no working model for {now - 100.5:.0f} s."
     assert limit_s < now - 100.5 <= limit_s + 1
 
 
@@ -504,7 +504,7 @@ def test_a_folder_from_which_no_program_runs_is_passed_over(tmp_path, monkeypatc
     made.folder.close()
     monkeypatch.setattr(assembly, "list_bases", lambda: bases[:1])
     with pytest.raises(
-        ConfigError, match=r"cannot be started from .*Permission denied.*: set TMPDIR to a folder"
+        ConfigError, match=r"cannot be started from .*Permission denied.*\. Set TMPDIR to a folder"
     ):
         assembly.assemble(find_triton())
 
@@ -522,7 +522,7 @@ def test_a_start_that_stands_still_gets_a_verdict_and_one_that_works_does_not(
             time.sleep(0.1)
         assert (watching.verdict is not None) == stands_still
         if stands_still:
-            assert watching.verdict.startswith("its start stands still: nothing has worked for ")
+            assert watching.verdict.startswith("its start hangs: no process has worked for ")
     finally:
         watching.close()
         process.kill()

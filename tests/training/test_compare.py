@@ -144,7 +144,7 @@ def test_an_unfinished_run_beside_a_bundle(write_bundle, write_run):
     assert comparison.b.seconds == 20.0
     assert comparison.test["image"]["auroc"].change is None
     assert len(comparison.notes) == 1
-    assert "test figures are in a bundle" in comparison.notes[0]
+    assert "Only a bundle has test figures" in comparison.notes[0]
 
 
 def test_the_settings_of_a_run_are_those_of_its_bundle(write_bundle, write_run):
@@ -218,7 +218,7 @@ def test_a_damaged_run_is_named(write_run):
         read_run(path)
     (path / "metrics.jsonl").unlink()
     (path / "config.toml").write_text("[")
-    with pytest.raises(ConfigError, match=r"config\.toml is no TOML"):
+    with pytest.raises(ConfigError, match=r"config\.toml is not valid TOML"):
         read_run(path)
 
 

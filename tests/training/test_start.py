@@ -180,7 +180,7 @@ def test_studies_that_the_model_knows_are_left_out(bundle, table, tmp_path):
     shutil.copytree(bundle.path, whole.path)
     split["train"] += split.pop("validation")
     (whole.path / "split.json").write_text(json.dumps(split))
-    with pytest.raises(ConfigError, match=r"no labelled study but those that .* was trained and tested with"):
+    with pytest.raises(ConfigError, match=r"only labelled studies from the training or test data of"):
         recalibrate(whole, table, tmp_path / "none")
     assert {path.name for path in tmp_path.iterdir()} == {"copy"}
 

@@ -112,7 +112,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path):
     assert broken.calls == ["start", "log"]
     assert len(whole.values) == 2
     assert whole.calls[-1] == "finish"
-    assert watcher.notes == ["The tracker Record failed (server away); it is left out from here on."]
+    assert watcher.notes == ["The tracker Record failed (server away). This tracker is no longer used."]
 
 
 def test_a_tracker_that_does_not_start_ends_the_run_before_it_begins(tmp_path):

@@ -116,7 +116,7 @@ def test_a_failure_in_the_middle_leaves_no_bundle_and_a_run_to_go_on_with(
     listener = Listener()
     resumed = train(load_config("demo", SMALL), table, tmp_path / "bundle", resume=True, watcher=listener)
     assert listener.steps == []
-    assert "Going on after epoch 1 of 1." in listener.notes
+    assert "Resuming after epoch 1 of 1." in listener.notes
     assert load_bundle(resumed.bundle).fingerprint == phantom_bundle.fingerprint
 
 
@@ -161,7 +161,7 @@ def test_training_ends_early_with_the_best_weights(table, tmp_path, monkeypatch)
     result = train(config, table, tmp_path / "bundle", watcher=listener)
     assert [report.validation["score"] for report in listener.epochs] == [0.5, 0.7, 0.6, 0.65]
     assert result.metrics["best_epoch"] == 2
-    assert listener.notes[0] == "Stopped early: no better score since epoch 2."
+    assert listener.notes[0] == "Stopped early: the score has not improved since epoch 2."
     twice = load_config("demo", {**SMALL, "loop.epochs": 5, "loop.validate_every": 1, "loop.patience": 2})
     scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
     monkeypatch.setattr(loop_module, "score", lambda *given: {"score": next(scores)})

@@ -1,6 +1,6 @@
-"""The model card: MODEL_CARD.md, written from what was measured, for people and for the Hugging Face hub.
+"""Write the model card, MODEL_CARD.md, from the results of a run, for readers and for the Hugging Face hub.
 
-It opens with the hub's metadata (a YAML block: licence, tags, results as `model-index`); the sections follow
+It starts with the hub's metadata (a YAML block: licence, tags, results as `model-index`); the sections follow
 Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
 """
 
@@ -19,7 +19,7 @@ from training.config.toml_file import format_config
 from training.data.mesh import list_doubts
 from training.evaluation.view_scores import describe_score
 
-RARE: Final = 10  # training cases; a label with fewer is named among the limits
+RARE: Final = 10  # training cases; a label with fewer is listed in the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _WAYS: Final = {
     "study": "image + report",
@@ -49,8 +49,8 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
 
     Args:
         config: The training run.
-        metrics: What metrics.json holds.
-        details: What the manifest holds: versions, git commit, data hash, seed, device, seconds. Optional are
+        metrics: Content of metrics.json.
+        details: Entries of the manifest: versions, git commit, data hash, seed, device, seconds. Optional are
             "data_source" ("openi", "phantom", or another name in words), "datasets" (ids of data sets on the hub),
             "started_from" (`training.start.describe_start`) and "calibration" (`training.recalibrate`).
     """
@@ -78,7 +78,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
 
 
 def insert_evaluation(card: str, summary: str) -> str:
-    """Return a model card with the summary of an evaluation at its end, in the place of an earlier one."""
+    """Return a model card with the summary of an evaluation at its end. It replaces an earlier summary."""
     start, end = _MARKS
     before, found, rest = card.partition(start)
     _, closed, after = rest.partition(end)
@@ -96,7 +96,7 @@ def _append_evaluation(card: str, text: str) -> str:
 def _write_metadata(
     config: TrainConfig, metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
 ) -> str:
-    """Return the YAML block; hub-docs/modelcard.md names its keys."""
+    """Return the YAML block. hub-docs/modelcard.md describes its keys."""
     results = list(_make_results(metrics, details, source))
     data = ModelCardData(
         language="en",
@@ -116,11 +116,11 @@ def _write_metadata(
 def _make_results(
     metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
 ) -> Iterator[EvalResult]:
-    """Yield the macro means on the test split; the way a study is read takes the place of a data set's config."""
+    """Yield the macro means on the test split. The way to read a study is given as the data set's config."""
     for way, result in _list_ways(metrics):
         for name, hub_name in _HUB_METRICS.items():
-            found = result["macro"].get(name)
-            if found is None or not math.isfinite(found["value"]):
+            interval = result["macro"].get(name)
+            if interval is None or not math.isfinite(interval["value"]):
                 continue
             yield EvalResult(
                 task_type="text-classification" if way == "text" else "image-classification",
@@ -132,11 +132,11 @@ def _make_results(
                 dataset_args={"table_sha256": details["data_sha256"], "studies": result.get("studies")},
                 metric_type=hub_name,
                 metric_name=f"{_METRICS[name]}, macro mean",
-                metric_value=float(found["value"]),
+                metric_value=float(interval["value"]),
                 metric_args={
                     "average": "macro",
-                    "low_95": float(found["low"]),
-                    "high_95": float(found["high"]),
+                    "low_95": float(interval["low"]),
+                    "high_95": float(interval["high"]),
                 },
             )
 
@@ -209,7 +209,7 @@ def _write_results(metrics: Mapping[str, Any]) -> str:
 
 
 def _write_labels(metrics: Mapping[str, Any]) -> str:
-    """Return each label's figures, for the first way that was tested."""
+    """Return the results of each label, for the first tested way."""
     names = [name for name in _list_measured(metrics) if name in _HUB_METRICS]
     way, result = next(iter(_list_ways(metrics)), ("study", {}))
     measured, trained, unlearned = (
@@ -231,7 +231,7 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
 
 
 def _write_view_head(metrics: Mapping[str, Any]) -> str:
-    """Return how well the model tells laterals from frontals."""
+    """Return the results of the view head."""
     score = metrics.get("view_head")
     told = (
         describe_score(score)
@@ -246,7 +246,7 @@ def _write_view_head(metrics: Mapping[str, Any]) -> str:
 
 
 def _write_doubts(source: Source) -> str:
-    """Return which headings count for a category that they do not mean; "" for labels of another table."""
+    """Return the headings that do not match the name of their category; "" for labels from another table."""
     if not source.from_headings:
         return ""
     rows = "".join(
@@ -281,16 +281,16 @@ def _write_calibration(details: Mapping[str, Any]) -> str:
 
 
 def _write_recalibration(again: Mapping[str, Any]) -> str:
-    """Return what was fitted anew, on which studies, and which labels kept their old values."""
+    """Return the recalibrated ways, their studies, and the labels that keep their old values."""
     source = find_source(again).name
     lines = [
-        f"- {_name_way(way)}: {found['studies']} studies"
+        f"- {_name_way(way)}: {fit['studies']} studies"
         + (
-            f"; too few of {', '.join(f'`{key}`' for key in found['kept'])}, old values kept"
-            if found["kept"]
+            f"; too few of {', '.join(f'`{key}`' for key in fit['kept'])}, old values kept"
+            if fit["kept"]
             else ""
         )
-        for way, found in again["ways"].items()
+        for way, fit in again["ways"].items()
     ]
     return (
         f"\n**Calibrated anew** from model `{again['from'][:12]}` on {source} (studies table with SHA-256 "
@@ -328,7 +328,7 @@ def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Sourc
 
 
 def _list_unlearned(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the labels that no training study states; bundles of older versions know them all."""
+    """Return the keys of the labels that no training study states; none for bundles of older versions."""
     return [key for key, count in metrics.get("training_known", {}).items() if not count]
 
 
@@ -348,7 +348,7 @@ def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
 
 
 def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
-    """Return the papers behind what this run used."""
+    """Return the papers for the methods of this run."""
     loss, lines = config.loss, []
     if details.get("data_source") == "openi":
         lines.append(
@@ -381,7 +381,7 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
 
 
 def _list_measured(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metrics, with their titles, that some way has; all of them where no way has any."""
+    """Return the metrics, with titles, that at least one way has; all metrics if no way has any."""
     measured = {name for _, result in _list_ways(metrics) for name in result["macro"]}
     return {name: title for name, title in _METRICS.items() if name in measured or not measured}
 
@@ -401,7 +401,7 @@ def _name_weights(source: str | None) -> str:
     return f"`{source}`" if source else "from scratch"
 
 
-def _cell(found: Mapping[str, float] | None) -> str:
-    if found is None:
+def _cell(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
         return "too few cases"
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"

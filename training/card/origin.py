@@ -1,4 +1,4 @@
-"""Where a model's data and weights come from, and under which terms: parts of the model card (`training.card.card`)."""
+"""The origin and licence of a model's data and weights, for the model card (`training.card.card`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,24 +12,24 @@ LICENCE_FILE: Final = "LICENSE.md"  # `export.hub` writes it from the card's sec
 
 
 def choose_licence(config: TrainConfig, details: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hub's licence keys: MIT only where nobody else's data or weights are in the model."""
+    """Return the hub's licence keys: MIT only if the model has no data or weights of other owners."""
     if not _list_foreign(config, details):
         return {"license": "mit"}
     return {"license": "other", "license_name": "depends-on-training-data", "license_link": LICENCE_FILE}
 
 
 def _list_foreign(config: TrainConfig, details: Mapping[str, Any]) -> list[str]:
-    """Return what in the model has a licence of its own: data and pretrained weights, also of what it started from."""
+    """Return the data and pretrained weights with their own licence, also those of the start bundle."""
     weights = [source for source in (config.weights.image, config.weights.text) if source]
-    found = [f"`{source}`" for source in (*weights, *details.get("weights", ()))]
+    sources = [f"`{source}`" for source in (*weights, *details.get("weights", ()))]
     if details.get("data_source") != "phantom":
-        found.append(find_source(details).name)
+        sources.append(find_source(details).name)
     earlier = details.get("started_from")
-    return [*found, *(_list_foreign(TrainConfig(), earlier) if earlier else ())]
+    return [*sources, *(_list_foreign(TrainConfig(), earlier) if earlier else ())]
 
 
 def find_base_models(config: TrainConfig) -> list[str]:
-    """Return the hub ids among the pretrained weights; a file or directory has none."""
+    """Return the hub ids among the pretrained weights; files and directories have none."""
     ids = []
     for source in (config.weights.image, config.weights.text):
         name = (source or "").removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -40,7 +40,7 @@ def find_base_models(config: TrainConfig) -> list[str]:
 
 
 def write_start(details: Mapping[str, Any]) -> str:
-    """Return the line about the bundle that the run started from, and about what that one started from."""
+    """Return lines about the start bundle of the run, and about the start bundle of that bundle."""
     start = details.get("started_from")
     if not start:
         return ""

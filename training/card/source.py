@@ -1,4 +1,4 @@
-"""What a model card says of the collection that a model was trained on."""
+"""Descriptions of the training collections, for the model card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _FROM_HEADINGS: Final = (
 
 @dataclass(frozen=True)
 class Source:
-    """A collection of studies: `key` stands in the metadata, the rest is prose; `labels` says where they come from."""
+    """A collection of studies. `key` is for the metadata, the rest is prose; `labels` describes their origin."""
 
     key: str
     name: str
@@ -22,7 +22,7 @@ class Source:
 
     @property
     def from_headings(self) -> bool:
-        """Whether `training/data/mesh.csv` made the labels of MeSH headings."""
+        """Whether the labels come from MeSH headings, by `training/data/mesh.csv`."""
         return self.labels == _FROM_HEADINGS
 
 
@@ -96,7 +96,7 @@ _SOURCES: Final = {
 
 
 def find_source(details: Mapping[str, Any]) -> Source:
-    """Return what a model card says of the collection that a training record names."""
+    """Return the description of the collection in a training record."""
     named = details.get("data_source")
     if named in _SOURCES:
         return _SOURCES[named]

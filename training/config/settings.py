@@ -1,6 +1,6 @@
 """Every setting of a model and of its training, as frozen dataclasses; `toml_file.py` reads them from TOML.
 
-A named config is a file in `training/configs/`; its header says how long it took and what it reached.
+A named config is a file in `training/configs/`. Its header states the training time and the results.
 """
 
 from dataclasses import dataclass, field
@@ -31,17 +31,17 @@ def _require_positive(section: str, values: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; a bundle's config.json holds it under "model".
+    """The architecture of a model, stored under "model" in a bundle's config.json.
 
-    Sizes are in pixels (`image_size`), tokens (`text_positions`) or channels (`*_width`, `embedding_size`). Those from
-    `image_stem` to `image_window` are the Swin's and say nothing of another backbone.
+    Sizes are in pixels (`image_size`), tokens (`text_positions`) or channels (`*_width`, `embedding_size`). The
+    settings from `image_stem` to `image_window` are only for the Swin.
     """
 
     image_size: int = 112
-    image_backbone: str = SWIN  # or any name of timm's; sizes then follow from it and from `image_arguments`
+    image_backbone: str = SWIN  # or any timm name; sizes then follow from it and from `image_arguments`
     image_arguments: dict[str, Any] = field(
         default_factory=dict
-    )  # for timm.create_model; of another backbone alone
+    )  # for timm.create_model, only with a timm backbone
     image_stem: str = "conv"  # "patch" as published, or "conv", which learns from few images
     image_patch: int = 8
     image_width: int = 64  # channels of the first Swin stage; each later stage doubles them
@@ -69,7 +69,7 @@ class ModelConfig:
     dropout: float = 0.1
 
     def check(self) -> None:
-        """Raise ConfigError where sizes do not fit each other."""
+        """Raise ConfigError if sizes do not fit each other."""
         _require(self.image_size > 0, f"model.image_size must be above 0, not {self.image_size}.")
         if self.image_backbone == SWIN:
             self._check_swin()
@@ -90,7 +90,7 @@ class ModelConfig:
     def _check_swin(self) -> None:
         _require(
             not self.image_arguments,
-            "model.image_arguments are for another backbone: name it as model.image_backbone.",
+            "model.image_arguments are only for a timm backbone. Set model.image_backbone.",
         )
         _require(
             self.image_stem in {"patch", "conv"},
@@ -114,7 +114,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Pretrained weights of the two encoders, and what may change of them.
+    """Pretrained weights of the two encoders, and how they are trained.
 
     `image` is a weight file, a directory or a hub id of an image backbone, `text` a directory or hub id of a BERT
     model; None: from scratch.
@@ -124,35 +124,33 @@ class WeightsConfig:
     text: str | None = None
     freeze: tuple[str, ...] = ()  # of "image", "text": encoders that are not trained
     checkpointing: bool = (
-        False  # forget activations of the encoders and compute them again: less memory, slower
+        False  # recompute the activations of the encoders in the backward pass: less memory, slower
     )
 
     def check(self) -> None:
-        """Raise ConfigError for an encoder that is not there."""
+        """Raise ConfigError for an unknown encoder."""
         unknown = set(self.freeze) - {"image", "text"}
         _require(not unknown, f"weights.freeze names image, text or both, not {', '.join(sorted(unknown))}.")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read of a study, and what is left out at random in training.
+    """The inputs of a study, and how training varies them at random.
 
-    With two `views`, the first is seen alone as often as the other (`lateral_share`), and both else: the share
-    lies below a half.
+    With two `views`, the first view alone and the other view alone are each used with the probability
+    `lateral_share`, and both views otherwise. So the share must be below a half.
     """
 
-    text_mode: TextMode = "findings"  # the part of a report that is read (`contract.report.text`)
+    text_mode: TextMode = "findings"  # the part of a report that the model reads (`contract.report.text`)
     max_length: int = 256  # word pieces, [CLS] and [SEP] included; BERT reads up to 512
     views: int = 1  # images of a study that are fused; the first is the frontal one
-    lateral_share: float = 0.5  # how often another view than the first is seen alone, where there is one
-    impression_share: float = 0.0  # how often the impression is read in the place of the text
+    lateral_share: float = 0.5  # how often another view than the first is used alone, if there is one
+    impression_share: float = 0.0  # how often the impression replaces the text
     masked_share: float = 0.0  # how often the words that state a label are hidden from the text
-    shuffled_share: float = 0.0  # how often the sentences of the text come in another order
+    shuffled_share: float = 0.0  # how often the sentences of the text are shuffled
     word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
-    silent_share: float = (
-        0.0  # how often the text beside an image says less than the report, or is another patient's
-    )
-    text_dropout: float = 0.0  # share of batches of which only the images are read (modality dropout)
+    silent_share: float = 0.0  # how often the text beside an image is shortened, or is another patient's
+    text_dropout: float = 0.0  # share of batches in which only the images are used (modality dropout)
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -165,16 +163,16 @@ class DataConfig:
         _require_shares("data", self, *shares, "silent_share", "text_dropout")
         _require(
             self.views == 1 or self.lateral_share < 0.5,
-            f"data.views 2 fuses two views only with a data.lateral_share below 0.5, not {self.lateral_share}: each "
-            "view is seen alone with that share, and both with the rest.",
+            f"data.views 2 needs a data.lateral_share below 0.5, not {self.lateral_share}. Each "
+            "view is used alone with that share, and both with the rest.",
         )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How radiographs are changed in training (`training.augment`); 0 switches a change off.
+    """How radiographs are augmented in training (`training.augment`). 0 switches a change off.
 
-    No mirroring by default: the heart lies on one side, and a mirrored chest has another finding.
+    There is no mirroring by default, because the heart is on one side and a mirrored chest has another finding.
     """
 
     rotation_degrees: float = 5.0
@@ -184,7 +182,7 @@ class AugmentConfig:
     gain: float = 0.1
     noise: float = 0.0  # largest standard deviation of added noise, of the range 0 to 1
     occlusion: float = 0.0  # largest side of a blackened rectangle, of the image's side
-    flip: bool = False  # left-right; only for labels that know no side
+    flip: bool = False  # left-right; only for labels without a side
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -198,10 +196,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The losses of every way in which a batch is read (`training.losses`).
+    """The losses for every way to read a batch (`training.losses`).
 
-    "bce_focal": `bce_share` of BCE with positive weights and the rest of focal loss. "asymmetric": the asymmetric
-    loss. Beside it `contrastive_weight` times InfoNCE between the image, text and study embeddings.
+    "bce_focal": BCE with positive weights, weighted by `bce_share`, and focal loss with the rest. "asymmetric": the
+    asymmetric loss. `contrastive_weight` times InfoNCE between the image, text and study embeddings is added.
     """
 
     labels: str = "bce_focal"
@@ -211,7 +209,7 @@ class LossConfig:
     asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
     asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
-    # studies with the same labels or nearly the same words are no negatives of InfoNCE
+    # studies with the same labels or nearly the same words are not negatives of InfoNCE
     spare_alike: bool = False
     temperature: float = 0.125
 
@@ -231,7 +229,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights are changed; the rate warms up linearly and then falls along half a cosine."""
+    """The optimizer. The learning rate warms up linearly and then falls along half a cosine."""
 
     name: str = "adamw"  # or "muon" (`training.optimizer`)
     learning_rate: float = 1e-3
@@ -240,7 +238,9 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 1.0
-    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is then kept; 0: none
+    ema_decay: float = (
+        0.0  # decay of an exponential moving average of the weights, which is then saved; 0: no average
+    )
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -256,14 +256,12 @@ class LoopConfig:
 
     epochs: int = 30
     batch_size: int = 32  # studies in one step of all processes together
-    accumulate: int = 1  # parts in which a batch is computed one after the other, where memory is short
+    accumulate: int = 1  # parts into which a batch is split (gradient accumulation), to save memory
     precision: str = "auto"  # "fp32", "bf16", "fp16"; auto: bf16 where the processor computes in it
     compile: bool = False  # torch.compile
-    deterministic: bool = (
-        False  # refuse operations whose result differs from run to run (GPUs only have some)
-    )
+    deterministic: bool = False  # refuse non-deterministic operations (only GPUs have some)
     validate_every: int = 2  # epochs
-    patience: int = 0  # validations without a better score after which training ends; 0: never
+    patience: int = 0  # number of validations without a better score after which training stops; 0: never
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -282,7 +280,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """Masked-language training of the text encoder on the training split's reports, before everything else."""
+    """Masked-language pre-training of the text encoder on the training split's reports."""
 
     epochs: int = 0  # 0: none
     learning_rate: float = 1e-3
@@ -297,10 +295,10 @@ class PretrainingConfig:
 
 @dataclass(frozen=True)
 class LexicalConfig:
-    """How the lexical part is fitted (`training.model.lexical`), where `model.lexical_buckets` asks for one."""
+    """How the lexical part is fitted (`training.model.lexical`), if `model.lexical_buckets` is above 0."""
 
     C: float = 10.0  # inverse strength of the L2 penalty of its logistic regressions
-    weight: float = 1.0  # of its logits, beside those of the rest of the model
+    weight: float = 1.0  # weight of its logits, relative to those of the rest of the model
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""

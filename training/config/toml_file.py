@@ -1,11 +1,11 @@
-"""Training configs as TOML files: read, changed from the command line, written out in full.
+"""Read training configs from TOML files, change them from the command line, and write them in full.
 
     extends = "demo"            # another config to start from: a name, or a path relative to this file
 
     [optimizer]
     learning_rate = 2e-3
 
-A name is a file of `training/configs/`, with or without its folder: demo, reports, tiny, base, ablation/bce.
+A name is a file in `training/configs/`, with its folder if it has one: demo, reports, tiny, base, ablation/bce.
 """
 
 import difflib
@@ -31,7 +31,7 @@ DIRECTORY: Final = Path(__file__).resolve().parents[1] / "configs"
 
 
 def list_configs() -> list[str]:
-    """Return the names of the configs that come with this package, in alphabetical order."""
+    """Return the names of the built-in configs, in alphabetical order."""
     return sorted(
         path.relative_to(DIRECTORY).with_suffix("").as_posix() for path in DIRECTORY.rglob("*.toml")
     )
@@ -45,13 +45,13 @@ def load_config(name: str, changes: Mapping[str, Any] | None = None) -> TrainCon
         changes: Dotted settings and their values: {"optimizer.learning_rate": 1e-3, "seed": 1}.
 
     Raises:
-        ConfigError: No such config or setting, a value of another type or out of its range.
+        ConfigError: The config or a setting does not exist, or a value has another type or is out of range.
     """
     return change_config(_read(_find(name, Path.cwd()), ()), changes or {})
 
 
 def change_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return a config with some settings changed; arguments and errors as of `load_config`."""
+    """Return a config with some settings changed; for arguments and errors see `load_config`."""
     for key, value in changes.items():
         *sections, last = key.split(".")
         values = {last: value}
@@ -63,28 +63,28 @@ def change_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfi
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds, whatever it is.
+    """Return the content of a TOML file.
 
     Raises:
-        ConfigError: It cannot be read or is no TOML.
+        ConfigError: The file cannot be read or is not valid TOML.
     """
     try:
         return tomllib.loads(_read_text(path))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {str(error).rstrip('.')}.") from error
 
 
 def read_header(name: str) -> list[str]:
-    """Return the comment that a config file opens with: the command that runs it, then what is known of it.
+    """Return the comment at the start of a config file: the command that runs it, then notes about it.
 
     Args:
-        name: As for `load_config`.
+        name: See `load_config`.
 
     Returns:
-        Its lines without "# "; [] where the file opens otherwise.
+        The lines without "# "; [] if the file does not start with a comment.
 
     Raises:
-        ConfigError: No such config, or it is no text.
+        ConfigError: The config does not exist, or is not text.
     """
     header = itertools.takewhile(
         lambda line: line.startswith("#"), _read_text(_find(name, Path.cwd())).splitlines()
@@ -93,16 +93,16 @@ def read_header(name: str) -> list[str]:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read settings as typed on a command line: "optimizer.learning_rate=1e-3"; bare words are strings.
+    """Parse settings from a command line: "optimizer.learning_rate=1e-3". Unquoted words are strings.
 
     Raises:
-        ConfigError: A pair without "=", or without a name before it.
+        ConfigError: A pair has no "=", or no name before it.
     """
     settings = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
-            raise ConfigError(f"A setting is written section.name=value, not {pair!r}.")
+            raise ConfigError(f"A setting must be written as section.name=value, not {pair!r}.")
         try:
             settings[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -111,7 +111,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def format_config(config: TrainConfig) -> str:
-    """Return every setting as TOML that `load_config` reads back."""
+    """Return every setting as TOML for `load_config`."""
     values = asdict(config)
     lines = [f"{key} = {_format(value)}" for key, value in values.items() if key not in SECTIONS]
     for section in SECTIONS:
@@ -121,7 +121,7 @@ def format_config(config: TrainConfig) -> str:
 
 
 def flatten_settings(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Return settings by section under dotted names: {"optimizer": {"name": "muon"}} -> {"optimizer.name": "muon"}."""
+    """Return settings by dotted names: {"optimizer": {"name": "muon"}} -> {"optimizer.name": "muon"}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         title = f"{section}.{key}" if section else key
@@ -130,7 +130,7 @@ def flatten_settings(values: Mapping[str, Any], section: str = "") -> dict[str, 
 
 
 def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """Return the model config that a bundle's config.json holds under "model".
+    """Return the model config under "model" in a bundle's config.json.
 
     Raises:
         ConfigError: A setting is unknown or sizes do not fit each other.
@@ -141,10 +141,10 @@ def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def read_train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Return the run that a bundle's config.json records.
+    """Return the training config that a bundle's config.json records.
 
     Raises:
-        ConfigError: It records none, or one of another version of this software.
+        ConfigError: There is no training config, or it is from another version of this software.
     """
     if not isinstance(values.get("training"), Mapping):
         raise ConfigError("The bundle's config.json does not record how the model was trained.")
@@ -156,23 +156,23 @@ def change_settings(base: Any, values: Mapping[str, Any], section: str = "") -> 
     """Return a config dataclass with some values replaced, section by section.
 
     Raises:
-        ConfigError: A setting is unknown (the message suggests a near one) or its value of another type.
+        ConfigError: A setting is unknown (the message suggests a similar one), or its value has another type.
     """
-    known = get_type_hints(type(base))
+    types = get_type_hints(type(base))
     changed: dict[str, Any] = {}
     for key, value in values.items():
         title = f"{section}.{key}" if section else key
-        if key not in known:
+        if key not in types:
             raise ConfigError(f"There is no setting {title}; {_suggest(section, key)}")
-        if get_origin(known[key]) is dict and isinstance(value, Mapping):
+        if get_origin(types[key]) is dict and isinstance(value, Mapping):
             changed[key] = {name: _convert_free(entry, f"{title}.{name}") for name, entry in value.items()}
             continue
         if is_dataclass(getattr(base, key)):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{title} is a section: write [{title}], or {title}.<setting>=<value>.")
+                raise ConfigError(f"{title} is a section. Write [{title}], or {title}.<setting>=<value>.")
             changed[key] = change_settings(getattr(base, key), value, title)
         else:
-            changed[key] = _convert(value, known[key], title)
+            changed[key] = _convert(value, types[key], title)
     return replace(base, **changed)
 
 
@@ -180,28 +180,28 @@ def _find(name: str, beside: Path) -> Path:
     path = beside / name
     if name.endswith(".toml") and path.is_file():
         return path
-    known = list_configs()
-    if name in known:
+    names = list_configs()
+    if name in names:
         return DIRECTORY / f"{name}.toml"
     if name.endswith(".toml"):
         raise ConfigError(f"There is no config file {path}.")
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]}?" if near else f": give a .toml file, or one of {', '.join(known)}."
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else f". Give a .toml file, or one of {', '.join(names)}."
     raise ConfigError(f"There is no config {name!r}{hint}")
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> TrainConfig:
-    place = path.resolve()
-    if place in seen:
+    resolved = path.resolve()
+    if resolved in seen:
         raise ConfigError(f"{path} extends itself.")
     values = read_toml(path)
-    inside = place.is_relative_to(DIRECTORY)
-    name = place.relative_to(DIRECTORY).with_suffix("").as_posix() if inside else place.stem
+    inside = resolved.is_relative_to(DIRECTORY)
+    name = resolved.relative_to(DIRECTORY).with_suffix("").as_posix() if inside else resolved.stem
     parent = values.pop("extends", None)
     try:
         if parent is not None and not isinstance(parent, str):
             raise ConfigError("extends must name one config.")
-        base = _read(_find(parent, path.parent), (*seen, place)) if parent else TrainConfig()
+        base = _read(_find(parent, path.parent), (*seen, resolved)) if parent else TrainConfig()
         config: TrainConfig = change_settings(replace(base, name=name), values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -212,13 +212,13 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no UTF-8 text.") from error
+        raise ConfigError(f"{path} is not UTF-8 text.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _suggest(section: str, key: str) -> str:
-    """Return which setting was meant: a near name in the same section, else in any, else all of the section."""
+    """Return a suggestion: a similar name in the same section, else in any section, else all names of the section."""
     config = TrainConfig()
     settings = {name: [entry.name for entry in fields(getattr(config, name))] for name in SECTIONS}
     settings[""] = [entry.name for entry in fields(config)]
@@ -232,7 +232,7 @@ def _suggest(section: str, key: str) -> str:
 
 
 def _convert(value: Any, wanted: Any, title: str) -> Any:
-    """Return a TOML or JSON value as the type of a setting: numbers widen, lists become tuples, "none" is None."""
+    """Return a TOML or JSON value in the type of a setting: integers become floats, lists tuples, "none" None."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin in {Union, types.UnionType}:
         if value is None or value == "none":
@@ -254,12 +254,12 @@ def _convert(value: Any, wanted: Any, title: str) -> Any:
 
 
 def _convert_free(value: Any, title: str) -> Any:
-    """Return a number, text, truth value or list of such as it is; nothing else can be written out again."""
+    """Return a number, text, boolean or list of them unchanged. Other values cannot be written as a setting."""
     if isinstance(value, list | tuple):
         return [_convert_free(entry, title) for entry in value]
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(
-            f"{title} must be a text, a number, true or false, or a list of such, not {value!r}."
+            f"{title} must be a text, a number, true or false, or a list of these, not {value!r}."
         )
     return value
 

@@ -1,14 +1,14 @@
-"""Decoded images on disk, memory-mapped: training starts at once, and its memory holds what it reads.
+"""Decoded images on disk, memory-mapped: training starts quickly and loads only the images that it reads.
 
-A directory with
+The cache is a directory with
 
     pixels.npy      (P, 1, S, S) uint8, `numpy.load(..., mmap_mode="r")` opens it
-    index.sqlite    image file -> its row, size and time of change, or why it was refused
-    refused.json    the refused files, for people
+    index.sqlite    image file -> its row, size and modification time, or why it was refused
+    refused.json    the refused files, for users
 
-Rows are added behind the last one: their bytes first, then, when those are safe on the disk, their entries in
-the index. What an interrupt leaves behind the last entry is written over. So an entry is always true, and
-a cache that was interrupted goes on where it was.
+New rows are appended: first their bytes and, when these are safely on the disk, their entries in the index. Bytes
+after the last entry, left by an interrupt, are overwritten. So an entry is always correct, and filling a cache can
+continue after an interrupt.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _SCHEMA: Final = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """An image file that could not be decoded; the reason holds nothing of the patient."""
+    """An image file that could not be decoded. The reason holds no patient data."""
 
     image_id: str
     path: str
@@ -56,20 +56,20 @@ class Refusal:
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """What filling a cache came to: images of the table, those decoded now, and those that were refused."""
+    """The result of filling a cache: the images of the table, the newly decoded ones, and the refused ones."""
 
     images: int
     decoded: int
     refused: tuple[Refusal, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can write it."""
+        """Return the summary as JSON-ready values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """A complete cache. `pixels` (P, 1, S, S) uint8 stays on the disk; `rows` is None for a refused file."""
+    """A complete cache. `pixels` (P, 1, S, S) uint8 stays on the disk. `rows` maps a refused file to None."""
 
     directory: Path
     pixels: NDArray[np.uint8]
@@ -77,7 +77,7 @@ class ImageCache:
     states: dict[str, FileState]
 
     def find_rows(self, paths: Sequence[str]) -> list[int | None]:
-        """Return the row of each image, None for one that was refused.
+        """Return the row of each image; None for a refused one.
 
         Raises:
             ConfigError: An image is not in the cache, or its file has changed since.
@@ -86,9 +86,8 @@ class ImageCache:
         changed = sum(path in self.rows and self._has_changed(path) for path in paths)
         if missing or changed:
             raise ConfigError(
-                f"Of the images of the table, {missing:,} are not in the cache {self.directory} and {changed:,} "
-                f"have changed since: `cxr data cache TABLE --out {self.directory} --size {self.pixels.shape[-1]}` "
-                "adds them."
+                f"{missing:,} images of the table are not in the cache {self.directory}, and {changed:,} have changed "
+                f"since. To add them, run `cxr data cache TABLE --out {self.directory} --size {self.pixels.shape[-1]}`."
             )
         return [self.rows[path] for path in paths]
 
@@ -96,25 +95,25 @@ class ImageCache:
         try:
             return read_state(path) != self.states[path]
         except OSError:
-            return False  # the cache may go where the images don't
+            return False  # the cache may be used where the image files are missing
 
 
 def open_cache(directory: Path, size: int) -> ImageCache:
     """Open a cache for reading.
 
     Raises:
-        ConfigError: There is none, it is incomplete or of another size.
-        ArtifactError: It is damaged, or its pixels are not what this version of the program decodes.
+        ConfigError: There is no cache, it is incomplete, or its images have another size.
+        ArtifactError: The cache is damaged, or this version of the program decodes other pixels.
     """
     if not (directory / INDEX).is_file():
-        raise ConfigError(f"There is no image cache {directory}; make one with `cxr data cache`.")
+        raise ConfigError(f"There is no image cache {directory}. Make one with `cxr data cache`.")
     with _open_index(directory) as index:
         facts = _check_facts(directory, index, size)
         entries = index.execute("SELECT path, size, mtime_ns, row FROM images").fetchall()
     if not facts.get("complete"):
         raise ConfigError(
-            f"The image cache {directory} is incomplete: it was interrupted. `cxr data cache TABLE --out "
-            f"{directory} --size {size}` goes on."
+            f"The image cache {directory} is incomplete, because filling it was interrupted. To continue, run "
+            f"`cxr data cache TABLE --out {directory} --size {size}`."
         )
     rows = {path: row for path, _, _, row in entries}
     states = {path: FileState(count, mtime_ns) for path, count, mtime_ns, _ in entries}
@@ -127,14 +126,14 @@ def open_cache(directory: Path, size: int) -> ImageCache:
 def fill_cache(
     table: Path, directory: Path, *, size: int, workers: int | None = None, progress: Progress | None = None
 ) -> CacheSummary:
-    """Decode every image of a studies table that the cache lacks, and those whose files have changed.
+    """Decode the images of a studies table that are not in the cache or whose files have changed.
 
     Args:
         table: Parquet file made by `training.data.openi.write_table`.
-        directory: Cache to make or to add to.
+        directory: Cache to create or to extend.
         size: Side of the square images, in pixels.
-        workers: Processes; default: one for each core.
-        progress: Called with images in the cache and images of the table.
+        workers: Number of processes. Default: one per core.
+        progress: Called with the number of images in the cache and in the table.
 
     Raises:
         ConfigError: The table names no image, the cache has another size, or another process fills it.
@@ -178,7 +177,7 @@ def _append_images(
     decoded: Iterable[DecodedFile],
     report: Callable[[int], None],
 ) -> None:
-    """Write images behind the last row of the index, some at a time."""
+    """Write images after the last row of the index, in batches."""
     (row,) = index.execute("SELECT coalesce(max(row), -1) + 1 FROM images").fetchone()
     done, entries = 0, iter(decoded)
     with _open_pixels(directory / PIXELS) as file:
@@ -187,14 +186,14 @@ def _append_images(
             file.seek(_HEADER_BYTES + row * size * size)
             file.write(b"".join(image.tobytes() for image in images))
             _seal_pixels(file, row + len(images), size)
-            places = itertools.count(row)
+            free_rows = itertools.count(row)
             index.execute("BEGIN")
             index.executemany(
                 "INSERT INTO images VALUES (?, ?, ?, ?, ?)",
                 [
-                    (entry.path, entry.state.size, entry.state.mtime_ns, place, entry.reason)
+                    (entry.path, entry.state.size, entry.state.mtime_ns, image_row, entry.reason)
                     for entry in batch
-                    for place in [None if entry.pixels is None else next(places)]
+                    for image_row in [None if entry.pixels is None else next(free_rows)]
                 ],
             )
             index.execute("COMMIT")
@@ -206,9 +205,9 @@ def _append_images(
 
 
 def _seal_pixels(file: BinaryIO, rows: int, size: int) -> None:
-    """Write the header for so many rows, and wait until all bytes are on the disk.
+    """Write the header for this number of rows, and wait until all bytes are on the disk.
 
-    The header always has the same length, so that rows can be added (NEP 1, a simple file format for NumPy arrays).
+    The header always has the same length, so rows can be appended (NEP 1, a simple file format for NumPy arrays).
     """
     described = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({rows}, 1, {size}, {size}), }}"
     text = described.ljust(_HEADER_BYTES - 11) + "\n"
@@ -224,7 +223,7 @@ def _open_pixels(path: Path) -> BinaryIO:
 
 
 def _map_pixels(path: Path, count: int, size: int) -> NDArray[np.uint8]:
-    """Map at least `count` rows; what is behind them is left over from an interrupt."""
+    """Map at least `count` rows. Further rows are left over from an interrupt."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -240,7 +239,7 @@ def _map_pixels(path: Path, count: int, size: int) -> NDArray[np.uint8]:
 
 
 def _check_samples(cache: ImageCache) -> None:
-    """Decode some images again: another version of the program, or of a library, may decode them otherwise."""
+    """Decode some images again, because another version of the program or of a library may give other pixels."""
     rows = {path: row for path, row in cache.rows.items() if row is not None and os.path.exists(path)}
     paths = list(rows)
     size = cache.pixels.shape[-1]
@@ -250,18 +249,18 @@ def _check_samples(cache: ImageCache) -> None:
             continue
         if decoded.pixels is None or not np.array_equal(decoded.pixels, cache.pixels[rows[path]]):
             raise ArtifactError(
-                f"The image cache {cache.directory} does not hold what this version decodes from {path}: make "
+                f"The image cache {cache.directory} holds other pixels for {path} than this version decodes. Make "
                 "the cache again in a new directory."
             )
 
 
 def _drop_changed(index: sqlite3.Connection, paths: Sequence[str]) -> list[str]:
-    """Forget the images whose files have changed; return all that must be decoded."""
-    known = {
+    """Remove the entries of images whose files have changed; return all images to decode."""
+    states = {
         path: FileState(size, mtime_ns)
         for path, size, mtime_ns in index.execute("SELECT path, size, mtime_ns FROM images")
     }
-    todo = [path for path in paths if path not in known or known[path] != _find_state(path)]
+    todo = [path for path in paths if path not in states or states[path] != _find_state(path)]
     index.execute("BEGIN")
     index.execute("UPDATE facts SET value = 0 WHERE name = 'complete'")
     index.executemany("DELETE FROM images WHERE path = ?", [(path,) for path in todo])
@@ -278,7 +277,7 @@ def _find_state(path: str) -> FileState:
 
 @contextlib.contextmanager
 def _open_index(directory: Path, create_size: int | None = None) -> Iterator[sqlite3.Connection]:
-    """Open the index; with a size, make it where there is none."""
+    """Open the index. With a size, create it if it is missing."""
     try:
         with contextlib.closing(sqlite3.connect(directory / INDEX, isolation_level=None)) as index:
             index.execute("PRAGMA synchronous = FULL")
@@ -303,12 +302,12 @@ def _check_facts(directory: Path, index: sqlite3.Connection, size: int) -> dict[
     facts: dict[str, Any] = dict(index.execute("SELECT name, value FROM facts"))
     if facts.get("version") != _VERSION:
         raise ArtifactError(
-            f"The image cache {directory} has version {facts.get('version')}, this software reads {_VERSION}: make "
+            f"The image cache {directory} has version {facts.get('version')}, this software reads {_VERSION}. Make "
             "it again in a new directory."
         )
     if facts.get("size") != size:
         raise ConfigError(
-            f"The image cache {directory} holds images of {facts.get('size')} pixels, not of {size}: make one for "
+            f"The image cache {directory} holds images of {facts.get('size')} pixels, not of {size}. Make a cache for "
             "each size."
         )
     return facts

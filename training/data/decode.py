@@ -1,4 +1,4 @@
-"""Image files decoded by several processes, in order, each file an answer of its own."""
+"""Decode image files in several processes, in order. Each file has its own result."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ _FILES_PER_TASK = 4
 
 @dataclass(frozen=True)
 class FileState:
-    """Size in bytes and time of the last change in nanoseconds, to notice another content; -1 for no file."""
+    """Size in bytes and modification time in nanoseconds, to detect a changed file; -1 for a missing file."""
 
     size: int = -1
     mtime_ns: int = -1
@@ -29,7 +29,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """One file: (1, S, S) uint8 pixels, or the reason why there are none."""
+    """The result for one file: (1, S, S) uint8 pixels, or the reason for having none."""
 
     path: str
     state: FileState
@@ -42,25 +42,26 @@ def decode_files(
 ) -> Generator[DecodedFile, None, None]:
     """Decode files with `contract.image.read.load_pixels`.
 
-    Processes, not threads: of the 20 ms that a radiograph of 2828 x 2320 takes, 2 are Python, which runs on one core
-    at a time, so that threads gain nothing beyond a dozen cores. A process takes a second to start. They end
-    with this process, however it ends, and leave Ctrl-C to it.
+    It uses processes and not threads. A radiograph of 2828 x 2320 pixels takes 20 ms, of which 2 ms are Python code,
+    which only one thread can run at a time. So threads would not use more than about ten cores. A process takes a
+    second to start. The processes end with this process, however it ends, and ignore Ctrl-C.
 
     Args:
         paths: Image files.
         size: Side of the square output, in pixels.
-        workers: Processes; default: one for each core.
+        workers: Number of processes. Default: one per core.
 
     Yields:
         One entry for each path, in order.
 
     Raises:
-        ConfigError: A process was killed, as happens where memory is short.
+        ConfigError: A process was killed, for example because of too little memory.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    context = multiprocessing.get_context("spawn")  # fork would copy locks held by other threads
     pool = ProcessPoolExecutor(min(workers or count_cores(), max(len(paths), 1)), context, _prepare_worker)
     try:
-        # Processes start here and inherit what is blocked: Ctrl-C goes to all of a terminal, and is for this one.
+        # The processes inherit the blocked signals. Ctrl-C reaches all processes of a terminal, but only this one
+        # handles it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             decoded = pool.map(decode_file, paths, [size] * len(paths), chunksize=_FILES_PER_TASK)
@@ -69,14 +70,14 @@ def decode_files(
         yield from decoded
     except BrokenProcessPool as error:
         raise ConfigError(
-            "A process that decodes images was killed; if memory is short, use fewer with --workers."
+            "A process that decodes images was killed. If memory is short, use fewer processes (--workers)."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def decode_file(path: str, size: int) -> DecodedFile:
-    """Decode one file; one that cannot be read or is no radiograph has a reason instead of pixels."""
+    """Decode one file. If it cannot be read or is not a radiograph, return the reason instead of pixels."""
     state = FileState()
     try:
         state = read_state(path)
@@ -88,17 +89,17 @@ def decode_file(path: str, size: int) -> DecodedFile:
 
 
 def read_state(path: str) -> FileState:
-    """Return what tells one content of a file from another.
+    """Return the size and modification time of a file.
 
     Raises:
-        OSError: There is no such file.
+        OSError: The file does not exist.
     """
-    found = os.stat(path)
-    return FileState(found.st_size, found.st_mtime_ns)
+    stat = os.stat(path)
+    return FileState(stat.st_size, stat.st_mtime_ns)
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -106,12 +107,12 @@ def _prepare_worker() -> None:
     import cv2
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)  # there is a process for each core already
+    cv2.setNumThreads(1)  # there is one process per core already
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone; a killed one cannot tell its children."""
+    """End this process when its parent is gone. A killed parent cannot notify its children."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,12 +1,12 @@
-"""Reports with nearly the same words: radiologists write from templates, and so do some whole practices.
+"""Find reports with nearly the same words. Radiologists, and even whole practices, write from templates.
 
-Two texts are compared by their runs of three words ("shingles"): the Jaccard similarity of Broder 1997, On the
-Resemblance and Containment of Documents. MinHash and locality-sensitive hashing (datasketch) name the
-candidates, and the similarity of each is then computed exactly, so that chance decides nothing.
+Two texts are compared by their runs of three words ("shingles"), with the Jaccard similarity of Broder 1997, On the
+Resemblance and Containment of Documents. MinHash and locality-sensitive hashing (datasketch) find candidate pairs.
+Their similarity is then computed exactly, so the result does not depend on chance.
 
-The threshold is 0.8, from the real Open-i reports (findings and impression). Down to there most pairs are one
-template with a word exchanged or a sentence added, and three of four have the same labels. Below, half of the
-pairs have other labels: they share the phrases of a normal chest and differ in what was found.
+The threshold is 0.8, chosen on the real Open-i reports (findings and impression). Above it, most pairs are one template
+with a changed word or an added sentence, and three of four pairs have the same labels. Below it, half of the pairs have
+different labels: they share the phrases of a normal chest and differ in the findings.
 
     threshold                     1      .9     .8     .7     .6
     groups                        156    154    161    170    167
@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
 
 SIMILARITY: Final = 0.8
 _SHINGLE_WORDS: Final = 3
-# 32 bands of 4 values: a pair of similarity 0.8 is overlooked once in 20 million, one of 0.7 once in 7,000.
+# 32 bands of 4 values miss a pair of similarity 0.8 once in 20 million, and one of 0.7 once in 7,000.
 _BANDS: Final = (32, 4)
 
 Shingles = frozenset[str]
@@ -47,12 +47,12 @@ Shingles = frozenset[str]
 def group_texts(texts: Sequence[str], similarity: float = SIMILARITY) -> list[list[int]]:
     """Find the texts that are nearly equal, directly or through others.
 
-    Case, punctuation and de-identification marks do not count; "" is like nothing.
+    Case, punctuation and de-identification marks are ignored. "" is not similar to any text.
 
     Args:
         texts: M texts.
-        similarity: Smallest Jaccard similarity of two texts that belong together, 0.7 to 1; 1 joins texts of
-            equal shingles alone.
+        similarity: Smallest Jaccard similarity of two texts that belong together, 0.7 to 1. With 1, only texts with
+            equal shingles belong together.
 
     Returns:
         Groups of two or more rows (0 to M - 1), the largest first; rows ascending.
@@ -71,9 +71,9 @@ def group_texts(texts: Sequence[str], similarity: float = SIMILARITY) -> list[li
 
 
 def number_similar(texts: Sequence[str], similarity: float = SIMILARITY) -> NDArray[np.int64]:
-    """Return (M,), equal for texts that are nearly equal, directly or through others; as `group_texts`.
+    """Return (M,) group numbers, equal for nearly equal texts, directly or through others; see `group_texts`.
 
-    Every pair is compared, which is fast for the texts of one batch.
+    All pairs are compared, which is fast for the texts of one batch.
     """
     shingles = [make_shingles(text) for text in texts]
     links = [
@@ -88,7 +88,7 @@ def number_similar(texts: Sequence[str], similarity: float = SIMILARITY) -> NDAr
 
 
 def make_shingles(text: str) -> Shingles:
-    """Return all runs of three words of a text; a shorter text is one run."""
+    """Return all runs of three words of a text. A shorter text is one run."""
     cleaned = clean_text(text).lower()
     words = re.findall(r"\w+", cleaned) or cleaned.split()
     last = len(words) - _SHINGLE_WORDS
@@ -98,9 +98,9 @@ def make_shingles(text: str) -> Shingles:
 
 
 def join_rows(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return the groups of rows (0 to count - 1) that links join, ordered by their first rows.
+    """Return the groups of rows (0 to count - 1) that are connected by links, ordered by their first rows.
 
-    A row without a link is a group of its own.
+    A row without a link is its own group.
     """
     pairs = np.array(list(links), dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
@@ -112,7 +112,7 @@ def join_rows(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def _find_similar(distinct: Sequence[Shingles], similarity: float) -> Iterator[tuple[int, int]]:
-    """Yield the places of all pairs that are similar enough."""
+    """Yield the indices of all pairs that are similar enough."""
     index = MinHashLSH(params=_BANDS, num_perm=_BANDS[0] * _BANDS[1])
     encoded = ([run.encode() for run in shingles] for shingles in distinct)
     for place, hashed in enumerate(MinHash.generator(encoded, num_perm=_BANDS[0] * _BANDS[1], seed=1)):
@@ -122,7 +122,7 @@ def _find_similar(distinct: Sequence[Shingles], similarity: float) -> Iterator[t
         index.insert(place, hashed)
 
 
-def _compare(one: Shingles, other: Shingles) -> float:
+def _compare(first: Shingles, second: Shingles) -> float:
     """Return the Jaccard similarity of two sets, 0 to 1."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
+    shared = len(first & second)
+    return shared / (len(first) + len(second) - shared)

@@ -1,9 +1,9 @@
-"""MeSH major headings of Open-i reports -> the 22 categories.
+"""Map the MeSH major headings of Open-i reports to the 22 categories.
 
-A heading is a head with qualifiers, `Calcinosis/lung/hilum/right`. The table `mesh.csv` gives a head's categories, and
-may let some qualifiers decide instead: `Costophrenic Angle/blunted` is pleural disease, while an obscured one
-is only an unspecific finding. Each row says why, and which rows of the published grouping are in doubt. The categories
-come from the radiologists' indexing, never from the text of the report.
+A heading is a head with qualifiers, such as `Calcinosis/lung/hilum/right`. The table `mesh.csv` gives the categories of
+each head. Some qualifiers override them: `Costophrenic Angle/blunted` is pleural disease, while an obscured angle is
+only an unspecific finding. Each row gives a reason, and a doubt if the published grouping is questionable. The
+categories come from the radiologists' indexing, never from the text of the report.
 """
 
 import csv
@@ -24,11 +24,11 @@ class Row:
     """One row of the table.
 
     Attributes:
-        head: In lower case.
-        qualifier: The one that decides instead of the head; "" where the head does.
-        categories: Keys, in the order of the logits; none for a head that says nothing about the patient.
-        reason: Why, in a sentence.
-        doubt: Where the categories mislead, in a sentence; "" where they do not.
+        head: Head of the heading, in lower case.
+        qualifier: Qualifier that overrides the head; "" for the head itself.
+        categories: Category keys, in the order of the logits; none if the head says nothing about the patient.
+        reason: Reason for the categories, one sentence.
+        doubt: How the categories may mislead, one sentence; "" if they do not.
     """
 
     head: str
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rule:
-    """`default` applies unless qualifiers of the heading stand in `by_qualifier`, which decide together."""
+    """Categories of a head. `default` applies unless `by_qualifier` has some of the heading's qualifiers."""
 
     default: Keys
     by_qualifier: dict[str, Keys] = field(default_factory=dict)
@@ -50,8 +50,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """Read a label table.
 
     Raises:
-        ConfigError: The file is missing or no such table, or a row names an unknown category, has no reason or stands
-            there twice; the message names the line.
+        ConfigError: The file is missing or not such a table; or a row names an unknown category, has no reason or is
+            repeated. The message names the line.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -89,7 +89,7 @@ def _read_row(line: Sequence[str], where: str) -> Row:
 
 
 def make_rules(rows: Iterable[Row]) -> dict[str, Rule]:
-    """Return the rule of each head that gives categories."""
+    """Return head -> rule, for heads with categories."""
     rules = {row.head: Rule(row.categories) for row in rows if not row.qualifier and row.categories}
     for row in rows:
         if row.qualifier:
@@ -99,19 +99,19 @@ def make_rules(rows: Iterable[Row]) -> dict[str, Rule]:
 
 ROWS: Final = read_rows(Path(__file__).with_suffix(".csv"))
 RULES: Final = make_rules(ROWS)
-# Head -> why it gives no category.
+# Head -> reason for having no category.
 UNMAPPED: Final[dict[str, str]] = {row.head: row.reason for row in ROWS if not row.categories}
 
 
 def list_doubts() -> dict[str, dict[str, list[str]]]:
-    """Return category key -> doubt -> the headings it is about, in the order of the logits."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return category key -> doubt -> headings, in the order of the logits."""
+    doubts: dict[str, dict[str, list[str]]] = {}
     for key in LABEL_KEYS:
         for row in ROWS:
             if row.doubt and key in row.categories:
                 heading = "/".join(part for part in (row.head, row.qualifier) if part)
-                found.setdefault(key, {}).setdefault(row.doubt, []).append(heading)
-    return found
+                doubts.setdefault(key, {}).setdefault(row.doubt, []).append(heading)
+    return doubts
 
 
 def split_heading(heading: str) -> tuple[str, tuple[str, ...]]:
@@ -124,24 +124,24 @@ def map_heading(heading: str) -> frozenset[str]:
     """Return the category keys of one heading; empty for a head in `UNMAPPED`.
 
     Raises:
-        ConfigError: The head stands in no table; the message names it.
+        ConfigError: The head is not in the table. The message names it.
     """
     head, qualifiers = split_heading(heading)
     if head in UNMAPPED:
         return frozenset()
     rule = RULES.get(head)
     if rule is None:
-        raise ConfigError(f"The MeSH heading {heading!r} is unknown: add its head to training/data/mesh.csv.")
+        raise ConfigError(f"The MeSH heading {heading!r} is unknown. Add its head to training/data/mesh.csv.")
     decided = [rule.by_qualifier[name] for name in qualifiers if name in rule.by_qualifier]
     return frozenset(key for keys in decided or [rule.default] for key in keys)
 
 
 def map_headings(major: Sequence[str]) -> frozenset[str]:
-    """Return the category keys of all major headings of a report; "normal" only where it stands alone."""
+    """Return the category keys of all major headings of a report, with "normal" only if there is no other."""
     keys = frozenset(key for heading in major for key in map_heading(heading))
     return keys - {"normal"} if len(keys) > 1 else keys
 
 
 def is_labelled(major: Sequence[str]) -> bool:
-    """Whether the headings say what the study shows; "No Indexing" and no heading at all do not."""
+    """Whether the headings label the study. "No Indexing", or no heading, does not."""
     return any(split_heading(heading)[0] not in UNMAPPED for heading in major)

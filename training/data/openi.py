@@ -37,14 +37,14 @@ Progress = Callable[[int, int], None]
 MAX_XML_BYTES = 4 * 2**20
 IMAGE_SUFFIXES = {".dcm", ".png", ".jpg", ".jpeg"}
 
-# What a report's <title> says -> what a table's metadata and a model card call the collection.
+# <title> of a report -> name of the collection in a table's metadata and on a model card.
 COLLECTIONS = {
     "Indiana University Chest X-ray Collection": "openi",
     "Phantom Chest X-ray Collection": "phantom",
 }
 COLLECTION_KEY = b"collection"
 
-# One field for each of `ImageHeader`; the view has a column of its own, and what it was told from is not kept.
+# One field per field of `ImageHeader`. The view has its own column, and the clues are not stored.
 _HEADER_TYPES: Mapping[Any, pa.DataType] = {
     str: pa.string(),
     bool: pa.bool_(),
@@ -59,13 +59,13 @@ HEADER = pa.struct(
     ]
 )
 # A box that a reader drew: x and y of its upper left corner and its size, in pixels of an image of this width and
-# height, which are null where the collection does not say them.
+# height, which are null if the collection does not state them.
 BOX = pa.struct(
     [
         ("image_id", pa.string()),
         ("label", pa.string()),  # as the collection writes it
-        ("category", pa.string()),  # one of the 22, null where the label is none of them
-        ("reader", pa.string()),  # null where the collection does not say who drew it
+        ("category", pa.string()),  # one of the 22; null if the label is none of them
+        ("reader", pa.string()),  # null if the collection does not state the reader
         *((name, pa.float64()) for name in ("x", "y", "width", "height")),
         *((name, pa.int64()) for name in ("image_width", "image_height")),
     ]
@@ -83,7 +83,10 @@ SCHEMA = pa.schema(
         ("mesh_automatic", pa.list_(pa.string())),
         ("labels", pa.list_(pa.string())),
         ("labelled", pa.bool_()),
-        ("unknown_labels", pa.list_(pa.string())),  # of a labelled study; the collection does not state them
+        (
+            "unknown_labels",
+            pa.list_(pa.string()),
+        ),  # labels that the collection does not state, for a labelled study
         ("boxes", pa.list_(BOX)),
         ("split", pa.string()),  # the collection's own part: "train", "validation", "test"; null without one
     ]
@@ -92,7 +95,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Study:
-    """One report with the ids of its images and what its MeSH headings say."""
+    """One report with the ids of its images and its MeSH headings."""
 
     study_id: str
     patient_id: str
@@ -102,27 +105,27 @@ class Study:
     image_ids: tuple[str, ...]
     labels: frozenset[str]
     labelled: bool
-    collection: str = ""  # a value of `COLLECTIONS`, or "" for one not known
+    collection: str = ""  # a value of `COLLECTIONS`, or "" if unknown
 
 
 def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
     """Read all reports of a .tgz archive or a directory tree, ordered by number.
 
     Raises:
-        ConfigError: There is no report there.
+        ConfigError: The source has no reports.
         InputError: The directory or archive is missing, cannot be read or is damaged.
-        ReportError: A file is not an Open-i report, or repeats one; the message names it.
+        ReportError: A file is not an Open-i report, or repeats one. The message names it.
     """
     files = list(_iterate_files(source))
     if not files:
         raise ConfigError(f"There are no XML reports in {source}.")
     studies: list[Study] = []
-    known: set[str] = set()
+    study_ids: set[str] = set()
     for done, (name, data) in enumerate(files, start=1):
         studies.append(parse_study(data, name=name))
-        if studies[-1].study_id in known:
+        if studies[-1].study_id in study_ids:
             raise ReportError(f"{name} repeats the report of another file.")
-        known.add(studies[-1].study_id)
+        study_ids.add(studies[-1].study_id)
         if progress and (done % 50 == 0 or done == len(files)):
             progress(done, len(files))
     studies.sort(
@@ -132,10 +135,10 @@ def read_reports(source: Path, progress: Progress | None = None) -> list[Study]:
 
 
 def parse_study(data: bytes, *, name: str) -> Study:
-    """Parse one XML report; `name` stands in error messages.
+    """Parse one XML report. `name` is its name in error messages.
 
     Raises:
-        ReportError: It is no Open-i report, or too large.
+        ReportError: The data is not an Open-i report, or too large.
         ConfigError: A MeSH heading is unknown.
     """
     _check_file_size(name, len(data))
@@ -170,7 +173,7 @@ def _iterate_files(source: Path) -> Iterator[tuple[str, bytes]]:
         yield from _iterate_directory(source) if source.is_dir() else _iterate_archive(source)
     except InputError:
         raise
-    except Exception as error:  # tarfile and the decompressors raise many kinds for damaged archives
+    except Exception as error:  # tarfile and the decompressors raise many error types for damaged archives
         raise InputError(f"{source} cannot be read as a directory or archive of reports.") from error
 
 
@@ -182,10 +185,10 @@ def _iterate_directory(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _iterate_archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Read the plain XML files of an archive; nothing is unpacked, so a member's path cannot do harm."""
+    """Read the regular XML files of an archive. Nothing is unpacked, so a member's path is harmless."""
     with tarfile.open(source, "r:*") as archive:
         for member in archive:
-            if archive.offset <= member.offset:  # of a negative size; tarfile would read in a circle
+            if archive.offset <= member.offset:  # a negative size; tarfile would loop for ever
                 raise tarfile.ReadError("A file of the archive ends before it begins.")
             if member.isfile() and member.name.endswith(".xml"):
                 _check_file_size(member.name, member.size)
@@ -196,16 +199,16 @@ def _iterate_archive(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise unless nothing but zeros follows: tarfile takes a damaged header for the end of the archive.
+    """Raise unless only zeros follow, because tarfile takes a damaged header for the end of the archive.
 
-    Reading on also compares the checksum of a compressed archive.
+    Reading to the end also checks the checksum of a compressed archive.
     """
     file = archive.fileobj
     if file is not None:
         file.seek(archive.offset)
         while block := file.read(2**20):
             if any(block):
-                raise tarfile.ReadError("The archive goes on behind its last file.")
+                raise tarfile.ReadError("The archive has data after its last file.")
 
 
 def _check_file_size(name: str, size: int) -> None:
@@ -214,14 +217,14 @@ def _check_file_size(name: str, size: int) -> None:
 
 
 def get_image_key(image_id: str) -> str:
-    """Return what the names of one image share: `CXR12_IM-0034-1001`, `12_IM-0034-1001.dcm.png` agree."""
+    """Return the common key of the names of one image: `CXR12_IM-0034-1001` and `12_IM-0034-1001.dcm.png` agree."""
     stem = re.sub(r"(\.(dcm|png|jpe?g))+$", "", image_id, flags=re.IGNORECASE)
     key = re.sub(r"^CXR", "", stem)
     return re.sub(r"^(\d+)_\1_IM", r"\1_IM", key)
 
 
 def find_images(directory: Path) -> dict[str, Path]:
-    """Map the key of every image file below a directory to its path; DICOM goes before PNG and JPEG."""
+    """Map the key of every image file below a directory to its path, with DICOM preferred to PNG and JPEG."""
     if not directory.is_dir():
         raise ConfigError(f"There is no image directory {directory}.")
     paths = (
@@ -236,11 +239,11 @@ def find_images(directory: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class ImageCount:
-    """How many images the reports name, and how many of these were found."""
+    """The number of images that the reports name, and of those that were found."""
 
     named: int
     found: int
-    listed: int | None = None  # how many of those found are in the list of projections, None without one
+    listed: int | None = None  # found images that are in the list of projections; None without a list
 
 
 def build_table(
@@ -254,35 +257,35 @@ def build_table(
 
     Args:
         reports: A .tgz archive or a directory tree with XML files.
-        images: A directory tree of DICOM, PNG or JPEG files; None leaves every study without image. The table
-            holds absolute paths.
+        images: A directory tree of DICOM, PNG or JPEG files; None: no images. The table holds absolute paths.
         progress: Called with (done, total).
-        on_images: Called once, where `images` are given.
-        projections: A published list of what each image shows (`training.data.projections`), which overrules headers.
+        on_images: Called once, if there are `images`.
+        projections: A published list of projections (`training.data.projections`), which overrides headers.
 
     Raises:
-        ConfigError: None of the images that the reports name is among `images`, or none of these in the list; and as
-            `read_reports` and `read_projections`.
+        ConfigError: None of the images that the reports name is found, or none of the found ones is in the list; see
+            also `read_reports` and `read_projections`.
 
     Returns:
-        One row per study, columns as in `SCHEMA`; the likeliest frontal image first (`contract.image.view`). The
-        metadata name the collection where all reports are of one that is known (`read_collection`).
+        One row per study, columns as in `SCHEMA`, with the likeliest frontal image first (`contract.image.view`). The
+        metadata name the collection if all reports are from the same known one (`read_collection`).
     """
     if projections and not images:
-        raise ConfigError("A list of projections says nothing without images: give their directory as well.")
+        raise ConfigError("A list of projections needs images. Give their directory with --images.")
     listed = _read_listed(projections)
     studies = read_reports(reports, progress)
-    found = find_images(images.absolute()) if images else {}  # the table is read from elsewhere, too
+    image_paths = find_images(images.absolute()) if images else {}  # the table is read from elsewhere, too
     rows = []
     for done, study in enumerate(studies, start=1):
-        rows.append(_make_row(study, found, listed))
-        if progress and found and (done % 50 == 0 or done == len(studies)):
+        rows.append(_make_row(study, image_paths, listed))
+        if progress and image_paths and (done % 50 == 0 or done == len(studies)):
             progress(done, len(studies))
     if images:
         count = _count_images(studies, rows, listed if projections else None)
         example = next((study.image_ids[0] for study in studies if study.image_ids), "")
-        sought = f"{example} is looked for as {get_image_key(example)}.dcm, {example}.png or .jpg, in any folder below"
-        require_images(count, images, len(found), sought)
+        file_name = f"{get_image_key(example)}.dcm, {example}.png or .jpg"
+        expected_name = f"{example} must be named {file_name}, in any folder below"
+        require_images(count, images, len(image_paths), expected_name)
         if projections and not count.listed:
             raise ConfigError(f"{projections} names none of the {count.found:,} images under {images}.")
         if on_images:
@@ -293,7 +296,7 @@ def build_table(
 
 
 def _read_listed(projections: Path | None) -> dict[str, Projection]:
-    """Return the projection of each image of a list by the image's key."""
+    """Return image key -> projection for a list."""
     if projections is None:
         return {}
     return {get_image_key(Path(name).name): shown for name, shown in read_projections(projections).items()}
@@ -302,13 +305,13 @@ def _read_listed(projections: Path | None) -> dict[str, Projection]:
 def _count_images(
     studies: Sequence[Study], rows: Sequence[dict[str, Any]], listed: Mapping[str, Projection] | None
 ) -> ImageCount:
-    found = [get_image_key(image_id) for row in rows for image_id in row["image_ids"]]
-    known = None if listed is None else sum(key in listed for key in found)
-    return ImageCount(sum(len(study.image_ids) for study in studies), len(found), known)
+    image_keys = [get_image_key(image_id) for row in rows for image_id in row["image_ids"]]
+    listed_count = None if listed is None else sum(key in listed for key in image_keys)
+    return ImageCount(sum(len(study.image_ids) for study in studies), len(image_keys), listed_count)
 
 
 def require_images(count: ImageCount, directory: Path, files: int, sought: str) -> None:
-    """Raise ConfigError where images are named and none was found; `sought` says of one how it is looked for."""
+    """Raise ConfigError if images are named but none was found. `sought` describes the expected name of one."""
     if count.found or not count.named:
         return
     raise ConfigError(
@@ -318,7 +321,7 @@ def require_images(count: ImageCount, directory: Path, files: int, sought: str) 
 
 
 def read_collection(path: Path) -> str | None:
-    """Return the name of a collection, where a studies table says which one all of it is from."""
+    """Return the name of the collection of a studies table; None if the table does not state one."""
     named = read_trained_on(
         (pq.read_schema(path).metadata or {}).get(COLLECTION_KEY, b"").decode(errors="replace")
     )
@@ -350,7 +353,7 @@ def _make_row(study: Study, found: dict[str, Path], listed: Mapping[str, Project
 
 
 def read_text(row: Mapping[str, Any], mode: TextMode) -> str:
-    """Return what a model that reads `mode` reads of the report in a row of a studies table, "" for no words."""
+    """Return the part of a row's report that text mode `mode` reads; "" if it has no words."""
     try:
         return select_text(Report(**{name: row[name] or "" for name in SECTIONS}), mode)
     except ReportError:
@@ -358,11 +361,11 @@ def read_text(row: Mapping[str, Any], mode: TextMode) -> str:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a studies table as Parquet, whole or not at all.
+    """Write a studies table as Parquet, completely or not at all.
 
     Raises:
         ConfigError: The path is a directory.
-        ArtifactError: The disk is full, or nothing can be written there.
+        ArtifactError: The disk is full, or the file cannot be written.
     """
     content = pa.BufferOutputStream()
     pq.write_table(table, content, write_page_checksum=True)
@@ -373,31 +376,31 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a studies table, also one that pandas, polars or DuckDB wrote; see `training.data.studies_table`.
 
     Raises:
-        ConfigError: There is no such file.
-        ArtifactError: It is damaged or no studies table.
+        ConfigError: The file does not exist.
+        ArtifactError: The file is damaged or not a studies table.
     """
     if not path.is_file():
-        raise ConfigError(f"There is no studies table {path}; make one with `cxr data table`.")
-    wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
+        raise ConfigError(f"There is no studies table {path}. Make one with `cxr data table`.")
+    columns_schema = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
     try:
         names = pq.read_schema(path).names
-        present = [name for name in wanted.names if name in names or name not in OPTIONAL]
+        present = [name for name in columns_schema.names if name in names or name not in OPTIONAL]
         wrong = [name for name in present if names.count(name) != 1]
         table = None
         if not wrong:
             table = pq.read_table(path, columns=present, page_checksum_verification=True)
             table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} is not a Parquet file, or a damaged one.") from error
+        raise ArtifactError(f"{path} is not a Parquet file, or is damaged.") from error
     if table is None:
         raise _refuse_table(path, f"{', '.join(wrong)} missing or of another type")
     try:
-        return conform_table(table, wanted)
+        return conform_table(table, columns_schema)
     except ValueError as error:
         raise _refuse_table(path, str(error)) from error
 
 
 def _refuse_table(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{path} is not a studies table: {reason}. Make a table of an older version again with `cxr data table`."
+        f"{path} is not a studies table: {reason}. If an older version made it, make it again with `cxr data table`."
     )

@@ -1,4 +1,4 @@
-"""The images of one study in order: the likeliest frontal view first."""
+"""Order the images of one study: the likeliest frontal view first."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from contract.image.header import ImageHeader, describe_verdict, read_image_head
 from contract.image.view import rank_view, weigh_study
 from contract.image.view_clues import Projection
 
-_HEADER_BYTES: Final = 2**16  # more than the header of any Open-i file; the pixels follow
+_HEADER_BYTES: Final = 2**16  # larger than the header of any Open-i file
 
 
 def order_images(
@@ -18,14 +18,14 @@ def order_images(
 ) -> list[tuple[str, Path, ImageHeader]]:
     """Return the images of a study with their headers, the likeliest frontal one first.
 
-    The view of each header is what all headers of the study say together (`contract.image.view.weigh_study`).
+    The view in each header is decided from all headers of the study (`contract.image.view.weigh_study`).
 
     Args:
-        images: Id and file of each.
-        projections: What a list says of each, "" where it says nothing.
+        images: Id and file of each image.
+        projections: Projection of each image by a list; "" if the list does not have it.
 
     Raises:
-        InputError: A file cannot be read. One that is no image has an empty header of format "".
+        InputError: A file cannot be read. A file that is not an image gets an empty header with the format "".
     """
     headers = [_read_header(path) for _, path in images]
     clues = [

@@ -1,6 +1,6 @@
-"""Published lists of which image of Open-i is frontal and which is lateral, as people saw it.
+"""Read published lists of frontal and lateral images of Open-i, made by people who looked at the images.
 
-A CSV file with the columns `filename` and `projection`; others, such as `uid`, do not count:
+A list is a CSV file with the columns `filename` and `projection`. Other columns, such as `uid`, are ignored:
 
     uid,filename,projection
     1,1_IM-0001-4001.dcm.png,Frontal
@@ -20,13 +20,13 @@ _PROJECTIONS: Final[dict[str, Projection]] = {"frontal": "FRONTAL", "lateral": "
 
 
 def read_projections(path: Path) -> dict[str, Projection]:
-    """Return the projection of each image of a list, by the file name as the list writes it.
+    """Return file name, as in the list, -> projection.
 
     Raises:
-        ConfigError: The file cannot be read, is no such list, or says two things of one image.
+        ConfigError: The file cannot be read, is not such a list, or contradicts itself about an image.
     """
     reader = csv.DictReader(io.StringIO(_read_text(path)), strict=True)
-    found: dict[str, Projection] = {}
+    projections: dict[str, Projection] = {}
     try:
         names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
         if missing := [name for name in _COLUMNS if name not in names]:
@@ -41,15 +41,15 @@ def read_projections(path: Path) -> dict[str, Projection]:
                     f"{path} is not a list of projections: line {reader.line_num} does not name an image "
                     "and Frontal or Lateral."
                 )
-            if found.setdefault(name, projection) != projection:
+            if projections.setdefault(name, projection) != projection:
                 raise ConfigError(f"{path} calls {name[:60]} both frontal and lateral.")
     except csv.Error as error:
         raise ConfigError(
             f"{path} is not a list of projections: line {reader.reader.line_num} cannot be read."
         ) from error
-    if not found:
+    if not projections:
         raise ConfigError(f"{path} names no image.")
-    return found
+    return projections
 
 
 def _read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a studies table, one dict per study: which there are, and the image and the report of each."""
+"""Rows of a studies table, one dict per study, with helpers for their image and report."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -17,20 +17,20 @@ def read_rows(table: Path, *, study_ids: Collection[str] | None = None) -> list[
     """Read a studies table (Parquet) as one dict per study, optionally only some studies.
 
     Raises:
-        ConfigError: There is no such table.
+        ConfigError: The table does not exist.
     """
     if not table.is_file():
-        raise ConfigError(f"There is no studies table {table}; make one with `cxr data table`.")
+        raise ConfigError(f"There is no studies table {table}. Make one with `cxr data table`.")
     rows = read_table(table).to_pylist()
-    wanted = None if study_ids is None else set(study_ids)
-    return [row for row in rows if wanted is None or row["study_id"] in wanted]
+    chosen = None if study_ids is None else set(study_ids)
+    return [row for row in rows if chosen is None or row["study_id"] in chosen]
 
 
 def choose_rows(rows: Sequence[Row], split: Path, part: str) -> list[Row]:
     """Return the rows of one part (train, validation, test) of a split file; see `training.data.split_file`.
 
     Raises:
-        ConfigError: It is no split of this table, or names no study for this part.
+        ConfigError: The split belongs to another table, or names no study for this part.
     """
     chosen = set(read_split_file(split, [row["study_id"] for row in rows])[part])
     if not chosen:
@@ -39,7 +39,7 @@ def choose_rows(rows: Sequence[Row], split: Path, part: str) -> list[Row]:
 
 
 def get_report(row: Row) -> str:
-    """Return the whole report of a row, section by section; empty when no section holds text."""
+    """Return the whole report of a row, section by section; "" if no section has text."""
     sections = (row[name] or "" for name in SECTIONS)
     return format_report(Report(*sections))
 
@@ -60,7 +60,7 @@ def has_text(row: Row, text_mode: str) -> bool:
 
 
 def read_text(row: Row, text_mode: str) -> str:
-    """Return the part of the report that the model reads; empty where it holds no words."""
+    """Return the part of the report that the model reads; "" if it has no words."""
     try:
         return read_report(get_report(row), text_mode)  # type: ignore[arg-type]
     except InputError:

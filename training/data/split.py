@@ -1,10 +1,10 @@
-"""Train, validation and test: no patient and no report text on two sides, the same mix of labels everywhere.
+"""Split studies into train, validation and test: no patient and no report text in two parts, labels balanced.
 
-Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the Stratification of Multi-Label Data) by
-the library iterative-stratification. It counts every sample once, while a sample here is a group that stays
-together, of up to 58 of the real reports; dealt by the library alone, a part is up to 2.7 points off its share.
-So the library deals the studies that stand alone and have several labels, for which it is made. Groups and
-studies of a single label follow, the largest first, each to the part that it brings closest to its shares.
+The method is iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, On the Stratification of Multi-Label
+Data) from the library iterative-stratification. The library counts every sample once, but here a sample can be a
+group of studies that must stay together, with up to 58 of the real reports. With the library alone, the share of a
+part is off by up to 2.7 points. So the library assigns only single studies with several labels. Then the groups and
+the studies with a single label follow, largest first, each to the part that it brings closest to its target shares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 
 FRACTIONS: Final[Mapping[str, float]] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _DRAWS: Final = (
-    10  # the library breaks ties at random: as many splits are drawn, and the most even one is kept
+    10  # number of splits to draw, because the library breaks ties at random; the most even one is kept
 )
 
 Parts = NDArray[np.int64]
@@ -39,14 +39,14 @@ def split_studies(
 ) -> dict[str, list[int]]:
     """Split M studies.
 
-    Studies of one patient, and studies whose texts are nearly equal, form a group that stays together.
+    Studies of one patient, and studies with nearly equal texts, form a group that stays together.
 
     Args:
-        patient_ids: M names.
+        patient_ids: M patient ids.
         labels: M collections of label keys; empty for a study without labels.
         seed: Equal seeds give equal splits.
-        texts: Readings, each of M texts; studies that are nearly equal in any of them stay together, and "" is
-            like nothing. Without a reading, patients alone do. See `training.data.duplicates`.
+        texts: Lists of M texts. Studies with nearly equal texts in any of the lists stay together; "" is not similar to
+            any text. Without a list, only patients stay together. See `training.data.duplicates`.
         fractions: Part -> share of the studies; the shares sum to 1.
 
     Returns:
@@ -60,18 +60,18 @@ def split_studies(
     counts = np.array([kinds[rows].sum(0) for rows in groups]).reshape(len(groups), kinds.shape[1])
     sizes = np.array([len(rows) for rows in groups], dtype=np.int64)
     shares = np.array(list(fractions.values()))
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # what the library takes
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # as the library needs it
     draws = (_deal_groups(counts, sizes, shares, random) for _ in range(_DRAWS))
     _, part_of = min(draws, key=lambda draw: draw[0])
-    found = {
+    split = {
         part: sorted(row for group in np.flatnonzero(part_of == number) for row in groups[group])
         for number, part in enumerate(fractions)
     }
-    if empty := [part for part, rows in found.items() if not rows]:
+    if empty := [part for part, rows in split.items() if not rows]:
         raise ConfigError(
-            f"{len(patient_ids)} studies are too few to split: no study for {', '.join(empty)}."
+            f"{len(patient_ids)} studies are too few to split: there is no study for {', '.join(empty)}."
         )
-    return found
+    return split
 
 
 def follow_split(
@@ -82,29 +82,29 @@ def follow_split(
     *,
     texts: Sequence[Sequence[str]] = (),
 ) -> dict[str, list[int]]:
-    """Split M studies as their collection publishes it; a part that it lacks is drawn from its training studies.
+    """Split M studies as their collection publishes it. A missing part is drawn from the training studies.
 
     Args:
-        named: M parts, None for a study of none, which is left out.
-        patient_ids: M names; this and the others serve where a part is drawn, as in `split_studies`.
+        named: M parts; a study with None is left out.
+        patient_ids: M patient ids. This and the next arguments are used to draw a part, as in `split_studies`.
         labels: M collections of label keys.
-        seed: Of the draw.
-        texts: Readings, each of M texts.
+        seed: Seed for drawing.
+        texts: Lists of M texts.
 
     Returns:
         Part -> rows (0 to M - 1), ascending.
 
     Raises:
-        ConfigError: The collection names no training study, or they are too few to draw from.
+        ConfigError: The collection names no training study, or too few to draw from.
     """
     parts = {part: [row for row, name in enumerate(named) if name == part] for part in FRACTIONS}
     pool = parts["train"]
     if not pool:
         raise ConfigError(
-            "The table's own split has no training study that can be read: give one by --split-file."
+            "The table's own split has no readable training study. Give a split with --split-file."
         )
-    if lacking := [part for part, rows in parts.items() if not rows]:
-        shares = {part: FRACTIONS[part] for part in ("train", *lacking)}
+    if missing := [part for part, rows in parts.items() if not rows]:
+        shares = {part: FRACTIONS[part] for part in ("train", *missing)}
         drawn = split_studies(
             [patient_ids[row] for row in pool],
             [labels[row] for row in pool],
@@ -112,12 +112,12 @@ def follow_split(
             texts=[[reading[row] for row in pool] for reading in texts],
             fractions={part: share / sum(shares.values()) for part, share in shares.items()},
         )
-        parts |= {part: [pool[place] for place in places] for part, places in drawn.items()}
+        parts |= {part: [pool[index] for index in indices] for part, indices in drawn.items()}
     return parts
 
 
 def group_studies(patient_ids: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Join rows that share a patient or nearly a text, directly or through others."""
+    """Group rows with the same patient or nearly equal texts, directly or through other rows."""
     first: dict[str, int] = {}
     links = [(first.setdefault(patient, row), row) for row, patient in enumerate(patient_ids)]
     for rows in (rows for reading in texts for rows in group_texts(reading)):
@@ -136,28 +136,28 @@ def _make_kinds(labels: Sequence[Sequence[str]]) -> NDArray[np.float64]:
 def _deal_groups(
     counts: NDArray[Any], sizes: NDArray[Any], shares: NDArray[Any], random: np.random.RandomState
 ) -> tuple[float, Parts]:
-    """Deal G groups out at random.
+    """Assign G groups to parts at random.
 
     Args:
-        counts: (G, K + 1) studies of each label, and without one.
-        sizes: (G,) studies.
-        shares: (P,) wanted shares of the parts.
-        random: Decides the order and ties.
+        counts: (G, K + 1) number of studies with each label, and without any.
+        sizes: (G,) number of studies.
+        shares: (P,) target shares of the parts.
+        random: Generator for the order and for ties.
 
     Returns:
-        How far the split is from the shares (chi-square statistic), and the part of each group (G,).
+        The distance of the split from the shares (chi-square statistic), and the part of each group (G,).
     """
     measured = np.column_stack([counts, sizes, counts[:, :-1].sum(1)])
-    wanted = np.maximum(shares[:, None] * measured.sum(0), 1e-9)
+    targets = np.maximum(shares[:, None] * measured.sum(0), 1e-9)
     part_of = np.full(len(sizes), -1)
     order = random.permutation(len(sizes))
     mixed = order[((sizes == 1) & (counts.sum(1) > 1))[order]]
     part_of[mixed] = IterativeStratification(counts[mixed] > 0, shares, random)
-    lacking = wanted - [measured[part_of == part].sum(0) for part in range(len(shares))]
-    others = order[part_of[order] < 0]
-    for group in others[np.argsort(-sizes[others], kind="stable")]:
+    lacking = targets - [measured[part_of == part].sum(0) for part in range(len(shares))]
+    unassigned = order[part_of[order] < 0]
+    for group in unassigned[np.argsort(-sizes[unassigned], kind="stable")]:
         added = measured[group]
-        part = ((2 * lacking - added) * added / wanted).sum(1).argmax()  # where the statistic falls most
+        part = ((2 * lacking - added) * added / targets).sum(1).argmax()  # where the statistic decreases most
         part_of[group] = part
         lacking[part] -= added
-    return float((lacking**2 / wanted).sum()), part_of
+    return float((lacking**2 / targets).sum()), part_of

@@ -1,10 +1,10 @@
-"""Split files: which studies are for training, validation and test, as a bundle or a publication names them.
+"""Read split files, of a bundle or a publication, with the studies for training, validation and test.
 
     JSON        {"train": ["CXR1", ...], "validation": [...], "test": [...]}, as split.json of a bundle
-    CSV, TSV    a column id, study_id, uid or filename and a column split; other columns do not count
+    CSV, TSV    a column id, study_id, uid or filename and a column split; other columns are ignored
 
-An id may be the study's (CXR123), its number (123), its report (123.xml) or one of its images in any of the
-collection's ways to write them (CXR123_IM-0001-1001.png, 123_IM-0001-1001.dcm.png).
+An id may be the study's id (CXR123), its number (123), its report (123.xml) or one of its images in any form that the
+collection uses (CXR123_IM-0001-1001.png, 123_IM-0001-1001.dcm.png).
 """
 
 import csv
@@ -27,7 +27,7 @@ _PART_OF: Final = {
 }
 _ID_COLUMNS: Final = ("study_id", "uid", "id", "filename", "image_id", "image")
 _SPLIT_COLUMNS: Final = ("split", "part", "subset")
-# CXR123, 123, 123.0 (a number that went through a spreadsheet), 123.xml, 123_IM-0001-1001.dcm.png
+# CXR123, 123, 123.0 (a number from a spreadsheet), 123.xml, 123_IM-0001-1001.dcm.png
 _ID: Final = re.compile(r"(?:CXR)?0*([0-9]+)(?:\.0|\.xml|_.*)?", re.IGNORECASE | re.ASCII)
 
 logger = logging.getLogger(__name__)
@@ -37,25 +37,27 @@ def read_split_file(path: Path, study_ids: Collection[str] | None = None) -> dic
     """Read a split.
 
     Args:
-        path: JSON, CSV or TSV file; its content says which.
-        study_ids: The studies there are; None takes every id as it comes.
+        path: JSON, CSV or TSV file; the content decides which.
+        study_ids: The existing studies. None: accept every id as it is.
 
     Returns:
         "train", "validation" and "test" -> study ids as the studies table writes them, each once, in the order of
         the file. A part that the file does not name is empty.
 
     Raises:
-        ConfigError: The file cannot be read, names a study in two parts, or one that there is not.
+        ConfigError: The file cannot be read, names a study in two parts, or names an unknown study.
     """
     text = _read_text(path)
     is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in {"{", "["}
     entries = _read_json(path, text) if is_json else _read_table(path, text)
-    known = None if study_ids is None else set(study_ids)
-    parts_of: dict[str, dict[str, None]] = defaultdict(dict)  # study -> its parts; dicts keep the order
+    existing = None if study_ids is None else set(study_ids)
+    parts_of: dict[str, dict[str, None]] = defaultdict(
+        dict
+    )  # study -> its parts, as a dict to keep the order
     unknown: dict[str, None] = {}
     for name, part in entries:
-        study_id = get_study_id(name, known)
-        if known is not None and study_id not in known:
+        study_id = get_study_id(name, existing)
+        if existing is not None and study_id not in existing:
             unknown[name] = None
         parts_of[study_id][_find_part(path, part)] = None
     if unknown:
@@ -64,34 +66,34 @@ def read_split_file(path: Path, study_ids: Collection[str] | None = None) -> dic
         )
     if twice := [study_id for study_id, parts in parts_of.items() if len(parts) > 1]:
         raise ConfigError(f"{path} puts {len(twice):,} studies into two parts: {_list_first(twice)}.")
-    found: dict[str, list[str]] = {part: [] for part in PARTS}
+    split: dict[str, list[str]] = {part: [] for part in PARTS}
     for study_id, parts in parts_of.items():
-        found[next(iter(parts))].append(study_id)
-    return found
+        split[next(iter(parts))].append(study_id)
+    return split
 
 
 def find_split_rows(path: Path, study_ids: Sequence[str], patients: dict[str, str]) -> dict[str, list[int]]:
-    """Read a split of the studies that a model is trained on.
+    """Read the split for a training run.
 
-    Studies that the file does not mention, or that cannot be read, are left out; a line of the log says how many.
+    Studies that the file does not mention, or that cannot be read, are left out. Their number is logged.
 
     Args:
         path: See `read_split_file`.
-        study_ids: M ids of the studies that can be read.
+        study_ids: M ids of the readable studies.
         patients: Study id -> patient, of every study of the table.
 
     Returns:
         Part -> rows (0 to M - 1), ascending.
 
     Raises:
-        ConfigError: As `read_split_file`; or a patient is in two parts, or a part is empty.
+        ConfigError: See `read_split_file`; or a patient is in two parts, or a part is empty.
     """
     parts = read_split_file(path, patients)
     parts_of: dict[str, set[str]] = defaultdict(set)
     for part, ids in parts.items():
         for study_id in ids:
             parts_of[patients[study_id]].add(part)
-    if shared := sum(len(found) > 1 for found in parts_of.values()):
+    if shared := sum(len(members) > 1 for members in parts_of.values()):
         raise ConfigError(
             f"{path} puts studies of one patient into different parts, for {shared:,} of {len(parts_of):,} patients."
         )
@@ -100,14 +102,14 @@ def find_split_rows(path: Path, study_ids: Sequence[str], patients: dict[str, st
     for row, study_id in enumerate(study_ids):
         if study_id in part_of:
             rows[part_of[study_id]].append(row)
-    if empty := [part for part, found in rows.items() if not found]:
+    if empty := [part for part, members in rows.items() if not members]:
         raise ConfigError(f"{path} leaves no readable study for {', '.join(empty)}.")
     _report_left_out(path, len(part_of) - sum(map(len, rows.values())), len(patients) - len(part_of))
     return rows
 
 
 def get_study_id(name: str, known: Collection[str] | None = None) -> str:
-    """Return the study that an id, a number or the name of an image belongs to; any other name as it is."""
+    """Return the study id for an id, a number or an image name; another name unchanged."""
     name = name.strip()
     if known is not None and name in known:
         return name
@@ -151,12 +153,14 @@ def _read_json(path: Path, text: str) -> Iterator[tuple[str, str]]:
     try:
         parts = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a split file: it is no valid JSON.") from error
+        raise ConfigError(f"{path} is not a split file: it is not valid JSON.") from error
     if not isinstance(parts, dict) or not all(isinstance(ids, list) for ids in parts.values()):
         raise ConfigError(f'{path} is not a split file: it is not like {{"train": ["CXR1"], ...}}.')
     for part, ids in parts.items():
         if not all(isinstance(name, str | int) for name in ids):
-            raise ConfigError(f"{path} is not a split file: {part[:40]!r} holds something else than ids.")
+            raise ConfigError(
+                f"{path} is not a split file: {part[:40]!r} holds a value that is not a list of ids."
+            )
         yield from ((str(name), part) for name in ids)
 
 

@@ -1,4 +1,4 @@
-"""The studies table in memory: pixels (uint8, decoded or of a cache), texts, targets."""
+"""The studies table in memory: pixels (uint8, decoded or from a cache), texts, targets."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,21 +25,21 @@ _NAMED_REFUSALS = 5
 
 @dataclass(frozen=True)
 class StudySet:
-    """All studies of a table; M studies, P images.
+    """All studies of a table: M studies, P images.
 
     Attributes:
-        study_ids: M names.
-        patient_ids: M names.
-        texts: What the model reads of each report; "" where there is nothing to read.
-        impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
-        indications: The reason for each examination; "" where none is stated.
-        wordings: Two readings of M texts, from `read_wordings`.
-        views: For each study the rows of `pixels` that show it, frontal first; empty without images.
-        laterals: For each study whether each of its `views` is a lateral; None where no trusted header says it.
-        pixels: (P, 1, S, S) uint8; of a cache, on the disk and with images of other studies too.
-        targets: (M, K) bool, False where nothing is known.
-        known: (M, K) bool; False where the collection does not say whether the study has the label.
-        unreadable: How many image files could not be read.
+        study_ids: M study ids.
+        patient_ids: M patient ids.
+        texts: The part of each report that the model reads; "" if it has no words.
+        impressions: The same part, read as if the report had no findings section. It is often short, like a query.
+        indications: The reason for each examination; "" if it is not stated.
+        wordings: Two lists of M texts, from `read_wordings`.
+        views: For each study its rows of `pixels`, frontal first; empty without images.
+        laterals: For each study whether each of its `views` is a lateral; None without a trusted header.
+        pixels: (P, 1, S, S) uint8. From a cache, they stay on the disk and include images of other studies.
+        targets: (M, K) bool; False if unknown.
+        known: (M, K) bool; False if the collection does not state the label for the study.
+        unreadable: Number of image files that could not be read.
     """
 
     study_ids: tuple[str, ...]
@@ -57,14 +57,14 @@ class StudySet:
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
-        """(M,) bool; False where nothing is known, such as where nobody indexed the report."""
+        """(M,) bool; False if no label is known, for example if nobody indexed the report."""
         return np.asarray(self.known.any(1), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.study_ids)
 
     def has(self, kind: str) -> NDArray[np.bool_]:
-        """Return (M,) bool: which studies can be read as "image", "text" or "study" (both)."""
+        """Return (M,) bool: whether a study can be read as "image", "text" or "study" (both)."""
         image = np.array([bool(rows) for rows in self.views], dtype=bool)
         text = np.array([bool(words) for words in self.texts], dtype=bool)
         return {"image": image, "text": text, "study": image & text}[kind]
@@ -77,14 +77,13 @@ def read_studies(
 
     Args:
         table: Parquet file made by `training.data.openi.write_table`.
-        mode: Which part of the reports the model reads.
+        mode: The part of the reports that the model reads.
         size: Side of the square images, in pixels.
-        progress: Called with images read and images in all.
-        cache: Directory made by `training.data.cache.fill_cache`, to map images from instead of decoding them.
+        progress: Called with the number of images read and their total.
+        cache: Directory of `training.data.cache.fill_cache`, to map images from instead of decoding them.
 
     Raises:
-        ConfigError: No study of the table has anything to read, none of its images can be read, or the cache
-            lacks one.
+        ConfigError: No study has an image or a text, none of the images can be read, or the cache lacks an image.
         ArtifactError: The table or the cache is damaged.
     """
     rows = [row for row in read_texts(table, mode) if row["image_paths"] or row["text"]]
@@ -92,15 +91,15 @@ def read_studies(
         raise ConfigError(f"{table} holds no study with an image or a report.")
     paths = [path for row in rows for path in row["image_paths"]]
     if cache is None:
-        pixels, places = load_images(paths, size, progress)
+        pixels, rows_of_paths = load_images(paths, size, progress)
     else:
         opened = open_cache(cache, size)
-        pixels, places = opened.pixels, opened.find_rows(paths)
-    if paths and all(place is None for place in places):
+        pixels, rows_of_paths = opened.pixels, opened.find_rows(paths)
+    if paths and all(pixel_row is None for pixel_row in rows_of_paths):
         raise ConfigError(
-            f"None of the {len(paths):,} images of {table} can be read, the first being {paths[0]}."
+            f"None of the {len(paths):,} images of {table} can be read. The first one is {paths[0]}."
         )
-    places_left = iter(places)
+    places_left = iter(rows_of_paths)
     views = [[next(places_left) for _ in row["image_paths"]] for row in rows]
     return StudySet(
         study_ids=tuple(row["study_id"] for row in rows),
@@ -109,22 +108,24 @@ def read_studies(
         impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
         indications=tuple(read_text(row, "indication") for row in rows),
         wordings=read_wordings(rows),
-        views=tuple(tuple(place for place in study if place is not None) for study in views),
+        views=tuple(tuple(pixel_row for pixel_row in study if pixel_row is not None) for study in views),
         laterals=tuple(
             tuple(
-                lateral for place, lateral in zip(study, read_laterals(row), strict=True) if place is not None
+                lateral
+                for pixel_row, lateral in zip(study, read_laterals(row), strict=True)
+                if pixel_row is not None
             )
             for study, row in zip(views, rows, strict=True)
         ),
         pixels=pixels,
         targets=make_targets([row["labels"] for row in rows]),
         known=make_known(rows),
-        unreadable=sum(place is None for place in places),
+        unreadable=sum(pixel_row is None for pixel_row in rows_of_paths),
     )
 
 
 def read_laterals(row: Mapping[str, Any]) -> list[bool | None]:
-    """Return of each image in a row of a studies table whether it is a lateral; None without a trusted header."""
+    """Return whether each image of a table row is a lateral; None without a trusted header."""
     if not (row["views"] and row["headers"]):
         return [None] * len(row["image_paths"])
     return [
@@ -138,7 +139,7 @@ def read_laterals(row: Mapping[str, Any]) -> list[bool | None]:
 def read_wordings(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the findings and the whole reports of rows of a studies table.
 
-    Studies that are nearly equal in either belong on one side of a split, whichever part the model reads: equal
+    Studies that are nearly equal in one of them belong in the same part of a split, whatever the model reads: equal
     findings are equal inputs, and equal reports come from one template.
     """
     return (
@@ -152,23 +153,23 @@ def load_images(
 ) -> tuple[NDArray[np.uint8], list[int | None]]:
     """Read images in parallel.
 
-    Threads, not processes: NumPy, OpenCV and the codecs leave the interpreter free while they work, and
-    nothing has to be copied between processes.
+    It uses threads, because NumPy, OpenCV and the codecs release the interpreter lock, and threads need no copies
+    between processes.
 
     Returns:
-        (P, 1, size, size) uint8 of the images that could be read, and for each path its row, or None. The log names
-        the first few of the others.
+        (P, 1, size, size) uint8 of the readable images, and for each path its row, or None. The first few unreadable
+        images are logged.
     """
     pixels = np.zeros((len(paths), 1, size, size), dtype=np.uint8)
-    places: list[int | None] = []
+    rows: list[int | None] = []
     refused: list[DecodedFile] = []
     with ThreadPoolExecutor() as pool:
         for done, file in enumerate(pool.map(lambda path: decode_file(path, size), paths), start=1):
             if file.pixels is None:
                 refused.append(file)
-                places.append(None)
+                rows.append(None)
             else:
-                places.append(done - 1 - len(refused))
+                rows.append(done - 1 - len(refused))
                 pixels[done - 1 - len(refused)] = file.pixels
             if progress is not None:
                 progress(done, len(paths))
@@ -176,11 +177,11 @@ def load_images(
         logger.warning("Leaving out %s: %s", file.path, file.reason)
     if len(refused) > _NAMED_REFUSALS:
         logger.warning("Leaving out %d more images.", len(refused) - _NAMED_REFUSALS)
-    return pixels[: len(paths) - len(refused)], places
+    return pixels[: len(paths) - len(refused)], rows
 
 
 def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
-    """Turn the label keys of M studies into (M, K) bool."""
+    """Return the label keys of M studies as (M, K) bool."""
     targets = np.zeros((len(labels), len(LABELS)), dtype=bool)
     for row, keys in enumerate(labels):
         targets[row, [LABEL_INDEX[key] for key in keys]] = True
@@ -188,16 +189,16 @@ def make_targets(labels: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
 
 
 def make_known(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """Return (M, K) bool: which labels the rows of a studies table state, whether as there or as not there."""
-    known = ~make_targets([row["unknown_labels"] for row in rows])
-    known[[not row["labelled"] for row in rows]] = False
-    return known
+    """Return (M, K) bool: whether a table row states the label, as present or as absent."""
+    stated = ~make_targets([row["unknown_labels"] for row in rows])
+    stated[[not row["labelled"] for row in rows]] = False
+    return stated
 
 
 def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[StudySet, tuple[str, ...]]:
-    """Make the labels unknown that some training studies (`rows`) hold, others do not state, and none denies.
+    """Mark labels as unknown that have positive but no negative training studies (`rows`), with others not stated.
 
-    Whoever learns from positives alone calls the finding present in everyone.
+    A model that learns only from positives would predict the finding for everyone.
 
     Returns:
         The studies, and the keys of these labels.
@@ -206,11 +207,11 @@ def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[Study
     undeniable = (targets & known).any(0) & ~(~targets & known).any(0) & ~known.all(0)
     if not undeniable.any():
         return studies, ()
-    kept = studies.known & ~undeniable
+    still_known = studies.known & ~undeniable
     keys = tuple(LABELS[k].key for k in np.flatnonzero(undeniable))
-    return replace(studies, known=kept, targets=studies.targets & kept), keys
+    return replace(studies, known=still_known, targets=studies.targets & still_known), keys
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:
-    """Return the rows of a studies table, each with "text": what the model reads of its report, or ""."""
+    """Return the rows of a studies table, each with "text": the part of its report that the model reads, or ""."""
     return [{**row, "text": read_text(row, mode)} for row in read_table(table).to_pylist()]

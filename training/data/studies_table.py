@@ -1,7 +1,7 @@
-"""A studies table as other programs write it -> the types of the schema, where nothing is lost by it.
+"""Convert a studies table that another program wrote to the types of the schema, if that loses nothing.
 
-pandas, polars and DuckDB keep the values of a table and change its types: long strings and lists, categories for
-strings, other widths of numbers, a type without values for a column that holds none, columns in another order.
+pandas, polars and DuckDB keep the values of a table but change its types: large strings and lists, categories for
+strings, other widths of numbers, the null type for a column without values, columns in another order.
 """
 
 from collections.abc import Collection
@@ -13,27 +13,27 @@ import pyarrow.compute as pc
 from contract.bundle import PARTS
 from contract.labels import LABEL_INDEX
 
-_IDS: Final = ("study_id", "patient_id")  # of every study
-# Tables of older versions lack them: they say all labels of a study that is labelled, hold no boxes and no split.
+_IDS: Final = ("study_id", "patient_id")  # required for every study
+# Columns that older tables lack: they state all labels of a labelled study and have no boxes and no split.
 OPTIONAL: Final = ("unknown_labels", "boxes", "split")
 _PER_IMAGE: Final = ("image_ids", "image_paths", "views", "headers")
-_OF_HEADERS: Final = ("views", "headers")  # nothing of them is known where they are empty
+_OF_HEADERS: Final = ("views", "headers")  # unknown if empty
 _SHOWN: Final = 3
-_SHOWN_CHARS: Final = 40  # of a type: one of headers goes on for lines
+_SHOWN_CHARS: Final = 40  # characters of a type in a message; the type of headers is very long
 
 
 def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the columns of a schema, each in its type.
+    """Return the columns of a schema, each with its type.
 
-    A list that is missing is empty, and a study whose labels are missing is not labelled: nothing is known of it.
+    A missing list becomes an empty one. A study with missing labels becomes unlabelled.
 
     Args:
-        table: Holds at least the columns of the schema but those of `OPTIONAL`, which are then without values.
-        schema: Columns and types that are wanted; its metadata do not count.
+        table: A table with at least the columns of the schema, except those of `OPTIONAL`.
+        schema: Target columns and types. Its metadata is ignored.
 
     Raises:
-        ValueError: A column cannot be had in its type without loss, or its values contradict others; the message
-            names it and begins in lower case.
+        ValueError: A column cannot be converted without loss, or its values contradict others. The message names it and
+            begins in lower case.
     """
     columns = {
         field.name: _convert_column(table[field.name], field.type)
@@ -42,8 +42,8 @@ def conform_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     }
     if wrong := [name for name, column in columns.items() if column is None]:
-        found = ", ".join(str(table[name].type)[:_SHOWN_CHARS] for name in wrong)
-        raise ValueError(f"{', '.join(wrong)} missing or of another type ({found})")
+        types = ", ".join(str(table[name].type)[:_SHOWN_CHARS] for name in wrong)
+        raise ValueError(f"{', '.join(wrong)} missing or of another type ({types})")
     _fill_missing(columns, table.num_rows)
     _check_values(columns)
     return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
@@ -77,7 +77,7 @@ def _check_values(columns: dict[str, pa.ChunkedArray]) -> None:
         _check_keys("split", columns["split"], PARTS, "other parts than train, validation and test")
     if "labels" in columns and "unknown_labels" in columns:
         pairs = zip(columns["labels"].to_pylist(), columns["unknown_labels"].to_pylist(), strict=True)
-        if both := sum(not set(there).isdisjoint(unknown) for there, unknown in pairs):
+        if both := sum(not set(present).isdisjoint(unknown) for present, unknown in pairs):
             raise ValueError(f"labels and unknown_labels that name the same label in {both:,} studies")
     lengths = {name: pc.list_value_length(columns[name]) for name in _PER_IMAGE if name in columns}
     images = lengths.pop("image_paths", None)
@@ -91,12 +91,12 @@ def _check_keys(name: str, column: pa.ChunkedArray, allowed: Collection[str], wh
     flat = column.combine_chunks()
     values = pc.unique(flat.flatten() if pa.types.is_list(flat.type) else flat.drop_null()).to_pylist()
     if unknown := sorted(set(values) - set(allowed)):
-        shown = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
-        raise ValueError(f"{name} that hold{'s' * (name == 'split')} {len(unknown):,} {what} ({shown})")
+        examples = ", ".join(repr(key[:40]) for key in unknown[:_SHOWN])
+        raise ValueError(f"{name} that hold{'s' * (name == 'split')} {len(unknown):,} {what} ({examples})")
 
 
 def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:
-    """Return a column in another type; None where that would lose something."""
+    """Return a column with another type; None if the conversion would lose values."""
     if column.type == wanted:
         return column
     try:
@@ -106,11 +106,11 @@ def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedA
 
 
 def _convert(array: Any, wanted: pa.DataType) -> Any:
-    """Return an array in another type.
+    """Return an array with another type.
 
     Raises:
-        TypeError: The type cannot be had from this one.
-        pa.ArrowException: A value cannot, such as a number that is too large.
+        TypeError: There is no conversion between the types.
+        pa.ArrowException: A value cannot be converted, such as a number that is too large.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -132,7 +132,7 @@ def _convert_value(array: Any, wanted: pa.DataType) -> Any:
     kind = array.type
     numeric = pa.types.is_integer(wanted) or pa.types.is_floating(wanted)
     if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return array.cast(wanted)  # refuses what it cannot keep
+        return array.cast(wanted)  # raises if a value would change
     if pa.types.is_floating(wanted) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return array.cast(wanted)
     raise TypeError(f"{kind} is not {wanted}")
@@ -164,7 +164,7 @@ def _convert_list(array: Any, wanted: pa.DataType) -> Any:
 
 
 def _make_offsets(array: Any) -> Any:
-    """Return where each list begins in `array.flatten()`, a missing one with no values, and the end."""
+    """Return the offsets of the lists in `array.flatten()`. A missing list is empty."""
     lengths = pc.cumulative_sum(pc.list_value_length(array).fill_null(0).cast(pa.int64()))
     return pa.concat_arrays([pa.array([0], pa.int64()), lengths]).cast(pa.int32())
 

@@ -1,11 +1,11 @@
-"""What abstention is worth: risk by coverage, decisions outside the bands, and the conformal sets.
+"""Measure abstention: risk by coverage, decisions outside the bands, and the conformal sets.
 
-The confidence of a decision is the probability that it is right: p for "present", 1 - p for "absent". Where p is
-calibrated, refusing the decisions with the lowest one first is the best order there is for the plain error (Chow
-1970, On Optimum Recognition Error and Reject Tradeoff); the distance of p from its threshold would not be, for
-thresholds away from 0.5. The curve of the error among the decisions kept, by the share kept, and the area
-under it (AURC) measure that order (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017). The oracle refuses the
-wrong decisions first; the excess over it is what the order can be blamed for (Geifman, Uziel and El-Yaniv 2019).
+The confidence of a decision is the probability that it is right: p for "present", 1 - p for "absent". If p is
+calibrated, refusing the decisions with the lowest confidence first is optimal for the plain error (Chow 1970, On
+Optimum Recognition Error and Reject Tradeoff). The distance of p from its threshold is not optimal unless the
+threshold is 0.5. The order is measured by the curve of the error among the kept decisions over the share kept, and by
+the area under it (AURC; El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017). An oracle refuses the wrong decisions
+first. The excess over the oracle is the part of the area that the order causes (Geifman, Uziel and El-Yaniv 2019).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ from training.evaluation.labels import Floats, draw_weights, find_usable, summar
 
 METRICS: Final = (
     "coverage",  # share of the decisions that are not "uncertain"
-    "error",  # share of these that are wrong
-    "error_all",  # share of wrong decisions where the threshold decides everything
+    "error",  # share of these decisions that are wrong
+    "error_all",  # share of wrong decisions if the threshold decides every study
     "missed",  # share of the studies with the finding that is decided "absent"
     "false_alarms",  # share of the studies without it that is decided "present"
     "aurc",
     "aurc_oracle",
     "aurc_excess",
 )
-_POINTS: Final = 50  # of a drawn curve
-_BLOCK: Final = 4_000_000  # weights that are worked on at once: 32 MB
+_POINTS: Final = 50  # points of a plotted curve
+_BLOCK: Final = 4_000_000  # weights in memory at a time: 32 MB
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class RiskCoverage:
     """A risk-coverage curve over M decisions, the most confident first.
 
     Attributes:
-        coverage: (M,), share of the decisions kept: 1 / M to 1.
-        risk: (M,), share of wrong ones among them. Decisions of equal confidence share their wrong ones evenly, as
-            a random order among them would on average.
+        coverage: (M,), share of kept decisions: 1 / M to 1.
+        risk: (M,), share of wrong decisions among them. Within equal confidence, wrong decisions are spread evenly, as
+            in a random order on average.
     """
 
     coverage: Floats
@@ -55,23 +55,23 @@ class RiskCoverage:
 def measure_confidence(
     probabilities: NDArray[np.floating[Any]], thresholds: NDArray[np.floating[Any]]
 ) -> NDArray[np.floating[Any]]:
-    """Return how probable it is that the decision at the threshold is right, 0 to 1, for (M, K) or (M,)."""
+    """Return the probability, 0 to 1, that the decision at the threshold is right, for (M, K) or (M,)."""
     return np.where(probabilities >= thresholds, probabilities, 1 - probabilities)
 
 
 def risk_coverage(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_]) -> RiskCoverage:
     """Return the curve of M >= 1 decisions, given the confidence (M,) of each and whether it is wrong (M,)."""
     kept, wrong_kept = _count_kept(confidence, wrong, np.ones((1, len(wrong))))
-    places = np.arange(1, len(wrong) + 1)
-    summed = np.interp(places, np.concatenate([[0], kept[0]]), np.concatenate([[0], wrong_kept[0]]))
-    return RiskCoverage(places / len(wrong), summed / places)
+    ranks = np.arange(1, len(wrong) + 1)
+    summed = np.interp(ranks, np.concatenate([[0], kept[0]]), np.concatenate([[0], wrong_kept[0]]))
+    return RiskCoverage(ranks / len(wrong), summed / ranks)
 
 
 def compute_aurc(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_], weights: Floats) -> Floats:
     """Return the area under the risk-coverage curve for each row of weights.
 
-    A study drawn several times is that many decisions of equal confidence. Over a run of g equal ones with w wrong,
-    after n with W wrong, the risks (W + w j / g) / (n + j), j = 1 to g, add up to
+    A study that is drawn several times counts as several decisions of equal confidence. For g decisions of equal
+    confidence with w wrong, after n decisions with W wrong, the risks (W + w j / g) / (n + j), j = 1 to g, add up to
     w + (W - w n / g) (H(n + g) - H(n)) with the harmonic numbers H.
 
     Args:
@@ -82,8 +82,8 @@ def compute_aurc(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_]
     Returns:
         (R,), NaN where no decision counts.
     """
-    kept, wrong_kept = _count_kept(confidence, wrong, weights)  # (R, runs)
-    counts = np.rint(kept).astype(np.int64)
+    kept_counts, wrong_kept = _count_kept(confidence, wrong, weights)  # (R, runs)
+    counts = np.rint(kept_counts).astype(np.int64)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, max(1, int(counts.max(initial=0))) + 1))])
     before, wrong_before = (np.pad(values, ((0, 0), (1, 0)))[:, :-1] for values in (counts, wrong_kept))
     run, wrong_run = counts - before, wrong_kept - wrong_before
@@ -96,7 +96,7 @@ def compute_aurc(confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_]
 def _count_kept(
     confidence: NDArray[np.floating[Any]], wrong: NDArray[np.bool_], weights: Floats
 ) -> tuple[Floats, Floats]:
-    """Return, at the end of each run of equal confidence, how many decisions and wrong ones came: (R, runs)."""
+    """Return the cumulative number of decisions and of wrong ones after each run of equal confidence: (R, runs)."""
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -110,8 +110,8 @@ def _count_kept(
 def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
     """Return a row for the study, the image and the report: decisions, curve and conformal sets.
 
-    Labels count that have `MIN_POSITIVES` studies that are known to be with, and without, them. A model without bands
-    is uncertain about nothing; without a conformal threshold its "set" is None. A way without thresholds has no row.
+    A label counts if at least `MIN_POSITIVES` studies are known to have it and as many to lack it. A model without
+    bands is never uncertain. Without a conformal threshold "set" is None. A way without thresholds has no row.
     """
     rows = []
     for way in asked.gallery_answers:  # the plain ways
@@ -122,14 +122,14 @@ def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> 
         patients = [asked.test.patient_ids[row] for row in answered]
         weights = draw_weights(patients, options.seed, options.resamples)
         weights = np.concatenate([np.ones((1, len(answered))), weights])
-        found = measure_decisions(
+        metrics = measure_decisions(
             answers.probabilities[answered],
             asked.test.targets[answered],
             decisions.of(way.kind),
             weights,
             known=asked.test.known[answered],
         )
-        rows.append({"key": way.key, "title": way.title, "studies": len(answered), **found})
+        rows.append({"key": way.key, "title": way.title, "studies": len(answered), **metrics})
     return rows
 
 
@@ -145,9 +145,9 @@ def measure_decisions(
 
     Args:
         probabilities: (M, K).
-        targets: (M, K), False where nothing is known.
-        labels: K, with thresholds.
-        weights: (1 + R, M), the first row ones, the others how often each study was drawn.
+        targets: (M, K), False if unknown.
+        labels: K labels with thresholds.
+        weights: (1 + R, M). The first row is ones; the others are the number of times each study was drawn.
         known: (M, K), which of the targets are known; a label is measured on these studies alone. Default: all.
 
     Returns:
@@ -205,7 +205,7 @@ def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_], weights: Floats) -
 
 
 def _summarise(rows: Sequence[Floats]) -> dict[str, float] | None:
-    """Return the mean over the labels for which a metric is defined, with its interval; None where there is none."""
+    """Return the mean over the labels for which a metric is defined, with its interval; None without such a label."""
     defined = [row for row in rows if not np.isnan(row[0])]
     return summarise(np.stack(defined)).to_dict() if defined else None
 
@@ -227,7 +227,7 @@ def _average_curves(
     """Return the mean risk over labels at `_POINTS` coverages, and that of the oracle; empty without labels.
 
     Args:
-        answers: Of each label the probabilities and targets (M,) of the studies that it is known of.
+        answers: For each label, the probabilities and targets (M,) of the studies with a known value.
     """
     if not answers:
         return {"coverage": [], "risk": [], "oracle": []}
@@ -237,9 +237,9 @@ def _average_curves(
         threshold = np.array(label.threshold, np.float64)
         wrong = (probabilities >= threshold) != targets
         confidence = measure_confidence(probabilities, threshold)
-        for place, order in enumerate((confidence, (~wrong).astype(np.float64))):
+        for index, order in enumerate((confidence, (~wrong).astype(np.float64))):
             curve = risk_coverage(order, wrong)
-            risks[place] += np.interp(coverage, curve.coverage, curve.risk) / len(answers)
+            risks[index] += np.interp(coverage, curve.coverage, curve.risk) / len(answers)
     values = {"coverage": coverage, "risk": risks[0], "oracle": risks[1]}
     return {name: [round(float(value), 4) for value in row] for name, row in values.items()}
 
@@ -260,7 +260,7 @@ def _measure_sets(
     values = {
         "recall": (included & truth).sum(1) / truth.sum(1),
         "size": included.sum(1),
-        "labels": truth.sum(1),  # how many a study has
+        "labels": truth.sum(1),  # number of labels of a study
     }
     with np.errstate(invalid="ignore", divide="ignore"):
         means = {name: (weights @ value) / weights.sum(1) for name, value in values.items()}

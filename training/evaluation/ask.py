@@ -1,4 +1,4 @@
-"""Asks a model everything an evaluation needs, and compares what two predictors said."""
+"""Get all predictions that an evaluation needs from a model, and compare the predictions of two models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +24,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Images:
-    """The images of M studies, one by one: what the published metrics count.
+    """The single images of M studies, which the published metrics use.
 
     Attributes:
         owners: (N,), the study of each image.
-        embeddings: Way -> (N, D), of each image read alone or with the study's report; of the report alone, the same
-            for all images of a study.
+        embeddings: Way -> (N, D), of each image alone or with the study's report; for the report alone, the same for
+            all images of a study.
     """
 
     owners: NDArray[np.int64]
@@ -38,15 +38,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model said to the studies of a split.
+    """The predictions of a model for the studies of a split.
 
     Attributes:
         test: M test studies that can be read in every way.
-        gallery: G training studies that can be read in every way; none where the test studies are from elsewhere.
-        answers: Way -> answers (M,) about the test studies; NaN where it was not asked or refused.
-        gallery_answers: Way -> answers (G,) about the training studies.
-        images: Gallery ("test", "train") -> the images of its studies, those left out that could not be read.
-        unreadable: How many test studies were left out because an image could not be read.
+        gallery: G training studies that can be read in every way; none for an external test set.
+        answers: Way -> answers (M,) for the test studies; NaN if a study was not predicted or refused.
+        gallery_answers: Way -> answers (G,) for the training studies.
+        images: Gallery ("test", "train") -> the readable images of its studies.
+        unreadable: Number of test studies that were left out because of an unreadable image.
     """
 
     test: Studies
@@ -59,7 +59,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Options:
-    """Of the bootstrap, and of every draw: `seed`, and how many times patients are drawn."""
+    """The seed of every random draw, and the number of bootstrap resamples of the patients."""
 
     seed: int = 0
     resamples: int = RESAMPLES
@@ -68,7 +68,7 @@ class Options:
 def ask_model(
     parts: Mapping[str, Studies], predictor: Predictor, options: Options, progress: Progress | None = None
 ) -> Asked:
-    """Ask a model about the test studies in every way, and about the training studies, if any, for the search.
+    """Predict the test studies in every way, and the training studies, if any, for the search.
 
     Raises:
         ConfigError: No study of a part can be read.
@@ -77,8 +77,8 @@ def ask_model(
     test = choose_complete(parts["test"], mode)
     gallery = choose_complete(parts["train"], mode) if "train" in parts else test.take(np.array([], np.int64))
     ways, plain = list_ways(test, mode), list_plain_ways(test, mode)
-    others = sum(max(0, len(row["image_paths"]) - 1) for part in (test, gallery) for row in part.rows)
-    total = len(ways) * len(test) + len(plain) * len(gallery) + sum(way.image for way in plain) * others
+    other_images = sum(max(0, len(row["image_paths"]) - 1) for part in (test, gallery) for row in part.rows)
+    total = len(ways) * len(test) + len(plain) * len(gallery) + sum(way.image for way in plain) * other_images
     done = 0
 
     def ask(studies: Studies, way: Way) -> Answers:
@@ -86,41 +86,41 @@ def ask_model(
         cases, rows = make_cases(studies, way, seed=options.seed)
         began = done
         report = (lambda count, _: progress(began + count, total)) if progress else None
-        found = predictor.ask(cases, report)
+        images = predictor.ask(cases, report)
         done = began + len(studies)
-        answers = Answers.prepare(len(studies), found.embeddings.shape[1])
-        answers.probabilities[rows], answers.embeddings[rows] = found.probabilities, found.embeddings
+        answers = Answers.prepare(len(studies), images.embeddings.shape[1])
+        answers.probabilities[rows], answers.embeddings[rows] = images.probabilities, images.embeddings
         return answers
 
     answers = {way: ask(test, way) for way in ways}
     width = answers[plain[0]].embeddings.shape[1]
     gallery_answers = {way: ask(gallery, way) if len(gallery) else Answers.prepare(0, width) for way in plain}
     asked = _drop_refused(Asked(test, gallery, answers, gallery_answers), plain)
-    found = {"test": _ask_images(asked.test, {way: asked.answers[way] for way in plain}, ask)}
+    images = {"test": _ask_images(asked.test, {way: asked.answers[way] for way in plain}, ask)}
     if len(asked.gallery):
-        found["train"] = _ask_images(asked.gallery, asked.gallery_answers, ask)
+        images["train"] = _ask_images(asked.gallery, asked.gallery_answers, ask)
     if progress:
         progress(total, total)
-    return replace(asked, images=found)
+    return replace(asked, images=images)
 
 
 def _ask_images(
     studies: Studies, answers: Mapping[Way, Answers], ask: Callable[[Studies, Way], Answers]
 ) -> Images:
-    """Ask about the images that the answers to the studies are not about: all but the first of each."""
+    """Predict the images that are not part of the studies' answers: all except the first image of each study."""
     images, owners = split_by_image(studies)
-    others = np.flatnonzero(np.diff(owners, prepend=-1) == 0)
+    other_rows = np.flatnonzero(np.diff(owners, prepend=-1) == 0)
     embeddings = {}
-    for way, found in answers.items():
-        embeddings[way] = found.embeddings[owners]  # (N, D)
-        if way.image and len(others):
-            embeddings[way][others] = ask(images.take(others), way).embeddings
+    for way, answer in answers.items():
+        embeddings[way] = answer.embeddings[owners]  # (N, D)
+        if way.image and len(other_rows):
+            embeddings[way][other_rows] = ask(images.take(other_rows), way).embeddings
     read = ~np.any([np.isnan(values).any(1) for values in embeddings.values()], axis=0)
     return Images(owners[read], {way: values[read] for way, values in embeddings.items()})
 
 
 def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
-    """Leave out the studies that a plain way refused, so that all rows are about the same ones."""
+    """Leave out the studies that a plain way refused, so that all rows are about the same studies."""
 
     def keep(
         studies: Studies, answers: Mapping[Way, Answers]
@@ -129,7 +129,7 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
         if not len(rows):
             raise ConfigError(
                 f"The model could read none of {len(studies)} studies (image files: {studies.get_image(0) or 'none'}, "
-                "...): are the files where the table says?"
+                "...). Check that the image files are at the paths in the table."
             )
         kept = {
             way: Answers(found.probabilities[rows], found.embeddings[rows]) for way, found in answers.items()
@@ -145,24 +145,27 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
 
 
 def compare_answers(first: Asked, second: Asked) -> dict[str, float]:
-    """Return the largest differences between what two predictors said to the same studies.
+    """Return the largest differences between two models' predictions for the same studies.
 
     Returns:
         "probabilities" (largest absolute difference), "embeddings" (largest cosine distance), "cases".
 
     Raises:
-        ConfigError: They did not answer the same studies in the same ways.
+        ConfigError: The models did not predict the same studies in the same ways.
     """
     if first.test.study_ids != second.test.study_ids or first.gallery.study_ids != second.gallery.study_ids:
         raise ConfigError("The two models refused different studies.")
     probabilities, embeddings, cases = 0.0, 0.0, 0
-    for ours, theirs in ((first.answers, second.answers), (first.gallery_answers, second.gallery_answers)):
-        for way, answers in ours.items():
+    for first_answers, second_answers in (
+        (first.answers, second.answers),
+        (first.gallery_answers, second.gallery_answers),
+    ):
+        for way, answers in first_answers.items():
             rows = answers.answered
-            if (rows != theirs[way].answered).any():
+            if (rows != second_answers[way].answered).any():
                 raise ConfigError(f"The two models refused different studies ({way.title}).")
-            gap = np.abs(answers.probabilities[rows] - theirs[way].probabilities[rows])
-            cosine = (answers.embeddings[rows] * theirs[way].embeddings[rows]).sum(1)
+            gap = np.abs(answers.probabilities[rows] - second_answers[way].probabilities[rows])
+            cosine = (answers.embeddings[rows] * second_answers[way].embeddings[rows]).sum(1)
             probabilities = max(probabilities, float(gap.max(initial=0)))
             embeddings = max(embeddings, float((1 - cosine).max(initial=0)))
             cases += int(rows.sum())

@@ -1,7 +1,7 @@
-"""The control of texts: TF-IDF with logistic regression, and with nearest neighbours, on the same split.
+"""The text controls: TF-IDF with logistic regression, and with nearest neighbours, on the same split.
 
-A report nearly states its own labels, so a figure of a text model means something only beside what counting
-words reaches on the same studies.
+A report nearly states its own labels. So the results of a text model must be compared with word counts on the same
+studies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,13 +40,13 @@ def run_table_control(
     Args:
         table: Studies table.
         split_path: split.json of a bundle.
-        mode: Part of the reports that is read.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        mode: Part of the reports to use.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Raises:
-        ConfigError: `split_path` is no split of this table, a part of it holds no labelled report, or the
-            training reports share no word.
+        ConfigError: The split belongs to another table, a part of it has no labelled report, or the training reports
+            have no common word.
     """
     return evaluate_control(read_parts(table, split_path), mode, seed=seed, resamples=resamples)
 
@@ -54,7 +54,7 @@ def run_table_control(
 def evaluate_control(
     parts: Mapping[str, Studies], mode: TextMode, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> LabelMetrics:
-    """Measure the control on the test studies that have words to read; as `run_table_control`.
+    """Evaluate the control on the test studies with a readable text; see `run_table_control`.
 
     Raises:
         ConfigError: A part of the split holds no labelled report, or the training reports share no word.
@@ -63,14 +63,14 @@ def evaluate_control(
 
 
 def run_control(parts: Mapping[str, Studies], mode: TextMode) -> ControlAnswers:
-    """Fit on "train", calibrate and choose thresholds on "validation", answer "test".
+    """Fit on "train", calibrate and choose thresholds on "validation", predict "test".
 
     Raises:
         ConfigError: A part of the split holds no labelled report, or the training reports share no word.
     """
     rows = {part: np.flatnonzero(studies.has_text(mode)) for part, studies in parts.items()}
-    for part, found in rows.items():
-        if not len(found):
+    for part, part_rows in rows.items():
+        if not len(part_rows):
             raise ConfigError(f"The {part} split holds no labelled report.")
     texts = {part: [parts[part].texts[mode][row] for row in rows[part]] for part in parts}
     truth = {part: (parts[part].targets[rows[part]], parts[part].known[rows[part]]) for part in parts}
@@ -93,16 +93,15 @@ def fit_control(
     """Fit one logistic regression per label on TF-IDF features.
 
     Args:
-        texts: Part -> texts; the features and the regressions come from "train" alone.
+        texts: Part -> texts. Features and regressions are fitted only on "train".
         train_targets: (M_train, K).
-        train_known: (M_train, K), which of them are known; default: all.
+        train_known: (M_train, K), whether a target is known. Default: all.
 
     Returns:
-        Part -> logits (M, K); those of a label that all or none of "train" are known to have are the same
-        everywhere.
+        Part -> logits (M, K). They are constant for a label that all or none of the known "train" studies have.
 
     Raises:
-        ConfigError: No word stands in two texts of "train".
+        ConfigError: No word occurs in two texts of "train".
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -121,8 +120,8 @@ def compare_texts(
 ) -> list[NDArray[np.float64]]:
     """Return (Q, G) for each gallery, the cosine similarity of TF-IDF vectors whose weights come from `train`."""
     vectorizer = _fit_vectorizer(train)
-    asked = vectorizer.transform(queries)  # rows have unit length
-    products = (asked @ vectorizer.transform(gallery).T for gallery in galleries)
+    vectors = vectorizer.transform(queries)  # rows have unit length
+    products = (vectors @ vectorizer.transform(gallery).T for gallery in galleries)
     return [np.asarray(product.toarray(), dtype=np.float64) for product in products]
 
 
@@ -131,15 +130,15 @@ def compare_probabilities(
 ) -> list[NDArray[np.float64]]:
     """Return (Q, G) for each gallery, the cosine of the K probabilities that the regressions give to two texts.
 
-    The fair control of a search by a trained model: as its embeddings, the probabilities of training studies come from
-    something that has seen their labels.
+    This is the fair control for a search with a trained model: like its embeddings, the probabilities of training
+    studies come from a model that has seen their labels.
 
     Args:
-        train: What the regressions are fitted on.
-        validation: What they are calibrated on.
-        mode: Part of the reports.
+        train: Studies to fit the regressions on.
+        validation: Studies to calibrate them on.
+        mode: Part of the reports to use.
         queries: Q texts.
-        galleries: Texts to be found.
+        galleries: Texts to search.
 
     Raises:
         ConfigError: A part holds no labelled report, or the training reports share no word.
@@ -152,15 +151,15 @@ def compare_probabilities(
         raise ConfigError("The control needs labelled reports for training and validation.")
     parts = {"train": train.take(rows["train"]), "validation": validation.take(rows["validation"])}
     texts = {name: part.texts[mode] for name, part in parts.items()}
-    asked = {"queries": queries} | {str(place): gallery for place, gallery in enumerate(galleries)}
+    searched = {"queries": queries} | {str(index): gallery for index, gallery in enumerate(galleries)}
     truth = {name: (part.targets, part.known) for name, part in parts.items()}
-    found = _fit_calibrated({**texts, **asked}, truth)
-    unit = {name: _normalise(found[name].astype(np.float64)) for name in asked}
-    return [unit["queries"] @ unit[str(place)].T for place in range(len(galleries))]
+    found = _fit_calibrated({**texts, **searched}, truth)
+    unit = {name: _normalise(found[name].astype(np.float64)) for name in searched}
+    return [unit["queries"] @ unit[str(index)].T for index in range(len(galleries))]
 
 
 def _normalise(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows of unit length; those of zeros stay."""
+    """Return the rows at unit length. Rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
@@ -172,4 +171,6 @@ def _fit_vectorizer(texts: Sequence[str]) -> "TfidfVectorizer":
     try:
         return vectorizer.fit(texts)
     except ValueError as error:
-        raise ConfigError("The training reports are too few for the control: they share no word.") from error
+        raise ConfigError(
+            "There are too few training reports for the control: they have no common word."
+        ) from error

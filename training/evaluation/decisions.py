@@ -1,4 +1,4 @@
-"""Thresholds, bands and conformal cuts of one way to read a study, fitted on studies that were not trained on."""
+"""Fit thresholds, bands and conformal cuts for one way to read a study, on studies outside the training data."""
 
 from dataclasses import replace
 
@@ -21,15 +21,15 @@ def fit_decisions(
     known: NDArray[np.bool_] | None = None,
     learned: NDArray[np.bool_] | None = None,
 ) -> tuple[ServedLabel, ...]:
-    """Fit what is decided from which calibrated probability.
+    """Fit the decisions by the calibrated probability.
 
     Args:
         logits: (M, K), before calibration.
         targets: (M, K), False where nothing is known.
         scale: (K,) calibration of this way.
-        bias: (K,) likewise.
-        known: (M, K), which of the targets are known. Default: all.
-        learned: (K,), which labels some training study states. Default: all. The others are always "uncertain".
+        bias: (K,) calibration of this way.
+        known: (M, K), whether a target is known. Default: all.
+        learned: (K,), whether a training study states the label. Default: all. Other labels are always "uncertain".
 
     Returns:
         The K categories. A label with too few positive studies has the threshold 0.5
@@ -52,20 +52,20 @@ def refit_decisions(
     *,
     known: NDArray[np.bool_],
 ) -> tuple[tuple[ServedLabel, ...], tuple[str, ...]]:
-    """Fit calibration and decisions anew where there are enough studies, and keep the old ones elsewhere.
+    """Fit calibration and decisions again for labels with enough studies, and keep the old values for the others.
 
     Args:
         logits: (M, K), before calibration.
         targets: (M, K), False where nothing is known.
-        old: The K categories of this way as they were decided; without thresholds where nothing was.
+        old: The K categories of this way with their old values; without thresholds if there were no decisions.
         scale: (K,) old calibration of this way; 0 for a label that the model never learned.
-        bias: (K,) likewise.
-        known: (M, K), which of the targets are known.
+        bias: (K,) old calibration of this way.
+        known: (M, K), whether a target is known.
 
     Returns:
-        The K categories, and the keys of those that keep calibration, threshold and band: with fewer than
-        `MIN_POSITIVES` studies with or without them, or never learned. The conformal cut is one for all labels: the old
-        one stays only where too few studies have a label.
+        The K categories, and the keys of those that keep calibration, threshold and band: labels that fewer than
+        `MIN_POSITIVES` studies have or lack, and labels that were never learned. All labels share one conformal cut.
+        The old cut stays only if too few studies have a label.
     """
     enough = np.zeros(len(old), bool)
     enough[find_usable(targets, known)] = True

@@ -1,7 +1,7 @@
-"""The controls of images: logistic regression on 32 x 32 pixels, and on histograms of oriented gradients (HOG).
+"""The image controls: logistic regression on 32 x 32 pixels, and on histograms of oriented gradients (HOG).
 
-Which studies stand in a collection, and with which machine they were taken, often gives a finding away. Both controls
-see that, and hardly any anatomy: an image model that is not ahead of them has learned nothing more.
+The selection of studies and the type of machine often correlate with a finding. Both controls see that, and hardly any
+anatomy. An image model that is not better than they are has learned nothing more.
 HOG: Dalal and Triggs 2005, CVPR, as OpenCV computes it.
 """
 
@@ -22,12 +22,12 @@ TITLES: Final = {"pixels": "32 x 32 pixels + LR", "hog": "HOG + LR"}
 _SIDE: Final = 32
 # Windows of 128 x 128 pixels; blocks of 32 x 32 pixels every 16; cells of 16 x 16; 9 orientations: 1,764 values.
 _HOG: Final = ((128, 128), (32, 32), (16, 16), (16, 16), 9)
-# Of 1e-4, 1e-3, 1e-2 and 1e-1 the best for both features, over five folds of 670 images of ChestX-ray14.
+# The best of 1e-4, 1e-3, 1e-2 and 1e-1 for both features, in five folds of 670 images of ChestX-ray14.
 _REGULARISATION: Final = 1e-3
 
 
 def run_image_controls(parts: Mapping[str, Studies], read_pixels: ReadPixels) -> dict[str, ControlAnswers]:
-    """Return what each control of `TITLES` says to the first image of the test studies.
+    """Return the predictions of each control of `TITLES` for the first image of the test studies.
 
     Args:
         parts: "train", "validation" and "test"; studies without a readable image are left out.
@@ -41,13 +41,13 @@ def run_image_controls(parts: Mapping[str, Studies], read_pixels: ReadPixels) ->
         if not len(rows):
             raise ConfigError(f"The {part} split holds no labelled image.")
     truth = {part: (parts[part].targets[rows], parts[part].known[rows]) for part, (rows, _) in images.items()}
-    found = {}
+    answers = {}
     for name, compute in (("pixels", compute_small_pixels), ("hog", compute_hog)):
         features = {part: compute(pixels) for part, (_, pixels) in images.items()}
         logits = fit_regressions(features, *truth["train"], _make_model)
         probabilities = calibrate_logits(logits, truth["validation"])
-        found[name] = decide(images["test"][0], probabilities, truth["validation"])
-    return found
+        answers[name] = decide(images["test"][0], probabilities, truth["validation"])
+    return answers
 
 
 def compute_small_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""How good are probabilities: AUROC, average precision, F1, Brier score and calibration error.
+"""Evaluate probabilities: AUROC, average precision, F1, Brier score and calibration error.
 
-Each is measured per label, averaged over the labels with enough studies (macro), and over all their answers at
-once (micro), with 95 % intervals from drawing patients anew. The resamples are weights on the studies (how
-often each was drawn), so that all of them are computed at once from one sorting per label.
+Each metric is computed per label, as the mean over the labels with enough studies (macro), and over all their answers
+together (micro), with 95 % intervals from bootstrapping patients. A resample is a weight for each study (how often it
+was drawn), so all resamples are computed at once from one sorting per label.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from contract.labels import LABEL_KEYS
 
-MIN_POSITIVES: Final = 5  # fewer positive (or negative) studies say nothing about a label
+MIN_POSITIVES: Final = 5  # with fewer positive (or negative) studies a label is not measured
 RESAMPLES: Final = 1000
 METRICS: Final = ("auroc", "ap", "f1", "brier", "ece")
-CENTRED: Final = ("ap", "ece")  # metrics that resampling makes larger
+CENTRED: Final = ("ap", "ece")  # metrics with an upward bias under resampling
 CALIBRATION_BINS: Final = 15
 _DEFAULT_THRESHOLD: Final = 0.5
-_BLOCK: Final = 8_000_000  # weights that are worked on at once: 64 MB
+_BLOCK: Final = 8_000_000  # weights in memory at a time: 64 MB
 
 Floats = NDArray[np.float64]
 
@@ -40,14 +40,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a first thing lies above a second one on the same studies, with its 95 % interval.
+    """The difference of two results on the same studies, with its 95 % interval.
 
     Attributes:
         value: First minus second.
-        low: 2.5th percentile of the differences, each of one draw of patients for both.
+        low: 2.5th percentile of the differences; each resample of patients is used for both.
         high: 97.5th percentile.
-        p: Two-sided p value of the paired bootstrap: twice the share of draws on the other side of 0, at least
-            2 / (draws + 1) and at most 1; 1 without draws.
+        p: Two-sided p value of the paired bootstrap: twice the share of resamples on the other side of 0, at least
+            2 / (resamples + 1) and at most 1; 1 without resamples.
     """
 
     value: float
@@ -67,11 +67,11 @@ class LabelMetrics:
     Attributes:
         studies: M.
         averaged: Keys of the labels with at least `MIN_POSITIVES` positives and negatives.
-        macro: Metric name -> mean over the averaged labels; empty when no label qualifies.
+        macro: Metric name -> mean over the averaged labels; empty if no label qualifies.
         micro: Metric name -> value over all answers of the averaged labels, as if they were one label.
         labels: Label key -> metric name -> value, for each averaged label.
-        positives: Label key -> how many studies have it, for each averaged label.
-        known: Label key -> of how many studies it is known whether they have it, for each averaged label.
+        positives: Label key -> number of studies with it, for each averaged label.
+        known: Label key -> number of studies with a known value, for each averaged label.
     """
 
     studies: int
@@ -83,7 +83,7 @@ class LabelMetrics:
     known: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what metrics.json holds."""
+        """Return the content for metrics.json."""
         return {
             "studies": self.studies,
             "averaged": list(self.averaged),
@@ -111,12 +111,12 @@ def evaluate_labels(
     Args:
         probabilities: (M, K), 0 to 1.
         targets: (M, K).
-        thresholds: (K,), fitted on other studies; a label counts as present from its threshold on. None: nothing is
-            decided, and F1 is left out.
+        thresholds: (K,), fitted on other studies. A label is present from its threshold on. None: no decisions and no
+            F1.
         groups: M patient ids; the bootstrap draws patients, not studies.
-        known: (M, K), which of the targets are known; a label is measured on these studies alone. Default: all.
-        seed: Of the bootstrap.
-        resamples: How many times patients are drawn.
+        known: (M, K), whether a target is known. A label is measured only on studies with a known target. Default: all.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     known = np.ones_like(targets) if known is None else known
     predicted = _decide(probabilities, thresholds)  # (M, K)
@@ -124,7 +124,7 @@ def evaluate_labels(
     usable = find_usable(targets, known)
     keys = tuple(LABEL_KEYS[k] for k in usable)
     weights = weigh_studies(groups, seed, resamples)  # (1+R, M)
-    # Of each label: metric -> (1+R,)
+    # For each label: metric -> (1+R,)
     tables = [_measure_label(k, probabilities, predicted, targets, known, weights) for k in usable]
     macro, micro = {}, {}
     if tables:
@@ -149,7 +149,7 @@ def evaluate_labels(
 
 
 def find_usable(targets: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return which labels have `MIN_POSITIVES` known studies with and without them, of (M, K) targets."""
+    """Return the labels that at least `MIN_POSITIVES` known studies have, and as many lack, for (M, K) targets."""
     positives, negatives = (targets & known).sum(0), (~targets & known).sum(0)
     return np.flatnonzero(np.minimum(positives, negatives) >= MIN_POSITIVES)
 
@@ -164,16 +164,16 @@ def compare_labels(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Difference]:
-    """Return metric name -> how far the macro mean of the first lies above that of the second.
+    """Return metric name -> difference of the macro means, first minus second.
 
     Args:
-        first: Probabilities (M, K) and thresholds (K,) of the one; without thresholds F1 is left out.
-        second: Of the other, about the same studies.
+        first: Probabilities (M, K) and thresholds (K,) of the first model. Without thresholds F1 is left out.
+        second: The same of the second model, for the same studies.
         targets: (M, K).
-        groups: M patient ids; one draw of patients counts for both.
-        known: (M, K), which of the targets are known; both are measured on these alone. Default: all.
-        seed: Of the bootstrap.
-        resamples: How many times patients are drawn.
+        groups: M patient ids. Each resample of patients is used for both.
+        known: (M, K), whether a target is known. Both are measured only on known targets. Default: all.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     known = np.ones_like(targets) if known is None else known
     usable, weights = find_usable(targets, known), weigh_studies(groups, seed, resamples)
@@ -202,14 +202,14 @@ def _name_metrics(*, decided: bool) -> tuple[str, ...]:
 def _decide(
     probabilities: NDArray[np.floating[Any]], thresholds: NDArray[np.floating[Any]] | None
 ) -> NDArray[np.bool_]:
-    """Return (M, K), which labels are called present; none without thresholds."""
+    """Return (M, K), whether a label is decided present; all False without thresholds."""
     if thresholds is None:
         return np.zeros(probabilities.shape, bool)
     return np.asarray(probabilities >= thresholds)
 
 
 def weigh_studies(groups: Sequence[str], seed: int, resamples: int) -> Floats:
-    """Return (1 + R, M): every study once, and then how often each was drawn."""
+    """Return (1 + R, M) weights: first ones, then the number of times each study was drawn."""
     return np.concatenate([np.ones((1, len(groups))), draw_weights(groups, seed, resamples)])
 
 
@@ -221,7 +221,7 @@ def _measure_label(
     known: NDArray[np.bool_],
     weights: Floats,
 ) -> dict[str, Floats]:
-    """Return every metric of one label for each row of weights, over the studies that it is known of."""
+    """Return every metric of one label for each row of weights, over the studies with a known target."""
     rows = known[:, label]
     return _measure(
         probabilities[rows, label], predicted[rows, label], targets[rows, label], weights[:, rows]
@@ -351,7 +351,7 @@ def _sort_in_ties(scores: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64],
 
 
 def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
-    """Draw patients with replacement; return (resamples, M), how often each of M studies was drawn."""
+    """Draw patients with replacement; return (resamples, M), the number of times each of M studies was drawn."""
     if not len(groups):
         return np.zeros((resamples, 0))
     names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
@@ -361,11 +361,11 @@ def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
 
 
 def summarise(table: Floats, *, centred: bool = False) -> Interval:
-    """Turn (labels, 1 + R) values, the first column without resampling, into the mean over labels.
+    """Return the mean over labels, with its interval, of (labels, 1 + R) values; the first column is not resampled.
 
-    Without resamples the interval is the value alone. With `centred`, for values of 0 to 1, the interval is moved by
-    the difference between the mean of the resamples and the value: resampling adds noise to each bin of a calibration
-    error, and draws positive studies twice, behind each other, into an average precision. Both make it larger.
+    Without resamples the interval is only the value. With `centred`, for values from 0 to 1, the interval is shifted so
+    that the mean of the resamples equals the value. Resampling biases some metrics upwards: it adds noise to each bin
+    of a calibration error, and repeats positive studies next to each other in an average precision.
     """
     value, means = float(np.mean(table[:, 0])), _average_draws(table)
     if not means.size:
@@ -378,10 +378,10 @@ def summarise(table: Floats, *, centred: bool = False) -> Interval:
 
 
 def summarise_difference(first: Floats, second: Floats) -> Difference:
-    """Return how far the mean over labels of the first (labels, 1 + R) lies above that of the second.
+    """Return the difference of the means over labels of two tables (labels, 1 + R), first minus second.
 
-    Both hold the same draws of patients, column by column. The draws are moved so that their mean is the value, as in
-    a centred `summarise`.
+    Each column of both has the same resample of patients. The resamples are shifted so that their mean is the value,
+    as in a centred `summarise`.
     """
     table = first - second
     value, means = float(np.mean(table[:, 0])), _average_draws(table)
@@ -394,11 +394,11 @@ def summarise_difference(first: Floats, second: Floats) -> Difference:
 
 
 def _average_draws(table: Floats) -> Floats:
-    """Return the mean over labels of each draw that says something of one."""
-    drawn = table[:, 1:]
-    # A resample without a positive (or negative) study of any label says nothing.
-    drawn = drawn[:, ~np.isnan(drawn).all(0)]
-    return np.asarray(np.nanmean(drawn, axis=0)) if drawn.size else np.empty(0)
+    """Return the mean over labels of each resample with at least one defined value."""
+    resampled = table[:, 1:]
+    # A resample without a positive (or negative) study of every label has no value.
+    resampled = resampled[:, ~np.isnan(resampled).all(0)]
+    return np.asarray(np.nanmean(resampled, axis=0)) if resampled.size else np.empty(0)
 
 
 def _summarise(name: str, rows: Sequence[Floats]) -> Interval:

@@ -1,10 +1,10 @@
-"""What every table of a report is made of."""
+"""Format the cells and tables of a report."""
 
 from collections.abc import Mapping, Sequence
 
 
 def format_interval(interval: Mapping[str, float] | None, whole: bool = True) -> str:
-    """Return a value with its interval, or `whole` being False without; "-" where it was not measured."""
+    """Return a value with its interval (without it if not `whole`); "-" if it was not measured."""
     if interval is None:
         return "-"
     digits = 1 if interval["high"] > 10 else 3
@@ -13,7 +13,7 @@ def format_interval(interval: Mapping[str, float] | None, whole: bool = True) ->
 
 
 def format_difference(difference: Mapping[str, float] | None) -> str:
-    """Return a difference with its sign, interval and p value; "-" where it was not measured."""
+    """Return a difference with its sign, interval and p value; "-" if it was not measured."""
     if difference is None:
         return "-"
     value, low, high = (f"{difference[name]:+.3f}" for name in ("value", "low", "high"))

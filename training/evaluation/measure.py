@@ -1,4 +1,4 @@
-"""Answers in, results out: one table of ways and controls, subgroups, retrieval, pairs, and the published metrics."""
+"""Compute the results from predictions: ways and controls, subgroups, retrieval, pairs, published metrics."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -33,7 +33,7 @@ from training.evaluation.ranking import (
 )
 from training.evaluation.regressions import ControlAnswers, evaluate_answers
 
-MIN_SUBGROUP: Final = 20  # studies; fewer say nothing
+MIN_SUBGROUP: Final = 20  # studies; smaller subgroups are left out
 NORMAL: Final = LABEL_INDEX["normal"]
 BLOCKS: Final[dict[str, tuple[int, ...]]] = {
     "with_normal": (),
@@ -46,9 +46,9 @@ Similarities = dict[str, NDArray[Any]]  # title -> (Q, G)
 def measure(
     asked: Asked, parts: Mapping[str, Studies], bundle: Bundle, read_pixels: ReadPixels, options: Options
 ) -> dict[str, Any]:
-    """Return what evaluation.json holds; see the functions below for each of its blocks.
+    """Return the content of evaluation.json; see the functions below for each of its blocks.
 
-    `read_pixels` gives the controls the images that the model sees.
+    `read_pixels` reads, for the controls, the same images as for the model.
     """
     mode: TextMode = bundle.config["text_mode"]
     controls = run_controls(asked.test, parts, read_pixels) if "train" in parts else Controls({}, {})
@@ -82,7 +82,7 @@ def measure(
 
 
 def measure_ways(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
-    """Return a row for each way to ask the model, decided by the thresholds of what is read."""
+    """Return a row for each way, with the thresholds of that way."""
     rows = []
     for way, answers in asked.answers.items():
         answered = np.flatnonzero(answers.answered)
@@ -94,7 +94,7 @@ def measure_ways(asked: Asked, decisions: Decisions, options: Options) -> list[d
 
 
 def run_controls(test: Studies, parts: Mapping[str, Studies], read_pixels: ReadPixels) -> Controls:
-    """Return what the controls say to the test studies, for the first image and each part of the report."""
+    """Return the controls' predictions for the test studies, for the first image and each part of the report."""
     asked = {**parts, "test": test}
     texts = {mode: answers for mode in MODE_TITLES if (answers := _try_control(asked, mode)) is not None}
     try:
@@ -265,12 +265,12 @@ def evaluate_search(
 
 
 def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[str, Any]]:
-    """Return how well images find their reports among those of the test studies, and reports their images."""
+    """Return the metrics of finding an image's report among those of the test studies, and the other way round."""
     image, text = Way(True, None), Way(False, mode)
     if image not in asked.answers or text not in asked.answers:
         return []
     texts = np.asarray(asked.test.texts[mode], np.str_)
-    matches = texts[:, None] == texts[None]  # equal reports cannot be told apart
+    matches = texts[:, None] == texts[None]  # equal reports are counterparts of each other
     similarity = asked.answers[image].embeddings @ asked.answers[text].embeddings.T
     rows = []
     for title, values in (("image → report", similarity), ("report → image", similarity.T)):
@@ -290,7 +290,7 @@ def measure_pairs(asked: Asked, mode: TextMode, options: Options) -> list[dict[s
 def measure_as_published(asked: Asked, options: Options) -> dict[str, list[dict[str, Any]]]:
     """Return the published retrieval metrics of the model and of a random order: image against image.
 
-    Images of which nobody knows whether they are like the query come last.
+    Images whose similarity to the query is unknown come last.
     """
     queries = asked.images["test"]
     targets = asked.test.targets[queries.owners]

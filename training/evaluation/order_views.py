@@ -1,7 +1,7 @@
-"""A model's view head decides which image of a study is the frontal one, where headers do not.
+"""Order the images of each study with a model's view head, where headers do not decide.
 
-What a header or a published list says with `contract.image.view.TRUSTED` confidence stays. The other images are read;
-where the model is sure, its view takes the place of the header's, and `view_source` says "model".
+A view from a header or a published list with `contract.image.view.TRUSTED` confidence stays. The model reads the other
+images. If it is sure, its view replaces the header's, and `view_source` is "model".
 """
 
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ _PER_IMAGE = ("image_ids", "image_paths", "views", "headers")
 
 @dataclass(frozen=True)
 class Ordered:
-    """What ordering a table came to; images and studies are counted.
+    """The result of ordering a table, as numbers of images and studies.
 
     Attributes:
-        images: In the table.
-        asked: Images whose header is silent or below `TRUSTED`.
+        images: Images in the table.
+        asked: Images without a view of `TRUSTED` confidence, which the model reads.
         unreadable: Images among these that could not be read.
-        decided: Images among these whose view the model told.
-        studies: In the table.
-        moved: Studies whose first image is another one now.
+        decided: Images among these whose view the model decided.
+        studies: Studies in the table.
+        moved: Studies with another first image than before.
     """
 
     images: int
@@ -53,16 +53,16 @@ class Ordered:
 def order_table(
     table: Path, bundle: Bundle, out: Path, *, cache: Path | None = None, progress: Progress | None = None
 ) -> Ordered:
-    """Write a studies table anew, with the images of each study in the order that a bundle's view head gives them.
+    """Write a copy of a studies table with the images of each study ordered by a bundle's view head.
 
-    A study of which the model told nothing stays as it is.
+    A study without a decision of the model stays as it is.
 
     Args:
-        table: Studies table; it is left as it is.
+        table: Studies table. It is not changed.
         bundle: A verified bundle with a view head.
-        out: Studies table to write, whole or not at all.
+        out: Studies table to write, completely or not at all.
         cache: Image cache of the table, to read instead of the image files.
-        progress: Called with images read and images in all.
+        progress: Called with the number of images read and their total.
 
     Raises:
         ConfigError: The bundle has no view head, `out` is the table itself, no image could be read, or the table or
@@ -70,20 +70,22 @@ def order_table(
         ArtifactError: The table, the cache or the weights are damaged, or the disk refused the write.
     """
     if out.exists() and out.samefile(table):
-        raise ConfigError(f"{out} is the table itself, which is kept: name another file by --out.")
+        raise ConfigError(
+            f"{out} is the table itself, which is not overwritten. Give another file with --out."
+        )
     content = read_table(table)
     rows = content.to_pylist()
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     predictor = TorchPredictor(bundle, read_pixels=read_pixels)
     if not predictor.tells_views:
         raise ConfigError(
-            f"{bundle.path} has no view head: train it on images whose headers say frontal and lateral."
+            f"{bundle.path} has no view head. Train it on images whose headers state frontal and lateral views."
         )
     paths = [path for row in rows for path in list_silent(row)]
     answers = predictor.tell_laterals(paths, progress)
     told = {path: float(answer) for path, answer in zip(paths, answers, strict=True) if np.isfinite(answer)}
     if paths and not told:
-        raise ConfigError(f"None of {len(paths):,} images can be read, the first being {paths[0]}.")
+        raise ConfigError(f"None of {len(paths):,} images can be read. The first one is {paths[0]}.")
     ordered = [order_row(row, told) for row in rows]
     write_table(pa.Table.from_pylist(ordered, schema=SCHEMA.with_metadata(content.schema.metadata)), out)
     return Ordered(
@@ -99,7 +101,7 @@ def order_table(
 
 
 def list_silent(row: Mapping[str, Any]) -> list[str]:
-    """Return the images in a row of a studies table whose view no header says with `TRUSTED` confidence."""
+    """Return the images of a table row without a view of `TRUSTED` confidence."""
     verdicts = _read_verdicts(row)
     return [
         path
@@ -109,11 +111,11 @@ def list_silent(row: Mapping[str, Any]) -> list[str]:
 
 
 def order_row(row: Row, told: Mapping[str, float]) -> Row:
-    """Return a row of a studies table with the images in the order of what headers and a model say.
+    """Return a table row with its images ordered by headers and a model.
 
     Args:
-        row: As in `training.data.openi.SCHEMA`.
-        told: Image path -> probability of a lateral by the model; heard of the images of `list_silent` alone.
+        row: A row as in `training.data.openi.SCHEMA`.
+        told: Image path -> probability of a lateral by the model; used only for the images of `list_silent`.
     """
     paths, silent = row["image_paths"], set(list_silent(row))
     heard = [told.get(path) if path in silent else None for path in paths]
@@ -131,13 +133,13 @@ def order_row(row: Row, told: Mapping[str, float]) -> Row:
         ],
     }
     order = sorted(
-        range(len(paths)), key=lambda place: rank_view(new[place])
-    )  # equal ones stay in their order
-    return changed | {name: [changed[name][place] for place in order] for name in _PER_IMAGE}
+        range(len(paths)), key=lambda index: rank_view(new[index])
+    )  # equal images keep their order
+    return changed | {name: [changed[name][index] for index in order] for name in _PER_IMAGE}
 
 
 def _read_verdicts(row: Mapping[str, Any]) -> list[ViewVerdict]:
-    """Return what a table says of each image of a study; of an image without a view the chance is even."""
+    """Return the verdict on each image of a study by the table; probability 0.5 for an image without a view."""
     if not (row["views"] and row["headers"]):
         return [ViewVerdict() for _ in row["image_paths"]]
     return [
@@ -153,11 +155,11 @@ def _read_verdict(view: View, header: Mapping[str, Any]) -> ViewVerdict:
 
 
 def _decide(verdict: ViewVerdict, lateral: float | None) -> ViewVerdict:
-    """Return the verdict of a model that is sure, else the header's."""
+    """Return the model's verdict if the model is sure, else the header's."""
     if lateral is None:
         return verdict
     if not _is_sure(lateral):
-        # Of a silent header the model's doubt still says which image rather comes first.
+        # Without a view in the header, even an unsure model decides the order.
         return replace(verdict, lateral=lateral) if verdict.view == "UNKNOWN" else verdict
     frontal: View = verdict.view if verdict.view in {"PA", "AP"} else "FRONTAL"
     return ViewVerdict("LATERAL" if lateral > 0.5 else frontal, lateral, MODEL)
@@ -169,7 +171,7 @@ def _is_sure(lateral: float) -> bool:
 
 def _write_verdict(header: Mapping[str, Any] | None, verdict: ViewVerdict) -> Row:
     values = {field.name: (header or {}).get(field.name) for field in HEADER}
-    if verdict.view == "UNKNOWN":  # what the header gave for its doubt stands
+    if verdict.view == "UNKNOWN":  # keep the header's evidence
         return values
     described = describe_verdict(verdict)
     return values | {name: value for name, value in described.items() if name in values}

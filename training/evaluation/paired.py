@@ -1,8 +1,8 @@
-"""Is a model ahead of its control: both on the same studies, and the same draws of patients for both.
+"""Paired tests of a model against its controls, on the same studies and with the same resamples of patients.
 
-Two intervals that overlap say nothing about that: the same studies may all be answered a little better. Each row here
-is a difference, model minus control, with its own interval and p value (a paired bootstrap of patients; Efron and
-Tibshirani 1993, An Introduction to the Bootstrap, chapter 16).
+Overlapping intervals do not answer this question, because a model may be a little better on every study. Each row
+here is a difference, model minus control, with its own interval and p value (a paired bootstrap of patients; Efron
+and Tibshirani 1993, An Introduction to the Bootstrap, chapter 16).
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,13 +20,13 @@ from training.evaluation.plan import MODE_TITLES, Studies, Way
 from training.evaluation.ranking import compare_rankings, compute_gains, find_same, find_unknown, rank_cases
 from training.evaluation.regressions import ControlAnswers
 
-MODEL: Final = "model, "  # how the rows of a search by a model begin
+MODEL: Final = "model, "  # prefix of the rows of a search with a model
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What the controls said to the test studies.
+    """The predictions of the controls for the test studies.
 
     Attributes:
         texts: Part of the report -> TF-IDF with logistic regression on these words.
@@ -38,22 +38,22 @@ class Controls:
 
 
 def compare_ways(asked: Asked, controls: Controls, decisions: Decisions, options: Options) -> Rows:
-    """Return a row for each way and each control that reads the same.
+    """Return a row for each way and each control with the same input.
 
-    A way with words stands against TF-IDF with logistic regression on the same words, the image alone against the
-    controls of images. A way that the model has no thresholds for has no difference in F1.
+    A way with text is compared with TF-IDF and logistic regression on the same text, and the image alone with the image
+    controls. A way without thresholds has no difference in F1.
     """
     rows = []
     for way, key, title, control in _pair_controls(asked, controls):
         answers = asked.answers[way]
         both = np.flatnonzero(answers.answered[control.rows])
-        places = control.rows[both]
-        found = compare_labels(
-            (answers.probabilities[places], decisions.get_thresholds(way.kind)),
+        control_rows = control.rows[both]
+        differences = compare_labels(
+            (answers.probabilities[control_rows], decisions.get_thresholds(way.kind)),
             (control.probabilities[both], control.thresholds),
-            asked.test.targets[places],
-            groups=[asked.test.patient_ids[row] for row in places],
-            known=asked.test.known[places],
+            asked.test.targets[control_rows],
+            groups=[asked.test.patient_ids[row] for row in control_rows],
+            known=asked.test.known[control_rows],
             seed=options.seed,
             resamples=options.resamples,
         )
@@ -62,8 +62,8 @@ def compare_ways(asked: Asked, controls: Controls, decisions: Decisions, options
                 "key": way.key,
                 "control": key,
                 "title": f"{way.title}: model - {title}",
-                "studies": len(places),
-                "values": _to_dicts(found),
+                "studies": len(control_rows),
+                "values": _to_dicts(differences),
             }
         )
     return rows
@@ -89,16 +89,16 @@ def compare_search(
     without: tuple[int, ...],
     options: Options,
 ) -> Rows:
-    """Return a row for each search by an embedding that reads words, against each control.
+    """Return a row for each search by an embedding with text and each control.
 
     Args:
         test: Q queries.
-        gallery: G studies; those of the query's patient are left out, and those of which nobody knows whether they are
-            like the query.
+        gallery: G studies. Studies of the query's patient, and those whose similarity to the query is unknown, are left
+            out.
         similarities: Title -> (Q, G), of models and controls.
         ways: Title of a model's row -> its way.
-        without: Places of labels that do not count.
-        options: Of the bootstrap and of ties.
+        without: Indices of labels to ignore.
+        options: Options of the bootstrap and for ties.
     """
     known = (test.known, gallery.known)
     gains = compute_gains(test.targets, gallery.targets, known=known, without=without)
@@ -128,5 +128,5 @@ def compare_search(
     ]
 
 
-def _to_dicts(found: Mapping[str, Difference]) -> dict[str, dict[str, float]]:
-    return {name: difference.to_dict() for name, difference in found.items()}
+def _to_dicts(differences: Mapping[str, Difference]) -> dict[str, dict[str, float]]:
+    return {name: difference.to_dict() for name, difference in differences.items()}

@@ -1,7 +1,7 @@
-"""What each part of a model brings to reading reports: the transformer alone, the lexical part alone, and both.
+"""Evaluate the parts of a model on reports: the transformer alone, the lexical part alone, and both.
 
-The logits of the two are added (`training.model.lexical`), so that each can be measured by itself on the same studies.
-Nothing is trained for that: the transformer was trained without the lexical part.
+The model adds the logits of the two (`training.model.lexical`), so each can be evaluated alone on the same studies.
+This needs no training, because the transformer was trained without the lexical part.
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ def measure_parts(asked: Asked, predictor: TorchPredictor, options: Options) -> 
     """Return, for the words that the model reads and the masked ones, a row for each part.
 
     Args:
-        asked: The test studies; those without such words are left out.
+        asked: The test studies. Studies without such text are left out.
         predictor: The model in this process.
-        options: Of the bootstrap.
+        options: Options of the bootstrap.
 
     Returns:
-        Rows with "title", "part", "studies", what `training.evaluation.prompt_scores.evaluate_scores` returns, and
-        "gain": how far both lie above this part in AP, None for both. No row for a model without a lexical part.
+        Rows with "title", "part", "studies", the result of `training.evaluation.prompt_scores.evaluate_scores`, and
+        "gain": the AP of both minus that of this part, None for both. No rows for a model without a lexical part.
     """
     if not predictor.has_lexical:
         return []
@@ -36,14 +36,14 @@ def measure_parts(asked: Asked, predictor: TorchPredictor, options: Options) -> 
         test = asked.test.take(np.flatnonzero(asked.test.has_text(mode)))  # type: ignore[arg-type]
         parts = predictor.score_parts(test.texts[mode])
         scores = {**parts, BOTH: np.sum(list(parts.values()), axis=0)}
-        given: dict[str, Any] = {"groups": test.patient_ids, "options": options, "known": test.known}
-        drawn = {name: draw_ap(values, test.targets, **given) for name, values in scores.items()}
+        arguments: dict[str, Any] = {"groups": test.patient_ids, "options": options, "known": test.known}
+        drawn = {name: draw_ap(values, test.targets, **arguments) for name, values in scores.items()}
         for name, values in scores.items():
-            found = evaluate_scores(values.astype(np.float64), test.targets, **given)
+            metrics = evaluate_scores(values.astype(np.float64), test.targets, **arguments)
             gain = None
             if name != BOTH and len(drawn[name]):
                 gain = summarise_difference(drawn[BOTH], drawn[name]).to_dict()
             rows.append(
-                {"title": MODE_TITLES[mode], "part": name, "studies": len(test), **found, "gain": gain}
+                {"title": MODE_TITLES[mode], "part": name, "studies": len(test), **metrics, "gain": gain}
             )
     return rows

@@ -1,7 +1,7 @@
-"""What is asked: the labelled studies of a split, and the ways in which the model reads each of them.
+"""The plan of an evaluation: the labelled studies of a split, and the ways to read each of them.
 
-A way is an input: the image, a part of the report, or both; in the controls one of the two is taken from
-another patient. A model that answers as well with a stranger's image does not look at images.
+A way is an input: the image, a part of the report, or both. In swapped ways, one of the two comes from another
+patient. A model that is equally good with another patient's image does not use images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ MODE_TITLES: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One question: an image file, what is to be read of a report, or both."""
+    """One input: an image file, the text to read of a report, or both."""
 
     study_id: str
     image: str | None = None
@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to read a study; `text` is the part of the report, `swapped` what comes from another patient."""
+    """A way to read a study. `text` is the part of the report, `swapped` the input from another patient."""
 
     image: bool
     text: TextMode | None
@@ -45,18 +45,18 @@ class Way:
 
     @property
     def key(self) -> str:
-        """Its name in files, such as "image+findings" or "image+findings/swapped_image"."""
+        """Name in files, such as "image+findings" or "image+findings/swapped_image"."""
         inputs = "+".join(name for name in ("image" if self.image else "", self.text or "") if name)
         return f"{inputs}/swapped_{self.swapped}" if self.swapped else inputs
 
     @property
     def kind(self) -> str:
-        """What decides about it: "study", "image" or "text"; see `contract.decisions`."""
+        """The way whose decisions apply: "study", "image" or "text"; see `contract.decisions`."""
         return "study" if self.image and self.text else "image" if self.image else "text"
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Display name."""
         image = "another's image" if self.swapped == "image" else "image"
         text = MODE_TITLES[self.text] if self.text else ""
         if self.swapped == "report":
@@ -70,9 +70,9 @@ class Studies:
 
     Attributes:
         rows: Rows of the studies table.
-        texts: Text mode -> M texts; "" where that part of the report holds no words.
-        targets: (M, K), False where nothing is known.
-        known: (M, K), which of the targets the collection states.
+        texts: Text mode -> M texts; "" if that part of the report has no words.
+        targets: (M, K), False if unknown.
+        known: (M, K), whether the collection states the target.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -85,12 +85,12 @@ class Studies:
 
     @property
     def study_ids(self) -> tuple[str, ...]:
-        """M names."""
+        """M ids."""
         return tuple(row["study_id"] for row in self.rows)
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
-        """M names."""
+        """M ids."""
         return tuple(row["patient_id"] for row in self.rows)
 
     def get_image(self, row: int) -> str | None:
@@ -99,11 +99,11 @@ class Studies:
         return paths[0] if paths else None
 
     def has_image(self) -> NDArray[np.bool_]:
-        """Return (M,), which studies have an image."""
+        """Return (M,), whether a study has an image."""
         return np.array([bool(row["image_paths"]) for row in self.rows], dtype=bool)
 
     def has_text(self, mode: TextMode) -> NDArray[np.bool_]:
-        """Return (M,), which studies have words in that part of the report."""
+        """Return (M,), whether a study has words in that part of the report."""
         return np.array([bool(text) for text in self.texts[mode]], dtype=bool)
 
     def take(self, rows: NDArray[np.int64]) -> "Studies":
@@ -116,7 +116,7 @@ def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
     """Read the labelled studies of every part of a split.
 
     Raises:
-        ConfigError: `split_path` is no split of this table.
+        ConfigError: The split belongs to another table.
     """
     rows = read_table(table).to_pylist()
     split = read_split_file(split_path, [row["study_id"] for row in rows])
@@ -124,7 +124,7 @@ def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
 
 
 def read_external(table: Path) -> dict[str, Studies]:
-    """Read every labelled study of a table from elsewhere as the test part; there is no other part.
+    """Read every labelled study of an external table as the test part. There is no other part.
 
     Raises:
         ConfigError: The table holds no labelled study.
@@ -132,14 +132,14 @@ def read_external(table: Path) -> dict[str, Studies]:
     rows = read_table(table).to_pylist()
     studies = select_studies(rows, [row["study_id"] for row in rows])
     if not len(studies):
-        raise ConfigError(f"{table} holds no labelled study, so there is nothing to measure a model with.")
+        raise ConfigError(f"{table} holds no labelled study, so a model cannot be evaluated on it.")
     return {"test": studies}
 
 
 def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) -> Studies:
-    """Take the labelled studies of these ids, in the order of the table."""
-    wanted = set(study_ids)
-    chosen = tuple(dict(row) for row in rows if row["study_id"] in wanted and row["labelled"])
+    """Return the labelled studies with these ids, in the order of the table."""
+    chosen_ids = set(study_ids)
+    chosen = tuple(dict(row) for row in rows if row["study_id"] in chosen_ids and row["labelled"])
     texts: dict[str, tuple[str, ...]] = {
         mode: tuple(read_text(row, mode) for row in chosen) for mode in TEXT_MODES
     }
@@ -147,25 +147,24 @@ def select_studies(rows: Sequence[Mapping[str, Any]], study_ids: Sequence[str]) 
 
 
 def choose_complete(studies: Studies, mode: TextMode) -> Studies:
-    """Keep the studies that can be read in every way, so that all rows of a table are about the same ones.
+    """Keep the studies that can be read in every way, so that all rows of a table are about the same studies.
 
-    Where there are images at all, a study needs one; where there are texts at all, it needs the one that the model
-    reads.
+    If some studies have images, a study needs an image. If some have texts, it needs the text that the model reads.
 
     Raises:
         ConfigError: No study is left.
     """
     images, texts = studies.has_image(), studies.has_text(mode)
-    kept = (images if images.any() else True) & (texts if texts.any() else True)
-    if not (images.any() or texts.any()) or not np.any(kept):
+    complete = (images if images.any() else True) & (texts if texts.any() else True)
+    if not (images.any() or texts.any()) or not np.any(complete):
         raise ConfigError("No labelled study of this part of the split can be read.")
-    return studies.take(np.flatnonzero(kept))
+    return studies.take(np.flatnonzero(complete))
 
 
 def split_by_image(studies: Studies) -> tuple[Studies, NDArray[np.int64]]:
-    """Return one row for each image of M studies, and which study it belongs to.
+    """Return one row for each image of M studies, and the study that it belongs to.
 
-    Where no study has an image file, the images that the reports name count; where they name none, each study is one.
+    If no study has an image file, the images that the reports name are used. If they name none, each study is one row.
 
     Returns:
         N rows, each with one image file or none, and (N,) rows of `studies`.
@@ -182,7 +181,7 @@ def split_by_image(studies: Studies) -> tuple[Studies, NDArray[np.int64]]:
 
 
 def list_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
-    """Return the ways to ask about studies, the controls last; `mode` is the text that the model was trained on."""
+    """Return the ways to read studies, swapped ways last. `mode` is the text mode that the model was trained with."""
     modes: tuple[TextMode, ...] = ("indication", "findings", "findings_masked", "full")
     texts = tuple(Way(False, text) for text in modes)
     if not studies.has_text(mode).any():
@@ -195,7 +194,7 @@ def list_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
 
 
 def list_plain_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
-    """Return the ways that a model is made for, of study, image and report those in which studies can be read."""
+    """Return the plain ways (study, image, report) for which the studies have inputs."""
     if not studies.has_text(mode).any():
         return (Way(True, None),)
     if not studies.has_image().any():
@@ -204,7 +203,7 @@ def list_plain_ways(studies: Studies, mode: TextMode) -> tuple[Way, ...]:
 
 
 def make_cases(studies: Studies, way: Way, *, seed: int = 0) -> tuple[list[Case], NDArray[np.int64]]:
-    """Return the questions of one way, and the rows of the studies they are about.
+    """Return the cases of one way, and the rows of their studies.
 
     Studies without that part of the report are left out.
     """
@@ -224,13 +223,13 @@ def make_cases(studies: Studies, way: Way, *, seed: int = 0) -> tuple[list[Case]
 
 
 def draw_strangers(patient_ids: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Return, for each of M studies, the place of a study of another patient; each place once where possible."""
+    """Return for each of M studies the row of a study of another patient, each row once if possible."""
     order = np.random.default_rng(seed).permutation(len(patient_ids))
     _, first, patients = np.unique(
         np.asarray(patient_ids, np.str_)[order], return_index=True, return_inverse=True
     )
     order = order[np.argsort(first[patients], kind="stable")]
-    # Studies of a patient now lie beside each other: a step as long as the longest run leaves each of them.
+    # Studies of a patient are now adjacent. A step as long as the longest run leads to another patient.
     step = int(np.bincount(patients).max()) if len(order) else 0
     chosen = np.empty(len(order), np.int64)
     chosen[order] = np.roll(order, -step)

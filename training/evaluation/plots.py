@@ -1,4 +1,4 @@
-"""Results of an evaluation as pictures: ROC and precision-recall grid, reliability, abstention, search."""
+"""Plot the results of an evaluation: ROC and precision-recall grids, reliability, abstention, search."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLOURS: Final = ("#0b6e99", "#d9730d", "#448361")
 _COLUMNS: Final = 6
-# Title -> probabilities, targets, and which of the targets are known, each (M, K).
+# Title -> probabilities, targets, and whether the targets are known, each (M, K).
 Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]]
 
 
@@ -108,21 +108,21 @@ def _draw_precision_recall(
 
 
 def _draw_reliability(curves: Curves, keys: Sequence[str]) -> "Figure":
-    """Draw, per way, the share of positives against the mean probability in each bin, all labels together."""
+    """Draw for each way the share of positives over the mean probability in each bin, for all labels together."""
     figure = _make_figure(3.6 * max(len(curves), 1), 4.0)
     axes = figure.subplots(1, max(len(curves), 1), sharey=True, squeeze=False).ravel()
-    places = [LABEL_INDEX[key] for key in keys]
+    columns = [LABEL_INDEX[key] for key in keys]
     for axis, colour, (title, tables) in zip(axes, COLOURS, curves.items(), strict=False):
-        probabilities, targets, known = (table[:, places] for table in tables)
+        probabilities, targets, known = (table[:, columns] for table in tables)
         values, truth = probabilities[known], targets[known]
         bins = place_in_bins(values)
         counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-        seen = counts > 0
-        mean = np.bincount(bins, values, CALIBRATION_BINS)[seen] / counts[seen]
-        share = np.bincount(bins, truth, CALIBRATION_BINS)[seen] / counts[seen]
+        filled = counts > 0
+        mean = np.bincount(bins, values, CALIBRATION_BINS)[filled] / counts[filled]
+        share = np.bincount(bins, truth, CALIBRATION_BINS)[filled] / counts[filled]
         axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.8, linestyle=":")
         axis.plot(mean, share, color=colour, linewidth=1.0)
-        axis.scatter(mean, share, s=4 + 60 * np.sqrt(counts[seen] / counts.max()), color=colour, alpha=0.6)
+        axis.scatter(mean, share, s=4 + 60 * np.sqrt(counts[filled] / counts.max()), color=colour, alpha=0.6)
         axis.set(title=title, xlabel="mean probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes[0].set_ylabel("share of positives")
     figure.suptitle("Reliability; a dot's size shows how many answers lie in its bin", fontsize=10)
@@ -130,11 +130,11 @@ def _draw_reliability(curves: Curves, keys: Sequence[str]) -> "Figure":
 
 
 def _draw_risk_coverage(results: Mapping[str, Any]) -> "Figure":
-    """Draw the mean risk over the labels by coverage, that of the oracle, and where the bands put the model."""
+    """Draw the mean risk over labels by coverage, for the model and the oracle, and the point of the bands."""
     figure = _make_figure(6.0, 4.4)
     axis = figure.subplots()
     mode, by_key = results["text_mode"], {row["key"]: row for row in results["abstention"]}
-    # in the order of the other pictures, for its colours
+    # the same order as in the other plots, for equal colours
     rows = [by_key[key] for key in ("image", f"image+{mode}", mode) if key in by_key]
     for colour, row in zip(COLOURS, rows, strict=False):
         curve, macro = row["curve"], row["macro"]
@@ -152,7 +152,7 @@ def _draw_risk_coverage(results: Mapping[str, Any]) -> "Figure":
 
 
 def _draw_retrieval(results: Mapping[str, Any]) -> "Figure":
-    """Draw the precision at each place for both galleries, with and without `normal`."""
+    """Draw the precision at each rank for both galleries, with and without `normal`."""
     figure = _make_figure(9.0, 6.6)
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for line, (gallery, title) in zip(axes, GALLERIES.items(), strict=True):

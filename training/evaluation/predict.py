@@ -1,4 +1,4 @@
-"""Asks a bundle's PyTorch model, and says what an answer is."""
+"""Predictions of a bundle's PyTorch model, and the interface of all predictors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +23,12 @@ from training.model.model import load_model
 Progress = Callable[[int, int], None]
 ReadPixels = Callable[[str], NDArray[np.uint8]]
 _BATCH: Final = 32
-_KEPT_IMAGES: Final = 4096  # images whose tokens are kept for the next way that asks about them
+_KEPT_IMAGES: Final = 4096  # images whose tokens are cached for the next way that reads them
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said to M cases; NaN where it refused one.
+    """The predictions of a model for M cases; NaN for a refused case.
 
     Attributes:
         probabilities: (M, K) float32, calibrated.
@@ -40,39 +40,39 @@ class Answers:
 
     @property
     def answered(self) -> NDArray[np.bool_]:
-        """(M,), which cases were not refused."""
+        """(M,), whether a case was not refused."""
         return np.asarray(~np.isnan(self.probabilities).any(1))
 
     @staticmethod
     def prepare(count: int, size: int) -> "Answers":
-        """Return the answers of a model, with embeddings of `size`, that refused all of `count` cases."""
+        """Return answers filled with NaN for `count` cases, with embeddings of `size`."""
         return Answers(
             np.full((count, len(LABELS)), np.nan, np.float32), np.full((count, size), np.nan, np.float32)
         )
 
 
 class Predictor(Protocol):
-    """A model that can be asked, in this process or served."""
+    """A model in this process or on a server."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the model."""
+        """Fingerprint of the model."""
 
     @property
     def text_mode(self) -> TextMode:
         """The part of a report that the model reads."""
 
     def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
-        """Answer cases that all have the same inputs, in their order."""
+        """Predict cases, which must all have the same kinds of inputs, in their order."""
 
 
 def frame_text(text: str, mode: TextMode) -> str:
-    """Return a report of which a model that reads `mode` reads just `text`, whatever part it was taken from."""
+    """Return a report from which a model with text mode `mode` reads exactly `text`."""
     return format_report(Report(indication=text) if mode == "indication" else Report(findings=text))
 
 
 def read_from_cache(directory: Path, size: int) -> ReadPixels:
-    """Return a function that reads images out of an image cache instead of decoding their files.
+    """Return a function that reads images from an image cache instead of decoding their files.
 
     Raises:
         ConfigError, ArtifactError: See `training.data.cache.open_cache`.
@@ -102,7 +102,7 @@ def read_from_files(size: int) -> ReadPixels:
 
 
 def read_images(paths: Sequence[str], read_pixels: ReadPixels) -> list[NDArray[np.uint8] | None]:
-    """Return (1, S, S) of each image file, None of one that cannot be read; several are read at a time."""
+    """Return (1, S, S) pixels of each image file; None for an unreadable one. Files are read in parallel."""
 
     def read(path: str) -> NDArray[np.uint8] | None:
         try:
@@ -115,7 +115,7 @@ def read_images(paths: Sequence[str], read_pixels: ReadPixels) -> list[NDArray[n
 
 
 class TorchPredictor:
-    """A bundle's model in this process, on the GPU where there is one."""
+    """A bundle's model in this process, on the GPU if there is one."""
 
     def __init__(self, bundle: Bundle, *, read_pixels: ReadPixels | None = None) -> None:
         """Load the model.
@@ -139,7 +139,7 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
-        """Answer cases that all have the same inputs; see `Predictor`."""
+        """Predict cases with the same kinds of inputs; see `Predictor`."""
         answers = Answers.prepare(len(cases), self._sizes["D"])
         for done, rows in self._draw_batches(cases):
             readable = [row for row in rows if self._is_readable(cases[row])]
@@ -158,17 +158,17 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def tell_laterals(self, paths: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return the probability (P,) that each image is a lateral, 0 to 1; NaN of one that cannot be read.
+        """Return the probability (P,), 0 to 1, that each image is a lateral; NaN for an unreadable one.
 
-        `progress` is called with images read and images in all.
+        `progress` is called with the number of images read and their total.
         """
         answers = np.full(len(paths), np.nan, np.float32)
         for start in range(0, len(paths), _BATCH):
             some = list(paths[start : start + _BATCH])
             self._encode_images(some)
-            for place, path in enumerate(some, start=start):
+            for row, path in enumerate(some, start=start):
                 if (tokens := self._image_tokens[path]) is not None:
-                    answers[place] = float(self._model.fusion.lateral(tokens[None])[0, 0])
+                    answers[row] = float(self._model.fusion.lateral(tokens[None])[0, 0])
             if progress is not None:
                 progress(start + len(some), len(paths))
         return answers
@@ -180,9 +180,9 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def score_parts(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Return the logits (M, K) that "transformer" and "lexical part" give to M texts; their sum is the model's.
+        """Return the logits (M, K) of "transformer" and "lexical part" for M texts. Their sum is the model's logits.
 
-        Only for a model with a lexical part; the logits are not calibrated.
+        Only for a model with a lexical part. The logits are not calibrated.
         """
         scores = {
             name: np.empty((len(texts), len(LABELS)), np.float32) for name in ("transformer", "lexical part")
@@ -206,7 +206,7 @@ class TorchPredictor:
         return ids, mask
 
     def _draw_batches(self, cases: Sequence[Case]) -> Iterator[tuple[int, list[int]]]:
-        """Yield how many cases will be done and the rows of a batch; texts of similar length come together."""
+        """Yield the number of cases done after a batch, and the batch's rows. Its texts have similar lengths."""
         rows = sorted(range(len(cases)), key=lambda row: len(cases[row].text or ""))
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
@@ -233,7 +233,7 @@ class TorchPredictor:
         return fusion.forward_study(image_tokens, text_tokens, ids, mask)[:2]
 
     def _encode_images(self, paths: Sequence[str]) -> None:
-        """Put the tokens (N, C) of these images into the store; None for one that cannot be read."""
+        """Put the tokens (N, C) of these images into the cache; None for an unreadable image."""
         missing = [path for path in dict.fromkeys(paths) if path not in self._image_tokens]
         if not missing:
             return

@@ -1,8 +1,8 @@
-"""How well sentences alone sort studies: the labels put into words, and compared with what the model sees.
+"""Rank studies by sentences that state a label, compared with the model's embeddings of the studies.
 
-The sentences were not trained on, but this is no zero-shot test: the model they are put to was trained on these very
-labels, and its embeddings show it. The row of the image alone is the one to read; a report states its own findings.
-(CheXzero, Tiu et al. 2022, measures the same way a model that never saw a label.)
+The sentences are not training data, but this is not a zero-shot test: the model was trained on these labels, and its
+embeddings reflect them. The relevant row is the image alone, because a report states its own findings. (CheXzero, Tiu
+et al. 2022, uses the same measure for a model that never saw a label.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from training.evaluation.labels import (
 from training.evaluation.plan import Case, list_plain_ways
 from training.evaluation.predict import Predictor
 
-# Label key -> names under which reports speak of it: the commonest MeSH headings of `training.data.mesh`, in prose.
+# Label key -> its names in reports: the commonest MeSH headings of `training.data.mesh`, as prose.
 LABEL_PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "general_radiographic": ("opacity", "low lung volumes", "prominent lung markings"),
     "general_disease": ("cystic fibrosis", "hypovolemia"),
@@ -81,13 +81,13 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     """Return a row for the image, the report and both: AUROC and average precision of the prompt scores.
 
     Args:
-        asked: What the model said to the test studies; its embeddings are compared with the sentences.
-        predictor: The same model, asked here about the sentences alone.
-        options: Of the bootstrap.
+        asked: The model's predictions for the test studies, whose embeddings are compared with the sentences.
+        predictor: The same model, to embed the sentences.
+        options: Options of the bootstrap.
 
     Returns:
-        Rows as in `training.evaluation.measure`, the image first; none for a model that reads masked findings,
-        which never sees the words that make up the sentences.
+        Rows as in `training.evaluation.measure`, the image first. There are none for a model that reads masked
+        findings, because it never sees the words of the sentences.
 
     Raises:
         ConfigError: The model refused a sentence.
@@ -124,7 +124,9 @@ def embed_prompts(prompts: Sequence[Prompts], predictor: Predictor) -> NDArray[n
 def score_labels(embeddings: NDArray[np.floating[Any]], sides: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores (M, K), 0 to 1, of studies (M, D) against sentences (K, 2, D)."""
     similarity = np.einsum("md,ksd->mks", embeddings.astype(np.float64), sides)
-    return compute_scores(similarity[..., 0], similarity[..., 1], temperature=1.0)  # it changes no order
+    return compute_scores(
+        similarity[..., 0], similarity[..., 1], temperature=1.0
+    )  # any temperature gives the same order
 
 
 def evaluate_scores(
@@ -135,14 +137,14 @@ def evaluate_scores(
     options: Options,
     known: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Measure scores (M, K) that sort studies but are no probabilities.
+    """Evaluate scores (M, K) that rank studies but are not probabilities.
 
     Args:
         scores: (M, K).
         targets: (M, K).
         groups: M patient ids; the bootstrap draws patients.
-        options: Of the bootstrap.
-        known: (M, K), which of the targets are known; default: all.
+        options: Options of the bootstrap.
+        known: (M, K), whether a target is known. Default: all.
 
     Returns:
         "averaged" (keys of the labels with enough studies), "macro" (metric -> interval) and "labels" (key ->
@@ -161,12 +163,12 @@ def evaluate_scores(
     labels = {
         LABEL_KEYS[k]: {
             **{
-                name: summarise(table[place][None], centred=name in CENTRED).to_dict()
+                name: summarise(table[index][None], centred=name in CENTRED).to_dict()
                 for name, table in tables.items()
             },
             "positives": int((targets & known)[:, k].sum()),
         }
-        for place, k in enumerate(usable)
+        for index, k in enumerate(usable)
     }
     macro = {
         name: summarise(np.stack(table), centred=name in CENTRED).to_dict()
@@ -184,11 +186,11 @@ def draw_ap(
     options: Options,
     known: NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """Return (labels, 1 + R): the average precision of the labels with enough studies; as `evaluate_scores`."""
+    """Return (labels, 1 + R): the average precision of the labels with enough studies; see `evaluate_scores`."""
     known = np.ones_like(targets) if known is None else known
     weights = weigh_studies(groups, options.seed, options.resamples)
-    found = [
+    precisions = [
         compute_ap(scores[rows, k], targets[rows, k], weights[:, rows])
         for k, rows in ((k, known[:, k]) for k in find_usable(targets, known))
     ]
-    return np.stack(found) if found else np.zeros((0, len(weights)))
+    return np.stack(precisions) if precisions else np.zeros((0, len(weights)))

@@ -1,9 +1,10 @@
-"""How good is a search: metrics of ranked cases, and of finding a study's report by its image.
+"""Evaluate a search: metrics of ranked cases, and of finding a study's report by its image.
 
-Queries are studies Q, the gallery holds studies G. What counts as alike is a gain (Q, G): 0 for a case that has
-nothing to do with the query, up to 1 for one with exactly its labels. A gallery study that is the query
-itself, or of the same patient, is excluded: it neither fills a place nor counts as found or missed. So is one of which
-nobody knows whether it is like the query.
+There are Q query studies and G gallery studies. The similarity of labels is a gain (Q, G): 0 for a case without a
+common label, up to 1 for a case with exactly the query's labels. A gallery study that is the query itself, or of the
+same
+patient, is excluded: it takes no rank and is neither a hit nor a miss. The same holds if it is unknown whether the
+case is similar to the query.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ from training.evaluation.labels import (
 
 CUTOFFS: Final = (1, 5, 10)
 RECALLS: Final = (1, 5, 10)  # of cross-modal search
-CURVE: Final = 50  # places of the precision curve
+CURVE: Final = 50  # ranks of the precision curve
 _RANDOM_DRAWS: Final = 10
 
 
@@ -34,7 +35,7 @@ class RankingMetrics:
     """Results over the queries that have at least one similar case in the gallery.
 
     Attributes:
-        queries: How many those are.
+        queries: Number of these queries.
         gallery: G.
         values: Metric name -> mean over the queries.
         curve: Precision at 1, 2, ... places, at most `CURVE`.
@@ -46,7 +47,7 @@ class RankingMetrics:
     curve: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what evaluation.json holds."""
+        """Return the content for evaluation.json."""
         return {
             "queries": self.queries,
             "gallery": self.gallery,
@@ -55,7 +56,7 @@ class RankingMetrics:
         }
 
 
-Known = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # which targets are known: (Q, K) and (G, K)
+Known = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # whether targets are known: (Q, K) and (G, K)
 
 
 def compute_gains(
@@ -65,16 +66,16 @@ def compute_gains(
     known: Known | None = None,
     without: Sequence[int] = (),
 ) -> Floats:
-    """Return how alike labels are: the Jaccard index, shared labels / all labels of both.
+    """Return the similarity of labels: the Jaccard index, shared labels / all labels of both.
 
     Args:
         queries: (Q, K).
         gallery: (G, K).
-        known: Which of them are known; labels count that are known of both studies. Default: all.
-        without: Places of labels that do not count, such as that of `normal`.
+        known: Whether labels are known. A label counts if it is known for both studies. Default: all.
+        without: Indices of labels to ignore, such as `normal`.
 
     Returns:
-        (Q, G), 0 to 1; 0 where neither has a label.
+        (Q, G), 0 to 1; 0 if neither study has a label.
     """
     ours, theirs, our_known, their_known = _select_labels(queries, gallery, known, without)
     shared = ours @ theirs.T
@@ -85,9 +86,9 @@ def compute_gains(
 def find_unknown(
     queries: NDArray[np.bool_], gallery: NDArray[np.bool_], known: Known, *, without: Sequence[int] = ()
 ) -> NDArray[np.bool_]:
-    """Return (Q, G), of which pairs nobody knows whether they are alike; as `compute_gains`.
+    """Return (Q, G), whether it is unknown if a pair is similar; for the arguments see `compute_gains`.
 
-    These share no label, but one of them has a label that may or may not be there in the other.
+    Such a pair shares no label, but one study has a label that is unknown for the other.
     """
     ours, theirs, our_known, their_known = _select_labels(queries, gallery, known, without)
     open_labels = ours @ (1 - their_known).T + (1 - our_known) @ theirs.T
@@ -97,24 +98,24 @@ def find_unknown(
 def _select_labels(
     queries: NDArray[np.bool_], gallery: NDArray[np.bool_], known: Known | None, without: Sequence[int]
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the labels that count of queries and gallery, 0 where unknown, and which of them are known."""
-    kept = np.setdiff1d(np.arange(queries.shape[1]), np.asarray(without, dtype=np.int64))
+    """Return the labels of queries and gallery without ignored ones, 0 if unknown, and whether they are known."""
+    columns = np.setdiff1d(np.arange(queries.shape[1]), np.asarray(without, dtype=np.int64))
     ours, theirs = known or (np.ones_like(queries), np.ones_like(gallery))
     tables = (queries & ours, gallery & theirs, ours, theirs)
-    return tuple(table[:, kept].astype(np.float64) for table in tables)  # type: ignore[return-value]
+    return tuple(table[:, columns].astype(np.float64) for table in tables)  # type: ignore[return-value]
 
 
 def find_same(queries: Sequence[str], gallery: Sequence[str]) -> NDArray[np.bool_]:
-    """Return (Q, G), where the names (of patients, say) are equal."""
+    """Return (Q, G), whether the names (of patients, for example) are equal."""
     return np.asarray(np.asarray(queries, np.str_)[:, None] == np.asarray(gallery, np.str_)[None])
 
 
 def rank_cases(
     similarity: NDArray[np.floating[Any]], excluded: NDArray[np.bool_], seed: int
 ) -> NDArray[np.int64]:
-    """Return (Q, G), the places of the gallery from the most to the least similar, the excluded ones last.
+    """Return (Q, G), the gallery indices from most to least similar, with the excluded ones last.
 
-    Equal similarities come in an order drawn by `seed`: that of a file would favour its first studies.
+    Equal similarities are in random order by `seed`, because the order of a file would favour its first studies.
     """
     shuffled = np.random.default_rng(seed).permutation(similarity.shape[1])
     masked = np.where(excluded, -np.inf, similarity)[:, shuffled]
@@ -134,9 +135,9 @@ def evaluate_ranking(
 
     p@k     share of similar cases (gain above 0) among the first k
     r@k     share of all similar cases that are among the first k
-    map     mean over all similar cases of the precision at their place (full average precision)
-    mrr     1 / place of the first similar case
-    ndcg@k  gain discounted by log2(1 + place), over that of the best possible order of the whole gallery
+    map     mean over all similar cases of the precision at their rank (full average precision)
+    mrr     1 / rank of the first similar case
+    ndcg@k  gain discounted by log2(1 + rank), over that of the best possible order of the whole gallery
             (Jarvelin and Kekalainen 2002, with linear gain)
 
     Args:
@@ -158,7 +159,7 @@ def evaluate_random(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> RankingMetrics:
-    """Measure rankings in a random order, the mean of `_RANDOM_DRAWS` for each query; as `evaluate_ranking`."""
+    """Measure random rankings, with the mean of `_RANDOM_DRAWS` for each query; see `evaluate_ranking`."""
     noises = (np.random.default_rng((seed, draw)).random(gains.shape) for draw in range(_RANDOM_DRAWS))
     orders = (rank_cases(noise, excluded, seed) for noise in noises)
     return _evaluate(orders, gains, excluded, groups, seed, resamples)
@@ -174,13 +175,13 @@ def compare_rankings(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Difference]:
-    """Return metric name -> how far the first order (Q, G) lies above the second; else as `evaluate_ranking`."""
+    """Return metric name -> difference of two orders (Q, G), first minus second; see `evaluate_ranking`."""
     gains = np.where(excluded, 0.0, gains)
-    kept = np.flatnonzero((gains > 0).any(1))
-    if not len(kept):
+    rows = np.flatnonzero((gains > 0).any(1))
+    if not len(rows):
         return {}
-    (ours, _), (theirs, _) = (_measure(order[kept], gains[kept]) for order in (first, second))
-    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    (ours, _), (theirs, _) = (_measure(order[rows], gains[rows]) for order in (first, second))
+    weights = draw_weights([groups[row] for row in rows], seed, resamples)
     return {
         name: summarise_difference(_average_drawn(ours[name], weights), _average_drawn(theirs[name], weights))
         for name in ours
@@ -195,27 +196,27 @@ def evaluate_pairs(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
-    """Measure how well each query finds its own counterpart, such as an image its report.
+    """Measure how well each query finds its counterpart, such as an image its report.
 
     Args:
         similarity: (Q, G).
-        matches: (Q, G), the counterpart, and those that cannot be told from it (reports with equal text).
+        matches: (Q, G), the counterpart, and cases equal to it (reports with the same text).
         groups: Q patient ids, for the bootstrap.
         seed: Of the bootstrap.
         resamples: How many times patients are drawn.
 
     Returns:
         "r@1", "r@5", "r@10" (share of queries with a counterpart among the first k) and "median_rank"; of
-        equally similar cases half count as before the counterpart.
+        equally similar cases, half are counted before the counterpart.
     """
     best = np.where(matches, similarity, -np.inf).max(1)  # (Q,)
-    others = np.where(matches, -np.inf, similarity)
-    ranks = 1 + (others > best[:, None]).sum(1) + (others == best[:, None]).sum(1) / 2
+    other_similarity = np.where(matches, -np.inf, similarity)
+    ranks = 1 + (other_similarity > best[:, None]).sum(1) + (other_similarity == best[:, None]).sum(1) / 2
     weights = draw_weights(groups, seed, resamples)
-    found = {f"r@{k}": _average((ranks <= k).astype(np.float64), weights) for k in RECALLS}
+    recalls = {f"r@{k}": _average((ranks <= k).astype(np.float64), weights) for k in RECALLS}
     medians = [np.median(np.repeat(ranks, row.astype(np.int64))) for row in weights]
     low, high = np.percentile(medians, [2.5, 97.5]) if medians else (np.median(ranks),) * 2
-    return found | {"median_rank": Interval(float(np.median(ranks)), float(low), float(high))}
+    return recalls | {"median_rank": Interval(float(np.median(ranks)), float(low), float(high))}
 
 
 def _evaluate(
@@ -228,32 +229,32 @@ def _evaluate(
 ) -> RankingMetrics:
     """Average over the orders for each query, and then over the queries that have a similar case."""
     gains = np.where(excluded, 0.0, gains)
-    kept = np.flatnonzero((gains > 0).any(1))
-    if not len(kept):
+    rows = np.flatnonzero((gains > 0).any(1))
+    if not len(rows):
         return RankingMetrics(0, gains.shape[1], {}, ())
-    drawn = [_measure(order[kept], gains[kept]) for order in orders]
+    drawn = [_measure(order[rows], gains[rows]) for order in orders]
     tables = {name: np.mean([table[name] for table, _ in drawn], axis=0) for name in drawn[0][0]}
-    weights = draw_weights([groups[row] for row in kept], seed, resamples)
+    weights = draw_weights([groups[row] for row in rows], seed, resamples)
     values = {name: _average(row, weights) for name, row in tables.items()}
     curve = np.mean([curve for _, curve in drawn], axis=0)
-    return RankingMetrics(len(kept), gains.shape[1], values, tuple(curve))
+    return RankingMetrics(len(rows), gains.shape[1], values, tuple(curve))
 
 
 def _measure(order: NDArray[np.int64], gains: Floats) -> tuple[dict[str, Floats], Floats]:
-    """Return metric name -> (Q,), and the mean precision at each place."""
-    ranked = np.take_along_axis(gains, order, axis=1)  # (Q, G) gains as found
-    ideal = -np.sort(-gains, axis=1)  # (Q, G) gains as best found
+    """Return metric name -> (Q,), and the mean precision at each rank."""
+    ranked = np.take_along_axis(gains, order, axis=1)  # (Q, G) gains in the ranked order
+    ideal = -np.sort(-gains, axis=1)  # (Q, G) gains in the ideal order
     hits = ranked > 0
-    places = np.arange(1, gains.shape[1] + 1)
-    found, total = hits.cumsum(1), hits.sum(1)  # (Q, G), (Q,)
-    discounts = 1 / np.log2(places + 1)
+    ranks = np.arange(1, gains.shape[1] + 1)
+    hits_so_far, total = hits.cumsum(1), hits.sum(1)  # (Q, G), (Q,)
+    discounts = 1 / np.log2(ranks + 1)
     table: dict[str, Floats] = {}
-    for k in (k for k in CUTOFFS if k <= len(places)):
-        table[f"p@{k}"] = found[:, k - 1] / k
-        table[f"r@{k}"] = found[:, k - 1] / total
+    for k in (k for k in CUTOFFS if k <= len(ranks)):
+        table[f"p@{k}"] = hits_so_far[:, k - 1] / k
+        table[f"r@{k}"] = hits_so_far[:, k - 1] / total
         best = (ideal[:, :k] * discounts[:k]).sum(1)
         table[f"ndcg@{k}"] = (ranked[:, :k] * discounts[:k]).sum(1) / best
-    precision = found / places
+    precision = hits_so_far / ranks
     table["map"] = (precision * hits).sum(1) / total
     table["mrr"] = 1 / (hits.argmax(1) + 1)
     return table, precision[:, :CURVE].mean(0)
@@ -265,7 +266,7 @@ def _average(values: Floats, weights: Floats) -> Interval:
 
 
 def _average_drawn(values: Floats, weights: Floats) -> Floats:
-    """Return (1, 1 + R): the mean of Q values, and that of each draw (R, Q) that holds one of them."""
+    """Return (1, 1 + R): the mean of Q values, and the mean in each resample (R, Q) that is not empty."""
     totals = weights.sum(1)
     drawn = (weights @ values)[totals > 0] / totals[totals > 0]
     return np.concatenate([[values.mean()], drawn])[None]

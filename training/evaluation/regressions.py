@@ -1,7 +1,7 @@
-"""Controls: one logistic regression per label, on features that anybody can compute.
+"""Controls: one logistic regression per label, on simple features.
 
-A figure of a network means something only beside what such a regression reaches on the same studies. It is fitted on
-the training studies, and its calibration and thresholds on the validation studies, as those of a model are.
+The results of a network must be compared with such a regression on the same studies. The regression is fitted on the
+training studies. Its calibration and thresholds are fitted on the validation studies, like those of a model.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,16 +15,16 @@ from training.evaluation.calibrate import apply_platt, fit_platt
 from training.evaluation.labels import RESAMPLES, LabelMetrics, evaluate_labels, fit_thresholds
 from training.evaluation.plan import Studies
 
-Truth = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # targets (M, K), and which of them are known (M, K)
+Truth = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # targets (M, K), and whether they are known (M, K)
 _NEVER = -10.0  # logit of a label that no regression can be fitted for
 
 
 @dataclass(frozen=True)
 class ControlAnswers:
-    """What a control says to those M test studies that it can read.
+    """The predictions of a control for the M test studies that it can read.
 
     Attributes:
-        rows: (M,), their places among the test studies.
+        rows: (M,), their rows among the test studies.
         probabilities: (M, K), calibrated on validation.
         thresholds: (K,), fitted on validation.
     """
@@ -45,12 +45,11 @@ def fit_regressions(
     Args:
         features: Part -> (M, F), dense or sparse.
         targets: (M_train, K).
-        known: (M_train, K), which of them are known; None: all.
+        known: (M_train, K), whether a target is known. None: all.
         make_model: Returns a new classifier of scikit-learn with `fit` and `decision_function`.
 
     Returns:
-        Part -> logits (M, K); those of a label that all or none of "train" are known to have are the same
-        everywhere.
+        Part -> logits (M, K). They are constant for a label that all or none of the known "train" studies have.
     """
     known = np.ones_like(targets) if known is None else known
     logits = {
@@ -76,7 +75,7 @@ def calibrate_logits(
 def decide(
     rows: NDArray[np.int64], probabilities: Mapping[str, NDArray[np.float32]], validation: Truth
 ) -> ControlAnswers:
-    """Return the answers to the part "test", decided by thresholds of the part "validation"."""
+    """Return the answers for the part "test", with thresholds fitted on the part "validation"."""
     thresholds = fit_thresholds(probabilities["validation"], *validation)
     return ControlAnswers(rows, probabilities["test"], thresholds)
 
@@ -84,14 +83,14 @@ def decide(
 def evaluate_answers(
     answers: ControlAnswers, test: Studies, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> LabelMetrics:
-    """Measure what a control said to test studies."""
-    answered = test.take(answers.rows)
+    """Evaluate the predictions of a control for test studies."""
+    studies = test.take(answers.rows)
     return evaluate_labels(
         answers.probabilities,
-        answered.targets,
+        studies.targets,
         answers.thresholds,
-        groups=answered.patient_ids,
-        known=answered.known,
+        groups=studies.patient_ids,
+        known=studies.known,
         seed=seed,
         resamples=resamples,
     )

@@ -33,7 +33,7 @@ _FORMULAS: Final = (
 
 
 def write_report(results: Mapping[str, Any]) -> str:
-    """Return the whole report of what `training.evaluation.measure.measure` returned."""
+    """Return the whole report for a result of `training.evaluation.measure.measure`."""
     parts = [
         "# Evaluation\n",
         _write_warnings(results),
@@ -58,7 +58,7 @@ def write_report(results: Mapping[str, Any]) -> str:
 
 
 def write_summary(results: Mapping[str, Any], folder: str) -> str:
-    """Return the part that belongs on a model card; `folder` holds the plots."""
+    """Return the part for a model card. `folder` holds the plots."""
     parts = (
         _write_warnings(results),
         write_classification(results),
@@ -97,7 +97,7 @@ def write_classification(results: Mapping[str, Any]) -> str:
 
 
 def _write_paired(results: Mapping[str, Any]) -> str:
-    """Return the paired tests of ways against controls; "" where they were not made."""
+    """Return the paired tests of ways against controls; "" without them."""
     rows = (results.get("paired") or {}).get("classification", ())
     names = ("auroc", "ap", "f1")
     lines = [[row["title"], *(format_difference(row["values"].get(name)) for name in names)] for row in rows]
@@ -163,20 +163,20 @@ def _write_micro(results: Mapping[str, Any]) -> str:
 
 
 def _write_labels(results: Mapping[str, Any]) -> str:
-    """Return one table per metric that people ask for: label by way."""
-    wanted = _choose_ways(results["classification"], results["text_mode"])
+    """Return one table per common metric: label by way."""
+    rows = _choose_ways(results["classification"], results["text_mode"])
     parts = []
     stated = [key for key in LABEL_NAMES if key not in results.get("unstated", ())]
     for name in ("auroc", "ap", "f1"):
         lines = []
         for key in stated:
-            counts = [str(row["labels"][key]["positives"]) for row in wanted if key in row["labels"]]
+            counts = [str(row["labels"][key]["positives"]) for row in rows if key in row["labels"]]
             cells = (
                 format_interval(row["labels"][key].get(name)) if key in row["labels"] else TOO_FEW
-                for row in wanted
+                for row in rows
             )
             lines.append([LABEL_NAMES[key], counts[0] if counts else TOO_FEW, *cells])
-        head = ["label", "positive", *(row["title"] for row in wanted)]
+        head = ["label", "positive", *(row["title"] for row in rows)]
         parts.append(f"### {TITLES[name]} per label\n\n" + format_table(head, lines))
     return "\n".join(parts)
 
@@ -187,7 +187,7 @@ def _choose_ways(rows: Sequence[Mapping[str, Any]], mode: str) -> list[Mapping[s
 
 
 def write_abstention(results: Mapping[str, Any]) -> str:
-    """Return the tables of `training.evaluation.abstention`; "" where it was not measured."""
+    """Return the tables of `training.evaluation.abstention`; "" if it was not measured."""
     rows = results.get("abstention")
     if not rows:
         return ""
@@ -224,7 +224,7 @@ def _count_bands(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return, way by way, what each label states, and how many of its cases were missed or raised a false alarm."""
+    """Return for each way the stated limits of each label, and its shares of missed cases and false alarms."""
     if not _count_bands(rows):
         return ""
     parts = []
@@ -239,14 +239,14 @@ def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _tell_band(found: Mapping[str, Any]) -> list[str]:
-    """Return the cells of one label: its band, each limit and what was reached, and the coverage."""
-    band = "-" if found["band"] is None else "{:.3f} to {:.3f}".format(*found["band"])
+def _tell_band(label: Mapping[str, Any]) -> list[str]:
+    """Return the cells of one label: its band, each limit with the measured share, and the coverage."""
+    band = "-" if label["band"] is None else "{:.3f} to {:.3f}".format(*label["band"])
     cells = [band]
     for name in ("missed", "false_alarms"):
-        stated = found[f"stated_{name}"]
-        cells += ["-" if stated is None else f"{stated:.2f}", format_interval(found.get(name), whole=False)]
-    return [*cells, format_interval(found.get("coverage"), whole=False)]
+        stated = label[f"stated_{name}"]
+        cells += ["-" if stated is None else f"{stated:.2f}", format_interval(label.get(name), whole=False)]
+    return [*cells, format_interval(label.get("coverage"), whole=False)]
 
 
 def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -272,7 +272,7 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _write_prompt_scores(results: Mapping[str, Any]) -> str:
-    """Return the tables of `training.evaluation.prompt_scores`; "" where it was not measured."""
+    """Return the tables of `training.evaluation.prompt_scores`; "" if it was not measured."""
     rows = results.get("prompt_scores")
     if not rows:
         return ""
@@ -325,7 +325,7 @@ def _write_subgroups(results: Mapping[str, Any]) -> str:
 
 
 def _write_view_head(results: Mapping[str, Any]) -> str:
-    """Return how well laterals are told from frontals; "" where it was not measured."""
+    """Return the accuracy of the view head; "" if it was not measured."""
     score = results.get("view_head")
     return f"## View head\n\n{describe_score(score)}\n" if score else ""
 
@@ -336,7 +336,7 @@ def _write_plots(folder: str) -> str:
 
 
 def _name_averaged(results: Mapping[str, Any]) -> str:
-    """Return how many labels are averaged, and why the others are not."""
+    """Return the number of averaged labels, and the reason for leaving out the others."""
     widest = max((row["averaged"] for row in results["classification"]), key=len)
     unstated = results.get("unstated", ())
     few = [name for key, name in LABEL_NAMES.items() if key not in {*widest, *unstated}]

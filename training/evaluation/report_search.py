@@ -11,11 +11,11 @@ BLOCKS: Final = {
     "with_normal": "`normal` counts as a label",
     "without_normal": "without `normal`: studies with a finding only",
 }
-LEADS: Final = ("p@5", "map", "ndcg@5")  # of which the paired test is shown
+LEADS: Final = ("p@5", "map", "ndcg@5")  # metrics with a paired test in the report
 
 
 def write_retrieval(results: Mapping[str, Any], *, brief: bool = False) -> str:
-    """Return the tables of search; `brief` keeps one gallery and leaves the intervals out."""
+    """Return the tables of the search. `brief`: only one gallery, without intervals."""
     parts = []
     for gallery, title in GALLERIES.items():
         if gallery not in results["retrieval"] or (brief and gallery == "test_to_test"):
@@ -38,7 +38,7 @@ def write_retrieval(results: Mapping[str, Any], *, brief: bool = False) -> str:
 
 
 def write_leads(results: Mapping[str, Any]) -> str:
-    """Return the paired tests of the search among training studies; "" where it was not measured."""
+    """Return the paired tests of the search among training studies; "" if it was not measured."""
     parts = []
     for block, note in BLOCKS.items():
         rows = (results.get("paired") or {}).get("retrieval", {}).get(block, ())
@@ -59,9 +59,9 @@ def write_leads(results: Mapping[str, Any]) -> str:
 
 
 def write_sentences(results: Mapping[str, Any]) -> str:
-    """Return the tables of `training.evaluation.sentences`; "" where it was not measured."""
-    found = results.get("sentences")
-    if not found or not found["rows"]:
+    """Return the tables of `training.evaluation.sentences`; "" if it was not measured."""
+    sentences = results.get("sentences")
+    if not sentences or not sentences["rows"]:
         return ""
     lines = [
         [
@@ -69,9 +69,9 @@ def write_sentences(results: Mapping[str, Any]) -> str:
             str(row["studies"]),
             *(format_interval(row["macro"].get(name)) for name in ("ap", "auroc")),
         ]
-        for row in found["rows"]
+        for row in sentences["rows"]
     ]
-    leads = [[row["title"], format_difference(row["values"]["ap"])] for row in found["paired"]]
+    leads = [[row["title"], format_difference(row["values"]["ap"])] for row in sentences["paired"]]
     return (
         "## Search by a sentence\n\n"
         "Each label is put into sentences that state it, and the test studies are ordered by their mean similarity to "
@@ -82,7 +82,7 @@ def write_sentences(results: Mapping[str, Any]) -> str:
 
 
 def write_pairs(results: Mapping[str, Any]) -> str:
-    """Return how well images find their reports, and reports their images."""
+    """Return the table of the search between images and their reports."""
     if not results["pairs"]:
         return ""
     names = ("r@1", "r@5", "r@10", "median_rank")
@@ -104,7 +104,7 @@ def write_pairs(results: Mapping[str, Any]) -> str:
 
 
 def write_as_published(results: Mapping[str, Any]) -> str:
-    """Return the published metrics, with the reasons why they flatter."""
+    """Return the published metrics, with the reasons why they are too optimistic."""
     block = results["as_published"]
     parts = []
     for gallery, title in GALLERIES.items():

@@ -1,6 +1,6 @@
-"""Several evaluated bundles as the rows of one table: what an ablation or a series of seeds reached.
+"""Tabulate several evaluated bundles, such as an ablation or a series of seeds.
 
-Figures come from `cxr evaluate` (those of two views from training), with the intervals it found; nothing is added.
+The figures and their intervals come from `cxr evaluate`; those of two views come from training.
 """
 
 import json
@@ -19,7 +19,7 @@ Figure = tuple[float, float, float]  # value, and the 95 % interval's ends
 
 @dataclass(frozen=True)
 class Row:
-    """One bundle: its config's name, seed, training time in seconds, and figures by the titles of columns."""
+    """One bundle: its config's name, seed, training time in seconds, and column title -> figure."""
 
     name: str
     seed: int
@@ -31,26 +31,26 @@ def read_rows(bundles: Sequence[Path]) -> list[Row]:
     """Read evaluated bundles.
 
     Raises:
-        ConfigError: One was not evaluated yet, or evaluated without intervals.
-        ArtifactError: One is no bundle or damaged.
+        ConfigError: A bundle was not evaluated, or evaluated without intervals.
+        ArtifactError: A directory is not a bundle, or is damaged.
     """
     return [_read_row(path) for path in bundles]
 
 
 def choose_columns(rows: Sequence[Row], wanted: Sequence[str] = ()) -> list[str]:
-    """Return the titles of the figures to show: those wanted, or all that some row has, in a fixed order.
+    """Return the titles of the columns: the wanted ones, or all that at least one row has, in a fixed order.
 
     Raises:
-        ConfigError: There is no such figure.
+        ConfigError: A column does not exist.
     """
     unknown = [title for title in wanted if title not in _COLUMNS]
     if unknown:
-        raise ConfigError(f"There is no column {unknown[0]!r}; choose of {', '.join(_COLUMNS)}.")
+        raise ConfigError(f"There is no column {unknown[0]!r}. Choose from {', '.join(_COLUMNS)}.")
     return list(wanted) or [title for title in _COLUMNS if any(title in row.figures for row in rows)]
 
 
 def format_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
-    """Return the rows as a Markdown table, and their mean where all are of one config; see `choose_columns`."""
+    """Return the rows as a Markdown table, with their mean if all have the same config; see `choose_columns`."""
     columns = choose_columns(rows, columns)
     lines = [f"| config | seed | {' | '.join(columns)} | s |", f"|---|---|{'---|' * (len(columns) + 1)}"]
     for row in rows:
@@ -64,9 +64,9 @@ def format_markdown(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
 
 
 def _average(rows: Sequence[Row], title: str) -> str:
-    """Return the mean of a figure over the rows; "-" where one lacks it."""
-    found = [row.figures[title][0] for row in rows if title in row.figures]
-    return f"{sum(found) / len(found):.3f}" if len(found) == len(rows) else "-"
+    """Return the mean of a figure over the rows; "-" if a row lacks it."""
+    values = [row.figures[title][0] for row in rows if title in row.figures]
+    return f"{sum(values) / len(values):.3f}" if len(values) == len(rows) else "-"
 
 
 def format_figure(figure: Figure | None) -> str:
@@ -84,7 +84,7 @@ def _read_row(path: Path) -> Row:
         figures = {title: found for title, read in _COLUMNS.items() if (found := read(results)) is not None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} was not evaluated: run `cxr evaluate` with --bundle {path} first."
+            f"{path} was not evaluated. Run `cxr evaluate` with --bundle {path} first."
         ) from error
     training = bundle.config.get("training", {})
     name, seed = str(training.get("name", path.name)), int(training.get("seed", 0))
@@ -99,7 +99,7 @@ def _read_macro(results: Mapping[str, Any], key: str, metric: str) -> Figure | N
 
 
 def _read_trained(results: Mapping[str, Any], way: str, metric: str) -> Figure | None:
-    """Return a figure that training itself measured: what is served reads one view."""
+    """Return a figure that training measured, because a served model reads only one view."""
     return _read_interval(results["trained"].get(way, {}).get("macro", {}).get(metric))
 
 
@@ -109,7 +109,7 @@ def _read_search(results: Mapping[str, Any], title: str, metric: str) -> Figure 
 
 
 def _read_lead(results: Mapping[str, Any], key: str, control: str, metric: str) -> Figure | None:
-    """Return how far the model lies above a control in a metric of a way; None in an older evaluation."""
+    """Return the difference between model and control in a metric of a way; None in an older evaluation."""
     rows = (results.get("paired") or {}).get("classification", ())
     return next(
         (

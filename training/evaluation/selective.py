@@ -1,28 +1,28 @@
-"""When to say "uncertain", and which labels to name to be on the safe side; fitted on the validation split.
+"""Fit the "uncertain" bands and the conformal sets on the validation split.
 
 Selective classification (El-Yaniv and Wiener 2010, On the Foundations of Noise-free Selective Classification;
-Geifman and El-Yaniv 2017, Selective Classification for Deep Neural Networks) answers only where an error is
-unlikely enough. The plain error rate is a poor measure for rare findings: whoever calls a finding of 2 % absent
-in everyone errs in 2 %. So each kind of error has a limit of its own, within its own class:
+Geifman and El-Yaniv 2017, Selective Classification for Deep Neural Networks) answers only if an error is unlikely
+enough. The plain error rate is a poor measure for rare findings: for a finding in 2 % of the studies, always answering
+"absent" has an error rate of 2 %. So each kind of error has its own limit, within its own class:
 
     missed        of the studies with the finding, the share that is decided "absent"
     false alarms  of the studies without it, the share that is decided "present"
 
-Both hold whatever the share of the finding is where the model is used, as long as the cases of each class look
-alike. (The plain error outside the band is not limited, and may be larger than over all: a weak model may no longer
-say the "absent" that is right for most.) The band of a label is the smallest one around its threshold that keeps both:
+Both hold for any prevalence of the finding, as long as the cases of each class are similar. (The plain error outside
+the band is not limited. It may be larger than over all studies, because a weak model can no longer answer "absent",
+which is right for most.) The band of a label is the smallest one around its threshold that keeps both limits:
 
     0 ──── absent ────[ low ── uncertain ── threshold ── uncertain ── high )──── present ──── 1
 
 The limits are met in expectation over validation splits, by split conformal prediction conditional on the class
 (Vovk 2012, Conditional validity of inductive conformal predictors; "Mondrian"), which is Conformal Risk Control
 (Angelopoulos et al. 2022, https://arxiv.org/abs/2208.02814) of each kind of error. Each way to read a study (image,
-report, both) is fitted by itself: over all of them together the sure ones would hide what a weak one misses, and rows
-of one study are not independent.
+report, both) is fitted separately: in a joint fit, good ways would hide the misses of a weak one, and rows of one study
+are not independent.
 
-It supposes that new cases are drawn like the validation split, one row per study, and that nothing else was fitted on
-it. Here calibration, thresholds and the choice of the epoch were, so that what was reached on the
-test split has to be read beside what is stated: `training.evaluation.abstention`.
+The method assumes that new cases are drawn like the validation split, one row per study, and that nothing else was
+fitted on it. But calibration, thresholds and the choice of the epoch were fitted on it. So compare the stated limits
+with the measured values on the test split (`training.evaluation.abstention`).
 """
 
 from dataclasses import dataclass, replace
@@ -37,22 +37,24 @@ from contract.errors import ConfigError
 MISSED: Final = 0.10
 FALSE_ALARMS: Final = 0.05
 RECALL: Final = 0.90
-_GRID: Final = np.concatenate([[-1.0], np.geomspace(1e-4, 0.99, 80)])  # -1 keeps also what has probability 0
-_BLOCK: Final = 500  # studies at once; MAPIE holds a copy of their answers per point of the grid
+_GRID: Final = np.concatenate(
+    [[-1.0], np.geomspace(1e-4, 0.99, 80)]
+)  # -1 also includes labels with probability 0
+_BLOCK: Final = 500  # studies at a time; MAPIE copies their answers for each point of the grid
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a model states about its decisions on one way to read a study.
+    """The statements of a model about its decisions for one way to read a study.
 
     Attributes:
         bands: (K, 2), low and high edge; a probability in [low, high) is uncertain.
-        missed: (K,) limit on the share of missed positives, NaN where too few cases support one.
-        false_alarms: (K,) limit on the share of false alarms, NaN likewise.
-        include: Probability from which a label belongs to the conformal set; None without enough studies.
-        recall: Expected share of a study's labels in its set, at least; None likewise.
+        missed: (K,) limit on the share of missed positives; NaN with too few cases.
+        false_alarms: (K,) limit on the share of false alarms; NaN with too few cases.
+        include: Probability from which a label belongs to the conformal set; None with too few studies.
+        recall: Smallest expected share of a study's labels in its set; None with too few studies.
     """
 
     bands: Floats
@@ -62,14 +64,14 @@ class Selection:
     recall: float | None
 
     def add_to(self, labels: tuple[ServedLabel, ...]) -> tuple[ServedLabel, ...]:
-        """Return K labels with these statements; a label about which nothing can be stated gets no band."""
-        found = []
+        """Return K labels with these statements. A label without limits gets no band."""
+        updated = []
         for label, (low, high), missed, false_alarms in zip(
             labels, self.bands.tolist(), self.missed.tolist(), self.false_alarms.tolist(), strict=True
         ):
             limits = [None if np.isnan(limit) else limit for limit in (missed, false_alarms)]
             banded = any(limit is not None for limit in limits)
-            found.append(
+            updated.append(
                 replace(
                     label,
                     uncertain_low=low if banded else None,
@@ -80,15 +82,15 @@ class Selection:
                     stated_recall=self.recall,
                 )
             )
-        return tuple(found)
+        return tuple(updated)
 
 
 def mark_unlearned(labels: tuple[ServedLabel, ...], learned: NDArray[np.bool_]) -> tuple[ServedLabel, ...]:
-    """Return the labels; those that nothing was learned of are "uncertain" whatever the probability is.
+    """Return the labels. A label that was not learned is always "uncertain".
 
     Args:
         labels: K labels.
-        learned: (K,), which of them some training study states.
+        learned: (K,), whether a training study states the label.
     """
     return tuple(
         label
@@ -142,23 +144,23 @@ def fit_bands(
 ) -> Floats:
     """Fit the band of each label.
 
-    An edge needs 1 / limit studies of its class (10 with the finding for 10 % missed). With fewer it is the threshold:
-    "absent" then rests on the finding being rare, not on a limit. Where the model tells the classes well apart both
-    edges are the threshold too, and nothing is uncertain.
+    An edge needs 1 / limit studies of its class (10 with the finding for 10 % missed). With fewer studies the edge is
+    the threshold, and "absent" has no limit. If the model separates the classes well, both edges are the threshold
+    too, and no study is uncertain.
 
     Args:
         probabilities: (M, K), 0 to 1, calibrated.
-        targets: (M, K), False where nothing is known.
-        thresholds: (K,), from which a finding counts as present.
-        known: (M, K), which of the targets are known; default: all.
+        targets: (M, K), False if unknown.
+        thresholds: (K,), from which a finding is present.
+        known: (M, K), whether a target is known. Default: all.
         missed: Limit on the expected share of positives decided "absent", 0 to 1 (both excluded).
-        false_alarms: Limit on the expected share of negatives decided "present", likewise.
+        false_alarms: Limit on the expected share of negatives decided "present", 0 to 1 (both excluded).
 
     Returns:
         (K, 2), low <= threshold <= high.
 
     Raises:
-        ConfigError: The arrays do not fit each other, or a limit is out of range.
+        ConfigError: The shapes of the arrays do not match, or a limit is out of range.
     """
     _check(probabilities, targets, missed, false_alarms)
     if thresholds.shape != targets.shape[1:]:
@@ -170,7 +172,7 @@ def fit_bands(
         values = probabilities[:, k]
         if has_low:
             bands[k, 0] = min(bands[k, 0], _find_edge(values[targets[:, k]], missed))
-        if has_high:  # the highest negative that is still no alarm lies inside the band
+        if has_high:  # the highest negative without an alarm is inside the band
             highest = -_find_edge(-values[negatives[:, k]], false_alarms)
             bands[k, 1] = max(bands[k, 1], min(1.0, np.nextafter(highest, np.inf)))
     return bands
@@ -184,8 +186,8 @@ def fit_include(
 ) -> float | None:
     """Fit the probability from which a label belongs to the conformal set.
 
-    The set of all labels with at least this probability holds, in expectation, at least `recall` of the true labels
-    of a study that has any, of those that are known: conformal risk control of the recall by MAPIE
+    In expectation, the set of all labels with at least this probability holds at least `recall` of the known true
+    labels of a study with labels. This is conformal risk control of the recall by MAPIE
     (`mapie.risk_control.MultiLabelClassificationController`, method "crc").
 
     Args:
@@ -197,7 +199,7 @@ def fit_include(
         0 to 1; None with fewer than 1 / (1 - recall) studies that have a label.
 
     Raises:
-        ConfigError: The arrays do not fit each other, `recall` is out of range, or MAPIE is not installed.
+        ConfigError: The shapes of the arrays do not match, `recall` is out of range, or MAPIE is not installed.
     """
     _check(probabilities, targets, 1 - recall)
     labelled = targets.any(1)
@@ -224,11 +226,11 @@ def _control_recall(
 
 
 def _find_edge(scores: NDArray[np.floating[Any]], limit: float) -> float:
-    """Return the highest of n scores below which a new one lies with a probability of at most `limit`.
+    """Return the highest of n scores such that a new score is below it with a probability of at most `limit`.
 
-    With k of them strictly below it, that probability is at most (k + 1) / (n + 1).
+    If k scores are strictly below it, that probability is at most (k + 1) / (n + 1).
     """
-    below = int(limit * (len(scores) + 1) - 1 + 1e-9)  # rounding must not cost a case
+    below = int(limit * (len(scores) + 1) - 1 + 1e-9)  # the small term prevents a rounding error
     return float(np.sort(scores)[below])
 
 
@@ -237,7 +239,7 @@ def _find_negatives(targets: NDArray[np.bool_], known: NDArray[np.bool_] | None)
 
 
 def _find_supported(classes: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
-    """Return for which labels (K,) there are enough studies of the class (M, K) for a limit."""
+    """Return (K,), whether a label has enough studies of the class (M, K) for a limit."""
     return np.array([_can_state(count, limit) for count in classes.sum(0).tolist()], bool)
 
 
@@ -246,7 +248,7 @@ def _can_state(count: float, limit: float) -> bool:
 
 
 def _check(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.bool_], *limits: float) -> None:
-    """Raise ConfigError for what cannot be fitted."""
+    """Raise ConfigError for arguments that cannot be fitted."""
     if probabilities.shape != targets.shape:
         raise ConfigError(f"Probabilities {probabilities.shape} and targets {targets.shape} do not fit.")
     for limit in limits:

@@ -1,7 +1,7 @@
-"""Search by a sentence: a label put into words, and the test studies ordered by how near they are to it.
+"""Search by sentences that state a label: rank the test studies by their similarity to the sentences.
 
-Studies that have the label should come first. The controls are asked with the same sentences: TF-IDF compares their
-words with those of each report, and logistic regression on TF-IDF the 22 probabilities of both.
+Studies with the label should come first. The controls use the same sentences: TF-IDF compares their words with those of
+each report, and logistic regression on TF-IDF compares the 22 probabilities of both.
 """
 
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ def measure_sentences(
     """Measure the search by sentences that state a label, each label's score being the mean of its sentences.
 
     Args:
-        asked: What the model said to the test studies.
-        parts: Of the split; without "train" there are no controls.
-        predictor: The same model, asked here about the sentences alone.
-        options: Of the bootstrap.
+        asked: The model's predictions for the test studies.
+        parts: Parts of the split. Without "train" there are no controls.
+        predictor: The same model, to embed the sentences.
+        options: Options of the bootstrap.
 
     Returns:
         "rows" (as in `training.evaluation.prompt_scores`) of the model's ways and of the controls, and "paired" (model
-        minus control, AP, for the ways that read words); both empty for a model that reads masked findings, which
-        never sees the words of the sentences.
+        minus control, AP, for the ways that read words); both empty for a model that reads masked findings, because
+        it never sees the words of the sentences.
 
     Raises:
         ConfigError: The model refused a sentence.
@@ -55,29 +55,29 @@ def measure_sentences(
     }
     controls = _score_controls(asked, parts, predictor) if "train" in parts else {}
     targets = asked.test.targets
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "groups": asked.test.patient_ids,
         "options": options,
         "known": asked.test.known,
     }
     rows = [
-        {"title": title, "studies": len(targets), **evaluate_scores(values, targets, **given)}
+        {"title": title, "studies": len(targets), **evaluate_scores(values, targets, **arguments)}
         for title, values in {**scores, **controls}.items()
     ]
     titles = [f"{MODEL}{way.title}" for way in ways if way.text]
     drawn = {
-        title: draw_ap(values, targets, **given)
+        title: draw_ap(values, targets, **arguments)
         for title, values in {**scores, **controls}.items()
         if title in titles or title in controls
     }
     paired = [
         {
-            "title": f"{ours} - {theirs}",
-            "values": {"ap": summarise_difference(drawn[ours], drawn[theirs]).to_dict()},
+            "title": f"{model_title} - {control}",
+            "values": {"ap": summarise_difference(drawn[model_title], drawn[control]).to_dict()},
         }
-        for ours in titles
-        for theirs in controls
-        if len(drawn[ours])
+        for model_title in titles
+        for control in controls
+        if len(drawn[model_title])
     ]
     return {"rows": rows, "paired": paired}
 

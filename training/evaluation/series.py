@@ -1,8 +1,8 @@
-"""A series of models, each with a split of its own: is the image alone ahead of the controls on the whole?
+"""Compare a series of models, each with its own split, with the image controls.
 
-The test side of one split of a small collection says little. Here each model and the controls of its split answer its
-own test side, and the differences are averaged over models and labels. A draw of patients counts for all of them, so
-that a patient who stands on the test side of two splits is drawn for both or for neither.
+One test split of a small collection is not conclusive. Here each model, and the controls of its split, predict their
+own test split, and the differences are averaged over models and labels. Each bootstrap resample of patients is used
+for all of them, so a patient in two test splits is drawn for both or for neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ _METRICS: Final = {"auroc": compute_auroc, "ap": compute_ap}
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a series, and what was said about its test side.
+    """One model of a series, with the predictions for its test split.
 
     Attributes:
         test: M studies with a readable image.
@@ -50,7 +50,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Lead:
-    """How far the models of a series lie above one control, by metric; see `training.evaluation.labels.Difference`."""
+    """The differences between the models and one control, by metric; see `training.evaluation.labels.Difference`."""
 
     control: str
     values: Mapping[str, Mapping[str, float]]
@@ -58,12 +58,12 @@ class Lead:
 
 @dataclass(frozen=True)
 class Series:
-    """What a series came to; intervals as in `training.evaluation.labels`.
+    """The results of a series, with intervals as in `training.evaluation.labels`.
 
     Attributes:
-        models: How many there are.
-        studies: Answers in all; a study on the test side of two splits counts twice.
-        patients: Patients in all.
+        models: Number of models.
+        studies: Number of predictions. A study in two test splits counts twice.
+        patients: Number of patients.
         macro: "model" and the controls -> metric -> mean over models and labels.
         leads: Models minus each control.
         labels: Label key -> "positives", "macro" and "leads" of that label alone.
@@ -78,7 +78,7 @@ class Series:
 
 
 def ask_members(bundles: Sequence[Bundle], table: Path, *, cache: Path | None = None) -> list[Member]:
-    """Ask each model, and the controls fitted on its training side, about its own test side.
+    """Predict the test split of each model with the model and with the controls fitted on its training split.
 
     Args:
         bundles: Verified bundles, trained on this table.
@@ -86,7 +86,7 @@ def ask_members(bundles: Sequence[Bundle], table: Path, *, cache: Path | None = 
         cache: Image cache of the table, to read instead of the image files.
 
     Raises:
-        ConfigError: The split of a bundle is not one of this table, or a part of it holds no image that can be read.
+        ConfigError: The split of a bundle belongs to another table, or a part of it has no readable image.
     """
     members = []
     for bundle in bundles:
@@ -102,37 +102,39 @@ def _ask_member(parts: Mapping[str, Studies], predictor: TorchPredictor, read_pi
     rows = next(iter(controls.values())).rows
     test = parts["test"].take(rows)
     cases = [Case(test.study_ids[row], image=test.get_image(row)) for row in range(len(test))]
-    found = predictor.ask(cases).probabilities
-    return Member(test, {MODEL: found} | {name: control.probabilities for name, control in controls.items()})
+    probabilities = predictor.ask(cases).probabilities
+    return Member(
+        test, {MODEL: probabilities} | {name: control.probabilities for name, control in controls.items()}
+    )
 
 
 def measure_series(members: Sequence[Member], *, seed: int = 0, resamples: int = 1000) -> Series:
-    """Average AUROC and average precision over models and labels, and draw patients for the intervals.
+    """Average AUROC and average precision over models and labels, with bootstrap intervals.
 
     Args:
-        members: From `ask_members`.
-        seed: Of the draws.
-        resamples: How many times patients are drawn.
+        members: Members from `ask_members`.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Raises:
-        ConfigError: No label has enough studies with and without it on the test side of any split.
+        ConfigError: In every test split, too few studies have or lack each label.
     """
     patients = sorted({patient for member in members for patient in member.test.patient_ids})
     drawn = weigh_studies(patients, seed, resamples)  # (1 + R, patients)
-    places = {patient: place for place, patient in enumerate(patients)}
-    # Metric -> name -> label -> a row (1 + R,) of each model that has enough studies with and without the label.
+    columns = {patient: index for index, patient in enumerate(patients)}
+    # Metric -> name -> label -> a row (1 + R,) for each model with enough positive and negative studies of the label.
     tables: dict[str, dict[str, dict[int, list[Floats]]]] = {}
     positives: dict[int, int] = {}
     for member in members:
-        weights = drawn[:, [places[patient] for patient in member.test.patient_ids]]
+        weights = drawn[:, [columns[patient] for patient in member.test.patient_ids]]
         for k in find_usable(member.test.targets, member.test.known):
             rows = member.test.known[:, k]
             truth = member.test.targets[rows, k]
             positives[k] = positives.get(k, 0) + int(truth.sum())
             for metric, compute in _METRICS.items():
                 for name, answers in member.answers.items():
-                    found = compute(answers[rows, k], truth, weights[:, rows])
-                    tables.setdefault(metric, {}).setdefault(name, {}).setdefault(k, []).append(found)
+                    values = compute(answers[rows, k], truth, weights[:, rows])
+                    tables.setdefault(metric, {}).setdefault(name, {}).setdefault(k, []).append(values)
     if not positives:
         raise ConfigError("No label has 5 test studies with it and 5 without it in any split.")
     labels = {
@@ -148,14 +150,14 @@ def _summarise(
 ) -> dict[str, Any]:
     """Return "macro" and "leads" over some labels."""
     stacked = {
-        metric: {name: np.stack([row for k in labels for row in rows[k]]) for name, rows in found.items()}
-        for metric, found in tables.items()
+        metric: {name: np.stack([row for k in labels for row in rows[k]]) for name, rows in by_name.items()}
+        for metric, by_name in tables.items()
     }
     names = list(next(iter(stacked.values())))
     macro = {
         name: {
-            metric: summarise(found[name], centred=metric in CENTRED).to_dict()
-            for metric, found in stacked.items()
+            metric: summarise(by_name[name], centred=metric in CENTRED).to_dict()
+            for metric, by_name in stacked.items()
         }
         for name in names
     }
@@ -163,8 +165,8 @@ def _summarise(
         Lead(
             name,
             {
-                metric: summarise_difference(found[MODEL], found[name]).to_dict()
-                for metric, found in stacked.items()
+                metric: summarise_difference(by_name[MODEL], by_name[name]).to_dict()
+                for metric, by_name in stacked.items()
             },
         )
         for name in names

@@ -1,4 +1,4 @@
-"""The controls alone, over several splits of a table: what any model has to be held against."""
+"""Evaluate only the controls, over several splits of a table, as a baseline for every model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -21,7 +21,7 @@ from training.evaluation.predict import ReadPixels, read_from_files
 from training.evaluation.regressions import evaluate_answers
 
 Progress = Callable[[int, int], None]
-_IMAGE_SIZE: Final = 224  # pixels of the square that the controls of images read
+_IMAGE_SIZE: Final = 224  # side of the square images for the image controls, in pixels
 _FINDINGS = ("auroc", "ap", "f1")
 _RETRIEVAL = ("p@5", "map", "mrr", "ndcg@5")
 
@@ -34,38 +34,40 @@ def measure_splits(
     keep_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure logistic regression on words and on images, TF-IDF neighbours and a random order on splits of a table.
+    """Evaluate logistic regression on words and images, TF-IDF neighbours and a random order on splits of a table.
 
     Args:
         table: Studies table.
-        splits: How many; their seeds are `options.seed`, `options.seed` + 1, ...
-        options: Of every draw; no bootstrap is made.
-        keep_duplicates: Split by patient alone, so that nearly equal reports stand on both sides, which flatters.
-        progress: Called with fits done and fits in all.
+        splits: Number of splits; their seeds are `options.seed`, `options.seed` + 1, ...
+        options: The seed. There is no bootstrap.
+        keep_duplicates: Split only by patient. Nearly equal reports can then be in two parts, which improves the
+            results.
+        progress: Called with the number of fits done and their total.
 
     Returns:
-        "splits", "studies" (of test, mean), "findings" (rows by what is read) and "retrieval" (test against train,
-        rows by order, with and without `normal`; empty without reports); each figure as mean, lowest and highest.
+        "splits", "studies" (mean number in test), "findings" (rows by input) and "retrieval" (test against train,
+        rows by order, with and without `normal`; empty without reports). Each figure has mean, lowest and highest.
 
     Raises:
-        ConfigError: The table is too small, its reports share no word, or it holds neither reports nor images.
+        ConfigError: The table is too small, its reports have no common word, or it has neither reports nor images.
     """
     rows = read_table(table).to_pylist()
     texts = () if keep_duplicates else read_wordings(rows)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     read_pixels = cache(read_from_files(_IMAGE_SIZE))
     for number in range(splits):
         parts = _split(rows, texts, options.seed + number)
-        found.append(_measure_split(parts, read_pixels, options))
+        results.append(_measure_split(parts, read_pixels, options))
         if progress is not None:
             progress(number + 1, splits)
     return {
         "splits": splits,
         "keep_duplicates": keep_duplicates,
-        "studies": float(np.mean([len(one["test"]) for one in found])),
-        "findings": _join([one["findings"] for one in found]),
+        "studies": float(np.mean([len(result["test"]) for result in results])),
+        "findings": _join([result["findings"] for result in results]),
         "retrieval": {
-            block: _join([one["retrieval"][block] for one in found]) for block in found[0]["retrieval"]
+            block: _join([result["retrieval"][block] for result in results])
+            for block in results[0]["retrieval"]
         },
     }
 
@@ -84,16 +86,16 @@ def _split(
 
 def _measure_split(parts: Mapping[str, Studies], read_pixels: ReadPixels, options: Options) -> dict[str, Any]:
     controls = run_controls(parts["test"], parts, read_pixels)
-    answers = {IMAGE_TITLES[name]: found for name, found in controls.images.items()}
-    answers |= {MODE_TITLES[mode]: found for mode, found in controls.texts.items()}
+    answers = {IMAGE_TITLES[name]: answer for name, answer in controls.images.items()}
+    answers |= {MODE_TITLES[mode]: answer for mode, answer in controls.texts.items()}
     findings = {
-        title: _take_means(evaluate_answers(found, parts["test"], resamples=0))
-        for title, found in answers.items()
+        title: _take_means(evaluate_answers(answer, parts["test"], resamples=0))
+        for title, answer in answers.items()
     }
     if not findings:
         raise ConfigError(
-            "There is nothing for the controls to learn from: the reports share no word, and a part of the split holds "
-            "no image that can be read."
+            "The controls have no training data: the reports have no common word, and a part of the split has "
+            "no readable image."
         )
     retrieval = _measure_search(parts, options) if controls.texts else {}
     return {"test": parts["test"], "findings": findings, "retrieval": retrieval}
@@ -106,7 +108,7 @@ def _take_means(metrics: LabelMetrics) -> dict[str, float]:
 
 
 def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str, dict[str, dict[str, float]]]:
-    """Return block -> order -> metric -> value, of test studies searched for in train by their whole report."""
+    """Return block -> order -> metric -> value: test studies search training studies by their whole report."""
     test, gallery = (choose_complete(parts[part], "full") for part in ("test", "train"))
     texts = test.texts["full"], gallery.texts["full"]
     [words] = compare_texts(gallery.texts["full"], *texts)

@@ -1,4 +1,4 @@
-"""How well a model tells lateral views from frontal ones: all images of the test studies whose view is trusted."""
+"""Evaluate a model's view head on all images of the test studies with a trusted view."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ from training.evaluation.view_scores import score_views
 def measure_view_head(
     parts: Mapping[str, Studies], predictor: TorchPredictor, progress: Progress | None = None
 ) -> dict[str, Any] | None:
-    """Return what `score_views` finds on the test studies, and how many images were unreadable.
+    """Return the result of `score_views` for the test studies, and the number of unreadable images.
 
-    None of a model without a view head. `progress` is called with images read and images in all.
+    None for a model without a view head. `progress` is called with the number of images read and their total.
     """
     if not predictor.tells_views:
         return None

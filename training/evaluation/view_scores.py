@@ -1,4 +1,4 @@
-"""How well laterals are told from frontals: the figures of a view head, and the sentence that states them."""
+"""Score a view head (lateral or frontal), and describe the score in a sentence."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 from contract.notes import SURE_LATERAL
 
-FEWEST: Final = 10  # images of each kind; with fewer no head is fitted, and none is measured
+FEWEST: Final = 10  # images of each kind; with fewer, no head is fitted or measured
 
 
 def score_views(probabilities: NDArray[np.float32], laterals: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return how well a head tells laterals from frontals.
+    """Return the scores of a view head.
 
     Args:
-        probabilities: (M,) of a lateral, 0 to 1.
-        laterals: (M,), what trusted headers say.
+        probabilities: (M,) probability of a lateral, 0 to 1.
+        laterals: (M,) bool, by trusted headers.
 
     Returns:
         "laterals" and "frontals", counts; and unless there are fewer than `FEWEST` of one of them "accuracy" at 0.5,
@@ -37,10 +37,10 @@ def score_views(probabilities: NDArray[np.float32], laterals: NDArray[np.bool_])
 
 
 def describe_score(score: Mapping[str, Any]) -> str:
-    """Return what `score_views` found as one sentence."""
+    """Return a result of `score_views` as a sentence."""
     counts = f"{score['laterals']:,} lateral and {score['frontals']:,} frontal images"
     if "accuracy" not in score:
-        return f"Not measured: {counts} with a trusted view, and {FEWEST} of each are the fewest that say something."
+        return f"Not measured: {counts} with a trusted view, but at least {FEWEST} of each are needed."
     return (
         f"Accuracy {score['accuracy']:.3f}, AUROC {score['auroc']:.3f} on {counts} with a trusted view. Called lateral "
         f"with {SURE_LATERAL} or more: {score['laterals_called_lateral']:.1%} of the laterals and "

@@ -1,10 +1,11 @@
-"""The "onnxruntime" backend for a Triton without the C++ one: a python-based backend of the same name.
+"""The "onnxruntime" backend for a Triton without the C++ backend: a python-based backend with the same name.
 
 It reads the same config.pbtxt: `instance_group`, `optimization.execution_accelerators`, the parameters
-`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime.session`). The graph must be of the model
-that its version's directory names. Requests of equal shapes run as one batch. A request that fails fails alone.
+`intra_op_thread_count` and `inter_op_thread_count` (all by `contract.runtime.session`). The graph must belong to the
+model that the directory of its version names. Requests with equal shapes run as one batch. A failing request does not
+affect the others.
 
-Triton calls one instance from one thread, so the session and the buffers below are reused without a lock.
+Triton calls an instance from only one thread, so the session and the buffers below need no lock.
 """
 
 import json
@@ -29,11 +30,11 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Return the config as it is: published configs are complete."""
+        """Return the config unchanged, because published configs are complete."""
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load this version's `model.onnx`; TritonModelException, with the reason, if that fails."""
+        """Load this version's `model.onnx`. Raise TritonModelException with the reason if that fails."""
         config = json.loads(args["model_config"])
         self._name = args["model_name"]
         version = Path(args["model_repository"]) / args["model_version"]
@@ -53,7 +54,7 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{self._name}: {self._session.describe()}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests, those of equal shapes together; one response for each, in their order."""
+        """Run the requests, those with equal shapes together; return one response each, in their order."""
         feeds = [self._read_inputs(request) for request in requests]
         groups: dict[Any, list[int]] = defaultdict(list)
         responses: list[Any] = [None] * len(requests)
@@ -81,9 +82,7 @@ class TritonPythonModel:
         """Return why the graph cannot read these inputs, or None."""
         if self._limits is None:
             return None
-        if (
-            self._warm_ups_left
-        ):  # Triton's own, all zeros; the model takes no other request before they are done
+        if self._warm_ups_left:  # Triton's warm-up requests, all zeros; they come before all other requests
             self._warm_ups_left -= 1
             return None
         try:
@@ -93,11 +92,11 @@ class TritonPythonModel:
         return None
 
     def _run_group(self, requests: list[Any], feeds: list[Feed], indices: list[int]) -> list[tuple[int, Any]]:
-        wanted = {name for index in indices for name in requests[index].requested_output_names()}
-        names = [name for name in self._outputs if name in wanted] or self._outputs
+        output_names = {name for index in indices for name in requests[index].requested_output_names()}
+        names = [name for name in self._outputs if name in output_names] or self._outputs
         try:
             arrays = self._run([feeds[index] for index in indices], names)
-        except Exception as error:  # a MemoryError of one request must not end the instance
+        except Exception as error:  # a MemoryError must not end the instance
             if len(indices) == 1:
                 return [(indices[0], pb_utils.InferenceResponse(error=self._describe(error)))]
             return [pair for index in indices for pair in self._run_group(requests, feeds, [index])]
@@ -107,7 +106,7 @@ class TritonPythonModel:
         ]
 
     def _run(self, feeds: list[Feed], names: list[str]) -> list[list[Array]]:
-        """Return, for each feed, the list of its output arrays: views of the batch's."""
+        """Return for each feed the list of its output arrays, as views of the batch's arrays."""
         if len(feeds) == 1:
             return [self._session.run(names, feeds[0])]
         joined = {name: self._join(name, [feed[name] for feed in feeds]) for name in feeds[0]}
@@ -117,9 +116,9 @@ class TritonPythonModel:
         return [list(part) for part in zip(*split, strict=True)]
 
     def _join(self, name: str, arrays: list[Array]) -> Array:
-        """Return the arrays one after the other, in memory that the next batch takes again.
+        """Concatenate the arrays, in memory that the next batch reuses.
 
-        A new array of some hundred kilobytes costs page faults each time; this grows to the largest batch.
+        A new array of some hundred kilobytes would cost page faults each time. The buffer grows to the largest batch.
         """
         shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
         size = int(np.prod(shape)) * arrays[0].itemsize
@@ -129,19 +128,19 @@ class TritonPythonModel:
         return np.concatenate(arrays, out=joined)
 
     def _answer(self, request: Any, arrays: Feed) -> Any:
-        wanted = request.requested_output_names() or self._outputs
-        tensors = [pb_utils.Tensor(name, arrays[name]) for name in self._outputs if name in wanted]
+        output_names = request.requested_output_names() or self._outputs
+        tensors = [pb_utils.Tensor(name, arrays[name]) for name in self._outputs if name in output_names]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
     def _describe(self, error: Exception) -> Any:
         codes = pb_utils.TritonError
         code = codes.INVALID_ARG if isinstance(error, InputError) else codes.INTERNAL
-        # The type alone where the text is not ours: it might hold content of a request.
+        # Only the type for a foreign error, because its text might hold content of a request.
         text = str(error) if isinstance(error, CxrError) else f"unexpected {type(error).__name__}"
         return pb_utils.TritonError(f"{self._name}: {text}", code)
 
 
 def _count_warm_ups(config: dict[str, Any]) -> int:
-    """Return how many requests Triton sends each instance before the model takes any other."""
+    """Return the number of warm-up requests that Triton sends to each instance."""
     samples = config.get("model_warmup", [])
     return sum(int(entry.get("batch_size", 0)) * max(1, int(entry.get("count", 0))) for entry in samples)

@@ -96,9 +96,7 @@ def test_a_wrong_value_is_named(name):
 
 
 def test_two_views_need_a_share_that_leaves_some_to_both():
-    with pytest.raises(
-        ConfigError, match=r"data\.views 2 fuses two views only with a data\.lateral_share below 0\.5"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.views 2 needs a data\.lateral_share below 0\.5"):
         TrainConfig(data=DataConfig(views=2)).check()
     TrainConfig(data=DataConfig(views=2, lateral_share=0.4)).check()
     TrainConfig(data=DataConfig(views=1, lateral_share=1.0)).check()
@@ -161,7 +159,7 @@ def test_a_file_extends_another_and_the_command_line_has_the_last_word(write_con
         ('extends = "mine.toml"', "extends itself"),
         ("extends = 3", "extends must name one config"),
         ('extends = "nobody"', "mine.toml: There is no config"),
-        ("[loop\nepochs = 3", "is no TOML"),
+        ("[loop\nepochs = 3", "is not valid TOML"),
         ("[loop]\nephocs = 3", "mine.toml: There is no setting loop.ephocs"),
         ("loop = 3", "loop is a section"),
     ],

@@ -101,7 +101,7 @@ def test_counts(table):
 def test_headings_without_a_label_are_explained(table):
     headings = audit_table(table)["headings"]
     assert {entry["heading"]: entry["reason"] for entry in headings["unmapped"]} == {
-        "Kryptonite/lung": "No rule of training/data/mesh.csv knows it.",
+        "Kryptonite/lung": "training/data/mesh.csv has no rule for it.",
         "No Indexing": "The indexers gave up: what the report says is unknown, which is not the same as normal.",
     }
     assert (headings["distinct"], headings["without_heading"], headings["without_label"]) == (5, 1, 2)

@@ -112,7 +112,7 @@ def test_a_list_of_other_images_is_refused(files, tmp_path, check_sentence):
     with pytest.raises(ConfigError, match="names none of the 2 images") as info:
         build_table(reports, images, projections=path)
     check_sentence(info)
-    with pytest.raises(ConfigError, match="says nothing without images") as info:
+    with pytest.raises(ConfigError, match="A list of projections needs images") as info:
         build_table(reports, None, projections=path)
     check_sentence(info)
 

@@ -152,7 +152,7 @@ def test_the_table_itself_is_kept(write_rows, bundle):
 
 
 def test_files_that_cannot_be_read_leave_nothing(write_rows, bundle, tmp_path):
-    with pytest.raises(ConfigError, match=r"None of 2 images can be read, the first being a\.dcm"):
+    with pytest.raises(ConfigError, match=r"None of 2 images can be read\. The first one is a\.dcm"):
         order_table(write_rows([SILENT]), bundle, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 

@@ -45,7 +45,7 @@ def test_a_row_holds_what_was_measured_and_no_more(bundle):
 
 
 def test_what_is_not_evaluated_is_named(bundle):
-    with pytest.raises(ConfigError, match="was not evaluated: run `cxr evaluate`"):
+    with pytest.raises(ConfigError, match=r"was not evaluated\. Run `cxr evaluate`"):
         read_rows([bundle.path])
     evaluate(bundle, pairs=None)
     with pytest.raises(ConfigError, match="was not evaluated"):
@@ -53,7 +53,7 @@ def test_what_is_not_evaluated_is_named(bundle):
 
 
 def test_an_unknown_column_is_refused(bundle):
-    with pytest.raises(ConfigError, match="There is no column 'AUC'; choose of image AUROC"):
+    with pytest.raises(ConfigError, match=r"There is no column 'AUC'\. Choose from image AUROC"):
         choose_columns([], ["AUC"])
 
 

@@ -1,6 +1,6 @@
-"""What a data set holds and where it is uneven: `cxr data audit`.
+"""Describe a data set: `cxr data audit`.
 
-figures.py  studies table -> counts and shares that JSON can hold
+figures.py  studies table -> JSON-ready counts and shares
 plots.py    figures -> SVG pictures
 page.py     figures and pictures -> one HTML page (page.html)
 """

@@ -1,6 +1,6 @@
-"""What a studies table holds and where it is uneven, as figures for people and programs.
+"""Compute the figures of an audit of a studies table.
 
-Nothing of a report is repeated here but counts and study ids, so an audit can be shown where the table cannot.
+The figures hold only counts and study ids, no report text, so an audit can be shared where the table cannot.
 """
 
 import re
@@ -27,12 +27,12 @@ Row = Mapping[str, Any]
 Audit = dict[str, Any]
 Groups = Mapping[str, Sequence[Sequence[int]]]  # "equal", "near" -> groups of rows
 
-_UNKNOWN: Final = "No rule of training/data/mesh.csv knows it."
+_UNKNOWN: Final = "training/data/mesh.csv has no rule for it."
 _LISTED_GROUPS: Final = 8
 _LISTED_SIZES: Final = 12
-_LENGTH_STEP: Final = 10  # words, of a bar of the histogram
-_LONGEST: Final = 150  # words; the last bar holds all longer ones
-# A run of Xs stands for words that were taken out.
+_LENGTH_STEP: Final = 10  # words per bar of the histogram
+_LONGEST: Final = 150  # words; the last bar holds all longer texts
+# A run of Xs replaces de-identified words.
 _MARK: Final = re.compile(r"X{3,}")
 
 
@@ -44,11 +44,11 @@ def audit_table(table: Path, split_path: Path | None = None) -> Audit:
         split_path: Split file whose parts are compared; see `training.data.split_file`. Default: the table's own split.
 
     Returns:
-        Figures that JSON can hold; shares are of 0 to 1, words those of findings and impression.
+        JSON-ready figures. Shares are from 0 to 1, and words are those of findings and impression.
 
     Raises:
-        ConfigError: There is no such table or split file, or it names studies that the table does not hold.
-        ArtifactError: It is damaged or no studies table.
+        ConfigError: The table or split file does not exist, or the split names studies that the table does not have.
+        ArtifactError: The table is damaged or not a studies table.
     """
     rows = read_table(table).to_pylist()
     if not rows:
@@ -90,13 +90,13 @@ def _rank(values: Iterable[str]) -> dict[str, int]:
 
 
 def _read_own_split(rows: Sequence[Row]) -> dict[str, list[str]] | None:
-    """Return part -> study ids of the split that the table names, None without one."""
+    """Return part -> study ids of the table's own split; None without one."""
     parts = {part: [row["study_id"] for row in rows if row["split"] == part] for part in PARTS}
     return parts if any(parts.values()) else None
 
 
 def _count_labels(labelled: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Count the studies with each label, those of which it is known, and the share of the first among these."""
+    """Return for each label the number of studies with it and with a known value, and the share of the first."""
     counts = Counter(key for row in labelled for key in row["labels"])
     unknown = Counter(key for row in labelled for key in row["unknown_labels"])
     return {
@@ -115,7 +115,7 @@ def _divide(count: int, total: int) -> float:
 
 
 def _count_together(labelled: Sequence[Row], is_counted: Callable[[Row, str], bool]) -> list[list[int]]:
-    """Return (K, K): how many studies have the label of the row, with that of the column counted."""
+    """Return (K, K): the number of studies with the row's label that `is_counted` for the column's label."""
     shape = (len(labelled), len(LABELS))
     has = np.array([[label.key in row["labels"] for label in LABELS] for row in labelled], np.int64)
     counted = np.array([[is_counted(row, label.key) for label in LABELS] for row in labelled], np.int64)
@@ -123,7 +123,7 @@ def _count_together(labelled: Sequence[Row], is_counted: Callable[[Row, str], bo
 
 
 def _audit_headings(rows: Sequence[Row]) -> dict[str, Any]:
-    """Count MeSH headings, and tell which give no label and why."""
+    """Count MeSH headings; list those without a label, with the reason."""
     studies: Counter[str] = Counter()
     for row in rows:
         studies.update(set(row["mesh_major"] or ()))
@@ -141,7 +141,7 @@ def _audit_headings(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _explain_unmapped(heading: str) -> str:
-    """Return why a heading gives no label, "" where it gives one."""
+    """Return why a heading gives no label; "" if it gives one."""
     try:
         if map_heading(heading):
             return ""
@@ -151,7 +151,7 @@ def _explain_unmapped(heading: str) -> str:
 
 
 def _audit_headers(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Count what the headers of the images say; what a file does not say counts as "-"."""
+    """Count the values in the headers of the images; "-" for a value that a file does not state."""
     views = [view for row in rows for view in row["views"] or ()]
     headers = [header for row in rows for header in row["headers"] or ()]
     sizes = _rank(f"{header['rows']} x {header['columns']}" for header in headers)
@@ -182,22 +182,28 @@ def _show(value: Any) -> str:
 
 
 def _audit_sections(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, Any]:
-    """Count missing sections, and marks that stand for words that were taken out."""
+    """Count missing sections, and marks for de-identified words."""
     bodies = {name: [row[name] or "" for row in rows] for name in SECTIONS}
     whole = [" ".join(parts) for parts in zip(*bodies.values(), strict=True)]
     words = sum(len(text.split()) for text in whole)
     marks = sum(len(_MARK.findall(text)) for text in whole)
     return {
-        "missing": {name: sum(not clean_text(text) for text in found) for name, found in bodies.items()},
+        "missing": {
+            name: sum(not clean_text(text) for text in bodies_of_section)
+            for name, bodies_of_section in bodies.items()
+        },
         "without_findings_and_impression": sum(not text for text in texts),
-        "marked": {name: sum(bool(_MARK.search(text)) for text in found) for name, found in bodies.items()},
+        "marked": {
+            name: sum(bool(_MARK.search(text)) for text in bodies_of_section)
+            for name, bodies_of_section in bodies.items()
+        },
         "marked_studies": sum(bool(_MARK.search(text)) for text in whole),
         "marked_words_share": marks / words if words else 0.0,
     }
 
 
 def _audit_lengths(texts: Sequence[str]) -> dict[str, Any]:
-    """Return quantiles and a histogram of the words of those reports that have any."""
+    """Return quantiles and a histogram of the number of words of non-empty reports."""
     lengths = np.array([len(text.split()) for text in texts if text], dtype=np.int64)
     if not len(lengths):
         return {"reports": 0, "quantiles": {}, "histogram": {}}
@@ -238,7 +244,7 @@ def _audit_duplicates(ids: Sequence[str], found: Groups) -> dict[str, Any]:
 
 
 def _audit_parts(rows: Sequence[Row], groups: Groups, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Compare the parts of a split, and count what stands on more than one side of it."""
+    """Compare the parts of a split; count patients and equal reports in more than one part."""
     part_of = {study_id: part for part, ids in parts.items() for study_id in ids}
     sides: dict[str, set[str]] = defaultdict(set)
     members: dict[str, list[Row]] = {part: [] for part in parts}
@@ -249,15 +255,19 @@ def _audit_parts(rows: Sequence[Row], groups: Groups, parts: Mapping[str, Sequen
 
     divided = {
         f"{kind}_reports": sum(
-            len({part_of.get(rows[row]["study_id"]) for row in group} - {None}) > 1 for group in found
+            len({part_of.get(rows[row]["study_id"]) for row in group} - {None}) > 1
+            for group in members_of_part
         )
-        for kind, found in groups.items()
+        for kind, members_of_part in groups.items()
     }
     return {
-        "studies": {part: len(found) for part, found in members.items()},
+        "studies": {part: len(members_of_part) for part, members_of_part in members.items()},
         "not_mentioned": len(rows) - len(part_of),
-        "divided": {"patients": sum(len(found) > 1 for found in sides.values()), **divided},
-        "described": {part: _describe_part(found) for part, found in members.items()},
+        "divided": {
+            "patients": sum(len(members_of_part) > 1 for members_of_part in sides.values()),
+            **divided,
+        },
+        "described": {part: _describe_part(members_of_part) for part, members_of_part in members.items()},
     }
 
 
@@ -270,8 +280,8 @@ def _describe_part(rows: Sequence[Row]) -> dict[str, Any]:
         "images": sum(len(row["image_paths"]) for row in rows),
         "labels_per_study": _divide(sum(len(row["labels"]) for row in labelled), len(labelled)),
         "labels": {
-            key: {name: found[name] for name in ("studies", "known", "share")}
-            for key, found in labels.items()
+            key: {name: label[name] for name in ("studies", "known", "share")}
+            for key, label in labels.items()
         },
-        "missing_labels": [key for key, found in labels.items() if found["known"] and not found["studies"]],
+        "missing_labels": [key for key, label in labels.items() if label["known"] and not label["studies"]],
     }

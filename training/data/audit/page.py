@@ -1,4 +1,4 @@
-"""A data audit as one HTML page that needs nothing else: figures, tables and plots."""
+"""Write a data audit as one self-contained HTML page: figures, tables and plots."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,8 +14,8 @@ Audit = Mapping[str, Any]
 
 HEADER_NOTES: Final = {
     "photometric": "MONOCHROME1 stores air white.",
-    "window": "Whether the file says which grey values to show.",
-    "view": "UNKNOWN: the file says nothing.",
+    "window": "Whether the file states the grey values to show.",
+    "view": "UNKNOWN: the file does not state it.",
 }
 
 
@@ -30,7 +30,7 @@ def write_page(audit: Audit, path: Path) -> None:
 
 
 def make_page(audit: Audit) -> str:
-    """Return the page of what `training.data.audit.figures.audit_table` returned."""
+    """Return the page for a result of `training.data.audit.figures.audit_table`."""
     template = Template((files("training.data.audit") / "page.html").read_text(encoding="utf-8"))
     sections = [
         _show_overview(audit),
@@ -52,7 +52,7 @@ def make_page(audit: Audit) -> str:
 
 _TOGETHER: Final = (
     "A number counts the studies that have both labels; the colour is its share of the studies that have the label "
-    "of the row, whose count stands behind the name."
+    "of the row, whose count follows the name."
 )
 
 
@@ -65,15 +65,15 @@ def _show_overview(audit: Audit) -> str:
         "labelled studies": audit["labelled"],
         "nearly equal reports": audit["duplicates"]["near"]["studies"],
     }
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{count:,}</dd></div>" for name, count in facts.items())
-    return f'<section><dl class="facts">{shown}</dl></section>'
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{count:,}</dd></div>" for name, count in facts.items())
+    return f'<section><dl class="facts">{cells}</dl></section>'
 
 
 def _show_labels(audit: Audit) -> str:
     text = "The share of each label among the studies that it is known of"
     text += "; dots show it in the parts of the split." if audit["parts"] else "."
-    missing = [found["name"] for found in audit["labels"].values() if found["known"] and not found["studies"]]
-    unknown = [found["name"] for found in audit["labels"].values() if not found["known"]]
+    missing = [label["name"] for label in audit["labels"].values() if label["known"] and not label["studies"]]
+    unknown = [label["name"] for label in audit["labels"].values() if not label["known"]]
     warning = f'<p class="warn">No study has: {escape(", ".join(missing))}.</p>' if missing else ""
     if unknown and audit["labelled"]:
         warning += f'<p class="quiet">Unknown of every study: {escape(", ".join(unknown))}.</p>'
@@ -85,15 +85,15 @@ def _show_split(audit: Audit) -> str:
     rows = [
         [
             part,
-            f"{found['studies']:,}",
-            f"{100 * found['studies'] / max(sum(parts['studies'].values()), 1):.1f} %",
-            f"{found['labelled']:,}",
-            f"{found['images']:,}",
-            f"{found['labels_per_study']:.2f}",
-            f"{100 * found['labels']['normal']['share']:.1f} %",
-            ", ".join(found["missing_labels"]) or "-",
+            f"{figures['studies']:,}",
+            f"{100 * figures['studies'] / max(sum(parts['studies'].values()), 1):.1f} %",
+            f"{figures['labelled']:,}",
+            f"{figures['images']:,}",
+            f"{figures['labels_per_study']:.2f}",
+            f"{100 * figures['labels']['normal']['share']:.1f} %",
+            ", ".join(figures["missing_labels"]) or "-",
         ]
-        for part, found in parts["described"].items()
+        for part, figures in parts["described"].items()
     ]
     head = ["part", "studies", "share", "labelled", "images", "labels per study", "normal", "labels it lacks"]
     divided = parts["divided"]
@@ -112,7 +112,7 @@ def _show_split(audit: Audit) -> str:
 def _show_headings(headings: Mapping[str, Any]) -> str:
     text = (
         f"Different MeSH headings: {headings['distinct']:,}. Studies without any: {headings['without_heading']:,}. "
-        f"Studies without one that gives a label, of which nobody knows what they show: {headings['without_label']:,}."
+        f"Studies without a heading that gives a label, so unlabelled: {headings['without_label']:,}."
     )
     rows = [[entry["heading"], f"{entry['studies']:,}", entry["reason"]] for entry in headings["unmapped"]]
     return _section(
@@ -133,7 +133,7 @@ def _show_headers(audit: Audit) -> str:
     )
     return _section(
         "Image headers",
-        "What the files say of themselves; - where they say nothing.",
+        "Values in the headers of the files; - if a file does not state one.",
         f'<div class="columns">{tables}</div>',
     )
 
@@ -153,7 +153,7 @@ def _show_reports(audit: Audit) -> str:
     ]
     text = (
         f"Studies with neither findings nor impression: {sections['without_findings_and_impression']:,}. Studies "
-        f"with XXXX, which stands for words that were taken out: {sections['marked_studies']:,} "
+        f"with XXXX, which replaces de-identified words: {sections['marked_studies']:,} "
         f"({100 * sections['marked_studies'] / studies:.1f} %); it is {100 * sections['marked_words_share']:.1f} % of "
         "all words. "
     )
@@ -165,18 +165,18 @@ def _show_reports(audit: Audit) -> str:
 
 
 def _show_duplicates(audit: Audit) -> str:
-    found = audit["duplicates"]
+    duplicates = audit["duplicates"]
     counts = [
         [title, f"{one['groups']:,}", f"{one['studies']:,}", f"{one['largest']:,}"]
-        for title, one in (("equal", found["equal"]), ("nearly equal", found["near"]))
+        for title, one in (("equal", duplicates["equal"]), ("nearly equal", duplicates["near"]))
     ]
     examples = [
         [f"{group['studies']:,}", ", ".join(group["study_ids"]) + (", ..." if group["studies"] > 5 else "")]
-        for group in found["near"]["examples"]
+        for group in duplicates["near"]["examples"]
     ]
     text = (
         "Findings and impression, without case, punctuation and XXXX. Nearly equal: the Jaccard similarity of their "
-        f"runs of three words is {found['similarity']} or more, directly or through others; equal ones count too."
+        f"runs of three words is {duplicates['similarity']} or more, directly or through others; equal ones count too."
     )
     body = _table(["reports", "groups", "studies in them", "largest group"], counts, numbers=range(1, 4))
     if examples:
@@ -185,20 +185,20 @@ def _show_duplicates(audit: Audit) -> str:
 
 
 def _section(title: str, text: str, body: str) -> str:
-    """Put a section together; `body` is HTML, the others are not."""
+    """Return a section. `body` is HTML; the other arguments are plain text."""
     paragraph = f"<p>{escape(text)}</p>" if text else ""
     return f"<section><h2>{escape(title)}</h2>{paragraph}{body}</section>"
 
 
 def _image(address: str, description: str) -> str:
-    shown = escape(description)
-    image = f'<img src="{escape(address)}" alt="{shown}">'
-    return f'<div class="wide" tabindex="0" role="region" aria-label="{shown}">{image}</div>'
+    text = escape(description)
+    image = f'<img src="{escape(address)}" alt="{text}">'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{text}">{image}</div>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int]) -> str:
     right = set(numbers)
-    kinds = [' class="number"' if place in right else "" for place in range(len(head))]
+    kinds = [' class="number"' if index in right else "" for index in range(len(head))]
     titles = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, head, strict=True))
     body = "".join(
         "<tr>"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BAR: Final = "#3d6ea8"
 SOFT: Final = "#5a6675"
 PART_COLOURS: Final = {"train": "#3d6ea8", "validation": "#b35000", "test": "#1d6b45"}
-# No mathematics in labels; equal audits give equal files.
+# No mathematical text in labels, and equal audits give equal files.
 _STYLE: Final[dict[str, Any]] = {
     "text.parse_math": False,
     "svg.hashsalt": "audit",
@@ -36,29 +36,31 @@ _STYLE: Final[dict[str, Any]] = {
 
 
 def draw_prevalence(audit: Mapping[str, Any]) -> str:
-    """Draw the share of each label; of a split, that of each part as a dot."""
+    """Draw the share of each label, with a dot for each part of a split."""
     labels = audit["labels"]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.6, 6.4), layout="constrained")
         axis = figure.subplots()
-        places = np.arange(len(labels))
-        shares = [100 * found["share"] for found in labels.values()]
-        axis.barh(places, shares, color="#a9bdd4" if audit["parts"] else BAR, height=0.7)
+        positions = np.arange(len(labels))
+        shares = [100 * figures["share"] for figures in labels.values()]
+        axis.barh(positions, shares, color="#a9bdd4" if audit["parts"] else BAR, height=0.7)
         ends = list(shares)
         described = audit["parts"]["described"] if audit["parts"] else {}
-        for shift, (part, found) in zip((-0.22, 0, 0.22), described.items(), strict=False):
-            dots = [100 * found["labels"][key]["share"] for key in labels]
-            axis.scatter(dots, places + shift, s=13, color=PART_COLOURS[part], label=part, zorder=3)
+        for shift, (part, figures) in zip((-0.22, 0, 0.22), described.items(), strict=False):
+            dots = [100 * figures["labels"][key]["share"] for key in labels]
+            axis.scatter(dots, positions + shift, s=13, color=PART_COLOURS[part], label=part, zorder=3)
             ends = [max(end, dot) for end, dot in zip(ends, dots, strict=True)]
-        for place, found, end in zip(places, labels.values(), ends, strict=True):
-            text = f"{found['studies']:,}  ({100 * found['share']:.1f} %)" if found["known"] else "unknown"
-            axis.text(end + 0.6, place, text, va="center", fontsize=8, color=SOFT)
+        for position, figures, end in zip(positions, labels.values(), ends, strict=True):
+            text = (
+                f"{figures['studies']:,}  ({100 * figures['share']:.1f} %)" if figures["known"] else "unknown"
+            )
+            axis.text(end + 0.6, position, text, va="center", fontsize=8, color=SOFT)
         axis.set(
             xlabel="% of the studies that it is known of",
             xlim=(0, max(*ends, 1) * 1.18),
             ylim=(len(labels) - 0.4, -0.6),
         )
-        axis.set_yticks(places, [found["name"] for found in labels.values()])
+        axis.set_yticks(positions, [figures["name"] for figures in labels.values()])
         axis.tick_params(axis="y", length=0)
         if audit["parts"]:
             axis.legend(loc="lower right", bbox_to_anchor=(1, 0.1), frameon=False)
@@ -66,7 +68,7 @@ def draw_prevalence(audit: Mapping[str, Any]) -> str:
 
 
 def draw_together(audit: Mapping[str, Any]) -> str:
-    """Draw which labels occur together: of a row's studies whose column is known, the share that has it too."""
+    """Draw which labels occur together: of the studies with the row's label, the share with the column's label."""
     together = np.array(audit["together"], dtype=float)
     totals = np.array(audit["together_known"], dtype=float)
     shares = together / np.maximum(totals, 1)
@@ -128,7 +130,7 @@ def _draw_bars(axis: "Axes", title: str, counts: Mapping[Any, int], *, numbers: 
 
 
 def _write_svg(figure: Figure) -> str:
-    """Return a figure as the address of an image."""
+    """Return a figure as a data URL."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,6 +1,6 @@
-"""CheXpert (Irvin et al. 2019): `train.csv` and `valid.csv`, an image a row, all views of a study together.
+"""CheXpert (Irvin et al. 2019): `train.csv` and `valid.csv`, one image per row, with the views of a study together.
 
-1 there, 0 not there, -1 uncertain, empty not mentioned; what is uncertain or not mentioned is unknown.
+1: present, 0: absent, -1: uncertain, empty: not mentioned. Uncertain and unmentioned labels are unknown.
 """
 
 import re
@@ -25,14 +25,14 @@ _PATH: Final = re.compile(r"(?:.*/)?(patient[0-9]+)/(study[0-9]+)/(view[0-9]+_(?
 
 
 def read_chexpert(source: Path) -> Iterator[PublishedStudy]:
-    """Yield the studies of a part as their first images come; a study's images need not stand beside each other.
+    """Yield the studies in the order of their first images. The images of a study need not be in adjacent rows.
 
     Args:
-        source: The directory with train.csv and, if it is there, valid.csv; or one file, read as the part it is named
-            after.
+        source: The directory with train.csv and, optionally, valid.csv; or one of these files, as the part that it is
+            named after.
 
     Raises:
-        InputError: A file is missing or not as published; the message names file, line and column.
+        InputError: A file is missing or not as published. The message names file, line and column.
     """
     labels = load_label_map("chexpert")
     if source.is_file():
@@ -49,15 +49,15 @@ def _read_part(path: Path, part: str | None, labels: LabelMap) -> Iterator[Publi
     studies: dict[str, PublishedStudy] = {}
     for row in read_csv_rows(path, ("Path", "Frontal/Lateral", "AP/PA", *labels.labels)):
         study = _read_row(row, part, labels)
-        known = studies.get(study.study_id)
-        if known is None:
+        earlier = studies.get(study.study_id)
+        if earlier is None:
             studies[study.study_id] = study
             continue
-        if known.categories != study.categories:
+        if earlier.categories != study.categories:
             row.refuse("Path", "names a study whose other images have other labels")
-        if study.images[0].key in {image.key for image in known.images}:
-            row.refuse("Path", "names an image that stood there already")
-        studies[study.study_id] = replace(known, images=known.images + study.images)
+        if study.images[0].key in {image.key for image in earlier.images}:
+            row.refuse("Path", "names an image that an earlier row has")
+        studies[study.study_id] = replace(earlier, images=earlier.images + study.images)
     yield from studies.values()
 
 
@@ -76,5 +76,5 @@ def _read_row(row: CsvRow, part: str | None, labels: LabelMap) -> PublishedStudy
 
 
 def get_chexpert_key(path: Path) -> str:
-    """Return what the path of an image file ends in, such as patient00001/study1/view1_frontal."""
+    """Return the last parts of the path of an image file, such as patient00001/study1/view1_frontal."""
     return "/".join((*path.parts[-3:-1], path.name.split(".")[0]))

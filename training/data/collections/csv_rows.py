@@ -1,4 +1,4 @@
-"""CSV files, plain or gzip, row by row; an error names the file, the line and the column."""
+"""Read CSV files, plain or gzip, row by row. Errors name the file, the line and the column."""
 
 import csv
 import gzip
@@ -27,19 +27,19 @@ class CsvRow:
         return self.cells[column]
 
     def require(self, column: str) -> str:
-        """Return a cell that must hold something; InputError where it is empty."""
+        """Return a cell. Raise InputError if it is empty."""
         return self.cells[column] or self.refuse(column, "is empty")
 
     def read_number(self, column: str) -> float:
-        """Return a cell as a finite number; InputError where it is none."""
+        """Return a cell as a finite number. Raise InputError if it is not one."""
         try:
             value = float(self.cells[column])
         except ValueError:
             value = math.nan
-        return value if math.isfinite(value) else self.refuse(column, f"is no number: {self.show(column)}")
+        return value if math.isfinite(value) else self.refuse(column, f"is not a number: {self.show(column)}")
 
     def show(self, column: str) -> str:
-        """Return the beginning of a cell for a message."""
+        """Return the start of a cell, for a message."""
         return repr(self.cells[column][:_SHOWN_CHARS])
 
     def refuse(self, column: str, problem: str) -> NoReturn:
@@ -48,11 +48,11 @@ class CsvRow:
 
 
 def read_csv_rows(path: Path, columns: Sequence[str]) -> Iterator[CsvRow]:
-    """Yield the rows of a CSV file as they are read; empty lines are none.
+    """Yield the rows of a CSV file, without empty lines.
 
     Args:
-        path: UTF-8, with or without byte order mark; gzip where the name ends so.
-        columns: What the file has to have; others may be there.
+        path: A file in UTF-8, with or without byte order mark; gzip if the name ends in .gz.
+        columns: Required columns. The file may have others.
 
     Raises:
         InputError: The file cannot be read, lacks a column, or a row has more or fewer cells than the first line.
@@ -67,14 +67,14 @@ def read_csv_rows(path: Path, columns: Sequence[str]) -> Iterator[CsvRow]:
                     yield _make_row(path, reader.line_num, header, cells)
     except (csv.Error, UnicodeError) as error:
         line = f", line {reader.line_num + 1}" if reader else ""
-        raise InputError(f"{path}{line}: this is no CSV file in UTF-8.") from error
+        raise InputError(f"{path}{line}: this is not a CSV file in UTF-8.") from error
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise InputError(f"{path} cannot be read: {reason}.") from error
 
 
 def read_columns(path: Path) -> list[str]:
-    """Return the names of the columns of a CSV file; raises as `read_csv_rows`."""
+    """Return the column names of a CSV file; for errors see `read_csv_rows`."""
     try:
         with _open_text(path) as file:
             return [name.strip() for name in next(csv.reader(file, strict=True), [])]
@@ -97,13 +97,13 @@ def _read_header(path: Path, cells: Sequence[str], columns: Sequence[str]) -> li
     if missing := [name for name in columns if name not in names]:
         raise InputError(f"{path}, line 1: there is no column {', '.join(map(repr, missing))}.")
     if twice := [name for name in columns if names.count(name) > 1]:
-        raise InputError(f"{path}, line 1: the column {twice[0]!r} stands there twice.")
+        raise InputError(f"{path}, line 1: the column {twice[0]!r} appears twice.")
     return names
 
 
 def _make_row(path: Path, line: int, header: Sequence[str], cells: Sequence[str]) -> CsvRow:
-    rest = cells[len(header) :]
-    if len(cells) < len(header) or any(cell.strip() for cell in rest):
+    extra = cells[len(header) :]
+    if len(cells) < len(header) or any(cell.strip() for cell in extra):
         raise InputError(
             f"{path}, line {line}: {len(cells)} cells, while line 1 names {len(header)} columns, the last of them "
             f"{header[-1]!r}."

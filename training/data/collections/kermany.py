@@ -1,10 +1,10 @@
 """Paediatric radiographs of Guangzhou (Kermany et al. 2018), whose labels are the names of folders and files.
 
-    {train,test}/NORMAL/IM-0115-0001.jpeg                    a person, an image; some names begin with NORMAL2-
-    {train,test}/PNEUMONIA/person1_bacteria_2.jpeg           a person, the pathogen, an image
+    {train,test}/NORMAL/IM-0115-0001.jpeg                    person, image; some names begin with NORMAL2-
+    {train,test}/PNEUMONIA/person1_bacteria_2.jpeg           person, pathogen, image
 
-An image is a study. The published parts are not followed: both hold images of the same persons. Where files have
-equal bytes, only the first in the order of names is read.
+Each image is a study. The published parts are ignored, because both hold images of the same persons. Of files with
+equal bytes, only the first by name is read.
 """
 
 import hashlib
@@ -30,34 +30,34 @@ def read_kermany(source: Path) -> Iterator[PublishedStudy]:
     """Yield a study for each image, in the order of file names.
 
     Args:
-        source: The directory above `train` and `test`, or any directory below which folders are called NORMAL and
-            PNEUMONIA.
+        source: The directory above `train` and `test`, or any directory with folders named NORMAL and PNEUMONIA below
+            it.
 
     Raises:
-        InputError: There is no image in such a folder, or the name of one is not as published.
+        InputError: There is no image in such a folder, or an image's name is not as published.
     """
     labels = load_label_map("kermany")
-    found = [path for path in sorted(source.rglob("*"), key=lambda path: path.name) if _is_image(path)]
-    if not found:
-        raise InputError(f"{source} holds no images in folders called {' and '.join(_NAMES)}.")
-    seen: set[bytes] = set()
-    for path in found:
+    paths = [path for path in sorted(source.rglob("*"), key=lambda path: path.name) if _is_image(path)]
+    if not paths:
+        raise InputError(f"{source} holds no images in folders named {' and '.join(_NAMES)}.")
+    hashes: set[bytes] = set()
+    for path in paths:
         kind = path.parent.name
         name = _NAMES[kind].fullmatch(path.stem)
         if name is None:
             raise InputError(f"{path} is not named as the published images of {kind} are.")
         content = hashlib.sha256(_read(path)).digest()
-        if content in seen:
+        if content in hashes:
             continue
-        seen.add(content)
+        hashes.add(content)
         yield PublishedStudy(
             path.stem,
             name["person"],
-            (PublishedImage(path.stem, path.stem, "AP"),),  # the collection holds no other view
+            (PublishedImage(path.stem, path.stem, "AP"),),  # the collection has no other view
             labels.derive_listed([_name_label(kind, name)]),
         )
-    if len(seen) < len(found):
-        logger.warning("Left out %d images whose bytes equal those of another one.", len(found) - len(seen))
+    if len(hashes) < len(paths):
+        logger.warning("Left out %d images whose bytes equal those of another one.", len(paths) - len(hashes))
 
 
 def _is_image(path: Path) -> bool:

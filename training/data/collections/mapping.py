@@ -1,12 +1,14 @@
-"""What a collection says of a study, in its own labels -> the 22 categories: there, not there, or unknown.
+"""Map a collection's own labels to the 22 categories: present, absent or unknown.
 
-A table (`mappings/*.csv`) holds a row for each label and each category that it speaks of:
+A table (`mappings/*.csv`) has a row for each label and each category that the label concerns:
 
-    if_present   "present": the label makes the category there; "unknown": it may be there (a nodule or a mass)
-    if_absent    "absent": the category is not there where this label, and each other one marked so, is stated not to be
-                 there; "unknown": its absence says nothing, because the category holds more
+    if_present   "present": the label makes the category present; "unknown": the category may be present (nodule or
+    mass) if_absent    "absent": the category is absent if this label, and each other label with this mark, is stated
+    to be absent;
+                 "unknown": the label's absence decides nothing, because the category covers more
 
-A label without a category is left out, and the reason says why. What no row decides is unknown, never negative.
+A label without a category is not used, and the row gives the reason. A category that no row decides is unknown, never
+negative.
 """
 
 import csv
@@ -21,12 +23,14 @@ from contract.labels import LABEL_INDEX, LABEL_KEYS
 
 COLUMNS: Final = ("label", "category", "if_present", "if_absent", "reason")
 NORMAL: Final = "normal"
-Stated = Mapping[str, bool | None]  # label -> there, not there, or (None) uncertain; others are not stated
+Stated = Mapping[
+    str, bool | None
+]  # label -> present, absent, or (None) uncertain; other labels are not stated
 
 
 @dataclass(frozen=True)
 class MappingRow:
-    """One row of a table; `category` is "" for a label that is left out."""
+    """One row of a table. `category` is "" for a label that is not used."""
 
     label: str
     category: str
@@ -37,14 +41,14 @@ class MappingRow:
 
 @dataclass(frozen=True)
 class Categories:
-    """What is known of a study: keys that are there, and keys of which nothing is known; the rest is not there."""
+    """The categories of a study: the present and the unknown keys. All other keys are absent."""
 
     present: frozenset[str]
     unknown: frozenset[str]
 
     @property
     def labelled(self) -> bool:
-        """Whether anything is known."""
+        """Whether at least one category is known."""
         return len(self.unknown) < len(LABEL_KEYS)
 
 
@@ -58,7 +62,7 @@ class LabelMap:
         """Check a table.
 
         Raises:
-            ConfigError: A row is not usable; the message names it.
+            ConfigError: A row cannot be used. The message names it.
         """
         self.rows = tuple(rows)
         for row in self.rows:
@@ -73,9 +77,9 @@ class LabelMap:
                 self._of_category.setdefault(row.category, []).append(row)
 
     def derive(self, stated: Stated) -> Categories:
-        """Return the categories of a study; "normal" only where no finding is there.
+        """Return the categories of a study, with "normal" only if no finding is present.
 
-        A label that maps to "normal" and is there denies every category that can be denied and is not stated.
+        A present label that maps to "normal" makes every unstated category absent, if its rows allow that.
         """
         decided = {category: self._decide(category, stated) for category in self._of_category}
         findings = {category for category, value in decided.items() if value and category != NORMAL}
@@ -86,18 +90,18 @@ class LabelMap:
         if findings and NORMAL in self._of_category:
             decided[NORMAL] = False
         present = frozenset(category for category, value in decided.items() if value)
-        known = {category for category, value in decided.items() if value is not None}
-        return Categories(present, frozenset(LABEL_KEYS) - known)
+        decided_categories = {category for category, value in decided.items() if value is not None}
+        return Categories(present, frozenset(LABEL_KEYS) - decided_categories)
 
     def derive_listed(self, listed: Iterable[str]) -> Categories:
-        """Return the categories of a study whose labels are a list: what is not listed is stated not to be there."""
+        """Return the categories of a study with a list of labels. Labels that are not listed count as stated absent."""
         names = set(listed)
         return self.derive({label: label in names for label in self.labels})
 
     def find_category(self, label: str) -> str | None:
-        """Return the category that a label alone makes present, None where there is none or not just one."""
-        found = [row.category for row in self.rows if row.label == label and row.if_present == "present"]
-        return found[0] if len(found) == 1 else None
+        """Return the category that a label makes present; None if there is none or more than one."""
+        categories = [row.category for row in self.rows if row.label == label and row.if_present == "present"]
+        return categories[0] if len(categories) == 1 else None
 
     def _decide(self, category: str, stated: Stated) -> bool | None:
         rows = self._of_category[category]
@@ -118,7 +122,7 @@ class LabelMap:
 
 
 def _is_open(rows: Iterable[MappingRow], stated: Stated) -> bool:
-    """Return whether a label is uncertain, or there without saying that the category is."""
+    """Return whether a label is uncertain, or is present without making its category present."""
     return any(row.label in stated and stated[row.label] is not False for row in rows)
 
 
@@ -128,13 +132,15 @@ def _check_row(row: MappingRow, source: str) -> None:
         raise ConfigError(f"{source} holds a row without a label.")
     if not row.category:
         if not row.reason or row.if_present or row.if_absent:
-            raise ConfigError(f"{where}: a label without a category needs a reason, and nothing else.")
+            raise ConfigError(
+                f"{where}: a label without a category needs a reason, and its other cells must be empty."
+            )
         return
     if row.category not in LABEL_INDEX:
         raise ConfigError(f"{where}: {row.category!r} is none of the categories {', '.join(LABEL_KEYS)}.")
     if row.if_present not in {"present", "unknown"} or row.if_absent not in {"absent", "unknown"}:
         raise ConfigError(
-            f"{where}: if_present is present or unknown, if_absent is absent or unknown; they are "
+            f"{where}: if_present must be present or unknown, and if_absent absent or unknown; they are "
             f"{row.if_present!r} and {row.if_absent!r}."
         )
     if "unknown" in {row.if_present, row.if_absent} and not row.reason:

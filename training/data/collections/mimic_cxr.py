@@ -1,11 +1,11 @@
 """MIMIC-CXR (Johnson et al. 2019): the tables of MIMIC-CXR-JPG 2.x and the report files of MIMIC-CXR.
 
-    mimic-cxr-2.*-chexpert.csv[.gz]    labels by study, as CheXpert's: 1, 0, -1 or nothing
+    mimic-cxr-2.*-chexpert.csv[.gz]    labels per study, like CheXpert's: 1, 0, -1 or empty
     mimic-cxr-2.*-metadata.csv[.gz]    images with their views
     mimic-cxr-2.*-split.csv[.gz]       the published split
     files/p10/p10000032/s50414267.txt  reports; also in mimic-cxr-reports.zip, or in a directory mimic-cxr-reports
 
-A study without labels is in the table and unlabelled.
+A study without labels is in the table, as unlabelled.
 """
 
 import re
@@ -39,11 +39,11 @@ def read_mimic_cxr(source: Path) -> Iterator[PublishedStudy]:
     """Yield the studies in the order of the metadata.
 
     Args:
-        source: The directory of the tables, with the reports below it where there are any.
+        source: The directory of the tables, with the reports, if any, below it.
 
     Raises:
         InputError: A table is missing or not as published, or they contradict each other; the message names file, line
-            and column. A report that cannot be read is named as well; one that is missing leaves the study without.
+            and column. A report that cannot be read is an error too. A missing report leaves its study without report.
     """
     paths = {
         name: require_file(source, (f"mimic-cxr-2.*-{name}.csv", f"mimic-cxr-2.*-{name}.csv.gz"))
@@ -57,11 +57,11 @@ def read_mimic_cxr(source: Path) -> Iterator[PublishedStudy]:
             f"{paths['chexpert']} names {len(strangers):,} studies that {paths['metadata'].name} lacks."
         )
     with closing(_Reports(source)) as reports:
-        for (patient, study), shown in images.items():
+        for (patient, study), study_images in images.items():
             yield PublishedStudy(
                 f"s{study}",
                 f"p{patient}",
-                tuple(shown),
+                tuple(study_images),
                 labelled.get((patient, study), NOTHING_KNOWN),
                 split=parts.get((patient, study)),
                 report=_read_report(reports, patient, study),
@@ -81,16 +81,16 @@ def _read_images(path: Path) -> dict[Key, list[PublishedImage]]:
 
 
 def _read_labels(path: Path, labels: LabelMap) -> dict[Key, Categories]:
-    found: dict[Key, Categories] = {}
+    categories: dict[Key, Categories] = {}
     for row in read_csv_rows(path, ("subject_id", "study_id", *labels.labels)):
         key = _read_key(row)
-        if key in found:
-            row.refuse("study_id", "stood there already")
+        if key in categories:
+            row.refuse("study_id", "is in an earlier row already")
         stated = {
             label: value for name in labels.labels for label, value in read_statement(row, name).items()
         }
-        found[key] = labels.derive(stated)
-    return found
+        categories[key] = labels.derive(stated)
+    return categories
 
 
 def _read_parts(path: Path, images: dict[Key, list[PublishedImage]]) -> dict[Key, str]:
@@ -108,15 +108,15 @@ def _read_parts(path: Path, images: dict[Key, list[PublishedImage]]) -> dict[Key
 def _read_key(row: CsvRow) -> Key:
     for column in ("subject_id", "study_id"):
         if not row.require(column).isdigit():
-            row.refuse(column, "is no number")
+            row.refuse(column, "is not a number")
     return row["subject_id"], row["study_id"]
 
 
 class _Reports:
-    """The report files: of the archive, or of a directory."""
+    """The report files, in the archive or in a directory."""
 
     def __init__(self, source: Path) -> None:
-        """Open the archive where it is there; raises InputError where it is damaged."""
+        """Open the archive if it exists. Raise InputError if it is damaged."""
         self._directories = (source, source / _ARCHIVE.removesuffix(".zip"))
         self._archive: zipfile.ZipFile | None = None
         if (path := source / _ARCHIVE).is_file():
@@ -132,15 +132,17 @@ class _Reports:
             self._archive.close()
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a report by its path, b"" without one."""
+        """Return the bytes of a report by its path; b"" if there is none."""
         if self._archive and name in self._names:
             return self._archive.read(name)
-        path = next((found for folder in self._directories if (found := folder / name).is_file()), None)
+        path = next(
+            (candidate for folder in self._directories if (candidate := folder / name).is_file()), None
+        )
         return path.read_bytes() if path else b""
 
 
 def _read_report(reports: _Reports, patient: str, study: str) -> Report:
-    """Return a report, an empty one where there is none; what was taken out is marked as in Open-i."""
+    """Return a report, or an empty one if it is missing. De-identified words are marked as in Open-i."""
     name = f"files/p{patient[:2]}/p{patient}/s{study}.txt"
     try:
         data = reports.read(name)

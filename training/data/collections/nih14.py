@@ -1,10 +1,10 @@
-"""ChestX-ray14 of the NIH Clinical Center (Wang et al. 2017): `Data_Entry_2017*.csv` and what is published beside it.
+"""ChestX-ray14 of the NIH Clinical Center (Wang et al. 2017): `Data_Entry_2017*.csv` and the files beside it.
 
-    Data_Entry_2017*.csv                 an image a row, its findings joined by |
-    train_val_list.txt, test_list.txt    the published split, an image a line; read where both are there
-    BBox_List_2017.csv                   boxes in pixels of 1024 x 1024; read where it is there
+    Data_Entry_2017*.csv                 one image per row, its findings joined by |
+    train_val_list.txt, test_list.txt    the published split, one image per line; read if both exist
+    BBox_List_2017.csv                   boxes in pixels of 1024 x 1024; optional
 
-An image is a study: the collection does not say which images were taken together.
+Each image is a study, because the collection does not state which images were taken together.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from training.data.collections.study import (
     require_file,
 )
 
-SIDE: Final = 1024  # of the published images, in pixels
+SIDE: Final = 1024  # side of the published images, in pixels
 _ENTRY: Final = ("Data_Entry_2017*.csv",)
 _LISTS: Final = {"train_val_list.txt": "train", "test_list.txt": "test"}
 _VIEWS: Final = ("PA", "AP")
@@ -65,17 +65,17 @@ def read_nih14(source: Path) -> Iterator[PublishedStudy]:
 
 
 def _read_findings(row: CsvRow, labels: LabelMap) -> list[str]:
-    found = row.require("Finding Labels").split("|")
-    if unknown := [name for name in found if name not in labels.labels]:
+    findings = row.require("Finding Labels").split("|")
+    if unknown := [name for name in findings if name not in labels.labels]:
         row.refuse("Finding Labels", f"names {unknown[0][:40]!r}, which is none of the collection's labels")
     normal = [entry.label for entry in labels.rows if entry.category == NORMAL]
-    if len(found) > 1 and not set(normal).isdisjoint(found):
+    if len(findings) > 1 and not set(normal).isdisjoint(findings):
         row.refuse("Finding Labels", f"names {normal[0]!r} beside a finding")
-    return found
+    return findings
 
 
 def _read_boxes(source: Path, labels: LabelMap) -> dict[str, list[Box]]:
-    """Return the boxes of each image; those of images that the label file does not hold are not asked for."""
+    """Return image -> boxes, also for images that are not in the label file."""
     path = find_file(source, ("BBox_List_2017.csv",))
     boxes: dict[str, list[Box]] = defaultdict(list)
     if path is None:
@@ -87,18 +87,18 @@ def _read_boxes(source: Path, labels: LabelMap) -> dict[str, list[Box]]:
         if label not in labels.labels:
             row.refuse("Finding Label", f"names {label[:40]!r}, which is none of the collection's labels")
         image_id = row.require("Image Index").removesuffix(".png")
-        given = {
+        columns = {
             "image_id": image_id,
             "label": label,
             "category": labels.find_category(label),
             "reader": None,
         }
-        boxes[image_id].append(read_box(row, _CORNER, _SIZE, **given, image_width=SIDE, image_height=SIDE))
+        boxes[image_id].append(read_box(row, _CORNER, _SIZE, **columns, image_width=SIDE, image_height=SIDE))
     return boxes
 
 
 def _read_lists(source: Path) -> dict[str, str]:
-    """Return image -> part of the published split; nothing unless both lists are there."""
+    """Return image -> part of the published split; empty unless both lists exist."""
     paths = {part: find_file(source, (name,)) for name, part in _LISTS.items()}
     parts: dict[str, str] = {}
     for part, path in paths.items():
@@ -109,6 +109,6 @@ def _read_lists(source: Path) -> dict[str, str]:
         except (OSError, UnicodeError) as error:
             raise InputError(f"{path} cannot be read as a list of images.") from error
         if twice := next((line for line, name in enumerate(names, start=1) if name in parts), None):
-            raise InputError(f"{path}, line {twice}: the image stands in a list already.")
+            raise InputError(f"{path}, line {twice}: the image is in a list already.")
         parts |= dict.fromkeys(names, part)
     return parts

@@ -1,26 +1,26 @@
-"""A table of one's own: a CSV file, an image a row, and a TOML file that says what its columns mean.
+"""Read a user's own table: a CSV file with one image per row, and a TOML file that describes its columns.
 
-name = "my hospital"            what a model card calls the collection
+name = "my hospital"            name of the collection on a model card
 
 [columns]
 image = "file"                  path below the directory of the images
-patient = "patient"             studies of a patient stay on one side of a split
-study = "accession"             optional: images of a study; without it an image is a study
+patient = "patient"             studies of one patient stay in one part of a split
+study = "accession"             optional: the study of an image; without it each image is a study
 view = "projection"             optional: PA, AP or LATERAL
 split = "split"                 optional: train, validation or test
-findings = "findings"           optional, as indication, comparison and impression: sections of the report
-labels = "findings_list"        optional: a cell that lists labels; without it each label is a column
-separator = "|"                 of that list
+findings = "findings"           optional, like indication, comparison and impression: sections of the report
+labels = "findings_list"        optional: a column with a list of labels; without it each label is a column
+separator = "|"                 separator of that list
 
-[values]                        of columns of labels; what stands here is the default
+[values]                        values in label columns; these are the defaults
 present = ["1", "1.0"]
 absent = ["0", "0.0"]
 uncertain = ["-1", "-1.0"]
 unknown = [""]
 
-[[labels]]                      as the rows of the tables in training/data/collections/mappings
+[[labels]]                      like the rows of the tables in training/data/collections/mappings
 label = "Cardiomegaly"
-category = "cardiac"            left out: the label is not used, and reason says why
+category = "cardiac"            if it is left out, the label is not used, and reason says why
 if_present = "present"          or "unknown"
 if_absent = "absent"            or "unknown"
 reason = ""
@@ -56,7 +56,7 @@ _MEANINGS: Final = {"present": True, "absent": False, "uncertain": None}
 
 @dataclass(frozen=True)
 class CsvMapping:
-    """What the TOML file says: `columns` name -> column of the CSV, `values` cell -> meaning."""
+    """The TOML file: `columns` maps names to CSV columns, `values` maps cells to their meaning."""
 
     name: str
     columns: Mapping[str, str]
@@ -69,7 +69,7 @@ def read_own_csv(source: Path, mapping: CsvMapping) -> Iterator[PublishedStudy]:
     """Yield the studies in the order of their first images.
 
     Raises:
-        InputError: The file lacks a column or a row is not as the mapping says; the message names line and column.
+        InputError: The file lacks a column, or a row does not fit the mapping. The message names line and column.
     """
     columns = [*mapping.columns.values()]
     if "labels" not in mapping.columns:
@@ -77,8 +77,8 @@ def read_own_csv(source: Path, mapping: CsvMapping) -> Iterator[PublishedStudy]:
     studies: dict[str, PublishedStudy] = {}
     for row in read_csv_rows(source, columns):
         study = _read_row(row, mapping)
-        known = studies.get(study.study_id)
-        studies[study.study_id] = study if known is None else _join(row, mapping, known, study)
+        earlier = studies.get(study.study_id)
+        studies[study.study_id] = study if earlier is None else _join(row, mapping, earlier, study)
     yield from studies.values()
 
 
@@ -86,7 +86,7 @@ def _read_row(row: CsvRow, mapping: CsvMapping) -> PublishedStudy:
     columns = mapping.columns
     path = PurePosixPath(row.require(columns["image"]).replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        row.refuse(columns["image"], "is no path below the directory of the images")
+        row.refuse(columns["image"], "is not a path below the directory of the images")
     image = PublishedImage(
         str(path), str(path), read_view(row[columns["view"]]) if "view" in columns else "UNKNOWN"
     )
@@ -125,29 +125,29 @@ def _read_categories(row: CsvRow, mapping: CsvMapping) -> Categories:
     return labels.derive(stated)
 
 
-def _join(row: CsvRow, mapping: CsvMapping, known: PublishedStudy, study: PublishedStudy) -> PublishedStudy:
-    """Add an image to its study; what is said of the study has to be the same in every row."""
+def _join(row: CsvRow, mapping: CsvMapping, earlier: PublishedStudy, study: PublishedStudy) -> PublishedStudy:
+    """Add an image to its study. Every row of the study must have the same study values."""
     column = mapping.columns.get("study", mapping.columns["image"])
     for name in ("patient_id", "categories", "split", "report"):
-        if getattr(known, name) != getattr(study, name):
+        if getattr(earlier, name) != getattr(study, name):
             row.refuse(column, f"names a study whose other rows have another {name.removesuffix('_id')}")
-    if study.images[0].key in {image.key for image in known.images}:
-        row.refuse(mapping.columns["image"], "names an image that stood there already")
-    return replace(known, images=known.images + study.images)
+    if study.images[0].key in {image.key for image in earlier.images}:
+        row.refuse(mapping.columns["image"], "names an image that an earlier row has")
+    return replace(earlier, images=earlier.images + study.images)
 
 
 def load_csv_mapping(path: Path) -> CsvMapping:
     """Read the TOML file.
 
     Raises:
-        ConfigError: It is missing, no TOML, or says something that is not known; the message names it.
+        ConfigError: The file is missing, not TOML, or has an unknown or wrong entry. The message names it.
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the mapping {path}: {error.strerror or error}.") from error
     except (UnicodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"The mapping {path} is no TOML: {error}") from error
+        raise ConfigError(f"The mapping {path} is not valid TOML: {error}") from error
     _refuse_unknown(path, "mapping", settings, ("name", "columns", "values", "labels"))
     columns = dict(_take(path, settings, "columns", dict))
     separator = columns.pop("separator", "|")
@@ -155,7 +155,7 @@ def load_csv_mapping(path: Path) -> CsvMapping:
     if missing := [name for name in _REQUIRED if name not in columns]:
         raise ConfigError(f"{path}: columns.{missing[0]} is missing.")
     if not all(isinstance(name, str) and name for name in (*columns.values(), separator)):
-        raise ConfigError(f"{path}: what stands under columns has to be text.")
+        raise ConfigError(f"{path}: the values under columns must be text.")
     values = {**_VALUES, **settings.get("values", {})}
     _refuse_unknown(path, "values", values, tuple(_VALUES))
     meanings = {str(cell): meaning for meaning, cells in values.items() for cell in cells}
@@ -165,7 +165,7 @@ def load_csv_mapping(path: Path) -> CsvMapping:
 
 def _read_label(path: Path, entry: Any) -> MappingRow:
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise ConfigError(f"{path}: each of [[labels]] is a table of text.")
+        raise ConfigError(f"{path}: each entry of [[labels]] must be a table of text.")
     _refuse_unknown(path, "labels", entry, ("label", "category", "if_present", "if_absent", "reason"))
     defaults = {"if_present": "present", "if_absent": "absent"} if entry.get("category") else {}
     return MappingRow(
@@ -180,6 +180,6 @@ def _take(path: Path, settings: Mapping[str, Any], name: str, kind: type) -> Any
     return value
 
 
-def _refuse_unknown(path: Path, where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    if unknown := [name for name in found if name not in known]:
-        raise ConfigError(f"{path}: {where} has no {unknown[0]!r}; it has {', '.join(known)}.")
+def _refuse_unknown(path: Path, where: str, table: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    if unknown := [name for name in table if name not in allowed]:
+        raise ConfigError(f"{path}: {where} has no {unknown[0]!r}; it has {', '.join(allowed)}.")

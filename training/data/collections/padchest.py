@@ -1,7 +1,8 @@
-"""PadChest (Bustos et al. 2020): `PADCHEST_chest_x_ray_images_labels_160K*.csv`, an image a row, its labels as a list.
+"""PadChest (Bustos et al. 2020): `PADCHEST_chest_x_ray_images_labels_160K*.csv`, one image per row, with its labels.
 
-A study's labels are those of its images together. They come from the whole report, so what is not listed was not found,
-as with Open-i's headings. The reports are Spanish and cut to stems; the text side reads English, so they are left out.
+A study has the labels of all its images. They come from the whole report, so a label that is not listed is absent, as
+with Open-i's headings. The reports are Spanish and reduced to word stems. The text side reads English, so they are
+not used.
 """
 
 import ast
@@ -18,7 +19,7 @@ _FILES: Final = (
     "PADCHEST_chest_x_ray_images_labels_160K*.csv",
     "PADCHEST_chest_x_ray_images_labels_160K*.csv.gz",
 )
-_EXCLUDE: Final = "exclude"  # as a label and as a projection: no usable radiograph of the chest
+_EXCLUDE: Final = "exclude"  # as a label or projection: not a usable chest radiograph
 _MISSING: Final = {"", "nan"}
 
 
@@ -40,14 +41,14 @@ def read_padchest(source: Path) -> Iterator[PublishedStudy]:
     """
     path = source if source.is_file() else require_file(source, _FILES)
     labels = load_label_map("padchest")
-    known = {label.lower(): label for label in labels.labels}
+    names = {label.lower(): label for label in labels.labels}
     studies: dict[str, _Study] = {}
     for row in read_csv_rows(path, ("ImageID", "StudyID", "PatientID", "Projection", "Labels")):
         patient = row.require("PatientID")
         study = studies.setdefault(row.require("StudyID"), _Study(patient))
         if study.patient != patient:
-            row.refuse("PatientID", "is another one than that of the study's other images")
-        study.labels |= _read_labels(row, known)
+            row.refuse("PatientID", "differs from that of the study's other images")
+        study.labels |= _read_labels(row, names)
         if row["Projection"].lower() != _EXCLUDE:
             image_id = row.require("ImageID").removesuffix(".png")
             study.images.append(PublishedImage(image_id, image_id, read_view(row["Projection"])))
@@ -63,7 +64,7 @@ def _read_labels(row: CsvRow, known: dict[str, str]) -> set[str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         listed = None
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        row.refuse("Labels", "is no list of labels, like ['cardiomegaly', 'scoliosis']")
+        row.refuse("Labels", "is not a list of labels, such as ['cardiomegaly', 'scoliosis']")
     names = {name.strip().lower() for name in listed} - {""}
     if unknown := sorted(names - known.keys()):
         row.refuse("Labels", f"names {unknown[0][:40]!r}, which is none of the collection's labels")
@@ -71,6 +72,6 @@ def _read_labels(row: CsvRow, known: dict[str, str]) -> set[str]:
 
 
 def _derive(listed: set[str], labels: LabelMap) -> Categories:
-    """Return the categories of a study; nothing is known of one without a label that says what is there."""
+    """Return the categories of a study; all unknown if no label states a finding or its absence."""
     mapped = {row.label for row in labels.rows if row.category}
     return labels.derive_listed(listed) if listed & mapped and _EXCLUDE not in listed else NOTHING_KNOWN

@@ -1,4 +1,4 @@
-"""What the reader of every format yields: studies with their labels, images, boxes and own part of a split."""
+"""The studies that the reader of every format yields, with labels, images, boxes and published split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +29,10 @@ class PublishedImage:
     """One image as a label file names it.
 
     Attributes:
-        image_id: As the collection writes it, without the end of a file name.
-        key: What the file's path gives by the format's own function; see `training.data.collections.table.Format`.
-        view: As the label file states it, "UNKNOWN" where it does not.
+        image_id: Id as in the collection, without a file suffix.
+        key: Key that the format's function also computes from the file's path; see
+            `training.data.collections.table.Format`.
+        view: View by the label file; "UNKNOWN" if it does not state one.
     """
 
     image_id: str
@@ -41,7 +42,7 @@ class PublishedImage:
 
 @dataclass(frozen=True)
 class Box:
-    """A box that a reader drew, in pixels; fields as in `training.data.openi.BOX`."""
+    """A box that a reader drew, in pixels; for the fields see `training.data.openi.BOX`."""
 
     image_id: str
     label: str
@@ -57,7 +58,7 @@ class Box:
 
 @dataclass(frozen=True)
 class PublishedStudy:
-    """One study; `split` is the collection's own part, None without one."""
+    """One study. `split` is its part of the published split, or None."""
 
     study_id: str
     patient_id: str
@@ -69,15 +70,15 @@ class PublishedStudy:
 
 
 def read_view(name: str) -> View:
-    """Return the view that a label file names; one that is none of ours only orders the images and is "UNKNOWN"."""
+    """Return the view that a label file names; "UNKNOWN" for another name, which only orders the images."""
     return _VIEWS.get(name.strip().upper(), "UNKNOWN")
 
 
 def read_statement(row: CsvRow, column: str) -> dict[str, bool | None]:
-    """Return what a cell of CheXpert's kind states: 1 there, 0 not there, -1 uncertain, empty nothing.
+    """Return the statement of a CheXpert cell: 1 present, 0 absent, -1 uncertain, empty not stated.
 
     Raises:
-        InputError: It holds anything else.
+        InputError: The cell holds another value.
     """
     values = {"1": True, "0": False, "-1": None}
     cell = row[column].removesuffix(".0")
@@ -92,7 +93,7 @@ def read_box(row: CsvRow, corner: Sequence[str], size: Sequence[str], **fields: 
     """Return a box from the columns of its upper left corner (x, y) and of its width and height.
 
     Raises:
-        InputError: A number is none, or the box is empty or begins before the image.
+        InputError: A value is not a number, or the box is empty or begins outside the image.
     """
     x, y = (row.read_number(column) for column in corner)
     width, height = (row.read_number(column) for column in size)
@@ -106,23 +107,23 @@ def find_file(source: Path, names: Sequence[str]) -> Path | None:
     """Return the only file of a directory, or of a sub-directory, with one of these names (patterns); None without one.
 
     Raises:
-        InputError: There are several.
+        InputError: There are several such files.
     """
     directory = source if source.is_dir() else source.parent
-    found: list[Path] = sorted({path for name in names for path in _list_files(directory, name)})
-    if len(found) > 1:
+    paths: list[Path] = sorted({path for name in names for path in _list_files(directory, name)})
+    if len(paths) > 1:
         raise InputError(
-            f"{directory} holds several label files: {', '.join(path.name for path in found[:4])}."
+            f"{directory} holds several label files: {', '.join(path.name for path in paths[:4])}."
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def require_file(source: Path, names: Sequence[str]) -> Path:
-    """Return the only label file with one of these names; InputError without one."""
-    found = find_file(source, names)
-    if found is None:
+    """Return the only label file with one of these names. Raise InputError if there is none."""
+    path = find_file(source, names)
+    if path is None:
         raise InputError(f"{source} holds no file {' or '.join(names)}.")
-    return found
+    return path
 
 
 def _list_files(directory: Path, name: str) -> Iterable[Path]:

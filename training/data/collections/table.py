@@ -1,4 +1,4 @@
-"""Label files in a published format -> the studies table, with the images of a directory."""
+"""Read label files of a published format into the studies table, with the images of a directory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,15 +37,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 CSV: Final = "csv"
-# What a label file says of a view overrules the headers.
+# The view of a label file overrides the headers.
 _PROJECTIONS: Final[dict[View, Projection]] = {"PA": "FRONTAL", "AP": "FRONTAL", "LATERAL": "LATERAL"}
 _SUFFIXES: Final = {*IMAGE_SUFFIXES, ".dicom"}  # VinDr's DICOM files
-_ROWS: Final = 1000  # studies that become columns at once
+_ROWS: Final = 1000  # studies that are converted to columns at a time
 
 
 @dataclass(frozen=True)
 class Format:
-    """A published format: its reader, and what the path of an image file and `PublishedImage.key` share."""
+    """A published format: its reader, and the function that computes `PublishedImage.key` from an image path."""
 
     read: Callable[[Path], Iterable[PublishedStudy]]
     get_key: Callable[[Path], str] = lambda path: path.name.split(".")[0]
@@ -73,50 +73,54 @@ def build_collection_table(
     """Read label files and join their images.
 
     Args:
-        source: The label file, or the directory of those that are published together.
+        source: The label file, or the directory of the published label files.
         name: One of `FORMATS`, or "csv".
-        images: Directory tree of DICOM, PNG or JPEG files; None leaves every study without image.
-        mapping: With "csv": what its columns mean; see `training.data.collections.own_csv`.
-        progress: Called with (done, done): how many studies there are is known at the end.
-        on_images: Called once, where `images` are given.
+        images: Directory tree of DICOM, PNG or JPEG files; None: no images.
+        mapping: For "csv": description of the columns; see `training.data.collections.own_csv`.
+        progress: Called with (done, done), because the total is known only at the end.
+        on_images: Called once, if there are `images`.
 
     Raises:
-        ConfigError: The format or the mapping is not usable, no study is there, or none of the named images.
+        ConfigError: The format or the mapping cannot be used, there is no study, or none of the named images exists.
         InputError: A label file is not as published; the message names file, line and column.
 
     Returns:
-        One row per study, as `training.data.openi.SCHEMA` says; images in the order PA, frontal, AP, unknown, lateral.
-        The metadata name the collection.
+        One row per study, as in `training.data.openi.SCHEMA`, with images in the order PA, frontal, AP, unknown,
+        lateral. The metadata name the collection.
     """
     if (mapping is None) == (name == CSV):
-        raise ConfigError("--mapping belongs to --format csv, which needs it.")
+        raise ConfigError("--mapping needs --format csv, and --format csv needs --mapping.")
     if not source.exists():
         raise InputError(f"There is no {source}.")
     collection = name
     if mapping is None:
         chosen = FORMATS[name]
         studies, get_key = chosen.read(source), chosen.get_key
-        found = _find_images(images, get_key) if images else {}
+        image_paths = _find_images(images, get_key) if images else {}
     else:
-        known = load_csv_mapping(mapping)
-        studies, collection = read_own_csv(source, known), known.name
-        found = _find_by_path(images) if images else {}
+        csv_mapping = load_csv_mapping(mapping)
+        studies, collection = read_own_csv(source, csv_mapping), csv_mapping.name
+        image_paths = _find_by_path(images) if images else {}
     count = ImageCount(0, 0)
     batches: list[pa.RecordBatch] = []
     example = ""
     for rows in _collect(_check_ids(studies, source)):
         named = [image.image_id for study in rows for image in study.images]
         example = example or next(iter(named), "")
-        made = [_make_row(study, found) for study in rows]
-        batches.append(pa.RecordBatch.from_pylist(made, schema=SCHEMA))
-        count = ImageCount(count.named + len(named), count.found + sum(len(row["image_ids"]) for row in made))
+        rows_of_table = [_make_row(study, image_paths) for study in rows]
+        batches.append(pa.RecordBatch.from_pylist(rows_of_table, schema=SCHEMA))
+        count = ImageCount(
+            count.named + len(named), count.found + sum(len(row["image_ids"]) for row in rows_of_table)
+        )
         if progress:
             done = sum(batch.num_rows for batch in batches)
             progress(done, done)
     if not batches:
         raise ConfigError(f"{source} names no study.")
     if images:
-        require_images(count, images, len(found), f"{example} is looked for by its name, in any folder below")
+        require_images(
+            count, images, len(image_paths), f"{example} is searched by its name, in any folder below"
+        )
         if on_images:
             on_images(count)
     metadata = {COLLECTION_KEY: collection.encode()} if collection else {}
@@ -135,24 +139,26 @@ def _collect(studies: Iterable[PublishedStudy]) -> Iterator[list[PublishedStudy]
 
 
 def _check_ids(studies: Iterable[PublishedStudy], source: Path) -> Iterator[PublishedStudy]:
-    """Yield the studies; raise InputError where one comes twice, or a patient stands in two parts of the split."""
-    seen: set[str] = set()
+    """Yield the studies. Raise InputError if one is repeated, or if a patient is in two parts of the split."""
+    study_ids: set[str] = set()
     parts: dict[str, str] = {}
     for study in studies:
-        if study.study_id in seen:
-            raise InputError(f"{source} names a study twice, the one that would be row {len(seen) + 1:,}.")
-        seen.add(study.study_id)
+        if study.study_id in study_ids:
+            raise InputError(
+                f"{source} names a study twice, again in row {len(study_ids) + 1:,} of the table."
+            )
+        study_ids.add(study.study_id)
         if study.split and parts.setdefault(study.patient_id, study.split) != study.split:
             raise InputError(f"{source} puts studies of one patient into different parts of its split.")
         yield study
 
 
 def _find_images(directory: Path, get_key: Callable[[Path], str]) -> dict[str, Path]:
-    """Map the key of every image file below a directory to its path; DICOM goes before PNG and JPEG."""
-    found: dict[str, Path] = {}
+    """Map the key of every image file below a directory to its path, with DICOM preferred to PNG and JPEG."""
+    paths: dict[str, Path] = {}
     for path in sorted(_list_images(directory), key=lambda path: (not _is_dicom(path), path)):
-        found.setdefault(get_key(path), path)
-    return found
+        paths.setdefault(get_key(path), path)
+    return paths
 
 
 def _find_by_path(directory: Path) -> dict[str, Path]:
@@ -162,7 +168,7 @@ def _find_by_path(directory: Path) -> dict[str, Path]:
 def _list_images(directory: Path) -> Iterator[Path]:
     if not directory.is_dir():
         raise ConfigError(f"There is no image directory {directory}.")
-    paths = directory.absolute().rglob("*")  # the table is read from elsewhere, too
+    paths = directory.absolute().rglob("*")  # the table may be read from another directory
     return (path for path in paths if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
@@ -170,12 +176,12 @@ def _is_dicom(path: Path) -> bool:
     return path.suffix.lower() in {".dcm", ".dicom"}
 
 
-def _make_row(study: PublishedStudy, found: dict[str, Path]) -> dict[str, Any]:
-    shown = [(image, path) for image in study.images if (path := found.get(image.key))]
-    stated = {image.image_id: image.view for image, _ in shown}
+def _make_row(study: PublishedStudy, image_paths: dict[str, Path]) -> dict[str, Any]:
+    available = [(image, path) for image in study.images if (path := image_paths.get(image.key))]
+    stated = {image.image_id: image.view for image, _ in available}
     ordered = order_images(
-        [(image.image_id, path) for image, path in shown],
-        [_PROJECTIONS.get(image.view, "") for image, _ in shown],
+        [(image.image_id, path) for image, path in available],
+        [_PROJECTIONS.get(image.view, "") for image, _ in available],
     )
     viewed = [
         (image_id, path, header, header.view if stated[image_id] == "UNKNOWN" else stated[image_id])
@@ -202,7 +208,7 @@ def _make_row(study: PublishedStudy, found: dict[str, Path]) -> dict[str, Any]:
 
 
 def _add_size(box: Box, header: ImageHeader | None) -> Box:
-    """Say the size of the image that a box is drawn on, where that is the published DICOM file itself."""
+    """Add the image size to a box, if the image is the published DICOM file itself."""
     if box.image_width or header is None or header.format != "DICOM" or not header.columns:
         return box
     return replace(box, image_width=header.columns, image_height=header.rows)

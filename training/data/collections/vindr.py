@@ -1,11 +1,11 @@
 """VinDr-CXR (Nguyen et al. 2022), as PhysioNet publishes it: labels of each reader, and boxes.
 
-    image_labels_train.csv   an image and a reader (rad_id) a row, 1 or 0 for each label; three readers an image
-    image_labels_test.csv    an image a row: what five readers agreed on
-    annotations_*.csv        boxes in pixels of the DICOM image; read where they are there
+    image_labels_train.csv   one image and reader (rad_id) per row, 1 or 0 for each label; three readers per image
+    image_labels_test.csv    one image per row: the consensus of five readers
+    annotations_*.csv        boxes in pixels of the DICOM image; optional
 
-A label that most readers of an image give is there, one that none gives is not, and one in between is uncertain. The
-collection names no patients, so that each image counts as one.
+A label is present if most readers of an image give it, absent if none does, and uncertain otherwise. The collection
+does not name patients, so each image counts as a patient.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ from training.data.collections.study import Box, PublishedImage, PublishedStudy,
 
 _PARTS: Final = ("train", "test")
 _READERS: Final = ("rad_id", "rad_ID")
-_ALIASES: Final = {"Other diseases": "Other disease"}  # of the test file
+_ALIASES: Final = {"Other diseases": "Other disease"}  # name of a label in the test file
 _EDGES: Final = ("x_min", "y_min", "x_max", "y_max")
 
 
@@ -34,10 +34,10 @@ def read_vindr(source: Path) -> Iterator[PublishedStudy]:
         InputError: A file is missing or not as published; the message names file, line and column.
     """
     labels = load_label_map("vindr")
-    found = {part: find_file(source, (f"image_labels_{part}.csv",)) for part in _PARTS}
-    if not any(found.values()):
+    paths = {part: find_file(source, (f"image_labels_{part}.csv",)) for part in _PARTS}
+    if not any(paths.values()):
         raise InputError(f"{source} holds neither image_labels_train.csv nor image_labels_test.csv.")
-    for part, path in found.items():
+    for part, path in paths.items():
         if path is None:
             continue
         boxes = _read_boxes(find_file(source, (f"annotations_{part}.csv",)), labels)
@@ -45,8 +45,8 @@ def read_vindr(source: Path) -> Iterator[PublishedStudy]:
             yield PublishedStudy(
                 image_id,
                 image_id,
-                (PublishedImage(image_id, image_id, "PA"),),  # the collection holds no other view
-                labels.derive({label: _decide(given) for label, given in votes.items()}),
+                (PublishedImage(image_id, image_id, "PA"),),  # the collection has no other view
+                labels.derive({label: _decide(readers) for label, readers in votes.items()}),
                 tuple(boxes.get(image_id, ())),
                 part,
             )
@@ -57,7 +57,7 @@ def _decide(votes: list[bool]) -> bool | None:
 
 
 def _read_votes(path: Path, labels: LabelMap) -> dict[str, dict[str, list[bool]]]:
-    """Return image -> label -> what each reader said."""
+    """Return image -> label -> vote of each reader."""
     present = read_columns(path)
     reader = next((name for name in _READERS if name in present), None)
     names = {label: label if label in present else _ALIASES.get(label, label) for label in labels.labels}
@@ -67,11 +67,11 @@ def _read_votes(path: Path, labels: LabelMap) -> dict[str, dict[str, list[bool]]
         image_id = row.require("image_id")
         who = row.require(reader) if reader else ""
         if who in readers[image_id]:
-            row.refuse(reader or "image_id", "stood there already for this image")
+            row.refuse(reader or "image_id", "is in an earlier row for this image already")
         readers[image_id].add(who)
-        given = votes.setdefault(image_id, {label: [] for label in names})
+        image_votes = votes.setdefault(image_id, {label: [] for label in names})
         for label, column in names.items():
-            given[label].append(_read_vote(row, column))
+            image_votes[label].append(_read_vote(row, column))
     return votes
 
 
@@ -87,10 +87,10 @@ def _read_boxes(path: Path | None, labels: LabelMap) -> dict[str, list[Box]]:
     if path is None:
         return boxes
     reader = next((name for name in _READERS if name in read_columns(path)), None)
-    known = {**dict.fromkeys(labels.labels), **{alias: label for label, alias in _ALIASES.items()}}
+    names = {**dict.fromkeys(labels.labels), **{alias: label for label, alias in _ALIASES.items()}}
     for row in read_csv_rows(path, ("image_id", "class_name", *_EDGES)):
         label = row.require("class_name")
-        if label not in known:
+        if label not in names:
             row.refuse("class_name", f"names {label[:40]!r}, which is none of the collection's labels")
         if any(row[edge] for edge in _EDGES):
             boxes[row.require("image_id")].append(

@@ -34,12 +34,12 @@ def test_a_packed_file(tmp_path):
     [
         (b"a,c\n1,2\n", "line 1: there is no column 'b'"),
         (b"", "line 1: there is no column 'b'"),
-        (b"a,b,b\n1,2,3\n", "line 1: the column 'b' stands there twice"),
+        (b"a,b,b\n1,2,3\n", "line 1: the column 'b' appears twice"),
         (b"a,b\n1,2\n1\n", "line 3: 1 cells, while line 1 names 2 columns, the last of them 'b'"),
         (b"a,b\n1,2,3\n", "line 2: 3 cells"),
-        (b'a,b\n1,"2\n', "line 3: this is no CSV file in UTF-8"),
-        (b"a,b\n1,\xff\n", "this is no CSV file in UTF-8"),
-        (b"\x00\x01\x02", "no column 'b'|no CSV file"),
+        (b'a,b\n1,"2\n', "line 3: this is not a CSV file in UTF-8"),
+        (b"a,b\n1,\xff\n", "this is not a CSV file in UTF-8"),
+        (b"\x00\x01\x02", "no column 'b'|not a CSV file"),
     ],
 )
 def test_what_is_not_as_it_should_be_is_named(content, message, tmp_path):
@@ -61,5 +61,5 @@ def test_cells_that_have_to_hold_something(tmp_path):
     [row] = read_csv_rows(path, ("a", "b"))
     with pytest.raises(InputError, match=r"a\.csv, line 2, column 'a' is empty\."):
         row.require("a")
-    with pytest.raises(InputError, match="column 'b' is no number: 'nan'"):
+    with pytest.raises(InputError, match="column 'b' is not a number: 'nan'"):
         row.read_number("b")

@@ -51,7 +51,7 @@ def test_equal_files_are_read_once_and_counted(write_files, read_rows, caplog):
 
 
 def test_another_directory_is_refused(write_files):
-    with pytest.raises(InputError, match="holds no images in folders called NORMAL and PNEUMONIA"):
+    with pytest.raises(InputError, match="holds no images in folders named NORMAL and PNEUMONIA"):
         build_collection_table(write_files({"train/a.jpeg": "a", "NORMAL/b.txt": "b"}), "kermany", None)
 
 

@@ -169,10 +169,13 @@ def test_a_list_denies_what_it_does_not_name():
     ("rows", "message"),
     [
         ([("Heart", "heart", "present", "absent")], "'heart' is none of the categories"),
-        ([("Heart", "cardiac", "yes", "absent")], "if_present is present or unknown"),
+        ([("Heart", "cardiac", "yes", "absent")], "if_present must be present or unknown"),
         ([("Heart", "cardiac", "present", "unknown")], "a doubtful row needs a reason"),
         ([("Heart", "")], "needs a reason"),
-        ([("Heart", "", "present", "absent", "Because.")], "needs a reason, and nothing else"),
+        (
+            [("Heart", "", "present", "absent", "Because.")],
+            "needs a reason, and its other cells must be empty",
+        ),
         ([HEART[0], HEART[0]], "maps 'Heart' to 'cardiac' twice"),
         ([("", "cardiac", "present", "absent")], "a row without a label"),
     ],

@@ -88,7 +88,7 @@ def test_packed_tables_and_an_archive_of_reports(write_files, read_rows):
         ("chexpert", ("59990001", "59990009"), "names 1 studies that mimic-cxr-2.0.0-metadata.csv lacks"),
         ("chexpert", (",-1.0,", ",-2.0,"), r"line 2, column 'Pneumonia' holds '-2\.0'"),
         ("metadata", ("19990002,59990002", "19990002,59990001"), "study_id 59990001 belongs to two patients"),
-        ("metadata", ("19990002,", "p19990002,"), "line 4, column 'subject_id' is no number"),
+        ("metadata", ("19990002,", "p19990002,"), "line 4, column 'subject_id' is not a number"),
         ("metadata", ("ViewPosition", "View"), "line 1: there is no column 'ViewPosition'"),
     ],
 )

@@ -96,13 +96,16 @@ def test_a_row_that_is_not_as_published(change, message, write_files):
             {"BBox_List_2017.csv": BOX_HEAD + "a.png,Cardiomegaly,1,2,0,4\n"},
             r"line 2, column 'w' is not the edge",
         ),
-        ({"BBox_List_2017.csv": BOX_HEAD + "a.png,Cardiomegaly,1,x,3,4\n"}, r"column 'y' is no number: 'x'"),
+        (
+            {"BBox_List_2017.csv": BOX_HEAD + "a.png,Cardiomegaly,1,x,3,4\n"},
+            r"column 'y' is not a number: 'x'",
+        ),
         ({"BBox_List_2017.csv": BOX_HEAD + "a.png,Heart,1,2,3,4\n"}, r"column 'Finding Label' names 'Heart'"),
         ({"BBox_List_2017.csv": "Image Index,Finding Label,a,b,c,d\n"}, r"are not Bbox \[x,y,w,h\]"),
         ({**LISTS, "test_list.txt": ""}, "line 4, column 'Image Index' names an image that neither"),
         (
             {**LISTS, "test_list.txt": "00090001_000.png\n"},
-            r"test_list\.txt, line 1: the image stands in a list",
+            r"test_list\.txt, line 1: the image is in a list",
         ),
         ({"Data_Entry_2017_v2020.csv": NEW_HEAD}, "several label files"),
     ],
@@ -122,7 +125,7 @@ def test_sources_without_studies(write_files, tmp_path, draw_images):
     with pytest.raises(ConfigError, match="names no study"):
         build_collection_table(source, "nih14", None)
     source = write_files({"Data_Entry_2017.csv": OLD_HEAD + ROWS})
-    with pytest.raises(ConfigError, match=r"None of 3 images .* 00090001_000 is looked for by its name"):
+    with pytest.raises(ConfigError, match=r"None of 3 images .* 00090001_000 is searched by its name"):
         build_collection_table(source, "nih14", draw_images("other.png"))
 
 

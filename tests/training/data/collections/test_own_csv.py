@@ -101,13 +101,13 @@ def test_a_list_of_labels(write):
             ("train,Large heart.,1,0,,\na/2", "train,Large heart.,2,0,,\na/2"),
             "line 2, column 'Herz' holds '2', which is none",
         ),
-        (("b/3.png,p3", "../b/3.png,p3"), r"line 5, column 'file' is no path below"),
+        (("b/3.png,p3", "../b/3.png,p3"), r"line 5, column 'file' is not a path below"),
         (
             ("a/2.png,p1", "a/2.png,p9"),
             "line 3, column 'visit' names a study whose other rows have another patient",
         ),
         (("LATERAL,train", "LATERAL,test"), "whose other rows have another split"),
-        (("a/2.png", "a/1.png"), "line 3, column 'file' names an image that stood there already"),
+        (("a/2.png", "a/1.png"), "line 3, column 'file' names an image that an earlier row has"),
         (("dev", "later"), "line 4, column 'part' is 'later' instead of"),
         (("file,who", "file,wer"), "line 1: there is no column 'who'"),
         (("b/3.png,p3,v3,,,", "b/3.png,p1,v3,,test,"), "puts studies of one patient into different parts"),
@@ -124,14 +124,14 @@ def test_a_row_that_the_mapping_does_not_know(change, message, write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("[columns]", "[columns"), "is no TOML"),
+        (("[columns]", "[columns"), "is not valid TOML"),
         (('patient = "who"\n', ""), r"columns\.patient is missing"),
         (("[columns]", "[columnen]"), "mapping has no 'columnen'"),
         (('view = "side"', 'vew = "side"'), "columns has no 'vew'"),
         (("absent =", "absend ="), "values has no 'absend'"),
         (('category = "cardiac"', 'category = "heart"'), "'heart' is none of the categories"),
         (('reason = "Not a finding."', 'reason = ""'), "needs a reason"),
-        (('patient = "who"', "patient = 3"), "has to be text"),
+        (('patient = "who"', "patient = 3"), "must be text"),
         (('label = "Herz"', 'labl = "Herz"'), "labels has no 'labl'"),
     ],
 )
@@ -145,7 +145,9 @@ def test_a_mapping_that_is_not_usable(change, message, write):
 def test_a_mapping_belongs_to_csv(write, tmp_path):
     source, mapping = write()
     for name, given in (("csv", None), ("nih14", mapping)):
-        with pytest.raises(ConfigError, match="--mapping belongs to --format csv"):
+        with pytest.raises(
+            ConfigError, match="--mapping needs --format csv, and --format csv needs --mapping"
+        ):
             build_collection_table(source, name, None, mapping=given)
     with pytest.raises(ConfigError, match="Cannot read the mapping"):
         build_collection_table(source, "csv", None, mapping=tmp_path / "none.toml")

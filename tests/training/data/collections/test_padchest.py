@@ -52,12 +52,12 @@ def test_studies_of_the_published_file(write_files, read_rows, draw_images):
     ("change", "message"),
     [
         (("'normal'", "'healthy'"), "line 3, column 'Labels' names 'healthy', which is none"),
-        (("['normal']", "normal"), "line 3, column 'Labels' is no list of labels"),
-        (("['normal']", "[1]"), "line 3, column 'Labels' is no list of labels"),
-        (("['normal']", "[open('x')]"), "line 3, column 'Labels' is no list of labels"),
+        (("['normal']", "normal"), "line 3, column 'Labels' is not a list of labels"),
+        (("['normal']", "[1]"), "line 3, column 'Labels' is not a list of labels"),
+        (("['normal']", "[open('x')]"), "line 3, column 'Labels' is not a list of labels"),
         (
             ("9001,8001,1930.0,M,POSTEROANTERIOR,L", "9001,8009,1930.0,M,X,L"),
-            "line 4, column 'PatientID' is another one",
+            "line 4, column 'PatientID' differs",
         ),
         (("9002,8002", ",8002"), "line 3, column 'StudyID' is empty"),
         (("Projection,M", "Projektion,M"), "line 1: there is no column 'Projection'"),

@@ -93,7 +93,11 @@ def test_either_part_alone(write_files, read_rows):
             ("a1,R1,0", "a1,R1,2"),
             "line 3, column 'Aortic enlargement' holds '2' instead of 0 or 1",
         ),
-        ("image_labels_train.csv", ("a1,R1", "a1,R0"), "line 3, column 'rad_id' stood there already"),
+        (
+            "image_labels_train.csv",
+            ("a1,R1", "a1,R0"),
+            "line 3, column 'rad_id' is in an earlier row for this image already",
+        ),
         ("image_labels_train.csv", (",COPD", ",Copd"), "line 1: there is no column 'COPD'"),
         ("image_labels_test.csv", ("b1", "a1"), "names a study twice"),
         (
@@ -101,7 +105,7 @@ def test_either_part_alone(write_files, read_rows):
             ("1653.5", "600"),
             "line 2, column 'x_max' is not the edge of a box: '600'",
         ),
-        ("annotations_train.csv", ("1375.25", ""), "line 2, column 'y_min' is no number"),
+        ("annotations_train.csv", ("1375.25", ""), "line 2, column 'y_min' is not a number"),
         (
             "annotations_train.csv",
             ("R1,Cardiomegaly", "R1,Heart"),
