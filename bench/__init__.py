@@ -1,1 +1,1 @@
-"""`cxr bench`: a served model measured, profiled, and held against its targets."""
+"""`cxr bench`: measure a served model, profile it, and compare it with its targets."""

@@ -1,4 +1,4 @@
-"""`cxr bench profile`: where the time of a published model goes, by graph and kind of operation, in this process."""
+"""`cxr bench profile`: the time of each graph and kind of operation of a published model, in this process."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphTimes:
-    """The mean milliseconds of one run of a graph, by kind of operation, the largest first."""
+    """The mean milliseconds of one run of a graph, by kind of operation, largest first."""
 
     graph: str
     runtime: str
@@ -30,10 +30,10 @@ class GraphTimes:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Where the time of a model goes.
+    """The times of a model.
 
-    `whole_ms` is the median of whole runs by the clock, with what the timing itself costs; operations that ran at
-    the same time count each.
+    `whole_ms` is the median wall-clock time of whole runs, with the overhead of the timing. Operations that run in
+    parallel are all counted.
     """
 
     model: str
@@ -49,19 +49,19 @@ class ModelProfile:
 def profile_model(
     repository: Path, table: Path, *, model: str, length: int | None, cases: int, runs: int
 ) -> ModelProfile:
-    """Run a model of a published repository on real cases and add up what its runtimes noted.
+    """Run a model of a published repository on real cases and sum the times that its runtimes recorded.
 
     Args:
-        repository: What `cxr export` wrote.
-        table: Studies table whose first cases with image and report are asked, in turn.
+        repository: Repository written by `cxr export`.
+        table: Studies table. Its first cases with image and report are run in turn.
         model: An ensemble that takes tensors or raw files.
-        length: Tokens that texts are padded to; None leaves each its bucket.
-        cases: How many cases.
-        runs: How many runs are timed.
+        length: Number of tokens to pad texts to. None: the bucket of each text.
+        cases: Number of cases.
+        runs: Number of timed runs.
 
     Raises:
-        ConfigError: There is no such table or model, or no case fits.
-        ArtifactError: The repository is none, or damaged.
+        ConfigError: The table or the model does not exist, or no case fits.
+        ArtifactError: The repository is not a published one, or is damaged.
     """
     from serving.inprocess import InProcess
 

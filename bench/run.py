@@ -1,4 +1,4 @@
-"""`cxr bench`: real cases as requests, the served model and what stands beside it as rows, a report."""
+"""`cxr bench`: measure the served model and the baselines on real cases, and make a report."""
 
 import json
 import tempfile
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from client.triton import TritonTransport
     from serving.inprocess import InProcess
 
-_PHANTOM_SCALE = 0.125  # of a real radiograph's side
+_PHANTOM_SCALE = 0.125  # side relative to a real radiograph
 BOTH_AT_ONCE = "in-process, encoders at once"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a person asked for; see the help of `cxr bench run`."""
+    """The options of `cxr bench run`; see its help."""
 
     triton: str
     model: str
@@ -64,13 +64,13 @@ class Options:
     compression: "Compression" = "none"
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings that figures depend on, JSON-ready."""
+        """Return the settings that affect the figures, JSON-ready."""
         paths = {"table", "repository", "bundle"}
         return {name: value for name, value in asdict(self).items() if name not in paths}
 
     @property
     def phases(self) -> "Phases":
-        """How long each row is warmed up and measured, over all its repeats."""
+        """Durations of warm-up and measurement of each row, over all its repeats."""
         from bench.load.generator import Phases
 
         return Phases(
@@ -83,7 +83,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The requests, one for each case, and where they come from."""
+    """The requests, one for each case, and their source."""
 
     signature: "Signature"
     requests: "list[Arrays]"
@@ -92,7 +92,7 @@ class Inputs:
 
 
 def run_bench(console: Console, options: Options) -> dict[str, Any]:
-    """Measure what is asked for and return the report.
+    """Run the measurements and return the report.
 
     Raises:
         ConfigError: Options do not fit each other or the model.
@@ -111,7 +111,7 @@ def run_bench(console: Console, options: Options) -> dict[str, Any]:
         stack.callback(transport.close)
         inputs = _prepare(options, transport)
         request = _make_served(stack, options, transport, inputs)
-        request(0)  # an address, a model or an input that cannot work says so now
+        request(0)  # a wrong address, model or input fails now
         observer = _make_observer(stack, options)
         subjects = _make_subjects(options, inputs, request, observer)
         rows = measure(
@@ -123,9 +123,11 @@ def run_bench(console: Console, options: Options) -> dict[str, Any]:
         best = max(
             (x.throughput for row in rows[: len(options.concurrency)] for x in row.samples), default=10.0
         )
-        found = _search(budget, options, request, 0.5 * best, status.update) if budget else None
+        budget_result = _search(budget, options, request, 0.5 * best, status.update) if budget else None
         data = {"source": inputs.source, **describe_inputs(inputs.requests)}
-        return make_report(rows, model=options.model, data=data, settings=options.describe(), budget=found)
+        return make_report(
+            rows, model=options.model, data=data, settings=options.describe(), budget=budget_result
+        )
 
 
 def _prepare(options: Options, transport: "TritonTransport") -> Inputs:
@@ -164,11 +166,11 @@ def _read_cases(table: Path, options: Options, text_mode: str) -> "list[RawCase]
 
     rows = read_rows(table)
     order = np.random.default_rng(options.seed).permutation(len(rows))
-    return make_raw_cases((rows[place] for place in order), options.cases, text_mode)
+    return make_raw_cases((rows[index] for index in order), options.cases, text_mode)
 
 
 def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -> "list[RawCase]":
-    """Return the first `count` studies with an image and text, as files; ConfigError when there is none."""
+    """Return the first `count` studies with an image and text, as files. Raise ConfigError if there is none."""
     from bench.load.inputs import RawCase
     from client.inputs import read_image_file
     from training.data.rows import get_image, get_report, has_text
@@ -187,7 +189,7 @@ def make_raw_cases(rows: Iterator[dict[str, Any]], count: int, text_mode: str) -
 
 
 def _draw_phantoms(options: Options) -> "list[RawCase] | None":
-    """Return drawn studies; None where the `train` extra, which draws them, is missing."""
+    """Return drawn studies; None without the `train` extra, which draws them."""
     try:
         from training.data.openi import build_table
         from training.phantom import draw_dataset
@@ -219,7 +221,7 @@ def _make_observer(stack: ExitStack, options: Options) -> "Observer":
 
     pids = list(options.server_pids) or find_server(options.triton)
     if options.metrics_url:
-        read_gpus(options.metrics_url)  # an address that cannot work says so now
+        read_gpus(options.metrics_url)  # a wrong address fails now
     observer = ServerObserver(
         options.triton,
         timeout_s=options.timeout_s,
@@ -250,7 +252,7 @@ def _make_subjects(
 def _make_baselines(
     options: Options, signature: "Signature", requests: "list[Arrays]"
 ) -> "Iterator[tuple[str, Request]]":
-    """Yield what answers the same requests without a server."""
+    """Yield the baselines, which answer the same requests without a server."""
     if options.repository is not None:
         from serving.inprocess import InProcess
 
@@ -264,7 +266,7 @@ def _make_baselines(
 
 
 def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]") -> "Request":
-    """Return the bundle's PyTorch model as a `Request`, without compilation, with a thread for each core.
+    """Return the bundle's PyTorch model as a `Request`, without compilation and with one thread per core.
 
     Raises:
         ConfigError: The model does not read tensors, or the `train` extra is missing.
@@ -276,7 +278,9 @@ def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]")
 
     order = (PIXELS.name, INPUT_IDS.name, ATTENTION_MASK.name)
     if set(signature.inputs) - set(order):
-        raise ConfigError(f"--bundle needs a model that reads tensors; {signature.model} reads raw files.")
+        raise ConfigError(
+            f"--bundle needs a model that reads tensors, but {signature.model} reads raw files."
+        )
     import torch
 
     from training.model.model import load_model
@@ -314,7 +318,7 @@ def _search(budget: Any, options: Options, request: "Request", start: float, say
 
 
 def answer_here(published: "InProcess", model: str, requests: "Sequence[Arrays]") -> "Request":
-    """Return a `Request` that a published model answers in this process, in turn; the answers are not kept."""
+    """Return a `Request` that runs a published model in this process. The answers are discarded."""
 
     def request(number: int) -> None:
         published.run(model, requests[number % len(requests)])
@@ -323,18 +327,18 @@ def answer_here(published: "InProcess", model: str, requests: "Sequence[Arrays]"
 
 
 def parse_numbers(text: str | None, option: str, kind: "type[int] | type[float]") -> tuple[Any, ...]:
-    """Read a list such as 1,2,4; ConfigError names the option."""
+    """Parse a list such as 1,2,4. A ConfigError names the option."""
     try:
         values = tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between them, such as 1,2,4.") from error
+        raise ConfigError(f"{option} needs numbers separated by commas, such as 1,2,4.") from error
     if any(not value > 0 for value in values):
-        raise ConfigError(f"{option} takes numbers above 0.")
+        raise ConfigError(f"{option} needs numbers above 0.")
     return values
 
 
 def compare_files(first: Path, second: Path) -> tuple["list[Ratio]", list[str]]:
-    """Return the ratios of two reports, and in what else they differ."""
+    """Return the ratios of two reports, and their other differences."""
     from bench.report.compare import compare_reports, list_mismatches, read_report
 
     reports = read_report(first), read_report(second)
@@ -342,7 +346,7 @@ def compare_files(first: Path, second: Path) -> tuple["list[Ratio]", list[str]]:
 
 
 def strip_histograms(report: dict[str, Any]) -> dict[str, Any]:
-    """Return a report as --json prints it: the histograms are in the file."""
+    """Return a report for --json, without the histograms, which are in the file."""
     copy = json.loads(json.dumps(report))
     for row in copy["rows"]:
         row.pop("histogram", None)

@@ -1,1 +1,1 @@
-"""A server among faults and bad clients: every good answer stays right."""
+"""Test a server with faults and bad clients: every good answer must stay right."""

@@ -1,4 +1,4 @@
-"""What a soak run does to a server: each fault by name, on a `cxr serve` of this machine."""
+"""The faults of a soak run, by name, for a `cxr serve` on this machine."""
 
 import mmap
 import os
@@ -12,9 +12,7 @@ from bench.faults.served_process import ServedProcess
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _FILL: Final = "cxr_soak_fill"
-_SHORT_STOP_S: Final = (
-    1.5  # most often enough to abort Triton 2.51, when one of its stubs stands still for so long
-)
+_SHORT_STOP_S: Final = 1.5  # usually enough to abort Triton 2.51 if one of its stubs is stopped for so long
 _FULL_S: Final = 4.0
 _STEPS_BYTES: Final = (2**22, 2**16, mmap.PAGESIZE)
 
@@ -22,21 +20,21 @@ Fault = Callable[[ServedProcess], None]
 
 
 def kill_stub(served: ServedProcess) -> None:
-    """Kill a python process of a model, as the kernel does when memory runs out; another one each time."""
+    """Kill a python process of a model, as the kernel does when memory runs out. Each call kills another one."""
     stubs = sorted(served.find_stubs(), key=lambda stub: stub.model)
     if stubs:
         _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGKILL)
 
 
 def stop_stub_shortly(served: ServedProcess) -> None:
-    """Let a python process of a model stand still for a moment."""
+    """Stop a python process of a model for a moment."""
     stubs = served.find_stubs()
     if stubs:
         _stop_shortly(stubs[int(time.monotonic()) % len(stubs)].process.pid)
 
 
 def stop_stub(served: ServedProcess) -> None:
-    """Let a python process of a model stand still for good."""
+    """Stop a python process of a model for good."""
     stubs = served.find_stubs()
     if stubs:
         _signal(stubs[int(time.monotonic()) % len(stubs)].process.pid, signal.SIGSTOP)
@@ -48,12 +46,12 @@ def kill_triton(served: ServedProcess) -> None:
 
 
 def stop_triton_shortly(served: ServedProcess) -> None:
-    """Let Triton stand still for a moment."""
+    """Stop Triton for a moment."""
     _stop_shortly(served.find_server("tritonserver"))
 
 
 def stop_triton(served: ServedProcess) -> None:
-    """Let Triton stand still for good."""
+    """Stop Triton for good."""
     _signal(served.find_server("tritonserver"), signal.SIGSTOP)
 
 
@@ -68,16 +66,16 @@ def kill_relay(served: ServedProcess) -> None:
 
 
 def stop_relay(served: ServedProcess) -> None:
-    """Let the relay stand still for good."""
+    """Stop the relay for good."""
     _signal(served.find_server("serving.relay"), signal.SIGSTOP)
 
 
 def fill_shared_memory(when_full: Callable[[], None]) -> None:
-    """Take all of /dev/shm, to the last page, for some seconds; only in a run with its own (`bench.faults.soak`).
+    """Fill /dev/shm completely for some seconds; only in a run with its own /dev/shm (`bench.faults.soak`).
 
     Args:
-        when_full: Called once when nothing is left. What the servers hold already stays theirs, and small requests
-            fit into that: only a request larger than all before needs more.
+        when_full: Called once when it is full. The servers keep the memory that they hold, and small requests fit
+            into it. Only a request larger than all earlier ones needs more.
     """
     path, size = SHARED_MEMORY / _FILL, 0
     try:
@@ -86,14 +84,14 @@ def fill_shared_memory(when_full: Callable[[], None]) -> None:
             when_full()
             full_until = time.monotonic() + _FULL_S
             while time.monotonic() < full_until:
-                size = _take_all(file.fileno(), size)  # again, when something was given back meanwhile
+                size = _take_all(file.fileno(), size)  # again, if memory was freed meanwhile
                 time.sleep(0.005)
     finally:
         path.unlink(missing_ok=True)
 
 
 def _take_all(file: int, size: int) -> int:
-    """Have all memory that is free given to a file of so many bytes; return its new size."""
+    """Allocate all free memory to a file that has `size` bytes; return its new size."""
     for step in _STEPS_BYTES:
         while _take(file, size, step):
             size += step
@@ -101,7 +99,7 @@ def _take_all(file: int, size: int) -> int:
 
 
 def _take(file: int, start: int, step: int) -> bool:
-    """Have one step of memory given to a file; return whether there was so much."""
+    """Allocate one step of memory to a file; return whether that succeeded."""
     try:
         os.posix_fallocate(file, start, step)
     except OSError:

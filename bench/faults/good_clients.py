@@ -1,7 +1,7 @@
-"""Clients of a server that is tormented, whose answers are compared with known ones.
+"""Good clients of a server under faults. Their answers are compared with known ones.
 
-They do what a program does that should run for weeks: ask, wait, ask again after an error. Nothing in them knows of
-what is done to the server. What bad clients send stands in `bench.faults.hostile`.
+They behave like a program that must run for weeks: they send a request, wait, and try again after an error. They do not
+know about the faults. `bench.faults.hostile` has the bad clients.
 """
 
 import threading
@@ -24,14 +24,14 @@ from contract.errors import ConfigError, CxrError, InputError
 from contract.image.png import encode_png
 from contract.report.tokens import TokenLimits
 
-SAME: Final = 1e-3  # a row computes a little differently in a batch of another size
-APART: Final = 1e-2  # two cases whose answers differ by less could be taken for each other
+SAME: Final = 1e-3  # tolerance, because results depend a little on the batch size
+APART: Final = 1e-2  # two cases must differ by more, to be told apart
 _SIDE: Final = 512  # pixels
 _WORDS: Final = ("effusion", "fracture", "granuloma", "emphysema", "pneumonia", "scoliosis")
 _PAUSE_S: Final = 0.05
 _TIMEOUT_S: Final = 5.0
 _CALM_TIMEOUT_S: Final = 30.0
-_HOSTILE_TIMEOUT_S: Final = 20.0  # a call among bad clients that takes longer is not answered
+_HOSTILE_TIMEOUT_S: Final = 20.0  # a longer call among bad clients counts as unanswered
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SoakCase:
 
 
 def draw_cases(count: int, seed: int = 0) -> list[SoakCase]:
-    """Return cases of three kinds whose files all have one size, so that one read as another is noticed."""
+    """Return cases of three kinds whose files have equal size, so that a mix-up of two cases is noticed."""
     generator = np.random.default_rng(seed)
     cases = []
     for number in range(count):
@@ -54,28 +54,28 @@ def draw_cases(count: int, seed: int = 0) -> list[SoakCase]:
 
 
 def draw_image(side: int, generator: np.random.Generator) -> bytes:
-    """Return a PNG of 16 drawn squares that is not compressed; `side`, in pixels, is a multiple of 4."""
+    """Return an uncompressed PNG of 16 drawn squares. `side`, in pixels, is a multiple of 4."""
     coarse = generator.integers(0, 256, (4, 4)).astype(np.uint8)
     return encode_png(np.kron(coarse, np.ones((side // 4, side // 4), np.uint8)), level=0)
 
 
 def ask_expected(client: CxrClient, cases: Sequence[SoakCase]) -> list[NDArray[np.float32]]:
-    """Return the answer to each case while nothing disturbs the server.
+    """Return the answer to each case from an undisturbed server.
 
     Raises:
-        ConfigError: Two cases have answers so close that one could pass for the other.
+        ConfigError: The answers to two cases are too similar to tell them apart.
     """
     answers = [_ask(client, case) for case in cases]
     for first, one in enumerate(answers):
         for other in answers[first + 1 :]:
             if float(np.abs(one - other).max()) < APART:
-                raise ConfigError("This model answers two of the drawn cases alike: take another seed.")
+                raise ConfigError("This model answers two of the drawn cases alike. Use another seed.")
     return answers
 
 
 @dataclass(eq=False)
 class Record:
-    """What one good client saw."""
+    """The results of one good client."""
 
     good_at: list[float] = field(default_factory=list)  # time.monotonic
     errors: list[tuple[float, str]] = field(default_factory=list)  # time, name of the type
@@ -85,7 +85,7 @@ class Record:
 
 @dataclass
 class _Group:
-    """Clients that end together."""
+    """Clients that stop together."""
 
     records: list[Record] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
@@ -98,9 +98,9 @@ class _Group:
 
 
 class GoodClients:
-    """Some clients that ask known cases in turn until `close`, each from a thread of its own.
+    """Clients that send known cases in turn until `close`, each in its own thread.
 
-    `records` are those of the clients that ask now, `gone` those of guests that were dismissed.
+    `records` belong to the current clients, `gone` to dismissed guests.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class GoodClients:
             self._start(self._residents, carrier, cases, list(expected))
 
     def invite(self, case: SoakCase) -> None:
-        """Add a client that asks this case over gRPC; its first answer is the known one for the later ones."""
+        """Add a client that sends this case over gRPC. Its first answer is the reference for later ones."""
         self._start(self._guests, "grpc", [case], [None])
 
     def dismiss(self) -> None:
-        """End the clients that were invited."""
+        """Stop the invited clients."""
         self._guests.end()
         self.records, self.gone = (
             [record for record in self.records if record not in self._guests.records],
@@ -133,7 +133,7 @@ class GoodClients:
         self._guests = _Group()
 
     def have_answers_since(self, moment: float, count: int = 3) -> bool:
-        """Return whether each got so many good answers in a row, and no error after them, since a moment."""
+        """Return whether each client got `count` good answers in a row since a moment, and no error after them."""
         for record in list(self.records):
             last_error = record.errors[-1][0] if record.errors else 0.0
             newer = [at for at in record.good_at[-count:] if at > max(moment, last_error)]
@@ -142,11 +142,11 @@ class GoodClients:
         return True
 
     def count_errors(self, since: float) -> Counter[str]:
-        """Return the errors by type since a moment."""
+        """Return the number of errors by type since a moment."""
         return Counter(kind for record in self.records for at, kind in list(record.errors) if at >= since)
 
     def get_recovery_s(self, moment: float) -> float:
-        """Return how long after a moment the last client had good answers for good; 0 where none had an error."""
+        """Return the seconds from a moment until all clients had good answers again; 0 without errors."""
         recovered = [0.0]
         for record in self.records:
             errors = [at for at, _ in record.errors if at >= moment]
@@ -155,7 +155,7 @@ class GoodClients:
         return max(recovered)
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop all clients."""
         self.dismiss()
         self._residents.end()
 
@@ -185,9 +185,9 @@ class GoodClients:
         with CxrClient(self._url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False) as client:
             number = 0
             while not stop.wait(_PAUSE_S):
-                place, number = number % len(cases), number + 1
+                index, number = number % len(cases), number + 1
                 try:
-                    answer = _ask(client, cases[place])
+                    answer = _ask(client, cases[index])
                 except CxrError as error:
                     record.errors.append((time.monotonic(), type(error).__name__))
                     record.wrong += isinstance(error, InputError)  # the case is good
@@ -196,24 +196,24 @@ class GoodClients:
                     record.untyped[type(error).__name__] += 1
                 else:
                     record.good_at.append(time.monotonic())
-                    known = expected[place]
-                    known = expected[place] = answer if known is None else known
-                    record.wrong += bool(np.abs(answer - known).max() > SAME)
+                    reference = expected[index]
+                    reference = expected[index] = answer if reference is None else reference
+                    record.wrong += bool(np.abs(answer - reference).max() > SAME)
 
 
 def prepare_traffic(
     triton_url: str, cases: Sequence[SoakCase], layout: str, limits: TokenLimits
 ) -> HostileTraffic:
-    """Return hostile traffic for a server, over gRPC and shared memory, while nothing disturbs it.
+    """Return hostile traffic for a server, over gRPC and shared memory. The server must be undisturbed meanwhile.
 
     Args:
         triton_url: host:port of its gRPC service.
-        cases: Those with image and report are asked.
+        cases: Cases; those with image and report are used.
         layout: How the model is served, a key of `contract.tensors.LAYOUTS`.
-        limits: Of the served model's token ids.
+        limits: Limits of the served model's token ids.
 
     Raises:
-        InputError, ServiceError: As the server answers.
+        InputError, ServiceError: The server's errors.
     """
     transport, caller = TritonTransport(triton_url), GrpcCaller(triton_url)
 
@@ -235,7 +235,7 @@ def prepare_traffic(
 
 
 def _ask(client: CxrClient, case: SoakCase) -> NDArray[np.float32]:
-    """Return probabilities and embedding of one case, one after the other."""
+    """Return the concatenated probabilities and embedding of one case."""
     prediction = client.predict(case.image, case.report)
     probabilities = [finding.probability for finding in sorted(prediction.findings, key=lambda x: x.key)]
     return np.concatenate([np.asarray(probabilities, np.float32), prediction.embedding])

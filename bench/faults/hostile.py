@@ -1,7 +1,7 @@
-"""Hostile traffic: requests that must be refused, and calls that their own client ends, among good ones.
+"""Hostile traffic: requests that must be refused, and calls that their client cancels, among good calls.
 
-Each good answer is compared with a known one, so that a byte of another request would show. Calls go over gRPC, through
-system shared memory and over HTTP. It is meant for a server that this machine's user started for the purpose.
+Each good answer is compared with a known one, so a byte of another request would be noticed. Calls go over gRPC,
+through system shared memory and over HTTP. Use it only on a test server on this machine.
 """
 
 import http.client
@@ -36,14 +36,14 @@ Carrier = Literal["grpc", "shared_memory", "http"]
 CARRIERS: Final[tuple[Carrier, ...]] = ("grpc", "shared_memory", "http")
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _CHANNEL: Final = (("grpc.max_send_message_length", -1), *CHANNEL_OPTIONS)
-_CUT_S: Final = (0.002, 0.1)  # how long a call that its client ends may take
-_PAUSE_S: Final = 0.1  # after a call that met no server, before the next one
+_CUT_S: Final = (0.002, 0.1)  # range of the time until a client cancels its call
+_PAUSE_S: Final = 0.1  # after a call without a server, before the next one
 _HTTP_ERRORS: Final = {400: "INVALID_ARGUMENT", 499: "CANCELLED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request to a served model, with the answer that it must get; without one it must be refused."""
+    """One request to a served model, with its expected answer. Without one it must be refused."""
 
     name: str
     model: str
@@ -52,7 +52,7 @@ class Call:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """All that the model makes."""
+        """All outputs of the model."""
         return tuple(entry.name for entry in (MODELS.get(self.model) or FUSED[self.model]).outputs)
 
     @property
@@ -63,7 +63,7 @@ class Call:
 
 
 class Caller(Protocol):
-    """One client's way to the server; for one call at a time."""
+    """One client's connection to the server, for one call at a time."""
 
     def infer(self, call: Call, timeout_s: float, *, cancelled_after_s: float | None = None) -> Arrays:
         """Return all outputs.
@@ -71,7 +71,7 @@ class Caller(Protocol):
         Args:
             call: The request.
             timeout_s: Deadline of the call, in seconds.
-            cancelled_after_s: The client gives up after so many seconds.
+            cancelled_after_s: Cancel the call after so many seconds.
 
         Raises:
             InputError, ServiceError: See `client.status`.
@@ -82,10 +82,10 @@ class Caller(Protocol):
 
 
 class GrpcCaller:
-    """Plain gRPC, without anything of this project's client."""
+    """Plain gRPC, without this project's client."""
 
     def __init__(self, url: str) -> None:
-        """Describe the server at `url`, host:port."""
+        """Take the address of the server, host:port."""
         self._url = url
         self._channel = grpc.insecure_channel(url, options=_CHANNEL)
         self._infer = self._channel.unary_unary(
@@ -101,9 +101,13 @@ class GrpcCaller:
             future.cancel()
             raise CancelledError("The client gave up.") from error
         except grpc.RpcError as error:
-            found: Any = error
+            failure: Any = error
             raise make_error(
-                found.code().name, found.details() or "", server="Triton", url=self._url, timeout_s=timeout_s
+                failure.code().name,
+                failure.details() or "",
+                server="Triton",
+                url=self._url,
+                timeout_s=timeout_s,
             ) from error
         return {
             entry.name: _parse(raw, entry.datatype, entry.shape)
@@ -116,10 +120,10 @@ class GrpcCaller:
 
 
 class SharedMemoryCaller:
-    """This project's transport, every tensor in system shared memory."""
+    """This project's transport, with every tensor in system shared memory."""
 
     def __init__(self, url: str) -> None:
-        """Describe the server at `url`, host:port of its gRPC service."""
+        """Take the address of the server's gRPC service, host:port."""
         self._transport = TritonTransport(url, ChannelSettings(carrier="shared_memory"))
 
     def infer(self, call: Call, timeout_s: float, *, cancelled_after_s: float | None = None) -> Arrays:
@@ -140,10 +144,10 @@ class SharedMemoryCaller:
 
 
 class HttpCaller:
-    """KServe v2 over HTTP with binary tensors; a call that is ended here closes its connection."""
+    """KServe v2 over HTTP with binary tensors. Cancelling a call closes its connection."""
 
     def __init__(self, url: str) -> None:
-        """Describe the server at `url`, host:port of its HTTP service."""
+        """Take the address of the server's HTTP service, host:port."""
         self._url = url
         self._connection: http.client.HTTPConnection | None = None
 
@@ -190,15 +194,15 @@ class HttpCaller:
 
 @dataclass
 class HostileReport:
-    """What became of the calls. `wrong` and `unanswered` name good calls, `not_refused` bad ones; all must be empty.
+    """The results of the calls. `wrong` and `unanswered` name good calls, `not_refused` bad ones. All must be empty.
 
-    `unavailable` counts calls of any kind that met no server: it had ended.
+    `unavailable` counts calls of any kind that found no server.
     """
 
     good: int = 0
     refused: int = 0
     unavailable: int = 0
-    cut: Counter[str] = field(default_factory=Counter)  # how calls with a short deadline ended -> how many
+    cut: Counter[str] = field(default_factory=Counter)  # result of calls with a short deadline -> count
     wrong: list[str] = field(default_factory=list)
     unanswered: list[str] = field(default_factory=list)
     not_refused: list[str] = field(default_factory=list)
@@ -216,11 +220,11 @@ class HostileReport:
 
 
 def list_callers(grpc_url: str, http_url: str | None = None) -> dict[Carrier, Callable[[], Caller]]:
-    """Return what connects a client to a server, for each way there is.
+    """Return a function for each carrier that connects a client to the server.
 
     Args:
         grpc_url: host:port of Triton's gRPC service.
-        http_url: host:port of its HTTP service; None where it takes no inferences.
+        http_url: host:port of its HTTP service; None if it does not accept inferences.
     """
     makers: dict[Carrier, Callable[[], Caller]] = {
         "grpc": lambda: GrpcCaller(grpc_url),
@@ -235,7 +239,7 @@ _Send = Callable[[Mapping[Carrier, Caller]], None]
 
 
 class HostileTraffic:
-    """Bad and short-lived calls of some clients, beside others that ask good questions all the time."""
+    """Bad and cancelled calls of some clients, while other clients send good calls all the time."""
 
     def __init__(
         self,
@@ -247,15 +251,15 @@ class HostileTraffic:
         timeout_s: float = 10.0,
         seed: int = 0,
     ) -> None:
-        """Describe the traffic; nothing is sent yet.
+        """Set up the traffic; nothing is sent yet.
 
         Args:
-            makers: What connects a client, for each way to the server (`list_callers`).
-            good: Calls with their answers; some are also sent with deadlines that end them.
-            bad: Calls that must be refused as the caller's mistake.
-            clients: How many hostile clients work at once. Beside them there is a good one for each carrier.
+            makers: Functions that connect a client, for each carrier (`list_callers`).
+            good: Calls with their answers. Some are also sent with short deadlines or cancelled.
+            bad: Calls that the server must refuse as the caller's error.
+            clients: Number of hostile clients. In addition there is a good client for each carrier.
             timeout_s: A good or bad call that takes longer counts as unanswered.
-            seed: Of the order and of the deadlines.
+            seed: Seed for the order and the deadlines.
         """
         self._makers = dict(makers)
         self._good, self._bad = list(good), list(bad)
@@ -264,12 +268,12 @@ class HostileTraffic:
         self._report = HostileReport()
 
     def run(self, *, bad_calls: int, cut_calls: int, limit_s: float = 600.0) -> HostileReport:
-        """Send so many bad calls and calls that end after 2 to 100 ms, in any order, and return what became of them.
+        """Send bad calls and calls that end after 2 to 100 ms, in random order, and return the results.
 
         Args:
-            bad_calls: How many of the bad calls, in turn.
-            cut_calls: How many good calls with a deadline, or a cancellation, that most often ends them.
-            limit_s: No call starts later than this.
+            bad_calls: Number of bad calls.
+            cut_calls: Number of good calls with a deadline or a cancellation that usually ends them early.
+            limit_s: No call starts later than this, in seconds.
         """
         self._report = HostileReport()
         began = time.monotonic()
@@ -297,7 +301,7 @@ class HostileTraffic:
             work.append(partial(self._send_bad, carrier, call))
         for number in range(cut_calls):
             carrier, call = carriers[number % len(carriers)], self._random.choice(self._good)
-            limit_s = math.exp(self._random.uniform(*map(math.log, _CUT_S)))  # most of them short
+            limit_s = math.exp(self._random.uniform(*map(math.log, _CUT_S)))  # most are short
             cancels = self._random.random() < 0.5
             work.append(partial(self._send_cut, carrier, call, limit_s, cancels))
         self._random.shuffle(work)
@@ -389,7 +393,7 @@ class HostileTraffic:
 
 
 def find_differences(call: Call, answer: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the names of outputs that are not what is expected: numbers within `TOLERANCES`, texts exactly."""
+    """Return the names of outputs that differ from the expected ones (for numbers, by more than `TOLERANCES`)."""
     return [
         name
         for name, expected in (call.expected or {}).items()
@@ -398,16 +402,16 @@ def find_differences(call: Call, answer: Mapping[str, NDArray[Any]]) -> list[str
 
 
 def answer_calls(calls: Iterable[Call], caller: Caller, timeout_s: float = 30.0) -> list[Call]:
-    """Return calls with the answers that the server gives while it has nothing else to do."""
+    """Return calls with the answers of an otherwise idle server."""
     return [Call(x.name, x.model, x.inputs, caller.infer(x, timeout_s)) for x in calls]
 
 
-def _is_equal(expected: NDArray[Any], found: NDArray[Any], tolerance: float) -> bool:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
+def _is_equal(expected: NDArray[Any], actual: NDArray[Any], tolerance: float) -> bool:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return False
     if expected.dtype == np.object_ or not tolerance:
-        return bool((expected == found).all())
-    return bool(np.allclose(expected, found, rtol=0, atol=tolerance))
+        return bool((expected == actual).all())
+    return bool(np.allclose(expected, actual, rtol=0, atol=tolerance))
 
 
 def _parse(raw: bytes, datatype: str, shape: Sequence[int]) -> NDArray[Any]:
@@ -430,9 +434,9 @@ def _write_http(call: Call) -> tuple[bytes, bytes]:
 
 
 def _read_http(data: bytes, head_size: int) -> Arrays:
-    answer, place = {}, head_size
+    answer, offset = {}, head_size
     for entry in json.loads(data[:head_size])["outputs"]:
         size = entry["parameters"]["binary_data_size"]
-        answer[entry["name"]] = _parse(data[place : place + size], entry["datatype"], entry["shape"])
-        place += size
+        answer[entry["name"]] = _parse(data[offset : offset + size], entry["datatype"], entry["shape"])
+        offset += size
     return answer

@@ -1,4 +1,4 @@
-"""The calls of hostile traffic: every kind of good question, and every kind of call that must be refused."""
+"""The calls of hostile traffic: every kind of good call, and every kind of call that must be refused."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,15 +16,15 @@ CASE_INPUTS: Final = ("image_bytes", "report", "pixels", "input_ids", "attention
 _GRAPHS: Final = {
     "split": ("text_encoder",),
     "fused": ("fused_study", "fused_text"),
-}  # clients reach them, too
+}  # clients can call them too
 
 
 def list_good_calls(cases: Sequence[Arrays]) -> list[Call]:
-    """Return every kind of question about each case, without the answers.
+    """Return every kind of call for each case, without the answers.
 
     Args:
-        cases: `CASE_INPUTS` by name, each with a batch of one. Files of equal size and texts of equal length let a
-            byte of another request show.
+        cases: `CASE_INPUTS` by name, each with a batch of one. With files of equal size and texts of equal length, a
+            byte of another request is noticed.
     """
     names = [name for name, spec in LAYOUTS["split"].items() if spec.backend == "ensemble"]
     return [
@@ -35,12 +35,12 @@ def list_good_calls(cases: Sequence[Arrays]) -> list[Call]:
 
 
 def list_bad_calls(layout: str, case: Arrays, limits: TokenLimits) -> list[Call]:
-    """Return calls that a server must refuse as the caller's mistake: files, reports, ids and masks.
+    """Return calls that a server must refuse as the caller's error: files, reports, ids and masks.
 
     Args:
         layout: How the model is served, a key of `contract.tensors.LAYOUTS`.
-        case: A good case (`CASE_INPUTS`); each bad call is made of it by a change.
-        limits: Of the served model's token ids.
+        case: A good case (`CASE_INPUTS`). Each bad call changes it.
+        limits: Limits of the served model's token ids.
     """
     file = bytes(case["image_bytes"].item())
     bad_images = {
@@ -72,7 +72,7 @@ def list_bad_calls(layout: str, case: Arrays, limits: TokenLimits) -> list[Call]
 
 
 def _list_bad_ids(layout: str, case: Arrays, limits: TokenLimits) -> list[Call]:
-    """Token ids and masks that no tokenizer makes, for every entry that takes ids."""
+    """Return calls with token ids and masks that no tokenizer makes, for every model that takes ids."""
     ids, mask = case["input_ids"], case["attention_mask"]
     changes: dict[str, dict[str, NDArray[Any]]] = {
         "an id of 10^6": {"input_ids": np.full_like(ids, 10**6)},

@@ -1,4 +1,4 @@
-"""`cxr serve` as a child process, with its servers and their processes: what a soak run torments."""
+"""Run `cxr serve` as a child process and find the processes of its servers, for a soak run."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ _STOP_S: Final = 30.0
 
 
 class ServedProcess:
-    """One `cxr serve`, run as a user runs it."""
+    """One `cxr serve`, started like a user starts it."""
 
     def __init__(
         self, repository: Path, directory: Path, *, ports: Ports | None = None, options: Sequence[str] = ()
     ) -> None:
-        """Start it; store, logs and output lie in `directory`."""
+        """Start it, with store, logs and output in `directory`."""
         self.ports, self.directory = ports or Ports.free(), directory
         self.logs = directory / "logs"
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,14 +61,14 @@ class ServedProcess:
         return f"127.0.0.1:{self.ports.retrieval}"
 
     def read_output(self) -> str:
-        """Return what it printed so far."""
+        """Return its output so far."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def wait_ready(self, timeout_s: float = _READY_S) -> None:
-        """Wait until it says that it is ready.
+        """Wait until it reports that it is ready.
 
         Raises:
-            ServiceError: It ended, or is not ready in time; with what it printed.
+            ServiceError: It ended, or is not ready in time. The message holds its output.
         """
         deadline = time.monotonic() + timeout_s
         while _READY not in self.read_output():
@@ -81,7 +81,7 @@ class ServedProcess:
             time.sleep(0.1)
 
     def find_server(self, word: str) -> int | None:
-        """Return the process of one of `SERVERS`, None while there is none."""
+        """Return the process id of one of `SERVERS`; None if it is not running."""
         for process in list_processes():
             if process.parent == self.process.pid and word in _read_command(process.pid):
                 self._sessions.add(process.pid)
@@ -89,16 +89,16 @@ class ServedProcess:
         return None
 
     def find_stubs(self) -> list[Stub]:
-        """Return the python processes of Triton's models that run."""
+        """Return the running python processes of Triton's models."""
         server = self.find_server("tritonserver")
         return [] if server is None else [stub for stub in list_stubs(server) if stub.process.runs]
 
     def list_leftovers(self) -> list[int]:
-        """Return the processes of its servers, of those too that it had before; zombies do not count."""
+        """Return the processes of its current and earlier servers, without zombies."""
         return [x.pid for x in list_processes() if x.state != "Z" and _get_session(x.pid) in self._sessions]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it in order; return its exit code."""
+        """Stop it cleanly; return its exit code."""
         for word in SERVERS:
             self.find_server(word)
         if self.process.poll() is None:

@@ -1,7 +1,7 @@
-"""`cxr bench soak`: a `cxr serve` that is tormented in turn, while clients ask and compare.
+"""`cxr bench soak`: test a `cxr serve` with one fault after the other, while clients check its answers.
 
-What stands in the table is what those clients saw: how long after each event all of them had good answers again,
-which errors they got, and whether an answer was wrong. At the end nothing may be left over.
+The table shows the results of these clients: the time after each event until all of them had good answers again, the
+errors that they got, and whether an answer was wrong. At the end, no process and no shared memory may be left.
 """
 
 import json
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 SWAP: Final = "swap the version"
 BAD: Final = "bad clients for 8 s"
-_PRIVATE: Final = "CXR_SOAK_PRIVATE_SHM"  # set in a run that has a /dev/shm of its own
+_PRIVATE: Final = "CXR_SOAK_PRIVATE_SHM"  # set in a run with its own /dev/shm
 _PRIVATE_BYTES: Final = 512 * 2**20
 _CASES: Final = 6
 _BAD_CALLS: Final = 1500
 _CUT_CALLS: Final = 1500
-_LARGE_SIDES: Final = range(2048, 4096, 256)  # pixels; of files that need more memory than those before
+_LARGE_SIDES: Final = range(2048, 4096, 256)  # pixels; each file needs more memory than the ones before
 _BAD_S: Final = 8.0
-_NOTICE_S: Final = 9.0  # an event that is noticed at all is noticed within this
+_NOTICE_S: Final = 9.0  # longest time until clients notice an event
 _RECOVER_S: Final = 120.0
 _LEFT_S: Final = 15.0
 
 
 @dataclass
 class Event:
-    """One kind of event: how often, how long until all clients had good answers again, and what they met.
+    """One kind of event: its number, the times until all clients had good answers again, and the clients' errors.
 
-    `restarts` counts the times after which Triton was another process.
+    `restarts` counts the events after which Triton was a new process.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Event:
     restarts: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what stands in the table."""
+        """Return the values for the table."""
         times = self.recoveries_s
         return {
             "event": self.name,
@@ -84,17 +84,17 @@ def run_soak(
     """Run the soak and return its report.
 
     Args:
-        console: Where progress is shown.
-        repository: A published repository; a copy of it is served.
-        minutes: How long; every event happens at least once.
-        bundle: Of the repository: with it a second version is published, and versions are swapped.
-        out: Directory of soak.json and soak.md.
+        console: Console for the progress.
+        repository: A published repository. A copy of it is served.
+        minutes: Duration. Every event happens at least once.
+        bundle: Bundle of the repository. With it, a second version is published and versions are swapped.
+        out: Directory for soak.json and soak.md.
         only: Names of events; empty for all.
-        seed: Of the drawn cases.
+        seed: Seed for the drawn cases.
 
     Raises:
-        ConfigError: The repository cannot be served, or its model answers drawn cases alike.
-        ServerError: A client saw what it should not, did not recover, or something was left over.
+        ConfigError: The repository cannot be served, or its model answers two drawn cases alike.
+        ServerError: A client got a wrong answer or error, or did not recover; or a process or memory was left over.
     """
     from bench.faults.good_clients import GoodClients, ask_expected, draw_cases, prepare_traffic
     from bench.report.machine import describe_machine
@@ -113,33 +113,33 @@ def run_soak(
             hostile: list[HostileReport] = []
             try:
                 events = _list_events(good, copy, traffic, hostile, swaps=swaps)
-                found = _torment(console, served, good, _choose(events, only), minutes)
+                events_seen = _torment(console, served, good, _choose(events, only), minutes)
             finally:
                 good.close()
-            left = _count_leftovers(served)
-            said = served.read_output()
+            leftovers = _count_leftovers(served)
+            output = served.read_output()
         records = good.records + good.gone
         report = {
             "minutes": minutes,
             "machine": describe_machine(),
-            "events": [event.to_dict() for event in found],
+            "events": [event.to_dict() for event in events_seen],
             "good_answers": sum(len(record.good_at) for record in records),
             "wrong_answers": sum(record.wrong for record in records),
             "untyped_errors": dict(sum((record.untyped for record in records), Counter[str]())),
             "bad_clients": _sum_hostile(hostile),
-            "leftovers": left,
+            "leftovers": leftovers,
         }
     if out is not None:
-        write_report(report, out, said)
+        write_report(report, out, output)
     _require_clean(report)
     return report
 
 
 def enter_private_memory(arguments: list[str]) -> bool:
-    """Run this command again with a small /dev/shm of its own, if this user may; return whether it has one.
+    """Run this command again with its own small /dev/shm, if this user may; return whether it has one.
 
-    Filling the machine's own /dev/shm would disturb every other program. `unshare` (util-linux) gives the command a
-    mount namespace of its own; where that is not allowed, the event is left out.
+    Filling the machine's /dev/shm would disturb every other program. `unshare` (util-linux) gives the command its own
+    mount namespace. If that is not allowed, the event is left out.
     """
     if os.environ.get(_PRIVATE) == "1":
         return True
@@ -152,26 +152,26 @@ def enter_private_memory(arguments: list[str]) -> bool:
         f'then {_PRIVATE}=1; else {_PRIVATE}=0; fi; export {_PRIVATE}; exec "$@"'
     )
     again = [sys.executable, "-P", "-m", "cxr", *arguments]
-    # Where namespaces are not allowed, unshare fails before it runs anything: then the command runs as it is.
+    # If namespaces are not allowed, unshare fails before it runs the command. Then the command runs without one.
     if os.system(f"{program} {' '.join(options)} true 2>/dev/null") != 0:  # noqa: S605
         return False
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     os.execv(program, [program, *options, "sh", "-c", script, "sh", *again])  # noqa: S606
 
 
-def write_report(report: dict[str, Any], out: Path, said: str) -> None:
-    """Write soak.json, soak.md and what `cxr serve` said."""
+def write_report(report: dict[str, Any], out: Path, output: str) -> None:
+    """Write soak.json, soak.md and the output of `cxr serve`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "soak.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (out / "soak.md").write_text(format_markdown(report), encoding="utf-8")
-        (out / "serve.txt").write_text(said, encoding="utf-8")
+        (out / "serve.txt").write_text(output, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}.") from error
 
 
 def format_markdown(report: dict[str, Any]) -> str:
-    """Return the table and the sums under it."""
+    """Return the table and the sums below it."""
     lines = [
         "| event | times | Triton started again | good answers again, median | longest | errors that clients saw |",
         "|---|---|---|---|---|---|",
@@ -191,7 +191,7 @@ def format_row(event: dict[str, Any]) -> list[str]:
 
 def format_sums(report: dict[str, Any]) -> list[str]:
     """Return the lines below the table."""
-    left, bad = report["leftovers"], report["bad_clients"]
+    leftovers, bad = report["leftovers"], report["bad_clients"]
     return [
         f"{report['minutes']:g} minutes, {report['good_answers']} good answers, {report['wrong_answers']} wrong, "
         f"{sum(report['untyped_errors'].values())} errors of no type of this project.",
@@ -199,8 +199,8 @@ def format_sums(report: dict[str, Any]) -> list[str]:
         f"{sum(bad['cut'].values())} calls ended by their client; {len(bad['wrong'])} wrong, "
         f"{len(bad['unanswered'])} unanswered, {len(bad['not_refused'])} not refused, "
         f"{bad['unavailable']} met no server.",
-        f"Left over: {left['processes']} processes, {left['shared_memory_bytes']} bytes of shared memory, "
-        f"{left['regions']} regions; exit code {left['exit_code']}.",
+        f"Left over: {leftovers['processes']} processes, {leftovers['shared_memory_bytes']} bytes of shared memory, "
+        f"{leftovers['regions']} regions; exit code {leftovers['exit_code']}.",
     ]
 
 
@@ -224,7 +224,7 @@ def _list_events(
 
 
 def _make_fill(good: "GoodClients") -> Fault:
-    """Return the fault that fills /dev/shm while a client asks a file that needs more of it than the servers hold."""
+    """Return the fault that fills /dev/shm while a client sends a file that needs more than the servers hold."""
     import numpy as np
 
     from bench.faults.good_clients import SoakCase, draw_image
@@ -248,7 +248,7 @@ def _read_served(repository: Path) -> tuple[str, TokenLimits]:
 
 
 def _sum_hostile(reports: "Sequence[HostileReport]") -> dict[str, Any]:
-    """Return the sums of what became of bad clients' calls, and the sentences about what should not be."""
+    """Return the sums of the results of bad clients' calls, and the sentences about failures."""
     return {
         "good": sum(report.good for report in reports),
         "refused": sum(report.refused for report in reports),
@@ -262,20 +262,20 @@ def _sum_hostile(reports: "Sequence[HostileReport]") -> dict[str, Any]:
 
 def _choose(events: dict[str, Fault], only: Sequence[str]) -> dict[str, Fault]:
     if unknown := sorted(set(only) - set(events)):
-        raise ConfigError(f"There is no event {unknown[0]!r} here: choose from {', '.join(events)}.")
+        raise ConfigError(f"There is no event {unknown[0]!r} here. Choose from {', '.join(events)}.")
     return {name: fault for name, fault in events.items() if not only or name in only}
 
 
 def _torment(
     console: Console, served: ServedProcess, good: "GoodClients", events: dict[str, Fault], minutes: float
 ) -> list[Event]:
-    found = {name: Event(name) for name in events}
+    results = {name: Event(name) for name in events}
     end = time.monotonic() + 60 * minutes
     with console.status("Soak") as status:
         for name in _repeat(list(events), lambda: time.monotonic() < end):
             status.update(f"Soak: {name}")
-            _run_event(served, good, found[name], events[name])
-    return list(found.values())
+            _run_event(served, good, results[name], events[name])
+    return list(results.values())
 
 
 def _repeat(names: list[str], goes_on: Callable[[], bool]) -> Iterator[str]:
@@ -290,7 +290,7 @@ def _repeat(names: list[str], goes_on: Callable[[], bool]) -> Iterator[str]:
 def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: Fault) -> None:
     if served.process.poll() is not None:
         raise ServerError(f"cxr serve ended: {served.read_output()[-1000:]}")
-    # All are remembered, to look for what is left of them at the end.
+    # Remember all processes, to look for leftovers at the end.
     triton, *_ = [served.find_server(word) for word in SERVERS]
     began = time.monotonic()
     fault(served)
@@ -308,7 +308,7 @@ def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: 
 
 
 def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
-    """Publish the same model once more into the copy; return whether versions can be swapped."""
+    """Publish the same model again into the copy; return whether versions can be swapped."""
     from contract.repository import read_published
 
     if bundle is None:
@@ -341,18 +341,18 @@ def _count_leftovers(served: ServedProcess) -> dict[str, int]:
     regions = _count_regions(served.triton_url)
     code = served.stop()
     end = time.monotonic() + _LEFT_S
-    while (found := (served.list_leftovers(), _measure_memory())) != ([], 0) and time.monotonic() < end:
+    while (leftovers := (served.list_leftovers(), _measure_memory())) != ([], 0) and time.monotonic() < end:
         time.sleep(0.2)
     return {
-        "processes": len(found[0]),
-        "shared_memory_bytes": found[1],
+        "processes": len(leftovers[0]),
+        "shared_memory_bytes": leftovers[1],
         "regions": regions,
         "exit_code": code,
     }
 
 
 def _count_regions(url: str) -> int:
-    """Return how many regions Triton holds, once it had some seconds to forget those of clients that are gone."""
+    """Return the number of regions that Triton holds, after it had some seconds to unregister those of dead clients."""
     from tritonclient import grpc as triton
     from tritonclient.utils import InferenceServerException
 
@@ -374,7 +374,7 @@ def _count_regions(url: str) -> int:
 
 def _measure_memory() -> int:
     if os.environ.get(_PRIVATE) != "1":
-        return 0  # other programs' files lie there too
+        return 0  # the shared /dev/shm also holds files of other programs
     return sum(path.stat().st_size for path in SHARED_MEMORY.iterdir() if path.is_file())
 
 
@@ -383,14 +383,14 @@ def _is_their_fault(event: dict[str, Any]) -> bool:
 
 
 def _require_clean(report: dict[str, Any]) -> None:
-    left = report["leftovers"]
+    leftovers = report["leftovers"]
     troubles = [
         f"{report['wrong_answers']} wrong answers" if report["wrong_answers"] else "",
         f"errors of no type of this project: {report['untyped_errors']}" if report["untyped_errors"] else "",
         *(
-            f"bad clients: {kind.replace('_', ' ')}: {len(said)}, first {said[0]}"
+            f"bad clients: {kind.replace('_', ' ')}: {len(sentences)}, first {sentences[0]}"
             for kind in ("wrong", "unanswered", "not_refused")
-            if (said := report["bad_clients"][kind])
+            if (sentences := report["bad_clients"][kind])
         ),
         *(f"not recovered: {event['event']}" for event in report["events"] if event["unrecovered"]),
         *(
@@ -398,7 +398,7 @@ def _require_clean(report: dict[str, Any]) -> None:
             for event in report["events"]
             if _is_their_fault(event)
         ),
-        *(f"{name}: {count}" for name, count in left.items() if count),
+        *(f"{name}: {count}" for name, count in leftovers.items() if count),
     ]
     if any(troubles):
         raise ServerError(f"The soak failed: {'; '.join(filter(None, troubles))}.")

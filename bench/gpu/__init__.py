@@ -1,1 +1,1 @@
-"""`cxr bench gpu`: what one GPU does with the published size, in one command of at most eight minutes."""
+"""`cxr bench gpu`: measure one GPU with the published model size, in at most eight minutes."""

@@ -1,8 +1,8 @@
-"""Start `cxr bench gpu` where little is installed: takes missing packages from a folder of wheels first.
+"""Start `cxr bench gpu` on a machine with few packages: first install missing packages from a folder of wheels.
 
     python -m bench.gpu OUT --wheels FOLDER
 
-Needs nothing but Python and pip, and no network. Everything else, options too, is the command's.
+It needs only Python and pip, and no network. All other arguments are passed to the command.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def install_wheels(folder: Path, site: Path) -> str:
-    """Install every wheel of a folder into a directory of its own; return what pip said where it failed, else ""."""
+    """Install every wheel of a folder into a separate directory; return pip's error message, or ""."""
     wheels = sorted(map(str, folder.glob("*.whl")))
     if not wheels:
         return f"{folder} holds no wheels."
@@ -24,13 +24,13 @@ def install_wheels(folder: Path, site: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Install the wheels that are named, then run the command in a new Python; return its exit code."""
+    """Install the wheels, then run the command in a new Python; return its exit code."""
     words, environment = list(arguments), dict(os.environ)
     paths = [str(Path(__file__).resolve().parents[3])]
     if "--wheels" in words:
-        place = words.index("--wheels")
-        folder = Path(words[place + 1]) if place + 1 < len(words) else Path()
-        del words[place : place + 2]
+        index = words.index("--wheels")
+        folder = Path(words[index + 1]) if index + 1 < len(words) else Path()
+        del words[index : index + 2]
         site = Path(words[0] if words else ".") / "site"
         if trouble := install_wheels(folder, site):
             print(f"Error: The wheels cannot be installed: {trouble}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What one part has measured so far, on the disk after each figure, so that an interrupt loses the one under way."""
+"""The log of one part, written to disk after each figure, so that an interrupt loses only the current figure."""
 
 import json
 import time
@@ -19,15 +19,15 @@ PARTS_FOLDER: Final = "parts"
 
 @dataclass(frozen=True)
 class Settings:
-    """What figures depend on beside the machine.
+    """The settings that affect the figures, besides the machine.
 
     Attributes:
-        device: "cuda", or "cpu" to try the command where no GPU is.
-        size: Name of a training config: the size of the model, whose weights are random.
-        length: Tokens of a text.
-        seconds: How long each figure is measured.
-        batches: Batch sizes of the throughput.
-        vectors: Embeddings that FAISS searches.
+        device: "cuda", or "cpu" to try the command without a GPU.
+        size: Name of a training config, for the size of the model. Its weights are random.
+        length: Number of tokens of a text.
+        seconds: Seconds to measure each figure.
+        batches: Batch sizes for the throughput.
+        vectors: Number of embeddings that FAISS searches.
     """
 
     device: Device = "cuda"
@@ -43,39 +43,39 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Return settings that `to_dict` made."""
+        """Return settings from the result of `to_dict`."""
         return cls(**{**values, "batches": tuple(values["batches"])})
 
 
 class OutOfTimeError(Exception):
-    """The part's share of the time is used up; what is missing is measured by the next run."""
+    """The part's share of the time is used up. The next run measures the missing figures."""
 
 
 class Log:
-    """The entries of one part: figures by name, and sentences for what could not be measured."""
+    """The entries of one part: figures by name, and reasons for missing figures."""
 
     def __init__(self, out: Path, part: str, deadline: float = float("inf")) -> None:
-        """Go on with what an earlier run wrote.
+        """Continue the log of an earlier run, if there is one.
 
         Args:
             out: Directory of the whole run.
             part: Name of the part.
-            deadline: `time.time()` from which no further figure is begun.
+            deadline: `time.time()` after which no figure is started.
         """
         self.out, self.part = out, part
         self._path = out / PARTS_FOLDER / f"{part}.json"
         self._deadline = deadline
         self.figures: dict[str, Any] = read_entries(self._path).get("figures", {})
-        self.reasons: dict[str, str] = {}  # what failed before is tried again
+        self.reasons: dict[str, str] = {}  # figures that failed before are tried again
 
     def measure(self, name: str, function: Callable[[], Mapping[str, Any]]) -> bool:
-        """Take one figure, unless an earlier run did; an error becomes a sentence, and the part goes on.
+        """Measure one figure, unless an earlier run did. An error is recorded as a sentence, and the part continues.
 
         Returns:
-            Whether the figure is there.
+            Whether the figure exists now.
 
         Raises:
-            OutOfTimeError: No time is left.
+            OutOfTimeError: There is no time left.
         """
         if name in self.figures:
             return True
@@ -83,33 +83,33 @@ class Log:
             raise OutOfTimeError
         try:
             self.figures[name] = dict(function())
-        except Exception as error:  # one that runs out of memory, say, must not end the others
+        except Exception as error:  # an error such as out of memory must not stop the other figures
             self.reasons[name] = describe_failure(error)
         self.save()
         return name in self.figures
 
     def measure_series(self, series: Iterable[tuple[str, Callable[[], Mapping[str, Any]]]]) -> None:
-        """Take figures of growing difficulty: where one fails, those behind it are not tried."""
+        """Measure figures of growing difficulty. After a failure, the following ones are not tried."""
         for name, function in series:
             if not self.measure(name, function):
-                self.reasons[name] += " What comes after it was left out."
+                self.reasons[name] += " The following figures were left out."
                 self.save()
                 return
 
     def skip(self, name: str, reason: str) -> None:
-        """Note in one sentence why something is not measured."""
+        """Record one sentence with the reason for a missing figure."""
         self.reasons[name] = reason
         self.save()
 
     def save(self) -> None:
-        """Write the entries; ArtifactError when the disk refuses."""
+        """Write the entries. Raise ArtifactError if the disk refuses the write."""
         write_file(
             self._path, json.dumps({"figures": self.figures, "reasons": self.reasons}, indent=1) + "\n"
         )
 
 
 def read_entries(path: Path) -> dict[str, Any]:
-    """Return what a part wrote; {} where it wrote nothing.
+    """Return the entries that a part wrote; {} without any.
 
     Raises:
         ArtifactError: The file is damaged.
@@ -119,15 +119,13 @@ def read_entries(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged: remove it, and what it held is measured again.") from error
+        raise ArtifactError(f"{path} is damaged. Remove it to measure its figures again.") from error
     return values
 
 
 def describe_failure(error: Exception) -> str:
-    """Return an error as one sentence."""
+    """Return one sentence about an error."""
     if isinstance(error, ModuleNotFoundError):
-        return (
-            f"The package {error.name} is not installed: put its wheel into the folder that --wheels names."
-        )
+        return f"The package {error.name} is not installed. Put its wheel into the folder of --wheels."
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, ConfigError) else f"It failed: {type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""The model whose speed is measured: a size that is trained, with random weights, and requests of random numbers."""
+"""The model for the GPU measurements: the size of a training config, random weights, and random requests."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -46,7 +46,7 @@ def read_size(settings: Settings) -> "ModelConfig":
 
 
 def open_bundle(out: Path, settings: Settings) -> Bundle:
-    """Return the bundle of this run, made where there is none."""
+    """Return the bundle of this run. Create it if it is missing."""
     path = out / BUNDLE
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def draw_inputs(settings: Settings, batch: int) -> dict[str, NDArray[Any]]:
 
 
 def make_profile(name: str, settings: Settings) -> "Profile":
-    """Return a precision profile for the graphs of this run: ONNX Runtime alone, on the device that is measured."""
+    """Return a precision profile for the graphs of this run: only ONNX Runtime, on the measured device."""
     from export.profiles import load_profile
 
     machine: Any = "gpu" if settings.device == "cuda" else "cpu"
@@ -75,7 +75,7 @@ def make_profile(name: str, settings: Settings) -> "Profile":
 
 
 def make_graphs(out: Path, settings: Settings, name: str) -> dict[str, Path]:
-    """Return the five graphs of a profile, or as `plain` or `tensorrt-fp16`, made where there are none."""
+    """Return the five graphs of a profile, `plain` or `tensorrt-fp16`. Create them if they are missing."""
     from contract.tensors import GRAPHS
     from export.graphs.convert import convert_graphs
     from export.graphs.from_torch import export_graphs
@@ -87,11 +87,11 @@ def make_graphs(out: Path, settings: Settings, name: str) -> dict[str, Path]:
     elif not done.is_file():
         profile = make_profile(name.rpartition("-")[2], settings)
         target = "tensorrt" if name.startswith("tensorrt") else profile.target
-        made = convert_graphs(
+        converted = convert_graphs(
             open_bundle(out, settings), make_graphs(out, settings, "plain"), profile, folder, target=target
         )
-        for graph, path in made.paths.items():
-            if path != folder / f"{graph}.onnx":  # optimised and not converted further
+        for graph, path in converted.paths.items():
+            if path != folder / f"{graph}.onnx":  # optimised but not converted
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{graph}.onnx").write_bytes(path.read_bytes())
     done.touch()

@@ -1,6 +1,6 @@
-"""The exported graphs on ONNX Runtime: by CUDA, by TensorRT where its libraries are, and the gates on both.
+"""Measure the exported graphs on ONNX Runtime, with CUDA and, if its libraries exist, TensorRT; run the gates.
 
-Tensors stay on the device between the graphs, as they do in Triton's ensembles.
+Tensors stay on the device between the graphs, as in Triton's ensembles.
 """
 
 import time
@@ -23,14 +23,14 @@ from contract.tensors import MODELS
 if TYPE_CHECKING:
     from export.gates.parity import ParityCase
 
-_FULL_FP32: Final = {"use_tf32": "0"}  # of CUDA, as export/targets.toml has it
+_FULL_FP32: Final = {"use_tf32": "0"}  # CUDA option, as in export/targets.toml
 _GATED: Final = ("fp32", *PRECISIONS)
 _CASES: Final = 12
 _TENSORRT_BATCHES: Final = (1, 8, 32)
 
 
 def make_model(log: Log, settings: Settings) -> None:
-    """Make the bundle and the graphs that the other parts run."""
+    """Make the bundle and the graphs for the other parts."""
     for name in ("plain", *_GATED):
 
         def make(name: str = name) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ def measure_onnx(log: Log, settings: Settings) -> None:
 
 
 def measure_gates(log: Log, settings: Settings) -> None:
-    """Hold the graphs to PyTorch on the device, as `cxr export` does on the processor."""
+    """Compare the graphs with PyTorch on the device, as `cxr export` does on the processor."""
     from export.gates.precision import measure_precision
 
     if not _is_ready(log, settings, "CUDAExecutionProvider"):
@@ -83,10 +83,10 @@ def measure_gates(log: Log, settings: Settings) -> None:
 
 
 def measure_tensorrt(log: Log, settings: Settings) -> None:
-    """Measure the study through ONNX Runtime's TensorRT provider, with the options that `cxr export` writes."""
+    """Measure the study with ONNX Runtime's TensorRT provider, with the options that `cxr export` writes."""
     name = "study fp16"
     if settings.device == "cpu":
-        log.skip(name, "TensorRT runs on NVIDIA GPUs alone.")
+        log.skip(name, "TensorRT runs only on NVIDIA GPUs.")
         return
     if not _is_ready(log, settings, "TensorrtExecutionProvider"):
         return
@@ -105,7 +105,7 @@ def measure_tensorrt(log: Log, settings: Settings) -> None:
 
 
 class _Graphs:
-    """The graphs of a study on the device, opened when the first is asked."""
+    """The graphs of a study on the device, loaded at the first use."""
 
     def __init__(
         self, settings: Settings, make: Callable[[], Mapping[str, Path]], engines: Path | None = None
@@ -132,14 +132,14 @@ class _Graphs:
             )
             if (
                 session.get_providers()[0] != providers[0][0]
-            ):  # it goes on with the next one, and says so in a log
+            ):  # onnxruntime falls back to the next provider and only logs it
                 raise ConfigError(
-                    f"onnxruntime cannot start {providers[0][0]}: its libraries do not fit this machine."
+                    f"onnxruntime cannot start {providers[0][0]}, because its libraries do not fit this machine."
                 )
             self._sessions[name] = session
 
     def measure(self, name: str, batch: int) -> dict[str, float]:
-        """Return the times of one graph, or of all three one after the other (`study`)."""
+        """Return the times of one graph, or of all three in sequence (`study`)."""
         if not self._sessions:
             self.open()
         values = {key: self._put(array) for key, array in draw_inputs(self._settings, batch).items()}
@@ -153,7 +153,7 @@ class _Graphs:
         return self._run("fusion_study", {**values, **tokens})
 
     def _run(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one graph on values of the device and return its outputs, computed and still there."""
+        """Run one graph on values on the device and return its outputs, which stay on the device."""
         session = self._sessions[name]
         binding = session.io_binding()
         for tensor in MODELS[name].inputs:
@@ -190,7 +190,7 @@ class _Graphs:
             tensor.name: {size: self._read_shape(tensor.name, size) for size in (1, largest)}
             for tensor in MODELS[name].inputs
         }
-        ranges = {key: ShapeRange(found[1], found[1], found[largest]) for key, found in shapes.items()}
+        ranges = {key: ShapeRange(sizes[1], sizes[1], sizes[largest]) for key, sizes in shapes.items()}
         engines = str(self._engines)
         return {
             **parameters,
@@ -203,15 +203,15 @@ class _Graphs:
         from bench.gpu.model import read_size
         from training.model.backbone import read_sizes
 
-        drawn, sizes = draw_inputs(self._settings, batch), read_sizes(read_size(self._settings))
-        if tensor in drawn:
-            return tuple(drawn[tensor].shape)
-        places = sizes["N"] if tensor == "image_tokens" else drawn["input_ids"].shape[1]
-        return (batch, places, sizes["C"])
+        inputs, sizes = draw_inputs(self._settings, batch), read_sizes(read_size(self._settings))
+        if tensor in inputs:
+            return tuple(inputs[tensor].shape)
+        tokens = sizes["N"] if tensor == "image_tokens" else inputs["input_ids"].shape[1]
+        return (batch, tokens, sizes["C"])
 
 
 def _is_ready(log: Log, settings: Settings, provider: str) -> bool:
-    """Return whether ONNX Runtime has a provider; note in a sentence where it has not. A processor needs none."""
+    """Return whether ONNX Runtime has a provider; if not, record the reason. A processor needs no provider."""
     import onnxruntime
 
     if settings.device == "cpu":
@@ -219,25 +219,25 @@ def _is_ready(log: Log, settings: Settings, provider: str) -> bool:
     if provider not in onnxruntime.get_available_providers():
         log.skip(
             log.part,
-            f"onnxruntime {onnxruntime.__version__} has no {provider}: put onnxruntime-gpu, and the libraries that it "
-            "needs, into the folder that --wheels names.",
+            f"onnxruntime {onnxruntime.__version__} has no {provider}. Put onnxruntime-gpu, and the libraries that it "
+            "needs, into the folder of --wheels.",
         )
         return False
-    if hasattr(onnxruntime, "preload_dlls"):  # CUDA and cuDNN of the packages that PyTorch brings
+    if hasattr(onnxruntime, "preload_dlls"):  # use CUDA and cuDNN of PyTorch's packages
         onnxruntime.preload_dlls()
     return True
 
 
 def _read_flops(out: Path) -> dict[str, float]:
-    """Return name -> operations of one case, in millions of millions, from what PyTorch counted."""
-    found = {}
+    """Return name -> operations of one case, in 10**12, as PyTorch counted them."""
+    flops = {}
     for title, values in Log(out, "torch").figures.items():
-        found[title.split()[0]] = values["tflops"] / values["cases_per_s"]
-    return found
+        flops[title.split()[0]] = values["tflops"] / values["cases_per_s"]
+    return flops
 
 
 def _add_share(figures: dict[str, Any], flops: float | None, peak: float | None) -> dict[str, Any]:
-    """Return figures with the rate of operations, where PyTorch counted them, and its share of the peak."""
+    """Return figures with the rate of operations, if PyTorch counted them, and its share of the peak."""
     tflops = flops * figures["cases_per_s"] if flops else None
     share = round(tflops / peak, 4) if tflops and peak else None
     return {**figures, "tflops": tflops and round_figures(tflops), "share_of_peak": share}

@@ -1,4 +1,4 @@
-"""FAISS on the GPU against the processor, and a served study whose tensors lie in CUDA shared memory."""
+"""Measure FAISS on the GPU and on the processor, and a served study with tensors in CUDA shared memory."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,13 +26,11 @@ _TIMEOUT_S: Final = 60.0
 
 
 def measure_faiss(log: Log, settings: Settings) -> None:
-    """Measure exact search on the processor and on the GPU, and whether both find the same."""
+    """Measure exact search on the processor and on the GPU, and compare the results."""
     try:
         import faiss
     except ImportError:
-        log.skip(
-            "search", "The package faiss is not installed: put its wheel into the folder that --wheels names."
-        )
+        log.skip("search", "The package faiss is not installed. Put its wheel into the folder of --wheels.")
         return
     numbers = np.random.default_rng(0)
     stored = _normalise(numbers.standard_normal((settings.vectors, _DIMENSION), dtype=np.float32))
@@ -41,10 +39,12 @@ def measure_faiss(log: Log, settings: Settings) -> None:
     on_cpu.add(stored)
     _measure_searches(log, settings, "processor", on_cpu, queries)
     if not hasattr(faiss, "StandardGpuResources"):
-        log.skip("search, GPU", f"faiss {faiss.__version__} was built without GPUs: it needs faiss-gpu-cu12.")
+        log.skip(
+            "search, GPU", f"faiss {faiss.__version__} was built without GPU support. Install faiss-gpu-cu12."
+        )
         return
     if settings.device == "cpu" or faiss.get_num_gpus() == 0:
-        log.skip("search, GPU", "FAISS was not asked to use a GPU, or finds none.")
+        log.skip("search, GPU", "The device is not a GPU, or FAISS finds no GPU.")
         return
     resources = faiss.StandardGpuResources()
     on_gpu = faiss.index_cpu_to_gpu(resources, 0, on_cpu)
@@ -53,7 +53,7 @@ def measure_faiss(log: Log, settings: Settings) -> None:
 
 
 def measure_shared_memory(log: Log, settings: Settings) -> None:
-    """Measure one client of a served study, its tensors by gRPC, in shared memory and in CUDA shared memory."""
+    """Measure one client of a served study, with tensors over gRPC, in shared memory and in CUDA shared memory."""
     from serving.triton import find_triton
 
     try:
@@ -61,28 +61,28 @@ def measure_shared_memory(log: Log, settings: Settings) -> None:
     except ConfigError as error:
         log.skip("served study", str(error))
         return
-    wanted = [f"served study, {carrier}" for carrier in _CARRIERS]
-    if all(name in log.figures for name in wanted):
+    names = [f"served study, {carrier}" for carrier in _CARRIERS]
+    if all(name in log.figures for name in names):
         return
     repository = _publish(log.out, settings)
     _measure_carriers(log, settings, repository)
 
 
-def _measure_searches(log: Log, settings: Settings, place: str, index: Any, queries: NDArray[Any]) -> None:
+def _measure_searches(log: Log, settings: Settings, device: str, index: Any, queries: NDArray[Any]) -> None:
     for count in _QUERIES:
 
         def search(count: int = count) -> Mapping[str, Any]:
-            found = time_calls(
+            figures = time_calls(
                 lambda: index.search(queries[:count], _NEIGHBOURS), settings.seconds, lambda: None
             )
-            return {**found, "batch": count, "queries_per_s": round(1e3 * count / found["p50_ms"], 1)}
+            return {**figures, "batch": count, "queries_per_s": round(1e3 * count / figures["p50_ms"], 1)}
 
-        log.measure(f"search, {place}, {count} queries", search)
+        log.measure(f"search, {device}, {count} queries", search)
 
 
-def _compare(one: Any, other: Any, queries: NDArray[Any]) -> float:
-    found = [index.search(queries, _NEIGHBOURS)[1] for index in (one, other)]
-    same = [len(set(left) & set(right)) for left, right in zip(*found, strict=True)]
+def _compare(first: Any, second: Any, queries: NDArray[Any]) -> float:
+    neighbours = [index.search(queries, _NEIGHBOURS)[1] for index in (first, second)]
+    same = [len(set(left) & set(right)) for left, right in zip(*neighbours, strict=True)]
     return float(np.mean(same)) / _NEIGHBOURS
 
 
@@ -145,7 +145,7 @@ def _make_measurement(
 
 
 def _require_region(transport: "TritonTransport") -> None:
-    """Raise ConfigError where calls go over gRPC because the server took no region; the client does so by itself."""
+    """Raise ConfigError if the server refused the region. The client would then silently use gRPC."""
     from tritonclient import grpc as triton
 
     carrier = transport.settings.carrier
@@ -156,6 +156,6 @@ def _require_region(transport: "TritonTransport") -> None:
             "cuda_shared_memory": client.get_cuda_shared_memory_status,
         }
         if carrier in known and not known[carrier]().regions:
-            raise ConfigError(f"Triton took no region of {carrier.replace('_', ' ')}.")
+            raise ConfigError(f"Triton did not accept a region of {carrier.replace('_', ' ')}.")
     finally:
         client.close()

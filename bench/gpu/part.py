@@ -1,4 +1,4 @@
-"""Runs one part in a process of its own: one that crashes, or hangs, takes no other with it.
+"""Run one part in its own process, so that a crash or a hang does not affect the other parts.
 
 python -m bench.gpu.part NAME OUT DEADLINE SETTINGS
 """
@@ -12,8 +12,8 @@ from typing import Final
 from bench.gpu.log import Log, OutOfTimeError, Settings, describe_failure
 
 Measurement = Callable[[Log, Settings], None]
-OUT_OF_TIME: Final = 75  # exit code: the rest is for the next run
-# Part -> where it stands, and its share of the time while others are still to come.
+OUT_OF_TIME: Final = 75  # exit code: the next run measures the rest
+# Part -> its function, and its share of the time while other parts follow.
 PARTS: Final[dict[str, tuple[str, float]]] = {
     "peak": ("torch_part.measure_peak", 0.10),
     "model": ("onnx_part.make_model", 0.35),
@@ -27,13 +27,13 @@ PARTS: Final[dict[str, tuple[str, float]]] = {
 
 
 def run_part(name: str, out: Path, deadline: float, settings: Settings) -> bool:
-    """Take the figures of one part that are missing; return whether none is left.
+    """Measure the missing figures of one part; return whether all figures exist now.
 
     Args:
         name: One of `PARTS`.
         out: Directory of the run.
-        deadline: `time.time()` from which no further figure is begun.
-        settings: What is measured.
+        deadline: `time.time()` after which no figure is started.
+        settings: The settings.
     """
     log = Log(out, name, deadline)
     try:
@@ -42,9 +42,9 @@ def run_part(name: str, out: Path, deadline: float, settings: Settings) -> bool:
         else:
             _load(name)(log, settings)
     except OutOfTimeError:
-        log.skip("the rest", "The time was used up: the same command goes on here.")
+        log.skip("the rest", "The time was used up. Repeat the command to continue.")
         return False
-    except Exception as error:  # what a part needs before its first figure
+    except Exception as error:  # errors before the first figure
         log.skip(name, describe_failure(error))
     log.save()
     return True
@@ -62,7 +62,7 @@ def _find_no_gpu() -> str:
 
     if torch.cuda.is_available():
         return ""
-    return f"PyTorch {torch.__version__} finds no GPU here; --device cpu tries the command without one."
+    return f"PyTorch {torch.__version__} finds no GPU here. Use --device cpu to try the command without one."
 
 
 def main(arguments: list[str]) -> int:

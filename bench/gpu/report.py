@@ -1,10 +1,10 @@
-"""The report of `cxr bench gpu` for people."""
+"""Write the report of `cxr bench gpu` as Markdown."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 _TITLES: Final = {
-    "peak": "What the device can do",
+    "peak": "Peak of the device",
     "model": "The model, with random weights",
     "torch": "Compiled PyTorch",
     "onnx": "ONNX Runtime",
@@ -16,7 +16,7 @@ _TITLES: Final = {
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """Return the report: a table for each part, and in a sentence each what could not be measured."""
+    """Return the report: a table for each part, and the reasons for missing figures."""
     machine, settings = report["machine"], report["settings"]
     where = ", ".join([*machine["gpus"], machine["cpu"]]) or "unknown"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

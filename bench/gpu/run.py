@@ -1,4 +1,4 @@
-"""`cxr bench gpu`: the parts one after the other within a time, each in its own process, and their report."""
+"""`cxr bench gpu`: run the parts in sequence within a time limit, each in its own process, and write a report."""
 
 import json
 import os
@@ -21,53 +21,53 @@ JSON_FILE: Final = "gpu.json"
 MARKDOWN_FILE: Final = "gpu.md"
 _SETTINGS_FILE: Final = "settings.json"
 _LOG: Final = "gpu.log"
-_END_S: Final = 10.0  # a part gets no more once its time is up, and the report takes a moment
+_END_S: Final = 10.0  # reserve for the end of a part and for the report
 
 
 def run_gpu(
     console: Console, out: Path, settings: Settings, *, minutes: float, only: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Measure what is not measured yet and write the report.
+    """Measure the missing figures and write the report.
 
     Args:
-        console: Where progress is shown.
-        out: Directory of the report; what it holds already is kept.
-        settings: What is measured.
-        minutes: How long the whole may take.
+        console: Console for the progress.
+        out: Directory of the report. Existing figures are kept.
+        settings: The settings.
+        minutes: Longest duration of the run.
         only: Names of parts; empty for all.
 
     Returns:
-        What gpu.json holds.
+        The content of gpu.json.
 
     Raises:
         ConfigError: A part is unknown, or `out` holds figures of other settings or of another machine.
         ArtifactError: The disk refuses the write.
     """
     if unknown := sorted(set(only) - set(PARTS)):
-        raise ConfigError(f"There is no part {unknown[0]}: choose from {', '.join(PARTS)}.")
+        raise ConfigError(f"There is no part {unknown[0]}. Choose from {', '.join(PARTS)}.")
     began = time.time()
     machine = _describe_machine()
     _settle(out, settings, machine)
-    wanted = [name for name in PARTS if not only or name in only]
+    names = [name for name in PARTS if not only or name in only]
     report = _make_report(out, settings, machine)
-    for name in wanted:
+    for name in names:
         left_s = 60 * minutes - (time.time() - began) - _END_S
         with console.status(f"Measuring: {name}"):
             ended = _run_process(name, out, settings, left_s * PARTS[name][1], left_s)
         report = _make_report(out, settings, machine)
         _write(out, report)
         entry = report["parts"].get(name, {"figures": {}, "reasons": {}})
-        said = f"{name}: {len(entry['figures'])} figures{ended}"
-        console.print(said, highlight=False, markup=False)
+        line = f"{name}: {len(entry['figures'])} figures{ended}"
+        console.print(line, highlight=False, markup=False)
         for title, reason in entry["reasons"].items():
             console.print(f"  {title}: {reason}", highlight=False, markup=False, soft_wrap=True)
     return report
 
 
 def _run_process(name: str, out: Path, settings: Settings, share_s: float, left_s: float) -> str:
-    """Run one part and return what is to be said of its end, or nothing."""
+    """Run one part and return a remark about its end, or ""."""
     if left_s <= 0:
-        Log(out, name).skip(name, "The time was used up before it began: the same command goes on here.")
+        Log(out, name).skip(name, "The time was used up before it started. Repeat the command to continue.")
         return ""
     deadline = time.time() + share_s
     command = [sys.executable, "-m", "bench.gpu.part", name, str(out), str(deadline)]
@@ -78,12 +78,12 @@ def _run_process(name: str, out: Path, settings: Settings, share_s: float, left_
                 env=_make_environment(out),
                 stdout=log,
                 stderr=log,
-                timeout=left_s,  # a figure that is under way when the share ends may still be finished
+                timeout=left_s,  # the current figure may be finished after the share ends
                 check=False,
             )
         except subprocess.TimeoutExpired:
             Log(out, name).skip(
-                "the rest", "It was stopped when the time was used up: the same command goes on here."
+                "the rest", "It was stopped when the time was used up. Repeat the command to continue."
             )
             return ""
     if done.returncode in (0, OUT_OF_TIME):
@@ -94,7 +94,7 @@ def _run_process(name: str, out: Path, settings: Settings, share_s: float, left_
 
 
 def _make_environment(out: Path) -> dict[str, str]:
-    """Return an environment in which nothing asks a network and what is compiled is kept for the next run."""
+    """Return an environment without network access and with a compile cache for the next run."""
     root = str(Path(__file__).resolve().parents[3])
     paths = [root, *(path for path in [os.environ.get("PYTHONPATH", "")] if path)]
     return {
@@ -107,15 +107,15 @@ def _make_environment(out: Path) -> dict[str, str]:
 
 
 def _settle(out: Path, settings: Settings, machine: Mapping[str, Any]) -> None:
-    """Note what the figures of `out` are of; refuse to mix them with others."""
+    """Record the settings and the machine of the figures in `out`. Refuse to mix figures."""
     here = {**settings.to_dict(), "gpus": machine["gpus"], "cpu": machine["cpu"]}
-    found = read_entries(out / _SETTINGS_FILE)
-    for key, value in found.items():
+    stored = read_entries(out / _SETTINGS_FILE)
+    for key, value in stored.items():
         if here.get(key) != value:
             raise ConfigError(
-                f"{out} holds figures of {key} {value}, not {here.get(key)}: choose another directory."
+                f"{out} holds figures of {key} {value}, not {here.get(key)}. Choose another directory."
             )
-    if not found:
+    if not stored:
         write_file(out / _SETTINGS_FILE, json.dumps(here, indent=1) + "\n")
 
 

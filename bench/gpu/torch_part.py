@@ -1,4 +1,4 @@
-"""The peak of the device, and compiled PyTorch: encoders, fusion and the whole study."""
+"""Measure the peak of the device, and compiled PyTorch: encoders, fusion and the whole study."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,15 +21,15 @@ def measure_peak(log: Log, settings: Settings) -> None:
     """Measure the fastest product of two square matrices, and the fastest copy."""
     import torch
 
-    side, place = _SIDE[settings.device], settings.device
+    side, device = _SIDE[settings.device], settings.device
     for precision in PRECISIONS:
         log.measure(f"{precision} product of {side} x {side}", partial(_multiply, settings, precision))
 
     def copy() -> Mapping[str, Any]:
-        source = torch.empty(_COPIED_BYTES[place], dtype=torch.uint8, device=place)
+        source = torch.empty(_COPIED_BYTES[device], dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        found = time_calls(lambda: target.copy_(source), settings.seconds, make_wait(settings))
-        return {**found, "gb_per_s": round(2 * source.numel() / found["p50_ms"] / 1e6, 1)}
+        figures = time_calls(lambda: target.copy_(source), settings.seconds, make_wait(settings))
+        return {**figures, "gb_per_s": round(2 * source.numel() / figures["p50_ms"] / 1e6, 1)}
 
     log.measure("copy on the device, read and written", copy)
 
@@ -39,8 +39,8 @@ def _multiply(settings: Settings, precision: Precision) -> Mapping[str, Any]:
 
     side, kind = _SIDE[settings.device], _get_dtype(precision)
     left, right = (torch.randn(side, side, device=settings.device).to(kind) for _ in range(2))
-    found = time_calls(lambda: left @ right, settings.seconds, make_wait(settings))
-    return {**found, "tflops": round_figures(2 * side**3 / found["p50_ms"] / 1e9)}
+    figures = time_calls(lambda: left @ right, settings.seconds, make_wait(settings))
+    return {**figures, "tflops": round_figures(2 * side**3 / figures["p50_ms"] / 1e9)}
 
 
 def measure_torch(log: Log, settings: Settings) -> None:
@@ -56,20 +56,20 @@ def measure_torch(log: Log, settings: Settings) -> None:
 
 
 def read_peaks(log: Log, settings: Settings) -> dict[str, float]:
-    """Return precision -> TFLOP/s that the part `peak` measured; {} where it did not, or on a processor."""
-    found = Log(log.out, PEAK).figures if settings.device == "cuda" else {}
-    return {name.split()[0]: values["tflops"] for name, values in found.items() if "tflops" in values}
+    """Return precision -> TFLOP/s from the part `peak`; {} if it was not measured, or on a processor."""
+    figures = Log(log.out, PEAK).figures if settings.device == "cuda" else {}
+    return {name.split()[0]: values["tflops"] for name, values in figures.items() if "tflops" in values}
 
 
 def make_wait(settings: Settings) -> Callable[[], None]:
-    """Return what waits for the device."""
+    """Return a function that waits for the device."""
     import torch
 
     return torch.cuda.synchronize if settings.device == "cuda" else lambda: None
 
 
 class _Study:
-    """The three modules of a study, compiled; a batch of 1 by itself, all larger ones together."""
+    """The three modules of a study, compiled once for a batch of 1 and once for all larger batches."""
 
     def __init__(self, settings: Settings, precision: Precision, peak_tflops: float | None) -> None:
         self._settings, self._precision, self._peak_tflops = settings, precision, peak_tflops
@@ -77,17 +77,17 @@ class _Study:
         self._flops: dict[str, int] = {}
 
     def measure(self, name: str, batch: int) -> dict[str, Any]:
-        """Return the times of one module, or of all three one after the other (`study`)."""
+        """Return the times of one module, or of all three in sequence (`study`)."""
         import torch
 
         inputs = self._make_inputs(batch)
         with torch.inference_mode():
             call = (lambda: self._run_study(inputs)) if name == "study" else self._bind(name, inputs)
-            found = add_rate(time_calls(call, self._settings.seconds, make_wait(self._settings)), batch)
+            figures = add_rate(time_calls(call, self._settings.seconds, make_wait(self._settings)), batch)
         names = STUDY if name == "study" else (name,)
-        tflops = batch * sum(self._flops[part] for part in names) / found["p50_ms"] / 1e9
+        tflops = batch * sum(self._flops[part] for part in names) / figures["p50_ms"] / 1e9
         share = round(tflops / self._peak_tflops, 4) if self._peak_tflops else None
-        return {**found, "tflops": round_figures(tflops), "share_of_peak": share}
+        return {**figures, "tflops": round_figures(tflops), "share_of_peak": share}
 
     def _bind(self, name: str, inputs: Mapping[str, "Tensor"]) -> Callable[[], Any]:
         import torch
@@ -98,7 +98,9 @@ class _Study:
                 "image_tokens": self._run("image_encoder", values),
                 "text_tokens": self._run("text_encoder", values),
             }
-            values = {key: torch.clone(value) for key, value in values.items()}  # outlive the next run
+            values = {
+                key: torch.clone(value) for key, value in values.items()
+            }  # the next run would overwrite them
         return lambda: self._run(name, values)
 
     def _run_study(self, inputs: Mapping[str, "Tensor"]) -> Any:
@@ -125,7 +127,7 @@ class _Study:
         modules = graph_modules(model.eval())
         backend = (
             "inductor" if self._settings.device == "cuda" else "eager"
-        )  # no compiler is needed for a trial
+        )  # the CPU trial needs no compiler
         for name in STUDY:
             self._compiled[name] = torch.compile(modules[name], backend=backend, dynamic=None)
         self._count_flops(modules)
@@ -139,15 +141,15 @@ class _Study:
         for name in STUDY:
             counter = FlopCounterMode(display=False)
             with counter:
-                found = modules[name](*(values[tensor.name] for tensor in MODELS[name].inputs))
+                outputs = modules[name](*(values[tensor.name] for tensor in MODELS[name].inputs))
             self._flops[name] = counter.get_total_flops()
-            values |= {MODELS[name].outputs[0].name: found if name != "fusion_study" else found[0]}
+            values |= {MODELS[name].outputs[0].name: outputs if name != "fusion_study" else outputs[0]}
 
     def _make_inputs(self, batch: int) -> "dict[str, torch.Tensor]":
         import torch
 
-        drawn = draw_inputs(self._settings, batch)
-        return {name: torch.from_numpy(array).to(self._settings.device) for name, array in drawn.items()}
+        arrays = draw_inputs(self._settings, batch)
+        return {name: torch.from_numpy(array).to(self._settings.device) for name, array in arrays.items()}
 
 
 def _get_dtype(precision: Precision) -> Any:

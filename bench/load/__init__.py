@@ -1,4 +1,4 @@
-"""Load generator: how fast a served model answers, how many answers a second it gives, and what it costs.
+"""Load generator: latency, throughput and resource use of a served model.
 
     from bench.load.generator import ClosedLoop, OpenLoop, Phases, run_load
 
@@ -6,5 +6,5 @@
     print(sample.latency.p99_ms, sample.throughput)
 
 `request` is any function of the request's number. `bench.load.requests` makes one for a served model,
-`bench.report.measure` runs several in turn, `bench.report.write` writes what was found. Needs the `bench` extra.
+`bench.report.measure` runs several loads in turn, `bench.report.write` writes the results. Needs the `bench` extra.
 """

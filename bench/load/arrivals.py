@@ -1,4 +1,4 @@
-"""When the requests of an open loop are due."""
+"""The due times of the requests of an open loop."""
 
 import itertools
 import threading
@@ -12,12 +12,12 @@ _BLOCK: Final = 1024
 
 
 def draw_offsets(rate: float, arrivals: Arrivals, seed: int) -> Iterator[float]:
-    """Yield the seconds from the start at which requests are due, without end.
+    """Yield the due times of requests, in seconds from the start, without end.
 
     Args:
         rate: Requests per second.
         arrivals: Equal gaps, or the gaps of a Poisson process: exponential with mean 1 / rate.
-        seed: Of the gaps.
+        seed: Seed for the gaps.
     """
     if arrivals == "constant":
         for index in itertools.count():
@@ -30,19 +30,19 @@ def draw_offsets(rate: float, arrivals: Arrivals, seed: int) -> Iterator[float]:
 
 
 class Schedule:
-    """Deals out the requests of an open loop, each to one sender."""
+    """Assigns each request of an open loop to one sender."""
 
     def __init__(self, rate: float, arrivals: Arrivals, seed: int) -> None:
         """See `draw_offsets`."""
         self._numbered = enumerate(draw_offsets(rate, arrivals, seed))
-        self._lock = threading.Lock()  # a generator may not be entered by two threads
+        self._lock = threading.Lock()  # two threads must not use the generator at once
 
     def take(self) -> tuple[int, float]:
-        """Return number and due time of the next request, in seconds from the start."""
+        """Return the number of the next request, and its due time in seconds from the start."""
         with self._lock:
             return next(self._numbered)
 
     def count_left(self, begin: float, end: float) -> int:
-        """Take all requests that are due before `end`; return how many of them are due from `begin` on."""
+        """Take all requests that are due before `end`; return how many of them are due at or after `begin`."""
         due = itertools.takewhile(lambda offset: offset < end, (offset for _, offset in self._numbered))
         return sum(offset >= begin for offset in due)

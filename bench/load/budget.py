@@ -1,4 +1,4 @@
-"""The highest rate of an open loop at which latency stays within a budget."""
+"""Find the highest rate of an open loop with a latency within a budget."""
 
 import math
 import re
@@ -17,41 +17,41 @@ _LEAST_RATE: Final = 0.05
 
 @dataclass(frozen=True)
 class Budget:
-    """`percentile` % of the requests are to be answered within `limit_ms`."""
+    """`percentile` % of the requests must be answered within `limit_ms`."""
 
     percentile: float
     limit_ms: float
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Read a budget such as p99=50ms, p99.9=0.2s or p50=800us.
+        """Parse a budget such as p99=50ms, p99.9=0.2s or p50=800us.
 
         Raises:
             ConfigError: The text has another form.
         """
         match = _FORM.fullmatch(text.strip())
         if match is None or not float(match[2]) or not float(match[1]):
-            raise ConfigError(f"The budget {text!r} is not of the form p99=50ms (or us, s).")
+            raise ConfigError(f"The budget {text!r} does not have the form p99=50ms (or us, s).")
         return cls(float(match[1]), float(match[2]) * _UNITS[match[3].lower()])
 
     @property
     def name(self) -> str:
-        """The budget as it is typed."""
+        """The budget as an option value."""
         return f"p{self.percentile:g}={self.limit_ms:g}ms"
 
     @property
     def least_requests(self) -> int:
-        """How many requests a trial needs for at least one of them to be allowed above the limit."""
+        """Number of requests in a trial for which at least one may exceed the limit."""
         return math.ceil(1 / (1 - self.percentile / 100))
 
     def is_met(self, sample: Sample) -> bool:
-        """Whether a sample is within the budget; a lost request took for ever."""
+        """Whether a sample is within the budget. A lost request counts as infinitely slow."""
         return sample.get_percentile(self.percentile) <= self.limit_ms
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate that was tried; `percentile_ms` is None when too many requests were lost or none was answered."""
+    """One tested rate. `percentile_ms` is None if too many requests were lost or none was answered."""
 
     rate: float
     percentile_ms: float | None
@@ -63,7 +63,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The highest rate that met the budget twice; None when even the lowest did not."""
+    """The highest rate that met the budget twice; None if even the lowest rate did not."""
 
     budget: Budget
     rate: float | None
@@ -89,15 +89,15 @@ def find_rate(
 ) -> Found:
     """Search the highest rate that meets a budget.
 
-    From `start` the rate is doubled or halved until it lies between one that meets the budget and one that
-    does not. Their ratio is halved until it is within 1 + resolution (bisection on the logarithm). The rate found is
-    tried once more; each time it then fails, it is lowered by the resolution.
+    From `start` the rate is doubled or halved until there is a rate that meets the budget and one that does not. The
+    interval is bisected (on a logarithmic scale) until the ratio of its ends is at most 1 + resolution. The resulting
+    rate is tested again. Each time it fails, it is lowered by the resolution.
 
     Args:
         try_rate: Runs an open loop at a rate in requests per second.
-        budget: What is to be met.
+        budget: The budget to meet.
         start: First rate to try.
-        resolution: 0.05 finds the rate to 5 %.
+        resolution: Precision; 0.05 means 5 %.
 
     Raises:
         ConfigError: `start` or `resolution` is not above 0.
@@ -120,7 +120,7 @@ def find_rate(
 
 
 def _bracket(meets: Callable[[float], bool], start: float) -> tuple[float | None, float | None]:
-    """Return a rate that meets the budget and one that does not, a factor of 2 apart; None where there is none."""
+    """Return a rate that meets the budget and one that does not, with a factor of 2; None for a missing one."""
     rate = start
     if meets(rate):
         for _ in range(_TRIALS // 2):

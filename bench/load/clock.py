@@ -1,4 +1,4 @@
-"""Time, waiting and threads behind one seam, so that a test can run a load in simulated time."""
+"""An interface for time, waiting and threads, so that a test can run a load in simulated time."""
 
 import threading
 import time
@@ -7,29 +7,29 @@ from typing import Protocol
 
 
 class Stop(Protocol):
-    """What ends a load; its `wait` is the only way in which a load waits. `threading.Event` is one."""
+    """The stop signal of a load. A load waits only with its `wait`. `threading.Event` implements it."""
 
     def set(self) -> None:
-        """End the load and wake all that wait."""
+        """End the load and wake all waiting threads."""
 
     def is_set(self) -> bool:
-        """Whether the load is to end."""
+        """Whether the load should end."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait `timeout` seconds or until the end; return whether it is the end."""
+        """Wait `timeout` seconds or until the load ends; return whether it ends."""
 
 
 class Clock(Protocol):
-    """Where a load runs."""
+    """The time and threads of a load."""
 
     def now(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Monotonic time in seconds."""
 
     def make_stop(self) -> Stop:
         """Return a new `Stop`."""
 
     def run(self, tasks: Sequence[Callable[[], None]], stop: Stop) -> None:
-        """Run the tasks at once, each in its thread, and wait for all; the first error ends all and is raised."""
+        """Run the tasks in parallel, each in its thread, and wait for all. The first error ends all and is raised."""
 
 
 class SystemClock:
@@ -44,7 +44,7 @@ class SystemClock:
         return threading.Event()
 
     def run(self, tasks: Sequence[Callable[[], None]], stop: Stop) -> None:
-        """Run the tasks; Ctrl-C ends them before it is raised."""
+        """Run the tasks. Ctrl-C ends them before it is raised."""
         errors: list[BaseException] = []
         threads = [threading.Thread(target=guard(task, stop, errors), daemon=True) for task in tasks]
         for thread in threads:
@@ -59,12 +59,12 @@ class SystemClock:
 
 
 def guard(task: Callable[[], None], stop: Stop, errors: list[BaseException]) -> Callable[[], None]:
-    """Return the task as one that puts its error into `errors`, and then ends the load."""
+    """Return the task with error handling: an error is put into `errors`, and the load ends."""
 
     def run() -> None:
         try:
             task()
-        except BaseException as error:  # a thread has nobody else to tell
+        except BaseException as error:  # a thread cannot raise it in the caller
             errors.append(error)
             stop.set()
 

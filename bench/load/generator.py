@@ -1,10 +1,9 @@
 """One load: a closed or an open loop of requests, warmed up, then measured.
 
-A closed loop has N senders, each of which sends its next request when the answer to the last one is there. When
-the server stalls, it stops sending, so that one request sees the stall which N others would have met. An open loop
-sends when a request is due, whether or not others are answered, and counts its latency from the moment at
-which it was due. So a stall is seen by all requests that it holds up (Gil Tene, "How NOT to Measure Latency",
-calls the other way coordinated omission).
+A closed loop has N senders. Each sends its next request after the answer to the last one. If the server stalls, the
+senders stop too, so only the requests in flight show the stall. An open loop sends each request when it is due,
+whether or not others are answered, and measures its latency from the due time. So all delayed requests show the
+stall. (Gil Tene, "How NOT to Measure Latency", calls the error of the closed loop coordinated omission.)
 """
 
 import gc
@@ -27,9 +26,9 @@ from bench.load.sample import Sample, Times, make_sample
 from bench.load.steady import Window, is_steady
 from contract.errors import ConfigError, CxrError
 
-Request = Callable[[int], None]  # takes the number of the request; raises an error of contract.errors
+Request = Callable[[int], None]  # argument: the number of the request; may raise an error of contract.errors
 
-_WINDOW_REQUESTS: Final = 5  # a median of fewer says nothing
+_WINDOW_REQUESTS: Final = 5  # a median of fewer requests is not reliable
 _POLL_S: Final = 0.02
 
 
@@ -45,13 +44,13 @@ class ClosedLoop:
 
     @property
     def senders(self) -> int:
-        """How many requests are in flight at most."""
+        """Largest number of requests in flight."""
         return self.workers
 
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """`rate` requests a second; a request that is due while `in_flight` wait for an answer is sent late."""
+    """`rate` requests per second. A request is sent late if `in_flight` others are waiting when it is due."""
 
     rate: float
     arrivals: Arrivals = "poisson"
@@ -64,7 +63,7 @@ class OpenLoop:
 
     @property
     def senders(self) -> int:
-        """How many requests are in flight at most."""
+        """Largest number of requests in flight."""
         return self.in_flight
 
 
@@ -73,7 +72,7 @@ Load = ClosedLoop | OpenLoop
 
 @dataclass(frozen=True)
 class Phases:
-    """How long a load is warmed up and measured.
+    """The durations of warm-up and measurement of a load.
 
     Warm-up lasts at least `warmup_s`, then until three windows of `window_s` agree within `tolerance` (see
     `bench.load.steady`), at most `warmup_max_s`. A window grows until it holds five answers. Then requests
@@ -90,24 +89,24 @@ class Phases:
     def __post_init__(self) -> None:
         if min(self.duration_s, self.window_s) <= 0 or min(self.warmup_s, self.tolerance) < 0:
             raise ConfigError(
-                "Durations and windows must be above 0 seconds, tolerances and warm-up not below."
+                "Durations and windows must be above 0 seconds. Tolerances and warm-up must not be negative."
             )
         if self.count is not None and self.count < 1:
             raise ConfigError(f"At least 1 request must be measured, not {self.count}.")
 
     def shorten(self) -> "Phases":
-        """Return the phases for a load that was warm a moment ago: one short window, whatever it shows."""
+        """Return the phases for a load that is still warm: one short window, without waiting for a steady state."""
         return replace(self, warmup_s=min(self.warmup_s, self.window_s), warmup_max_s=0.0)
 
 
 class Observer(Protocol):
-    """Looks at the server at both ends of the measured time."""
+    """Observes the server at the start and the end of the measurement."""
 
     def begin(self) -> None:
-        """Measuring begins."""
+        """Handle the start of the measurement."""
 
     def end(self) -> dict[str, Any]:
-        """Measuring ends; return what was seen, as JSON-ready values."""
+        """Handle the end of the measurement; return JSON-ready observations."""
 
 
 def run_load(
@@ -118,34 +117,34 @@ def run_load(
     clock: Clock | None = None,
     observer: Observer | None = None,
 ) -> Sample:
-    """Send requests, wait until they are answered steadily, and measure.
+    """Send requests, wait for a steady state, and measure.
 
     Args:
         request: Sends one request and waits for its answer. Errors of `contract.errors` are counted by type;
-            any other ends the load.
-        load: How requests are sent.
-        phases: How long.
-        clock: Where the load runs; None is the clock of the machine.
-        observer: Looks at the server meanwhile.
+            any other error ends the load.
+        load: The closed or open loop.
+        phases: Durations.
+        clock: Clock and threads of the load. None: those of the machine.
+        observer: Observes the server during the measurement.
 
     Raises:
-        Exception: What `request` or `observer` raised, if it is no error of a single request.
+        Exception: An error of `request` or `observer` that is not an error of a single request.
     """
     with _keep_collector_short():
         return _Run(request, load, phases, clock or SystemClock(), observer).run()
 
 
 class _Track:
-    """What one sender saw: due, sent and answered, three numbers a request, and the failures."""
+    """The records of one sender: three times per request (due, sent, answered), and the failures."""
 
     def __init__(self) -> None:
         self.times = array("d")
         self.failures: list[tuple[float, str]] = []
 
     def read(self, start: int = 0) -> NDArray[np.float64]:
-        """Return (n, 3) from the request `start` on; other threads may add to it meanwhile."""
-        held = self.times[3 * start :]
-        return np.array(held[: len(held) // 3 * 3], dtype=np.float64).reshape(-1, 3)
+        """Return (n, 3) times from the request `start` on. Other threads may add records meanwhile."""
+        times = self.times[3 * start :]
+        return np.array(times[: len(times) // 3 * 3], dtype=np.float64).reshape(-1, 3)
 
 
 class _Run:
@@ -224,27 +223,27 @@ class _Run:
 
     def _warm_up(self) -> bool:
         windows: list[Window] = []
-        seen = [0] * len(self._tracks)
+        counts = [0] * len(self._tracks)
         while not self._stop.is_set():
-            windows.append(self._watch_window(seen))
+            windows.append(self._watch_window(counts))
             lasted = self._clock.now() - self._start
             steady = is_steady(windows, self._phases.tolerance, throughput=self._schedule is None)
             if lasted >= self._phases.warmup_s and (steady or lasted >= self._phases.warmup_max_s):
                 return steady
         return False
 
-    def _watch_window(self, seen: list[int]) -> Window:
-        """Wait one window and return it; `seen` holds how many requests of each track came before it."""
+    def _watch_window(self, counts: list[int]) -> Window:
+        """Wait one window and return it. `seen` holds the number of earlier requests of each track."""
         began = self._clock.now()
         limit = max(self._phases.warmup_max_s, self._phases.window_s)
         while True:
             self._stop.wait(self._phases.window_s)
-            new = [track.read(start) for track, start in zip(self._tracks, seen, strict=True)]
+            new = [track.read(start) for track, start in zip(self._tracks, counts, strict=True)]
             answers = sum(map(len, new))
             lasted = self._clock.now() - began
             if answers >= _WINDOW_REQUESTS or lasted >= limit or self._stop.is_set():
                 break
-        seen[:] = [start + len(part) for start, part in zip(seen, new, strict=True)]
+        counts[:] = [start + len(part) for start, part in zip(counts, new, strict=True)]
         times = np.concatenate(new)
         median = float(np.median(times[:, 2] - times[:, 0])) if answers else math.nan
         return Window(median, answers / max(lasted, 1e-9))
@@ -264,9 +263,9 @@ class _Run:
 
 @contextmanager
 def _keep_collector_short() -> Iterator[None]:
-    """Take all objects there are out of Python's collector: with torch loaded, looking at them takes 0.1 s.
+    """Exclude all existing objects from garbage collection: with torch loaded, a collection takes 0.1 s.
 
-    Where somebody did so already, nothing is done.
+    Do nothing if objects are excluded already.
     """
     if gc.get_freeze_count():
         yield

@@ -1,7 +1,7 @@
-"""Latencies as HDR histograms: a constant relative error at every percentile, and histograms that can be added.
+"""Latencies as HDR histograms, with a constant relative error at every percentile. Histograms can be added.
 
-Gil Tene, HdrHistogram, http://hdrhistogram.org: counts in buckets whose width grows with the value, so that each
-value is held to a number of significant figures.
+Gil Tene, HdrHistogram, http://hdrhistogram.org: the width of the buckets grows with the value, so each value keeps a
+fixed number of significant figures.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles, extremes and mean in milliseconds; NaN where nothing was measured."""
+    """Percentiles, extremes and mean in milliseconds; NaN if nothing was measured."""
 
     p50_ms: float
     p90_ms: float
@@ -45,7 +45,7 @@ class Histogram:
     """Latencies of up to an hour, to three significant figures or a microsecond."""
 
     def __init__(self, seconds: Iterable[float] = ()) -> None:
-        """Count the given latencies, in seconds."""
+        """Add latencies in seconds."""
         self._counts = HdrHistogram(1, _LONGEST_US, FIGURES)
         for value in seconds:
             self._counts.record_value(min(max(1, round(1e6 * value)), _LONGEST_US))
@@ -54,12 +54,12 @@ class Histogram:
         return int(self._counts.get_total_count())
 
     def add(self, other: "Histogram") -> None:
-        """Count all latencies of another histogram too."""
+        """Add all latencies of another histogram."""
         if len(other):
             self._counts.add(other._counts)
 
     def get_percentile(self, percentile: float) -> float:
-        """Return the latency in ms that `percentile` % (0 to 100) of the requests do not exceed; NaN when empty."""
+        """Return the latency in ms that `percentile` % (0 to 100) of the requests do not exceed; NaN if empty."""
         if not len(self):
             return math.nan
         return float(self._counts.get_value_at_percentile(percentile)) / 1e3
@@ -68,14 +68,14 @@ class Histogram:
         """Return the usual figures."""
         if not len(self):
             return Latency(*[math.nan] * 7)
-        found = self._counts.get_percentile_to_value_dict(list(_PERCENTILES))
+        values = self._counts.get_percentile_to_value_dict(list(_PERCENTILES))
         ends = (self._counts.get_min_value(), self._counts.get_max_value(), self._counts.get_mean_value())
-        return Latency(*(float(value) / 1e3 for value in (*(found[x] for x in _PERCENTILES), *ends)))
+        return Latency(*(float(value) / 1e3 for value in (*(values[x] for x in _PERCENTILES), *ends)))
 
     def list_percentiles(self) -> list[tuple[float, float]]:
-        """Return (fraction of the requests, latency in ms) with ever finer steps towards 1, for a plot."""
+        """Return (fraction of the requests, latency in ms), with finer steps towards 1, for a plot."""
         count, points = len(self), []
-        for tenth in itertools.count():  # ten steps to each nine
+        for tenth in itertools.count():  # ten steps per nine
             if 10 ** (tenth / 10) > count * (1 + 1e-9):
                 break
             fraction = 1 - 10 ** (-tenth / 10)
@@ -88,19 +88,19 @@ class Histogram:
 
     @classmethod
     def decode(cls, text: str) -> "Histogram":
-        """Read what `encode` wrote.
+        """Parse the result of `encode`.
 
         Raises:
-            ArtifactError: The text is something else.
+            ArtifactError: The text is not an encoded histogram.
         """
         histogram = cls()
         try:
             histogram._counts = HdrHistogram.decode(text)
-        except Exception as error:  # the library raises whatever its decoder meets
+        except Exception as error:  # the library's decoder raises many error types
             raise ArtifactError("A latency histogram cannot be read.") from error
         return histogram
 
 
 def describe_unit() -> dict[str, Any]:
-    """Return what a reader of the encoded histograms must know."""
+    """Return the unit and the encoding of the histograms."""
     return {"unit": "microseconds", "significant_figures": FIGURES, "encoding": "HdrHistogram V2, base 64"}

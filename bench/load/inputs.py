@@ -1,4 +1,4 @@
-"""Cases as the inputs of a served model: raw files, or tensors that the server's own first steps made once."""
+"""Turn cases into inputs of a served model: raw files, or tensors made by the server's own first steps."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Arrays = dict[str, NDArray[Any]]
 Ask = Callable[[str, Mapping[str, NDArray[Any]], Sequence[str]], Arrays]  # served model, inputs, outputs
 
 _TEXT: Final = (INPUT_IDS.name, ATTENTION_MASK.name)
-# What the server's steps make of what: model -> (inputs, outputs). Preprocessing exists once, and there.
+# The server's preprocessing steps: model -> (inputs, outputs). Preprocessing exists only there.
 _STEPS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "preprocess_image": ((IMAGE_BYTES.name,), (PIXELS.name,)),
     "preprocess_text": ((REPORT.name,), _TEXT),
@@ -45,48 +45,50 @@ def prepare_inputs(
     """Make the inputs of a served model from cases, one request for each case.
 
     Args:
-        ask: Runs a served model; called for tensors, so that they are what the server itself would make.
+        ask: Runs a served model. It makes the tensors, so that they are the same as the server's.
         names: The model's inputs.
-        cases: Those without an image or a report that the model needs are left out.
-        batch: Cases in a request: a case and those after it.
-        length: Pad text to at least this many tokens, and leave out cases with more; None keeps the server's bucket.
+        cases: Cases. A case without an image or report that the model needs is left out.
+        batch: Cases per request: a case and the ones after it.
+        length: Pad text to at least this many tokens, and leave out longer cases. None: the server's bucket.
 
     Returns:
-        Request by request, name -> batched array.
+        For each request, name -> batched array.
 
     Raises:
-        ConfigError: An input cannot be made from cases, or no case has what the model needs.
-        InputError, ServiceError: As the server answers.
+        ConfigError: An input cannot be made from cases, or no case has the inputs of the model.
+        InputError, ServiceError: The server's errors.
     """
     if unknown := set(names) - _FROM_IMAGE - _FROM_REPORT:
         raise ConfigError(f"Requests cannot be made for a model with the input {min(unknown)}.")
-    made = [make_case(ask, names, case) for case in cases if _has_inputs(names, case)]
+    requests = [make_case(ask, names, case) for case in cases if _has_inputs(names, case)]
     if length is not None:
-        made = [inputs for inputs in made if _count_tokens(inputs) <= length]
-    if not made:
-        raise ConfigError("No case has all that the model reads (image, report, at most --length tokens).")
-    groups = [[made[(start + step) % len(made)] for step in range(batch)] for start in range(len(made))]
+        requests = [inputs for inputs in requests if _count_tokens(inputs) <= length]
+    if not requests:
+        raise ConfigError("No case has all inputs of the model (image, report, at most --length tokens).")
+    groups = [
+        [requests[(start + step) % len(requests)] for step in range(batch)] for start in range(len(requests))
+    ]
     return [join_cases(group, length or 0) for group in groups]
 
 
 def make_case(ask: Ask, names: Collection[str], case: RawCase) -> Arrays:
     """Return the named inputs of one case, each with a batch of one."""
-    known: Arrays = {}
+    arrays: Arrays = {}
     for spec, value in ((IMAGE_BYTES, case.image), (REPORT, case.report)):
         if value is not None:
-            known[spec.name] = np.array([[value]], dtype=np.object_)  # (1, 1)
+            arrays[spec.name] = np.array([[value]], dtype=np.object_)  # (1, 1)
 
     def get(name: str) -> NDArray[Any]:
-        if name not in known:
+        if name not in arrays:
             model, (needed, outputs) = next(entry for entry in _STEPS.items() if name in entry[1][1])
-            known.update(ask(model, {source: get(source) for source in needed}, outputs))
-        return known[name]
+            arrays.update(ask(model, {source: get(source) for source in needed}, outputs))
+        return arrays[name]
 
     return {name: get(name) for name in names}
 
 
 def join_cases(cases: Sequence[Arrays], length: int = 0) -> Arrays:
-    """Return cases as one batch; text is padded with zeros to the longest of them, at least to `length`."""
+    """Return cases as one batch. Text is padded with zeros to the longest case, and at least to `length`."""
     longest = max(length, *map(_count_tokens, cases))
 
     def pad(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -104,21 +106,21 @@ def join_cases(cases: Sequence[Arrays], length: int = 0) -> Arrays:
 def draw_inputs(
     names: Collection[str], *, image_size: int, length: int, batch: int, count: int = 16, seed: int = 0
 ) -> list[Arrays]:
-    """Draw requests of random pixels and token ids: as slow to answer as real ones, without meaning.
+    """Draw requests of random pixels and token ids, which take as long as real ones.
 
     Args:
         names: The model's inputs; pixels, input_ids and attention_mask can be drawn.
         image_size: S, in pixels.
-        length: L, in tokens; all of them count.
+        length: L, in tokens, without padding.
         batch: B.
-        count: How many requests.
-        seed: Of the generator.
+        count: Number of requests.
+        seed: Seed of the generator.
 
     Raises:
-        ConfigError: The model reads something else.
+        ConfigError: The model has another input.
     """
     if unknown := set(names) - {PIXELS.name, *_TEXT}:
-        raise ConfigError(f"The input {min(unknown)} cannot be drawn at random: give --table.")
+        raise ConfigError(f"The input {min(unknown)} cannot be drawn at random. Give --table.")
     generator = np.random.default_rng(seed)
     makers: dict[str, Callable[[], NDArray[Any]]] = {
         PIXELS.name: lambda: generator.integers(0, 256, (batch, 1, image_size, image_size), dtype=np.uint8),
@@ -129,7 +131,7 @@ def draw_inputs(
 
 
 def describe_inputs(requests: Sequence[Arrays]) -> dict[str, Any]:
-    """Return how many requests there are, their shapes, and the bytes of a mean one."""
+    """Return the number of requests, their shapes, and their mean size in bytes."""
     shapes: dict[str, dict[str, int]] = {}
     for inputs in requests:
         for name, array in inputs.items():

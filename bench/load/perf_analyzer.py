@@ -1,6 +1,6 @@
-"""NVIDIA's perf_analyzer on the same requests, to hold this package's generator against.
+"""Run NVIDIA's perf_analyzer on the same requests, to check this package's generator.
 
-Version 2.51.0 is inside the wheel tritonclient==2.51.0; later ones are distributed apart.
+Version 2.51.0 is in the wheel tritonclient==2.51.0. Later versions are distributed separately.
 """
 
 import csv
@@ -21,18 +21,17 @@ _TIMEOUT_S: Final = 300.0
 def run_perf_analyzer(
     program: str, url: str, model: str, requests: Sequence[Arrays], *, seconds: float
 ) -> float:
-    """Return the median latency in ms that perf_analyzer finds with one request in flight.
+    """Return the median latency in ms that perf_analyzer measures with one request in flight.
 
     Args:
         program: The executable.
         url: host:port of Triton's gRPC service.
         model: Name of the served model.
-        requests: Its inputs, each a batch of one; all of equal shapes.
-        seconds: How long is measured: three windows whatever they show, for a comparison that needs no steadiness
-            of its own.
+        requests: Inputs of the model, each a batch of one, with equal shapes.
+        seconds: Duration of three windows. They are not checked for a steady state.
 
     Raises:
-        ServerError: It failed.
+        ServerError: perf_analyzer failed.
     """
     with tempfile.TemporaryDirectory(prefix="cxr-perf-") as scratch:
         data, out = Path(scratch) / "data.json", Path(scratch) / "out.csv"

@@ -1,8 +1,8 @@
-"""Requests to a served model: written once as bytes, so that sending them costs the generator little.
+"""Requests to a served model, serialised once, so that sending them costs the generator little.
 
-Two ways lead to the server. `BytesSender` sends requests that were serialised beforehand and reads the answer's
-message; it measures the server. `make_client_request` calls the project's own client, whose work (tensors in,
-tensors out, shared memory) is then part of every latency.
+There are two ways to send them. `BytesSender` sends serialised requests and reads the answer message, to measure the
+server. `make_client_request` calls the project's client, whose work (tensors in, tensors out, shared memory) is then
+part of every latency.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _OPTIONS: Final = ChannelSettings().make_channel_arguments()
 
 @dataclass(frozen=True)
 class Signature:
-    """Names and Triton data types of what a served model reads, and the names of what it answers."""
+    """Names and Triton data types of a served model's inputs, and names of its outputs."""
 
     model: str
     inputs: dict[str, str]
@@ -36,27 +36,27 @@ class Signature:
 
 
 def read_signature(url: str, model: str, timeout_s: float) -> Signature:
-    """Ask a server what one of its models reads.
+    """Read the signature of a served model.
 
     Raises:
-        ServerError: It has no such model.
-        ServiceError: It does not answer.
+        ServerError: The server does not have the model.
+        ServiceError: The server does not answer.
     """
     from tritonclient.grpc import InferenceServerClient
 
     try:
         with InferenceServerClient(url, channel_args=_OPTIONS) as server:
-            found = server.get_model_metadata(model, client_timeout=timeout_s)
+            metadata = server.get_model_metadata(model, client_timeout=timeout_s)
     except InferenceServerException as error:
         raise make_error(
             error.status(), error.message() or "", server="Triton", url=url, timeout_s=timeout_s
         ) from error
-    inputs = {entry.name: entry.datatype for entry in found.inputs}
-    return Signature(model, inputs, tuple(entry.name for entry in found.outputs))
+    inputs = {entry.name: entry.datatype for entry in metadata.inputs}
+    return Signature(model, inputs, tuple(entry.name for entry in metadata.outputs))
 
 
 def serialise(signature: Signature, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()) -> bytes:
-    """Write a KServe v2 ModelInferRequest; no `outputs` asks for all."""
+    """Serialise a KServe v2 ModelInferRequest. Without `outputs` it requests all outputs."""
     request = service_pb2.ModelInferRequest(model_name=signature.model)
     for name, datatype in signature.inputs.items():
         array = np.ascontiguousarray(inputs[name])
@@ -69,10 +69,10 @@ def serialise(signature: Signature, inputs: Mapping[str, NDArray[Any]], outputs:
 
 
 class BytesSender:
-    """A `Request` that sends serialised requests in turn over one channel; may be called by many threads."""
+    """A `Request` that sends serialised requests in turn over one channel. Thread-safe."""
 
     def __init__(self, url: str, payloads: Sequence[bytes], timeout_s: float) -> None:
-        """Describe the calls; nothing is sent yet.
+        """Set up the calls; nothing is sent yet.
 
         Args:
             url: host:port of Triton's gRPC service.
@@ -86,7 +86,7 @@ class BytesSender:
         )
 
     def __call__(self, number: int) -> None:
-        """Send request `number`, counted round, and wait for its answer.
+        """Send request `number`, modulo the number of payloads, and wait for its answer.
 
         Raises:
             InputError, ServiceError: See `client.status`.

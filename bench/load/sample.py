@@ -1,4 +1,4 @@
-"""What one load showed."""
+"""The results of one load."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +15,7 @@ _LATE_ALLOWED: Final = 0.01
 
 @dataclass(frozen=True)
 class Times:
-    """Answered requests: `values` (n, 3) seconds at which each was due, sent and answered; the measured time."""
+    """Answered requests: `values` (n, 3) are the times, in seconds, when each was due, sent and answered."""
 
     values: NDArray[np.float64]
     begin: float
@@ -23,14 +23,14 @@ class Times:
 
     @property
     def measured(self) -> NDArray[np.float64]:
-        """The requests that were due in the measured time."""
+        """The requests that were due during the measurement."""
         due = self.values[:, 0]
         return self.values[(due >= self.begin) & (due < self.end)]
 
     def count_answers(self) -> float:
-        """Return how many requests were answered in the measured time; one across an end counts by its part.
+        """Return the number of requests answered during the measurement. A request across its ends counts by its share.
 
-        Counting whole requests would be wrong by up to the number in flight, which come in batches.
+        Counting whole requests would have an error of up to the number of requests in flight.
         """
         sent, done = self.values[:, 1], self.values[:, 2]
         inside = np.minimum(done, self.end) - np.maximum(sent, self.begin)
@@ -42,18 +42,18 @@ class Sample:
     """One load, measured once.
 
     Attributes:
-        requests: How many were due in the measured time and answered.
-        failed: How many failed, by the name of their error.
-        unsent: How many were due and never sent, because all senders of the open loop waited for answers.
-        late: Fraction sent more than 1 ms (or 5 % of the median latency) after they were due.
-        lag_p99_ms: 99th percentile of how late requests were sent.
+        requests: Number of answered requests that were due during the measurement.
+        failed: Number of failed requests, by the name of their error.
+        unsent: Number of due requests that were never sent, because all senders of the open loop were waiting.
+        late: Fraction of requests sent more than 1 ms (or 5 % of the median latency) after they were due.
+        lag_p99_ms: 99th percentile of the delay of sending.
         throughput: Answers per second.
-        duration_s: The measured time.
-        warmup_s: Time before it.
-        steady: Whether the warm-up ended because answers came steadily.
-        generator_cores: Processor cores that this process took meanwhile: the generator, and what runs beside it.
-        observed: What an observer saw of the server.
-        histogram: Latencies of the answered requests, from the moment they were due.
+        duration_s: Duration of the measurement.
+        warmup_s: Duration of the warm-up.
+        steady: Whether the warm-up ended in a steady state.
+        generator_cores: Processor cores that this process used: the generator and everything else in it.
+        observed: Result of the observer.
+        histogram: Latencies of the answered requests, from their due times.
     """
 
     requests: int
@@ -81,15 +81,15 @@ class Sample:
 
     @property
     def kept_schedule(self) -> bool:
-        """Whether all requests were sent, and 99 % of them when they were due."""
+        """Whether all requests were sent, and 99 % of them on time."""
         return self.unsent == 0 and self.late <= _LATE_ALLOWED
 
     def get_percentile(self, percentile: float) -> float:
-        """Return a percentile in ms of all requests, a lost one taking for ever; infinite, or NaN without any."""
+        """Return a percentile in ms of all requests, with lost ones as infinite; NaN without requests."""
         total = self.requests + self.lost
         if not total:
             return float("nan")
-        rank = percentile / 100 * total  # of the sorted latencies, the lost ones last
+        rank = percentile / 100 * total  # in the sorted latencies, with lost requests last
         if rank > self.requests:
             return float("inf")
         return self.histogram.get_percentile(100 * rank / self.requests)
@@ -122,7 +122,7 @@ def make_sample(
     generator_cores: float,
     observed: dict[str, Any],
 ) -> Sample:
-    """Return the figures of a load from the times of its requests."""
+    """Compute the results of a load from the times of its requests."""
     measured = times.measured
     latencies = measured[:, 2] - measured[:, 0]
     lags = measured[:, 1] - measured[:, 0]

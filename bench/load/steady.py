@@ -1,4 +1,4 @@
-"""When a server answers steadily enough to be measured."""
+"""Decide when a server has reached a steady state."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ WINDOWS: Final = 3
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a load: the median latency in seconds (NaN without requests) and answers per second."""
+    """A time window of a load: the median latency in seconds (NaN without requests) and answers per second."""
 
     median_s: float
     throughput: float
@@ -21,10 +21,10 @@ def is_steady(windows: Sequence[Window], tolerance: float, *, throughput: bool =
 
     The rule of perf_analyzer (its option --stability-percentage: "the ratio of max / min from the recent 3
     measurements", in latency and in answers per second), here on the median latency, which one stall
-    does not move.
+    does not change.
 
     Args:
-        windows: In their order.
+        windows: The windows in their order.
         tolerance: 0.1 allows 10 %.
         throughput: Whether answers per second must agree too. With random arrivals they differ by chance.
     """

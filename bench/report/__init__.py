@@ -1,1 +1,1 @@
-"""What was measured: figures, plots, comparisons."""
+"""Reports of measurements: figures, plots, comparisons."""

@@ -1,9 +1,9 @@
-"""Two reports side by side, or two rows of one: ratios, and whether they are more than noise.
+"""Compare two reports, or two rows of one: ratios, and whether they exceed the noise.
 
-Each row was measured several times, in turn with the others. A figure differs when all repeats of one side lie
-above all of the other. If both sides were equal, that would happen by chance with probability
-2 n! m! / (n + m)! (the extreme case of the rank test of Mann and Whitney, 1947), which is told: 0.8 % with five
-repeats each, 10 % with three. Noise that lasts longer than a run is not in it.
+Each row was measured several times, in turn with the others. A figure differs if all repeats of one side are above all
+repeats of the other. If both sides were equal, that would happen by chance with the probability 2 n! m! / (n + m)! (the
+extreme case of the rank test of Mann and Whitney, 1947): 0.8 % with five repeats each, 10 % with three. The report
+states this probability. It does not include noise that lasts longer than a run.
 """
 
 import json
@@ -32,8 +32,8 @@ class Ratio:
         ratio: b / a.
         spread_a: Smallest and largest repeat of the first.
         spread_b: Smallest and largest repeat of the second.
-        differs: Whether all repeats of one lie above all of the other.
-        chance: How probable that is where both are equal.
+        differs: Whether all repeats of one are above all repeats of the other.
+        chance: Probability of that if both are equal.
     """
 
     row: str
@@ -55,14 +55,14 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report of `cxr bench run`: its JSON file or the directory that holds it.
 
     Raises:
-        ConfigError: There is no such file.
-        ArtifactError: The file is no such report.
+        ConfigError: The file does not exist.
+        ArtifactError: The file is not such a report.
     """
     file = path / "bench.json" if path.is_dir() else path
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no report {file}.") from error
+        raise ConfigError(f"The report {file} does not exist.") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{file} cannot be read: {type(error).__name__}.") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA or "rows" not in report:
@@ -71,7 +71,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Ratio]:
-    """Compare the rows of the same name.
+    """Compare the rows with the same names.
 
     Raises:
         ConfigError: The reports have no row in common.
@@ -90,7 +90,7 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
 
 
 def compare_rows(a: Mapping[str, Any], b: Mapping[str, Any], *, name: str | None = None) -> list[Ratio]:
-    """Compare each figure of two rows; figures that a repeat lacks are left out."""
+    """Compare each figure of two rows, without figures that a repeat lacks."""
     ratios = []
     for metric in METRICS:
         sides = [[repeat.get(metric) for repeat in row["repeats"]] for row in (a, b)]
@@ -100,13 +100,13 @@ def compare_rows(a: Mapping[str, Any], b: Mapping[str, Any], *, name: str | None
 
 
 def compare_cases(a: Mapping[str, Any], b: Mapping[str, Any], *, name: str) -> Ratio:
-    """Compare the cases a second of two rows, which may differ in batch size."""
+    """Compare the cases per second of two rows, which may differ in batch size."""
     sides = [[repeat["throughput"] * row["batch"] for repeat in row["repeats"]] for row in (a, b)]
     return _compare(name, "cases_per_s", *sides)
 
 
 def list_mismatches(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return, in sentences, what else than the code differs between two reports."""
+    """Return sentences about the differences between two reports other than the code."""
     kinds = {
         "model": [report.get("model") for report in (first, second)],
         "processor": [report.get("machine", {}).get("cpu") for report in (first, second)],

@@ -1,4 +1,4 @@
-"""What figures depend on beside the model: processor, versions, commit."""
+"""Describe the machine and software of a measurement: processor, versions, commit."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ _PACKAGES: Final = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the machine and the software as JSON-ready values; what cannot be told is left out or None."""
+    """Return the machine and the software as JSON-ready values. Unknown values are left out or None."""
     info = _read_cpu_info()
     flags = info.get("flags", info.get("Features", "")).split()
     return {
@@ -32,19 +32,19 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": _read_memory(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _find_version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := _find_version(name))},
         "commit": read_commit(Path(__file__).resolve().parents[2]),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_commit(directory: Path) -> str | None:
-    """Return the git commit of a directory, with "+" behind it when files differ from it; None without git."""
+    """Return the git commit of a directory, with "+" if files differ from it; None without git."""
     commit = _ask_git(directory, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return None
@@ -52,7 +52,7 @@ def read_commit(directory: Path) -> str | None:
 
 
 def describe_command() -> str:
-    """Return the command line as a person would type it."""
+    """Return the command line as a user would type it."""
     import shlex
 
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Several loads, measured in turn in one process, so that their ratios are fair."""
+"""Measure several loads in turn in one process, so that their ratios are fair."""
 
 import statistics
 from collections import Counter
@@ -15,12 +15,12 @@ from bench.report.server import merge_models
 SERVED: Final = "served"
 _FEW: Final = 100
 _KEPT_UP: Final = 0.8
-Progress = Callable[[int, int, str], None]  # measured, in all, what is next
+Progress = Callable[[int, int, str], None]  # number measured, total, name of the next
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: requests of `batch` cases each, sent to `target` ("served", "in-process", ...) by a load."""
+    """A load of requests with `batch` cases each, sent to `target` ("served", "in-process", ...)."""
 
     target: str
     request: Request = field(repr=False)
@@ -30,7 +30,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Name of the row, the same in every report of the same load."""
+        """Name of the row, the same for the same load in every report."""
         batch = f", batch {self.batch}" if self.batch > 1 else ""
         if isinstance(self.load, ClosedLoop):
             return f"{self.target}, concurrency {self.load.workers}{batch}"
@@ -92,14 +92,14 @@ def measure(
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Measure all subjects `repeats` times, in turn; every other time in reverse order.
+    """Measure all subjects `repeats` times, in turn, every other time in reverse order.
 
     Args:
-        subjects: At least one.
-        phases: `duration_s` and `count` are shared out over the repeats. Steadiness is waited for once a subject.
-        repeats: How many samples each row gets: what differs between them is noise.
-        clock: As in `run_load`.
-        progress: Told before each sample and at the end.
+        subjects: At least one subject.
+        phases: `duration_s` and `count` are divided among the repeats. Each subject is warmed up fully only once.
+        repeats: Number of samples of each row. Their differences show the noise.
+        clock: See `run_load`.
+        progress: Called before each sample and at the end.
     """
     each = replace(
         phases,
@@ -124,62 +124,62 @@ def measure(
 
 
 def list_warnings(row: Row) -> list[str]:
-    """Return, in sentences, why figures of a row may mislead."""
+    """Return sentences about reasons why the figures of a row may mislead."""
     samples, warnings = row.samples, []
     sent = sum(sample.requests + sum(sample.failed.values()) for sample in samples)
     if failed := sum(sum(sample.failed.values()) for sample in samples):
-        warnings.append(f"{failed} of {sent} requests failed; their times are in no percentile.")
+        warnings.append(f"{failed} of {sent} requests failed. Their times are not in the percentiles.")
     if unsent := sum(sample.unsent for sample in samples):
         limit = row.subject.load.senders
         warnings.append(
-            f"{unsent} requests were due and never sent, because {limit} were waiting for their answers: the rate is "
-            "above what the server can answer, and the percentiles are lower bounds."
+            f"{unsent} requests were due but never sent, because {limit} were waiting for their answers. The rate is "
+            "too high for the server, and the percentiles are lower bounds."
         )
     elif late := [sample.late for sample in samples if not sample.kept_schedule]:
         warnings.append(
-            f"Up to {max(late):.1%} of the requests were sent late: this machine did not keep the schedule. Latencies "
-            "count from the moment a request was due, so the delay is part of them."
+            f"Up to {max(late):.1%} of the requests were sent late, because this machine did not keep the schedule. "
+            "Latencies are measured from the due time, so they include the delay."
         )
     requests = sum(sample.requests for sample in samples)
     if requests < _FEW:
-        warnings.append(f"Only {requests} requests were measured: the slowest 1 % is one request.")
+        warnings.append(f"Only {requests} requests were measured, so the slowest 1 % is one request.")
     if isinstance(row.subject.load, OpenLoop) and (answered := _compare_rates(samples)) < _KEPT_UP:
         warnings.append(
-            f"The server answered {answered:.0%} of what was due in the measured time: the queue grew, and latency "
-            "would have grown with longer measuring."
+            f"The server answered {answered:.0%} of the requests that were due. The queue grew, so a longer "
+            "measurement would show higher latencies."
         )
     if not samples[0].steady:
-        warnings.append("Answers did not come steadily before measuring began.")
+        warnings.append("The server was not in a steady state when the measurement started.")
     return warnings
 
 
 def _compare_rates(samples: Sequence[Sample]) -> float:
-    """Return answers (and failures) in the measured time / requests that were due in it."""
+    """Return answers (and failures) during the measurement / requests due in it."""
     due = sum(sample.requests + sample.lost for sample in samples)
     answers = sum(sample.throughput * sample.duration_s + sum(sample.failed.values()) for sample in samples)
     return answers / max(due, 1)
 
 
 def merge_observed(observed: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the view of the server over all samples: the models' requests together, the rest averaged."""
-    seen = [sample for sample in observed if sample]
-    if not seen:
+    """Return the observations of the server over all samples: requests of models summed, the rest averaged."""
+    observations = [sample for sample in observed if sample]
+    if not observations:
         return {}
-    merged = _average(seen)
-    if any("models" in sample for sample in seen):
-        merged["models"] = merge_models([sample.get("models", {}) for sample in seen])
+    merged = _average(observations)
+    if any("models" in sample for sample in observations):
+        merged["models"] = merge_models([sample.get("models", {}) for sample in observations])
     return merged
 
 
 def _average(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return numbers averaged, level by level, and the last of everything else."""
+    """Return the averages of numbers, at every level, and the last of all other values."""
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for value in values for name in value):
-        found = [value[name] for value in values if name in value]
-        if all(isinstance(value, dict) for value in found):
-            merged[name] = _average(found)
-        elif all(isinstance(value, int | float) for value in found):
-            merged[name] = round(statistics.fmean(found), 4)
+        numbers = [value[name] for value in values if name in value]
+        if all(isinstance(value, dict) for value in numbers):
+            merged[name] = _average(numbers)
+        elif all(isinstance(value, int | float) for value in numbers):
+            merged[name] = round(statistics.fmean(numbers), 4)
         else:
-            merged[name] = found[-1]
+            merged[name] = numbers[-1]
     return merged

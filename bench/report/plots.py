@@ -16,7 +16,7 @@ _TICKS: Final = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def write_plots(report: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write the plots for which the report has figures.
+    """Write the plots that the report has figures for.
 
     Returns:
         Files: latency against throughput, percentiles, the server's split.
@@ -41,30 +41,30 @@ def write_plots(report: Mapping[str, Any], directory: Path) -> list[Path]:
 
 
 def draw_sweep(axes: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Draw latency against cases a second over each target's closed loops; return whether there is a sweep."""
+    """Draw latency over cases per second for each target's closed loops; return whether there is a sweep."""
     targets: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["load"]["kind"] == "closed" and "p50_ms" in row:
             targets.setdefault(row["target"], []).append(row)
-    for target, found in targets.items():
-        found.sort(key=lambda row: (row["load"]["concurrency"], row["batch"]))
-        speeds = [row["cases_per_s"] for row in found]
+    for target, rows_of_target in targets.items():
+        rows_of_target.sort(key=lambda row: (row["load"]["concurrency"], row["batch"]))
+        speeds = [row["cases_per_s"] for row in rows_of_target]
         for metric, style in (("p50_ms", "o-"), ("p99_ms", "s:")):
-            axes.plot(speeds, [row[metric] for row in found], style, label=f"{target} {metric[:3]}")
-        for row in found:
+            axes.plot(speeds, [row[metric] for row in rows_of_target], style, label=f"{target} {metric[:3]}")
+        for row in rows_of_target:
             text = f"{row['load']['concurrency']}x{row['batch']}"
             axes.annotate(
                 text, (row["cases_per_s"], row["p50_ms"]), textcoords="offset points", xytext=(4, 4)
             )
-    axes.set(xlabel="cases a second", ylabel="latency in ms", title="Concurrency x batch", yscale="log")
+    axes.set(xlabel="cases per second", ylabel="latency in ms", title="Concurrency x batch", yscale="log")
     axes.grid(visible=True, alpha=0.3)
     if targets:
         axes.legend(fontsize=8)
-    return any(len(found) > 1 for found in targets.values())
+    return any(len(rows_of_target) > 1 for rows_of_target in targets.values())
 
 
 def draw_percentiles(axes: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Draw latency against the fraction of requests, each nine as wide as the one before it."""
+    """Draw latency over the fraction of requests, with equal width for each nine."""
     highest = 1.0
     for row in rows:
         points = Histogram.decode(row["histogram"]).list_percentiles()
@@ -85,20 +85,20 @@ def draw_percentiles(axes: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def draw_split(axes: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Draw a bar for each model of each load: queue, input, infer, output, one on the other."""
+    """Draw a stacked bar for each model of each load: queue, input, infer, output."""
     bars = [
         (f"{row['name']}\n{name}", split)
         for row in rows
         for name, split in list_split(row["server"].get("models", {}))
     ][:24]
-    left = [0.0] * len(bars)
+    starts = [0.0] * len(bars)
     names = [name for name, _ in bars]
-    places = range(len(bars))
+    positions = range(len(bars))
     for index, step in enumerate(STEPS):
         widths = [split[index] for _, split in bars]
-        axes.barh(places, widths, left=left, label=step)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(places, names, fontsize=6)
+        axes.barh(positions, widths, left=starts, label=step)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.set_yticks(positions, names, fontsize=6)
     axes.invert_yaxis()
     axes.set(xlabel="mean ms of a request", title="Where the time goes in the server")
     if bars:

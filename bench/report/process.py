@@ -1,4 +1,4 @@
-"""Processor time and memory of a server on this machine: a process and all that it started."""
+"""Processor time and memory of a server on this machine: a process and all its descendants."""
 
 import time
 from collections.abc import Collection
@@ -19,13 +19,13 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 class ProcessTree:
-    """Measures processes with their children; those that end meanwhile are left out."""
+    """Measures processes with their descendants, without those that end meanwhile."""
 
     def __init__(self, pids: Collection[int]) -> None:
-        """Choose the roots.
+        """Take the root processes.
 
         Raises:
-            ConfigError: There is no such process.
+            ConfigError: A process does not exist.
         """
         self.pids = tuple(pids)
         for pid in self.pids:
@@ -34,33 +34,33 @@ class ProcessTree:
         self._started, self._cpu_s = 0.0, {}  # type: float, dict[int, float]
 
     def begin(self) -> None:
-        """Remember the processor time so far."""
+        """Record the processor time so far."""
         self._cpu_s = {process.pid: cpu_s for process, cpu_s, _ in self._read()}
         self._started = time.perf_counter()
 
     def end(self) -> dict[str, Any]:
-        """Return the cores that were busy since `begin`, and the memory now.
+        """Return the busy cores since `begin`, and the current memory.
 
-        `rss_mib` adds up the resident memory of all processes; pages that they share count for each of them.
+        `rss_mib` is the sum of the resident memory of all processes. Shared pages count for each of them.
         """
         lasted = max(time.perf_counter() - self._started, 1e-9)
-        found = self._read()
-        used = sum(max(0.0, cpu_s - self._cpu_s.get(process.pid, 0.0)) for process, cpu_s, _ in found)
+        processes = self._read()
+        used = sum(max(0.0, cpu_s - self._cpu_s.get(process.pid, 0.0)) for process, cpu_s, _ in processes)
         return {
             "cpu_cores": round(used / lasted, 3),
-            "rss_mib": round(sum(rss for *_, rss in found) / 2**20, 1),
-            "processes": len(found),
+            "rss_mib": round(sum(rss for *_, rss in processes) / 2**20, 1),
+            "processes": len(processes),
         }
 
     def _read(self) -> list[tuple[Any, float, int]]:
-        found = []
+        readings = []
         for process in self._list():
             try:
                 times, memory = process.cpu_times(), process.memory_info()
             except psutil.Error:
                 continue
-            found.append((process, times.user + times.system, int(memory.rss)))
-        return found
+            readings.append((process, times.user + times.system, int(memory.rss)))
+        return readings
 
     def _list(self) -> list[Any]:
         trees = [_list_tree(pid) for pid in self.pids]
@@ -76,16 +76,16 @@ def _list_tree(pid: int) -> list[Any]:
 
 
 def find_server(url: str) -> list[int]:
-    """Return the processes on this machine that answer at `url` (host:port); none where it cannot be told.
+    """Return the processes on this machine that listen on `url` (host:port); none if unknown.
 
-    Behind the relay of `cxr serve` that is its Triton too.
+    For the relay of `cxr serve`, its Triton is included.
     """
     host, _, port = url.rpartition(":")
     if host not in _LOOPBACK or not port.isdigit():
         return []
     try:
         connections = psutil.net_connections(kind="tcp")
-    except psutil.Error:  # some systems tell only the administrator
+    except psutil.Error:  # some systems allow this only for the administrator
         return []
     pids = {
         connection.pid
@@ -96,7 +96,7 @@ def find_server(url: str) -> list[int]:
 
 
 def _list_behind(pid: int) -> list[int]:
-    """Return the Triton that a relay calls: both have one parent."""
+    """Return the Triton of a relay. Both have the same parent."""
     try:
         relay = psutil.Process(pid)
         siblings = relay.parent().children() if _RELAY in relay.cmdline() else []

@@ -1,4 +1,4 @@
-"""Where a served request's time goes, by Triton's own statistics, and what the server takes of its machine."""
+"""The time of each step of a served request, by Triton's statistics, and the server's use of its machine."""
 
 import re
 import urllib.error
@@ -25,7 +25,7 @@ Counts = dict[str, Counter[str]]  # model -> counter -> value
 
 
 class ServerObserver:
-    """Compares the server at both ends of a measured time (a `bench.load.generator.Observer`)."""
+    """Compares the server at the start and the end of a measurement (a `bench.load.generator.Observer`)."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class ServerObserver:
         processes: ProcessTree | None = None,
         metrics_url: str | None = None,
     ) -> None:
-        """Describe what is looked at.
+        """Set up the observer.
 
         Args:
             url: host:port of Triton's gRPC service.
-            timeout_s: Deadline of each question, in seconds.
-            processes: The server's processes, where they run on this machine.
+            timeout_s: Deadline of each call, in seconds.
+            processes: The server's processes, if they run on this machine.
             metrics_url: Page with Triton's Prometheus metrics, for the GPU.
         """
         self._url, self._timeout_s = url, timeout_s
@@ -49,22 +49,22 @@ class ServerObserver:
         self._before: Counts = {}
 
     def begin(self) -> None:
-        """Remember the counters."""
+        """Record the counters."""
         if self._processes:
             self._processes.begin()
         self._before = self.read_counts()
 
     def end(self) -> dict[str, Any]:
-        """Return what was counted since `begin`."""
-        seen: dict[str, Any] = {"models": compare_counts(self._before, self.read_counts())}
+        """Return the differences since `begin`."""
+        observations: dict[str, Any] = {"models": compare_counts(self._before, self.read_counts())}
         if self._processes:
-            seen["process"] = self._processes.end()
+            observations["process"] = self._processes.end()
         if self._metrics_url and (gpus := read_gpus(self._metrics_url)):
-            seen["gpus"] = gpus
-        return seen
+            observations["gpus"] = gpus
+        return observations
 
     def read_counts(self) -> Counts:
-        """Ask for the statistics of all models.
+        """Read the statistics of all models.
 
         Raises:
             ServiceError: See `client.status`.
@@ -87,28 +87,28 @@ class ServerObserver:
 
 
 def flatten_statistics(answer: Mapping[str, Any]) -> Counts:
-    """Return Triton's ModelStatisticsResponse, as JSON, as counters for each model, its versions added up.
+    """Return Triton's ModelStatisticsResponse, given as JSON, as counters for each model, summed over versions.
 
-    Triton's "extension_statistics" document defines the fields; JSON writes 64-bit numbers as text.
+    Triton's "extension_statistics" document defines the fields. JSON has 64-bit numbers as text.
     """
     counts: Counts = {}
     for entry in answer.get("model_stats", []):
-        found = counts.setdefault(str(entry["name"]), Counter())
+        counters = counts.setdefault(str(entry["name"]), Counter())
         for name in _COUNTERS:
-            found[name] += int(entry.get(name, 0))
+            counters[name] += int(entry.get(name, 0))
         for name, value in entry.get("inference_stats", {}).items():
-            found[f"{name}.count"] += int(value.get("count", 0))
-            found[f"{name}.ns"] += int(value.get("ns", 0))
+            counters[f"{name}.count"] += int(value.get("count", 0))
+            counters[f"{name}.ns"] += int(value.get("ns", 0))
         for batch in entry.get("batch_stats", []):
-            found[f"batch.{batch['batch_size']}"] += int(batch.get("compute_infer", {}).get("count", 0))
+            counters[f"batch.{batch['batch_size']}"] += int(batch.get("compute_infer", {}).get("count", 0))
     return counts
 
 
 def compare_counts(before: Counts, after: Counts) -> dict[str, Any]:
-    """Return, for each model that answered meanwhile, mean milliseconds a request and how it was batched.
+    """Return, for each model that answered, the mean milliseconds per request and the batching.
 
-    `queue` is waiting, `compute_input` and `compute_output` moving tensors, `compute_infer` the model; `request`
-    is all of it, which for an ensemble holds its steps.
+    `queue` is waiting, `compute_input` and `compute_output` are moving tensors, `compute_infer` is the model. `request`
+    is the total, which for an ensemble includes its steps.
     """
     models: dict[str, Any] = {}
     for name, counters in after.items():
@@ -132,21 +132,21 @@ def compare_counts(before: Counts, after: Counts) -> dict[str, Any]:
 
 
 def merge_models(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return several answers of `compare_counts` as one: counts added up, times weighted by requests."""
+    """Merge several results of `compare_counts`: counts summed, times weighted by requests."""
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        found = [part[name] for part in parts if name in part]
-        weights = [max(entry["requests"], 0) for entry in found]
-        total, executions = sum(weights), sum(entry["executions"] for entry in found)
+        parts_of_model = [part[name] for part in parts if name in part]
+        weights = [max(entry["requests"], 0) for entry in parts_of_model]
+        total, executions = sum(weights), sum(entry["executions"] for entry in parts_of_model)
         sizes: Counter[str] = Counter()
-        for entry in found:
+        for entry in parts_of_model:
             sizes.update(entry["batch_sizes"])
-        times = dict.fromkeys(key for entry in found for key in entry if key.endswith("_ms"))
-        inferences = sum(entry["mean_batch"] * entry["executions"] for entry in found)
+        times = dict.fromkeys(key for entry in parts_of_model for key in entry if key.endswith("_ms"))
+        inferences = sum(entry["mean_batch"] * entry["executions"] for entry in parts_of_model)
         merged[name] = {
             "requests": total,
-            "failed": sum(entry["failed"] for entry in found),
-            **{key: _weigh([entry.get(key, 0.0) for entry in found], weights) for key in times},
+            "failed": sum(entry["failed"] for entry in parts_of_model),
+            **{key: _weigh([entry.get(key, 0.0) for entry in parts_of_model], weights) for key in times},
             "executions": executions,
             "mean_batch": round(inferences / max(1, executions), 3),
             "batch_sizes": dict(sizes),
@@ -161,7 +161,7 @@ def read_gpus(url: str) -> dict[str, dict[str, float]]:
         ConfigError: The page cannot be read.
     """
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a lab's own host: no proxy
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for a lab's own host
         with opener.open(url, timeout=_METRICS_TIMEOUT_S) as page:
             text = page.read().decode("utf-8", errors="replace")
     except (OSError, ValueError, urllib.error.URLError) as error:
@@ -180,12 +180,12 @@ def read_gpus(url: str) -> dict[str, dict[str, float]]:
 def list_split(models: Mapping[str, Any]) -> list[tuple[str, Sequence[float]]]:
     """Return (model, mean milliseconds of each of `STEPS`) for the models that compute, slowest first.
 
-    Ensembles are left out: what Triton says of them is the sum of their steps.
+    Ensembles are left out, because their times are the sums of their steps.
     """
     rows = [
-        (name, tuple(float(found.get(f"{step}_ms", 0.0)) for step in STEPS))
-        for name, found in models.items()
-        if "compute_infer_ms" in found and not (name in MODELS and MODELS[name].steps)
+        (name, tuple(float(figures.get(f"{step}_ms", 0.0)) for step in STEPS))
+        for name, figures in models.items()
+        if "compute_infer_ms" in figures and not (name in MODELS and MODELS[name].steps)
     ]
     return sorted(rows, key=lambda row: -sum(row[1]))
 

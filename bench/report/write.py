@@ -1,4 +1,4 @@
-"""What a run found, as JSON for programs, Markdown for people, and plots."""
+"""Write the results of a run as JSON, Markdown and plots."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,16 +32,16 @@ def make_report(
     settings: Mapping[str, Any],
     budget: Found | None = None,
 ) -> dict[str, Any]:
-    """Return everything that was found as JSON-ready values.
+    """Return all results as JSON-ready values.
 
     Args:
-        rows: What was measured.
+        rows: The measured rows.
         model: Name of the served model.
-        data: Where the inputs come from and their shapes; nothing that tells a patient.
+        data: Source and shapes of the inputs, without patient data.
         settings: Options of the run.
-        budget: What the search for the highest rate found.
+        budget: Result of the search for the highest rate.
     """
-    found = [row.to_dict() for row in rows]
+    row_values = [row.to_dict() for row in rows]
     return {
         "schema": SCHEMA,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -51,22 +51,22 @@ def make_report(
         "settings": dict(settings),
         "machine": describe_machine(),
         "histograms": describe_unit(),
-        "rows": found,
-        "ratios": [ratio.to_dict() for ratio in list_ratios(found)],
+        "rows": row_values,
+        "ratios": [ratio.to_dict() for ratio in list_ratios(row_values)],
         "budget": None if budget is None else budget.to_dict(),
     }
 
 
 def list_ratios(rows: Sequence[Mapping[str, Any]]) -> list[Ratio]:
-    """Compare served with each baseline: one request at a time, and the most cases a second, at whatever batch."""
+    """Compare the served model with each baseline: one request at a time, and the highest cases per second."""
     served = [row for row in rows if row["target"] == SERVED and row["load"]["kind"] == "closed"]
     baselines = [row for row in rows if row["target"] != SERVED and row["requests"]]
     ratios = [
         ratio
-        for one in served
+        for served_row in served
         for other in baselines
-        if one["load"]["concurrency"] == 1 and other["batch"] == one["batch"]
-        for ratio in compare_rows(other, one, name=f"{one['name']} / {other['target']}")
+        if served_row["load"]["concurrency"] == 1 and other["batch"] == served_row["batch"]
+        for ratio in compare_rows(other, served_row, name=f"{served_row['name']} / {other['target']}")
     ]
     if not served:
         return ratios
@@ -186,9 +186,9 @@ def _format_server(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         models = row["server"].get("models", {})
         for name, split in list_split(models):
             times = " | ".join(f"{value:.3f}" for value in split)
-            found = models[name]
+            figures = models[name]
             lines.append(
-                f"| {row['name']} | {name} | {found['executions']:.0f} | {found['mean_batch']:.2f} | {times} |"
+                f"| {row['name']} | {name} | {figures['executions']:.0f} | {figures['mean_batch']:.2f} | {times} |"
             )
     if not lines:
         return []

@@ -1,1 +1,1 @@
-"""Serving held to its targets: the rows of docs/benchmarks.md."""
+"""Compare serving with its targets: the rows of docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""The same graphs without a server: every layout and order that a repository allows, of which the fastest counts."""
+"""Run the same graphs without a server, in every layout and order that a repository allows, and take the fastest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from serving.inprocess import InProcess
 
 BATCHES: Final = (1, 4, 8, 16)
-_TRIAL_S: Final = 2.0  # of each way, before the fastest is measured beside what is served
+_TRIAL_S: Final = 2.0  # seconds for each way, to choose the fastest
 
 
 class Ways:
     """Ways to run one model in this process, by name."""
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
-        """Load published repositories: the name of a layout -> its directory. `split` counts in both orders."""
+        """Load published repositories: layout name -> directory. `split` is run in both orders."""
         from serving.inprocess import InProcess
 
         self._ways: dict[str, InProcess] = {}
@@ -33,7 +33,7 @@ class Ways:
 
     @property
     def first(self) -> "InProcess":
-        """Any of them: what they answer is the same."""
+        """One of them. All give the same answers."""
         return next(iter(self._ways.values()))
 
     def find_fastest(self, model: str, requests: Sequence[Arrays], phases: Phases) -> Subject:
@@ -42,7 +42,7 @@ class Ways:
         return min(tried, key=get_median).subject
 
     def find_fullest(self, model: str, requests: Sequence[Arrays], phases: Phases) -> Subject:
-        """Return the way and batch size with the most cases a second."""
+        """Return the way and batch size with the most cases per second."""
         batches = {size: join_batches(requests, size) for size in BATCHES}
         tried = measure(self._list_subjects(model, batches), _shorten(phases), repeats=2)
         return max(tried, key=get_rate).subject

@@ -1,6 +1,6 @@
-"""What every part of `cxr bench table` needs: the models that `make bench` left, requests, fair comparison.
+"""Shared helpers of `cxr bench table`: the models of `make bench`, requests, fair comparison.
 
-Loads that are compared are measured in turn (`bench.report.measure`).
+Loads to be compared are measured in turn (`bench.report.measure`).
 """
 
 import statistics
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TENSORS: Final = "predict_study_tensors"
 RAW: Final = "predict_study"
-LENGTH: Final = 128  # tokens, of the rows that fix it
+LENGTH: Final = 128  # tokens, for rows with a fixed length
 REPEATS: Final = 7
 TIMEOUT_S: Final = 60.0
 _TURN_S: Final = 0.5
@@ -37,19 +37,19 @@ _CASES: Final = 24
 
 @dataclass(frozen=True)
 class Model:
-    """One size of model as `make bench` left it: root/NAME/{bundle,fp32,split,fused} and root/studies.parquet."""
+    """One model size, made by `make bench`: root/NAME/{bundle,fp32,split,fused} and root/studies.parquet."""
 
     root: Path
     name: str
 
     @property
     def split(self) -> Path:
-        """The repository of the fastest profile, encoders and fusion as models of their own."""
+        """The repository of the fastest profile, with separate encoders and fusion."""
         return self.root / self.name / "split"
 
     @property
     def fused(self) -> Path:
-        """The same in one graph for each kind of question."""
+        """The same, with one graph for each kind of input."""
         return self.root / self.name / "fused"
 
     @property
@@ -59,21 +59,21 @@ class Model:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """The bundle of both."""
+        """The bundle of the repositories."""
         return load_bundle(self.root / self.name / "bundle")
 
     def read_cases(self, count: int | None = _CASES) -> list[RawCase]:
-        """Read studies that have a frontal image and words to read; None reads all of them.
+        """Read studies with a frontal image and a readable text; None reads all of them.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is no such study.
         """
         rows = read_rows(self.root / "studies.parquet")
         return make_raw_cases(iter(rows), count or len(rows), self.bundle.config["text_mode"])
 
     @contextmanager
     def serve(self, repository: Path) -> Iterator[tuple["Stack", float]]:
-        """Run Triton and the sidecar over a repository; yield them and how many seconds they took to be ready."""
+        """Run Triton and the sidecar with a repository; yield them and the seconds until they were ready."""
         from serving.stack import Ports, Stack
 
         with tempfile.TemporaryDirectory(prefix="cxr-bench-") as scratch:
@@ -87,7 +87,7 @@ class Model:
 def prepare(
     model: "InProcess", name: str, cases: Sequence[RawCase], *, length: int | None = None
 ) -> list[Arrays]:
-    """Return cases as requests to a model, one each; the text padded to `length` tokens where that is given."""
+    """Return one request to a model per case, with the text padded to `length` tokens if given."""
 
     def ask(step: str, inputs: Any, outputs: Sequence[str]) -> Arrays:
         answer = model.run(step, inputs)
@@ -98,7 +98,7 @@ def prepare(
 
 @contextmanager
 def send(stack: "Stack", name: str, requests: Sequence[Arrays]) -> Iterator[Request]:
-    """Yield what sends these requests, made ready before, to a served model."""
+    """Yield a function that sends these requests, serialised beforehand, to a served model."""
     signature = read_signature(stack.triton_url, name, TIMEOUT_S)
     payloads = [serialise(signature, inputs) for inputs in requests]
     sender = BytesSender(stack.triton_url, payloads, TIMEOUT_S)
@@ -109,27 +109,27 @@ def send(stack: "Stack", name: str, requests: Sequence[Arrays]) -> Iterator[Requ
 
 
 def join_batches(requests: Sequence[Arrays], size: int) -> list[Arrays]:
-    """Return as many requests of `size` cases each."""
-    places = range(len(requests))
+    """Return the same number of requests, with `size` cases each."""
+    indices = range(len(requests))
     return [
-        join_cases([requests[(start + step) % len(requests)] for step in range(size)]) for start in places
+        join_cases([requests[(start + step) % len(requests)] for step in range(size)]) for start in indices
     ]
 
 
 def measure_side_by_side(subjects: Sequence[Subject], phases: Phases) -> list[Row]:
-    """Measure in turn, half a second each: see `compare`."""
+    """Measure in turn, half a second each; see `compare`."""
     repeats = max(REPEATS, round(phases.duration_s / _TURN_S))
     return measure(subjects, replace(phases, window_s=_TURN_S / 5), repeats=repeats)
 
 
 def compare(above: Row, below: Row) -> float:
-    """Return how many times as long the median latency of a row is: the median over repeats, which ran side by side.
+    """Return the ratio of the median latencies of two rows: the median over repeats, which ran side by side.
 
-    A machine that others share is at times a third slower, for seconds; both sides of a repeat have that in common.
+    A shared machine is sometimes a third slower for seconds. Both sides of a repeat are affected equally.
     """
     return statistics.median(
-        one.get_percentile(50) / other.get_percentile(50)
-        for one, other in zip(above.samples, below.samples, strict=True)
+        first.get_percentile(50) / second.get_percentile(50)
+        for first, second in zip(above.samples, below.samples, strict=True)
     )
 
 
@@ -139,10 +139,10 @@ def get_median(row: Row) -> float:
 
 
 def get_rate(row: Row) -> float:
-    """Return the mean throughput, in cases a second."""
+    """Return the mean throughput, in cases per second."""
     return statistics.fmean(sample.throughput for sample in row.samples) * row.subject.batch
 
 
 def say_ms(row: Row) -> str:
-    """Return the median latency for people."""
+    """Return the median latency as text."""
     return f"{get_median(row):.1f} ms"

@@ -1,8 +1,8 @@
-"""What `cxr bench table` measures, part by part; each part returns its rows.
+"""The parts of `cxr bench table`. Each part returns its rows.
 
-`fused` is the repository that `make bench` published with the fastest profile of this processor, and the one that is
-served in every row. `split` has the same graphs one by one, and `fp32` those of single precision for ONNX Runtime: both
-run in this process, for comparison.
+`fused` is the repository that `make bench` published with the fastest profile of this processor. Every row serves it.
+`split` has the same graphs separately, and `fp32` has single precision graphs for ONNX Runtime. Both run in this
+process, for comparison.
 """
 
 import os
@@ -43,13 +43,13 @@ from contract.tensors import MODELS
 if TYPE_CHECKING:
     from serving.inprocess import InProcess
 
-PUBLISHED_LENGTH: Final = 512  # what the published model pads every text to
+PUBLISHED_LENGTH: Final = 512  # tokens to which the published model pads every text
 _SIGNATURE: Final = Signature(
     TENSORS,
     {tensor.name: tensor.dtype for tensor in MODELS[TENSORS].inputs},
     tuple(tensor.name for tensor in MODELS[TENSORS].outputs),
 )
-_TURNS_OF_AGREEMENT: Final = 4  # to a repeat
+_TURNS_OF_AGREEMENT: Final = 4  # turns per repeat
 _FASTER_WITH_AMX: Final = 3.0
 _FASTER_WITHOUT_AMX: Final = 2.8
 _MIN_COSINE: Final = 0.9999
@@ -57,7 +57,7 @@ _MAX_FLIPS: Final = 0.001
 
 
 def list_parts(root: Path, seconds: float) -> dict[str, Measurement]:
-    """Return name -> what measures that part of the table, in the order of the table."""
+    """Return name -> function that measures that part of the table, in the order of the table."""
     phases = Phases(duration_s=seconds, warmup_max_s=10.0)
     tiny, base = Model(root, "tiny"), Model(root, "base")
     return {
@@ -70,7 +70,7 @@ def list_parts(root: Path, seconds: float) -> dict[str, Measurement]:
 
 
 def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
-    """Measure the best profile against single precision, in its faster order, and against eager PyTorch."""
+    """Compare the best profile with single precision, in its faster order, and with eager PyTorch."""
     from serving.inprocess import InProcess
 
     best = InProcess(model.fused)
@@ -112,24 +112,24 @@ def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
 
 
 def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
-    """Measure the published size as served here against the published way to run it, and each step between the two."""
+    """Compare the published size, served here, with the published way to run it, and measure each step in between."""
     from serving.inprocess import InProcess
 
     with ExitStack() as open_now:
         stack, _ = open_now.enter_context(model.serve(model.fused))
         best = InProcess(model.fused)
-        ours = prepare(best, TENSORS, model.read_cases())
-        padded = [join_cases([inputs], PUBLISHED_LENGTH) for inputs in ours]
+        real_length = prepare(best, TENSORS, model.read_cases())
+        padded = [join_cases([inputs], PUBLISHED_LENGTH) for inputs in real_length]
         steps = {
             "torch eager fp32, padded": make_eager(model.bundle.path, _SIGNATURE, padded),
-            "torch eager fp32": make_eager(model.bundle.path, _SIGNATURE, ours),
-            "ONNX Runtime fp32": answer_here(InProcess(model.fp32), TENSORS, ours),
-            "best profile": answer_here(best, TENSORS, ours),
-            "served": open_now.enter_context(send(stack, TENSORS, ours)),
+            "torch eager fp32": make_eager(model.bundle.path, _SIGNATURE, real_length),
+            "ONNX Runtime fp32": answer_here(InProcess(model.fp32), TENSORS, real_length),
+            "best profile": answer_here(best, TENSORS, real_length),
+            "served": open_now.enter_context(send(stack, TENSORS, real_length)),
         }
         subjects = [Subject(name, request, ClosedLoop(1)) for name, request in steps.items()]
         rows = measure(subjects, phases, repeats=REPEATS)
-    lengths = sorted({inputs["input_ids"].shape[1] for inputs in ours})
+    lengths = sorted({inputs["input_ids"].shape[1] for inputs in real_length})
     whole = TargetRow(
         f"served base (Swin-B, real length bucket) / the published way (text padded to {PUBLISHED_LENGTH}, "
         "torch eager fp32), times faster",
@@ -143,7 +143,7 @@ def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
 
 
 def _say_factor(name: str, before: Row, after: Row) -> TargetRow:
-    """Return one of the factors that the row before is made of."""
+    """Return one of the factors of the row before."""
     return TargetRow(
         f"of that by: {name}",
         "at least",
@@ -154,7 +154,7 @@ def _say_factor(name: str, before: Row, after: Row) -> TargetRow:
 
 
 def measure_agreement(model: Model, phases: Phases) -> list[TargetRow]:
-    """Hold the load generator against perf_analyzer, where there is one (on PATH or at $PERF_ANALYZER)."""
+    """Compare the load generator with perf_analyzer, if it is on PATH or at $PERF_ANALYZER."""
     name = "our load generator / perf_analyzer, p50, difference"
     program = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
     if not program:
@@ -176,32 +176,34 @@ def measure_agreement(model: Model, phases: Phases) -> list[TargetRow]:
         fixed = prepare(InProcess(model.fused), TENSORS, model.read_cases(), length=LENGTH)
         sender = open_now.enter_context(send(stack, TENSORS, fixed))
         subject = Subject("served", sender, ClosedLoop(1))
-        ours: list[float] = []
-        theirs: list[float] = []
+        own_ms: list[float] = []
+        perf_analyzer_ms: list[float] = []
         turn = replace(
             phases, duration_s=phases.duration_s / _TURNS_OF_AGREEMENT, warmup_s=0.5, warmup_max_s=0.5
         )
         for _ in range(REPEATS * _TURNS_OF_AGREEMENT):
-            ours.append(get_median(measure([subject], turn, repeats=1)[0]))
-            theirs.append(
+            own_ms.append(get_median(measure([subject], turn, repeats=1)[0]))
+            perf_analyzer_ms.append(
                 run_perf_analyzer(program, stack.triton_url, TENSORS, fixed, seconds=turn.duration_s)
             )
-    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-    detail = f"{statistics.median(ours):.1f} ms / {statistics.median(theirs):.1f} ms, ratio {ratio:.3f}"
+    ratio = statistics.median(
+        own / reference for own, reference in zip(own_ms, perf_analyzer_ms, strict=True)
+    )
+    detail = f"{statistics.median(own_ms):.1f} ms / {statistics.median(perf_analyzer_ms):.1f} ms, ratio {ratio:.3f}"
     return [TargetRow(name, "at most", 5.0, 100 * abs(ratio - 1), "%", detail)]
 
 
 def compare_answers(
     reference: "InProcess", other: "InProcess", requests: Sequence[Arrays], bundle: Bundle
 ) -> tuple[float, int, int]:
-    """Return the lowest cosine of two embeddings of a case, how many labels change sides, and of how many."""
+    """Return the lowest cosine of two embeddings of a case, the number of label flips, and the number of labels."""
     labels = bundle.decisions.of("study")
     thresholds = np.array([label.threshold for label in labels], np.float64)
     lowest, flips, decisions = 1.0, 0, 0
     for inputs in requests:
-        one, two = (each.run(TENSORS, inputs) for each in (reference, other))
-        lowest = min(lowest, float((one["embedding"] * two["embedding"]).sum(-1).min()))
-        decided = [answer["probabilities"] >= thresholds for answer in (one, two)]
+        first, second = (session.run(TENSORS, inputs) for session in (reference, other))
+        lowest = min(lowest, float((first["embedding"] * second["embedding"]).sum(-1).min()))
+        decided = [answer["probabilities"] >= thresholds for answer in (first, second)]
         flips += int((decided[0] != decided[1]).sum())
         decisions += decided[0].size
     return lowest, flips, decisions

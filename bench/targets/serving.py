@@ -1,6 +1,6 @@
-"""What serving costs over the same graphs in this process, and what a hot swap does to who is being served.
+"""Measure the cost of serving, compared with the same graphs in this process, and the effect of a hot swap.
 
-All of it is measured of one configuration, the repository `fused` that `make bench` publishes.
+All rows use one configuration, the repository `fused` of `make bench`.
 """
 
 import shutil
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from serving.stack import Stack
 
 _CONCURRENCY: Final = 8
-_MANY: Final = 32  # clients, as of two hosts
+_MANY: Final = 32  # clients, like those of two hosts
 _SERVED: Final = "served"
 
 
 def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
-    """Measure what serving costs over the fastest way to run the same weights in this process."""
+    """Compare serving with the fastest way to run the same weights in this process."""
     with ExitStack() as open_now:
         stack, ready_s = open_now.enter_context(model.serve(model.fused))
         ways = Ways({"split": model.split, "fused": model.fused})
@@ -65,7 +65,7 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
 
 @dataclass(frozen=True)
 class _Load:
-    """A server, and what it is held against."""
+    """A server, and its in-process baseline."""
 
     open_now: ExitStack
     stack: "Stack"
@@ -73,7 +73,7 @@ class _Load:
     phases: Phases
 
     def measure_latency(self, requests: Sequence[Arrays]) -> TargetRow:
-        """One client after the other, tensors in."""
+        """Measure one client at a time with tensors."""
         fastest = self.ways.find_fastest(TENSORS, requests, self.phases)
         sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
         served, here = measure_side_by_side([Subject(_SERVED, sender, ClosedLoop(1)), fastest], self.phases)
@@ -88,7 +88,7 @@ class _Load:
     def measure_throughput(
         self, requests: Sequence[Arrays], what: str, limit: float | None
     ) -> list[TargetRow]:
-        """As many clients as fill the server, and many more than that."""
+        """Measure as many clients as fill the server, and many more."""
         fullest = self.ways.find_fullest(TENSORS, requests, self.phases)
         sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
         subjects = [Subject(_SERVED, sender, ClosedLoop(workers)) for workers in (_CONCURRENCY, _MANY)]
@@ -106,7 +106,7 @@ class _Load:
         ]
 
     def measure_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
-        """One client after the other, files in: as the client sends them by itself, and whole files."""
+        """Measure one client at a time with files: as the client sends them by default, and as whole files."""
         fastest = self.ways.find_fastest(RAW, requests, self.phases)
         settings: list[tuple[str, float | None, bool, Carrier]] = [
             ("raw DICOM in by the client", 1.10, True, "auto"),
@@ -147,15 +147,15 @@ def _say_latency(served: Row, here: Row) -> str:
 
 
 def _compare_rates(served: Row, here: Row) -> float:
-    """Return how many times as many cases a second were served: the median over repeats, which ran side by side."""
+    """Return the ratio of cases per second, served / here: the median over repeats, which ran side by side."""
     return statistics.median(
-        ours.throughput * served.subject.batch / (theirs.throughput * here.subject.batch)
-        for ours, theirs in zip(served.samples, here.samples, strict=True)
+        served_sample.throughput * served.subject.batch / (here_sample.throughput * here.subject.batch)
+        for served_sample, here_sample in zip(served.samples, here.samples, strict=True)
     )
 
 
 def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
-    """Publish a version and let the server take it while requests come in."""
+    """Publish a version and let the server load it under traffic."""
     from serving.inprocess import InProcess
 
     with ExitStack() as open_now:
@@ -183,7 +183,7 @@ def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
 
 
 class _Swap:
-    """Swaps in the background from the beginning of the measured time on."""
+    """Swaps in the background, from the start of the measurement."""
 
     def __init__(self, swap: Callable[[], None], duration_s: float) -> None:
         self._swap, self._duration_s = swap, duration_s
@@ -192,7 +192,7 @@ class _Swap:
 
     @property
     def ended(self) -> bool:
-        """Whether it was over before the measured time was."""
+        """Whether the swap ended before the measurement."""
         return self.seconds <= self._duration_s
 
     def begin(self) -> None:
@@ -211,7 +211,7 @@ class _Swap:
         began = time.monotonic()
         try:
             self._swap()
-        except Exception as error:  # raised again where the load is measured
+        except Exception as error:  # raised again in `end`
             self._error = error
         self.seconds = time.monotonic() - began
 

@@ -1,7 +1,7 @@
-"""`cxr bench table`: the latency budget of this project, measured in one run, with a verdict for each row.
+"""`cxr bench table`: measure the latency targets of this project in one run, with a verdict for each row.
 
-Every figure is a ratio of two things that were measured in turn on the same machine in the same minutes. What is
-measured stands in `bench/targets/rows.py`; `make bench` makes the models that it measures.
+Every figure is a ratio of two measurements that were made in turn on the same machine at the same time.
+`bench/targets/rows.py` defines the measurements; `make bench` makes their models.
 """
 
 import json
@@ -25,15 +25,15 @@ def measure_table(
     """Measure all rows and write them after each run of a part, so that an interrupt loses little.
 
     Args:
-        console: Where progress is shown.
-        root: Directory that `make bench` filled: studies.parquet, tiny/ and base/ with bundle and repositories.
-        out: Directory of table.json and table.md.
-        seconds: How long each load is measured.
-        runs: How often each part is measured, servers started anew.
+        console: Console for the progress.
+        root: Directory of `make bench`: studies.parquet, tiny/ and base/ with bundle and repositories.
+        out: Directory for table.json and table.md.
+        seconds: Seconds to measure each load.
+        runs: How often each part is measured, each time with new servers.
         only: Names of parts; empty for all.
 
     Raises:
-        ConfigError: `root` lacks something, or a part is unknown.
+        ConfigError: A file in `root` is missing, or a part is unknown.
         ServiceError: A server failed.
     """
     from bench.report.machine import describe_command, describe_machine
@@ -41,7 +41,7 @@ def measure_table(
 
     parts = list_parts(root, seconds)
     if unknown := sorted(set(only) - set(parts)):
-        raise ConfigError(f"There is no part {unknown[0]}: choose from {', '.join(parts)}.")
+        raise ConfigError(f"There is no part {unknown[0]}. Choose from {', '.join(parts)}.")
     report: dict[str, Any] = {
         "command": describe_command(),
         "machine": describe_machine(),
@@ -65,17 +65,19 @@ def measure_table(
 
 
 def write_table(report: dict[str, Any], out: Path) -> None:
-    """Write table.json and table.md; ArtifactError when the disk refuses."""
+    """Write table.json and table.md. Raise ArtifactError if the disk refuses the write."""
     write_file(out / JSON_FILE, json.dumps(report, indent=1) + "\n")
     write_file(out / MARKDOWN_FILE, to_markdown(report))
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """Return the table for people."""
+    """Return the table as Markdown."""
     machine = report["machine"]
-    said = ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int))
+    description = ", ".join(
+        f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int)
+    )
     lines = [
-        f"`{report['command']}`, {report['seconds']:g} s a load, median of {report['runs']} runs; {said}",
+        f"`{report['command']}`, {report['seconds']:g} s a load, median of {report['runs']} runs; {description}",
         "",
         "| | wanted | found | | |",
         "|---|---|---|---|---|",
@@ -110,5 +112,5 @@ def _show_unit(row: TargetRow) -> str:
 
 def _show_detail(row: TargetRow) -> str:
     unmet = [name for name, met in row.conditions.items() if not met]
-    said = [row.detail] if row.detail else []
-    return "; ".join(said + [f"not met: {name}" for name in unmet])
+    parts = [row.detail] if row.detail else []
+    return "; ".join(parts + [f"not met: {name}" for name in unmet])

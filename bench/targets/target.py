@@ -1,4 +1,4 @@
-"""One line of the table of `cxr bench table`: what was wanted, what was found, and the verdict."""
+"""One row of `cxr bench table`: the target, the measured value, and the verdict."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,17 +9,17 @@ Bound = Literal["at most", "at least"]
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        name: What is divided by what.
-        bound: Whether `limit` must not be passed or must be reached.
-        limit: In `unit`; None where the row has no target.
-        value: What was measured, of several runs the median; None where it could not be.
+        name: The ratio.
+        bound: Whether `limit` is an upper or a lower limit.
+        limit: The limit in `unit`; None if the row has no target.
+        value: The measured value, or the median of several runs; None if it was not measured.
         unit: "x" for a ratio.
-        detail: What was measured, in a sentence; or why nothing was.
-        conditions: Further demands that the row makes, in words -> whether they were met.
-        runs: What each of several runs measured.
+        detail: Sentence about the measurement, or the reason for a missing one.
+        conditions: Further conditions of the row, in words -> whether they were met.
+        runs: The value of each of several runs.
     """
 
     name: str
@@ -33,7 +33,7 @@ class TargetRow:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the row is met; None where it was not measured or has no target."""
+        """Whether the target is met; None if it was not measured or has no target."""
         if self.value is None or self.limit is None:
             return None
         within = self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
@@ -41,7 +41,7 @@ class TargetRow:
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
+        """The verdict in words."""
         if self.value is not None and self.limit is None:
             return "no target"
         return {True: "pass", False: "FAIL", None: "not measured"}[self.passed]
@@ -54,7 +54,7 @@ class TargetRow:
 
 
 def merge_runs(runs: Sequence[Sequence[TargetRow]]) -> list[TargetRow]:
-    """Return the rows of several runs as one list: the run in the middle stands for all, the others are its range.
+    """Merge the rows of several runs: the value is the median run, the others give the range.
 
     Args:
         runs: The same rows in the same order, once for each run.

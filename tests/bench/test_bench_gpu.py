@@ -81,7 +81,7 @@ def test_the_whole_runs_on_a_processor_and_goes_on(small_size, tmp_path):
     study, image = (parts["torch"]["figures"][f"{name} fp16 batch 1"] for name in ("study", "image_encoder"))
     assert study["tflops"] / study["cases_per_s"] > image["tflops"] / image["cases_per_s"] > 0
     assert parts["gates"]["figures"]["gate of fp32"]["passed"] is True
-    assert parts["tensorrt"]["reasons"] == {"study fp16": "TensorRT runs on NVIDIA GPUs alone."}
+    assert parts["tensorrt"]["reasons"] == {"study fp16": "TensorRT runs only on NVIDIA GPUs."}
     if find_spec("pytriton"):
         served = parts["shared memory"]
         assert set(served["figures"]) == {"served study, grpc", "served study, shared_memory"}
@@ -130,7 +130,9 @@ def test_without_a_gpu_every_part_says_so_and_the_command_ends(tmp_path, console
 def test_time_ends_between_figures_and_the_next_run_goes_on(tmp_path):
     pytest.importorskip("torch")
     assert run_part("peak", tmp_path, time.time() - 1, SMALL) is False
-    assert "the same command goes on" in Log(tmp_path, "peak").out.joinpath("parts/peak.json").read_text()
+    assert (
+        "Repeat the command to continue" in Log(tmp_path, "peak").out.joinpath("parts/peak.json").read_text()
+    )
     assert run_part("peak", tmp_path, time.time() + 60, SMALL) is True
     found = json.loads((tmp_path / "parts" / "peak.json").read_text())
     assert (len(found["figures"]), found["reasons"]) == (3, {})
@@ -192,7 +194,7 @@ def test_one_failure_does_not_end_a_part_but_a_series(tmp_path):
     log.measure("e", lambda: {"value": 3})
     assert list(log.figures) == ["b", "e"]
     assert log.reasons["a"] == "It failed: RuntimeError: out of memory"
-    assert log.reasons["c"].endswith("What comes after it was left out.")
+    assert log.reasons["c"].endswith("The following figures were left out.")
     (tmp_path / "parts" / "x.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
         Log(tmp_path, "x")

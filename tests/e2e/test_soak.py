@@ -92,6 +92,6 @@ def test_a_full_shared_memory(model, tmp_path):
 def test_an_unknown_event_is_named(model, tmp_path):
     done, _ = run_soak(model, tmp_path / "out", "kill the cat")
     assert done.returncode == 2
-    assert "There is no event 'kill the cat' here: choose from kill a python process" in " ".join(
+    assert "There is no event 'kill the cat' here. Choose from kill a python process" in " ".join(
         done.stderr.split()
     )

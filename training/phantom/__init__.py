@@ -1,11 +1,11 @@
-"""Phantoms: drawn chest radiographs with drawn findings and matching reports, in Open-i's own layout.
+"""Phantoms: drawn chest radiographs with drawn findings and matching reports, in the layout of Open-i.
 
-They let the whole stack be trained, served and tested without patient data. They prove that the machine works,
-not that a model is good: a score on phantoms says nothing about patients.
+With them the whole stack can be trained, served and tested without patient data. They show that the software works, not
+that a model is good: a score on phantoms says nothing about patients.
 
     film      layers of density -> grey          anatomy   the patient, in centimetres
     frontal   normal chest from the front        lateral   normal chest from the side
-    findings  which findings there are           lungs, pleura, chest   how they look
+    findings  the kinds of findings              lungs, pleura, chest   how they look
     prose, wordings   the report                 headers   distribution of the real DICOM headers
     write     DICOM and XML files                draw      plan, processes, data set
 """

@@ -1,4 +1,4 @@
-"""The patient: sizes and shapes of one chest, in centimetres; findings change them before anything is drawn.
+"""The patient: sizes and shapes of one chest, in centimetres. Findings change them before drawing.
 
 Frontal coordinates: x to the patient's left (the viewer's right), y down, origin in the middle of the chest.
 Lateral coordinates: x from the chest's front (negative) to its back.
@@ -55,7 +55,7 @@ class Anatomy:
         return self.dome + (self.left_drop if side > 0 else 0) - self.raised[0 if side < 0 else 1]
 
     def get_sulcus(self, side: int) -> float:
-        """Return the y of a costophrenic angle, which a raised dome hardly moves."""
+        """Return the y of a costophrenic angle. A raised dome hardly moves it."""
         return self.dome + (self.left_drop / 2 if side > 0 else 0) + self.sulcus
 
     def get_heart(self) -> tuple[float, float]:

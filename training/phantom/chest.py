@@ -47,7 +47,7 @@ def swing_aorta(anatomy: Anatomy, finding: Finding) -> Anatomy:
 
 
 def show_aorta(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
-    """Return the aorta, after the wall of its arch was calcified where the headings say so."""
+    """Return the aorta, with a calcified arch if the headings state it."""
     marks = [Mark(film.shapes["aorta"], finding.headings[0])]
     if finding.site == "calcified" and not film.lateral:
         knob = (1.95 + 0.35 * anatomy.tortuosity, -5.3 - 0.5 * anatomy.tortuosity)
@@ -111,14 +111,14 @@ def raise_dome(anatomy: Anatomy, finding: Finding) -> Anatomy:
 
 
 def show_dome(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
-    """Return the room between the raised dome and where it would stand."""
+    """Return the area between the raised dome and its normal position."""
     sign = finding.signs[0]
     usual = replace(anatomy, raised=(0.0, 0.0)).outline_dome(sign)
     return [Mark(film.fill(np.concatenate([anatomy.outline_dome(sign), usual[::-1]])))]
 
 
 def show_dome_lateral(film: Film, anatomy: Anatomy, finding: Finding, _generator: Generator) -> list[Mark]:
-    """Return the same room from the side."""
+    """Return the same area from the side."""
     sign, x = finding.signs[0], np.linspace(-10, 10, 30)
     usual = replace(anatomy, raised=(0.0, 0.0))
     high = np.stack([x, anatomy.get_lateral_dome(x, sign)], axis=1)
@@ -139,7 +139,7 @@ def draw_hernia(film: Film, anatomy: Anatomy, finding: Finding, generator: Gener
 
 
 def draw_hernia_lateral(film: Film, anatomy: Anatomy, finding: Finding, generator: Generator) -> list[Mark]:
-    """Draw it between heart and spine."""
+    """Draw the hernia between heart and spine."""
     radius = 3.4 if finding.degree == "large" else 2.7
     return _draw_pouch(film, (generator.uniform(3.2, 4.4), anatomy.dome - 2.0), radius, 0.22)
 

@@ -1,7 +1,6 @@
-"""Plan a data set, draw its studies in parallel, write it whole or not at all.
+"""Plan a data set, draw its studies in parallel, and write it completely or not at all.
 
-Each study follows from (seed, number) alone once the plan is made, so the files do not depend on how many
-processes draw them.
+After the planning, each study depends only on (seed, number), so the files do not depend on the number of processes.
 """
 
 import os
@@ -36,9 +35,9 @@ from training.phantom.write import ReportFile, encode_pixels, make_dataset, writ
 NORMAL_SHARE: Final = 0.36  # of the studies; 1,391 of 3,955 in the collection
 UNINDEXED_SHARE: Final = 0.025  # 101 of 3,955
 IMAGELESS_SHARE: Final = 0.026  # 104 of 3,955
-FINDINGS_PER_STUDY: Final = 2.0  # of studies that are not normal; 1 to 3
+FINDINGS_PER_STUDY: Final = 2.0  # per study that is not normal; 1 to 3
 REPORTS, IMAGES, BOXES = "ecgen-radiology", "dicom", "boxes.json"
-_FEW_STUDIES: Final = 16  # starting processes takes longer than drawing these
+_FEW_STUDIES: Final = 16  # with fewer studies, starting processes takes longer than drawing
 _LEAST_SIDE: Final = 24
 
 Box = dict[str, Any]
@@ -46,7 +45,7 @@ Box = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """One study before it is drawn; `indexed` is False where the report shall carry "No Indexing"."""
+    """One study before it is drawn. `indexed` is False if the report gets "No Indexing"."""
 
     number: int
     findings: tuple[Finding, ...]
@@ -72,23 +71,23 @@ def draw_dataset(
 ) -> None:
     """Draw a phantom data set in Open-i's layout.
 
-    Writes ecgen-radiology/<n>.xml, dicom/<n>/<n>_IM-....dcm and boxes.json, which gives for each image id a list
-    of {"category", "box", "heading"}; a box is [x0, y0, x1, y1] in stored pixels, its ends excluded. Equal
+    Writes ecgen-radiology/<n>.xml, dicom/<n>/<n>_IM-....dcm and boxes.json, which maps each image id to a list
+    of {"category", "box", "heading"}. A box is [x0, y0, x1, y1] in stored pixels, with x1 and y1 excluded. Equal
     `studies`, `seed` and `scale` give equal files.
 
-    Processes are started with "spawn": a script that calls this needs the usual `if __name__ == "__main__"`.
+    The processes are started with "spawn", so a calling script needs `if __name__ == "__main__"`.
 
     Args:
-        directory: Where to write; must not exist.
-        studies: How many studies, at least 1.
+        directory: Output directory. It must not exist.
+        studies: Number of studies, at least 1.
         seed: 0 or more.
         scale: Side length relative to real images, above 0 up to 1.
-        workers: Processes; None takes one for each processor.
-        progress: Called with studies drawn and studies in all.
+        workers: Number of processes. None: one per processor.
+        progress: Called with the number of drawn studies and their total.
 
     Raises:
         ConfigError: `directory` exists, or a number is out of its range.
-        ArtifactError: The data set cannot be written; nothing is left behind.
+        ArtifactError: The data set cannot be written. No files are left.
     """
     if studies < 1 or seed < 0 or not 0 < scale <= 1 or (workers is not None and workers < 1):
         raise ConfigError(
@@ -98,7 +97,7 @@ def draw_dataset(
     workers = workers or os.cpu_count() or 1
     boxes: dict[str, list[Box]] = {}
     with write_directory(directory) as scratch:
-        # Closed at once, also after an error: no process may write once the scratch directory is gone.
+        # Close it at once, also after an error, because no process may write after the scratch directory is removed.
         with closing(_draw_all(plans, scratch, seed, scale, workers)) as drawn:
             for done, found in enumerate(drawn, start=1):
                 boxes |= found
@@ -108,9 +107,9 @@ def draw_dataset(
 
 
 def plan_studies(studies: int, seed: int) -> list[StudyPlan]:
-    """Decide what each study shows.
+    """Choose the findings of each study.
 
-    The kinds are dealt like cards, so that each gets its share even in a small data set.
+    The kinds are dealt like cards, so each kind gets its share even in a small data set.
 
     Returns:
         `studies` plans, numbered from 1.
@@ -143,7 +142,7 @@ def _make_deck(cards: int, generator: np.random.Generator) -> list[Kind]:
 
 
 def draw_study(plan: StudyPlan, directory: Path, seed: int, scale: float) -> dict[str, list[Box]]:
-    """Draw and write one study; returns the boxes of each image id."""
+    """Draw and write one study; return the boxes of each image id."""
     words = np.random.default_rng([seed, plan.number, 2])
     headers = draw_headers(np.random.default_rng([seed, plan.number, 3])) if plan.with_images else []
     boxes: dict[str, list[Box]] = {}
@@ -173,11 +172,11 @@ def draw_picture(
     """Draw one image of a study.
 
     Args:
-        plan: What it shows.
-        header: Gives size and view.
+        plan: Plan of the study.
+        header: Header with size and view.
         seed: Seed of the data set.
         scale: Side length relative to the real image.
-        place: Place of the image in the study.
+        place: Index of the image in the study.
 
     Returns:
         The picture, (rows, columns) float32 in 0..1, and its boxes.
@@ -228,7 +227,7 @@ def _draw_all(
 
 @contextmanager
 def _hold_interrupts() -> Iterator[None]:
-    """Put off Ctrl-C; processes started meanwhile inherit that until they come to ignore it."""
+    """Block Ctrl-C. Processes that start meanwhile inherit the block until they ignore Ctrl-C themselves."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -237,7 +236,7 @@ def _hold_interrupts() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, use one thread, and end when the parent does."""
+    """Ignore Ctrl-C, use one thread, and end together with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_follow_parent, daemon=True).start()

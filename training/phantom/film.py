@@ -1,9 +1,9 @@
 """A radiograph under construction: shapes in centimetres go in, layers of density come out.
 
 Everything is drawn in the coordinates of the patient (centimetres; origin in the middle of the chest, y down)
-and lands on pixels by one affine map, so that a picture looks the same at every size. X-rays add up along their
-way, hence the layers: soft tissue, minus the air of the lungs, plus vessels, bone and metal. `develop` turns
-their sum into grey.
+and mapped to pixels by one affine map, so that a picture looks the same at every size. Absorption adds up along the
+ray, so there are layers: soft tissue, minus the air of the lungs, plus vessels, bone and metal. `develop` turns their
+sum into grey.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 
 FILM_CM: Final = 43.0  # the long side of the usual cassette, 35 cm x 43 cm (Open-i: Cassette Size)
 _SUBPIXEL_BITS: Final = 4
-_LARGE_SIGMA: Final = 6.0  # from here a blur is done on a smaller copy
+_LARGE_SIGMA: Final = 6.0  # pixels; a larger blur is done on a reduced copy
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Film:
 
     Attributes:
         body: Soft tissue, in units of density.
-        lung: How much of a pixel is lung, 0 to 1, seen through the whole chest.
-        air: Air in the lungs, 0 to about 1; what fills a lung takes it away.
-        vessels: Vessels and other strands inside the lungs; they vanish with the air.
-        bone: Bones, calcium and metal; nothing hides them.
+        lung: Share of lung in a pixel, 0 to 1, through the whole chest.
+        air: Air in the lungs, 0 to about 1. Fluid or tissue in a lung reduces it.
+        vessels: Vessels and other strands inside the lungs. They vanish with the air.
+        bone: Bones, calcium and metal. Nothing hides them.
     """
 
     rows: int
@@ -172,7 +172,7 @@ class Film:
         soft_cm: float,
         thick: int = 1,
     ) -> Plane:
-        """Scale and soften a drawn mask; only around its `points`, for the rest of it is empty."""
+        """Scale and soften a drawn mask, only around its `points`, because the rest is empty."""
         reach = thick + 2 + int(np.ceil(4 * soft_cm * self.pixels_per_cm))
         (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
         rows, columns = (

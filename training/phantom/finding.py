@@ -1,4 +1,4 @@
-"""One finding of a study, and where in the lungs things lie."""
+"""One finding of a study, and positions in the lungs."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from training.phantom.film import Film, Plane
 
 @dataclass(frozen=True)
 class Finding:
-    """What a study shows; the report and both pictures are made from it.
+    """A finding of a study. The report and both pictures are made from it.
 
     Attributes:
         kind: Name of its `Kind`.
         headings: MeSH major headings.
         side: "right", "left", "bilateral" or "".
-        site: Where, in the words of the headings: "upper lobe", "base"; or a variant of the kind.
+        site: Location, in the words of the headings: "upper lobe", "base"; or a variant of the kind.
         degree: "mild", "moderate", "severe", "small", "large" or "".
     """
 
@@ -34,11 +34,11 @@ class Finding:
 
 
 class Mark(NamedTuple):
-    """One place where a finding is seen.
+    """One visible part of a finding.
 
     Attributes:
-        mask: How much of each pixel it takes, 0 to 1.
-        heading: The heading that it stands for; "" for all of the finding.
+        mask: Share of each pixel that it covers, 0 to 1.
+        heading: The heading that it shows; "" for the whole finding.
     """
 
     mask: Plane
@@ -80,7 +80,7 @@ def place(
 
 
 def unite(film: Film, masks: list[Plane]) -> Plane:
-    """Return where any of the masks is set."""
+    """Return the union of masks."""
     return np.maximum.reduce([film.blank(), *masks])
 
 

@@ -1,4 +1,4 @@
-"""What can be seen on a phantom: the kinds of findings, how often they are drawn, and how they exclude each other."""
+"""The kinds of findings on phantoms: how often they are drawn, and which kinds exclude each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Kind:
 
     Attributes:
         name: Also its key in `wordings`.
-        share: Part of the studies that show it, before exclusions.
+        share: Share of the studies with it, before exclusions.
         choose: Draws side, site, degree and the MeSH headings.
-        frontal: Draws it from the front and returns where it lies; nothing where it cannot be seen.
+        frontal: Draws it from the front and returns its marks; none if it cannot be seen.
         lateral: The same from the side.
         reshape: Changes the patient before anything is drawn.
         group: Kinds of one group exclude each other.
@@ -43,7 +43,7 @@ class Kind:
 
 
 _IN_LUNG: Final = ("consolidation", "atelectasis", "collapse", "nodule", "mass", "granuloma", "fibrosis")
-# Drawn in this order: air and fluid around the lung take the place of what is in it.
+# Kinds are drawn in this order, because air and fluid around the lung replace what is in it.
 KINDS: Final = (
     Kind(
         "consolidation",
@@ -153,7 +153,7 @@ def get_categories(findings: tuple[Finding, ...]) -> frozenset[str]:
 
 
 def reshape(anatomy: Anatomy, findings: tuple[Finding, ...]) -> Anatomy:
-    """Return the patient as the findings leave it."""
+    """Return the patient, changed by the findings."""
     for finding in findings:
         change = KIND_BY_NAME[finding.kind].reshape
         if change is not None:
@@ -173,8 +173,8 @@ def draw_finding(
         seed: Seed of its details, equal for both views so that heights agree.
 
     Returns:
-        For each place of the finding and each category of its headings {"category", "box": [x0, y0, x1, y1],
-        "heading"}, in pixels with the ends excluded; nothing where it cannot be seen in this view.
+        For each mark of the finding and each category of its headings, {"category", "box": [x0, y0, x1, y1],
+        "heading"}, in pixels with x1 and y1 excluded; empty if the finding cannot be seen in this view.
     """
     kind = KIND_BY_NAME[finding.kind]
     draw = kind.lateral if film.lateral else kind.frontal

@@ -187,7 +187,7 @@ def _paint_vessels(film: Film, anatomy: Anatomy, generator: np.random.Generator)
 def _stroke_bone(
     film: Film, lines: list[Points], width_cm: float, density: float, *, soft_cm: float = 0.05
 ) -> None:
-    """Draw a bone as a tube: its cortex, where the ray runs along the wall, is denser than its middle."""
+    """Draw a bone as a tube with dense edges, where the ray runs along the cortex."""
     outer = film.stroke(lines, width_cm, soft_cm=soft_cm)
     inner = film.stroke(lines, width_cm * 0.62, soft_cm=soft_cm + 0.05)
     film.bone += outer * np.float32(density) - inner * np.float32(density * 0.55)

@@ -1,7 +1,7 @@
-"""What the real headers tell of the view beside View Position, counted and drawn with them.
+"""The view evidence of the real headers besides View Position, which is counted and drawn with them.
 
-View Position says PA on laterals, too. So a phantom carries the evidence by which its real counterpart is known to be
-frontal or lateral, and shows what the header tells.
+View Position is PA on some laterals too. So a phantom's header carries the evidence that shows whether its real
+counterpart is frontal or lateral, and its picture shows that view.
 """
 
 import ast
@@ -20,7 +20,7 @@ CLUES: Final = {  # DICOM keyword -> column of the csv
     "PostprocessingFunction": "Postprocessing Function",
 }
 CREATORS: Final = {"AGFA": "AGFA", "SIEMENS": "SIEMENS MEDCOM HEADER"}  # maker -> creator of a private block
-QUANTILES: Final = tuple(np.arange(0.05, 1, 0.1))  # of the exposures of one kind of image
+QUANTILES: Final = tuple(np.arange(0.05, 1, 0.1))  # quantiles of the exposures of one kind of image
 _READ: Final = {
     **CLUES,
     "ViewPosition": "View Position",
@@ -30,11 +30,11 @@ _READ: Final = {
     "Exposure": "Exposure",
 }
 _NUMBERS: Final = ("ExposureInuAs", "Exposure")
-_EVEN: Final = 0.45  # two silent images have a little less than 0.5 each: a few studies hold frontals alone
+_EVEN: Final = 0.45  # two images without evidence: below 0.5, as a few studies have only frontals
 
 
 def read_row_clues(row: dict[str, str]) -> ViewClues:
-    """Return what a row of the csv says of the view, read as from a file that holds the same."""
+    """Return the view evidence of a row of the csv, read in the same way as from a file."""
     dataset = Dataset()
     for keyword, column in _READ.items():
         text = row[column]
@@ -47,9 +47,9 @@ def read_row_clues(row: dict[str, str]) -> ViewClues:
 
 
 def find_laterals(studied: Sequence[ViewClues]) -> list[bool]:
-    """Say which images of a study show it from the side.
+    """Return whether each image of a study is a lateral.
 
-    Where the evidence is even, the first is the frontal one and the others are laterals.
+    With even evidence, the first image is the frontal one and the others are laterals.
     """
     verdicts = weigh_study(studied)
     first = min(range(len(verdicts)), key=lambda place: (rank_view(verdicts[place]), place), default=0)
@@ -60,13 +60,13 @@ def find_laterals(studied: Sequence[ViewClues]) -> list[bool]:
 
 
 def get_variant(row: dict[str, str], clues: ViewClues, *, lateral: bool) -> tuple[str, str, str, str, bool]:
-    """Return what is counted together: the evidence, the maker where a code is, the shape, and what the image shows."""
+    """Return the key for counting: the evidence, the maker if there is a code, the shape, and the view."""
     code = clues.code if clues.maker else ""
     return code, row[CLUES["PostprocessingFunction"]], clues.maker if code else "", clues.shape, lateral
 
 
 def describe_exposures(exposures: Sequence[float]) -> list[float]:
-    """Return quantiles of exposures in mAs, two digits each, ascending; none where most images have none."""
+    """Return quantiles of exposures in mAs, two digits each, ascending; [] if most images have none."""
     known = [exposure for exposure in exposures if exposure]
     if len(known) * 2 < len(exposures) or not known:
         return []
@@ -74,7 +74,7 @@ def describe_exposures(exposures: Sequence[float]) -> list[float]:
 
 
 def draw_exposure(quantiles: Sequence[float], chance: float) -> float:
-    """Return an exposure in mAs, 0 where none is known; images of one patient share the chance."""
+    """Return an exposure in mAs; 0 if none is known. Images of one patient share `chance`."""
     return round(float(np.interp(chance, QUANTILES, quantiles)), 3) if quantiles else 0.0
 
 

@@ -1,10 +1,10 @@
-"""How the DICOM headers of the real collection are distributed, and headers drawn from that.
+"""Draw DICOM headers from the distribution of the real collection.
 
 python training/phantom/headers.py nlmcxr_dicom_metadata.csv.gz
 
-counts the headers of Open-i as the torchxrayvision project published them, and writes headers.json beside this
-file. The table holds counts only: no identifier, date or text of any study. A blank stands for a header that the
-csv leaves empty.
+counts the headers of Open-i, as published by the torchxrayvision project, and writes headers.json beside this
+file. The table holds only counts: no identifier, date or text of a study. A blank is a header that is empty in the
+csv.
 """
 
 import csv
@@ -44,23 +44,23 @@ FIELDS: Final = {  # DICOM keyword -> column of the csv
     "PixelIntensityRelationship": "Pixel Intensity Relationship",
     "PixelIntensityRelationshipSign": "Pixel Intensity Relationship Sign",
 }
-_RARE: Final = 4  # sizes and windows seen less often are rounded together
+_RARE: Final = 4  # rarer sizes and windows are rounded and merged
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one image's header says.
+    """The header of one image.
 
     Attributes:
-        fields: DICOM keyword -> value; "" where the header lacks it.
+        fields: DICOM keyword -> value; "" if the header lacks it.
         window: Centre and width of the first window, or None.
-        many_windows: Whether two more windows follow.
+        many_windows: Whether it has two more windows.
         rows: Height of the real image, in pixels.
-        columns: Its width.
-        lateral: Whether it shows the chest from the side.
-        name: End of its file name, as in <n>_IM-0001-<name>.dcm.
-        clues: What else tells the view (`training.phantom.header_clues`).
-        exposure: In mAs, 0 where the header lacks it.
+        columns: Width of the real image, in pixels.
+        lateral: Whether it is a lateral view.
+        name: Last part of its file name, as in <n>_IM-0001-<name>.dcm.
+        clues: Other evidence for the view (`training.phantom.header_clues`).
+        exposure: Exposure in mAs; 0 if the header lacks it.
     """
 
     fields: dict[str, str]
@@ -85,11 +85,11 @@ class Header:
 
 
 def draw_headers(generator: np.random.Generator) -> list[Header]:
-    """Draw the headers of one study's images, as they stand together in the real collection."""
+    """Draw the headers of one study's images, in a combination of the real collection."""
     table = load_table()
     together = _pick(generator, table["studies"])
     names = _pick(generator, [entry for entry in table["names"] if len(entry[0]) == len(together)])
-    thickness = float(generator.random())  # of the patient, by which all exposures rise and fall
+    thickness = float(generator.random())  # thickness of the patient, which affects all exposures
     headers = []
     for (place, variant_place), name in zip(together, names, strict=True):
         kind = table["kinds"][place]
@@ -106,7 +106,7 @@ def draw_headers(generator: np.random.Generator) -> list[Header]:
 
 
 def _pick(generator: np.random.Generator, entries: list[list[Any]]) -> Any:
-    """Return one value of [[value, count], ...], each as often as it was counted."""
+    """Draw one value of [[value, count], ...], with probabilities proportional to the counts."""
     ends = np.cumsum([count for _, count in entries])
     return entries[int(np.searchsorted(ends, generator.integers(ends[-1]), side="right"))][0]
 
@@ -117,7 +117,7 @@ def load_table() -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{TABLE} cannot be read; install the package again.") from error
+        raise ArtifactError(f"{TABLE} cannot be read. Install the package again.") from error
     return table
 
 
@@ -133,7 +133,7 @@ def count_headers(metadata: Path) -> dict[str, Any]:
         [[[place in kinds, place in variants], ...], count]; "names": how the files of a study are called.
 
     Raises:
-        ConfigError: There is no such file, or it is another one.
+        ConfigError: The file does not exist, or is another file.
     """
     studies = [_describe_images(rows) for rows in _read_studies(metadata)]
     images = [image for study in studies for image in study]

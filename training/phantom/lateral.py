@@ -1,4 +1,4 @@
-"""The normal chest from the side; the front of the body is on the viewer's left."""
+"""The normal chest from the side, with the front of the body on the viewer's left."""
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _paint_vessels(film: Film, generator: np.random.Generator) -> None:
             start, heading = end, heading + generator.normal(0, 0.25)
     hilum = film.ellipse((1.2, -2.0), (1.9, 2.5), angle_deg=-20, soft_cm=0.5)
     film.vessels += hilum * np.float32(0.07) * film.lung
-    inside = film.lung * np.minimum(film.air * 1.5, 1)  # those over the heart hardly show
+    inside = film.lung * np.minimum(film.air * 1.5, 1)  # vessels over the heart are hardly visible
     for group, width, strength in zip(lines, (0.45, 0.28, 0.18), (0.042, 0.038, 0.032), strict=True):
         film.vessels += film.stroke(group, width, soft_cm=width * 0.4) * inside * np.float32(strength)
 

@@ -1,8 +1,8 @@
-"""Reports that describe phantoms: what is seen, what is not, and why the patient came.
+"""Write reports that describe phantoms: the findings, absent findings, and the reason for the examination.
 
-As in the collection, headings are not simply repeated, normal organs are named, findings that are absent are
-denied, and "XXXX" stands where de-identification took words away. A sentence never says of the pictures what they
-do not show: an organ with a finding is not called normal, and nothing that is there is denied.
+As in the collection, headings are not simply repeated, normal organs are named, absent findings are denied, and "XXXX"
+replaces de-identified words. A sentence never contradicts the pictures: an organ with a finding is not called normal,
+and no present finding is denied.
 """
 
 import re
@@ -24,7 +24,7 @@ from training.phantom.wordings import (
 
 Generator = np.random.Generator
 _USUAL_DENIALS = ("pneumothorax", "effusion")
-# Denials of these kinds also stand aside where their organ shows something else.
+# Denials of these kinds are also left out if their organ has another finding.
 _DENIED_ORGAN = {"consolidation": "lungs", "nodule": "lungs", "mass": "lungs", "congestion": "vessels"}
 
 
@@ -32,8 +32,8 @@ def write_sections(findings: tuple[Finding, ...], generator: Generator) -> dict[
     """Write the report of one study.
 
     Args:
-        findings: What the pictures show; empty for a normal study.
-        generator: Chooses the words.
+        findings: Findings of the study; empty for a normal study.
+        generator: Random generator for the wording.
 
     Returns:
         Section name -> text. Sections are left out about as often as in the real collection: findings 13 %,
@@ -69,7 +69,7 @@ def _describe(findings: tuple[Finding, ...], generator: Generator) -> str:
     denied = [pick(generator, *words) for words in _choose_denials(findings, touched, generator)]
     seen = [_fill(pick(generator, *_get_wording(finding).findings), finding) for finding in findings]
     sentences = [sentence for sentence in [*normal, *denied, *seen] if sentence]
-    if generator.random() < 0.5:  # some go through the organs, some begin anywhere
+    if generator.random() < 0.5:  # half of the reports keep the order of the organs
         sentences = [sentences[place] for place in generator.permutation(len(sentences))]
     return " ".join(sentences)
 
@@ -113,7 +113,7 @@ def _fill(template: str, finding: Finding) -> str:
     words |= {name.capitalize(): word.capitalize() for name, word in words.items()}
     template = re.sub(r"\[(.*?)\]", r"\1" if finding.degree else "", template)
     text = " ".join(template.format(**words).split())
-    if finding.site == "lingula":  # there is only the left one
+    if finding.site == "lingula":  # only the left lung has a lingula
         text = re.sub(
             r"(?i)\bleft lingula(?= (pneumonia|infiltrate|pulmonary|nodule|mass))", "lingular", text
         )

@@ -1,4 +1,4 @@
-"""Phantoms as files: DICOM with the headers of the real collection, XML reports in Open-i's layout."""
+"""Write phantoms as files: DICOM with headers like the real collection, XML reports in Open-i's layout."""
 
 import ast
 import hashlib
@@ -50,8 +50,8 @@ def encode_pixels(
 ) -> tuple[NDArray[np.uint16], tuple[float, float] | None]:
     """Turn grey into stored values that `contract.image.read` turns back.
 
-    The window, where the header has one, spans the grey from black to white; without one the values take a part
-    of the possible range, as detectors leave it.
+    If the header has a window, it covers the grey from black to white. Otherwise the values use a part of the possible
+    range, as detectors do.
 
     Args:
         picture: (rows, columns) float32, 0 (black) to 1 (white).
@@ -67,9 +67,7 @@ def encode_pixels(
         low, high = generator.uniform(0.02, 0.15) * top, generator.uniform(0.75, 0.98) * top
     else:
         centre, width = window[0], min(window[1], float(top + 1))
-        centre = min(
-            max(centre, width / 2), top + 1 - width / 2
-        )  # so that no grey falls out of the stored range
+        centre = min(max(centre, width / 2), top + 1 - width / 2)  # so that every grey is in the stored range
         window = (centre, width)
         low = centre - 0.5 - (width - 1) / 2  # DICOM PS3.3 C.11.2.1.2.1
         high = low + width - 1

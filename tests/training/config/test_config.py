@@ -173,7 +173,7 @@ def test_a_bad_file_is_named(text, words, write_config):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="no UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(str(tmp_path / "mine.toml"))
 
 
