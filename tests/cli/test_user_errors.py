@@ -66,7 +66,7 @@ WRONG = {
     "no bundle": ("explain -r x --bundle empty", 3, "empty is not a model bundle"),
     "export of a directory": ("export empty --table s.parquet --repository new", 3, "not a model bundle"),
     "rollback of a directory": ("export rollback empty", 3, "not published by cxr"),
-    "reports of no bench": ("bench compare empty empty", 2, "no report empty/bench.json"),
+    "reports of no bench": ("bench compare empty empty", 2, "report empty/bench.json does not exist"),
     "external without a bundle": ("evaluate s.parquet --external", 2, "need --bundle"),
     "url with a scheme": ("predict -r x --triton http://127.0.0.1:9 --timeout 2", 2, "host:port"),
 }

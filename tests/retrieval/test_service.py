@@ -298,7 +298,7 @@ def test_not_ready_before_the_index_is_built(open_sidecar, make, expect_status):
 
 def test_a_full_queue_and_a_deadline_have_their_codes(open_sidecar, make, expect_status):
     sidecar = open_sidecar(max_waiting=0)
-    with expect_status("RESOURCE_EXHAUSTED", "wait already"):
+    with expect_status("RESOURCE_EXHAUSTED", "waiting already"):
         sidecar.client.search(make.vectors(1))
     sidecar = open_sidecar("other")
     sidecar.index._take = lambda: []  # after the next request the thread ends, and answers nothing

@@ -180,7 +180,7 @@ def test_colours_are_clipped_each(dicom):
     expected = np.minimum(dicom.ramp(13), 4095) / 4095 * 0.299
     dicom.assert_close(found.pixels, dicom.show(expected))
     assert found.pixels[0, -1, -1] == 76  # of 255, as red is
-    assert any("beyond the 12 bits" in remark for remark in found.remarks)
+    assert any("exceed the 12 bits" in remark for remark in found.remarks)
 
 
 def test_palette_index_is_read_from_the_stored_bits(dicom):

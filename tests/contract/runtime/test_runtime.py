@@ -350,7 +350,7 @@ def test_tensorrt_is_preferred_where_the_config_asks_for_it(monkeypatch):
 
 def test_missing_provider_is_an_error_not_a_slow_answer(graph, monkeypatch):
     pretend(monkeypatch)
-    with pytest.raises(ConfigError, match=r"asks for CUDAExecutionProvider.*cxr-serving\[gpu\]"):
+    with pytest.raises(ConfigError, match=r"needs CUDAExecutionProvider.*cxr-serving\[gpu\]"):
         open_session(graph, {}, kind="GPU")
 
 

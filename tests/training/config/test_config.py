@@ -110,7 +110,7 @@ UNKNOWN = {
     "optimiser.name": "did you mean optimizer?",
     "sead": "did you mean seed?",
     "augment.zzz": "known are rotation_degrees, scale",
-    "optimizer": "write [optimizer]",
+    "optimizer": "Write [optimizer]",
     "seed.value": "seed must be a whole number",
 }
 
