@@ -121,7 +121,9 @@ def evaluate(
     splits: Annotated[int, typer.Option(min=1, help="Number of random splits; only without --bundle.")] = 3,
     keep_duplicates: Annotated[
         bool,
-        typer.Option("--keep-duplicates", help="Keep equal reports when splitting; only without --bundle."),
+        typer.Option(
+            "--keep-duplicates", help="Split by patient only, so equal reports may be in two parts."
+        ),
     ] = False,
     resamples: Annotated[
         int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")
@@ -264,7 +266,7 @@ def predict(
     ] = None,
     finding: Annotated[
         list[str] | None,
-        typer.Option(help="Finding to score, in your own words; the score is no probability. Repeatable."),
+        typer.Option(help="Finding to score, in your own words. Not a probability. Repeatable."),
     ] = None,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 10.0,
