@@ -173,5 +173,5 @@ def test_a_table_of_another_collection_is_told_from_a_part_of_the_own(data, tmp_
             plan("foreign.parquet", **options)
     with pytest.raises(ConfigError, match="--external or --split-file"):
         plan("own.parquet", external=True, split_file=tmp_path / "split.json")
-    with pytest.raises(ConfigError, match="no directory"):
+    with pytest.raises(ConfigError, match="not a directory"):
         plan("own.parquet", external=True, out=tmp_path / "part.parquet")
