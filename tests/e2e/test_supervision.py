@@ -289,7 +289,7 @@ def open_over_http(repositories, tmp_path_factory):
         yield served
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+@pytest.mark.parametrize("document", ["docs/serving.md"])
 def test_the_safe_call_over_http(open_over_http, document):
     """As the document shows it, with `--http-inference`; 5 MB of an honest content type are refused and end nothing."""
     found = re.search(

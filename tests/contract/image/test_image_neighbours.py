@@ -113,4 +113,4 @@ def test_a_word_for_no_part_or_the_chest_is_no_reason_to_warn(dicom, part):
 
 def test_one_bit_is_named_in_the_singular(dicom):
     found = load_radiograph(dicom.build(dicom.ramp(12), BitsStored=1, HighBit=0), size=32)
-    assert "beyond the 1 bit that" in found.remarks[0]
+    assert "exceed the 1 bit that" in found.remarks[0]

@@ -67,8 +67,8 @@ def test_ids_of_the_collection(real_studies):
 
 
 BAD = {
-    "no.json": ("no json", "no valid JSON"),
-    "deep.json": ("[" * 100_000, "no valid JSON"),
+    "no.json": ("no json", "not valid JSON"),
+    "deep.json": ("[" * 100_000, "not valid JSON"),
     "list.json": ("[]", "not like"),
     "number.json": ('{"train": 7}', "not like"),
     "nested.json": ('{"train": [["CXR1"]]}', "'train' holds a value that is not a list of ids"),
