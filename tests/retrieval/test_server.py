@@ -233,7 +233,7 @@ def test_the_index_of_a_model_is_removed_only_when_told(run_server, make, tmp_pa
     assert (code, "in use by another server" in message) == (2, True)
     server.end(signal.SIGTERM)
     code, message = run_main(capsys, "--store", store, "--forget", "c" * 64)
-    assert (code, "it holds aaaaaaaaaaaa, bbbbbbbbbbbb" in message) == (2, True)
+    assert (code, "It holds aaaaaaaaaaaa, bbbbbbbbbbbb" in message) == (2, True)
     code, message = run_main(capsys, "--store", str(tmp_path / "nowhere"), "--forget", "c" * 64)
     assert (code, "There is no case store" in message) == (2, True)
     assert main(["--store", store, "--forget", make.MODEL[:12]]) == 0
