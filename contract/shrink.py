@@ -18,12 +18,13 @@ IMAGE_READING_PARAMETER: Final = "image_reading"  # of the served ensembles
 _LEAST_FACTOR: Final = 4
 
 
-def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
+def shrink_image(data: bytes, *, size: int, is_first: bool = True) -> tuple[bytes, ImageNotes]:
     """Return a radiograph as a PNG file of the model's pixels, and the notes on it.
 
     Args:
         data: A whole file: DICOM, PNG or JPEG.
         size: Side of the model's pixels, S.
+        is_first: Whether it is the first image of its study.
 
     Returns:
         The file, S x S of 8 bits and not compressed, about S * S bytes; and what the server would have said of `data`.
@@ -32,7 +33,7 @@ def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
         ImageError: The bytes are no image that can be read.
         ConfigError: A package that reads images is not installed.
     """
-    radiograph, notes = read_radiograph(data, size=size)
+    radiograph, notes = read_radiograph(data, size=size, is_first=is_first)
     return encode_png(radiograph.pixels[0], level=0), notes
 
 
