@@ -32,6 +32,7 @@ from cli.options import (
     Timeout,
     Transport,
     TritonUrl,
+    Views,
     make_console,
     print_version,
 )
@@ -246,6 +247,7 @@ def index_cases(
 @app.command()
 def predict(
     images: Images = None,
+    view: Views = None,
     report: ReportText = None,
     out: Annotated[
         Path | None,
@@ -266,6 +268,9 @@ def predict(
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
 
+    A study of several images: the frontal one, and each other one with
+    --view: cxr predict frontal.dcm --view lateral.dcm
+
     Many: several files, folders with all that is below them, or - for
     paths on standard input, one a line: PATH, or PATH, a tab and the PATH of
     its report. Each file becomes a line on standard output or a row of --out;
@@ -277,13 +282,15 @@ def predict(
     Exit code: 0 when every file was predicted, 2 when one was refused, 4 when
     the server failed.
     """
-    from cli.inputs import read_image, read_report, require_input
+    from cli.inputs import read_images, read_report, require_input
     from cli.predict import exit_with, list_cases, predict_all
     from cli.prompt_scores import describe_scores, print_scores, read_findings
     from cli.show import NOTICE, print_json, print_prediction
     from client import CxrClient
 
-    cases = list_cases(images or (), out=out, report=report is not None, findings=bool(finding))
+    cases = list_cases(
+        images or (), out=out, report=report is not None, findings=bool(finding), views=bool(view)
+    )
     image = images[0] if images else None
     if cases is None:
         require_input(image, report)
@@ -294,7 +301,7 @@ def predict(
         if cases is not None:
             exit_with(predict_all(client, cases, out=out, as_json=as_json))
             return
-        prediction = client.predict(read_image(image), read_report(report))
+        prediction = client.predict(read_images(image, view), read_report(report))
         scores = client.score_findings(findings, prediction) if findings else ()
     if as_json:
         print_json({**prediction.to_dict(), **describe_scores(scores), "notice": NOTICE})
@@ -308,6 +315,7 @@ def predict(
 @app.command()
 def search(
     image: Image = None,
+    view: Views = None,
     report: ReportText = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many cases.")] = 5,
     exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out; may be repeated.")] = None,
@@ -320,7 +328,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the most similar cases to a radiograph, a report, a sentence, or a whole study."""
-    from cli.inputs import read_image, read_report, require_input
+    from cli.inputs import read_images, read_report, require_input
     from cli.show import NOTICE, print_cases, print_json, print_warnings
     from client import CxrClient
 
@@ -329,7 +337,7 @@ def search(
         triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
     ) as client:
         found = client.search(
-            read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
+            read_images(image, view), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )
     if as_json:
         print_json({**found.to_dict(), "notice": NOTICE})

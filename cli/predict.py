@@ -27,7 +27,7 @@ _FAILED_CODE: Final = 4
 
 
 def list_cases(
-    images: Sequence[Path], *, out: Path | None, report: bool, findings: bool
+    images: Sequence[Path], *, out: Path | None, report: bool, findings: bool, views: bool = False
 ) -> "CaseList | None":
     """Return the files of a call for many; None for a call about one case.
 
@@ -38,6 +38,7 @@ def list_cases(
         out: File for the results.
         report: Whether --report was given, which belongs to one case.
         findings: Likewise of --finding.
+        views: Likewise of --view.
 
     Raises:
         ConfigError: There is no radiograph, or an option belongs to one case.
@@ -58,10 +59,10 @@ def list_cases(
     alone = len(images) == 1 and images[0] != _STDIN and not images[0].is_dir()
     if out is None and alone:
         return None
-    if report or findings:
+    if report or findings or views:
         raise ConfigError(
-            "--report and --finding belong to one image without --out. For many, list the paths on standard input, "
-            "each with a tab and the path of its report behind it: cxr predict - < list.txt"
+            "--report, --view and --finding belong to one case without --out. For many, list the paths on standard "
+            "input, each with a tab and the path of its report behind it: cxr predict - < list.txt"
         )
     return find_cases(given)
 

@@ -167,8 +167,9 @@ def test_only_the_first_refused_are_named(asked, folder):
 
 
 REFUSED = {
-    "a report for many": (("scans", "--report", "Normal."), "--report and --finding belong to one image"),
-    "a finding for many": (("scans", "--finding", "rib fracture"), "belong to one image"),
+    "a report for many": (("scans", "--report", "Normal."), "--view and --finding belong to one case"),
+    "a finding for many": (("scans", "--finding", "rib fracture"), "belong to one case"),
+    "a view for many": (("scans", "--view", "scans/b.png"), "belong to one case"),
     "a report for a table": (("scans/a.png", "--report", "Normal.", "--out", "r.csv"), "cxr predict - <"),
     "another ending": (("scans", "--out", "r.txt"), "must end in .jsonl, .csv or .parquet"),
     "a folder for a file": (("scans", "--out", "folder.csv"), "no regular file"),
