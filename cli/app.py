@@ -32,6 +32,7 @@ from cli.options import (
     Timeout,
     Transport,
     TritonUrl,
+    Views,
     make_console,
     print_version,
 )
@@ -257,6 +258,7 @@ def index_cases(
 @app.command()
 def predict(
     images: Images = None,
+    view: Views = None,
     report: ReportText = None,
     out: Annotated[
         Path | None,
@@ -277,7 +279,10 @@ def predict(
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
 
-        For many radiographs, give several files, folders (searched with all
+    For a study of several images, give the frontal one, and each other one with
+    --view: cxr predict frontal.dcm --view lateral.dcm
+
+    For many radiographs, give several files, folders (searched with all
     subfolders), or - to read paths from standard input. Each line there is
     PATH, or PATH, a tab and the PATH of its report. Each file gives one line on
     standard output or one row in --out. A file that cannot be read gives a row
@@ -289,13 +294,15 @@ def predict(
     Exit code: 0 if every file was predicted, 2 if one was refused, 4 if the
     server failed.
     """
-    from cli.inputs import read_image, read_report, require_input
+    from cli.inputs import read_images, read_report, require_input
     from cli.predict import exit_with, list_cases, predict_all
     from cli.prompt_scores import describe_scores, print_scores, read_findings
     from cli.show import NOTICE, print_json, print_prediction
     from client import CxrClient
 
-    cases = list_cases(images or (), out=out, report=report is not None, findings=bool(finding))
+    cases = list_cases(
+        images or (), out=out, report=report is not None, findings=bool(finding), views=bool(view)
+    )
     image = images[0] if images else None
     if cases is None:
         require_input(image, report)
@@ -306,7 +313,7 @@ def predict(
         if cases is not None:
             exit_with(predict_all(client, cases, out=out, as_json=as_json))
             return
-        prediction = client.predict(read_image(image), read_report(report))
+        prediction = client.predict(read_images(image, view), read_report(report))
         scores = client.score_findings(findings, prediction) if findings else ()
     if as_json:
         print_json({**prediction.to_dict(), **describe_scores(scores), "notice": NOTICE})
@@ -320,6 +327,7 @@ def predict(
 @app.command()
 def search(
     image: Image = None,
+    view: Views = None,
     report: ReportText = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of cases to return.")] = 5,
     exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out. Repeatable.")] = None,
@@ -332,7 +340,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the cases most similar to a radiograph, a report, a sentence, or a whole study."""
-    from cli.inputs import read_image, read_report, require_input
+    from cli.inputs import read_images, read_report, require_input
     from cli.show import NOTICE, print_cases, print_json, print_warnings
     from client import CxrClient
 
@@ -341,7 +349,7 @@ def search(
         triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
     ) as client:
         result = client.search(
-            read_image(image), read_report(report), k=k, exclude_studies=tuple(exclude or ())
+            read_images(image, view), read_report(report), k=k, exclude_studies=tuple(exclude or ())
         )
     if as_json:
         print_json({**result.to_dict(), "notice": NOTICE})

@@ -1,6 +1,7 @@
 """Read the image and the report that a command line names."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from client.inputs import find_path, read_image_file, read_report_file, read_stream
@@ -14,6 +15,22 @@ def read_image(path: Path | None) -> bytes | None:
     if str(path) == "-":
         return read_stream(sys.stdin.buffer, "Standard input", "image")
     return read_image_file(path)
+
+
+def read_images(image: Path | None, views: Sequence[Path] | None) -> bytes | list[bytes] | None:
+    """Read the images of one study: the first, and further views of it; each as `read_image` does.
+
+    Raises:
+        ConfigError: There are further views without a first image, or two are standard input.
+    """
+    if not views:
+        return read_image(image)
+    if image is None:
+        raise ConfigError("--view adds an image to the first one: give that one without --view.")
+    paths = [image, *views]
+    if [str(path) for path in paths].count("-") > 1:
+        raise ConfigError("Standard input holds one image only.")
+    return [data for path in paths if (data := read_image(path)) is not None]
 
 
 def read_report(value: str | None) -> bytes | None:

@@ -22,6 +22,14 @@ Images = Annotated[
         help="Radiographs: DICOM, PNG or JPEG files, folders, or - for an image or a list of paths on standard input.",
     ),
 ]
+Views = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--view",
+        help="Another image of the same study, such as the lateral one, read together with the first; repeatable, for "
+        "up to 4 images in all.",
+    ),
+]
 ReportText = Annotated[
     str | None,
     typer.Option(

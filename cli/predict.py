@@ -27,7 +27,7 @@ _FAILED_CODE: Final = 4
 
 
 def list_cases(
-    images: Sequence[Path], *, out: Path | None, report: bool, findings: bool
+    images: Sequence[Path], *, out: Path | None, report: bool, findings: bool, views: bool = False
 ) -> "CaseList | None":
     """Return the files to predict; None if the call is about one case.
 
@@ -38,6 +38,7 @@ def list_cases(
         out: File for the results.
         report: Whether --report was given. It is allowed only for one case.
         findings: Whether --finding was given. It is allowed only for one case.
+        views: Whether --view was given. It is allowed only for one case.
 
     Raises:
         ConfigError: There is no radiograph, or an option is allowed only for one case.
@@ -59,9 +60,9 @@ def list_cases(
     alone = len(images) == 1 and images[0] != _STDIN and not images[0].is_dir()
     if out is None and alone:
         return None
-    if report or findings:
+    if report or findings or views:
         raise ConfigError(
-            "--report and --finding work with one image and without --out. For many images, list the paths on "
+            "--report, --view and --finding work with one case and without --out. For many images, list the paths on "
             "standard input, each followed by a tab and the path of its report: cxr predict - < list.txt"
         )
     return find_cases(files)

@@ -62,8 +62,9 @@ def print_prediction(
             table.add_row(f"  [dim]{UNMEASURED}[/dim]")
     console.print(table)
     _print_set(console, prediction)
-    if prediction.image_notes is not None:
-        line = escape(describe_image(prediction.image_notes, prediction.lateral))
+    for number, image in enumerate(prediction.images, start=1):
+        title = f"Image {number}" if prediction.further_images else "Image"
+        line = escape(describe_image(image.notes, image.lateral, title=title))
         console.print(f"[dim]{line}[/dim]", highlight=False, soft_wrap=True)
     if prediction.report_notes is not None:
         line = escape(describe_report(prediction.report_notes))
@@ -87,12 +88,12 @@ def _print_set(console: Console, prediction: "Prediction") -> None:
         console.print(f"[dim]{sentence}[/dim]", highlight=False, soft_wrap=True)
 
 
-def describe_image(notes: "ImageNotes", lateral: float | None = None) -> str:
+def describe_image(notes: "ImageNotes", lateral: float | None = None, *, title: str = "Image") -> str:
     """Return one line: the view in the header, and the model's probability of a lateral view."""
     view = "unknown" if notes.view == "UNKNOWN" else notes.view
     known = {"view": view, "laterality": notes.laterality, "modality": notes.modality}
     seen = () if lateral is None else (f"lateral with probability {lateral:.2f} by the model",)
-    return "Image: " + ", ".join((*(f"{name} {value}" for name, value in known.items() if value), *seen))
+    return f"{title}: " + ", ".join((*(f"{name} {value}" for name, value in known.items() if value), *seen))
 
 
 def describe_report(notes: "ReportNotes") -> str:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from client.channel import Calls, Carrier, ChannelSettings, Compression
 from client.deadline import Deadline, check_timeout
-from client.exchange import check_tensors, make_inputs, read_answer, read_batch
+from client.exchange import check_tensors, count_images, make_inputs, read_answer, read_batch
 from client.indexing import index_cases, require_unchanged
-from client.inputs import ImageSource, ReportSource
+from client.inputs import ImageSource, ReportSource, StudyImages
 from client.many import predict_in_order
 from client.prompt_scores import FindingScore, score_findings
 from client.results import (
@@ -33,7 +33,7 @@ from client.results import (
     SimilarCase,
 )
 from client.retrieval import IndexInfo, RetrievalTransport, check_search
-from client.served import ServedModels, list_outputs
+from client.served import ServedModels, list_outputs, require_views
 from client.shrink import shrink_inputs
 from client.triton import Answer, Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
@@ -93,7 +93,7 @@ class CxrClient:
 
     def predict(
         self,
-        image: ImageSource | None = None,
+        image: StudyImages | None = None,
         report: ReportSource | None = None,
         *,
         timeout_s: float | None = None,
@@ -106,12 +106,14 @@ class CxrClient:
 
         Args:
             image: A DICOM, PNG or JPEG file by its path (text or `Path`) or as bytes; an array, (H, W) uint8 or
-                uint16 with 0 for black or (H, W, 3) uint8; a pydicom data set; or a Pillow image.
+                uint16 with 0 for black or (H, W, 3) uint8; a pydicom data set; or a Pillow image. Or a list or tuple
+                of 1 to 4 of them: the images of one study, the frontal one first, which the model reads together.
             report: Text with or without section headings; a file (text or Open-i XML) as `Path` or bytes.
             timeout_s: Deadline in seconds; None means the client's own.
 
         Raises:
-            InputError: The image or the report cannot be read; the message names the step and the cause.
+            InputError: An image or the report cannot be read; the message names the step and the cause.
+            ArtifactError: Several images were given, but an older version published the served models.
             UnavailableError, DeadlineError, ServerError: The server is down, slow or failed.
         """
         deadline = self._start(timeout_s)
@@ -178,7 +180,7 @@ class CxrClient:
 
     def search(
         self,
-        image: ImageSource | None = None,
+        image: StudyImages | None = None,
         report: ReportSource | None = None,
         *,
         k: int = 5,
@@ -374,7 +376,7 @@ class CxrClient:
 
     def _predict(
         self,
-        image: ImageSource | None,
+        image: StudyImages | None,
         report: ReportSource | None,
         deadline: Deadline,
         calls: Calls | None = None,
@@ -382,6 +384,8 @@ class CxrClient:
         kind, inputs = make_inputs(image, report)
         name = f"predict_{kind}"
         served = self._models.require(deadline.left)
+        if count_images(inputs) > served.most_views:
+            served = self._require_views(inputs, deadline)
         outputs = list_outputs(name, served)
         shrunk = shrink_inputs(inputs, served) if self._shrink else None
         if shrunk is not None:
@@ -414,12 +418,23 @@ class CxrClient:
     def _infer(
         self, name: str, inputs: Arrays, outputs: Sequence[str], deadline: Deadline, calls: Calls | None
     ) -> Answer:
-        """Run one of `predict_*`; a server that went back to a repository of an older version is asked for less."""
+        """Run one of `predict_*`; a server that went back to a repository of an older version is asked for less.
+
+        It is not asked about several images, which it does not read together.
+        """
         try:
             return self._triton.infer(name, inputs, outputs, deadline.left(), calls=calls)
         except InputError as error:
             fewer = [output for output in outputs if output not in ADDED_OUTPUTS]
+            if count_images(inputs) > 1:
+                self._require_views(inputs, deadline)
             refused = any(f"'{output}'" in str(error) for output in set(outputs) - set(fewer))
             if not refused or self._models.read_latest(deadline.left()).tells_view:
                 raise
             return self._triton.infer(name, inputs, fewer, deadline.left(), calls=calls)
+
+    def _require_views(self, inputs: Arrays, deadline: Deadline) -> ServedModel:
+        """Return what is served now; ArtifactError where that reads fewer images together than a request holds."""
+        served = self._models.read_latest(deadline.left())
+        require_views(count_images(inputs), served, source=f"Triton at {self._triton.url}")
+        return served

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
+from client.images import ReadImage
+from client.inputs import ReportSource, StudyImages, read_images, read_report, require_case
 from client.results import BatchPrediction, ConformalSet, Finding, Kind, Prediction, ServedModel
 from client.triton import Arrays
 from contract.decisions import ServedLabel
@@ -33,16 +34,21 @@ from contract.tensors import (
 )
 
 
-def make_inputs(image: ImageSource | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
+def make_inputs(image: StudyImages | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
     """Return how a case is read and its tensors; ConfigError for an empty case, other errors as of `client.inputs`."""
     require_case(image, report)
     inputs: Arrays = {}
     if image is not None:
-        inputs[IMAGE_BYTES.name] = np.array([[read_image(image)]], dtype=np.object_)  # (1, 1)
+        inputs[IMAGE_BYTES.name] = np.array([read_images(image)], dtype=np.object_)  # (1, V)
     if report is not None:
         inputs[REPORT.name] = np.array([[read_report(report)]], dtype=np.object_)
     kind: Kind = "study" if len(inputs) == 2 else "image" if image is not None else "text"
     return kind, inputs
+
+
+def count_images(inputs: Arrays) -> int:
+    """Return how many images a case of `make_inputs` has."""
+    return inputs[IMAGE_BYTES.name].shape[1] if IMAGE_BYTES.name in inputs else 0
 
 
 def check_tensors(
@@ -104,23 +110,47 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
     def first(name: str) -> Any:
         return answer[name][0] if name in answer else None
 
-    text, image_notes, report_notes = map(first, (REPORT_TEXT.name, IMAGE_NOTES.name, REPORT_NOTES.name))
-    lateral = first(LATERAL.name)
+    text, report_notes = map(first, (REPORT_TEXT.name, REPORT_NOTES.name))
+    attention = first(IMAGE_ATTENTION.name)
+    images = _read_images(first(IMAGE_NOTES.name), first(LATERAL.name), attention)
     return Prediction(
         kind=kind,
         findings=tuple(replace(finding, unmeasured=finding.key in model.unmeasured) for finding in findings),
         embedding=answer[EMBEDDING.name][0],
         fingerprint=model.fingerprint,
-        image_attention=first(IMAGE_ATTENTION.name),
+        image_attention=attention,
         text_attention=first(TEXT_ATTENTION.name),
         report_text=None if text is None else bytes(text[0]).decode("utf-8"),
         token_spans=first(TOKEN_SPANS.name),
-        image_notes=None if image_notes is None else ImageNotes.from_json(bytes(image_notes[0])),
+        image_notes=images[0].notes if images else None,
         report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
         conformal_set=_choose_set(labels, probabilities),
         trained_on=model.trained_on,
         trained_ways=model.trained_ways,
-        lateral=None if lateral is None else float(lateral[0]),
+        lateral=images[0].lateral if images else None,
+        further_images=images[1:],
+        trained_views=model.trained_views,
+    )
+
+
+def _read_images(notes: Any, laterals: Any, attention: Any) -> tuple[ReadImage, ...]:
+    """Return the images of one study.
+
+    Args:
+        notes: (V,) objects; None without images.
+        laterals: (V,) float32; None from a server of an older version.
+        attention: (K, V N) float32.
+    """
+    if notes is None:
+        return ()
+    parts = [None] * len(notes) if attention is None else np.array_split(attention, len(notes), axis=1)
+    return tuple(
+        ReadImage(
+            ImageNotes.from_json(bytes(said)),
+            None if laterals is None else float(laterals[place]),
+            parts[place],
+        )
+        for place, said in enumerate(notes)
     )
 
 

@@ -109,13 +109,14 @@ def explain(
         steps: Points of the integral (Gauss-Legendre); more make `convergence_delta` smaller.
 
     Raises:
-        ConfigError: Neither image nor report, an unknown label, or `steps` below 1.
+        ConfigError: Neither image nor report, several images, an unknown label, or `steps` below 1.
         ImageError: The image cannot be read.
         ReportError: The report cannot be read.
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
     require_case(image, report)
     _check_arguments(label, steps)
+    _require_one(image)
     file = None if image is None else read_image(image)
     inputs = read_inputs(bundle, image=file, report=None if report is None else read_report(report))
     model = load_model(bundle).requires_grad_(False)
@@ -235,6 +236,13 @@ def _check_arguments(label: str | None, steps: int) -> None:
         raise ConfigError(f"There is no category {label!r}; choose one of {', '.join(LABEL_KEYS)}.")
     if steps < 1:
         raise ConfigError(f"steps must be at least 1, not {steps}.")
+
+
+def _require_one(image: object) -> None:
+    if isinstance(image, (list, tuple)):
+        raise ConfigError(
+            f"An explanation is of one image; {len(image)} were given: explain the images of a study one by one."
+        )
 
 
 def _make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

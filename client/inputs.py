@@ -7,6 +7,7 @@ An image is a file by name, its bytes, an array, a pydicom data set or a Pillow 
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, Union
 
@@ -17,6 +18,7 @@ from client.picture import encode_pil_image, is_dataset, is_pil_image, write_dat
 from contract.errors import ConfigError, CxrError, ImageError, ReportError
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.png import encode_png
+from contract.tensors import MAX_VIEWS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 Bytes: TypeAlias = bytes | bytearray | memoryview
 ReportSource: TypeAlias = Union[str, "os.PathLike[str]", Bytes]
 ImageSource: TypeAlias = Union[str, "os.PathLike[str]", Bytes, NDArray[Any], "Dataset", "Image"]
+# One image, or a list or tuple of the images of one study, the frontal one first.
+StudyImages: TypeAlias = ImageSource | Sequence[ImageSource]
 
 MAX_REPORT_BYTES: Final = 2**20
 _LONGEST_NAME: Final = 1024  # characters; longer text is no name of a file
@@ -82,6 +86,34 @@ def read_image(image: ImageSource) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
     return data
+
+
+def read_images(images: StudyImages) -> list[bytes]:
+    """Return the images of one study as the bytes of files, 1 to `MAX_VIEWS` of them.
+
+    Args:
+        images: One image as for `read_image`, or a list or tuple of them.
+
+    Raises:
+        ImageError: There are none, too many, or one of them twice; or one cannot be read: the message says which.
+    """
+    if not isinstance(images, (list, tuple)):
+        return [read_image(images)]  # type: ignore[arg-type]
+    count = len(images)
+    if not 1 <= count <= MAX_VIEWS:
+        raise ImageError(f"{count} images were given: a study is read from 1 to {MAX_VIEWS} images.")
+    files: list[bytes] = []
+    for number, image in enumerate(images, start=1):
+        try:
+            data = read_image(image)
+        except ImageError as error:
+            raise ImageError(f"Image {number} of {count}: {error}") from error
+        if data in files:
+            raise ImageError(
+                f"Images {files.index(data) + 1} and {number} are the same: give each image once."
+            )
+        files.append(data)
+    return files
 
 
 def read_report(report: ReportSource) -> bytes:

@@ -22,6 +22,7 @@ from contract.files import write_file
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.read import load_pixels
 from contract.labels import LABEL_NAMES
+from contract.notes import ImageNotes
 from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
@@ -132,16 +133,27 @@ def _make_warnings(predictions: Mapping[str, Prediction], explanation: "Explanat
 def _describe_image(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None"
 ) -> list[tuple[str, str]]:
-    """Return how the image was taken as a row of the summary; none where nothing is known."""
+    """Return how each image was taken as a row of the summary; none where nothing is known."""
+    several = max((one.images for one in predictions.values()), key=len, default=())
+    if len(several) > 1:
+        return [
+            (f"View, image {number}", _describe_view(image.notes, image.lateral))
+            for number, image in enumerate(several, start=1)
+        ]
     sources = _list_sources(predictions, explanation)
     notes = next((source.image_notes for source in sources if source.image_notes is not None), None)
     if notes is None:
         return []
+    lateral = next((source.lateral for source in sources if source.lateral is not None), None)
+    return [("View", _describe_view(notes, lateral))]
+
+
+def _describe_view(notes: ImageNotes, lateral: float | None) -> str:
+    """Return as HTML how one image was taken, and what the model takes it for."""
     known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
     said = ", ".join(part for part in known if part and part != "UNKNOWN")
-    lateral = next((source.lateral for source in sources if source.lateral is not None), None)
     seen = "" if lateral is None else f"; to the model a lateral with probability {lateral:.2f}"
-    return [("View", (escape(said) or "not said by the file") + seen)]
+    return (escape(said) or "not said by the file") + seen
 
 
 def _describe_report(

@@ -7,12 +7,20 @@ from typing import Any, Final, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from client.inputs import ImageSource, ReportSource
+from client.images import ReadImage, warn_of_images
+from client.inputs import ReportSource, StudyImages
 from contract.decisions import Decision, Decisions, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.strings import require_strings, require_text
-from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
+from contract.training_data import (
+    UNDECIDED_WARNING,
+    UNKNOWN,
+    WAYS,
+    warn_of_training,
+    warn_of_views,
+    warn_of_way,
+)
 
 Kind = Literal["study", "image", "text"]  # which inputs a prediction was made from
 MOST_SHOWN: Final = 5  # labels of a conformal set that are worth naming
@@ -110,12 +118,15 @@ class ConformalSet:
 class Prediction:
     """The served model's answer for one case; K labels, N image tokens, L text tokens.
 
+    Where several images of the study were read, `image_notes` and `lateral` are of the first one; `images` has all.
+
     Attributes:
         kind: "study", "image" or "text".
         findings: The K categories, in the order of `contract.labels`.
         embedding: (D,) float32 of unit length.
         fingerprint: Of the model that answered.
-        image_attention: (K, N) float32, each row summing to 1, tokens row by row; None without an image.
+        image_attention: (K, N) float32, each row summing to 1, tokens row by row; of V images (K, V N), image after
+            image. None without an image.
         text_attention: (K, L) float32, each row summing to 1; None without a report.
         lateral: Probability that the image is a lateral view, by the model, 0 to 1; 0.5 of every image from a model
             that never learned to tell views, None without an image or from a server of an older version.
@@ -126,6 +137,8 @@ class Prediction:
         conformal_set: The labels that stay possible; None from a model that states nothing about them.
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
         trained_ways: Which of "study", "image" and "text" it was trained to read.
+        further_images: The images after the first one.
+        trained_views: How many images of one study the model was trained to fuse at most.
     """
 
     kind: Kind
@@ -142,6 +155,8 @@ class Prediction:
     trained_on: str = UNKNOWN
     trained_ways: tuple[str, ...] = WAYS
     lateral: float | None = None
+    further_images: tuple[ReadImage, ...] = ()
+    trained_views: int = 1
 
     def __repr__(self) -> str:
         ranked = sorted(self.findings, key=lambda finding: -finding.probability)
@@ -152,23 +167,38 @@ class Prediction:
         )
 
     @property
+    def images(self) -> tuple[ReadImage, ...]:
+        """The images of the study in their order; empty without one."""
+        if self.image_notes is None:
+            return ()
+        attention = self.image_attention
+        if attention is not None:
+            attention = np.array_split(attention, 1 + len(self.further_images), axis=1)[0]
+        return (ReadImage(self.image_notes, self.lateral, attention), *self.further_images)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the answer is believed, one sentence each; empty for a usual case."""
-        way = warn_of_way(self.kind, self.trained_ways)
+        way = (
+            *warn_of_way(self.kind, self.trained_ways),
+            *warn_of_views(len(self.images), self.trained_views),
+        )
         undecided = any(finding.threshold is None for finding in self.findings)
         decisions = (UNDECIDED_WARNING,) if undecided else ()
         return (*warn_of_training(self.trained_on), *way, *decisions, *self.input_warnings)
 
     @property
     def input_warnings(self) -> tuple[str, ...]:
-        """Those of the warnings that are about the image and the report."""
+        """Those of the warnings that are about the images and the report."""
+        if self.further_images:
+            return (*warn_of_images(self.images), *join_warnings(self.report_notes))
         return (
             *join_warnings(self.image_notes, self.report_notes),
             *warn_of_view(self.image_notes, self.lateral),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return kind, fingerprint, findings, conformal set, embedding, view, notes and warnings."""
+        """Return kind, fingerprint, findings, conformal set, embedding, view, notes, images and warnings."""
         return {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
@@ -178,6 +208,7 @@ class Prediction:
             "embedding": [round(float(value), 6) for value in self.embedding],
             "lateral": None if self.lateral is None else round(self.lateral, 6),
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
+            "images": [image.to_dict() for image in self.images],
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),
         }
@@ -237,7 +268,7 @@ class SearchResult(Sequence[SimilarCase]):
 
 @dataclass(frozen=True)
 class CaseInput:
-    """A case to predict or to index: an image, a report, or both, each as `CxrClient.predict` takes it.
+    """A case to predict or to index: images, a report, or both, each as `CxrClient.predict` takes it.
 
     Files are read when the case's turn comes. `image_ref` is a path or URI that the reader of a search result
     understands; it is stored as it is. Raises InputError where ids or labels are no text.
@@ -245,7 +276,7 @@ class CaseInput:
 
     id: str
     study_id: str
-    image: ImageSource | None = field(default=None, repr=False)
+    image: StudyImages | None = field(default=None, repr=False)
     report: ReportSource | None = field(default=None, repr=False)
     labels: tuple[str, ...] = ()
     image_ref: str = ""
@@ -319,7 +350,9 @@ class ServedModel:
     backend that alone runs them as they were gated, "" for any; `image_reading` is the number of the code that reads
     images there (`contract.shrink`), None where an older repository does not say it. `unmeasured` are the keys of the
     labels that its test split held too few cases of. `tells_view` says whether it answers with the view of an image,
-    which a repository of an older version does not; None where the model that was asked reads no image.
+    which a repository of an older version does not; None where the model that was asked reads no image. `most_views` is
+    how many images of one study it reads together, 1 in a repository of an older version; `trained_views` is how many
+    it was trained to fuse at most.
     """
 
     fingerprint: str
@@ -338,6 +371,8 @@ class ServedModel:
     image_reading: int | None = None
     unmeasured: tuple[str, ...] = ()
     tells_view: bool | None = None
+    most_views: int = 1
+    trained_views: int = 1
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -105,6 +105,21 @@ def list_outputs(name: str, model: ServedModel) -> list[str]:
     return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in lacking]
 
 
+def require_views(count: int, model: ServedModel, *, source: str) -> None:
+    """Refuse to ask a repository of an older version about several images of a study.
+
+    Args:
+        count: How many images there are.
+        model: That is served.
+        source: Who serves it: "Triton at host:port".
+
+    Raises:
+        ArtifactError: The model reads fewer images together.
+    """
+    if count > model.most_views:
+        raise _refuse_old(source, f"a model that reads one image of a study, not {count}")
+
+
 def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
     try:
         values = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
@@ -126,6 +141,8 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),
             image_reading=_read_optional(values, IMAGE_READING_PARAMETER),
+            most_views=_read_optional(values, "most_views") or 1,
+            trained_views=_read_optional(values, "trained_views") or 1,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

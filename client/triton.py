@@ -33,7 +33,7 @@ from client.status import make_error, make_wrong_service_error, strip_code
 from contract.address import check_address, speaks_http1
 from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
-from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec
+from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -238,11 +238,14 @@ class TritonTransport:
             config = self._client().get_model_config(call.spec.name, client_timeout=_PROBE_TIMEOUT_S).config
         except InferenceServerException:
             return False
-        dtypes = {entry.name: NUMPY_DTYPES[entry.dtype] for entry in call.spec.outputs}
+        tokens = int(config.parameters["image_tokens_grid"].string_value or 0) ** 2
+        specs = {entry.name: entry for entry in call.spec.outputs if entry.name in outputs}
         return any(
-            call.count_items(entry.dims) * dtypes[entry.name].itemsize > outputs[entry.name][1]
+            call.count_items(specs[entry.name], entry.dims, tokens)
+            * NUMPY_DTYPES[specs[entry.name].dtype].itemsize
+            > outputs[entry.name][1]
             for entry in config.output
-            if entry.name in outputs
+            if entry.name in specs
         )
 
     def _send(self, lane: Lane, call: "_Call", request: Request) -> Any:
@@ -330,11 +333,25 @@ class _Call:
         self.deadline = deadline
         self.key = (spec.name, outputs, *(array.shape for array in arrays))
 
-    def count_items(self, dims: Sequence[int]) -> int:
-        """Return how many numbers an output of these dimensions has; -1 is the length of the text."""
-        inputs = zip(self.spec.inputs, self.arrays, strict=True)
-        length = next((array.shape[1] for entry, array in inputs if entry.shape == ("L",)), 0)
-        return len(self.arrays[0]) * math.prod(length if dim == -1 else dim for dim in dims)
+    def count_items(self, output: TensorSpec, dims: Sequence[int], tokens: int) -> int:
+        """Return how many numbers an output has.
+
+        Args:
+            output: Its entry in the tensor table.
+            dims: Its dimensions as the server says them, -1 for what differs from request to request.
+            tokens: Image tokens of one image, N.
+        """
+        free: dict[str, int] = {}
+        for entry, array in zip(self.spec.inputs, self.arrays, strict=True):
+            for letter, size in zip(entry.shape, array.shape[1:], strict=True):
+                free[str(letter)] = size
+        views = free.get("V", 1)
+        free |= {"V": views, "I": views * tokens}
+        sizes = (
+            free.get(str(letter), 0) if dim == -1 else dim
+            for letter, dim in zip(output.shape, dims, strict=True)
+        )
+        return len(self.arrays[0]) * math.prod(sizes)
 
     @property
     def sized_outputs(self) -> list[str]:

@@ -69,6 +69,12 @@ class Bundle:
         return read_trained_ways(_read_json(self.path / METRICS))
 
     @property
+    def trained_views(self) -> int:
+        """How many images of one study the model was trained to fuse at most; 1 where the bundle does not record it."""
+        views = self.config.get("training", {}).get("data", {}).get("views", 1)
+        return views if isinstance(views, int) and views > 1 else 1
+
+    @property
     def unmeasured(self) -> tuple[str, ...]:
         """Keys of the labels with too few test cases to be measured."""
         return read_unmeasured(_read_json(self.path / METRICS))

@@ -135,10 +135,13 @@ class ReportNotes(_Notes):
         return cls(values["tokens"], values["truncated"], warnings, parts)
 
 
-def note_image(radiograph: "Radiograph") -> ImageNotes:
-    """Return the notes on an image: the facts of its header, and the warnings about its header and pixels."""
+def note_image(radiograph: "Radiograph", *, is_first: bool = True) -> ImageNotes:
+    """Return the notes on an image: the facts of its header, and the warnings about its header and pixels.
+
+    `is_first` says whether it is the first image of its study (`list_warnings`).
+    """
     header = radiograph.header
-    warnings = (*list_warnings(header), *radiograph.remarks)
+    warnings = (*list_warnings(header, is_first=is_first), *radiograph.remarks)
     return ImageNotes(header.view, header.laterality, header.modality, warnings)
 
 
@@ -203,17 +206,22 @@ def _describe_section(section: str, parts: Sequence[ReadPart]) -> str:
     return f"{section} {count} sentence{'s' * (count != 1)}{detail}".strip()
 
 
-def warn_of_view(notes: ImageNotes | None, lateral: float | None) -> tuple[str, ...]:
+def warn_of_view(
+    notes: ImageNotes | None, lateral: float | None, *, is_first: bool = True
+) -> tuple[str, ...]:
     """Return a warning if the model sees another view than the header states, at most one sentence.
 
     Args:
         notes: Notes on the image; None without an image.
         lateral: Probability of a lateral view by the model's view head, 0 to 1; None from a model without one.
+        is_first: Whether it is the first image of its study; the others are expected to be other views.
     """
     if notes is None or lateral is None:
         return ()
     sees_lateral, sees_frontal = lateral >= SURE_LATERAL, lateral <= 1 - SURE_LATERAL
     if sees_lateral and notes.view == "UNKNOWN":
+        if not is_first:
+            return ()
         return (f"The model sees a lateral radiograph ({lateral:.2f}); it learned mostly from frontal ones.",)
     if sees_lateral and notes.view != "LATERAL":
         return (

@@ -17,12 +17,13 @@ IMAGE_READING_PARAMETER: Final = "image_reading"  # parameter of the served ense
 _LEAST_FACTOR: Final = 4
 
 
-def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
+def shrink_image(data: bytes, *, size: int, is_first: bool = True) -> tuple[bytes, ImageNotes]:
     """Return a radiograph as a PNG file of the model's pixels, and the notes on it.
 
     Args:
         data: A whole file: DICOM, PNG or JPEG.
         size: Side of the model's pixels, S.
+        is_first: Whether it is the first image of its study.
 
     Returns:
         The file, S x S pixels of 8 bits without compression, about S * S bytes; and the notes that the server would
@@ -32,7 +33,7 @@ def shrink_image(data: bytes, *, size: int) -> tuple[bytes, ImageNotes]:
         ImageError: The bytes are not a readable image.
         ConfigError: A package that reads images is not installed.
     """
-    radiograph, notes = read_radiograph(data, size=size)
+    radiograph, notes = read_radiograph(data, size=size, is_first=is_first)
     return encode_png(radiograph.pixels[0], level=0), notes
 
 

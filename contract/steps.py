@@ -4,7 +4,7 @@ The one adapter in `model_repository/model.py`, the in-process baseline (`servin
 (`client.explain`) all call this, so that preprocessing exists once, to its last step.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.errors import ImageError, TensorError
 from contract.image.read import Radiograph, load_radiograph
 from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
 from contract.report.sections import split_sections
@@ -23,12 +24,14 @@ from contract.tensors import (
     IMAGE_BYTES,
     IMAGE_NOTES,
     INPUT_IDS,
+    MAX_VIEWS,
     PIXELS,
     REPORT,
     REPORT_NOTES,
     REPORT_TEXT,
     TEXT_GATE,
     TOKEN_SPANS,
+    VIEWS,
 )
 
 Array = NDArray[Any]
@@ -67,10 +70,31 @@ class ReportReader:
         return ReportBatch(tuple(texts), tokens, notes)
 
 
-def read_radiograph(data: bytes, *, size: int) -> tuple[Radiograph, ImageNotes]:
-    """Return one radiograph, (1, size, size) pixels and its header, and what was noticed; ImageError if unreadable."""
+def read_radiograph(data: bytes, *, size: int, is_first: bool = True) -> tuple[Radiograph, ImageNotes]:
+    """Return one radiograph, (1, size, size) pixels and its header, and what was noticed; ImageError if unreadable.
+
+    `is_first` says whether it is the first image of its study (`contract.image.header.list_warnings`).
+    """
     radiograph = load_radiograph(data, size=size)
-    return radiograph, note_image(radiograph)
+    return radiograph, note_image(radiograph, is_first=is_first)
+
+
+def read_study(files: Sequence[bytes], *, size: int) -> list[tuple[Radiograph, ImageNotes]]:
+    """Read the images of one study, the frontal one first, each as `read_radiograph` does.
+
+    Raises:
+        ImageError: One cannot be read; where there are several, the message names it by its number.
+    """
+    return [_read_view(data, place, len(files), size) for place, data in enumerate(files)]
+
+
+def _read_view(data: bytes, place: int, count: int, size: int) -> tuple[Radiograph, ImageNotes]:
+    try:
+        return read_radiograph(data, size=size, is_first=place == 0)
+    except ImageError as error:
+        if count == 1:
+            raise
+        raise ImageError(f"Image {place + 1} of {count}: {error}") from error
 
 
 def open_step(name: str, config: Mapping[str, Any], directory: Path) -> Step:
@@ -162,10 +186,19 @@ def _open_reader(config: Mapping[str, Any], directory: Path) -> ReportReader:
 
 
 def _read_images(files: Array, size: int) -> Makers:
-    images = [read_radiograph(data, size=size) for data in _unpack(files)]
+    """Read files (B, V); see `read_study`. TensorError: V is none of 1 to `MAX_VIEWS`."""
+    if files.ndim != 2 or not 1 <= files.shape[1] <= MAX_VIEWS:
+        raise TensorError(
+            f"Tensor {IMAGE_BYTES.name} must hold 1 to {MAX_VIEWS} images of each study, not shape {list(files.shape)}."
+        )
+    studies = [read_study([bytes(data) for data in row], size=size) for row in files]
     return {
-        PIXELS.name: lambda: np.stack([radiograph.pixels for radiograph, _ in images]),  # (B, 1, S, S)
-        IMAGE_NOTES.name: lambda: pack([notes.to_json() for _, notes in images]),  # (B, 1)
+        VIEWS.name: lambda: np.stack(
+            [np.concatenate([radiograph.pixels for radiograph, _ in images]) for images in studies]
+        ),  # (B, V, S, S)
+        IMAGE_NOTES.name: lambda: np.array(
+            [[notes.to_json() for _, notes in images] for images in studies], dtype=np.object_
+        ),  # (B, V)
     }
 
 

@@ -2,8 +2,9 @@
 
 The exporter, the config.pbtxt checks, the serving backend, the client and the tests all read this table.
 
-Shape letters (per item, the batch dimension is never written): S side of the square image in pixels,
-N image tokens (patches), L text tokens, C token width, D embedding size, K number of labels.
+Shape letters (per item, the batch dimension is never written): V views, which are the images of one study, S side of
+the square image in pixels, N tokens (patches) of one image, I = V N tokens of all images, image after image, L text
+tokens, C token width, D embedding size, K number of labels.
 """
 
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from contract.errors import TensorError
 from contract.labels import LABELS
 
 DataType = Literal["BYTES", "UINT8", "INT32", "INT64", "FP32"]
-Size = int | Literal["S", "N", "L", "C", "D", "K"]
+Size = int | Literal["V", "S", "N", "I", "L", "C", "D", "K"]
 
 MAX_BATCH_SIZE: Final = 32
+MAX_VIEWS: Final = 4  # images of one study that are read together
 LENGTH_BUCKETS: Final = (32, 64, 128, 256)  # tokens; a model that reads more has its own most as one more
 NUMPY_DTYPES: Final[dict[DataType, np.dtype]] = {  # type: ignore[type-arg]
     "BYTES": np.dtype(np.object_),
@@ -28,6 +30,7 @@ NUMPY_DTYPES: Final[dict[DataType, np.dtype]] = {  # type: ignore[type-arg]
     "INT64": np.dtype(np.int64),
     "FP32": np.dtype(np.float32),
 }
+_OF_A_REQUEST: Final = ("L", "V", "I")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,15 @@ class TensorSpec:
     shape: tuple[Size, ...]
 
     def dims(self, sizes: Mapping[str, int] | None = None) -> tuple[int, ...]:
-        """Per-item dimensions as Triton writes them; letters without a size in `sizes` (always L) are -1."""
+        """Per-item dimensions as Triton writes them; letters without a size in `sizes` are -1.
+
+        L, V and I differ from request to request: they are -1 always.
+        """
         known = {"K": len(LABELS), **(sizes or {})}
-        known.pop("L", None)
-        return tuple(size if isinstance(size, int) else known.get(size, -1) for size in self.shape)
+        return tuple(
+            size if isinstance(size, int) else -1 if size in _OF_A_REQUEST else known.get(size, -1)
+            for size in self.shape
+        )
 
     def check(self, array: NDArray[np.generic], sizes: Mapping[str, int] | None = None) -> None:
         """Check a batched array (B, *shape) against this entry.
@@ -73,23 +81,27 @@ TOLERANCES: Final[dict[str, float]] = {
     "lateral": 1e-4,
 }
 
-IMAGE_BYTES: Final = TensorSpec("image_bytes", "BYTES", (1,))
+IMAGE_BYTES: Final = TensorSpec(
+    "image_bytes", "BYTES", ("V",)
+)  # 1 to MAX_VIEWS files, the frontal view first
 REPORT: Final = TensorSpec("report", "BYTES", (1,))
-PIXELS: Final = TensorSpec("pixels", "UINT8", (1, "S", "S"))
+PIXELS: Final = TensorSpec("pixels", "UINT8", (1, "S", "S"))  # of a caller who preprocesses: one image
+VIEWS: Final = TensorSpec("pixels", "UINT8", ("V", "S", "S"))
 INPUT_IDS: Final = TensorSpec("input_ids", "INT64", ("L",))
 ATTENTION_MASK: Final = TensorSpec("attention_mask", "INT64", ("L",))
-IMAGE_NOTES: Final = TensorSpec("image_notes", "BYTES", (1,))  # JSON of contract.notes.ImageNotes
+IMAGE_NOTES: Final = TensorSpec("image_notes", "BYTES", ("V",))  # JSON of contract.notes.ImageNotes
 REPORT_NOTES: Final = TensorSpec("report_notes", "BYTES", (1,))  # JSON of contract.notes.ReportNotes
 REPORT_TEXT: Final = TensorSpec("report_text", "BYTES", (1,))  # the part of the report that the model reads
 TOKEN_SPANS: Final = TensorSpec("token_spans", "INT32", ("L", 2))  # character range of each token in it
-IMAGE_TOKENS: Final = TensorSpec("image_tokens", "FP32", ("N", "C"))
+IMAGE_TOKENS: Final = TensorSpec("image_tokens", "FP32", ("I", "C"))
 TEXT_TOKENS: Final = TensorSpec("text_tokens", "FP32", ("L", "C"))
 PROBABILITIES: Final = TensorSpec("probabilities", "FP32", ("K",))  # calibrated
 EMBEDDING: Final = TensorSpec("embedding", "FP32", ("D",))  # unit length
-IMAGE_ATTENTION: Final = TensorSpec("image_attention", "FP32", ("K", "N"))  # rows sum to 1
+IMAGE_ATTENTION: Final = TensorSpec("image_attention", "FP32", ("K", "I"))  # rows sum to 1 over all views
 TEXT_ATTENTION: Final = TensorSpec("text_attention", "FP32", ("K", "L"))  # rows sum to 1, 0 on padding
-# Probability that the image is a lateral view; 0.5 of every image from a model without a fitted view head.
-LATERAL: Final = TensorSpec("lateral", "FP32", (1,))
+# Probability that an image is a lateral view, of each by itself; 0.5 of every image from a model without a fitted view
+# head.
+LATERAL: Final = TensorSpec("lateral", "FP32", ("V",))
 # A repository of an older version lacks these outputs and is served all the same.
 ADDED_OUTPUTS: Final = (LATERAL.name,)
 
@@ -122,19 +134,19 @@ _READING = (REPORT_TEXT, TOKEN_SPANS, REPORT_NOTES)
 TEXT_GATE: Final = "text_gate"
 
 _SPECS: tuple[ModelSpec, ...] = (
-    ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (PIXELS, IMAGE_NOTES)),
+    ModelSpec("preprocess_image", "python", (IMAGE_BYTES,), (VIEWS, IMAGE_NOTES)),
     ModelSpec("preprocess_text", "python", (REPORT,), (*_TEXT_INPUTS, *_READING)),
     ModelSpec(
         "preprocess_study",
         "python",
         (IMAGE_BYTES, REPORT),
-        (PIXELS, IMAGE_NOTES, *_TEXT_INPUTS, *_READING),
+        (VIEWS, IMAGE_NOTES, *_TEXT_INPUTS, *_READING),
     ),
     # They hand on what they were given, under the same names, once it is checked.
     ModelSpec("check_study", "python", (PIXELS, *_TEXT_INPUTS), (PIXELS, *_TEXT_INPUTS)),
     ModelSpec("check_text", "python", _TEXT_INPUTS, _TEXT_INPUTS),
     ModelSpec(TEXT_GATE, "python", (IMAGE_TOKENS, *_TEXT_INPUTS), _TEXT_INPUTS),
-    ModelSpec("image_encoder", "onnxruntime", (PIXELS,), (IMAGE_TOKENS,)),
+    ModelSpec("image_encoder", "onnxruntime", (VIEWS,), (IMAGE_TOKENS,)),
     ModelSpec("text_encoder", "onnxruntime", _TEXT_INPUTS, (TEXT_TOKENS,)),
     ModelSpec("fusion_study", "onnxruntime", (IMAGE_TOKENS, TEXT_TOKENS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
     ModelSpec("fusion_image", "onnxruntime", (IMAGE_TOKENS,), _IMAGE_OUTPUTS),
@@ -191,8 +203,8 @@ FUSED_PARTS: Final[dict[str, tuple[str, ...]]] = {
 FUSED: Final[dict[str, ModelSpec]] = {
     spec.name: spec
     for spec in (
-        ModelSpec("fused_study", "onnxruntime", (PIXELS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
-        ModelSpec("fused_image", "onnxruntime", (PIXELS,), _IMAGE_OUTPUTS),
+        ModelSpec("fused_study", "onnxruntime", (VIEWS, *_TEXT_INPUTS), _STUDY_OUTPUTS),
+        ModelSpec("fused_image", "onnxruntime", (VIEWS,), _IMAGE_OUTPUTS),
         ModelSpec("fused_text", "onnxruntime", _TEXT_INPUTS, _TEXT_OUTPUTS),
     )
 }

@@ -3,6 +3,8 @@
 manifest.json (data_source) -> parameter trained_on of the served predict_* models -> client -> every result
 metrics.json (studies, train) -> the ways to read a study that the model was trained for -> gates of the exporter, and
                                  parameter trained_ways of the served predict_* models -> client -> every result
+config.json (training.data.views) -> number of images of a study that the model was trained to fuse -> parameter
+                                 trained_views of the served predict_* models -> client -> every result
 metrics.json (test) -> the labels with too few test cases -> parameter unmeasured of the served
                                  predict_* models -> client -> every finding
 """
@@ -104,6 +106,25 @@ def warn_of_way(kind: str, ways: Sequence[str]) -> tuple[str, ...]:
     if kind == "study":
         return ("This model was trained on images and reports separately, never on both of one study.",)
     return (f"This model was never trained on {'an image' if kind == 'image' else 'a report'} alone.",)
+
+
+def warn_of_views(count: int, trained_views: int) -> tuple[str, ...]:
+    """Return the sentence that belongs to an answer to more images at once than a model has seen in training.
+
+    Args:
+        count: How many images of one study were read together.
+        trained_views: How many the model was trained to fuse at most (`contract.bundle.Bundle.trained_views`).
+    """
+    if count <= max(trained_views, 1):
+        return ()
+    seen = (
+        "one image of a study at a time"
+        if trained_views <= 1
+        else f"at most {trained_views} images of a study"
+    )
+    return (
+        f"This model was trained on {seen}, never on {count} together: how good such answers are was not measured.",
+    )
 
 
 def describe_training(trained_on: str) -> str:

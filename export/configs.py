@@ -17,7 +17,7 @@ from contract.report.tokens import TokenLimits
 from contract.repository import CONFIG_NAME
 from contract.runtime.embedded import EMBEDDED, REQUIRED_BACKEND, needs_embedded
 from contract.shrink import IMAGE_READING, IMAGE_READING_PARAMETER
-from contract.tensors import IMAGE_BYTES, LAYOUTS, REPORT, ModelSpec, drop_checks
+from contract.tensors import IMAGE_BYTES, LAYOUTS, MAX_VIEWS, REPORT, ModelSpec, drop_checks
 from export.graphs.checks import read_sizes
 from export.graphs.fuse import drop_check, fuse_ensemble
 from export.targets import apply_settings, check_target, count_cores
@@ -129,6 +129,8 @@ def _make_parameters(
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,
             "trained_ways": ",".join(bundle.trained_ways),
+            "trained_views": str(bundle.trained_views),
+            "most_views": str(MAX_VIEWS),
             "profile": deployment.profile,
         }
         if bundle.unmeasured:

@@ -199,5 +199,9 @@ def _set_warm_up(
             for tensor in spec.inputs:
                 entry = sample.inputs[tensor.name]
                 entry.data_type = _DTYPES[tensor.dtype]
-                entry.dims.extend(length if dim == -1 else dim for dim in tensor.dims(sizes))
+                free = {"V": 1, "I": sizes["N"], "L": length}  # one image of each study
+                entry.dims.extend(
+                    free.get(str(letter), dim)
+                    for letter, dim in zip(tensor.shape, tensor.dims(sizes), strict=True)
+                )
                 entry.zero_data = True

@@ -86,7 +86,8 @@ class InProcess:
 
         Args:
             model: An ensemble, raw (`predict_study`) or of tensors (`predict_study_tensors`), or one step.
-            inputs: Its inputs by name, batched; `image_bytes` and `report` are (B, 1) objects, see `pack`.
+            inputs: Its inputs by name, batched; `image_bytes` and `report` are (B, 1) objects, see `pack`;
+                of studies with V images `image_bytes` is (B, V).
 
         Returns:
             Its outputs by name.

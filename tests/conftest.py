@@ -278,7 +278,7 @@ def _write_bundle(
 
     It reads as many tokens as it has positions, at most `longest`.
 
-    A lexical part holds random tables too, and the view head random weights.
+    A lexical part holds random tables too, and the view head and the mark of further views random weights.
     """
     import torch
     from safetensors.torch import save_file
@@ -306,6 +306,7 @@ def _write_bundle(
         model.fusion.lateral.weight.copy_(
             torch.randn(1, config.width) * 0.05
         )  # it tells images apart, never surely
+        model.fusion.view.copy_(torch.randn(config.width) * 0.5)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, directory / parts.WEIGHTS)
     length = min(config.text_positions, longest)

@@ -110,10 +110,15 @@ def make_missing_error() -> ConfigError:
     return ConfigError("Reading images needs the 'image' extra: pip install 'cxr-serving[image]'.")
 
 
-def list_warnings(header: ImageHeader) -> tuple[str, ...]:
-    """Return warnings about the image, one sentence each."""
+def list_warnings(header: ImageHeader, *, is_first: bool = True) -> tuple[str, ...]:
+    """Return warnings about the image, one sentence each.
+
+    Args:
+        header: The header of the image.
+        is_first: Whether it is the first image of its study. The others are expected to be other views.
+    """
     warnings = []
-    if header.view == "LATERAL":
+    if header.view == "LATERAL" and is_first:
         warnings.append("The image is a lateral view; the model learned mostly from frontal ones.")
     if header.body_part and not _is_chest(header.body_part):
         warnings.append(f"The image is labelled {header.body_part}, not chest.")

@@ -1,8 +1,9 @@
 """The gate: do the ONNX graphs answer as the PyTorch model does?
 
 Real cases go through both. The graphs run as Triton chains them: a fusion graph reads what the encoder graphs
-wrote. Each case is asked as study, image and text where it has the inputs, alone and in one batch; reports
-are also asked shortened and lengthened, so that the smallest and the largest token bucket are reached.
+wrote. Each case is asked as study, image and text where it has the inputs, alone and in one batch, and once more with
+two images, the second a mirror of the first; reports are also asked shortened and lengthened, so that the smallest and
+the largest token bucket are reached.
 
 Tolerances (absolute differences, float32): probabilities and attention 1e-4; embeddings 1e-5 in cosine
 distance, because only their direction is used; tokens 1e-3 of the largest value, because fusion normalises
@@ -197,10 +198,11 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batc
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
 
-    def make(kind: Kind, chosen: Sequence[ParityCase]) -> _Batch:
+    def make(kind: Kind, chosen: Sequence[ParityCase], *, mirrored: bool = False) -> _Batch:
         inputs: Arrays = {}
         if kind != "text":
-            inputs["pixels"] = np.stack([case.pixels for case in chosen if case.pixels is not None])
+            pixels = np.stack([case.pixels for case in chosen if case.pixels is not None])  # (B, 1, S, S)
+            inputs["pixels"] = np.concatenate([pixels, pixels[..., ::-1]], axis=1) if mirrored else pixels
         if kind != "image":
             tokens = tokenizer.encode([case.text or "" for case in chosen], max_length)
             inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
@@ -219,6 +221,8 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batc
             yield make(kind, [case])
         if len(members) > 1:
             yield make(kind, members)
+        if kind != "text":
+            yield make(kind, members, mirrored=True)
 
 
 def _vary_lengths(cases: list[ParityCase], max_length: int) -> list[ParityCase]:
@@ -258,7 +262,8 @@ class _Runner:
         answers: dict[str, torch.Tensor] = {}
         with torch.inference_mode():
             if "pixels" in tensors:
-                answers["image_tokens"] = model.image_encoder(tensors["pixels"])
+                views = tensors["pixels"].split(1, dim=1)  # each (B, 1, S, S)
+                answers["image_tokens"] = torch.cat([model.image_encoder(view) for view in views], dim=1)
             if "input_ids" in tensors:
                 answers["text_tokens"] = model.text_encoder(tensors["input_ids"], mask)
             inputs = {**tensors, **answers}

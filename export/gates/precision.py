@@ -23,7 +23,7 @@ from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import ArtifactError, ParityError
 from contract.report.text import ReportTokenizer
 from contract.runtime.session import Session, open_session
-from contract.tensors import FUSED, GRAPHS, IMAGE_TOKENS, MAX_BATCH_SIZE, MODELS, PIXELS
+from contract.tensors import FUSED, GRAPHS, IMAGE_TOKENS, MAX_BATCH_SIZE, MODELS, VIEWS
 from export.gates.parity import Arrays, Kind, ParityCase, complete_cases
 from export.gates.precision_report import GraphPrecision, PrecisionReport, measure_distances, measure_kind
 from export.profiles import Limits, Profile
@@ -261,7 +261,7 @@ class Batch:
         """Return the rows of the inputs of a kind's fusion, or fused graph, that belong to cases of that kind."""
         chosen = {}
         for tensor in (FUSED[f"fused_{kind}"] if fused else MODELS[f"fusion_{kind}"]).inputs:
-            own: Kind = "image" if tensor in (IMAGE_TOKENS, PIXELS) else "text"
+            own: Kind = "image" if tensor in (IMAGE_TOKENS, VIEWS) else "text"
             rows = [self.places[own].index(place) for place in self.places[kind]]
             chosen[tensor.name] = np.ascontiguousarray(values[tensor.name][rows])
         return chosen

@@ -1,6 +1,6 @@
 """PyTorch modules of a bundle -> ONNX graphs that carry the bundle's fingerprint.
 
-Each graph in `contract.tensors.GRAPHS` becomes one file. Batch and text length stay dynamic. Names, data
+Each graph in `contract.tensors.GRAPHS` becomes one file. Batch, views and text length stay dynamic. Names, data
 types and shapes are held to the tensor table, so a graph that Triton could not connect is an error here.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError
-from contract.tensors import GRAPHS, MODELS, ModelSpec, TensorSpec
+from contract.tensors import GRAPHS, MAX_VIEWS, MODELS, ModelSpec, TensorSpec
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
 from training.model.model import graph_modules, load_model
 
@@ -26,8 +26,7 @@ OPSET: Final = (
     18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
 )
 _ANY_SIZE: Final = 2**40  # bytes; no limit
-_EXAMPLE_SIZES: Final = {"B": 2, "L": 40}  # neither is a size of any model, so none is taken for another
-_AXIS_NAMES: Final = {"B": "batch", "L": "length"}
+_EXAMPLE_SIZES: Final = {"B": 2, "V": 3, "L": 40}  # none is a size of any model, so none is taken for another
 _NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -67,7 +66,8 @@ def _write_graph(
     module: nn.Module, spec: ModelSpec, sizes: Mapping[str, int], path: Path, fingerprint: str
 ) -> None:
     inputs = tuple(_make_example(tensor, sizes) for tensor in spec.inputs)
-    axes = tuple(_name_dynamic_axes(tensor) for tensor in spec.inputs)
+    free = _name_free_axes(sizes)
+    axes = tuple(_list_free_axes(tensor, free) for tensor in spec.inputs)
     with _quiet_exporter(), torch.inference_mode(False), torch.no_grad():
         program: Any = torch.onnx.export(
             module.eval(),
@@ -136,7 +136,7 @@ def keep_reduced_axes(model: Any) -> None:
 
 def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
     """Return a (2, ...) tensor to trace with; ids are 0 and masks 1, which every model accepts."""
-    known = {**_EXAMPLE_SIZES, **sizes}
+    known = {**_EXAMPLE_SIZES, "I": _EXAMPLE_SIZES["V"] * sizes["N"], **sizes}
     shape = [known["B"], *(size if isinstance(size, int) else known[size] for size in tensor.shape)]
     if tensor.dtype == "FP32":
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -145,12 +145,19 @@ def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
     return torch.zeros(shape, dtype=torch.uint8 if tensor.dtype == "UINT8" else torch.int64)
 
 
-def _name_dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
+def _name_free_axes(sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Return shape letter -> what the exporter is told of a dimension that differs from request to request."""
+    dim = torch.export.Dim
+    views = dim("views", min=1, max=MAX_VIEWS)
+    return {"B": dim("batch"), "V": views, "I": sizes["N"] * views, "L": dim("length")}
+
+
+def _list_free_axes(tensor: TensorSpec, free: Mapping[str, Any]) -> dict[int, Any]:
     letters = ("B", *tensor.shape)
     return {
-        axis: _AXIS_NAMES[letter]
+        axis: free[letter]
         for axis, letter in enumerate(letters)
-        if isinstance(letter, str) and letter in _AXIS_NAMES
+        if isinstance(letter, str) and letter in free
     }
 
 

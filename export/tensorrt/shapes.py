@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from contract.errors import ConfigError
-from contract.tensors import LENGTH_BUCKETS, MAX_BATCH_SIZE
+from contract.tensors import FUSED, LENGTH_BUCKETS, MAX_BATCH_SIZE, MAX_VIEWS, MODELS
 
 TYPICAL_LENGTH: Final = 128  # tokens; the bucket of most reports
 _BOUNDS: Final = ("min", "opt", "max")
@@ -29,7 +29,7 @@ def make_profile(config: Any, typical_batch: int) -> dict[str, ShapeRange]:
     """Return the range of each input's shape, tuned for one batch size.
 
     Batches are 1 to what the config allows. Text is 1 token (clients may preprocess themselves) to the longest that
-    the model is warmed up with, most often 128.
+    the model is warmed up with, most often 128. A study has 1 image, most often, to `MAX_VIEWS`.
 
     Args:
         config: The `ModelConfig` of a graph.
@@ -67,28 +67,37 @@ def format_shapes(profile: Profile, index: int) -> str:
 
 
 def _make_ranges(config: Any, batches: tuple[int, int, int]) -> dict[str, ShapeRange]:
-    lengths = _read_lengths(config)
-    typical = min(lengths, key=lambda length: abs(length - TYPICAL_LENGTH))
-    free = (1, typical, max(lengths))
+    letters = {tensor.name: tensor.shape for tensor in (MODELS | FUSED)[config.name].inputs}
+    free = _list_free(config, letters)
     return {
         entry.name: ShapeRange(
             *(
-                (batch, *(length if dim == -1 else dim for dim in entry.dims))
-                for batch, length in zip(batches, free, strict=True)
+                (
+                    batch,
+                    *(
+                        free[str(letter)][bound] if dim == -1 else dim
+                        for letter, dim in zip(letters[entry.name], entry.dims, strict=True)
+                    ),
+                )
+                for bound, batch in enumerate(batches)
             )
         )
         for entry in config.input
     }
 
 
-def _read_lengths(config: Any) -> set[int]:
-    """Return the text lengths that a model is warmed up with, or, without any, the buckets."""
-    free = {entry.name: [dim == -1 for dim in entry.dims] for entry in config.input}
-    found = {
-        dim
-        for sample in config.model_warmup
-        for name, entry in sample.inputs.items()
-        for dim, is_free in zip(entry.dims, free.get(name, ()), strict=False)
-        if is_free
+def _list_free(config: Any, letters: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[int, int, int]]:
+    """Return shape letter -> smallest, most usual and largest size of what differs from request to request."""
+    warmed: dict[str, set[int]] = {}
+    for sample in config.model_warmup:
+        for name, entry in sample.inputs.items():
+            for letter, dim in zip(letters[name], entry.dims, strict=True):
+                warmed.setdefault(str(letter), set()).add(dim)
+    lengths = warmed.get("L") or set(LENGTH_BUCKETS)
+    typical = min(lengths, key=lambda length: abs(length - TYPICAL_LENGTH))
+    tokens = min(warmed.get("I") or {1})  # of one image
+    return {
+        "L": (1, typical, max(lengths)),
+        "V": (1, 1, MAX_VIEWS),
+        "I": (tokens, tokens, MAX_VIEWS * tokens),
     }
-    return found or set(LENGTH_BUCKETS)

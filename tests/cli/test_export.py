@@ -134,7 +134,10 @@ def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkey
     ("options", "words"),
     [
         ({"load": "x:1"}, "--load needs --repository"),
-        ({"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")}, "cannot be combined with --replace"),
+        (
+            {"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")},
+            "combined with --replace",
+        ),
         ({"load": "x:1", "repository": Path("r"), "table": Path("t")}, "--admin-key"),
         ({"target": "tpu", "hub_folder": Path("f")}, "tpu"),
         ({"variant": "speed", "hub_folder": Path("f")}, "speed"),

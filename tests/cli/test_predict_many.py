@@ -167,8 +167,9 @@ def test_only_the_first_refused_are_named(asked, folder):
 
 
 REFUSED = {
-    "a report for many": (("scans", "--report", "Normal."), "--report and --finding work with one image"),
-    "a finding for many": (("scans", "--finding", "rib fracture"), "work with one image"),
+    "a report for many": (("scans", "--report", "Normal."), "--view and --finding work with one case"),
+    "a finding for many": (("scans", "--finding", "rib fracture"), "work with one case"),
+    "a view for many": (("scans", "--view", "scans/b.png"), "work with one case"),
     "a report for a table": (("scans/a.png", "--report", "Normal.", "--out", "r.csv"), "cxr predict - <"),
     "another ending": (("scans", "--out", "r.txt"), "must end in .jsonl, .csv or .parquet"),
     "a folder for a file": (("scans", "--out", "folder.csv"), "no regular file"),

@@ -93,6 +93,7 @@ class Client:
         self.server.config_calls += 1
         answer = service_pb2.ModelConfigResponse()
         answer.config.name = model
+        answer.config.parameters["image_tokens_grid"].string_value = str(math.isqrt(SIZES["N"]))
         for spec in MODELS[model].outputs:
             answer.config.output.add(name=spec.name, dims=spec.dims(SIZES))
         return answer
@@ -131,11 +132,14 @@ class Client:
         """Each output holds, in every place, the sum of the bytes of the inputs."""
         total = add_up(arrays)
         batch, length = arrays[0].shape[0], next((a.shape[1] for a in arrays if a.dtype == np.int64), 9)
+        views = 1 if arrays[0].dtype == np.int64 else arrays[0].shape[1]
         specs = {entry.name: entry for entry in MODELS[model].outputs}
         response = service_pb2.ModelInferResponse(model_name=model, model_version="7")
         for wanted in outputs:
             spec = specs[wanted.name()]
-            shape = (batch, *(length if size == -1 else size for size in spec.dims(SIZES)))
+            free = {"L": length, "V": views, "I": views * SIZES["N"]}
+            dims = zip(spec.shape, spec.dims(SIZES), strict=True)
+            shape = (batch, *(free.get(str(letter), size) for letter, size in dims))
             described = response.outputs.add(name=spec.name, datatype=spec.dtype, shape=shape)
             if spec.dtype == "BYTES":
                 data = serialize_byte_tensor(np.full(shape, b"{}", np.object_)).item()
@@ -212,6 +216,11 @@ def test_answers_are_the_same_however_they_travel(connect, server, carrier):
     for _ in range(4):
         answer = ask(transport, image, "predict_image", (*OUTPUTS, "image_notes"))
         assert answer["image_notes"].tolist() == [[b"{}"]]
+    for count in (2, 4, 2):
+        files = {"image_bytes": np.array([[b"\1" * 100_000] * count], np.object_)}
+        answer = ask(transport, files, "predict_image", (*OUTPUTS, "image_notes", "lateral"))
+        assert answer["image_attention"].shape == (1, 22, count * 49)
+        assert answer["image_notes"].shape == answer["lateral"].shape == (1, count)
     for length in (32, 256, 64, 256):
         answer = ask(
             transport,

@@ -28,6 +28,7 @@ from contract.tensors import (
     TEXT_ATTENTION,
     TEXT_GATE,
     TOKEN_SPANS,
+    VIEWS,
     ModelSpec,
     drop_checks,
 )
@@ -43,11 +44,12 @@ TENSORS = {tensor for model in MODELS.values() for tensor in (*model.inputs, *mo
         (PIXELS, (1, 224, 224), (1, -1, -1)),
         (INPUT_IDS, (-1,), (-1,)),
         (TOKEN_SPANS, (-1, 2), (-1, 2)),
-        (IMAGE_TOKENS, (49, 256), (-1, -1)),
+        (VIEWS, (-1, 224, 224), (-1, -1, -1)),
+        (IMAGE_TOKENS, (-1, 256), (-1, -1)),
         (PROBABILITIES, (22,), (22,)),
         (EMBEDDING, (128,), (-1,)),
         (TEXT_ATTENTION, (22, -1), (22, -1)),
-        (IMAGE_BYTES, (1,), (1,)),
+        (IMAGE_BYTES, (-1,), (-1,)),
     ],
 )
 def test_dims(spec, known, unknown):
@@ -96,15 +98,18 @@ def test_an_array_that_does_not_fit(spec, array, message):
     assert str(info.value) == message
 
 
-def test_a_size_of_the_text_is_never_fixed():
+def test_what_differs_from_request_to_request_is_never_fixed():
     INPUT_IDS.check(np.zeros((2, 32), np.int64), {"L": 256})
+    IMAGE_BYTES.check(np.zeros((2, 3), np.object_), {"V": 1})
+    IMAGE_TOKENS.check(np.zeros((2, 98, 256), np.float32), SIZES | {"I": 49})
     assert tuple(sorted(set(LENGTH_BUCKETS))) == LENGTH_BUCKETS
 
 
 def test_names_are_unique():
-    assert len(TENSORS) == len({tensor.name for tensor in TENSORS})
+    assert len(TENSORS - {VIEWS}) == len({tensor.name for tensor in TENSORS})
+    assert VIEWS.name == PIXELS.name  # of a caller's own pixels, one image alone
     assert all(name == model.name for name, model in MODELS.items())
-    assert {size for tensor in TENSORS for size in tensor.shape if isinstance(size, str)} == set("SNLCDK")
+    assert {size for tensor in TENSORS for size in tensor.shape if isinstance(size, str)} == set("VSILCDK")
     assert PROBABILITIES.dims() == (len(LABELS),)
 
 
@@ -154,7 +159,8 @@ def test_layouts():
 def test_a_fused_graph_stands_for_the_steps_between_tensors(name):
     ensemble = MODELS[f"{name.replace('fused', 'predict')}_tensors"]
     assert FUSED_PARTS[name] == tuple(step for step in ensemble.steps if step in GRAPHS)
-    assert FUSED[name] == ModelSpec(name, "onnxruntime", ensemble.inputs, ensemble.outputs)
+    inputs = tuple(VIEWS if tensor == PIXELS else tensor for tensor in ensemble.inputs)
+    assert FUSED[name] == ModelSpec(name, "onnxruntime", inputs, ensemble.outputs)
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda model: model.name)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from contract.labels import LABELS
+from contract.tensors import MAX_VIEWS
 from training.config.settings import ModelConfig
+from training.model.backbone import read_sizes
 from training.model.lexical import LexicalHead
 from training.model.view_head import ViewHead
 
@@ -26,7 +28,7 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor  # (B, K), before calibration
     embedding: Tensor  # (B, D), unit length
-    image_attention: Tensor | None  # (B, K, N), of two views (B, K, 2 N)
+    image_attention: Tensor | None  # (B, K, N), of V views (B, K, V N)
     text_attention: Tensor | None  # (B, K, L)
 
 
@@ -154,13 +156,15 @@ class LabelPooling(nn.Module):
 class Fusion(nn.Module):
     """Image tokens, text tokens or both to probabilities, embedding and attention.
 
-    The three `forward_*` return the outputs of the `fusion_*` entries of `contract.tensors`, in their order.
+    The three `forward_*` return the outputs of the `fusion_*` entries of `contract.tensors`, in their order. They take
+    the tokens of V views of each study one behind the other, (B, V N, C), V from 1 to `MAX_VIEWS`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.view = nn.Parameter(torch.zeros(width))  # of the tokens of a study's second view
+        self.view = nn.Parameter(torch.zeros(width))  # of the tokens of a study's views after the first
+        self.tokens_per_view = read_sizes(config)["N"]
         self.modality = nn.ParameterDict({kind: nn.Parameter(torch.randn(width) * 0.02) for kind in KINDS})
         self.blocks = nn.ModuleList(FusionBlock(config) for _ in range(config.fusion_layers))
         self.norm = _per_kind(lambda: nn.LayerNorm(width))
@@ -186,10 +190,11 @@ class Fusion(nn.Module):
         """Fuse image tokens and text tokens, either of which may be None.
 
         Args:
-            image_tokens: (B, N, C), or (B, 2 N, C) from `join_views`.
+            image_tokens: (B, N, C), or of several views (B, V N, C) from `join_views` or `mark_views`.
             text_tokens: (B, L, C).
             attention_mask: (B, L) int64 of the text tokens.
-            image_mask: (B, 2 N) int64 from `join_views`; None: all image tokens count.
+            image_mask: (B, 2 N) int64 from `join_views`, for studies of one view and of two; None: all image tokens
+                count.
             input_ids: (B, L) int64, the ids of the text tokens; None: the lexical part, where there is one, says
                 nothing, as in training.
         """
@@ -224,6 +229,14 @@ class Fusion(nn.Module):
         ones = torch.ones(first.shape[:2], dtype=torch.int64, device=first.device)
         return tokens, torch.cat([ones, ones * present[:, None].long()], dim=1)
 
+    def mark_views(self, views: Tensor) -> Tensor:
+        """Return the tokens (B, V, N, C) of views as (B, V N, C), those after each study's first marked as in training.
+
+        More than `MAX_VIEWS` are an error in every runtime.
+        """
+        marks = torch.cat([torch.zeros_like(self.view)[None], self.view.expand(MAX_VIEWS - 1, -1)])  # (4, C)
+        return (views + marks[: views.shape[1], None]).flatten(1, 2)
+
     def calibrate(self, logits: Tensor, kind: str) -> Tensor:
         """Turn logits (B, K) of "study", "image" or "text" into calibrated probabilities."""
         return torch.sigmoid(getattr(self, f"scale_{kind}") * logits + getattr(self, f"bias_{kind}"))
@@ -231,16 +244,18 @@ class Fusion(nn.Module):
     def forward_study(
         self, image_tokens: Tensor, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return probabilities, embedding, image attention, text attention and view of both modalities together."""
-        out = self(image_tokens, text_tokens, attention_mask, input_ids=input_ids)
-        probabilities, lateral = self.calibrate(out.logits, "study"), self.lateral(image_tokens)
-        return probabilities, out.embedding, out.image_attention, out.text_attention, lateral
+        """Return probabilities, embedding, image attention, text attention and views of both modalities together."""
+        views = self._split_views(image_tokens)
+        out = self(self.mark_views(views), text_tokens, attention_mask, input_ids=input_ids)
+        probabilities, laterals = self.calibrate(out.logits, "study"), self.lateral(views)[..., 0]
+        return probabilities, out.embedding, out.image_attention, out.text_attention, laterals
 
     def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return probabilities, embedding, image attention and view of the image alone."""
-        out = self(image_tokens, None, None)
-        probabilities, lateral = self.calibrate(out.logits, "image"), self.lateral(image_tokens)
-        return probabilities, out.embedding, out.image_attention, lateral
+        """Return probabilities, embedding, image attention and views of the images alone."""
+        views = self._split_views(image_tokens)
+        out = self(self.mark_views(views), None, None)
+        probabilities, laterals = self.calibrate(out.logits, "image"), self.lateral(views)[..., 0]
+        return probabilities, out.embedding, out.image_attention, laterals
 
     def forward_text(
         self, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
@@ -248,6 +263,11 @@ class Fusion(nn.Module):
         """Return probabilities, embedding, text attention of the report alone."""
         out = self(None, text_tokens, attention_mask, input_ids=input_ids)
         return self.calibrate(out.logits, "text"), out.embedding, out.text_attention
+
+    def _split_views(self, image_tokens: Tensor) -> Tensor:
+        """Return tokens (B, V N, C) as (B, V, N, C)."""
+        count = image_tokens.shape[1] // self.tokens_per_view
+        return image_tokens.unflatten(1, (count, self.tokens_per_view))
 
     def _embed(self, means: dict[str, Tensor]) -> Tensor:
         """Turn the mean tokens (B, C) of the kinds that are there into an embedding (B, D) of unit length."""

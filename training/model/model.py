@@ -14,7 +14,7 @@ Swin: Liu et al. 2021, arXiv:2103.14030. BERT: Devlin et al. 2019, arXiv:1810.04
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
-from contract.tensors import GRAPHS
+from contract.tensors import GRAPHS, MAX_VIEWS
 from training.config.settings import ModelConfig
 from training.config.toml_file import read_model_config
 
@@ -48,7 +48,14 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode (B, 1, S, S) pixels, 0 to 255, uint8 (float32 for gradients), as (B, N, C), row by row."""
-        scaled = (pixels.to(self.project.weight.dtype) / 255.0 - self.mean) / self.std
+        return self.encode(self.scale(pixels, self.mean))
+
+    def scale(self, pixels: Tensor, mean: Tensor) -> Tensor:
+        """Return pixels, 0 to 255, less a mean that fits their shape and over the deviation."""
+        return (pixels.to(self.project.weight.dtype) / 255.0 - mean) / self.std
+
+    def encode(self, scaled: Tensor) -> Tensor:
+        """Encode (B, 1, S, S) scaled pixels as (B, N, C)."""
         tokens = self.layout.take_tokens(self.backbone.forward_features(scaled))  # (B, N, F)
         return self.project(tokens) + self.position
 
@@ -139,6 +146,24 @@ class _Graph(nn.Module):
         return known, attention_mask * is_known.all(1, keepdim=True).long()
 
 
+class _ImageEncoderGraph(nn.Module):
+    """The image encoder over the views of each study.
+
+    The mean has a row for each of the most views. So more are an error in every runtime, before they cost any memory.
+    """
+
+    def __init__(self, part: ImageEncoder) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode (B, V, S, S) uint8 pixels, V from 1 to `MAX_VIEWS`, as (B, V N, C)."""
+        count = pixels.shape[1]
+        means = self.part.mean.expand(MAX_VIEWS)[:count, None, None]  # (V, 1, 1)
+        scaled = self.part.scale(pixels, means).flatten(0, 1).unsqueeze(1)  # (B V, 1, S, S)
+        return self.part.encode(scaled).unflatten(0, (pixels.shape[0], count)).flatten(1, 2)
+
+
 class _TextEncoderGraph(_Graph):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.part(self._clip(input_ids)[0], attention_mask)
@@ -170,7 +195,7 @@ def graph_modules(model: CxrModel) -> dict[str, nn.Module]:
     """
     size = model.config.vocabulary_size
     modules: dict[str, nn.Module] = {
-        "image_encoder": model.image_encoder,
+        "image_encoder": _ImageEncoderGraph(model.image_encoder),
         "text_encoder": _TextEncoderGraph(model.text_encoder, size),
         "fusion_study": _StudyGraph(model.fusion, size),
         "fusion_image": _ImageGraph(model.fusion, size),

@@ -39,14 +39,19 @@ def own_graphs(graphs, tmp_path_factory):
     return change
 
 
-def make_inputs(bundle, cases, batch, words):
-    """Return real pixels and reports of a few lengths, the last shortened so that it is mostly padding."""
+def make_inputs(bundle, cases, batch, words, views=1):
+    """Return real pixels and reports of a few lengths, the last shortened so that it is mostly padding.
+
+    Further views are the first one turned upside down.
+    """
     texts = [" ".join((case.text * 20).split()[:words]) for case in cases][:batch]
     texts[-1] = " ".join(texts[-1].split()[:3])
     tokens = ReportTokenizer.load(bundle.tokenizer_path).encode(texts, 256)
     pixels = [case.pixels if case.pixels is not None else cases[0].pixels[:, ::-1] for case in cases]
     return {
-        "pixels": np.stack(pixels[:batch]),
+        "pixels": np.stack(
+            [np.concatenate([first, first[:, ::-1], first][:views]) for first in pixels[:batch]]
+        ),
         "input_ids": tokens.input_ids,
         "attention_mask": tokens.attention_mask,
     }
@@ -107,8 +112,8 @@ def test_each_weight_is_there_once(name, fused, graphs):
 def test_fused_graph_answers_as_its_parts(name, fused, graphs, bundle, cases):
     sessions, session = open_both(graphs, fused, name, {})
     lengths = set()
-    for batch, words in ((1, 9), (3, 12), (2, 90), (3, 250)):
-        inputs = make_inputs(bundle, cases, batch, words)
+    for batch, words, views in ((1, 9, 1), (3, 12, 2), (2, 90, 1), (3, 250, 3)):
+        inputs = make_inputs(bundle, cases, batch, words, views)
         lengths.add(inputs["input_ids"].shape)
         answers, chained = run_both(sessions, session, name, inputs)
         for tensor in FUSED[name].outputs:

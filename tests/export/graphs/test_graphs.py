@@ -9,16 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from contract.errors import ArtifactError, FingerprintError, ParityError
-from contract.tensors import EMBEDDING, GRAPHS, MODELS, NUMPY_DTYPES
+from contract.tensors import EMBEDDING, GRAPHS, MAX_VIEWS, MODELS, NUMPY_DTYPES
 from export.graphs import from_torch as graphs_module
 from export.graphs.checks import check_graph, find_unread_inputs, read_fingerprint, read_sizes
 from export.graphs.from_torch import export_graphs
+from training.model.model import load_model
 
 
-def make_feed(spec, sizes, batch, length):
-    known = {**sizes, "L": length}
+def make_feed(spec, sizes, batch, length, views=1):
+    known = {**sizes, "L": length, "V": views, "I": views * sizes["N"]}
     feed = {}
     for tensor in spec.inputs:
         shape = (batch, *(known.get(size, size) for size in tensor.shape))
@@ -30,13 +32,54 @@ def make_feed(spec, sizes, batch, length):
 def test_graph_answers_any_batch_and_length(name, graphs, bundle):
     sizes = read_sizes(bundle)
     session = onnxruntime.InferenceSession(str(graphs[name]), providers=["CPUExecutionProvider"])
-    for batch, length in ((1, 32), (3, 32), (1, 128), (3, 256)):
-        answers = session.run(None, make_feed(MODELS[name], sizes, batch, length))
+    for batch, length, views in ((1, 32, 1), (3, 32, 4), (1, 128, 2), (3, 256, 3)):
+        answers = session.run(None, make_feed(MODELS[name], sizes, batch, length, views))
         for tensor, answer in zip(MODELS[name].outputs, answers, strict=True):
             tensor.check(answer, sizes)
             assert len(answer) == batch
-            if "L" in tensor.shape:
-                assert answer.shape[1 + tensor.shape.index("L")] == length
+            known = {"L": length, "V": views, "I": views * sizes["N"]}
+            for letter, size in zip(tensor.shape, answer.shape[1:], strict=True):
+                assert size == known.get(letter, size)
+
+
+@pytest.mark.parametrize("name", ["image_encoder", "fusion_image", "fusion_study"])
+@pytest.mark.parametrize("target", ["plain", "gpu"])
+def test_graph_reads_the_views_of_each_study_as_the_model_does(name, target, graphs, bundle, optimized):
+    """As in training, where the second image's tokens stand behind the first one's, marked."""
+    model, sizes = load_model(bundle).eval(), read_sizes(bundle)
+    session = onnxruntime.InferenceSession(
+        str({"plain": graphs, "gpu": optimized.paths}[target][name]), providers=["CPUExecutionProvider"]
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 2, sizes["S"], sizes["S"]), dtype=torch.uint8, generator=generator)
+    feed = make_feed(MODELS[name], sizes, 3, 32, 2)
+    with torch.inference_mode():
+        first, second = (model.image_encoder(view) for view in pixels.split(1, dim=1))
+        tokens, _ = model.fusion.join_views(first, second, torch.ones(3, dtype=bool))
+        feed |= {"pixels": pixels.numpy(), "image_tokens": torch.cat([first, second], dim=1).numpy()}
+        if name == "image_encoder":
+            expected = (torch.cat([first, second], dim=1),)
+        else:
+            text = [torch.from_numpy(feed[key]) for key in ("text_tokens", "attention_mask") if key in feed]
+            ids = torch.from_numpy(feed["input_ids"]) if "input_ids" in feed else None
+            out = model.fusion(tokens, *(text or (None, None)), input_ids=ids)
+            laterals = torch.cat([model.fusion.lateral(view) for view in (first, second)], dim=1)
+            given = (out.embedding, out.image_attention, out.text_attention, laterals)
+            probabilities = model.fusion.calibrate(out.logits, name.removeprefix("fusion_"))
+            expected = (probabilities, *(part for part in given if part is not None))
+    wanted = {tensor.name for tensor in MODELS[name].inputs}
+    answers = session.run(None, {key: value for key, value in feed.items() if key in wanted})
+    for tensor, answer, right in zip(MODELS[name].outputs, answers, expected, strict=True):
+        np.testing.assert_allclose(answer, right.numpy(), atol=2e-4, err_msg=tensor.name)
+    assert model.fusion.view.abs().max() > 0.01  # the mark says something
+    assert not np.allclose(answers[0][0], answers[0][1])
+
+
+@pytest.mark.parametrize("name", ["image_encoder", "fusion_image"])
+def test_more_images_than_a_study_has_are_an_error(name, graphs, bundle):
+    session = onnxruntime.InferenceSession(str(graphs[name]), providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match=r"(?i)broadcast|shape|dimension"):
+        session.run(None, make_feed(MODELS[name], read_sizes(bundle), 1, 32, MAX_VIEWS + 1))
 
 
 def test_graph_without_a_lexical_part_reads_the_same_inputs(
@@ -162,8 +205,8 @@ def test_large_weights_lie_beside_the_graph(bundle, tmp_path, monkeypatch):
             "image_tokens must be INT64, not FLOAT",
         ),
         (
-            lambda spec: replace(spec, inputs=(replace(spec.inputs[0], shape=("N", 7)),)),
-            r"image_tokens must have shape \[-1, 49, 7\], not \[-1, 49, 128\]",
+            lambda spec: replace(spec, inputs=(replace(spec.inputs[0], shape=("I", 7)),)),
+            r"image_tokens must have shape \[-1, -1, 7\], not \[-1, -1, 128\]",
         ),
     ],
 )
@@ -177,7 +220,7 @@ def test_fixed_batch_is_refused(graphs, bundle, tmp_path):
     model = onnx.load(graphs["fusion_image"])
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, tmp_path / "fixed.onnx")
-    with pytest.raises(ArtifactError, match=r"not \[2, 49, 128\]"):
+    with pytest.raises(ArtifactError, match=r"not \[2, -1, 128\]"):
         check_graph(tmp_path / "fixed.onnx", MODELS["fusion_image"], read_sizes(bundle), bundle.fingerprint)
 
 

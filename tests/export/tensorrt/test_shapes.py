@@ -32,7 +32,9 @@ def test_a_range_covers_every_batch_and_length(bundle: Bundle) -> None:
     text = make_profile(fill(bundle, "text_encoder"), 8)
     assert text["input_ids"] == ((1, 1), (8, 128), (32, 256)) == text["attention_mask"]
     pixels = make_profile(fill(bundle, "image_encoder"), 4)["pixels"]
-    assert pixels == ((1, 1, 112, 112), (4, 1, 112, 112), (32, 1, 112, 112))
+    assert pixels == ((1, 1, 112, 112), (4, 1, 112, 112), (32, 4, 112, 112))
+    tokens = make_profile(fill(bundle, "fusion_study"), 4)["image_tokens"]
+    assert tokens == ((1, 49, 128), (4, 49, 128), (32, 4 * 49, 128))
     with pytest.raises(ConfigError, match="1 to 32, not 33"):
         make_profile(fill(bundle, "text_encoder"), 33)
 
