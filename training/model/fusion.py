@@ -247,14 +247,14 @@ class Fusion(nn.Module):
         """Return probabilities, embedding, image attention, text attention and views of both modalities together."""
         views = self._split_views(image_tokens)
         out = self(self.mark_views(views), text_tokens, attention_mask, input_ids=input_ids)
-        probabilities, laterals = self.calibrate(out.logits, "study"), self.lateral(views)[..., 0]
+        probabilities, laterals = self.calibrate(out.logits, "study"), self._tell_views(views)
         return probabilities, out.embedding, out.image_attention, out.text_attention, laterals
 
     def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return probabilities, embedding, image attention and views of the images alone."""
         views = self._split_views(image_tokens)
         out = self(self.mark_views(views), None, None)
-        probabilities, laterals = self.calibrate(out.logits, "image"), self.lateral(views)[..., 0]
+        probabilities, laterals = self.calibrate(out.logits, "image"), self._tell_views(views)
         return probabilities, out.embedding, out.image_attention, laterals
 
     def forward_text(
@@ -268,6 +268,10 @@ class Fusion(nn.Module):
         """Return tokens (B, V N, C) as (B, V, N, C)."""
         count = image_tokens.shape[1] // self.tokens_per_view
         return image_tokens.unflatten(1, (count, self.tokens_per_view))
+
+    def _tell_views(self, views: Tensor) -> Tensor:
+        """Return the probability (B, V) that each view of tokens (B, V, N, C) is a lateral."""
+        return self.lateral(views.flatten(0, 1)).unflatten(0, views.shape[:2])[..., 0]
 
     def _embed(self, means: dict[str, Tensor]) -> Tensor:
         """Turn the mean tokens (B, C) of the kinds that are there into an embedding (B, D) of unit length."""

@@ -35,8 +35,8 @@ class ViewHead(nn.Module):
         return bool(self.weight.any())
 
     def forward(self, image_tokens: Tensor) -> Tensor:
-        """Return the probability (..., 1), 0 to 1, that images of tokens (..., N, C) are laterals."""
-        return torch.sigmoid(F.linear(image_tokens.mean(dim=-2), self.weight, self.bias))
+        """Return the probability (B, 1), 0 to 1, that images of tokens (B, N, C) are laterals."""
+        return torch.sigmoid(F.linear(image_tokens.mean(dim=1), self.weight, self.bias))
 
 
 def _add_missing(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

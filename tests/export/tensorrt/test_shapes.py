@@ -64,11 +64,13 @@ def test_the_provider_is_told_every_input_of_every_graph(
         if spec.backend != "onnxruntime":
             continue
         parameters = read_accelerator(fill(bundle, name, variant, layout))
-        for bound, batch, length in (("min", 1, 1), ("opt", typical, 128), ("max", 32, 256)):
-            expected = ",".join(
-                f"{tensor.name}:{'x'.join(str(length if dim == -1 else dim) for dim in (batch, *tensor.dims(sizes)))}"
+        for bound, batch, length, views in (("min", 1, 1, 1), ("opt", typical, 128, 1), ("max", 32, 256, 4)):
+            known = {**sizes, "L": length, "V": views, "I": views * sizes["N"]}
+            shapes = {
+                tensor.name: [batch, *(known.get(str(size), size) for size in tensor.shape)]
                 for tensor in spec.inputs
-            )
+            }
+            expected = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
             assert parameters[f"trt_profile_{bound}_shapes"] == expected
 
 
