@@ -15,7 +15,7 @@ class StepReport:
         steps: Steps of the stage in all.
         epoch: The current epoch, from 1.
         loss: Of this step.
-        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive".
+        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive", "headings".
         learning_rate: Of the part that is no encoder.
         studies_per_s: Mean since the epoch began.
     """

@@ -201,7 +201,9 @@ class LossConfig:
     """The losses of every way in which a batch is read (`training.losses`).
 
     "bce_focal": `bce_share` of BCE with positive weights and the rest of focal loss. "asymmetric": the asymmetric
-    loss. Beside it `contrastive_weight` times InfoNCE between the image, text and study embeddings.
+    loss. Beside it `contrastive_weight` times InfoNCE between the image, text and study embeddings, and
+    `headings_weight` times InfoNCE between the embeddings of a report and of its MeSH headings. The labels come from
+    the headings: these are a target, as the labels are, and never an input of evaluation or serving.
     """
 
     labels: str = "bce_focal"
@@ -211,6 +213,7 @@ class LossConfig:
     asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
     asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
+    headings_weight: float = 0.0  # 0: none; it trains the embedding of studies without images, too
     # studies with the same labels or nearly the same words are no negatives of InfoNCE
     spare_alike: bool = False
     temperature: float = 0.125
@@ -224,8 +227,10 @@ class LossConfig:
         _require_shares("loss", self, "bce_share", "asymmetric_clip")
         _require_positive("loss", self, "positive_weight_limit", "temperature")
         _require(
-            self.contrastive_weight >= 0 and self.focal_gamma >= 0 and min(self.asymmetric_gammas) >= 0,
-            "loss.contrastive_weight, focal_gamma and asymmetric_gammas must not be negative.",
+            min(self.contrastive_weight, self.headings_weight, self.focal_gamma, *self.asymmetric_gammas)
+            >= 0,
+            "loss.contrastive_weight, loss.headings_weight, loss.focal_gamma and loss.asymmetric_gammas must not be "
+            "negative.",
         )
 
 

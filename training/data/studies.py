@@ -16,6 +16,7 @@ from contract.labels import LABEL_INDEX, LABELS
 from contract.report.text import TextMode
 from training.data.cache import open_cache
 from training.data.decode import DecodedFile, decode_file
+from training.data.mesh import write_headings
 from training.data.openi import read_table, read_text
 
 Progress = Callable[[int, int], None]
@@ -33,6 +34,8 @@ class StudySet:
         texts: What the model reads of each report; "" where there is nothing to read.
         impressions: The same where the report had no findings section; often shorter, as a sentence asked for.
         indications: The reason for each examination; "" where none is stated.
+        headings: The MeSH headings of each report as sentences; "" without any. A target of training, as the labels
+            that come from them, and never an input.
         wordings: Two readings of M texts, from `read_wordings`.
         views: For each study the rows of `pixels` that show it, frontal first; empty without images.
         laterals: For each study whether each of its `views` is a lateral; None where no trusted header says it.
@@ -47,6 +50,7 @@ class StudySet:
     texts: tuple[str, ...]
     impressions: tuple[str, ...]
     indications: tuple[str, ...]
+    headings: tuple[str, ...]
     wordings: tuple[tuple[str, ...], ...]
     views: tuple[tuple[int, ...], ...]
     laterals: tuple[tuple[bool | None, ...], ...]
@@ -108,6 +112,7 @@ def read_studies(
         texts=tuple(row["text"] for row in rows),
         impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
         indications=tuple(read_text(row, "indication") for row in rows),
+        headings=tuple(write_headings(row["mesh_major"]) for row in rows),
         wordings=read_wordings(rows),
         views=tuple(tuple(place for place in study if place is not None) for study in views),
         laterals=tuple(
