@@ -203,7 +203,14 @@ def _draw_epoch(loop: Loop, epoch: int) -> Iterator[Draw]:
     generator = np.random.default_rng([config.seed, epoch])
     order = draw_order(loop.examined.split["train"], studies, config.loop.batch_size, generator)
     for rows in order:
-        draw = draw_batch(studies, rows, config.data, generator, compare_words=config.loss.spare_alike)
+        draw = draw_batch(
+            studies,
+            rows,
+            config.data,
+            generator,
+            compare_words=config.loss.spare_alike,
+            with_headings=config.loss.headings_weight > 0,
+        )
         if len(rows) >= loop.accelerator.num_processes:
             yield draw
 

@@ -15,7 +15,7 @@ class StepReport:
         steps: Total number of steps of the stage.
         epoch: The current epoch, from 1.
         loss: Loss of this step.
-        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive".
+        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive", "headings".
         learning_rate: Learning rate outside the encoders.
         studies_per_s: Mean since the epoch began.
     """

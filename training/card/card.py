@@ -369,7 +369,7 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
         )
     elif loss.bce_share < 1:
         lines.append("Loss: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002")
-    if loss.contrastive_weight:
+    if loss.contrastive_weight or loss.headings_weight:
         lines.append(
             "Contrastive loss: Radford et al. 2021, CLIP, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362"
         )

@@ -199,7 +199,9 @@ class LossConfig:
     """The losses for every way to read a batch (`training.losses`).
 
     "bce_focal": BCE with positive weights, weighted by `bce_share`, and focal loss with the rest. "asymmetric": the
-    asymmetric loss. `contrastive_weight` times InfoNCE between the image, text and study embeddings is added.
+    asymmetric loss. `contrastive_weight` times InfoNCE between the image, text and study embeddings is added, and
+    `headings_weight` times InfoNCE between the embeddings of a report and of its MeSH headings. The labels come from
+    the headings. Like the labels, they are a target, and never an input of evaluation or serving.
     """
 
     labels: str = "bce_focal"
@@ -209,6 +211,7 @@ class LossConfig:
     asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
     asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
+    headings_weight: float = 0.0  # also trains the embedding of studies without images
     # studies with the same labels or nearly the same words are not negatives of InfoNCE
     spare_alike: bool = False
     temperature: float = 0.125
@@ -222,8 +225,10 @@ class LossConfig:
         _require_shares("loss", self, "bce_share", "asymmetric_clip")
         _require_positive("loss", self, "positive_weight_limit", "temperature")
         _require(
-            self.contrastive_weight >= 0 and self.focal_gamma >= 0 and min(self.asymmetric_gammas) >= 0,
-            "loss.contrastive_weight, focal_gamma and asymmetric_gammas must not be negative.",
+            min(self.contrastive_weight, self.headings_weight, self.focal_gamma, *self.asymmetric_gammas)
+            >= 0,
+            "loss.contrastive_weight, loss.headings_weight, loss.focal_gamma and loss.asymmetric_gammas must not be "
+            "negative.",
         )
 
 

@@ -245,6 +245,8 @@ def test_only_methods_of_this_run_are_cited():
     assert "CLIP" not in card
     assert "Asymmetric" in card
     assert "Muon" in card
+    headings = LossConfig(contrastive_weight=0.0, headings_weight=0.1)
+    assert "CLIP" in write_card(replace(CONFIG, loss=headings), METRICS, DETAILS)
 
 
 def test_a_name_cannot_break_the_metadata():

@@ -84,6 +84,7 @@ BAD_SETTINGS = {
     "model.image_arguments": "depth=2",
     "model.image_backbone": 3,
     "loss.asymmetric_gammas": [1.0],
+    "loss.headings_weight": -0.1,
     "optimizer.learning_rate": float("inf"),
     "weights.image": 3,
 }
