@@ -246,9 +246,9 @@ def test_closing_fails_what_waits(held, open_index, pool, make):
     held.go.set()
     closing.result()
     assert len(running.result()) == 1
-    with pytest.raises(UnavailableError, match="stops"):
+    with pytest.raises(UnavailableError, match="stopping"):
         waiting.result()
-    with pytest.raises(UnavailableError, match="stops"):
+    with pytest.raises(UnavailableError, match="stopping"):
         index.search(query, 10)
 
 

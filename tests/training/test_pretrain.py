@@ -244,7 +244,7 @@ def test_settings_that_cannot_work_are_refused():
         run(vocabulary_size=VOCABULARY + 1)
     with pytest.raises(ConfigError, match="frozen"):
         run(make_encoder().requires_grad_(False))
-    with pytest.raises(ConfigError, match=r"lower pretraining\.learning_rate"):
+    with pytest.raises(ConfigError, match=r"Lower pretraining\.learning_rate"):
         run(config=change("pretraining", learning_rate=1e30))
 
 

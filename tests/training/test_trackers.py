@@ -215,5 +215,5 @@ def test_names_of_trackers():
     assert len(make_trackers(["tensorboard", "tensorboard"])) == 1
     with pytest.raises(ConfigError, match="'paper'"):
         make_trackers(["paper"])
-    with pytest.raises(ConfigError, match="beside others"):
+    with pytest.raises(ConfigError, match="combined with others"):
         make_trackers(["none", "tensorboard"])

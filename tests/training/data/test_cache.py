@@ -98,7 +98,8 @@ def test_rows_are_added(images, write_rows, tmp_path):
     few, all_images = write_rows(make_rows(images[:4]), "few.parquet"), write_rows(make_rows(images))
     assert fill_cache(few, tmp_path / "cache", size=SIZE).decoded == 4
     with pytest.raises(
-        ConfigError, match=r"6 are not in the cache .* 0 have changed .* `cxr data cache TABLE --out"
+        ConfigError,
+        match=r"6 images of the table are not in the cache .* 0 have changed .* `cxr data cache TABLE --out",
     ):
         open_cache(tmp_path / "cache", SIZE).find_rows([str(path) for path in images])
     seen = []
@@ -116,7 +117,9 @@ def test_rows_are_added(images, write_rows, tmp_path):
 def test_a_changed_file_is_noticed(table, images, tmp_path):
     fill_cache(table, tmp_path / "cache", size=SIZE)
     Image.new("L", (50, 40), 77).save(images[3])
-    with pytest.raises(ConfigError, match=r"0 are not in the cache .* 1 have changed since"):
+    with pytest.raises(
+        ConfigError, match=r"0 images of the table are not in the cache .* 1 have changed since"
+    ):
         open_cache(tmp_path / "cache", SIZE).find_rows([str(path) for path in images])
     assert fill_cache(table, tmp_path / "cache", size=SIZE).decoded == 1
     check_cache(tmp_path / "cache", images)

@@ -145,7 +145,7 @@ def test_part_without_a_labelled_report(part, split, split_path, tmp_path):
 
 @pytest.mark.parametrize("findings", [lambda number: f"word{number}", lambda number: "a"])
 def test_reports_without_a_shared_word(findings, split_path, tmp_path):
-    with pytest.raises(ConfigError, match="share no word"):
+    with pytest.raises(ConfigError, match="have no common word"):
         run_table_control(write_studies(tmp_path / "table", findings=findings), split_path, "findings")
 
 
