@@ -161,7 +161,14 @@ def _is_borne_out(match: re.Match[str], previous: str) -> bool:
     name, alone = match["name"], bool(_NOTHING.match(match["tail"]))
     if name.isupper():
         return alone or bool(_DASH.match(match["tail"]))
-    return (_is_ended(previous) or previous.isupper()) and (alone or find_kind(name) not in _MINOR)
+    starts_anew = _is_ended(previous) or previous.isupper() or _is_heading_alone(previous)
+    return starts_anew and (alone or find_kind(name) not in _MINOR)
+
+
+def _is_heading_alone(line: str) -> bool:
+    """Whether a line is a capitalised heading without text after it, such as "Impression -"."""
+    match = _HEADING.match(line)
+    return match is not None and not match["name"].islower() and bool(_NOTHING.match(match["tail"]))
 
 
 def _cut_separator(tail: str, *, emphasised: bool = False, loose: bool = False) -> str | None:

@@ -3,7 +3,7 @@
 from dataclasses import astuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ReportError
@@ -357,6 +357,7 @@ def test_every_writing_of_a_report_gives_the_same_sections(text):
 
 @settings(max_examples=100, deadline=None)
 @given(writings())
+@example("Impression - \nReason - Cough and fever. Comparison: Chest radiograph of 1/2/2019. Findings: ")
 def test_every_writing_without_its_findings_and_impression_says_so(text):
     """Neither is invented out of what else the report holds."""
     for body in (WHOLE.findings, WHOLE.impression):
