@@ -66,7 +66,7 @@ WRONG = {
     "no bundle": ("explain -r x --bundle empty", 3, "empty is not a model bundle"),
     "export of a directory": ("export empty --table s.parquet --repository new", 3, "not a model bundle"),
     "rollback of a directory": ("export rollback empty", 3, "not published by cxr"),
-    "reports of no bench": ("bench compare empty empty", 2, "no report empty/bench.json"),
+    "reports of no bench": ("bench compare empty empty", 2, "report empty/bench.json does not exist"),
     "external without a bundle": ("evaluate s.parquet --external", 2, "need --bundle"),
     "url with a scheme": ("predict -r x --triton http://127.0.0.1:9 --timeout 2", 2, "host:port"),
 }
@@ -173,5 +173,5 @@ def test_a_table_of_another_collection_is_told_from_a_part_of_the_own(data, tmp_
             plan("foreign.parquet", **options)
     with pytest.raises(ConfigError, match="--external or --split-file"):
         plan("own.parquet", external=True, split_file=tmp_path / "split.json")
-    with pytest.raises(ConfigError, match="no directory"):
+    with pytest.raises(ConfigError, match="is not a directory"):
         plan("own.parquet", external=True, out=tmp_path / "part.parquet")
