@@ -80,7 +80,7 @@ def test_rollback_that_was_done_says_so(calls, monkeypatch):
     monkeypatch.setattr("contract.repository.read_published", lambda _: STATE)
     output = run("rollback", "r").output
     assert "already answers with version 1" in output
-    assert "--to 2 lets it answer" in output
+    assert "--to 2 switches to it" in output
     assert json.loads(run("rollback", "r", "--json").stdout)["changed"] is False
 
 
@@ -133,8 +133,11 @@ def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkey
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"load": "x:1"}, "it needs --repository"),
-        ({"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")}, "without --replace"),
+        ({"load": "x:1"}, "--load needs --repository"),
+        (
+            {"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")},
+            "cannot be combined with --replace",
+        ),
         ({"load": "x:1", "repository": Path("r"), "table": Path("t")}, "--admin-key"),
         ({"target": "tpu", "hub_folder": Path("f")}, "tpu"),
         ({"variant": "speed", "hub_folder": Path("f")}, "speed"),

@@ -383,7 +383,7 @@ def test_the_version_that_is_no_longer_wanted_is_unloaded_and_removed(models, tr
     result = run("retire", triton.repository, "--load", "127.0.0.1:1")
     assert result.exit_code == 0, result.output
     assert "Version 1 of" in result.output
-    assert "Triton unloads it" in result.output
+    assert "Triton unloads the removed version" in result.output
     assert triton.versions == {2}
     assert list(triton.loaded["text_encoder"].version_policy.specific.versions) == [2]
     assert list(verify(triton.repository).versions) == [2]
