@@ -229,7 +229,7 @@ def test_streams_are_refused_in_a_sentence(make_relay):
     with pytest.raises(grpc.RpcError) as caught:
         list(relay.channel.stream_stream(STREAM)(iter([b"x"]), timeout=SECONDS))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "call ModelInfer" in caught.value.details()
+    assert "Call ModelInfer" in caught.value.details()
 
 
 def test_a_triton_that_is_away_is_said_and_found_again(tmp_path):
