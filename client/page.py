@@ -152,7 +152,7 @@ def _describe_view(notes: ImageNotes, lateral: float | None) -> str:
     """Return as HTML how one image was taken, and what the model takes it for."""
     known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
     said = ", ".join(part for part in known if part and part != "UNKNOWN")
-    seen = "" if lateral is None else f"; to the model a lateral with probability {lateral:.2f}"
+    seen = "" if lateral is None else f"; lateral with probability {lateral:.2f} by the model"
     return (escape(said) or "not said by the file") + seen
 
 

@@ -81,6 +81,7 @@ def _write_graph(
         )
     fold_weights(program.model)
     keep_reduced_axes(program.model)
+    cast_pixels_first(program.model)
     ClearMetadataAndDocStringPass()(
         program.model
     )  # the exporter notes where on this machine each line of code lies
@@ -132,6 +133,26 @@ def keep_reduced_axes(model: Any) -> None:
         squeeze.outputs[0].name, reduced.name = reduced.name, f"{reduced.name}_kept"
         squeeze.outputs[0].shape, squeeze.outputs[0].type = reduced.shape, reduced.type
         reduced.shape = None
+
+
+def cast_pixels_first(model: Any) -> None:
+    """Let every node read uint8 inputs from behind their Cast, in place: TensorRT takes uint8 for a Cast alone.
+
+    The exporter reads the number of studies and of views from the input itself.
+
+    Args:
+        model: An `onnx_ir.Model`.
+    """
+    graph = model.graph
+    for value in graph.inputs:
+        cast = next((node for node, _ in value.uses() if node.op_type == "Cast"), None)
+        if value.dtype != ir.DataType.UINT8 or cast is None:
+            continue
+        graph.remove(cast)
+        graph.insert_before(graph[0], cast)
+        for node, index in value.uses():
+            if node is not cast:
+                node.replace_input_with(index, cast.outputs[0])
 
 
 def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:

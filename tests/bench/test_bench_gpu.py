@@ -254,7 +254,7 @@ def test_an_onnxruntime_without_the_provider_is_one_sentence(tmp_path, monkeypat
     assert run_part(part, tmp_path, time.time() + 60, Settings("cuda", "demo")) is True
     provider = "Tensorrt" if part == "tensorrt" else "CUDA"
     (reason,) = json.loads((tmp_path / "parts" / f"{part}.json").read_text())["reasons"].values()
-    assert f"has no {provider}ExecutionProvider: put onnxruntime-gpu" in reason
+    assert f"has no {provider}ExecutionProvider. Put onnxruntime-gpu" in reason
 
 
 def test_tensorrt_gets_the_options_that_are_published(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_warnings_tell_of_overload_and_few_requests(clock, make_server):
     subjects = [Subject(SERVED, make_server(1.0), OpenLoop(3, "constant", 64))]
     (row,) = measure(subjects, PHASES, repeats=1, clock=clock)
     text = " ".join(row.to_dict()["warnings"])
-    assert "the queue grew" in text
+    assert "The queue grew" in text
     assert "Only 30 requests" in text
     (calm,) = measure([Subject(SERVED, make_server(0.01), ClosedLoop(1))], PHASES, repeats=1, clock=clock)
     assert calm.to_dict()["warnings"] == []
@@ -187,7 +187,7 @@ def test_files_that_are_no_report(tmp_path, text):
 
 
 def test_missing_report(tmp_path):
-    with pytest.raises(ConfigError, match="no report"):
+    with pytest.raises(ConfigError, match="does not exist"):
         read_report(tmp_path / "none.json")
 
 

@@ -123,7 +123,12 @@ def run_graph(name: str, inputs: dict) -> dict:
     )
     draw = np.random.RandomState(seed % 2**31)
     batch = len(next(iter(inputs.values())))
-    sizes = {**SIZES, "L": next((array.shape[1] for key, array in inputs.items() if key == "input_ids"), 0)}
+    sizes = {
+        **SIZES,
+        "V": 1,
+        "I": SIZES["N"],
+        "L": next((array.shape[1] for key, array in inputs.items() if key == "input_ids"), 0),
+    }
     return {
         tensor.name: draw.rand(batch, *(sizes.get(size, size) for size in tensor.shape)).astype(np.float32)
         for tensor in MODELS[name].outputs

@@ -208,7 +208,7 @@ def test_command_prints_scores_and_says_what_they_are(client, tmp_path):
     assert "findings" in told
     plain = run("predict", str(tmp_path / "image"), "--json")
     assert "finding_scores" not in json.loads(plain.stdout)
-    assert "similarity" in " ".join(run("predict", "--help").stdout.split())
+    assert "Not a probability" in " ".join(run("predict", "--help").stdout.split())
 
 
 def test_command_refuses_a_bad_finding_before_it_asks_a_server():

@@ -230,8 +230,8 @@ def test_the_page_shows_the_view_of_every_image(client, tmp_path):
         truth=(),
     )
     text = page.read_text()
-    assert "<dt>View, image 1</dt><dd>PA; to the model a lateral with probability 0.02" in text
-    assert "<dt>View, image 2</dt><dd>LATERAL; to the model a lateral with probability 0.98" in text
+    assert "<dt>View, image 1</dt><dd>PA; lateral with probability 0.02 by the model" in text
+    assert "<dt>View, image 2</dt><dd>LATERAL; lateral with probability 0.98 by the model" in text
     assert "Image 1: It is odd." in text
 
 
@@ -247,8 +247,8 @@ def test_the_command_reads_further_views(files):
     arguments = ["predict", "a.png", "--view", "b.png"]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    assert "Image 1: view PA, to the model a lateral with probability 0.02" in shown.output
-    assert "Image 2: view LATERAL, to the model a lateral with probability 0.98" in shown.output
+    assert "Image 1: view PA, lateral with probability 0.02 by the model" in shown.output
+    assert "Image 2: view LATERAL, lateral with probability 0.98 by the model" in shown.output
     told = json.loads(CliRunner().invoke(app, [*arguments, "--report", "Clear.", "--json"]).stdout)
     assert told["kind"] == "study"
     assert len(told["images"]) == 2
@@ -259,8 +259,8 @@ def test_the_command_reads_further_views(files):
     [
         (["--view", "b.png"], "Give an image"),
         (["--view", "b.png", "--report", "Clear."], "--view adds an image to the first one"),
-        (["a.png", "b.png", "--view", "a.png"], "belong to one case"),
-        (["a.png", "--view", "b.png", "--out", "r.csv"], "belong to one case"),
+        (["a.png", "b.png", "--view", "a.png"], "work with one case"),
+        (["a.png", "--view", "b.png", "--out", "r.csv"], "work with one case"),
         (["a.png", "--view", "a.png"], "Images 1 and 2 are the same"),
         (["a.png", "--view", "gone.png"], "gone.png"),
     ],

@@ -93,7 +93,7 @@ def test_a_finding_says_that_its_label_was_not_measured(said, keys):
         (("text",), "study", "trained without images. Its answer about one means nothing"),
         (("image",), "text", "trained without reports. Its answer about one means nothing"),
         (("image",), "study", "trained without reports"),
-        (("image", "text"), "study", "trained on images and reports apart"),
+        (("image", "text"), "study", "trained on images and reports separately"),
         (("study", "text"), "image", "never trained on an image alone"),
         (("study",), "text", "never trained on a report alone"),
         (("study", "image", "text"), "study", None),

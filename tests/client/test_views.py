@@ -160,5 +160,5 @@ def test_the_page_shows_it_and_warns(client, tmp_path):
         truth=(),
     )
     page = (tmp_path / "page.html").read_text()
-    assert "<dt>View</dt><dd>PA; to the model a lateral with probability 0.97</dd>" in page
+    assert "<dt>View</dt><dd>PA; lateral with probability 0.97 by the model</dd>" in page
     assert f"<li>{SEEN}</li>" in page

@@ -90,7 +90,7 @@ def test_sizes_and_fingerprint_are_stamped(name, repository, bundle):
     for entries, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
         assert [tuple(entry.dims) for entry in entries] == [tensor.dims(sizes) for tensor in tensors]
         for entry, tensor in zip(entries, tensors, strict=True):
-            assert (-1 in entry.dims) == ("L" in tensor.shape)
+            assert (-1 in entry.dims) == bool({"L", "V", "I"} & set(tensor.shape))
     assert (repository / name / "1" / "fingerprint").read_text() == f"{bundle.fingerprint}\n"
     if spec.backend == "ensemble":
         assert config.parameters["fingerprint"].string_value == bundle.fingerprint
@@ -114,6 +114,8 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
     assert parameters == {
         "fingerprint": bundle.fingerprint,
         "text_mode": "findings",
+        "trained_views": "1",
+        "most_views": "4",
         "max_length": "256",
         "vocabulary_size": str(bundle.config["model"]["vocabulary_size"]),
         "image_size": "112",

@@ -158,10 +158,10 @@ class _ImageEncoderGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode (B, V, S, S) uint8 pixels, V from 1 to `MAX_VIEWS`, as (B, V N, C)."""
-        count = pixels.shape[1]
+        studies, count = pixels.shape[:2]
         means = self.part.mean.expand(MAX_VIEWS)[:count, None, None]  # (V, 1, 1)
         scaled = self.part.scale(pixels, means).flatten(0, 1).unsqueeze(1)  # (B V, 1, S, S)
-        return self.part.encode(scaled).unflatten(0, (pixels.shape[0], count)).flatten(1, 2)
+        return self.part.encode(scaled).unflatten(0, (studies, count)).flatten(1, 2)
 
 
 class _TextEncoderGraph(_Graph):
