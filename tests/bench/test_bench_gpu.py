@@ -141,7 +141,7 @@ def test_time_ends_between_figures_and_the_next_run_goes_on(tmp_path):
 def test_no_time_at_all_is_said_by_every_part(tmp_path, console):
     report = run_gpu(console, tmp_path, SMALL, minutes=0.01)
     assert list(report["parts"]) == list(PARTS)
-    assert all("before it began" in part["reasons"][name] for name, part in report["parts"].items())
+    assert all("before it started" in part["reasons"][name] for name, part in report["parts"].items())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_one_sentence_and_nothing_written(name, data, monkeypatch):
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     assert words in result.stderr
-    assert "not foreseen" not in result.stderr
+    assert "Unexpected error" not in result.stderr
     assert sorted(data.iterdir()) == before
 
 
