@@ -104,10 +104,12 @@ class Meter:
         self._started_s = self._clock()
         while True:
             start_s = self._clock()
-            batch = next(iterator, None)
-            self._waiting_s += self._clock() - start_s
-            if batch is None:
+            try:
+                batch = next(iterator)
+            except StopIteration:
                 return
+            finally:
+                self._waiting_s += self._clock() - start_s
             if self._loads:  # the time of this batch; batches prepared ahead do not count yet
                 self._loader_s += self._loads.popleft()
             yield batch

@@ -116,7 +116,7 @@ def test_pauses_double_up_to_30_s_and_never_end(part, monkeypatch):
         clock.now += 31
         part.step(said.append)
         assert part.child is not first
-    pauses = [float(line.partition("again in ")[2].split(" s")[0]) for line in said]
+    pauses = [float(line.partition("restarts in ")[2].split(" s")[0]) for line in said]
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     assert "9 failures in a row; the restarts continue" in said[-1]
 
@@ -366,7 +366,7 @@ def test_many_clients_that_send_a_byte_at_a_time_keep_nobody_out(health):
 
 
 def test_a_port_in_use_is_named(health):
-    with pytest.raises(ConfigError, match=f"Port {health} on 127.0.0.1 cannot be had"):
+    with pytest.raises(ConfigError, match=f"Port {health} on 127.0.0.1 cannot be used"):
         HealthServer(health, lambda _model: True)
 
 
