@@ -267,7 +267,8 @@ def _run_from_embeddings(model: CxrModel, inputs: Inputs, points: tuple[Tensor, 
         embeddings = next(parts)  # (B, L, text width)
         mask = inputs.attention_mask.expand(len(embeddings), -1)
         text_tokens = model.text_encoder.encode(embeddings, mask)
-    return model.fusion(image_tokens, text_tokens, mask)
+    output: FusionOutput = model.fusion(image_tokens, text_tokens, mask)
+    return output
 
 
 def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
