@@ -190,7 +190,6 @@ def test_rates_in_the_middle_leave_out_what_was_prepared_ahead():
     assert meter.rates() == {"loader": 4.0, "device": 2.0, "both": 2.0, "waiting_share": 0.0}
 
 
-@pytest.mark.alone
 def test_loading_in_the_background_is_no_waiting():
     """Loads of 10 ms behind steps of 30 ms; wide limits, since other programs run on the machine too."""
     meter = Meter()

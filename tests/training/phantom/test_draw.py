@@ -145,7 +145,6 @@ def test_failure_of_a_process_leaves_nothing(findings, raised, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.alone  # a child that still imports when the signal comes prints a traceback of its own
 def test_interruption_leaves_nothing(tmp_path):
     """Ctrl-C reaches the whole process group, as from a terminal."""
     script = f"""
