@@ -5,11 +5,14 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
 from cli.console import CommandConsole
+
+TRITON: Final = "127.0.0.1:8001"
+RETRIEVAL: Final = "127.0.0.1:8005"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.run import Options, parse_numbers
-from cli.bench_app import bench_app
+from cli.commands.bench import bench_app
 from contract.errors import ConfigError, UnavailableError
 
 

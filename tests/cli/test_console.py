@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli import bench_show, data, evaluate, progress, prompt_scores, show
+from cli import data, evaluate, progress, prompt_scores, show, show_bench
 from cli.console import CommandConsole, escape
 from cli.options import make_console
 from client.results import Finding, IndexResult, Prediction, SimilarCase
@@ -63,7 +63,7 @@ def print_everything(value: str) -> dict[str, str]:
         "indexed": print_to(show.print_indexed, refused),
         "checks": print_to(show.print_checks, [check], health),
         "scores": print_to(prompt_scores.print_scores, [score]),
-        "ratios": print_to(bench_show.print_ratios, [ratio], value),
+        "ratios": print_to(show_bench.print_ratios, [ratio], value),
         "cache": print_to(data.print_cache, value, summary, 1.0),
         "step": print_to(print_step, value),
     }
@@ -146,7 +146,7 @@ def test_no_table_loses_a_column_or_is_wider_than_the_terminal(width):
             ("0.500", "0.250"),
         ),
         "scores": (print_to(prompt_scores.print_scores, [score], width=width), ("0.123", "0.234", "0.345")),
-        "ratios": (print_to(bench_show.print_ratios, [ratio], "A/B", width=width), ("1.25", "2.50", "2.000")),
+        "ratios": (print_to(show_bench.print_ratios, [ratio], "A/B", width=width), ("1.25", "2.50", "2.000")),
         "evaluation": (print_to(evaluate.print_results, results, width=width), ("3954",)),
         "cache": (print_to(data.print_cache, "cache", summary, 1.0, width=width), ("image.",)),
     }
@@ -160,7 +160,7 @@ def test_no_table_loses_a_column_or_is_wider_than_the_terminal(width):
 
 
 def test_no_command_makes_a_console_or_a_table_of_its_own():
-    root = Path(bench_show.__file__).parents[1]
+    root = Path(show_bench.__file__).parents[1]
     for path in [*root.glob("cli/**/*.py"), *root.glob("bench/**/*.py"), root / "cxr.py"]:
         text = path.read_text()
         if path.name != "console.py":

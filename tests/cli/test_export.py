@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cli import export as command
-from cli.export_app import export_app
+from cli.commands.export import export_app
 from contract.errors import ConfigError, DeadlineError, ServerError, UnavailableError
 from contract.repository import Published
 from serving.reload import Reload

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
 from cli import export as command
-from cli.export_app import export_app
+from cli.commands.export import export_app
 from cli.export_served import verify_server
 from contract.errors import (
     ArtifactError,

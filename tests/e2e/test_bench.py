@@ -7,7 +7,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.run import Options, run_bench
-from cli.bench_app import bench_app
+from cli.commands.bench import bench_app
 
 pytestmark = pytest.mark.e2e
 STEPS = ("image_encoder", "text_encoder", "fusion_study")

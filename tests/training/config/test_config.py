@@ -40,7 +40,7 @@ def test_every_config_fits_together_and_comes_back_as_written(name, write_config
 def test_every_config_opens_with_the_command_that_runs_it(name):
     from typer.main import get_command
 
-    from cli.train_app import train_app
+    from cli.commands.train import train_app
 
     line, *prose = read_header(name)
     program, command, *arguments = shlex.split(line)

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.console import escape
-from cli.options import Compression, Json, Timeout, Transport, TritonUrl, make_console
-
-TRITON = "127.0.0.1:8001"
+from cli.options import TRITON, Compression, Json, Timeout, Transport, TritonUrl, make_console
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -116,8 +114,8 @@ def run(
     """Send requests to a served model in closed and open loops, and report the results."""
     from bench.report.write import write_report
     from bench.run import Options, parse_numbers, run_bench, strip_histograms
-    from cli.bench_show import print_bench
     from cli.show import print_json
+    from cli.show_bench import print_bench
     from contract.errors import ConfigError
 
     if baseline and repository is None and bundle is None:
@@ -172,8 +170,8 @@ def compare(
 ) -> None:
     """Compare two reports: B / A for each row of the same name, and whether the difference exceeds the noise."""
     from bench.run import compare_files
-    from cli.bench_show import print_ratios
     from cli.show import print_json
+    from cli.show_bench import print_ratios
 
     ratios, mismatches = compare_files(first, second)
     values = [ratio.to_dict() for ratio in ratios]
@@ -201,8 +199,8 @@ def profile(
 ) -> None:
     """Show the time of each graph and kind of operation in a published model, without a server."""
     from bench.profile import profile_model
-    from cli.bench_show import print_profile
     from cli.show import print_json
+    from cli.show_bench import print_profile
 
     profile_result = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
     print_json(profile_result.to_dict()) if as_json else print_profile(make_console(False), profile_result)
@@ -223,8 +221,8 @@ def table(
 ) -> None:
     """Compare serving with its targets: ratios measured in one run, with pass or fail for each row."""
     from bench.targets.table import measure_table
-    from cli.bench_show import print_table
     from cli.show import print_json
+    from cli.show_bench import print_table
 
     console = make_console(as_json)
     report = measure_table(console, root, out or root, seconds=seconds, runs=runs, only=only or ())
@@ -292,8 +290,8 @@ def soak(
 ) -> None:
     """Test a server under faults: kill, stop, full shared memory, bad clients, swaps. Clients check every answer."""
     from bench.faults.soak import enter_private_memory, run_soak
-    from cli.bench_show import print_soak
     from cli.show import print_json
+    from cli.show_bench import print_soak
 
     enter_private_memory(sys.argv[1:])
     console = make_console(as_json)

@@ -1,0 +1,61 @@
+"""The command `cxr index`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import (
+    RETRIEVAL,
+    TRITON,
+    Compression,
+    Json,
+    RetrievalUrl,
+    Shrink,
+    Table,
+    Timeout,
+    Transport,
+    TritonUrl,
+    make_console,
+)
+from contract.errors import InputError
+
+
+def index_cases(
+    table: Table,
+    split: Annotated[
+        Path | None, typer.Option(help="split.json of a bundle. Only its training studies are indexed.")
+    ] = None,
+    triton: TritonUrl = TRITON,
+    retrieval: RetrievalUrl = RETRIEVAL,
+    timeout: Timeout = 30.0,
+    transport: Transport = "auto",
+    compression: Compression = "none",
+    shrink: Shrink = True,
+    as_json: Json = False,
+) -> None:
+    """Embed every study of a table through the served model and store it for search."""
+    from cli.cases import make_cases
+    from cli.progress import show_progress
+    from cli.show import print_indexed, print_json
+    from client import CxrClient
+    from training.data.rows import choose_rows, read_rows
+
+    rows = read_rows(table)
+    if split:
+        rows = choose_rows(rows, split, "train")
+    console = make_console(as_json)
+    connected = CxrClient(
+        triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
+    )
+    with connected as client, show_progress(console, "Indexing") as progress:
+        text_mode = client.info().text_mode
+        result = client.index(make_cases(rows, text_mode), progress=lambda done: progress(done, len(rows)))
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_indexed(console, result)
+    if result.refused and not result.indexed:
+        raise InputError(
+            f"None of {len(result.refused)} cases could be indexed. The reasons are listed above."
+        )

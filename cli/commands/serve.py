@@ -1,0 +1,39 @@
+"""The command `cxr serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+
+def serve(
+    repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
+    store: Annotated[Path, typer.Option(help="Directory of the case store. Created if missing.")],
+    logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
+    http_port: Annotated[
+        int, typer.Option(help="HTTP port for health checks (GET /v2/health/ready).")
+    ] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port of Triton.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics (Prometheus).")] = 8002,
+    retrieval_port: Annotated[int, typer.Option(help="gRPC port of the retrieval sidecar.")] = 8005,
+    http_inference: Annotated[
+        bool,
+        typer.Option(
+            "--http-inference",
+            help="Also allow inference on the HTTP port, for trusted callers only. A POST must have the Content-Type "
+            "application/octet-stream or application/json and must not come in very many chunks. Other requests can "
+            "crash Triton 2.51.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
+    from serving.process import TerminationGuard
+
+    with TerminationGuard():
+        from cli.serve import serve_until_stopped
+
+        ports = (http_port, grpc_port, metrics_port, retrieval_port)
+        serve_until_stopped(repository, store, logs, ports, http_inference=http_inference, as_json=as_json)
