@@ -76,11 +76,13 @@ class Phases:
 
     Warm-up lasts at least `warmup_s`, then until three windows of `window_s` agree within `tolerance` (see
     `bench.load.steady`), at most `warmup_max_s`. A window grows until it holds five answers. Then requests
-    are measured for `duration_s`, or until at least `count` are answered.
+    are measured for `duration_s`, or until at least `count` are answered. With `at_least`, a measurement of
+    `duration_s` goes on until so many of the requests that it began are answered: a short one could hold none.
     """
 
     duration_s: float = 10.0
     count: int | None = None
+    at_least: int = 0
     warmup_s: float = 1.0
     warmup_max_s: float = 30.0
     window_s: float = 1.0
@@ -91,8 +93,8 @@ class Phases:
             raise ConfigError(
                 "Durations and windows must be above 0 seconds. Tolerances and warm-up must not be negative."
             )
-        if self.count is not None and self.count < 1:
-            raise ConfigError(f"At least 1 request must be measured, not {self.count}.")
+        if (self.count is not None and self.count < 1) or self.at_least < 0:
+            raise ConfigError(f"At least 1 request must be measured, not {self.count or self.at_least}.")
 
     def shorten(self) -> "Phases":
         """Return the phases for a load that is still warm: one short window, without waiting for a steady state."""
@@ -250,10 +252,12 @@ class _Run:
 
     def _wait_measured(self) -> None:
         count = self._phases.count
+        before = self._count_done()
         if count is None:
             self._stop.wait(self._phases.duration_s)
-            return
-        before = self._count_done()
+            if self._phases.at_least == 0:
+                return
+            count = self._phases.at_least + len(self._tracks)  # each sender waits for an earlier request at the start
         while not self._stop.is_set() and self._count_done() - before < count:
             self._stop.wait(_POLL_S)
 

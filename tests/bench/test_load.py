@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_count_ends_the_measurement(clock, make_server):
     sample = run_load(make_server(0.1), ClosedLoop(1), phases, clock=clock)
     assert 40 <= sample.requests <= 42
     assert sample.duration_s == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_short_turn_of_slow_requests_holds_some(clock, make_server, workers):
+    """A turn of half a second and requests of 0.7 s and more: `cxr bench table` printed NaN."""
+    short = Phases(duration_s=0.5, warmup_s=9, warmup_max_s=9, window_s=0.1)
+    server = make_server(0.7, parallel=2)
+    assert run_load(server, ClosedLoop(workers), short, clock=clock).requests < 5
+    sample = run_load(server, ClosedLoop(workers), replace(short, at_least=5), clock=clock)
+    assert sample.requests >= 5
+    assert sample.latency.p50_ms >= 0.99 * 700
+    assert sample.throughput == pytest.approx(min(workers, 2) / 0.7, rel=0.05)
 
 
 def test_slow_start_is_waited_for(clock, make_server):
