@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.picture import encode_pil_image, is_dataset, is_pil_image, write_dataset
-from contract.errors import ConfigError, CxrError, ImageError, ReportError
+from contract.errors import ConfigError, CxrError, ImageError, ReportError, number_image
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.png import encode_png
 from contract.tensors import MAX_VIEWS
@@ -107,7 +107,7 @@ def read_images(images: StudyImages) -> list[bytes]:
         try:
             data = read_image(image)
         except ImageError as error:
-            raise ImageError(f"Image {number} of {count}: {error}") from error
+            raise number_image(error, number, count) from error
         if data in files:
             raise ImageError(
                 f"Images {files.index(data) + 1} and {number} are the same: give each image once."

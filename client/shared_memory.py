@@ -31,8 +31,8 @@ from numpy.typing import DTypeLike, NDArray
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as system_memory
 
-from client.status import strip_code
 from contract.errors import ConfigError
+from contract.grpc_status import strip_code
 
 _DIRECTORY: Final = "/dev/shm"  # noqa: S108
 _LOCKED_PREFIX: Final = "cxr_client_locked_"  # what `serving.regions` sweeps

@@ -13,6 +13,7 @@ from contract.errors import (
     ServerError,
     UnavailableError,
 )
+from contract.grpc_status import strip_code
 
 # Triton also says UNAVAILABLE where its queue is full; `client.triton` tells the two apart by asking it whether
 # it serves the model, and then looks up RESOURCE_EXHAUSTED.
@@ -27,11 +28,6 @@ ERRORS: Final[dict[str, type[CxrError]]] = {
     "RESOURCE_EXHAUSTED": BusyError,
 }
 _MAX_CHARS: Final = 400
-
-
-def strip_code(status: str | None) -> str:
-    """Return the bare name of a gRPC status code, such as NOT_FOUND; empty when unknown."""
-    return (status or "").rpartition(".")[2]
 
 
 def make_error(status: str | None, message: str, *, server: str, url: str, timeout_s: float) -> CxrError:

@@ -29,9 +29,10 @@ from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, i
 from client.results import ServedModel
 from client.served import parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
-from client.status import make_error, make_wrong_service_error, strip_code
+from client.status import make_error, make_wrong_service_error
 from contract.address import check_address, speaks_http1
 from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
+from contract.grpc_status import resolve_unavailable, strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES, ModelSpec, TensorSpec
 
@@ -295,8 +296,10 @@ class TritonTransport:
             # for it. The old one ends with the calls of other threads that use it.
             with self._lock:
                 self._control = None
-        if code == "UNAVAILABLE" and call is not None and self._serves(call.spec.name):
-            code = "DEADLINE_EXCEEDED" if time.monotonic() >= call.deadline else "RESOURCE_EXHAUSTED"
+            if call is not None:
+                code = resolve_unavailable(code, partial(self._serves, call.spec.name))
+                if code == "RESOURCE_EXHAUSTED" and time.monotonic() >= call.deadline:
+                    code = "DEADLINE_EXCEEDED"
         if self._is_other_service(code):
             return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
