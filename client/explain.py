@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from client.explanation import Array, Explanation, WordAttribution
 from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
-from client.results import Kind
+from client.prediction import Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.prediction import Kind
 from client.regions import find_hottest_region
-from client.results import Kind
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from client.cases import CaseInput, IndexResult
 from client.inputs import read_report
 from client.many import require_series
-from client.results import CaseInput, IndexResult, Prediction, ServedModel
+from client.prediction import Prediction
 from client.retrieval import Stored, StoredCase
+from client.served import ServedModel
 from contract.bundle import require_same_fingerprint
 from contract.errors import InputError
 

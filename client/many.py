@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from client.cases import CaseInput
 from client.channel import Calls
-from client.results import CaseInput, Prediction
+from client.prediction import Prediction
 from contract.errors import ConfigError, InputError
 
 Outcome = Prediction | InputError

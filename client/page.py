@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.cases import SimilarCase
 from client.overlay import encode_png, render_attention, render_overlay
-from client.results import Finding, Prediction, SimilarCase
+from client.prediction import Finding, Prediction
 from contract.decisions import Decision
 from contract.errors import ImageError
 from contract.files import write_file

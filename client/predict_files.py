@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import Any, Final
 
 from client.case_files import CaseFile
+from client.cases import CaseInput
 from client.client import CxrClient
 from client.prediction_row import PredictionRow, make_row
-from client.results import CaseInput
 from contract.bundle import require_same_fingerprint
 from contract.errors import BusyError, CancelledError, CxrError, InputError, ServiceError, UnavailableError
 

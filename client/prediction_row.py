@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from client.case_files import CaseFile, to_text
-from client.results import Prediction
+from client.prediction import Prediction
 from contract.errors import CxrError
 from contract.labels import LABEL_KEYS
 from contract.notes import NOTICE

@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.results import Prediction, ServedModel
+from client.prediction import Prediction
+from client.served import ServedModel
 from client.triton import Arrays
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, InputError

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, is_local, set_data, set_region
-from client.results import ServedModel
-from client.served import parse_model
+from client.served import ServedModel, parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion, align, measure, place
 from client.status import make_error, make_wrong_service_error
 from contract.address import check_address, speaks_http1

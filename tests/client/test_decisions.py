@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cli.show import print_prediction
 from client import CxrClient
-from client.results import ConformalSet, Finding
+from client.prediction import ConformalSet, Finding
 from client.triton import Answer, TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError
@@ -142,7 +142,7 @@ def test_a_server_of_an_older_version_is_refused(monkeypatch):
     old = {"labels": {"string_value": json.dumps([label.describe() for label in PLAIN])}}
     config["config"]["parameters"] |= old
     monkeypatch.setattr(Server, "get_model_config", lambda *_, **__: config)
-    with pytest.raises(ArtifactError, match=r"one threshold per label .* publish the bundle again"):
+    with pytest.raises(ArtifactError, match=r"one threshold per label .* Publish the bundle again"):
         predict(monkeypatch, {})
 
 

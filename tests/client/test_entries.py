@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from client import CaseInput, CxrClient
-from client.results import ServedModel
 from client.retrieval import MAX_K, RetrievalTransport, Stored
+from client.served import ServedModel
 from client.triton import Answer, TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError

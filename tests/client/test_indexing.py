@@ -7,7 +7,7 @@ import pytest
 
 from cli.cases import make_cases as make_table_cases
 from client import CaseInput, CxrClient
-from client.results import Prediction
+from client.prediction import Prediction
 from client.retrieval import RetrievalTransport
 from contract.errors import ImageError, InputError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
@@ -49,7 +49,7 @@ def client(sidecar, monkeypatch):
             embedding = np.random.default_rng(abs(hash((image, report)))).normal(size=16)
             return Prediction("image", (), (embedding / np.linalg.norm(embedding)).astype(np.float32), MODEL)
 
-        monkeypatch.setattr(client, "_predict", predict)
+        monkeypatch.setattr(client._predictor, "predict", predict)
         yield client
 
 

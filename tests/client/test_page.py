@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.cases import SimilarCase
 from client.explanation import Explanation, WordAttribution
+from client.images import ReadImage
 from client.overlay import encode_png
 from client.page import write_report_page
-from client.results import ConformalSet, Finding, Prediction, SimilarCase
+from client.prediction import ConformalSet, Finding, Prediction
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReadPart, ReportNotes
@@ -307,7 +309,7 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
     image = ImageNotes("LATERAL", "L", "CR", ("A lateral view.",))
     report = ReportNotes(64, True, ("The end was not read.",), (ReadPart("results", "findings", 2),))
     read = {
-        "study": replace(predict("study", 0.9), image_notes=image, report_notes=report),
+        "study": replace(predict("study", 0.9), images=(ReadImage(image),), report_notes=report),
         "text": replace(predict("text", 0.6), report_notes=report),
     }
     warned = write(
@@ -321,7 +323,7 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
 
 
 def test_page_of_an_image_whose_file_says_nothing(tmp_path: Path):
-    read = {"image": replace(predict("image", 0.9), image_notes=ImageNotes())}
+    read = {"image": replace(predict("image", 0.9), images=(ReadImage(ImageNotes()),))}
     page = write(tmp_path / "png.html", None, [], predictions=read, searches={})
     assert "<dt>View</dt><dd>not said by the file</dd>" in page
     assert 'class="warnings"' not in page

@@ -7,6 +7,7 @@ import pytest
 
 from client import CxrClient, Finding, Prediction
 from client.case_files import CaseFile
+from client.images import ReadImage
 from client.predict_files import predict_files
 from contract.errors import (
     BusyError,
@@ -34,7 +35,7 @@ class Model:
         self.pauses: list[float] = []
         self.client = client
         self.away: list[Exception] = []
-        monkeypatch.setattr(client, "_predict", self.predict)
+        monkeypatch.setattr(client._predictor, "predict", self.predict)
         monkeypatch.setattr(client, "info", self.info)
 
     def info(self, **_):
@@ -50,7 +51,9 @@ class Model:
             raise ImageError("The file is not a DICOM, PNG or JPEG image.")
         kind = "image" if report is None else "study"
         warned = ImageNotes(warnings=("The image is a lateral view.",) if image == b"lateral" else ())
-        return Prediction(kind, FINDINGS, np.zeros(4, np.float32), self.fingerprint, image_notes=warned)
+        return Prediction(
+            kind, FINDINGS, np.zeros(4, np.float32), self.fingerprint, images=(ReadImage(warned),)
+        )
 
     def run(self, cases):
         return list(predict_files(self.client, cases, PRINT, sleep=self.pauses.append))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import client.client as client_module
 from cli.app import app
 from client import CxrClient, FindingScore
-from client.results import ServedModel
+from client.served import ServedModel
 from client.triton import Answer, TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError, FingerprintError, InputError

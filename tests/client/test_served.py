@@ -5,8 +5,8 @@ import pytest
 
 import client.served as served_module
 from client import CaseInput, CxrClient
-from client.results import ServedModel
 from client.retrieval import Stored
+from client.served import ServedModel
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import (
@@ -145,7 +145,7 @@ def test_a_version_that_is_gone_before_it_was_asked_about_is_asked_again(client,
 def test_a_server_that_never_comes_to_rest_is_given_up(client, triton):
     client.predict(report="Clear.")
     triton.version, triton.switches = "2", ["3", "4", "5"]
-    client._models._read = fail_by_version
+    client._predictor.models._read = fail_by_version
     with pytest.raises(UnavailableError, match="switches"):
         client.predict(report="Clear.")
 
@@ -161,7 +161,7 @@ def test_a_new_model_that_this_client_cannot_read_is_an_error(client, triton):
     def refuse(*_arguments):
         raise ArtifactError("other categories")
 
-    client._models._read = refuse
+    client._predictor.models._read = refuse
     with pytest.raises(ArtifactError, match="categories"):
         client.predict(report="Clear.")
 

@@ -5,7 +5,7 @@ import pytest
 
 import client.client as module
 from client import CxrClient
-from client.results import ServedModel
+from client.served import ServedModel
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.image.png import encode_png

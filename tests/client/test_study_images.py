@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from client import CaseInput, CxrClient
 from client.page import write_report_page
-from client.results import ServedModel
-from client.served import parse_model
+from client.served import ServedModel, parse_model
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError, ConfigError, ImageError, InputError
@@ -119,7 +118,7 @@ def test_one_image_is_told_of_as_before(client):
         [image] = prediction.images
         np.testing.assert_array_equal(image.attention, prediction.image_attention)
     assert client._triton.sent == [[b"one"]] * 2
-    assert replace(alone, image_notes=None).images == ()
+    assert client.predict(report="Clear.").images == ()
 
 
 def test_a_model_that_has_never_seen_two_images_together_says_so(client):
@@ -177,7 +176,7 @@ def test_a_repository_of_an_older_version_is_not_asked_about_several_images(clie
 def test_a_server_that_goes_back_to_an_older_version_refuses_in_the_same_words(client):
     client.predict([b"a", b"b"])
     client._triton.model = OLD
-    with pytest.raises(ArtifactError, match="publish the bundle again"):
+    with pytest.raises(ArtifactError, match="Publish the bundle again"):
         client.predict([b"a", b"b"])
 
 

@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from cli.show import print_checks, print_indexed, print_prediction
+from client.cases import IndexResult
 from client.exchange import read_answer
-from client.results import Health, IndexResult, Prediction
+from client.health import Health
+from client.prediction import Prediction
 from client.served import parse_model
 from contract.labels import LABELS
 from contract.tensors import EMBEDDING, MODELS, PROBABILITIES

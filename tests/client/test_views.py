@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from client import CxrClient
 from client.page import write_report_page
-from client.results import ServedModel
-from client.served import parse_model
+from client.served import ServedModel, parse_model
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from cli.show import print_indexed
 from client import CaseInput, CxrClient
-from client.results import IndexResult, ServedModel, SimilarCase
+from client.cases import IndexResult, SimilarCase
 from client.retrieval import Stored
+from client.served import ServedModel
 from client.triton import Answer, TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError, InputError
