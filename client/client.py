@@ -19,14 +19,14 @@ from client.channel import Calls, Carrier, ChannelSettings, Compression
 from client.deadline import Deadline, check_timeout
 from client.exchange import check_tensors, read_batch
 from client.health import Health, check_health
-from client.indexing import index_cases, require_unchanged
+from client.indexing import index_cases
 from client.inputs import ImageSource, ReportSource, StudyImages
 from client.many import predict_in_order
 from client.prediction import BatchPrediction, Prediction
 from client.predictor import Predictor
 from client.prompt_scores import FindingScore, score_findings
 from client.retrieval import IndexInfo, RetrievalTransport, check_search
-from client.served import ServedModel, list_outputs
+from client.served import ServedModel, list_outputs, require_unchanged
 from client.triton import Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.errors import InputError

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from contract.bundle import require_same_fingerprint
 from contract.decisions import Decisions, parse_decisions
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.runtime.embedded import REQUIRED_BACKEND
@@ -192,6 +193,18 @@ def require_views(count: int, model: ServedModel, *, source: str) -> None:
     """
     if count > model.most_views:
         raise _make_old_error(source, f"a model that reads one image of a study, not {count}")
+
+
+def require_unchanged(expected: str, answering: str) -> None:
+    """Raise FingerprintError if the server switched to another model.
+
+    Args:
+        expected: Fingerprint of the model at the start.
+        answering: Fingerprint of the model that answered.
+    """
+    require_same_fingerprint(
+        expected, answering, expected_from="the model at the start", found_from="The answer"
+    )
 
 
 def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:

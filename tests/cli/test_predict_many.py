@@ -174,7 +174,7 @@ REFUSED = {
     "a view for many": (("scans", "--view", "scans/b.png"), "work with one case"),
     "a report for a table": (("scans/a.png", "--report", "Normal.", "--out", "r.csv"), "cxr predict - <"),
     "another ending": (("scans", "--out", "r.txt"), "must end in .jsonl, .csv or .parquet"),
-    "a folder for a file": (("scans", "--out", "folder.csv"), "no regular file"),
+    "a folder for a file": (("scans", "--out", "folder.csv"), "not a regular file"),
     "a table of others": (("scans", "--out", "others.csv"), "something else than results"),
     "no radiograph": (("empty",), "no DICOM, PNG or JPEG file in empty"),
     "one that is not there": (("gone.dcm",), "gone.dcm"),

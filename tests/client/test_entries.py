@@ -107,7 +107,7 @@ def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_pa
     ("image", "report", "words"),
     [
         ("missing.dcm", None, "Cannot read the image file 'missing.dcm'"),
-        (None, "missing.txt", "names a file that is not there"),
+        (None, "missing.txt", "names a file that does not exist"),
         (None, Path("missing.txt"), "Cannot read the report file"),
         (math.nan, None, "image is NaN"),
         (b"DICOM", math.nan, "report is NaN"),
@@ -144,7 +144,7 @@ def test_explanations_take_and_refuse_the_same(write_bundle, small_config, tmp_p
     for image, words in (("missing.dcm", "Cannot read"), (math.nan, "image is NaN")):
         with pytest.raises(ImageError, match=words):
             explain(bundle, image=image)
-    with pytest.raises(ReportError, match="names a file that is not there"):
+    with pytest.raises(ReportError, match="names a file that does not exist"):
         explain(bundle, report="missing.txt")
 
 

@@ -154,7 +154,7 @@ def test_a_server_that_stops_and_starts_costs_no_file(model, tmp_path):
 
 def test_another_model_under_way_ends_the_run(model, tmp_path):
     model.fingerprint = "cd" * 32
-    with pytest.raises(FingerprintError, match="the model that answered"):
+    with pytest.raises(FingerprintError, match="The answer was made by model"):
         model.run(make_cases(tmp_path, b"a"))
 
 

@@ -135,9 +135,9 @@ def test_json_tells_of_every_image(client):
 
 
 BAD = {
-    "none": ([], "0 images were given: a study is read from 1 to 4 images."),
-    "too many": ([b"a", b"b", b"c", b"d", b"e"], "5 images were given: a study is read from 1 to 4 images."),
-    "no image": ([b"a", 7], "Image 2 of 2: image is of type int; give the path of a file"),
+    "none": ([], "0 images were given: give 1 to 4 images of one study."),
+    "too many": ([b"a", b"b", b"c", b"d", b"e"], "5 images were given: give 1 to 4 images of one study."),
+    "no image": ([b"a", 7], "Image 2 of 2: image is of type int: give the path of a file"),
     "a list in a list": ([[b"a"], b"b"], "Image 1 of 2: image is of type list"),
     "nothing": ([b"a", None], "Image 2 of 2: image is of type NoneType"),
     "one that is not there": (["gone.dcm", b"b"], "Image 1 of 2: Cannot read the image file 'gone.dcm'"),
