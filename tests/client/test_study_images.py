@@ -272,5 +272,5 @@ def test_views_that_cannot_be_read_together_are_one_sentence(files, arguments, w
 
 def test_an_explanation_is_of_one_image():
     explain = pytest.importorskip("client.explain").explain
-    with pytest.raises(ConfigError, match="An explanation is of one image; 2 were given"):
+    with pytest.raises(ConfigError, match="An explanation needs one image, but 2 were given"):
         explain(None, image=[b"a", b"b"])
