@@ -300,7 +300,7 @@ def test_an_address_of_another_service_is_told(other):
                     ConfigError, match="another service than Triton's gRPC service: set triton_url"
                 ):
                     ask()
-            assert "Triton's gRPC has port 8001" in client.health().triton
+            assert "Triton's gRPC 8001" in client.health().triton
         if kind != "sidecar":
             for ask in (client.index_info, lambda: client.delete(["1"])):
                 with pytest.raises(

@@ -23,7 +23,7 @@ CODES = {
     "DEADLINE_EXCEEDED": (DeadlineError, "within 2.5 s"),
     "CANCELLED": (CancelledError, "cancelled"),
     "UNAVAILABLE": (UnavailableError, "cxr serve"),
-    "RESOURCE_EXHAUSTED": (BusyError, "try again in a moment"),
+    "RESOURCE_EXHAUSTED": (BusyError, "Try again in a moment"),
 }
 
 
