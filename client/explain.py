@@ -125,7 +125,9 @@ def explain(
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].numpy()
-        lateral = None if inputs.pixels is None else _predict_lateral(model, inputs.pixels)
+        lateral = None
+        if inputs.pixels is not None:
+            lateral = float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
     labels = bundle.decisions.of(inputs.kind)
     index = choose_label(labels, probabilities) if label is None else LABEL_INDEX[label]
     parts = attribute(model, inputs, index, steps=steps)
@@ -224,11 +226,6 @@ def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array
         added = lexical.attribute(inputs.input_ids, inputs.attention_mask)[0, :, index]  # (L,)
         bias = lexical.find_bias(inputs.input_ids)[0, index]
     return added.numpy().astype(np.float32), float(bias)
-
-
-def _predict_lateral(model: CxrModel, pixels: Tensor) -> float:
-    """Return the probability that an image, (1, 1, S, S), is a lateral view."""
-    return float(model.fusion.lateral(model.image_encoder(pixels))[0, 0])
 
 
 def _check_arguments(image: object, label: str | None, steps: int) -> None:

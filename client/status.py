@@ -42,7 +42,9 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
         timeout_s: Deadline of the request, in seconds.
     """
     kind = ERRORS.get(strip_code(status), ServerError)
-    text = _shorten(message)
+    text = " ".join(message.split()).rstrip(".")
+    if len(text) > _MAX_CHARS:
+        text = text[: _MAX_CHARS - 1] + "…"
     if kind is DeadlineError:
         return DeadlineError(f"{server} at {url} did not answer within {round(timeout_s, 3):g} s.")
     if kind is UnavailableError:
@@ -73,8 +75,3 @@ def make_wrong_service_error(url: str, server: str, setting: str) -> ConfigError
         f"The server at {url} is another service than {server}: set {setting} to the host:port of {server}. "
         "(Default ports: Triton's gRPC 8001, its HTTP 8000, its metrics 8002; the sidecar's gRPC 8005.)"
     )
-
-
-def _shorten(message: str) -> str:
-    text = " ".join(message.split()).rstrip(".")
-    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 1] + "…"

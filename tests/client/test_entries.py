@@ -16,57 +16,20 @@ from typer.testing import CliRunner
 from cli.app import app
 from client import CaseInput, CxrClient
 from client.retrieval import MAX_K, RetrievalTransport, Stored
-from client.served import ServedModel
-from client.triton import Answer, TritonTransport
-from contract.decisions import Decisions, ServedLabel
+from client.triton import TritonTransport
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
-from contract.notes import ImageNotes, ReportNotes
 from contract.prompts import clean_findings
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
-from contract.tensors import MODELS, NUMPY_DTYPES
 from retrieval import requests
-
-SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
-
-
-class Triton:
-    """Answers every case and remembers what it was sent."""
-
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.sent: list[tuple[bytes | None, bytes | None]] = []
-
-    def read_model(self, _timeout_s: float) -> ServedModel:
-        return MODEL
-
-    def infer(self, model, inputs, outputs, _timeout_s, **_):
-        image, report = (inputs[name][0, 0] if name in inputs else None for name in ("image_bytes", "report"))
-        self.sent.append((image, report))
-        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-        shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-        values = {
-            "image_notes": ImageNotes().to_json(),
-            "report_notes": ReportNotes(9).to_json(),
-            "report_text": report,
-        }
-        for name in set(values) & set(answer):
-            answer[name] = np.array([[values[name]]], dtype=np.object_)
-        return Answer(answer)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", Triton)
-    with CxrClient() as client:
-        monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
-        monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
-        yield client
+def client(client, monkeypatch):
+    """A client with the real transport to a sidecar, which answers a search and an indexing."""
+    monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
+    monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
+    return client
 
 
 def predict_one(client, image, report):
@@ -90,16 +53,17 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_path):
+def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, triton, tmp_path):
     image, report = tmp_path / "chest.dcm", tmp_path / "report.txt"
     image.write_bytes(b"DICOM")
     report.write_bytes(b"Clear.")
     given = [(image, report), (str(image), b"Clear."), (b"DICOM", "Clear."), (bytearray(b"DICOM"), report)]
     for case in given:
         ENTRIES[entry](client, *case)
-    assert client._triton.sent == [(b"DICOM", b"Clear.")] * len(given)
+    sent = [(call.images, call.reports) for call in triton.calls]
+    assert sent == [([b"DICOM"], [b"Clear."])] * len(given)
     ENTRIES[entry](client, np.zeros((4, 4), np.uint8), None)
-    assert client._triton.sent[-1][0].startswith(b"\x89PNG")
+    assert triton.calls[-1].images[0].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -115,10 +79,10 @@ def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_pa
         (np.zeros((4, 4)), None, "array of shape"),
     ],
 )
-def test_every_entry_refuses_what_is_none(entry, image, report, words, client):
+def test_every_entry_refuses_what_is_none(entry, image, report, words, client, triton):
     with pytest.raises(InputError, match=words):
         ENTRIES[entry](client, image, report)
-    assert not client._triton.sent
+    assert not triton.calls
 
 
 def test_explanations_take_and_refuse_the_same(write_bundle, small_config, tmp_path):
@@ -194,10 +158,10 @@ def test_cases_that_are_none_are_refused(cases, client):
 
 
 @pytest.mark.parametrize("k", [-1, 0, 1001, 2**40, 2.5, 5.0, "5", True, None, math.nan])
-def test_k_is_1_to_1000(k, client):
+def test_k_is_1_to_1000(k, client, triton):
     with pytest.raises(InputError, match="k must be a whole number from 1 to 1000, not"):
         client.search(report="Clear.", k=k)
-    assert not client._triton.sent
+    assert not triton.calls
     with pytest.raises(InputError, match="k must be"):
         RetrievalTransport("127.0.0.1:1").search("ab" * 32, np.ones(1), k, (), 1)
 
