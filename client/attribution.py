@@ -80,5 +80,5 @@ def import_cv2() -> Any:
 def make_missing_error() -> ConfigError:
     """Return the error of a missing package."""
     return ConfigError(
-        "Drawing an explanation needs the 'explain' extra: run `pip install 'cxr-serving[explain]'`."
+        "Drawing an explanation needs the 'explain' extra: pip install 'cxr-serving[explain]'."
     )

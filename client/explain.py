@@ -39,9 +39,7 @@ try:
     from training.model.fusion import FusionOutput
     from training.model.model import CxrModel, load_model
 except (ModuleNotFoundError, ConfigError) as error:
-    raise ConfigError(
-        "Explanations need the 'explain' extra: run `pip install 'cxr-serving[explain]'`."
-    ) from error
+    raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
 DISPLAY_SIZE: Final = 448  # side of the radiograph for display, in pixels
 _DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds

@@ -262,7 +262,7 @@ def _import_parquet() -> Any:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "A .parquet file needs pyarrow: run `pip install pyarrow`, or write a .csv or .jsonl file instead."
+            "A .parquet file needs pyarrow: pip install pyarrow, or write a .csv or .jsonl file instead."
         ) from error
     return pyarrow
 
