@@ -140,8 +140,8 @@ class CudaRegion:
             self._handle = cuda_shared_memory.create_shared_memory_region(self.name, byte_size, 0)
         except Exception as error:  # the CUDA binding raises errors of many unrelated types
             raise ConfigError(
-                "transport='cuda_shared_memory' needs a GPU and the package of `pip install 'tritonclient[cuda]'` on "
-                "this host. Use transport='auto' instead."
+                "transport='cuda_shared_memory' needs a GPU on this host and another package: pip install "
+                "'tritonclient[cuda]', or use transport='auto'."
             ) from error
 
     def write(self, arrays: Sequence[NDArray[Any]]) -> None:
