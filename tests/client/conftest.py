@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_triton import FakeTriton
+from fake_triton import FakeRetrieval, FakeTriton
 
 from client import CxrClient
 
@@ -18,6 +18,14 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> FakeTriton:
     triton = FakeTriton()
     monkeypatch.setattr("client.client.TritonTransport", lambda _url, _settings: triton)
     return triton
+
+
+@pytest.fixture
+def retrieval(monkeypatch: pytest.MonkeyPatch) -> FakeRetrieval:
+    """The sidecar of every client that a test makes."""
+    retrieval = FakeRetrieval()
+    monkeypatch.setattr("client.client.RetrievalTransport", lambda _url: retrieval)
+    return retrieval
 
 
 @pytest.fixture

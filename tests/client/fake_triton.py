@@ -14,7 +14,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from client import ServedModel, SimilarCase
-from client.retrieval import Stored, StoredCase
+from client.retrieval import IndexInfo, Stored, StoredCase
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError, ServerError
@@ -106,6 +106,7 @@ class FakeTriton:
         outputs: Name -> value of an output, or a function that makes it from the `Call`.
         refuse: A function that raises the error of a `Call`, if it has one.
         read_error: The error of reading a model.
+        trouble: What `check_ready` returns.
         calls: The requests so far.
         reads: (model, version) of each model that was read.
     """
@@ -119,6 +120,7 @@ class FakeTriton:
         self.outputs: dict[str, Any] = {}
         self.refuse: Callable[[Call], None] = lambda _: None
         self.read_error: Exception | None = None
+        self.trouble: str | None = None
         self.calls: list[Call] = []
         self.reads: list[tuple[str, str]] = []
 
@@ -158,8 +160,8 @@ class FakeTriton:
             self.version = self.switches.pop(0)
         return answer
 
-    def check_ready(self, _timeout_s: float) -> None:
-        return None
+    def check_ready(self, _timeout_s: float) -> str | None:
+        return self.trouble
 
     def close(self) -> None:
         pass
@@ -209,16 +211,27 @@ class FakeTritonClient:
 
 
 class FakeRetrieval:
-    """Stands for `client.retrieval.RetrievalTransport`: it stores nothing, and every search returns `cases`."""
+    """Stands for `client.retrieval.RetrievalTransport`: it stores nothing, and every search returns `cases`.
+
+    Attributes:
+        info: The facts about every index, or the error of reading them.
+        added: Fingerprint and number of cases of each request to store some.
+    """
 
     url = "host:2"
 
-    def __init__(self, *cases: SimilarCase) -> None:
-        self.cases = list(cases)
-        self.added: list[tuple[str, int]] = []  # fingerprint and number of cases of each request
+    def __init__(self) -> None:
+        self.cases: list[SimilarCase] = []
+        self.info: IndexInfo | Exception = IndexInfo("", 0, 0, "flat")
+        self.added: list[tuple[str, int]] = []
 
     def search(self, *_: Any) -> list[SimilarCase]:
         return self.cases
+
+    def read_info(self, _timeout_s: float, _fingerprint: str = "") -> IndexInfo:
+        if isinstance(self.info, Exception):
+            raise self.info
+        return self.info
 
     def add(self, fingerprint: str, cases: list[StoredCase], _timeout_s: float) -> Stored:
         self.added.append((fingerprint, len(cases)))

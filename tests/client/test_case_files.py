@@ -1,4 +1,4 @@
-"""Which files are cases: folders, lists of paths, and what is passed over."""
+"""Find radiographs in folders and lists of paths, and skip all other files."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ JPEG = b"\xff\xd8\xff\xe0rest"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Radiographs in every guise, among files that are none."""
+    """A folder of radiographs with and without suffixes, and of other files."""
     contents = {
         "b.dcm": DICOM,
         "a.PNG": b"damaged",

@@ -1,4 +1,4 @@
-"""Every entry of the client takes the same inputs and refuses the same mistakes, before anything is sent."""
+"""Every public method accepts the same inputs and refuses the same mistakes before it sends a request."""
 
 import http.server
 import io
@@ -224,7 +224,7 @@ class Sidecar(retrieval_pb2_grpc.RetrievalServicer):
 
 
 class OldTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A Triton that is one, but does not take the call."""
+    """A Triton that is live but does not implement the request."""
 
     def ServerLive(self, _request, _context):
         return service_pb2.ServerLiveResponse(live=True)
@@ -232,7 +232,7 @@ class OldTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 @pytest.fixture(params=["sidecar", "web", "triton"])
 def other(request):
-    """The address of a real server that speaks something: the sidecar's gRPC, HTTP, or Triton's gRPC."""
+    """The address of a real server: the sidecar's gRPC, HTTP, or Triton's gRPC."""
     if request.param == "web":
         handler = type("Quiet", (http.server.BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:

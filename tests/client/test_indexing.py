@@ -1,4 +1,4 @@
-"""Indexing into a real sidecar: what is added, what is replaced, and what cannot be stored is named and passed over."""
+"""Index cases in a real sidecar: added cases, replaced cases, and cases that are refused."""
 
 from contextlib import ExitStack
 
@@ -31,7 +31,7 @@ def sidecar(tmp_path):
 
 @pytest.fixture
 def client(sidecar, monkeypatch):
-    """The client with the real transport to the sidecar, over predictions of its own."""
+    """A client with the real transport to the sidecar and with invented predictions."""
     server, _ = sidecar
     with CxrClient(retrieval_url=server.address) as client:
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Whatever holds an image or a report gives the same bytes or pixels; whatever does not is named and refused."""
+"""Every form of an image or a report gives the same bytes or pixels. Every other value is an error that names it."""
 
 import io
 import os

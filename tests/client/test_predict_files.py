@@ -1,4 +1,4 @@
-"""Many files through the client: order, what cannot be read, servers that fail for a moment or for good."""
+"""Predict many files: their order, unreadable files, and servers that fail for a moment or for good."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ FINDINGS = tuple(Finding(x.key, x.name, 0.25, 0.5) for x in LABELS)
 
 
 class Model:
-    """Stands for Triton at the transport: answers, refuses or fails by the content of the file."""
+    """Stands for the predictor of a client: it answers, refuses or fails, depending on the content of the file."""
 
     def __init__(self, client: CxrClient, monkeypatch) -> None:
         self.asked: list[bytes] = []
@@ -143,7 +143,7 @@ def test_a_server_that_is_gone_ends_the_run_behind_what_it_answered(model, tmp_p
 
 
 def test_a_server_that_stops_and_starts_costs_no_file(model, tmp_path):
-    """While it stops, Triton says of a model that it is unknown, then it cuts calls off; then nothing answers."""
+    """A Triton that stops first reports an unknown model, then ends requests, then does not answer."""
     stopping = [ServerError("no available versions"), CancelledError("cut off"), UnavailableError("away")]
     model.troubles = {b"b": [*stopping, UnavailableError("away"), None]}
     model.away = [ServerError("not ready")]

@@ -1,4 +1,4 @@
-"""Results of many files on the disk: three formats, killed runs, other models, files of others."""
+"""Results of many files on the disk: three formats, killed runs, other models, foreign files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Findings in free words: sentences through the served model, scores out, refusals before or after it is asked."""
+"""Score findings in free words: sentences for the served model, scores from its embeddings, and refused findings."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def embed(text: str) -> np.ndarray:
 
 
 def tokenize(texts: list[str]) -> np.ndarray:
-    """Return the ids of each text between 2 and 3, and 0 behind them."""
+    """Return the ids of each text: 2, its words, 3, and 0 as padding."""
     rows = [[2, *(VOCABULARY.get(word, 1) for word in text.lower().split()), 3] for text in texts]
     return np.array([row + [0] * (TOKENS - len(row)) for row in rows])
 
@@ -78,7 +78,7 @@ def test_a_finding_that_the_image_shows_scores_above_one_that_it_does_not(client
 
 
 def test_sides_are_averaged_at_unit_length(client, triton):
-    """Cosines are to the mean of a side's sentences, which is nearer to the image than each of them is."""
+    """A similarity is the cosine to the mean of several sentences, which is nearer to the image than each sentence."""
     [found] = client.score_findings(["fracture"], client.predict(b"image"))
     present = [text for texts in list_batches(triton, "predict_text") for text in texts][:5]
     mean = np.mean([embed(text) for text in present], axis=0)

@@ -1,4 +1,4 @@
-"""What a notebook or a log shows of a result: one short line, no arrays, no bytes, nothing of a report."""
+"""The repr of a result is one short line without arrays, bytes or text of a report."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A profile that the running backend would not run as it was gated is refused by the client, in one sentence."""
+"""The client refuses a model whose precision profile the server's backend would run differently."""
 
 import pytest
 from fake_triton import FakeTritonClient

@@ -1,11 +1,11 @@
-"""A server that switches models: no answer is read with the labels of another model than made it."""
+"""A server that switches models: the client reads every answer with the labels of the model that made it."""
 
 import numpy as np
 import pytest
-from fake_triton import FakeRetrieval, make_decisions, make_model
+from fake_triton import make_decisions, make_model
 
 import client.served as served_module
-from client import CaseInput, CxrClient
+from client import CaseInput
 from contract.errors import ArtifactError, ConfigError, FingerprintError, TensorError, UnavailableError
 from contract.labels import LABELS
 
@@ -21,14 +21,6 @@ def triton(triton):
     triton.models = dict(MODELS_BY_VERSION)
     triton.outputs["probabilities"] = lambda call: np.full((call.batch, len(LABELS)), 0.5)
     return triton
-
-
-@pytest.fixture
-def client(triton, monkeypatch):
-    retrieval = FakeRetrieval()
-    monkeypatch.setattr("client.client.RetrievalTransport", lambda _url: retrieval)
-    with CxrClient() as client:
-        yield client
 
 
 def check(prediction, version: str) -> None:
@@ -57,7 +49,7 @@ def test_a_model_is_not_asked_about_for_every_answer(client, triton):
 
 
 def test_another_model_under_the_same_number_is_noticed_after_a_restart(client, triton, monkeypatch):
-    """A server that was stopped and started takes longer than what was read about the old one is believed."""
+    """Restarting a server takes longer than the client trusts what it has read."""
     now = [1000.0]
     monkeypatch.setattr(served_module.time, "monotonic", lambda: now[0])
     check(client.predict(report="Clear.", timeout_s=1e6), "1")
@@ -89,7 +81,7 @@ def test_a_new_model_that_this_client_cannot_read_is_an_error(client, triton):
         client.predict(report="Clear.")
 
 
-def test_indexing_stops_when_the_model_changes_under_way(client, triton):
+def test_indexing_stops_when_the_model_changes_under_way(retrieval, client, triton):
     def read_cases():
         for number in range(80):
             if number == 70:
@@ -98,7 +90,7 @@ def test_indexing_stops_when_the_model_changes_under_way(client, triton):
 
     with pytest.raises(FingerprintError, match="aaaaaaaaaaaa"):
         client.index(read_cases())
-    assert {fingerprint for fingerprint, _ in client._retrieval.added} <= {"a" * 64}
+    assert {fingerprint for fingerprint, _ in retrieval.added} <= {"a" * 64}
 
 
 def test_findings_are_not_scored_by_another_model(client, triton, monkeypatch):
@@ -113,9 +105,7 @@ def test_findings_are_not_scored_by_another_model(client, triton, monkeypatch):
         client.score_findings(["effusion"], prediction)
 
 
-def test_health_tells_of_the_model_served_now(client, triton, monkeypatch):
-    stored = type("Info", (), {"fingerprint": "", "case_count": 0, "damaged_count": 0})()
-    monkeypatch.setattr(client._retrieval, "read_info", lambda *_: stored, raising=False)
+def test_health_tells_of_the_model_served_now(retrieval, client, triton):
     client.predict(report="Clear.")
     triton.version = "2"
     assert client.health().fingerprint == "b" * 64

@@ -1,4 +1,4 @@
-"""Regions in the real /dev/shm, registered at a server that only keeps a list of them."""
+"""Regions in the real /dev/shm, and a server that only lists them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Large images are read by the client: what travels, what comes back, and when the file itself is sent."""
+"""The client reads large images: the pixels in the request, the notes in the result, and files that are sent whole."""
 
 import fake_triton
 import numpy as np

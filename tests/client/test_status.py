@@ -1,4 +1,4 @@
-"""Status codes become errors by the code alone, and each says in one sentence what to do."""
+"""The status code alone decides on the error, whose message is one line."""
 
 import pytest
 

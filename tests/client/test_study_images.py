@@ -1,4 +1,4 @@
-"""Several images of one study: what travels, what comes back of each, what is refused, older servers."""
+"""Several images of one study: the request, the result for each image, refused images, and older servers."""
 
 import json
 from dataclasses import replace

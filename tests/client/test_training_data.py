@@ -1,4 +1,4 @@
-"""What the served model says of its training data, read from its configuration; what is said of many cases at once."""
+"""The training data of the served model: read from its configuration, and stated in results."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The view of an image by the model: what the client asks for, shows and warns of, and servers of an older version."""
+"""The view of an image from the model: in the request, the result, the warnings, and with older servers."""
 
 import json
 from dataclasses import replace

@@ -1,16 +1,16 @@
-"""What the served model noticed reaches whoever asks: the Python client, the commands, the index."""
+"""The warnings of the served model reach the Python client, the commands and the index."""
 
 import io
 import json
 
 import pytest
-from fake_triton import FakeRetrieval, FakeTritonClient
+from fake_triton import FakeTritonClient
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.app import app
 from cli.show import print_indexed
-from client import CaseInput, CxrClient
+from client import CaseInput
 from client.cases import IndexResult, SimilarCase
 from client.triton import TritonTransport
 from contract.errors import ArtifactError, InputError
@@ -41,11 +41,10 @@ def triton(triton):
 
 
 @pytest.fixture
-def client(triton, monkeypatch):
-    retrieval = FakeRetrieval(SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", ""))
-    monkeypatch.setattr("client.client.RetrievalTransport", lambda _url: retrieval)
-    with CxrClient() as client:
-        yield client
+def client(retrieval, client):
+    """A client whose searches return one case."""
+    retrieval.cases = [SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", "")]
+    return client
 
 
 @pytest.mark.parametrize(
