@@ -8,7 +8,7 @@ import numpy as np
 from training.data.rows import Row, get_image, get_report, has_text, is_readable, read_text
 
 if TYPE_CHECKING:
-    from client.results import CaseInput
+    from client.cases import CaseInput
     from export.gates.parity import ParityCase
 
 
@@ -17,7 +17,7 @@ def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
 
     The client reads an image file when it sends the case. If it cannot read the file, it refuses only that case.
     """
-    from client.results import CaseInput
+    from client.cases import CaseInput
 
     for row in rows:
         if not is_readable(row, text_mode):

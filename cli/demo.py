@@ -22,8 +22,9 @@ from training.data.rows import Row, get_image, get_report, has_text, read_rows
 
 if TYPE_CHECKING:
     from client import CxrClient
+    from client.cases import SimilarCase
     from client.explanation import Explanation
-    from client.results import Prediction, SimilarCase
+    from client.prediction import Prediction
     from serving.stack import Stack
 
 PHANTOM_SCALE = 0.125  # stored images of about 350 pixels, three times what the demo model reads

@@ -21,7 +21,7 @@ from contract.training_data import warn_of_training
 
 if TYPE_CHECKING:
     from client import CxrClient
-    from client.results import CaseInput
+    from client.cases import CaseInput
     from training.evaluation.ask import Asked, Options
     from training.evaluation.plan import Case
     from training.evaluation.predict import Answers, Progress
@@ -59,7 +59,7 @@ class ServedPredictor:
         return answers
 
     def _make_inputs(self, cases: "Sequence[Case]") -> "Iterator[CaseInput]":
-        from client.results import CaseInput
+        from client.cases import CaseInput
         from training.evaluation.predict import frame_text
 
         for case in cases:

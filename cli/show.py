@@ -14,8 +14,10 @@ from contract.errors import FingerprintError, ServiceError
 from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
+    from client.cases import IndexResult, SimilarCase
     from client.explanation import Explanation
-    from client.results import Finding, Health, IndexResult, Prediction, SimilarCase
+    from client.health import Health
+    from client.prediction import Finding, Prediction
     from contract.notes import ImageNotes, ReportNotes
     from serving.doctor import Check
 

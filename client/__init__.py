@@ -6,23 +6,15 @@
         prediction = client.predict("chest.dcm", "Small left effusion.")
         cases = client.search(report="Large right pneumothorax.", k=5)
 
-Explanations (`client.explain`) run offline on a bundle and need the `explain` extra.
+Explanations (`client.explain`) need no server but a bundle, and the `explain` extra.
 """
 
+from client.cases import CaseInput, IndexResult, SearchResult, SimilarCase
 from client.client import CxrClient
+from client.health import Health
+from client.prediction import BatchPrediction, ConformalSet, Finding, Prediction
 from client.prompt_scores import FindingScore
-from client.results import (
-    BatchPrediction,
-    CaseInput,
-    ConformalSet,
-    Finding,
-    Health,
-    IndexResult,
-    Prediction,
-    SearchResult,
-    ServedModel,
-    SimilarCase,
-)
+from client.served import ServedModel
 
 __all__ = [
     "BatchPrediction",

@@ -1,7 +1,7 @@
-"""Which files are cases: files by name, folders with all that is below them, lists of paths.
+"""Find radiographs: single files, all files below a folder, and lists of paths.
 
-In a folder a file counts as a radiograph by its ending, or by its first bytes where the ending says nothing (DICOM
-files often have none). Everything else there is passed over and counted; hidden files and folders are not looked at.
+A file in a folder counts as a radiograph if its suffix says so, or, without a known suffix, if its first bytes do
+(DICOM files often have no suffix). All other files are skipped and counted. Hidden files and folders are ignored.
 """
 
 import os
@@ -12,39 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.inputs import MAX_REPORT_BYTES
 from contract.errors import ConfigError, ImageError, InputError, ReportError
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 
 IMAGE_SUFFIXES: Final = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
-_MAX_REPORT_BYTES: Final = 2**20
 _START_BYTES: Final = 132
-_DIRECTORY_FILE: Final = "DICOMDIR"  # the table of contents of a DICOM medium: DICOM, but no image
-# PNG, JPEG, and a DICOM data set without preamble, which begins with an element of group 0002 or 0008.
+_DIRECTORY_FILE: Final = "DICOMDIR"  # table of contents of a DICOM medium: a DICOM file without an image
+# PNG, JPEG, and a DICOM data set without a preamble, which begins with an element of group 0002 or 0008.
 _START: Final = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|[\x02\x08]\x00[\x00-\xff]\x00")
 
 
 @dataclass(frozen=True)
 class CaseFile:
-    """A radiograph's file and, where there is one, its report's."""
+    """The file of a radiograph, and the file of its report if there is one."""
 
     image: Path
     report: Path | None = None
 
     @property
     def name(self) -> str:
-        """The path as it was given; bytes that are no UTF-8 are written by their numbers."""
+        """The path of the image as text; see `to_text`."""
         return to_text(self.image)
 
     def read_state(self) -> str:
-        """Return size and time of change of the files, which tell a changed file from the same; "" without a file."""
+        """Return size and modification time of the files, which change with their content; "" if a file is missing."""
         try:
-            found = [path.stat() for path in (self.image, self.report) if path is not None]
+            states = [path.stat() for path in (self.image, self.report) if path is not None]
         except (OSError, ValueError):
             return ""
-        return " ".join(f"{one.st_size}@{one.st_mtime_ns}" for one in found)
+        return " ".join(f"{state.st_size}@{state.st_mtime_ns}" for state in states)
 
     def read(self) -> tuple[bytes, bytes | None]:
-        """Return the content of the image and of the report.
+        """Return the content of the image file and of the report file.
 
         Raises:
             ImageError, ReportError: A file cannot be read, or is larger than any image or report.
@@ -52,16 +52,16 @@ class CaseFile:
         image = _read_file(self.image, MAX_IMAGE_BYTES, ImageError, "image")
         if self.report is None:
             return image, None
-        return image, _read_file(self.report, _MAX_REPORT_BYTES, ReportError, "report")
+        return image, _read_file(self.report, MAX_REPORT_BYTES, ReportError, "report")
 
 
 @dataclass(frozen=True)
 class CaseList:
-    """Cases in the order in which they were found, each file once.
+    """Cases in the order of the arguments, each file once.
 
     Attributes:
         cases: The files.
-        skipped: How many other files the folders held.
+        skipped: Number of other files in the folders.
     """
 
     cases: tuple[CaseFile, ...]
@@ -69,10 +69,13 @@ class CaseList:
 
 
 def find_cases(given: Iterable[CaseFile]) -> CaseList:
-    """Put the files of a folder in the place of the folder, sorted by name; what is no folder stays as it is.
+    """Replace each folder by the radiographs below it, sorted by name.
+
+    Args:
+        given: Files, and folders in place of an image.
 
     Raises:
-        ConfigError: A folder cannot be read, a file is given with two reports, or there is no radiograph at all.
+        ConfigError: A folder cannot be read, a file has two reports, or there is no radiograph.
     """
     cases: dict[Path, CaseFile] = {}
     folders: list[Path] = []
@@ -89,7 +92,7 @@ def find_cases(given: Iterable[CaseFile]) -> CaseList:
                 skipped += 1
     if not cases and not folders:
         raise ConfigError(
-            "The list of paths is empty: give a path a line, as `find . -name '*.dcm'` prints them."
+            "The list of paths is empty: give one path on each line, as `find . -name '*.dcm'` prints them."
         )
     if not cases:
         where = " and ".join(map(to_text, folders))
@@ -98,12 +101,12 @@ def find_cases(given: Iterable[CaseFile]) -> CaseList:
 
 
 def count_files(skipped: int) -> str:
-    """Return how many other files a folder holds, in words."""
+    """Return the number of other files in words, such as "2 other files"."""
     return f"{skipped:,} other file{'' if skipped == 1 else 's'}"
 
 
 def _require_same_report(first: CaseFile, second: CaseFile) -> None:
-    """Raise ConfigError where one image has two reports: there is a single row for it, and one would be lost."""
+    """Raise ConfigError if one image has two reports, because the results have a single row for each image."""
     if first.report == second.report:
         return
     reports = " and ".join(
@@ -111,14 +114,17 @@ def _require_same_report(first: CaseFile, second: CaseFile) -> None:
         for case in (first, second)
     )
     raise ConfigError(
-        f"{first.name} is given twice, {reports}: give it once, or a copy of it under another name."
+        f"{first.name} is given twice, {reports}: give it once, or copy it to a file with another name."
     )
 
 
 def parse_paths(data: bytes) -> list[CaseFile]:
-    """Read a list of paths, one a line: PATH, or PATH, a tab and the PATH of its report; empty lines do not count.
+    """Parse a list of paths.
 
-    With null bytes, as `find -print0` writes them, these end the paths, and line ends belong to names.
+    Args:
+        data: One case on each line: the path of an image, or of an image and its report with a tab between them. Empty
+            lines are ignored. If there are null bytes, as from `find -print0`, they separate the cases instead of line
+            ends.
     """
     lines = data.split(b"\0") if b"\0" in data else data.removeprefix(b"\xef\xbb\xbf").splitlines()
     cases = []
@@ -135,19 +141,19 @@ def is_image(data: bytes) -> bool:
 
 
 def to_text(path: Path) -> str:
-    """Return a path as text that any file and terminal takes."""
+    """Return a path as text that every file and terminal accepts. Bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # too long, or a null byte: reading it tells
+    except (OSError, ValueError):  # the name is too long or has a null byte; reading it will raise the error
         return False
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, those of one folder before those of the next, by name."""
+    """Yield the files below a folder by name. The files of one folder come before those of the next."""
 
     def refuse(error: OSError) -> None:
         raise ConfigError(f"Could not read the folder {error.filename}: {error.strerror}.") from error
@@ -158,7 +164,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_radiograph(path: Path) -> bool:
-    """Whether a file of a folder is worth asking the model; a damaged one is, by its ending, to be told of."""
+    """Whether a file in a folder is a radiograph. A damaged file counts by its suffix, so that the user hears of it."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     if path.name.upper() == _DIRECTORY_FILE:
@@ -173,14 +179,15 @@ def _is_radiograph(path: Path) -> bool:
 
 
 def _read_file(path: Path, limit: int, error: type[InputError], kind: str) -> bytes:
+    """Read a regular file. The error does not name it: the row of the file has its path."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise error(f"The {kind} is no regular file.")
+            raise error(f"The {kind} is not a regular file.")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as failure:
-        reason = getattr(failure, "strerror", None) or "it is no name of a file"
+        reason = getattr(failure, "strerror", None) or "the name is not valid"
         raise error(f"The {kind} file cannot be read: {reason}.") from failure
     if len(data) > limit:
-        raise error(f"The {kind} is larger than {limit // 2**20} MB, the most that is read.")
+        raise error(f"The {kind} is larger than {limit // 2**20} MB, so it is not read.")
     return data

@@ -1,4 +1,4 @@
-"""Connections to Triton, each with the request objects it reuses, and calls that can be cancelled together."""
+"""Connections to Triton, each with reusable request objects, and requests that can be cancelled together."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ _CHANNEL: Final = (
     ("grpc.max_receive_message_length", -1),
     *CHANNEL_OPTIONS,
 )
-_KEEPALIVE_LEAST_S: Final = 10.0  # gRPC raises anything shorter to this
-_REUSED: Final = 32  # request objects kept per connection: one for each model and shape in use
+_MIN_KEEPALIVE_S: Final = 10.0  # gRPC raises a shorter time to this one
+_MAX_REQUESTS: Final = 32  # request objects for one connection: one for each model and shape in use
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class ChannelSettings:
     """How tensors travel to Triton.
 
     Attributes:
-        carrier: "grpc"; "shared_memory" for every call; "cuda_shared_memory" for inputs that are numbers; "auto"
-            takes shared memory where it measured faster: see `client.triton`.
-        compression: Of gRPC messages. It pays off only where the network is slower than the compressor (gzip did
-            12 MB/s on a busy core) and the image is not compressed already; on one host it always costs.
-        keepalive_s: Seconds between pings of an idle connection, which keep it alive in a firewall's table; at least
-            10. Below 300 s Triton closes the connection (too many pings) unless it was started with a shorter
-            `--grpc-http2-min-recv-ping-interval-without-data`. None sends no pings.
+        carrier: "grpc"; "shared_memory" for every request; "cuda_shared_memory" for inputs that are numbers; "auto" for
+            shared memory where it is faster (see `client.triton`).
+        compression: Compression of gRPC messages. It saves time only if the network is slower than the compressor
+            (gzip: 12 MB/s on a busy core) and the image is not compressed already. On one host it always costs time.
+        keepalive_s: Seconds between pings of an idle connection, at least 10. Pings keep a connection in the table of a
+            firewall. Triton closes a connection with pings more often than every 300 s ("too many pings"), unless
+            its option `--grpc-http2-min-recv-ping-interval-without-data` is smaller. None: no pings.
     """
 
     carrier: Carrier = "auto"
@@ -45,15 +45,17 @@ class ChannelSettings:
     keepalive_s: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a setting that does not exist."""
-        for name, value, known in (
+        """Raise ConfigError if a setting is not valid."""
+        for name, value, choices in (
             ("transport", self.carrier, get_args(Carrier)),
             ("compression", self.compression, get_args(Compression)),
         ):
-            if value not in known:
-                raise ConfigError(f"The {name} must be one of {', '.join(known)}, not {value!r}.")
-        if self.keepalive_s is not None and not self.keepalive_s >= _KEEPALIVE_LEAST_S:
-            raise ConfigError(f"Keepalive pings must be at least 10 s apart, not {self.keepalive_s:g} s.")
+            if value not in choices:
+                raise ConfigError(f"The {name} must be one of {', '.join(choices)}, not {value!r}.")
+        if self.keepalive_s is not None and not self.keepalive_s >= _MIN_KEEPALIVE_S:
+            raise ConfigError(
+                f"keepalive_s must be at least {_MIN_KEEPALIVE_S:g} seconds, not {self.keepalive_s:g}."
+            )
 
     @property
     def algorithm(self) -> str | None:
@@ -75,17 +77,17 @@ class ChannelSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """tritonclient's objects for one call."""
+    """tritonclient's objects for one request."""
 
     inputs: list[Any]
     outputs: list[Any]
 
 
 class Lane:
-    """One connection with its request objects, for one call at a time: tritonclient's objects are not thread-safe."""
+    """One connection with its request objects. It serves one request at a time: the objects are not thread-safe."""
 
     def __init__(self, url: str, settings: ChannelSettings) -> None:
-        """Describe the connection; nothing is sent yet."""
+        """Set the address. The first request connects."""
         self.client = triton.InferenceServerClient(url, channel_args=settings.make_channel_arguments())
         self.closed = False
         self._requests: dict[tuple[object, ...], Request] = {}
@@ -93,7 +95,14 @@ class Lane:
     def prepare(
         self, spec: ModelSpec, arrays: Sequence[NDArray[Any]], outputs: Sequence[str], *, keep: bool
     ) -> Request:
-        """Return the request objects for inputs of these shapes, without their data; reused if `keep`."""
+        """Return request objects without data.
+
+        Args:
+            spec: The model.
+            arrays: The inputs, whose shapes the objects get.
+            outputs: Names of the wanted outputs.
+            keep: Whether to reuse the objects for the next request with the same shapes.
+        """
         key = (spec.name, tuple(outputs), *(array.shape for array in arrays))
         if keep and (request := self._requests.get(key)):
             return request
@@ -105,19 +114,19 @@ class Lane:
             [triton.InferRequestedOutput(name) for name in outputs],
         )
         if keep:
-            if len(self._requests) >= _REUSED:
+            if len(self._requests) >= _MAX_REQUESTS:
                 self._requests.clear()
             self._requests[key] = request
         return request
 
     def close(self) -> None:
-        """Close the connection, which cancels its call here and at the server."""
+        """Close the connection, which cancels its request here and on the server."""
         self.closed = True
         self.client.close()
 
 
 def set_data(request: Request, arrays: Sequence[NDArray[Any]]) -> None:
-    """Put the tensors into the message itself."""
+    """Put the inputs into the gRPC message, and let the outputs return in the gRPC answer."""
     for tensor, array in zip(request.inputs, arrays, strict=True):
         tensor.set_data_from_numpy(array)
     for wanted in request.outputs:
@@ -127,12 +136,19 @@ def set_data(request: Request, arrays: Sequence[NDArray[Any]]) -> None:
 def set_region(
     request: Request,
     region: str,
-    places: Mapping[str, tuple[int, int]],
+    inputs: Mapping[str, tuple[int, int]],
     outputs: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Point at tensors in a shared-memory region: name -> (offset, size) in bytes; other outputs come by gRPC."""
+    """Let a request point into a shared-memory region.
+
+    Args:
+        request: The request.
+        region: Name of the region.
+        inputs: Name -> (offset, size) in bytes of every input.
+        outputs: The same of some outputs. The other outputs return in the gRPC answer.
+    """
     for tensor in request.inputs:
-        offset, size = places[tensor.name()]
+        offset, size = inputs[tensor.name()]
         tensor.set_shared_memory(region, size, offset)
     for wanted in request.outputs:
         wanted.unset_shared_memory()
@@ -142,32 +158,32 @@ def set_region(
 
 
 class Calls:
-    """Calls that are cancelled together, by any thread, here and at the server.
+    """A group of requests. Any thread can cancel all of them, here and on the server.
 
-    Triton drops a queued request and tells a running python model. An ensemble (2.51) ends the step it is in, and
-    starts no further one.
+    Triton drops a queued request, and tells a running python model. An ensemble of Triton 2.51 ends its current step
+    and starts no further one.
     """
 
     def __init__(self) -> None:
-        """Start with no calls."""
+        """Start without requests."""
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
         self._cancelled = False
 
     def add(self, lane: Lane) -> None:
-        """Note that a call begins; CancelledError if all were cancelled."""
+        """Register the connection of a new request. Raise CancelledError if the group was cancelled."""
         with self._lock:
             if self._cancelled:
-                raise CancelledError("The call was cancelled before it was sent.")
+                raise CancelledError("The request was cancelled before it was sent.")
             self._lanes.add(lane)
 
     def remove(self, lane: Lane) -> None:
-        """Note that a call has ended."""
+        """Remove the connection of a finished request."""
         with self._lock:
             self._lanes.discard(lane)
 
     def cancel(self) -> None:
-        """Cancel the calls under way and refuse those to come."""
+        """Cancel the running requests and refuse new ones."""
         with self._lock:
             self._cancelled = True
             lanes, self._lanes = self._lanes, set()
@@ -176,7 +192,7 @@ class Calls:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address, host:port or unix:path, is of this very host."""
+    """Whether an address (host:port or unix:path) belongs to this host."""
     if url.startswith("unix:"):
         return True
     host = url.rpartition(":")[0].strip("[]") or url

@@ -1,4 +1,4 @@
-"""How long a call may take: checked where it is given, and shared by all that one call sends."""
+"""The deadline of a call: a checked number of seconds, which all requests of the call share."""
 
 import math
 import time
@@ -12,15 +12,15 @@ _LONGEST_S: Final = 31_536_000.0  # a year
 
 
 class Deadline:
-    """A point in time that several calls share."""
+    """A point in time. Every request of a call gets the seconds that are left until then."""
 
     def __init__(self, timeout_s: float) -> None:
-        """Begin now; `timeout_s` as for `check_timeout`."""
+        """Start the clock. ConfigError: as in `check_timeout`."""
         self._timeout_s = check_timeout(timeout_s)
         self._end = time.monotonic() + self._timeout_s
 
     def left(self) -> float:
-        """Return the seconds left; DeadlineError when there are none."""
+        """Return the seconds left. Raise DeadlineError if there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
@@ -28,16 +28,15 @@ class Deadline:
 
 
 def check_timeout(timeout_s: float) -> float:
-    """Return a time-out in seconds; ConfigError unless it is a number above 0 and at most a year."""
-    number = isinstance(timeout_s, (int, float, np.number)) and not isinstance(timeout_s, bool)
+    """Return a time-out in seconds. Raise ConfigError unless it is a number above 0 and at most a year."""
+    is_number = isinstance(timeout_s, (int, float, np.number)) and not isinstance(timeout_s, bool)
     try:
-        seconds = float(timeout_s) if number else math.nan
+        seconds = float(timeout_s) if is_number else math.nan
     except OverflowError:
         seconds = math.inf
-    if not 0 < seconds <= _LONGEST_S:  # false for NaN
-        given = f"{seconds:g}" if number else f"of type {type(timeout_s).__name__}"
+    if not 0 < seconds <= _LONGEST_S:  # also false for NaN
+        value = f"{seconds:g}" if is_number else f"of type {type(timeout_s).__name__}"
         raise ConfigError(
-            f"timeout_s (--timeout) must be a number of seconds above 0 and at most a year, such as 10; "
-            f"it is {given}."
+            f"timeout_s (--timeout) must be a number of seconds above 0 and at most a year, such as 10, not {value}."
         )
     return seconds

@@ -1,7 +1,6 @@
-"""A case as the tensors of a request, and the tensors of an answer as a prediction."""
+"""Turn a case into the tensors of a request, and the tensors of an answer into a prediction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,8 @@ from numpy.typing import NDArray
 
 from client.images import ReadImage
 from client.inputs import ReportSource, StudyImages, read_images, read_report, require_case
-from client.results import BatchPrediction, ConformalSet, Finding, Kind, Prediction, ServedModel
+from client.prediction import BatchPrediction, ConformalSet, Finding, Kind, Prediction
+from client.served import ServedModel
 from client.triton import Arrays
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError, TensorError
@@ -35,7 +35,16 @@ from contract.tensors import (
 
 
 def make_inputs(image: StudyImages | None, report: ReportSource | None) -> tuple[Kind, Arrays]:
-    """Return how a case is read and its tensors; ConfigError for an empty case, other errors as of `client.inputs`."""
+    """Return the kind of a case, and its tensors as a batch of one.
+
+    Args:
+        image: One image, or the images of one study; see `client.inputs`.
+        report: A report; see `client.inputs`.
+
+    Raises:
+        ConfigError: There is neither an image nor a report.
+        ImageError, ReportError: As in `client.inputs`.
+    """
     require_case(image, report)
     inputs: Arrays = {}
     if image is not None:
@@ -47,7 +56,7 @@ def make_inputs(image: StudyImages | None, report: ReportSource | None) -> tuple
 
 
 def count_images(inputs: Arrays) -> int:
-    """Return how many images a case of `make_inputs` has."""
+    """Return the number of images in a case of `make_inputs`."""
     return inputs[IMAGE_BYTES.name].shape[1] if IMAGE_BYTES.name in inputs else 0
 
 
@@ -59,26 +68,33 @@ def check_tensors(
     image_size: int,
     limits: TokenLimits | None = None,
 ) -> tuple[Kind, Arrays]:
-    """Return how a batch of preprocessed cases is read and its tensors.
+    """Return the kind of a batch of preprocessed cases, and its tensors.
+
+    Args:
+        pixels: (B, 1, S, S) uint8.
+        input_ids: (B, L) int64.
+        attention_mask: (B, L) int64.
+        image_size: S.
+        limits: The token ids that the model can read; None: not checked.
 
     Raises:
-        ConfigError: There is nothing, or token ids without their mask, or a mask alone.
-        TensorError: A tensor has the wrong type or shape, or the batch is none of 1 to 32 cases in all of them, or
-            the model cannot read the token ids or their mask (`contract.report.tokens`).
+        ConfigError: There is no tensor, or only one of token ids and mask.
+        TensorError: A tensor has the wrong type or shape, the tensors have different batch sizes, the batch size is
+            not from 1 to 32, or the model cannot read the token ids or their mask (`contract.report.tokens`).
     """
     if (input_ids is None) != (attention_mask is None):
         raise ConfigError("Give input_ids and attention_mask together.")
-    given = ((PIXELS, pixels), (INPUT_IDS, input_ids), (ATTENTION_MASK, attention_mask))
-    inputs: Arrays = {entry.name: array for entry, array in given if array is not None}
+    tensors = ((PIXELS, pixels), (INPUT_IDS, input_ids), (ATTENTION_MASK, attention_mask))
+    inputs: Arrays = {spec.name: array for spec, array in tensors if array is not None}
     if not inputs:
         raise ConfigError("Give pixels, input_ids with attention_mask, or all three.")
-    for entry, array in given:
+    for spec, array in tensors:
         if array is not None:
-            entry.check(array, {"S": image_size})
+            spec.check(array, {"S": image_size})
     sizes = {len(array) for array in inputs.values()}
     if len(sizes) > 1 or not 1 <= min(sizes) <= MAX_BATCH_SIZE:
-        said = " and ".join(str(size) for size in sorted(sizes))
-        raise TensorError(f"The tensors must hold the same 1 to {MAX_BATCH_SIZE} cases, not {said}.")
+        counts = " and ".join(str(size) for size in sorted(sizes))
+        raise TensorError(f"The tensors must hold the same 1 to {MAX_BATCH_SIZE} cases, not {counts}.")
     if input_ids is not None and attention_mask is not None and limits is not None:
         limits.check(input_ids, attention_mask)
     kind: Kind = "text" if pixels is None else "image" if input_ids is None else "study"
@@ -86,7 +102,13 @@ def check_tensors(
 
 
 def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPrediction:
-    """Return the tensors of an answer to preprocessed cases as they are."""
+    """Return the answer to a batch of preprocessed cases as a prediction.
+
+    Args:
+        kind: The kind of the cases.
+        model: The model that answered.
+        answer: Name -> batched array.
+    """
     return BatchPrediction(
         kind=kind,
         model=model,
@@ -99,69 +121,80 @@ def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPredictio
 
 
 def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
-    """Return the tensors of an answer, each with a batch of one, as a prediction."""
-    probabilities = answer[PROBABILITIES.name][0].tolist()
+    """Return the answer to one case as a prediction.
+
+    Args:
+        kind: The kind of the case.
+        model: The model that answered.
+        answer: Name -> array with a batch of one.
+
+    Raises:
+        ArtifactError: The notes in the answer are not valid.
+    """
+    first: dict[str, Any] = {name: array[0] for name, array in answer.items()}
+    probabilities = first[PROBABILITIES.name].tolist()
     labels = model.decisions.of(kind)
-    findings = tuple(
-        Finding(x.key, x.name, probability, x.threshold, x.uncertain_low, x.uncertain_high)
-        for x, probability in zip(labels, probabilities, strict=True)
-    )
-
-    def first(name: str) -> Any:
-        return answer[name][0] if name in answer else None
-
-    text, report_notes = map(first, (REPORT_TEXT.name, REPORT_NOTES.name))
-    attention = first(IMAGE_ATTENTION.name)
-    images = _read_images(first(IMAGE_NOTES.name), first(LATERAL.name), attention)
     return Prediction(
         kind=kind,
-        findings=tuple(replace(finding, unmeasured=finding.key in model.unmeasured) for finding in findings),
-        embedding=answer[EMBEDDING.name][0],
+        findings=tuple(
+            Finding(
+                label.key,
+                label.name,
+                probability,
+                label.threshold,
+                label.uncertain_low,
+                label.uncertain_high,
+                unmeasured=label.key in model.unmeasured,
+            )
+            for label, probability in zip(labels, probabilities, strict=True)
+        ),
+        embedding=first[EMBEDDING.name],
         fingerprint=model.fingerprint,
-        image_attention=attention,
-        text_attention=first(TEXT_ATTENTION.name),
-        report_text=None if text is None else bytes(text[0]).decode("utf-8"),
-        token_spans=first(TOKEN_SPANS.name),
-        image_notes=images[0].notes if images else None,
-        report_notes=None if report_notes is None else ReportNotes.from_json(bytes(report_notes[0])),
+        image_attention=first.get(IMAGE_ATTENTION.name),
+        text_attention=first.get(TEXT_ATTENTION.name),
+        report_text=bytes(first[REPORT_TEXT.name][0]).decode("utf-8") if REPORT_TEXT.name in first else None,
+        token_spans=first.get(TOKEN_SPANS.name),
+        images=_read_images(first),
+        report_notes=(
+            ReportNotes.from_json(bytes(first[REPORT_NOTES.name][0])) if REPORT_NOTES.name in first else None
+        ),
         conformal_set=_choose_set(labels, probabilities),
         trained_on=model.trained_on,
         trained_ways=model.trained_ways,
-        lateral=images[0].lateral if images else None,
-        further_images=images[1:],
         trained_views=model.trained_views,
     )
 
 
-def _read_images(notes: Any, laterals: Any, attention: Any) -> tuple[ReadImage, ...]:
-    """Return the images of one study.
+def _read_images(first: dict[str, Any]) -> tuple[ReadImage, ...]:
+    """Return the V images of one case.
 
     Args:
-        notes: (V,) objects; None without images.
-        laterals: (V,) float32; None from a server of an older version.
-        attention: (K, V N) float32.
+        first: Tensors of one case: notes (V,) objects, absent without an image; `lateral` (V,) float32, absent from an
+            older repository; attention (K, V N) float32.
     """
-    if notes is None:
+    if IMAGE_NOTES.name not in first:
         return ()
+    notes, laterals = first[IMAGE_NOTES.name], first.get(LATERAL.name)
+    attention = first.get(IMAGE_ATTENTION.name)
     parts = [None] * len(notes) if attention is None else np.array_split(attention, len(notes), axis=1)
     return tuple(
         ReadImage(
-            ImageNotes.from_json(bytes(said)),
-            None if laterals is None else float(laterals[place]),
-            parts[place],
+            notes=ImageNotes.from_json(bytes(data)),
+            lateral=None if laterals is None else float(laterals[index]),
+            attention=parts[index],
         )
-        for place, said in enumerate(notes)
+        for index, data in enumerate(notes)
     )
 
 
 def _choose_set(labels: Sequence[ServedLabel], probabilities: Sequence[float]) -> ConformalSet | None:
-    """Return the labels with at least the probability from which they stay possible."""
-    stated = [label.stated_recall for label in labels if label.stated_recall is not None]
-    if len(stated) < len(labels):
+    """Return the labels whose probability reaches their `include`; None if a label states no recall."""
+    recalls = [label.stated_recall for label in labels if label.stated_recall is not None]
+    if len(recalls) < len(labels):
         return None
     keys = tuple(
         label.key
         for label, probability in zip(labels, probabilities, strict=True)
         if label.include is not None and probability >= label.include
     )
-    return ConformalSet(keys, min(stated))
+    return ConformalSet(keys, min(recalls))

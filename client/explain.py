@@ -1,13 +1,15 @@
-"""Offline explanations: which pixels and words moved one finding's logit, and where the model looked.
+"""Offline explanations: the pixels and words that moved the logit of one finding, and the model's attention.
 
     bundle = load_bundle("bundle")
     explanation = explain(bundle, image=Path("chest.dcm").read_bytes(), report="Small effusion.")
 
-Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the pooled logit of one label, before
-calibration, through the whole model: both encoders, fusion and pooling. With an image and a report the
-integral runs along one straight path through both, so the attributions of pixels and words share one unit
-(logits) and together sum to logit - baseline logit. What the lexical part (`training.model.lexical`) adds to a logit
-is a sum over n-grams: its share of each token is read off, not integrated, and its baseline is a text without any.
+The method is Integrated Gradients (Sundararajan et al. 2017, arXiv:1703.01365) of the pooled logit of one label, before
+calibration, through the whole model: both encoders, fusion and pooling. With an image and a report, the integral
+follows one straight path through both. So the attributions of pixels and words have the same unit (logits), and their
+sum is the logit minus the baseline logit.
+
+The lexical part (`training.model.lexical`) adds a sum over n-grams to a logit. The share of each token in this sum is
+exact and needs no integral. Its baseline is a text without n-grams.
 """
 
 import math
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from client.explanation import Array, Explanation, WordAttribution
 from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
-from client.results import Kind
+from client.prediction import Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError
@@ -39,15 +41,15 @@ try:
 except (ModuleNotFoundError, ConfigError) as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
-DISPLAY_SIZE: Final = 448  # side in pixels of the radiograph that is shown
-_UNSTATED: Final = 0.5  # threshold of a label without one
-CHUNK: Final = 8  # points of the path that go through the model at once; bounds the memory
+DISPLAY_SIZE: Final = 448  # side of the radiograph for display, in pixels
+_DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds
+CHUNK: Final = 8  # points of the path in one batch, which limits the memory
 IMAGE_BASELINE: Final = "a black image"
 TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
 
 
 class Inputs(NamedTuple):
-    """One case as the model reads it, a batch of 1; what belongs to an absent modality is None."""
+    """One case as a batch of one for the model. The fields of an absent image or report are None."""
 
     pixels: Tensor | None = None  # (1, 1, S, S) float32, 0 to 255
     input_ids: Tensor | None = None  # (1, L) int64
@@ -60,7 +62,7 @@ class Inputs(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """Which modalities there are."""
+        """The kind of the case."""
         if self.pixels is None:
             return "text"
         return "image" if self.input_ids is None else "study"
@@ -70,13 +72,13 @@ class Attributions(NamedTuple):
     """Integrated Gradients of one logit, in logits."""
 
     pixels: Array | None  # (S, S)
-    tokens: Array | None  # (L,); 0 on padding, [CLS] and [SEP], which are the same in the baseline
+    tokens: Array | None  # (L,); 0 on padding, [CLS] and [SEP], which the baseline has too
     logit: float
     baseline_logit: float
 
     @property
     def convergence_delta(self) -> float:
-        """How far the sum of all attributions is from what completeness asks for."""
+        """|sum of all attributions - (logit - baseline_logit)|, which is 0 for an exact integral."""
         parts = (part for part in (self.pixels, self.tokens) if part is not None)
         total = sum(float(part.sum(dtype=np.float64)) for part in parts)
         return abs(total - (self.logit - self.baseline_logit))
@@ -90,40 +92,40 @@ def explain(
     label: str | None = None,
     steps: int = 32,
 ) -> Explanation:
-    """Explain one finding of one case; equal inputs give equal explanations.
+    """Explain one finding of one case. Equal inputs give equal explanations.
 
-    The image baseline is black: it is the value that surrounds every radiograph in the square that the model
-    reads, so the model knows it as "nothing here", and unlike a blurred copy it keeps nothing of large
-    opacities or of the size of the heart. The price: a pixel that is black itself can get no attribution.
-    The text baseline replaces each token by [PAD], the embedding that stands for no word, and keeps the
-    positions, [CLS] and [SEP]; [MASK] would not do: in the text mode "findings_masked" it stands for a
-    telling word.
+    The image baseline is black. Every radiograph has black borders in the square that the model reads, so the model
+    knows black as "nothing here". A blurred copy would retain large opacities and the size of the heart. The
+    disadvantage: a black pixel of the radiograph gets no attribution.
+
+    The text baseline replaces each token by [PAD], the embedding that stands for no word. It retains the positions,
+    [CLS] and [SEP]. [MASK] would be wrong, because it stands for a telling word in the text mode "findings_masked".
 
     Args:
         bundle: The model.
-        image: As `CxrClient.predict` takes it.
-        report: As `CxrClient.predict` takes it.
-        label: Key of the finding. Default: the one furthest above its threshold on the way to certainty or,
-            if none reaches its threshold, the one closest to it; `normal` only if it alone is present. Where the
-            model has no thresholds for this way of reading, 0.5 stands for them.
-        steps: Points of the integral (Gauss-Legendre); more make `convergence_delta` smaller.
+        image: One image, as in `CxrClient.predict`.
+        report: As in `CxrClient.predict`.
+        label: Key of the finding. None: see `choose_label`.
+        steps: Number of points of the integral (Gauss-Legendre). More points make `convergence_delta` smaller.
 
     Raises:
-        ConfigError: Neither image nor report, several images, an unknown label, or `steps` below 1.
+        ConfigError: There is neither an image nor a report, there are several images, the label does not exist, or
+            `steps` is below 1.
         ImageError: The image cannot be read.
         ReportError: The report cannot be read.
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
     require_case(image, report)
-    _check_arguments(label, steps)
-    _require_one(image)
+    _check_arguments(image, label, steps)
     file = None if image is None else read_image(image)
     inputs = read_inputs(bundle, image=file, report=None if report is None else read_report(report))
     model = load_model(bundle).requires_grad_(False)
     with torch.inference_mode():
         output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].numpy()
-        lateral = _tell_view(model, inputs)
+        lateral = None
+        if inputs.pixels is not None:
+            lateral = float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
     labels = bundle.decisions.of(inputs.kind)
     index = choose_label(labels, probabilities) if label is None else LABEL_INDEX[label]
     parts = attribute(model, inputs, index, steps=steps)
@@ -156,7 +158,7 @@ def explain(
 
 
 def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | None) -> Inputs:
-    """Preprocess one case exactly as it is served; errors as for `explain`."""
+    """Preprocess one case exactly as the served model does. Errors as in `explain`."""
     inputs = Inputs()
     if image is not None:
         radiograph, notes = read_radiograph(image, size=bundle.config["sizes"]["S"])
@@ -170,8 +172,8 @@ def _add_report(inputs: Inputs, bundle: Bundle, report: bytes | str) -> Inputs:
     reader = ReportReader(tokenizer, bundle.config["text_mode"], bundle.config["max_length"])
     batch = reader.read([report])
     tokens = batch.tokens
-    kept = np.isin(tokens.input_ids, [tokenizer.cls_id, tokenizer.sep_id])
-    baseline_ids = np.where(kept, tokens.input_ids, tokenizer.pad_id)
+    is_special = np.isin(tokens.input_ids, [tokenizer.cls_id, tokenizer.sep_id])
+    baseline_ids = np.where(is_special, tokens.input_ids, tokenizer.pad_id)
     arrays = (tokens.input_ids, tokens.attention_mask, baseline_ids)
     input_ids, mask, baseline = (torch.from_numpy(array) for array in arrays)
     return inputs._replace(
@@ -188,10 +190,10 @@ def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int) -> Att
     """Integrate the gradient of one logit from the baseline to the inputs.
 
     Args:
-        model: In evaluation mode, on the CPU.
+        model: The model, in evaluation mode and on the CPU.
         inputs: The case.
-        index: Of the label, 0 to K - 1.
-        steps: Points of the integral.
+        index: Index of the label, 0 to K - 1.
+        steps: Number of points of the integral.
     """
     values, baselines = _make_path_ends(model, inputs)
 
@@ -214,7 +216,7 @@ def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int) -> Att
 
 
 def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float]:
-    """Return what the lexical part, if any, adds to a logit: by each token (L,), and for a text without words."""
+    """Return what the lexical part adds to a logit: (L,) for each token, and a number for a text without words."""
     lexical = model.fusion.lexical
     if lexical is None:
         return np.zeros((), np.float32), 0.0
@@ -224,29 +226,19 @@ def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array
     return added.numpy().astype(np.float32), float(bias)
 
 
-def _tell_view(model: CxrModel, inputs: Inputs) -> float | None:
-    """Return the probability of a lateral view; None without an image."""
-    if inputs.pixels is None:
-        return None
-    return float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
-
-
-def _check_arguments(label: str | None, steps: int) -> None:
+def _check_arguments(image: object, label: str | None, steps: int) -> None:
+    if isinstance(image, (list, tuple)):
+        raise ConfigError(
+            f"An explanation needs one image, but {len(image)} were given: explain the images of a study one by one."
+        )
     if label is not None and label not in LABEL_INDEX:
-        raise ConfigError(f"There is no category {label!r}; choose one of {', '.join(LABEL_KEYS)}.")
+        raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
     if steps < 1:
         raise ConfigError(f"steps must be at least 1, not {steps}.")
 
 
-def _require_one(image: object) -> None:
-    if isinstance(image, (list, tuple)):
-        raise ConfigError(
-            f"An explanation is of one image; {len(image)} were given: explain the images of a study one by one."
-        )
-
-
 def _make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the tensors of the case and of the baseline: pixels, embedded tokens, or both."""
+    """Return both ends of the path, the case and the baseline: pixels, embedded tokens, or both."""
     ends: list[tuple[Tensor, Tensor]] = []
     if inputs.pixels is not None:
         ends.append((inputs.pixels, torch.zeros_like(inputs.pixels)))
@@ -259,7 +251,7 @@ def _make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[tuple[Tensor, ...]
 
 
 def _run_from_embeddings(model: CxrModel, inputs: Inputs, points: tuple[Tensor, ...]) -> FusionOutput:
-    """Run the model on a batch of points between baseline and case."""
+    """Run the model on a batch of points between the baseline and the case."""
     parts = iter(points)
     image_tokens = None if inputs.pixels is None else model.image_encoder(next(parts))
     text_tokens = mask = None
@@ -272,16 +264,20 @@ def _run_from_embeddings(model: CxrModel, inputs: Inputs, points: tuple[Tensor, 
 
 
 def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
-    """Return the index of the label that is explained when none is asked for; see `explain`.
+    """Return the index of the label to explain if the caller names none.
+
+    This is the label whose probability is furthest above its threshold, as a share of the distance from the threshold
+    to 1. If no probability reaches its threshold, it is the label closest to its threshold. `normal` is chosen only if
+    no other label reaches its threshold. A model without thresholds for this kind of input gets the threshold 0.5.
 
     Args:
         labels: The K categories with their thresholds.
         probabilities: (K,), calibrated.
     """
-    stated = [_UNSTATED if label.threshold is None else label.threshold for label in labels]
-    thresholds = np.clip(stated, 1e-6, 1 - 1e-6)
-    distance = probabilities - thresholds
-    margins = np.where(distance >= 0, distance / (1 - thresholds), distance / thresholds)  # -1 to 1
+    thresholds = [_DEFAULT_THRESHOLD if label.threshold is None else label.threshold for label in labels]
+    limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
+    distances = probabilities - limits
+    margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
     normal = LABEL_INDEX["normal"]
     others = np.delete(margins, normal)
     if margins[normal] >= 0 > others.max():
@@ -318,14 +314,14 @@ def _make_words(
 
 
 def group_pieces(text: str, spans: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Group the pieces of one text into words: neighbours without a gap, letters or digits on both sides.
+    """Group the tokens of one text into words. Neighbours form one word without a gap or punctuation between them.
 
     Args:
-        text: What was tokenised.
+        text: The tokenized text.
         spans: (L, 2), as in `TokenBatch`; empty for special tokens and padding.
 
     Returns:
-        First and last token of each word.
+        Index of the first and the last token of each word.
     """
     words: list[tuple[int, int]] = []
     for position, (start, end) in enumerate(spans.tolist()):

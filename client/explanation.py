@@ -1,4 +1,4 @@
-"""What an offline explanation tells (`client.explain` makes it): attributions of pixels and words, in logits."""
+"""The result of an offline explanation (`client.explain`): attributions of pixels and words, in logits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.regions import find_hottest_region
-from client.results import Kind
+from client.attribution import find_hottest_box
+from client.prediction import Kind
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
@@ -19,12 +19,12 @@ class WordAttribution:
     """One word of the report.
 
     Attributes:
-        text: The word as written.
-        start: Its first character in `Explanation.report_text`.
-        end: One past its last character.
-        attribution: What it adds to the logit, in logits; negative speaks against the finding.
-        attention: Share of the label's attention over the text, 0 to 1, as served. The rest of the attention
-            rests on [CLS] and [SEP].
+        text: The word.
+        start: Position of its first character in `Explanation.report_text`.
+        end: Position after its last character.
+        attribution: What the word adds to the logit, in logits. A negative value speaks against the finding.
+        attention: Share of the label's attention to the text, 0 to 1, as in the served prediction. The tokens [CLS] and
+            [SEP] have the rest.
     """
 
     text: str
@@ -36,30 +36,33 @@ class WordAttribution:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why the model gives one finding its logit; S pixels, G patches and R display pixels per side.
+    """Why the model gives one finding its logit. Sides: S model pixels, G patches, R display pixels.
 
     Attributes:
         kind: The inputs: "study", "image" or "text".
         key: Key of the finding.
-        name: Its name for people.
-        probability: Calibrated, 0 to 1.
-        threshold: Probability from which the finding counts as present; None where the model states none for this way.
-        logit: Of the finding, before calibration.
-        baseline_logit: The same for the baseline.
-        steps: Points of the integral.
+        name: Display name of the finding.
+        probability: Calibrated probability of the finding, 0 to 1.
+        threshold: Probability from which the finding counts as present; None if the model has no threshold for this
+            kind of input.
+        logit: Logit of the finding, before calibration.
+        baseline_logit: Logit of the finding for the baseline, before calibration.
+        steps: Number of points of the integral.
         convergence_delta: |sum of all attributions - (logit - baseline_logit)|, in logits.
-        baseline: What the input is compared with, in words.
-        fingerprint: Of the model.
-        radiograph: (R, R) uint8, or None without an image.
-        pixel_attribution: (S, S) float32 in logits; positive speaks for the finding.
-        patch_attention: (G, G) float32, sums to 1: the label's attention over the image, as served.
-        words: The words that the model read, in reading order; empty without a report.
-        report_text: The part of the report that is read; the model may not have read its end (`words`).
-        image_notes: How the image was taken; None without an image.
+        baseline: Description of the baseline.
+        fingerprint: Fingerprint of the model.
+        radiograph: (R, R) uint8; None without an image.
+        pixel_attribution: (S, S) float32, in logits; None without an image. A positive value speaks for the finding.
+        patch_attention: (G, G) float32, sums to 1: the label's attention to the image, as in the served prediction.
+            None without an image.
+        words: The words that the model read, in their order; empty without a report.
+        report_text: The part of the report for the model; None without a report. If it is too long, the words at its
+            end are not in `words`.
+        image_notes: View, laterality and modality of the image, and warnings; None without an image.
         report_notes: How much of the report was read; None without a report.
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
-        trained_ways: Which of "study", "image" and "text" it was trained to read.
-        lateral: Probability that the image is a lateral view, by the model, 0 to 1; None without an image.
+        trained_ways: The kinds of input that the model was trained on: some of "study", "image" and "text".
+        lateral: Probability that the image is a lateral view, from the model, 0 to 1; None without an image.
     """
 
     kind: Kind
@@ -92,7 +95,7 @@ class Explanation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know before the explanation is believed, the same as of the served prediction."""
+        """Reasons to doubt the explanation: the warnings of the served prediction."""
         decisions = (UNDECIDED_WARNING,) if self.threshold is None else ()
         return (
             *warn_of_training(self.trained_on),
@@ -104,7 +107,7 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """Where the probability lies to the threshold, in words."""
+        """The probability compared with the threshold, in words."""
         if self.threshold is None:
             return "without a threshold"
         relation = "present" if self.probability >= self.threshold else "below its threshold"
@@ -117,7 +120,7 @@ class Explanation:
 
     @property
     def contributions(self) -> dict[str, float]:
-        """What each modality adds to the logit: the sum of its attributions."""
+        """What "image" and "text" each add to the logit: the sum of their attributions."""
         sums = {}
         if self.pixel_attribution is not None:
             sums["image"] = float(self.pixel_attribution.sum(dtype=np.float64))
@@ -127,22 +130,24 @@ class Explanation:
 
     @property
     def shares(self) -> dict[str, float]:
-        """How much each modality matters, summing to 1: absolute attributions of patches and of words.
+        """Share of "image" and "text" in the absolute attributions of patches and words; the shares sum to 1.
 
-        Patches rather than pixels, because neighbouring pixels of opposite sign mostly cancel out.
+        The unit is the patch and not the pixel, because neighbouring pixels of opposite sign mostly cancel out.
         """
         sizes = {}
         if self.pixel_attribution is not None and self.patch_attention is not None:
-            sums = _sum_patches(self.pixel_attribution, len(self.patch_attention))
-            sizes["image"] = float(np.abs(sums).sum())
+            grid = len(self.patch_attention)
+            side = len(self.pixel_attribution) // grid
+            patches = self.pixel_attribution.reshape(grid, side, grid, side).sum(axis=(1, 3))  # (G, G)
+            sizes["image"] = float(np.abs(patches).sum())
         if self.words:
             sizes["text"] = sum(abs(word.attribution) for word in self.words)
         total = sum(sizes.values()) or 1.0
         return {kind: size / total for kind, size in sizes.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the maps; of the pixels only the region that speaks most for the finding."""
-        region = None if self.pixel_attribution is None else find_hottest_region(self.pixel_attribution)
+        """Return everything but the maps, and the box around the pixels that speak most for the finding."""
+        box = None if self.pixel_attribution is None else find_hottest_box(self.pixel_attribution)
         return {
             "kind": self.kind,
             "key": self.key,
@@ -157,7 +162,7 @@ class Explanation:
             "relative_delta": self.relative_delta,
             "contributions": self.contributions,
             "shares": self.shares,
-            "hottest_region": None if region is None else region.to_dict(),
+            "hottest_region": None if box is None else box.to_dict(),
             "words": [vars(word) for word in self.words],
             "fingerprint": self.fingerprint,
             "trained_on": self.trained_on,
@@ -166,10 +171,3 @@ class Explanation:
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),
         }
-
-
-def _sum_patches(values: Array, grid: int) -> Array:
-    """Sum (S, S) within the cells of a grid: (G, G)."""
-    side = len(values) // grid
-    sums: Array = values.reshape(grid, side, grid, side).sum(axis=(1, 3))
-    return sums

@@ -1,4 +1,4 @@
-"""The images of one study as a model read them, and what to be warned of, each image by its number."""
+"""The images of one study as the model read them, and the warnings about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from contract.notes import ImageNotes, warn_of_view
 
 @dataclass(frozen=True)
 class ReadImage:
-    """One image of a study; K labels, N image tokens.
+    """One image of a study: K labels, N image tokens.
 
     Attributes:
-        notes: How it was taken.
-        lateral: Probability that it is a lateral view, by the model, 0 to 1; None from a server of an older version.
-        attention: (K, N) float32, how each label looks at it, tokens row by row. The rows of all images of a study sum
-            to 1 together. None where it was not asked for.
+        notes: View, laterality and modality of the image, and warnings.
+        lateral: Probability that the image is a lateral view, 0 to 1, from the model's view head. It is 0.5 for every
+            image from a model whose view head was not fitted, and None from a model that an older version published.
+        attention: (K, N) float32, the attention of each label to this image, tokens row by row. The rows of all images
+            of a study together sum to 1. None if the client did not request it.
     """
 
     notes: ImageNotes
@@ -26,17 +27,17 @@ class ReadImage:
     attention: NDArray[np.float32] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return notes and view."""
+        """Return `notes` and `lateral`."""
         lateral = None if self.lateral is None else round(self.lateral, 6)
         return {"notes": self.notes.to_dict(), "lateral": lateral}
 
 
 def warn_of_images(images: Sequence[ReadImage]) -> tuple[str, ...]:
-    """Return the warnings of several images of one study; each begins with the number of its image, from 1 on."""
+    """Return the warnings about several images of one study. Each begins with the number of its image, from 1 on."""
     return tuple(
-        f"Image {place + 1}: {sentence}"
-        for place, image in enumerate(images)
+        f"Image {index + 1}: {sentence}"
+        for index, image in enumerate(images)
         for sentence in dict.fromkeys(
-            (*image.notes.warnings, *warn_of_view(image.notes, image.lateral, is_first=place == 0))
+            (*image.notes.warnings, *warn_of_view(image.notes, image.lateral, is_first=index == 0))
         )
     )

@@ -1,14 +1,15 @@
-"""Cases into the store: predicted a few at a time, stored in parts, what cannot be stored named and passed over."""
+"""Store the embeddings of many cases in the index. A case that is refused is reported, and the others are stored."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from client.cases import CaseInput, IndexResult
 from client.inputs import read_report
 from client.many import require_series
-from client.results import CaseInput, IndexResult, Prediction, ServedModel
+from client.prediction import Prediction
 from client.retrieval import Stored, StoredCase
-from contract.bundle import require_same_fingerprint
+from client.served import ServedModel, require_unchanged
 from contract.errors import InputError
 
 Outcomes = Iterable[tuple[CaseInput, Prediction | InputError]]
@@ -26,34 +27,43 @@ def index_cases(
     add: Add,
     progress: Callable[[int], None] | None = None,
 ) -> IndexResult:
-    """See `CxrClient.index`.
+    """Predict cases and store their embeddings; see `CxrClient.index`.
 
     Args:
-        cases: Read as they are needed.
-        model: The model at the start, which must make every embedding.
+        cases: The cases.
+        model: The model that must make every embedding.
         predict: Predicts cases in their order, as `CxrClient.predict_many` does.
-        add: Stores a part, all or none.
-        progress: Called with the number of cases done.
+        add: Stores all of the given cases, or none.
+        progress: Called with the number of finished cases.
+
+    Raises:
+        FingerprintError: Another model made an embedding.
     """
-    parts = _Parts(add)
+    writer = _Writer(add)
     warned: list[tuple[str, tuple[str, ...]]] = []
     for done, (case, outcome) in enumerate(predict(_read_reports(require_series(cases))), start=1):
         if isinstance(outcome, InputError):
-            parts.refused.append((case.id, str(outcome)))
+            writer.refused.append((case.id, str(outcome)))
         else:
             require_unchanged(model.fingerprint, outcome.fingerprint)
-            warned += [(case.id, outcome.input_warnings)] if outcome.input_warnings else []
-            parts.put(_make_stored(case, outcome))
+            if outcome.input_warnings:
+                warned.append((case.id, outcome.input_warnings))
+            writer.put(_make_stored_case(case, outcome))
         if progress is not None:
             progress(done)
-    parts.flush()
-    refused = {case_id for case_id, _ in parts.refused}
-    warned = [entry for entry in warned if entry[0] not in refused]
-    return IndexResult(parts.added, parts.replaced, tuple(parts.refused), tuple(warned), model.trained_on)
+    writer.flush()
+    refused = {case_id for case_id, _ in writer.refused}
+    return IndexResult(
+        added=writer.added,
+        replaced=writer.replaced,
+        refused=tuple(writer.refused),
+        warned=tuple(entry for entry in warned if entry[0] not in refused),
+        trained_on=model.trained_on,
+    )
 
 
-class _Parts:
-    """Stores cases in parts; of a part that the sidecar refuses, every case alone, so that it says which one it is."""
+class _Writer:
+    """Stores cases in groups. If the sidecar refuses a group, each of its cases is stored alone."""
 
     def __init__(self, add: Add) -> None:
         self._add = add
@@ -62,40 +72,36 @@ class _Parts:
         self.refused: list[tuple[str, str]] = []
 
     def put(self, case: StoredCase) -> None:
+        """Add a case to the group, and store the group if it is full."""
         self._waiting.append(case)
         if len(self._waiting) == _CASES_PER_REQUEST:
             self.flush()
 
     def flush(self) -> None:
-        part, self._waiting = self._waiting, []
-        if not part:
+        """Store the cases of the group."""
+        group, self._waiting = self._waiting, []
+        if not group:
             return
         try:
-            self._count(self._add(part))
+            self._store(group)
         except InputError:
-            for case in part:
-                self._put_alone(case)
+            for case in group:
+                self._store_alone(case)
 
-    def _put_alone(self, case: StoredCase) -> None:
+    def _store_alone(self, case: StoredCase) -> None:
         try:
-            self._count(self._add([case]))
+            self._store([case])
         except InputError as error:
             self.refused.append((case.id, str(error)))
 
-    def _count(self, stored: Stored) -> None:
+    def _store(self, cases: Sequence[StoredCase]) -> None:
+        stored = self._add(cases)
         self.added += stored.added
         self.replaced += stored.replaced
 
 
-def require_unchanged(expected: str, found: str) -> None:
-    """Raise FingerprintError where another model answers than the one that answered before."""
-    require_same_fingerprint(
-        expected, found, expected_from="the model at the start", found_from="the model that answered"
-    )
-
-
 def _read_reports(cases: Iterable[CaseInput]) -> Iterator[CaseInput]:
-    """Yield the cases with the reports that are files read: what is predicted is what is stored."""
+    """Yield the cases with the content of their report files, so that the predicted text is also the stored text."""
     for case in cases:
         if not isinstance(case, CaseInput) or case.report is None or isinstance(case.report, str):
             yield case
@@ -103,18 +109,18 @@ def _read_reports(cases: Iterable[CaseInput]) -> Iterator[CaseInput]:
         try:
             yield replace(case, report=read_report(case.report))
         except InputError:
-            yield case  # the prediction says the same
+            yield case  # the prediction will raise the same error
 
 
-def _make_stored(case: CaseInput, prediction: Prediction) -> StoredCase:
+def _make_stored_case(case: CaseInput, prediction: Prediction) -> StoredCase:
     report = case.report or ""
+    if not isinstance(report, str):
+        report = read_report(report).decode("utf-8-sig", errors="replace")
     return StoredCase(
         id=case.id,
         study_id=case.study_id,
         embedding=prediction.embedding,
         labels=case.labels,
-        report=report
-        if isinstance(report, str)
-        else read_report(report).decode("utf-8-sig", errors="replace"),
+        report=report,
         image_ref=case.image_ref,
     )

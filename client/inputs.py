@@ -1,9 +1,10 @@
-"""What may be given as an image and as a report, turned into the bytes that travel to the server.
+"""Turn the images and reports that a caller may give into the bytes that the client sends.
 
-An image is a file by name, its bytes, an array, a pydicom data set or a Pillow image. A report is text, or a file as
-`Path` or bytes. Text that looks like the name of a file is refused: it would be scored letter by letter.
+An image is a path, the bytes of a file, an array, a pydicom data set or a Pillow image. A report is text, or a file as
+`Path` or bytes. Text that looks like a path is an error, because the model would read the path as a report.
 """
 
+import math
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.picture import encode_pil_image, is_dataset, is_pil_image, write_dataset
-from contract.errors import ConfigError, CxrError, ImageError, ReportError
+from contract.errors import ConfigError, CxrError, ImageError, ReportError, number_image
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.png import encode_png
 from contract.tensors import MAX_VIEWS
@@ -27,17 +28,20 @@ if TYPE_CHECKING:
 Bytes: TypeAlias = bytes | bytearray | memoryview
 ReportSource: TypeAlias = Union[str, "os.PathLike[str]", Bytes]
 ImageSource: TypeAlias = Union[str, "os.PathLike[str]", Bytes, NDArray[Any], "Dataset", "Image"]
-# One image, or a list or tuple of the images of one study, the frontal one first.
+# One image, or a list or tuple with the images of one study, the frontal one first.
 StudyImages: TypeAlias = ImageSource | Sequence[ImageSource]
 
 MAX_REPORT_BYTES: Final = 2**20
-_LONGEST_NAME: Final = 1024  # characters; longer text is no name of a file
-_DOCUMENTS: Final = {
-    **{".pdf": "a PDF", ".rtf": "an RTF document", ".odt": "an office document"},
-    **dict.fromkeys((".doc", ".docx"), "a Word document"),
+_MAX_PATH_CHARS: Final = 1024  # longer text is not a path
+_DOCUMENT_NAMES: Final = {
+    ".pdf": "a PDF",
+    ".rtf": "an RTF document",
+    ".odt": "an office document",
+    ".doc": "a Word document",
+    ".docx": "a Word document",
 }
-_PICTURES: Final = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
-_TEXTS: Final = (
+_IMAGE_SUFFIXES: Final = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
+_TEXT_SUFFIXES: Final = (
     ".txt",
     ".text",
     ".xml",
@@ -49,11 +53,10 @@ _TEXTS: Final = (
     ".csv",
     ".tsv",
     ".hl7",
-    ".log",
 )
-_OTHERS: Final = (".gz", ".zip", ".tgz", ".parquet", ".xlsx", ".xls", ".npy", ".yaml", ".yml")
-_SUFFIXES: Final = (*_DOCUMENTS, *_PICTURES, *_TEXTS, *_OTHERS)
-_ROOTED: Final = re.compile(
+_OTHER_SUFFIXES: Final = (".log", ".gz", ".zip", ".tgz", ".parquet", ".xlsx", ".xls", ".npy", ".yaml", ".yml")
+_SUFFIXES: Final = (*_DOCUMENT_NAMES, *_IMAGE_SUFFIXES, *_TEXT_SUFFIXES, *_OTHER_SUFFIXES)
+_PATH_START: Final = re.compile(
     r"(~\w*|\.{1,2})?/\S|\.{1,2}\\\S|\\\\\w|[A-Za-z]:[\\/]\S|[A-Za-z][A-Za-z0-9+.-]*://\S"
 )
 
@@ -62,11 +65,11 @@ def read_image(image: ImageSource) -> bytes:
     """Return an image as the bytes of a file.
 
     Args:
-        image: A file by name (text or `Path`); a whole DICOM, PNG or JPEG file as bytes; an array as for
+        image: A path (text or `Path`); a whole DICOM, PNG or JPEG file as bytes; an array as in
             `contract.image.png.encode_png`; a pydicom data set; a Pillow image.
 
     Raises:
-        ImageError: There is no such file, it cannot be read, or something else was given; says what.
+        ImageError: The file does not exist or cannot be read, or `image` has another type.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
@@ -80,34 +83,35 @@ def read_image(image: ImageSource) -> bytes:
         data = encode_pil_image(image)
     else:
         raise ImageError(
-            f"image is {_describe(image)}; give the path of a file, bytes, a numpy array, a pydicom data set or a "
-            "Pillow image."
+            f"image is {_describe_type(image)}: give the path of a file, bytes, a numpy array, a pydicom data set "
+            "or a Pillow image."
         )
     if len(data) > MAX_IMAGE_BYTES:
-        raise ImageError(f"The image has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read.")
+        raise ImageError(f"The image has {len(data):,} bytes. At most {MAX_IMAGE_BYTES:,} are read.")
     return data
 
 
 def read_images(images: StudyImages) -> list[bytes]:
-    """Return the images of one study as the bytes of files, 1 to `MAX_VIEWS` of them.
+    """Return the images of one study, each as the bytes of a file.
 
     Args:
-        images: One image as for `read_image`, or a list or tuple of them.
+        images: One image as in `read_image`, or a list or tuple of 1 to `MAX_VIEWS` images.
 
     Raises:
-        ImageError: There are none, too many, or one of them twice; or one cannot be read: the message says which.
+        ImageError: There is no image or there are too many, two are the same, or one cannot be read. The message has
+            the number of the image.
     """
     if not isinstance(images, (list, tuple)):
         return [read_image(images)]  # type: ignore[arg-type]
     count = len(images)
     if not 1 <= count <= MAX_VIEWS:
-        raise ImageError(f"{count} images were given: a study is read from 1 to {MAX_VIEWS} images.")
+        raise ImageError(f"{count} images were given: give 1 to {MAX_VIEWS} images of one study.")
     files: list[bytes] = []
     for number, image in enumerate(images, start=1):
         try:
             data = read_image(image)
         except ImageError as error:
-            raise ImageError(f"Image {number} of {count}: {error}") from error
+            raise number_image(error, number, count) from error
         if data in files:
             raise ImageError(
                 f"Images {files.index(data) + 1} and {number} are the same: give each image once."
@@ -117,77 +121,91 @@ def read_images(images: StudyImages) -> list[bytes]:
 
 
 def read_report(report: ReportSource) -> bytes:
-    """Return a report as the bytes of its text.
+    """Return a report as the bytes of its text or of its file.
 
     Args:
-        report: The text itself; a file as `Path`; the bytes of one.
+        report: The text; a file as `Path`; or the bytes of a file.
 
     Raises:
-        ReportError: The file cannot be read, the text looks like the name of a file, or something else was given.
+        ReportError: The file cannot be read, the text looks like a path, or `report` has another type.
     """
     if isinstance(report, (bytes, bytearray, memoryview)):
         return bytes(report)
     if isinstance(report, str):
         if kind := find_path(report):
             raise ReportError(
-                f"report is text that names {kind}, {report!r}: give Path({report!r}) to have a file read, or "
-                "report.encode() to have these words read."
+                f"report is text that names {kind}, {report!r}: give Path({report!r}) if it is a file, or "
+                "report.encode() if it is the text of a report."
             )
         return report.encode("utf-8", errors="surrogatepass")
     if isinstance(report, os.PathLike):
         return read_report_file(Path(report))
-    raise ReportError(f"report is {_describe(report)}; give its text, a Path or bytes.")
+    raise ReportError(f"report is {_describe_type(report)}: give its text, a Path or bytes.")
 
 
 def require_case(image: object, report: object) -> None:
-    """Raise ConfigError unless there is at least one of the two."""
+    """Raise ConfigError if there is neither an image nor a report."""
     if image is None and report is None:
         raise ConfigError("Give an image, a report, or both.")
 
 
 def read_image_file(path: Path) -> bytes:
-    """Read an image file whole; a pipe is read to its end. ImageError: it cannot be read."""
+    """Read a whole image file, or a pipe to its end. Raise ImageError if it cannot be read."""
     return _read_file(path, "image", MAX_IMAGE_BYTES, ImageError)
 
 
 def read_report_file(path: Path) -> bytes:
-    """Read a report's file whole; a pipe is read to its end. ReportError: it cannot be read, or is none by its name."""
+    """Read the whole file of a report, or a pipe to its end.
+
+    Raises:
+        ReportError: The file cannot be read, or its suffix is that of an image or a document.
+    """
     suffix = path.suffix.lower()
-    if suffix in _DOCUMENTS:
+    if suffix in _DOCUMENT_NAMES:
         raise ReportError(
-            f"The report {path} is {_DOCUMENTS[suffix]}; reports are text or Open-i XML: take the text out of it first."
+            f"The report {path} is {_DOCUMENT_NAMES[suffix]}: a report must be text or Open-i XML. Copy its text "
+            "into a text file."
         )
-    if suffix in _PICTURES:
-        raise ReportError(f"{path} is an image by its name: give it as the image, not as the report.")
+    if suffix in _IMAGE_SUFFIXES:
+        raise ReportError(f"{path} has the suffix of an image: give it as the image, not as the report.")
     return _read_file(path, "report", MAX_REPORT_BYTES, ReportError)
 
 
 def read_stream(file: BinaryIO, name: str, kind: str) -> bytes:
-    """Read an image or a report from an open file, such as standard input, to its end."""
+    """Read an image or a report from an open file, such as standard input, to its end.
+
+    Args:
+        file: The file.
+        name: Its name, for the message.
+        kind: "image" or "report".
+
+    Raises:
+        ImageError, ReportError: The file is larger than any image or report.
+    """
     limit, error = (MAX_IMAGE_BYTES, ImageError) if kind == "image" else (MAX_REPORT_BYTES, ReportError)
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise error(f"{name} is larger than {limit // 2**20} MB, so it is no {kind} that is read.")
+        raise error(f"{name} is larger than {limit // 2**20} MB, so it is not read as the {kind}.")
     return data
 
 
 def find_path(text: str) -> str:
-    """Return what a text names if it looks like a file rather than a report: "a folder", say; else ""."""
+    """Return "a file", "a folder" or "a file that does not exist" if a text looks like a path, else ""."""
     name = text.strip()
-    if not name or len(name) > _LONGEST_NAME or re.search(r"[\n\r\0]", name):
+    if not name or len(name) > _MAX_PATH_CHARS or re.search(r"[\n\r\0]", name):
         return ""
     try:
         mode = Path(name).stat().st_mode
         return "a folder" if stat.S_ISDIR(mode) else "a file"
     except (OSError, ValueError):
-        pass  # there is none, or the text is too long for a name
-    if name.lower().endswith(_SUFFIXES) or _ROOTED.match(name) or _is_inside_folder(name):
-        return "a file that is not there"
+        pass  # there is no such file, or the text is too long for a path
+    if name.lower().endswith(_SUFFIXES) or _PATH_START.match(name) or _is_inside_folder(name):
+        return "a file that does not exist"
     return ""
 
 
 def _is_inside_folder(name: str) -> bool:
-    """Whether a relative path begins with an existing folder."""
+    """Whether a text without spaces begins with an existing folder and a slash."""
     first, slash, rest = name.partition("/")
     try:
         return bool(slash and rest and not re.search(r"\s", name)) and Path(first).is_dir()
@@ -200,15 +218,15 @@ def _read_file(path: Path, kind: str, limit: int, error: type[CxrError]) -> byte
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as failure:
-        reason = (getattr(failure, "strerror", None) or "it is no name of a file").rstrip(".")
+        reason = (getattr(failure, "strerror", None) or "the name is not valid").rstrip(".")
         raise error(f"Cannot read the {kind} file {str(path)!r}: {reason}.") from failure
     if len(data) > limit:
-        raise error(f"{path} is larger than {limit // 2**20} MB, so it is no {kind} that is read.")
+        raise error(f"{path} is larger than {limit // 2**20} MB, so it is not read as the {kind}.")
     return data
 
 
-def _describe(value: object) -> str:
-    """Return what was given, without any of its content."""
-    if isinstance(value, float) and value != value:  # noqa: PLR0124
-        return "NaN, which tables hold where there is nothing (leave it out then, or give None)"
+def _describe_type(value: object) -> str:
+    """Return the type of a value in words, without its content."""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN, the empty cell of a table (give None instead)"
     return f"of type {type(value).__name__}"

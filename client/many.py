@@ -1,11 +1,12 @@
-"""Many cases, a few requests in flight, answers in the order of the cases."""
+"""Predict many cases with several requests in flight, and return the results in the order of the cases."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from client.cases import CaseInput
 from client.channel import Calls
-from client.results import CaseInput, Prediction
+from client.prediction import Prediction
 from contract.errors import ConfigError, InputError
 
 Outcome = Prediction | InputError
@@ -14,7 +15,16 @@ Outcome = Prediction | InputError
 def predict_in_order(
     predict: Callable[[CaseInput, Calls], Prediction], cases: Iterable[CaseInput], in_flight: int
 ) -> Iterator[tuple[CaseInput, Outcome]]:
-    """See `CxrClient.predict_many`; `predict` predicts one case and may be called by several threads at once."""
+    """Yield each case with its prediction or its InputError; see `CxrClient.predict_many`.
+
+    Args:
+        predict: Predicts one case. Several threads call it at once.
+        cases: The cases.
+        in_flight: Number of requests at once, at least 1.
+
+    Raises:
+        ConfigError: `in_flight` is below 1, or `cases` is not a series of cases.
+    """
     if in_flight < 1:
         raise ConfigError(f"At least 1 request must be in flight, not {in_flight}.")
     return _predict_in_order(predict, require_series(cases), in_flight)
@@ -37,7 +47,7 @@ def _predict_in_order(
             for case in cases:
                 _require_case(case)
                 waiting.append((case, pool.submit(try_predict, case)))
-                if len(waiting) == 2 * in_flight:  # the next ones are at hand when the first are done
+                if len(waiting) == 2 * in_flight:  # a free thread always has a next case
                     first, future = waiting.popleft()
                     yield first, future.result()
             while waiting:
@@ -45,19 +55,21 @@ def _predict_in_order(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            calls.cancel()  # those that no one will read; the pool then waits for their threads only
+            calls.cancel()  # requests whose results nobody will read
 
 
 def require_series(cases: Iterable[CaseInput]) -> Iterable[CaseInput]:
-    """Return the cases; ConfigError for one case, or one string, in place of several."""
+    """Return the cases. Raise ConfigError for a single case or a string instead of a series."""
     if isinstance(cases, (CaseInput, str, bytes)) or not isinstance(cases, Iterable):
-        raise ConfigError(f"cases must be a series of CaseInput, not of type {type(cases).__name__}.")
+        raise ConfigError(
+            f"cases must be a series of CaseInput, such as a list, not of type {type(cases).__name__}."
+        )
     return cases
 
 
 def _require_case(case: object) -> None:
     if not isinstance(case, CaseInput):
         raise ConfigError(
-            f"cases must be a series of CaseInput; one of them is of type {type(case).__name__}: write "
+            f"cases must be a series of CaseInput, but one of them is of type {type(case).__name__}: write "
             "CaseInput(id, study_id, image=..., report=...)."
         )

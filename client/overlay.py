@@ -1,6 +1,7 @@
-"""An explanation as a picture: the radiograph, what speaks for and against, where the model looked.
+"""Draw an explanation over the radiograph: pixels that speak for and against the finding, and the model's attention.
 
-For is orange inside a solid line, against is blue inside a dotted line, so that colour is not the only cue.
+Pixels for the finding are orange inside a solid line, pixels against it are blue inside a dotted line. So colour is not
+the only cue.
 """
 
 import io
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.regions import REGION_LEVEL, Array, import_cv2, make_missing_error, smooth_attribution
+from client.attribution import STRONG_LEVEL, Array, import_cv2, make_missing_error, smooth_attribution
 from contract.errors import ConfigError
 from contract.files import write_file
 
@@ -21,7 +22,7 @@ FOR_COLOUR: Final = (255, 140, 26)
 AGAINST_COLOUR: Final = (64, 160, 255)
 ATTENTION_COLOUR: Final = (64, 224, 160)
 STRONGEST: Final = 0.8  # opacity of the largest value
-ATTENTION_TOP: Final = 3.0  # full colour takes this many times even attention: even attention looks even
+ATTENTION_TOP: Final = 3.0  # at least so many times the even attention get the full colour
 PANEL_INCHES: Final = 3.9
 GAP_INCHES: Final = 0.15
 FIGURE_INCHES: Final = (3 * PANEL_INCHES + 4 * GAP_INCHES, PANEL_INCHES + 1.8)
@@ -37,13 +38,13 @@ def render_overlay(explanation: "Explanation") -> Picture:
     """
     radiograph, attribution = explanation.radiograph, explanation.pixel_attribution
     if radiograph is None or attribution is None:
-        raise _no_image()
+        raise _make_image_error()
     signed = smooth_attribution(attribution, len(radiograph))
-    opacity = np.abs(signed) ** 1.5  # less than proportional: weak spots must not veil the picture
+    opacity = np.abs(signed) ** 1.5  # the exponent keeps weak spots from veiling the radiograph
     picture = _blend(radiograph, opacity * (signed > 0), FOR_COLOUR)
     picture = _blend(picture, opacity * (signed < 0), AGAINST_COLOUR)
-    picture = _outline(picture, signed >= REGION_LEVEL, dotted=False)
-    return _outline(picture, signed <= -REGION_LEVEL, dotted=True)
+    picture = _outline(picture, signed >= STRONG_LEVEL, dotted=False)
+    return _outline(picture, signed <= -STRONG_LEVEL, dotted=True)
 
 
 def render_attention(explanation: "Explanation") -> Picture:
@@ -54,7 +55,7 @@ def render_attention(explanation: "Explanation") -> Picture:
     """
     radiograph, attention = explanation.radiograph, explanation.patch_attention
     if radiograph is None or attention is None:
-        raise _no_image()
+        raise _make_image_error()
     cv2 = import_cv2()
     side = len(radiograph)
     top = max(float(attention.max()), ATTENTION_TOP / attention.size)
@@ -74,18 +75,18 @@ def encode_png(array: NDArray[np.uint8]) -> bytes:
 
 
 def write_overlay(explanation: "Explanation", path: Path) -> bool:
-    """Write radiograph, Integrated Gradients and attention side by side as a PNG.
+    """Write the radiograph, the Integrated Gradients and the attention side by side as a PNG file.
 
     Args:
-        explanation: What to draw.
+        explanation: The explanation.
         path: The file; see `contract.files`.
 
     Returns:
-        Whether there was an image to draw; without one nothing is written.
+        Whether the explanation has an image. Without one, no file is written.
 
     Raises:
-        ConfigError: The path is a directory, or the extra that draws images is not installed.
-        ArtifactError: The file cannot be written; an existing one is left as it was.
+        ConfigError: The path is a directory, or the `explain` extra is not installed.
+        ArtifactError: The file cannot be written. An existing file is not changed.
     """
     if explanation.radiograph is None:
         return False
@@ -120,7 +121,7 @@ def _draw_figure(explanation: "Explanation") -> bytes:
 
 
 def _add_words(figure: Any, explanation: "Explanation") -> None:
-    """Write the title, what the colours mean, and the caption."""
+    """Write the title, the meaning of the colours, and the caption."""
     width, height = FIGURE_INCHES
     columns = [GAP_INCHES + column * (PANEL_INCHES + GAP_INCHES) for column in range(3)]
     attention = explanation.patch_attention
@@ -129,28 +130,27 @@ def _add_words(figure: Any, explanation: "Explanation") -> None:
     keys = (
         (columns[1], FOR_COLOUR, "for (solid line)"),
         (columns[1] + 1.55, AGAINST_COLOUR, "against (dotted line)"),
-        (columns[2], ATTENTION_COLOUR, f"strongest patch {highest:.1%}, if even {even:.1%}"),
+        (columns[2], ATTENTION_COLOUR, f"strongest patch {highest:.1%}, even attention {even:.1%}"),
     )
     for left, colour, meaning in keys:
         shade = [part / 255 for part in colour]
         figure.text(left / width, 0.84 / height, "■", fontsize=13, color=shade, va="center")
         figure.text((left + 0.2) / width, 0.84 / height, meaning, fontsize=9.5, va="center")
     left, top = GAP_INCHES / width, 1 - 0.28 / height
-    figure.text(left, top, _title(explanation), fontsize=13, weight="bold", va="center")
-    figure.text(left, 0.14 / height, _caption(explanation), fontsize=8.5, color="#444444", linespacing=1.5)
-
-
-def _title(explanation: "Explanation") -> str:
-    return (
+    title = (
         f"{explanation.name}: probability {explanation.probability:.3f}, {explanation.verdict}; "
-        f"read from the {explanation.kind}"
+        f"input: {explanation.kind}"
+    )
+    figure.text(left, top, title, fontsize=13, weight="bold", va="center")
+    figure.text(
+        left, 0.14 / height, _make_caption(explanation), fontsize=8.5, color="#444444", linespacing=1.5
     )
 
 
-def _caption(explanation: "Explanation") -> str:
+def _make_caption(explanation: "Explanation") -> str:
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in explanation.shares.items())
     return (
-        f"Baseline: {explanation.baseline}. Logit {explanation.logit:+.2f}, of the baseline "
+        f"Baseline: {explanation.baseline}. Logit {explanation.logit:+.2f}, baseline logit "
         f"{explanation.baseline_logit:+.2f}; {explanation.steps} steps, "
         f"{explanation.relative_delta:.1%} of the difference unexplained.\n"
         f"Share of the absolute attribution: {shares}. "
@@ -159,7 +159,7 @@ def _caption(explanation: "Explanation") -> str:
 
 
 def _blend(picture: Picture, opacity: Array, colour: tuple[int, int, int]) -> Picture:
-    """Lay a colour over a grey or RGB picture; `opacity` (R, R) from 0 to 1."""
+    """Blend a colour over a grey or RGB picture. `opacity` is (R, R), 0 to 1."""
     base = picture[..., None].repeat(3, axis=2) if picture.ndim == 2 else picture
     alpha = (STRONGEST * opacity)[..., None]
     mixed = base * (1 - alpha) + np.array(colour, np.float32) * alpha
@@ -167,7 +167,7 @@ def _blend(picture: Picture, opacity: Array, colour: tuple[int, int, int]) -> Pi
 
 
 def _outline(picture: Picture, mask: NDArray[np.bool_], *, dotted: bool) -> Picture:
-    """Draw a white line around the areas of a mask, of dots every few pixels when `dotted`."""
+    """Draw a white line around the areas of a mask. A dotted line has a dot on every sixth pixel."""
     cv2 = import_cv2()
     drawn = picture.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -180,5 +180,5 @@ def _outline(picture: Picture, mask: NDArray[np.bool_], *, dotted: bool) -> Pict
     return drawn
 
 
-def _no_image() -> ConfigError:
-    return ConfigError("The explanation was made without an image, so there is nothing to draw.")
+def _make_image_error() -> ConfigError:
+    return ConfigError("The explanation has no image, so there is nothing to draw.")

@@ -1,6 +1,6 @@
-"""One study's results as one HTML file that needs no network: findings, explanation, similar cases.
+"""Write the results for one study as one HTML file that needs no network: findings, explanation, similar cases.
 
-Everything that came from outside (report, labels, names) is escaped, and the page's policy forbids scripts.
+All text from outside (reports, labels, names) is escaped, and the content security policy of the page forbids scripts.
 """
 
 import base64
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.cases import SimilarCase
 from client.overlay import encode_png, render_attention, render_overlay
-from client.results import Finding, Prediction, SimilarCase
+from client.prediction import Finding, Prediction
 from contract.decisions import Decision
 from contract.errors import ImageError
 from contract.files import write_file
@@ -28,16 +29,16 @@ from contract.training_data import UNMEASURED
 if TYPE_CHECKING:
     from client.explanation import Explanation, WordAttribution
 
-THUMBNAIL_SIZE: Final = 208  # pixels; shown at half of it, so that it is sharp on fine screens
+THUMBNAIL_SIZE: Final = 208  # pixels, twice the displayed size: sharp on high-resolution screens
 STRONGEST_WORDS: Final = 8
 FOR_RGB: Final = "245, 150, 60"
 AGAINST_RGB: Final = "95, 160, 235"
-_KEY: Final = (
+_LEGEND: Final = (
     '<span class="sign-for">Orange, solid line</span>: speaks for the finding. '
     '<span class="sign-against">Blue, dotted line</span>: speaks against it.'
 )
-_NO_CASES: Final = '<p class="quiet">No case was found.</p>'
-_STATES: Final[dict[Decision, str]] = {
+_NO_CASES: Final = '<p class="quiet">The index has no similar case.</p>'
+_DECISION_TEXTS: Final[dict[Decision, str]] = {
     "present": "● present",
     "uncertain": "◐ uncertain",
     "absent": "○ below",
@@ -61,15 +62,15 @@ def write_report_page(
     Args:
         path: The HTML file; see `contract.files`.
         title: Heading of the page.
-        data_note: One sentence on where the data come from.
-        predictions: By kind of input ("study", "image", "text"); shown side by side in this order.
-        searches: Similar cases, best first, by what was searched for.
-        explanation: Of one finding, or None.
-        truth: Keys of the labels that the study really has.
+        data_note: One sentence about the origin of the data.
+        predictions: Kind of input ("study", "image" or "text") -> prediction. The page has one column for each.
+        searches: Name of a query -> similar cases, best first.
+        explanation: The explanation of one finding; None for a page without it.
+        truth: Keys of the labels of the study.
 
     Raises:
         ArtifactError: The file cannot be written.
-        ConfigError: The path is a directory, or the extra that draws images is not installed.
+        ConfigError: The path is a directory, or the `explain` extra is not installed.
     """
     sections = [
         _make_summary(predictions, explanation, truth),
@@ -94,85 +95,88 @@ def write_report_page(
 def _make_summary(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None", truth: tuple[str, ...]
 ) -> str:
-    """Show the radiograph and, beside it, what each kind of input makes the model say."""
-    notes = [*_describe_image(predictions, explanation), *_describe_report(predictions, explanation)]
-    rows = [("Labels of this study", _name_labels(truth)), *notes]
+    """Return the warnings, the radiograph, and beside it the decisions from each kind of input."""
+    rows = [
+        ("Labels of this study", _name_labels(truth)),
+        *_describe_images(predictions, explanation),
+        *_describe_report(predictions, explanation),
+    ]
     for kind, prediction in predictions.items():
-        read = _KIND_TITLES.get(kind, kind).lower()
-        decided: dict[str, list[str]] = {"present": [], "uncertain": [], "absent": [], "undecided": []}
+        title = _KIND_TITLES.get(kind, kind).lower()
+        keys: dict[Decision, list[str]] = {"present": [], "uncertain": [], "absent": [], "undecided": []}
         for finding in prediction.findings:
-            decided[finding.decision].append(finding.key)
-        if decided["undecided"]:
-            rows.append((f"Present: {read}", "not decided: no thresholds"))
+            keys[finding.decision].append(finding.key)
+        if keys["undecided"]:
+            rows.append((f"Present: {title}", "not decided: no thresholds"))
             continue
-        rows.append((f"Present: {read}", _name_labels(decided["present"])))
-        if decided["uncertain"]:
-            rows.append((f"Uncertain: {read}", _name_labels(decided["uncertain"])))
+        rows.append((f"Present: {title}", _name_labels(keys["present"])))
+        if keys["uncertain"]:
+            rows.append((f"Uncertain: {title}", _name_labels(keys["uncertain"])))
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{names}</dd>" for term, names in rows)
     figure = _make_radiograph(predictions, explanation)
     warnings = _make_warnings(predictions, explanation)
     return _make_section("Study", f'{warnings}<div class="summary">{figure}<dl>{terms}</dl></div>')
 
 
-def _list_sources(
+def _list_results(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None"
 ) -> "list[Prediction | Explanation]":
     return [*predictions.values(), *([] if explanation is None else [explanation])]
 
 
 def _make_warnings(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:
-    """Say above all results what was unusual about the inputs, each sentence once."""
-    sources = _list_sources(predictions, explanation)
-    sentences = dict.fromkeys(sentence for source in sources for sentence in source.warnings)
+    """Return the warnings of all results, each sentence once."""
+    results = _list_results(predictions, explanation)
+    sentences = dict.fromkeys(sentence for result in results for sentence in result.warnings)
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return (
         f'<div class="warnings" role="note"><strong>Warning</strong><ul>{items}</ul></div>' if items else ""
     )
 
 
-def _describe_image(
+def _describe_images(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None"
 ) -> list[tuple[str, str]]:
-    """Return how each image was taken as a row of the summary; none where nothing is known."""
-    several = max((one.images for one in predictions.values()), key=len, default=())
-    if len(several) > 1:
+    """Return the view of each image as a row of the summary; no row without an image."""
+    images = max((prediction.images for prediction in predictions.values()), key=len, default=())
+    if len(images) > 1:
         return [
             (f"View, image {number}", _describe_view(image.notes, image.lateral))
-            for number, image in enumerate(several, start=1)
+            for number, image in enumerate(images, start=1)
         ]
-    sources = _list_sources(predictions, explanation)
-    notes = next((source.image_notes for source in sources if source.image_notes is not None), None)
+    results = _list_results(predictions, explanation)
+    notes = next((result.image_notes for result in results if result.image_notes is not None), None)
     if notes is None:
         return []
-    lateral = next((source.lateral for source in sources if source.lateral is not None), None)
+    lateral = next((result.lateral for result in results if result.lateral is not None), None)
     return [("View", _describe_view(notes, lateral))]
 
 
 def _describe_view(notes: ImageNotes, lateral: float | None) -> str:
-    """Return as HTML how one image was taken, and what the model takes it for."""
-    known = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
-    said = ", ".join(part for part in known if part and part != "UNKNOWN")
-    seen = "" if lateral is None else f"; lateral with probability {lateral:.2f} by the model"
-    return (escape(said) or "not said by the file") + seen
+    """Return the view of one image as HTML: from the header of the file, and from the model."""
+    facts = (notes.view, notes.laterality and f"laterality {notes.laterality}", notes.modality)
+    header = ", ".join(fact for fact in facts if fact and fact != "UNKNOWN")
+    model = "" if lateral is None else f"; lateral with probability {lateral:.2f} by the model"
+    return (escape(header) or "not stated in the file") + model
 
 
 def _describe_report(
     predictions: Mapping[str, Prediction], explanation: "Explanation | None"
 ) -> list[tuple[str, str]]:
-    """Return what of the report was read as what as a row of the summary; none without a report."""
-    sources = _list_sources(predictions, explanation)
-    notes = next((source.report_notes for source in sources if source.report_notes is not None), None)
+    """Return the sections that the model read as a row of the summary; no row without a report."""
+    results = _list_results(predictions, explanation)
+    notes = next((result.report_notes for result in results if result.report_notes is not None), None)
     return [] if notes is None else [("Report read as", escape(notes.describe_parts()))]
 
 
 def _make_radiograph(predictions: Mapping[str, Prediction], explanation: "Explanation | None") -> str:
     picture = None if explanation is None else explanation.radiograph
     if picture is None:
-        had_image = any(prediction.kind != "text" for prediction in predictions.values())
-        said = "The radiograph was not kept." if had_image else "This study was read without an image."
-        return f'<p class="quiet">{said}</p>'
+        has_image = any(prediction.kind != "text" for prediction in predictions.values())
+        text = "The page has no copy of the radiograph." if has_image else "The predictions use no image."
+        return f'<p class="quiet">{text}</p>'
     image = _make_image(picture, "Radiograph of this study")
-    return f"<figure>{image}<figcaption>The radiograph, fitted into a square.</figcaption></figure>"
+    return f"<figure>{image}<figcaption>The radiograph, padded to a square.</figcaption></figure>"
 
 
 def _name_labels(keys: Sequence[str]) -> str:
@@ -183,27 +187,27 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
     if not predictions:
         return ""
     columns = list(predictions.values())
-    order = sorted(columns[0].findings, key=lambda finding: -finding.probability)
+    ranked = sorted(columns[0].findings, key=lambda finding: -finding.probability)
     by_key = [{finding.key: finding for finding in prediction.findings} for prediction in columns]
     head = "".join(f'<th scope="col">{escape(_KIND_TITLES.get(kind, kind))}</th>' for kind in predictions)
     rows = []
-    for finding in order:
+    for finding in ranked:
         cells = "".join(
             f'<td data-read="{escape(_KIND_TITLES.get(kind, kind))}">{_make_bar(column.get(finding.key))}</td>'
             for kind, column in zip(predictions, by_key, strict=True)
         )
-        labelled = finding.key in truth
-        tag = ' <span class="tag truth">labelled</span>' if labelled else ""
-        few = f' <span class="note">{UNMEASURED}</span>' if finding.unmeasured else ""
-        name = f'<th scope="row">{escape(finding.name)}{tag}{few}</th>'
-        rows.append(f'<tr class="{"truth" if labelled else "other"}">{name}{cells}</tr>')
-    drawn = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
-    banded = " A hatched stretch is the band in which the model does not decide." if drawn else ""
+        is_label = finding.key in truth
+        tag = ' <span class="tag truth">labelled</span>' if is_label else ""
+        unmeasured = f' <span class="note">{UNMEASURED}</span>' if finding.unmeasured else ""
+        name = f'<th scope="row">{escape(finding.name)}{tag}{unmeasured}</th>'
+        rows.append(f'<tr class="{"truth" if is_label else "other"}">{name}{cells}</tr>')
+    has_band = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
+    band = " The hatched band marks the probabilities that are uncertain." if has_band else ""
     return _make_section(
         "Findings",
-        '<p class="note">Calibrated probabilities, ordered by the first column. The upright mark is the '
-        f"threshold from which a finding counts as present, for each column its own."
-        f"{banded}</p>{_make_sets(predictions)}"
+        '<p class="note">Calibrated probabilities, ordered by the first column. The vertical line is the threshold '
+        "from which a finding counts as present. Each column has its own thresholds."
+        f"{band}</p>{_make_sets(predictions)}"
         f'<div class="wide" tabindex="0" role="region" aria-label="Findings"><table class="findings"><thead><tr>'
         f'<th scope="col">Finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
     )
@@ -211,32 +215,33 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
 
 def _make_bar(finding: Finding | None) -> str:
     if finding is None:
-        return '<span class="quiet">not given</span>'
-    state = finding.decision
+        return '<span class="quiet">no prediction</span>'
+    decision = finding.decision
     limit = "no threshold" if finding.threshold is None else f"threshold {finding.threshold:.3f}"
     return (
-        f'<div class="probability {state}" title="probability {finding.probability:.3f}, {limit}">'
-        f'<div class="track" aria-hidden="true"><div class="fill" style="width: {_place(finding.probability)}"></div>'
-        f"{_make_band(finding)}{_make_limit(finding)}</div>"
+        f'<div class="probability {decision}" title="probability {finding.probability:.3f}, {limit}">'
+        '<div class="track" aria-hidden="true">'
+        f'<div class="fill" style="width: {_to_percent(finding.probability)}"></div>'
+        f"{_make_band(finding)}{_make_threshold(finding)}</div>"
         f'<span class="value">{finding.probability:.2f}</span>'
-        f'<span class="state">{_STATES[state]}</span></div>'
+        f'<span class="state">{_DECISION_TEXTS[decision]}</span></div>'
     )
 
 
-def _place(probability: float) -> str:
-    """Return how far along its bar a probability lies."""
+def _to_percent(probability: float) -> str:
+    """Return a probability as a length in CSS, as a share of its bar."""
     return f"{100 * min(max(probability, 0.0), 1.0):.1f}%"
 
 
-def _make_limit(finding: Finding) -> str:
-    """Mark the threshold; nothing where there is none."""
+def _make_threshold(finding: Finding) -> str:
+    """Return the line at the threshold; "" without a threshold."""
     if finding.threshold is None:
         return ""
-    return f'<div class="limit" style="left: {_place(finding.threshold)}"></div>'
+    return f'<div class="limit" style="left: {_to_percent(finding.threshold)}"></div>'
 
 
 def _make_band(finding: Finding) -> str:
-    """Draw the band of uncertain probabilities; nothing where there is none."""
+    """Return the band of uncertain probabilities; "" without a band."""
     low, high = finding.uncertain_low, finding.uncertain_high
     if low is None or high is None or low >= high:
         return ""
@@ -244,9 +249,12 @@ def _make_band(finding: Finding) -> str:
 
 
 def _make_sets(predictions: Mapping[str, Prediction]) -> str:
-    """Say which labels stay possible, where the model states how sure that is."""
-    stated = [(one.kind, one.conformal_set) for one in predictions.values() if one.conformal_set is not None]
-    items = "".join(f"<li>{escape(found.to_sentence(kind))}</li>" for kind, found in stated)
+    """Return a sentence about the conformal set of each prediction; "" from a model without conformal sets."""
+    items = "".join(
+        f"<li>{escape(prediction.conformal_set.to_sentence(prediction.kind))}</li>"
+        for prediction in predictions.values()
+        if prediction.conformal_set is not None
+    )
     return f'<ul class="note">{items}</ul>' if items else ""
 
 
@@ -258,25 +266,28 @@ def _make_explanation(explanation: "Explanation | None") -> str:
         f"<p>Integrated Gradients of the logit of <strong>{escape(explanation.name)}</strong> (probability "
         f"{explanation.probability:.3f}, {explanation.verdict}), through the whole model. "
         f"Share of the absolute attribution: <strong>{escape(shares)}</strong>.</p>"
-        f'<p class="note">Compared with {escape(explanation.baseline)}. Logit {explanation.logit:+.2f}, of '
-        f"the baseline {explanation.baseline_logit:+.2f}; {explanation.steps} steps leave "
-        f"{explanation.relative_delta:.1%} of the difference unexplained. An attribution tells what moved "
-        "this model, not what is there.</p>"
+        f'<p class="note">The baseline is {escape(explanation.baseline)}. The logit is {explanation.logit:+.2f}, the '
+        f"logit of the baseline {explanation.baseline_logit:+.2f}. With {explanation.steps} steps, "
+        f"{explanation.relative_delta:.1%} of the difference is unexplained. An attribution shows what moved this "
+        "model, not what the patient has.</p>"
     )
     return _make_section("Why: " + escape(explanation.name), text + _make_maps(explanation))
 
 
 def _make_maps(explanation: "Explanation") -> str:
     if explanation.radiograph is None or explanation.patch_attention is None:
-        return '<p class="quiet">The explanation was made without an image.</p>'
+        return '<p class="quiet">The explanation has no image.</p>'
     attention = explanation.patch_attention
     name = explanation.name
     overlay = _make_image(render_overlay(explanation), f"Integrated Gradients for {name} over the radiograph")
-    looked = _make_image(render_attention(explanation), f"Attention of the label {name} over the radiograph")
+    attended = _make_image(
+        render_attention(explanation), f"Attention of the label {name} over the radiograph"
+    )
     return (
-        f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_KEY}</figcaption>'
-        f"</figure><figure>{looked}<figcaption>Attention of the label, per patch, as served: "
-        f"{float(attention.max()):.1%} in the strongest patch, {1 / attention.size:.1%} if it were even."
+        f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_LEGEND}</figcaption>'
+        f"</figure><figure>{attended}<figcaption>Attention of the label to each patch, as in the "
+        f"served prediction: {float(attention.max()):.1%} in the strongest patch. Even attention would be "
+        f"{1 / attention.size:.1%}."
         "</figcaption></figure></div>"
     )
 
@@ -292,8 +303,8 @@ def _make_words(explanation: "Explanation | None") -> str:
         position = word.end
     rest = escape(text[position:])
     if rest.strip():
-        parts.append(f'<span class="unread" title="The model did not read this">{rest}</span>')
-    note = f'<p class="note">What the model reads of the report. {_KEY} Point at a word for its value.</p>'
+        parts.append(f'<span class="unread" title="The model did not read this text">{rest}</span>')
+    note = f'<p class="note">The part of the report for the model. {_LEGEND} Point at a word to see its value.</p>'
     body = f'{note}<p class="read">{"".join(parts)}</p>{_make_word_table(words)}'
     return _make_section("Words: " + escape(explanation.name), body)
 
@@ -301,7 +312,7 @@ def _make_words(explanation: "Explanation | None") -> str:
 def _mark_word(word: "WordAttribution", top: float) -> str:
     strength = abs(word.attribution) / top if top else 0.0
     title = f"{word.attribution:+.3f} logits, {word.attention:.1%} of the attention"
-    if strength < 0.05:  # nearly nothing: a mark on each word would only be noise
+    if strength < 0.05:  # a mark on every weak word would only be noise
         return f'<span title="{title}">{escape(word.text)}</span>'
     sign, colour = ("for", FOR_RGB) if word.attribution > 0 else ("against", AGAINST_RGB)
     style = f"background: rgba({colour}, {0.85 * strength:.2f})"
@@ -329,7 +340,7 @@ def _make_searches(searches: Mapping[str, Sequence[SimilarCase]], truth: tuple[s
     for query, cases in searches.items():
         cards = "".join(_make_card(case, truth) for case in cases)
         columns.append(f"<div><h3>Similar to {escape(query)}</h3>{cards or _NO_CASES}</div>")
-    note = '<p class="note">Cosine similarity, -1 to 1. Labels with a tick are labels of this study too.</p>'
+    note = '<p class="note">Cosine similarity, -1 to 1. A tick marks a label that this study has too.</p>'
     return _make_section("Similar cases", f'{note}<div class="columns">{"".join(columns)}</div>')
 
 
@@ -339,7 +350,7 @@ def _make_card(case: SimilarCase, truth: tuple[str, ...]) -> str:
         f"{escape(LABEL_NAMES.get(key, key))}</li>"
         for key in case.labels
     )
-    report = escape(case.report.strip()) or '<span class="quiet">No report was stored.</span>'
+    report = escape(case.report.strip()) or '<span class="quiet">The index has no report of this case.</span>'
     return (
         f'<article class="case"><div>{_make_thumbnail(case)}</div><div><h4>{escape(case.id)}</h4>'
         f'<div class="quiet">similarity {case.score:.3f}</div><ul class="labels">{labels}</ul>'
@@ -349,7 +360,7 @@ def _make_card(case: SimilarCase, truth: tuple[str, ...]) -> str:
 
 def _make_thumbnail(case: SimilarCase) -> str:
     if not case.image_ref:
-        return '<div class="absent-image">No image was stored</div>'
+        return '<div class="absent-image">The index has no image of this case</div>'
     try:
         path = Path(case.image_ref)
         if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
@@ -367,5 +378,5 @@ def _make_image(picture: NDArray[np.uint8], description: str) -> str:
 
 
 def _make_section(heading: str, body: str) -> str:
-    """Return a section; both arguments are HTML already."""
+    """Return a section. Both arguments are HTML."""
     return f"<section><h2>{heading}</h2>\n{body}</section>"

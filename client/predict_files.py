@@ -1,21 +1,21 @@
-"""Many files, one row each: one that cannot be read is a row, and a server that is away for a moment is waited for."""
+"""Predict many files, with one row for each file, and wait for a server that is not reachable for a moment."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Final
 
 from client.case_files import CaseFile
+from client.cases import CaseInput
 from client.client import CxrClient
 from client.prediction_row import PredictionRow, make_row
-from client.results import CaseInput
-from contract.bundle import require_same_fingerprint
+from client.served import require_unchanged
 from contract.errors import BusyError, CancelledError, CxrError, InputError, ServiceError, UnavailableError
 
-_AWAY_PAUSES_S: Final = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a server that is away or busy is asked again
-_PAUSES_S: Final = (0.5, 2.0)  # before one that failed on a file, or was too slow, is
-_MOST_FAILED: Final = 3  # files in a row; then it is the server and not the file
+_SERVER_PAUSES_S: Final = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a retry, if the server is down or busy
+_FILE_PAUSES_S: Final = (0.5, 2.0)  # before a retry, if the server is up and fails on one file
+_MAX_FAILED: Final = 3  # files in a row; then the server is at fault
 
 
 def predict_files(
@@ -25,19 +25,19 @@ def predict_files(
     *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[PredictionRow]:
-    """Predict files in their order with a few requests in flight.
+    """Predict files with several requests in flight. The rows have the order of the files.
 
-    What the server fails to answer is asked again after a pause. A file that it fails on again and again is a row with
-    the status "failed"; a server that is away, or fails on several files in a row, ends the run.
+    A request that fails is repeated after a pause. If a file fails at every attempt, its row has the status "failed".
+    If the server is down, or fails on several files in a row, the run ends with an error.
 
     Args:
-        client: Connected to Triton.
-        cases: The files; read as they are needed.
-        fingerprint: Of the model that must answer: that of `client.info()` at the start.
-        sleep: Called with the seconds of a pause.
+        client: A client of Triton.
+        cases: The files. They are read one after another.
+        fingerprint: Fingerprint of the model that must answer: that of `client.info()` at the start.
+        sleep: Waits for the given seconds.
 
     Yields:
-        A row for each file, in the order of the files.
+        A row for each file.
 
     Raises:
         FingerprintError: Another model answered.
@@ -52,23 +52,23 @@ def predict_files(
                     left.popleft()
                     attempts = failed = 0
                     yield row
-        except ServiceError as error:  # noqa: PERF203 - a run is begun anew once in a while, not for each file
-            away = _is_away(client, error)
-            pauses = _AWAY_PAUSES_S if away else _PAUSES_S
+        except ServiceError as error:  # noqa: PERF203 - this loop restarts once per failure, not once per file
+            is_down = _is_server_down(client, error)
+            pauses = _SERVER_PAUSES_S if is_down else _FILE_PAUSES_S
             if attempts < len(pauses):
                 sleep(pauses[attempts])
                 attempts += 1
                 continue
             failed += 1
-            if away or failed == _MOST_FAILED:
+            if is_down or failed == _MAX_FAILED:
                 raise
             case = left.popleft()
             attempts = 0
             yield make_row(case, case.read_state(), fingerprint, error)
 
 
-def _is_away(client: CxrClient, error: ServiceError) -> bool:
-    """Whether it is the server, rather than the file: one that stops or starts fails in every way there is."""
+def _is_server_down(client: CxrClient, error: ServiceError) -> bool:
+    """Whether an error is due to the server and not to the file. A server that stops or starts raises any error."""
     if isinstance(error, (UnavailableError, BusyError, CancelledError)):
         return True
     try:
@@ -81,8 +81,10 @@ def _is_away(client: CxrClient, error: ServiceError) -> bool:
 def _predict_once(
     client: CxrClient, cases: Sequence[CaseFile], fingerprint: str
 ) -> Generator[PredictionRow, None, None]:
-    """Yield the rows of the cases up to the first one that the server fails on; ServiceError is of that one."""
-    sent: deque[tuple[CaseFile, str, CxrError | None]] = deque()  # in order; with the error of one never sent
+    """Yield the rows of the cases, up to the first case on which the server fails. Then raise its ServiceError."""
+    pending: deque[tuple[CaseFile, str, CxrError | None]] = (
+        deque()
+    )  # case, state, and why it could not be read
 
     def read_cases() -> Iterator[CaseInput]:
         for case in cases:
@@ -90,30 +92,24 @@ def _predict_once(
             try:
                 image, report = case.read()
             except InputError as error:
-                sent.append((case, state, error))
+                pending.append((case, state, error))
                 continue
-            sent.append((case, state, None))
-            given: Any = report  # bytes, as `CxrClient.predict` takes them
-            yield CaseInput(case.name, case.name, image=image, report=given)
+            pending.append((case, state, None))
+            yield CaseInput(case.name, case.name, image=image, report=report)
 
     def take_unread() -> Iterator[PredictionRow]:
-        while sent and sent[0][2] is not None:
-            case, state, error = sent.popleft()
+        """Yield the rows of the next cases that could not be read, and so have no prediction."""
+        while pending and pending[0][2] is not None:
+            case, state, error = pending.popleft()
             if error is not None:
                 yield make_row(case, state, fingerprint, error)
 
-    outcomes = client.predict_many(read_cases())
     try:
-        for _, outcome in outcomes:
+        for _, outcome in client.predict_many(read_cases()):
             yield from take_unread()
-            case, state, _ = sent.popleft()
+            case, state, _ = pending.popleft()
             if not isinstance(outcome, InputError):
-                require_same_fingerprint(
-                    fingerprint,
-                    outcome.fingerprint,
-                    expected_from="the model at the start",
-                    found_from="the model that answered",
-                )
+                require_unchanged(fingerprint, outcome.fingerprint)
             yield make_row(case, state, fingerprint, outcome)
     except ServiceError:
         yield from take_unread()

@@ -1,4 +1,4 @@
-"""The result of one of many files: what is written for it as a line of JSON or as a row of a table."""
+"""The result for one of many files, as a line of JSON and as a row of a table."""
 
 import json
 from collections.abc import Mapping
@@ -6,34 +6,38 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from client.case_files import CaseFile, to_text
-from client.results import Prediction
+from client.prediction import Prediction
 from contract.errors import CxrError
 from contract.labels import LABEL_KEYS
 from contract.notes import NOTICE
 
 PREDICTED: Final = "predicted"
 REFUSED: Final = "refused"  # the file cannot be used
-FAILED: Final = "failed"  # the server could not answer
+FAILED: Final = "failed"  # the server did not answer
 
-_BEFORE: Final = ("path", "report", "status", "error", "kind")
-_BEHIND: Final = ("warnings", "fingerprint", "input_state")
-COLUMNS: Final = (*_BEFORE, *(f"{key}{end}" for key in LABEL_KEYS for end in ("", "_decision")), *_BEHIND)
+_FIRST_COLUMNS: Final = ("path", "report", "status", "error", "kind")
+_LAST_COLUMNS: Final = ("warnings", "fingerprint", "input_state")
+COLUMNS: Final = (
+    *_FIRST_COLUMNS,
+    *(f"{key}{end}" for key in LABEL_KEYS for end in ("", "_decision")),
+    *_LAST_COLUMNS,
+)
 
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """What became of one file.
+    """The result for one file.
 
     Attributes:
-        path: Of the image, as it was given.
+        path: Path of the image, as the user gave it.
         status: "predicted", "refused" or "failed".
-        fingerprint: Of the model that was asked.
-        input_state: Size and time of change of the files, as of `CaseFile.read_state`.
-        report: Path of the report; empty without one.
-        error: One sentence; empty where the model answered.
-        kind: "study" or "image"; empty without an answer.
+        fingerprint: Fingerprint of the model.
+        input_state: Size and modification time of the files; see `CaseFile.read_state`.
+        report: Path of the report; "" without one.
+        error: One sentence; "" if the model answered.
+        kind: "study" or "image"; "" without an answer.
         probabilities: (K,) calibrated, 0 to 1, in the order of `contract.labels`; empty without an answer.
-        decisions: (K,) "present", "uncertain", "absent" or "undecided"; likewise.
+        decisions: (K,) "present", "uncertain", "absent" or "undecided"; empty without an answer.
         warnings: One sentence each.
     """
 
@@ -55,35 +59,41 @@ class PredictionRow:
         return tuple(zip(keys, self.probabilities, self.decisions, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields with the findings by their keys, and the notice that belongs to every answer."""
+        """Return the fields, with the findings by key, and the notice that every answer has."""
         findings = {
             key: {"probability": probability, "decision": decision}
             for key, probability, decision in self.findings
         }
-        head = {name: getattr(self, name) for name in _BEFORE}
         return {
-            **head,
+            **{name: getattr(self, name) for name in _FIRST_COLUMNS},
             "findings": findings,
-            **{name: getattr(self, name) for name in _BEHIND},
+            **{name: getattr(self, name) for name in _LAST_COLUMNS},
             "warnings": list(self.warnings),
             "notice": NOTICE,
         }
 
     def to_json(self) -> str:
-        """Return the fields as one line of JSON."""
+        """Return `to_dict` as one line of JSON with a line end."""
         return json.dumps(self.to_dict(), ensure_ascii=False) + "\n"
 
     def to_record(self) -> dict[str, Any]:
-        """Return the fields as the columns of a table; those of the findings are None without an answer."""
+        """Return the values by `COLUMNS`. Without an answer, those of the findings are None."""
         record: dict[str, Any] = dict.fromkeys(COLUMNS)
-        record |= {name: getattr(self, name) for name in (*_BEFORE, *_BEHIND)}
+        record |= {name: getattr(self, name) for name in (*_FIRST_COLUMNS, *_LAST_COLUMNS)}
         for key, probability, decision in self.findings:
             record |= {key: probability, f"{key}_decision": decision}
         return record
 
 
 def make_row(case: CaseFile, state: str, fingerprint: str, outcome: Prediction | CxrError) -> PredictionRow:
-    """Return the row of a file and of what the model, or the reading of the file, came to."""
+    """Return the row of a file.
+
+    Args:
+        case: The file.
+        state: Its `CaseFile.read_state` before it was read.
+        fingerprint: Fingerprint of the model that must answer.
+        outcome: The prediction, or the error that the file or the server caused.
+    """
     report = "" if case.report is None else to_text(case.report)
     if isinstance(outcome, Prediction):
         return PredictionRow(
@@ -97,15 +107,24 @@ def make_row(case: CaseFile, state: str, fingerprint: str, outcome: Prediction |
             decisions=tuple(finding.decision for finding in outcome.findings),
             warnings=outcome.warnings,
         )
-    status = REFUSED if outcome.exit_code == 2 else FAILED
-    return PredictionRow(case.name, status, fingerprint, state, report, " ".join(str(outcome).split()))
+    return PredictionRow(
+        path=case.name,
+        status=REFUSED if outcome.exit_code == 2 else FAILED,
+        fingerprint=fingerprint,
+        input_state=state,
+        report=report,
+        error=" ".join(str(outcome).split()),
+    )
 
 
 def parse_row(values: Mapping[str, Any]) -> PredictionRow:
-    """Return the row of what `to_dict` made, or `to_record` (with text for numbers, and "" for None).
+    """Parse a row.
+
+    Args:
+        values: The result of `to_dict`, or of `to_record`. Numbers may be text, and None may be "".
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: It was made by something else.
+        KeyError, TypeError, ValueError, AttributeError: The values are not those of a row.
     """
     if "findings" in values:
         findings = {key: values["findings"][key] for key in LABEL_KEYS if values["findings"]}
@@ -117,7 +136,7 @@ def parse_row(values: Mapping[str, Any]) -> PredictionRow:
         raise ValueError(values["status"])
     if len(pairs) != (len(LABEL_KEYS) if values["status"] == PREDICTED else 0):
         raise ValueError("findings")
-    texts = {name: values[name] for name in (*_BEFORE, "fingerprint", "input_state")}
+    texts = {name: values[name] for name in (*_FIRST_COLUMNS, "fingerprint", "input_state")}
     if not all(isinstance(text, str) for text in texts.values()):
         raise TypeError("text")
     return PredictionRow(

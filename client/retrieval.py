@@ -1,4 +1,4 @@
-"""Calls to the retrieval sidecar over gRPC: a deadline on every call, errors of this project."""
+"""Requests to the retrieval sidecar over gRPC. Each has a deadline and raises errors of this project."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from client.results import SimilarCase
+from client.cases import SimilarCase
 from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.errors import InputError
@@ -23,7 +23,7 @@ _SETTING: Final = "retrieval_url (--retrieval)"
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A case with its embedding, (D,) float32 of unit length, on its way into the store."""
+    """A case for the store of the sidecar. `embedding` is (D,) float32 of unit length."""
 
     id: str
     study_id: str
@@ -35,9 +35,14 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What the index holds; `fingerprint` is empty and `dimension` 0 until the first case is stored.
+    """Facts about an index.
 
-    `case_count` is without the `damaged_count` cases that are left out, because their rows in the store are damaged.
+    Attributes:
+        fingerprint: Fingerprint of the model that made the embeddings; "" for an empty index.
+        case_count: Number of cases that a search can return.
+        dimension: D; 0 for an empty index.
+        index_kind: Kind of the FAISS index.
+        damaged_count: Number of stored cases with damaged rows, which a search does not return.
     """
 
     fingerprint: str
@@ -48,26 +53,32 @@ class IndexInfo:
 
 
 class Stored(NamedTuple):
-    """How many cases were stored under a new id, and how many in place of another case."""
+    """Number of cases with a new id, and of cases that replaced a stored case."""
 
     added: int
     replaced: int
 
 
 class RetrievalTransport:
-    """One address of the sidecar; may be used by several threads at once."""
+    """A connection to one sidecar. Several threads may use it at once."""
 
     def __init__(self, url: str) -> None:
-        """Describe the server at `url`, host:port; nothing is sent yet. ConfigError: it is no address."""
+        """Set the address, host:port. The first request connects. ConfigError: the address is not valid."""
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8005")
         self._connect()
 
     def add(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Stored:
-        """Store cases, all or none, replacing those of the same id.
+        """Store all cases, or none. A case replaces a stored case with the same id.
+
+        Args:
+            fingerprint: Fingerprint of the model that made the embeddings.
+            cases: The cases.
+            timeout_s: Deadline in seconds.
 
         Raises:
-            FingerprintError: A search finds cases of other models only; or there are too many models for one more.
-            InputError, ServiceError: See `client.status`.
+            FingerprintError: The store already holds the cases of too many models.
+            InputError: The sidecar refuses a case.
+            ServiceError: The sidecar is down, busy, slow, or failed; see `client.status`.
         """
         messages = [
             retrieval_pb2.Case(
@@ -81,7 +92,7 @@ class RetrievalTransport:
             for case in cases
         ]
         request = retrieval_pb2.AddCasesRequest(fingerprint=fingerprint, cases=messages)
-        with self._explained(timeout_s):
+        with self._translate_errors(timeout_s):
             answer = self._stub.AddCases(request, timeout=timeout_s)
         return Stored(int(answer.added), int(answer.replaced))
 
@@ -93,7 +104,20 @@ class RetrievalTransport:
         exclude_studies: Sequence[str],
         timeout_s: float,
     ) -> list[SimilarCase]:
-        """Return the k nearest cases to one embedding, best first; errors as in `add`, and of `check_search`."""
+        """Return the stored cases that are most similar to an embedding, best first.
+
+        Args:
+            fingerprint: Fingerprint of the model that made the embedding.
+            embedding: (D,) float32 of unit length.
+            k: Largest number of cases, 1 to 1000.
+            exclude_studies: Ids of studies that the search leaves out.
+            timeout_s: Deadline in seconds.
+
+        Raises:
+            FingerprintError: The store holds only cases of other models.
+            InputError: `k`, the embedding or a study id is not valid.
+            ServiceError: As in `add`.
+        """
         excluded = check_search(k, exclude_studies)
         request = retrieval_pb2.SearchRequest(
             fingerprint=fingerprint,
@@ -101,7 +125,7 @@ class RetrievalTransport:
             k=k,
             exclude_study_ids=excluded,
         )
-        with self._explained(timeout_s):
+        with self._translate_errors(timeout_s):
             answer = self._stub.Search(request, timeout=timeout_s)
         return [
             SimilarCase(
@@ -116,15 +140,15 @@ class RetrievalTransport:
         ]
 
     def delete(self, ids: Sequence[str], timeout_s: float) -> int:
-        """Forget cases; return how many were there. InputError: `ids` is no series of ids, or empty."""
+        """Delete stored cases; return how many there were. InputError: `ids` is empty or not a list of strings."""
         request = retrieval_pb2.DeleteCasesRequest(ids=_check_ids(ids, "ids"))
-        with self._explained(timeout_s):
+        with self._translate_errors(timeout_s):
             answer = self._stub.DeleteCases(request, timeout=timeout_s)
         return int(answer.deleted)
 
     def read_info(self, timeout_s: float, fingerprint: str = "") -> IndexInfo:
-        """Return what the index of a model holds; where it has none, or none is named, what another one holds."""
-        with self._explained(timeout_s):
+        """Return facts about the index of a model. Without such an index: about the default index of the sidecar."""
+        with self._translate_errors(timeout_s):
             answer = self._stub.GetInfo(
                 retrieval_pb2.GetInfoRequest(fingerprint=fingerprint), timeout=timeout_s
             )
@@ -145,14 +169,15 @@ class RetrievalTransport:
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
 
     @contextmanager
-    def _explained(self, timeout_s: float) -> Iterator[None]:
+    def _translate_errors(self, timeout_s: float) -> Iterator[None]:
+        """Turn errors of gRPC into those of `contract.errors`."""
         try:
             yield
         except grpc.RpcError as error:
             code = error.code().name
             if code == "UNAVAILABLE":
-                # The next call looks the name up anew, for which this channel may wait up to two minutes: gRPC has no
-                # option for it. The old one ends with the calls of other threads that use it.
+                # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has
+                # no option for that. It closes when the requests of other threads on it have ended.
                 self._connect()
             if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and speaks_http1(self.url)):
                 raise make_wrong_service_error(self.url, _SERVER, _SETTING) from error
@@ -166,11 +191,11 @@ class RetrievalTransport:
 
 
 def check_search(k: int, exclude_studies: Sequence[str]) -> tuple[str, ...]:
-    """Return the ids of studies to leave out; InputError unless k is 1 to 1000 and they are a series of strings."""
-    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
-    if not whole or not 1 <= k <= MAX_K:
-        given = k if whole or isinstance(k, float) else f"of type {type(k).__name__}"
-        raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {given}.")
+    """Return the excluded study ids. Raise InputError if they are not a list of strings, or `k` is not 1 to 1000."""
+    is_whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    if not is_whole or not 1 <= k <= MAX_K:
+        value = k if is_whole or isinstance(k, float) else f"of type {type(k).__name__}"
+        raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {value}.")
     return _check_ids(exclude_studies, "exclude_studies")
 
 

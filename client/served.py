@@ -1,31 +1,99 @@
-"""What served models say about themselves: read from Triton's configuration, kept for the version that answered.
+"""Facts about the served model: fingerprint, sizes, labels and thresholds, from Triton's model configuration.
 
-A server may switch to a new model at any time. An answer names the version that made it; before the answer is read
-with labels and thresholds, these are those of that version, or they are asked for again. What was read is also
-believed for 2 s only: Triton cannot be stopped and started with other models under the same number in less.
+A server may switch to another model at any time. An answer states the version of the model that made it. The client
+reads an answer with the labels and thresholds of exactly that version, and reads them from the server if it does not
+know them. It trusts what it has read for 2 s only: stopping Triton and starting it with another model under the same
+version number takes longer.
 """
 
 import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from client.results import ServedModel
-from contract.decisions import parse_decisions
+from contract.bundle import require_same_fingerprint
+from contract.decisions import Decisions, parse_decisions
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.runtime.embedded import REQUIRED_BACKEND
 from contract.shrink import IMAGE_READING_PARAMETER
 from contract.tensors import ADDED_OUTPUTS, LATERAL, MODELS
-from contract.training_data import parse_unmeasured, parse_ways, read_trained_on
+from contract.training_data import (
+    UNKNOWN,
+    WAYS,
+    parse_unmeasured,
+    parse_ways,
+    read_trained_on,
+    warn_of_training,
+)
 
 _TRUST_S: Final = 2.0
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What one version said, and when (of `time.monotonic`)."""
+class ServedModel:
+    """Facts about the served model. A repository that an older version published lacks the optional ones.
+
+    Attributes:
+        fingerprint: Fingerprint of the model.
+        text_mode: The part of a report that the model reads (`contract.report.text.TextMode`).
+        max_length: Largest number of tokens that the model reads.
+        image_size: Side of the model's pixels, S.
+        embedding_size: D.
+        grid: Side of the square that the N image tokens form.
+        decisions: Labels and thresholds, without their calibration.
+        temperature: Divisor of the similarities in the contrastive loss; None if not stated.
+        trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
+        trained_ways: The kinds of input that the model was trained on: some of "study", "image" and "text".
+        vocabulary_size: Token ids are smaller than this; None if not stated.
+        profile: Precision profile of the graphs; "" if not stated.
+        required_backend: The only Triton backend that runs the graphs as they were tested; "" for any backend.
+        image_reading: Number of the code that reads images on the server (`contract.shrink`); None if not stated.
+        unmeasured: Keys of the labels with too few cases in the test split.
+        tells_view: Whether answers contain `lateral`; None from a model that reads no image.
+        most_views: Largest number of images of one study that the model reads together.
+        trained_views: Largest number of images of one study that the model was trained on.
+    """
+
+    fingerprint: str
+    text_mode: str
+    max_length: int
+    image_size: int
+    embedding_size: int
+    grid: int
+    decisions: Decisions
+    temperature: float | None = None
+    trained_on: str = UNKNOWN
+    trained_ways: tuple[str, ...] = WAYS
+    vocabulary_size: int | None = None
+    profile: str = ""
+    required_backend: str = ""
+    image_reading: int | None = None
+    unmeasured: tuple[str, ...] = ()
+    tells_view: bool | None = None
+    most_views: int = 1
+    trained_views: int = 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons to doubt every answer of this model."""
+        return warn_of_training(self.trained_on)
+
+    def __repr__(self) -> str:
+        return (
+            f"ServedModel({self.fingerprint[:12]!r}, reads {self.text_mode!r} and {self.image_size} pixels, "
+            f"decides from {', '.join(self.decisions.ways) or 'nothing'})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and `warnings`."""
+        return {**asdict(self), "decisions": self.decisions.describe(), "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Facts about one version of a model, and the time at which they were read (`time.monotonic`)."""
 
     version: str
     model: ServedModel
@@ -33,24 +101,31 @@ class _Known:
 
 
 class ServedModels:
-    """The served models by name, as of the version that answered last; may be used by several threads at once."""
+    """A cache of the facts about each served model. Several threads may use it at once."""
 
     def __init__(self, read: Callable[..., ServedModel]) -> None:
-        """Describe them; `read` is `TritonTransport.read_model`."""
+        """Start with an empty cache. `read` is `TritonTransport.read_model`."""
         self._read = read
         self._lock = threading.Lock()
-        self._known: dict[str, _Known] = {}
+        self._readings: dict[str, _Reading] = {}
         self._latest: ServedModel | None = None
 
     def read_latest(self, timeout_s: float) -> ServedModel:
-        """Ask the server for what it serves now."""
+        """Read from the server which model it serves now. May raise the errors of `TritonTransport.read_model`."""
         model = self._read(timeout_s)
         self._latest = model
         return model
 
     def require(self, timeout_s: Callable[[], float]) -> ServedModel:
-        """Return the model that answered last; ask the server when there is none. Errors as of `read_model`."""
-        with self._lock:  # threads that start together ask once
+        """Return the model that answered last. Before the first answer, read it from the server.
+
+        Args:
+            timeout_s: Returns the seconds left.
+
+        Raises:
+            CxrError: As in `TritonTransport.read_model`.
+        """
+        with self._lock:  # threads that start together send one request
             if self._latest is None:
                 self._latest = self._read(timeout_s())
             return self._latest
@@ -58,73 +133,85 @@ class ServedModels:
     def resolve(
         self, name: str, version: str, sent_at: float, timeout_s: Callable[[], float]
     ) -> ServedModel | None:
-        """Return the model that made an answer, or None when the server has replaced it since.
+        """Return the model that made an answer; None if the server has replaced it meanwhile.
 
         Args:
             name: The served model that answered, one of `predict_*`.
-            version: Its version as the answer says; empty when it says none.
-            sent_at: When the request was sent, of `time.monotonic`.
+            version: Its version in the answer; "" if the answer states none.
+            sent_at: The time at which the request was sent (`time.monotonic`).
             timeout_s: Returns the seconds left.
         """
         if not version:
             return self._latest
-        known = self._known.get(name)
-        if known and known.version == version and known.read_at >= sent_at - _TRUST_S:
-            return known.model
+        reading = self._readings.get(name)
+        if reading and reading.version == version and reading.read_at >= sent_at - _TRUST_S:
+            return reading.model
         read_at = time.monotonic()
         try:
             model = self._read(timeout_s(), name, version)
         except (ServerError, UnavailableError, BusyError):
             return None
-        self._known[name] = _Known(version, model, read_at)
+        self._readings[name] = _Reading(version, model, read_at)
         self._latest = model
         return model
 
 
 def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedModel:
-    """Return what a `predict_*` model's configuration, as Triton's JSON, says in its parameters.
+    """Return the facts that the configuration of a served model states in its parameters.
 
     Args:
-        name: The served model.
-        config: Its configuration.
-        source: Who said it, for messages: "Triton at host:port".
+        name: The served model, one of `predict_*`.
+        config: Its configuration as Triton's JSON.
+        source: The server, for messages: "Triton at host:port".
 
     Raises:
-        ArtifactError: The server runs something else than a repository published by `cxr export` of this version.
+        ArtifactError: `cxr export` of this version did not publish the model.
     """
     model = _parse_parameters(config, source)
-    served = {entry["name"] for entry in config.get("output", [])}
-    _check_outputs(name, served, source)
-    sees = LATERAL in MODELS[name].outputs
-    return replace(model, tells_view=LATERAL.name in served if sees else None)
+    outputs = {entry["name"] for entry in config.get("output", [])}
+    # Without the notes, a warning about an unusual image would be lost: such a repository is refused.
+    expected = {tensor.name for tensor in MODELS[name].outputs} - set(ADDED_OUTPUTS)
+    if missing := sorted(expected - outputs):
+        raise _make_old_error(source, f"{name} without the outputs {', '.join(missing)}")
+    reads_images = LATERAL in MODELS[name].outputs
+    return replace(model, tells_view=LATERAL.name in outputs if reads_images else None)
 
 
 def list_outputs(name: str, model: ServedModel) -> list[str]:
-    """Return the outputs of one of `predict_*` that the served model has, as far as it is known."""
-    lacking = ADDED_OUTPUTS if model.tells_view is False else ()
-    return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in lacking]
+    """Return the names of the outputs of one of `predict_*`, without those that the served model lacks."""
+    missing = ADDED_OUTPUTS if model.tells_view is False else ()
+    return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in missing]
 
 
 def require_views(count: int, model: ServedModel, *, source: str) -> None:
-    """Refuse to ask a repository of an older version about several images of a study.
+    """Raise ArtifactError if the served model cannot read so many images of a study together.
 
     Args:
-        count: How many images there are.
-        model: That is served.
-        source: Who serves it: "Triton at host:port".
-
-    Raises:
-        ArtifactError: The model reads fewer images together.
+        count: Number of images.
+        model: The served model.
+        source: The server, for the message: "Triton at host:port".
     """
     if count > model.most_views:
-        raise _refuse_old(source, f"a model that reads one image of a study, not {count}")
+        raise _make_old_error(source, f"a model that reads one image of a study, not {count}")
+
+
+def require_unchanged(expected: str, answering: str) -> None:
+    """Raise FingerprintError if the server switched to another model.
+
+    Args:
+        expected: Fingerprint of the model at the start.
+        answering: Fingerprint of the model that answered.
+    """
+    require_same_fingerprint(
+        expected, answering, expected_from="the model at the start", found_from="The answer"
+    )
 
 
 def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
     try:
         values = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
         if "labels" in values:
-            raise _refuse_old(source, "one threshold per label for all ways to read a study")
+            raise _make_old_error(source, "one threshold per label for all ways to read a study")
         return ServedModel(
             fingerprint=values["fingerprint"],
             text_mode=values["text_mode"],
@@ -133,16 +220,17 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             embedding_size=int(values["embedding_size"]),
             grid=int(values["image_tokens_grid"]),
             decisions=parse_decisions(json.loads(values["decisions"]), source=source),
+            # An older version does not state the parameters from here on.
             temperature=float(values["temperature"]) if "temperature" in values else None,
-            trained_on=read_trained_on(values.get("trained_on")),  # an older version does not say it
-            trained_ways=parse_ways(values.get("trained_ways")),  # nor this
-            unmeasured=parse_unmeasured(values.get("unmeasured")),  # nor this
-            vocabulary_size=_read_optional(values, "vocabulary_size"),
+            trained_on=read_trained_on(values.get("trained_on")),
+            trained_ways=parse_ways(values.get("trained_ways")),
+            unmeasured=parse_unmeasured(values.get("unmeasured")),
+            vocabulary_size=_parse_optional(values, "vocabulary_size"),
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),
-            image_reading=_read_optional(values, IMAGE_READING_PARAMETER),
-            most_views=_read_optional(values, "most_views") or 1,
-            trained_views=_read_optional(values, "trained_views") or 1,
+            image_reading=_parse_optional(values, IMAGE_READING_PARAMETER),
+            most_views=_parse_optional(values, "most_views") or 1,
+            trained_views=_parse_optional(values, "trained_views") or 1,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
@@ -150,18 +238,11 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
         ) from error
 
 
-def _read_optional(values: Mapping[str, str], name: str) -> int | None:
+def _parse_optional(values: Mapping[str, str], name: str) -> int | None:
     return int(values[name]) if name in values else None
 
 
-def _check_outputs(name: str, served: set[str], source: str) -> None:
-    """Refuse a repository of an older version: without its notes an odd image would pass for a usual one."""
-    expected = {tensor.name for tensor in MODELS[name].outputs} - set(ADDED_OUTPUTS)
-    if missing := sorted(expected - served):
-        raise _refuse_old(source, f"{name} without the outputs {', '.join(missing)}")
-
-
-def _refuse_old(source: str, what: str) -> ArtifactError:
+def _make_old_error(source: str, what: str) -> ArtifactError:
     return ArtifactError(
-        f"{source} serves {what}: an older version published it; publish the bundle again with `cxr export`."
+        f"{source} serves {what}: an older version published it. Publish the bundle again with `cxr export`."
     )

@@ -1,15 +1,15 @@
-"""Shared memory between this client and a Triton on the same host: tensors that no socket carries.
+"""Shared-memory regions of this client and a Triton on the same host, so that tensors do not pass through a socket.
 
-A region is made by this process under a random name, readable by its user only, registered at Triton once and
-used by one call at a time. Its content is overwritten with zeros before it is given up, and its name is removed.
+This process creates a region with a random name and mode 0600, and registers it at Triton once. One request at a time
+uses it. Before the region is removed, its content is overwritten with zeros.
 
-This process keeps a lock (flock(2)) on the file of each region. The kernel gives it back however the process ends, so
-a server that can have the lock knows that the region has no owner: `cxr serve` then has Triton forget it and removes
-it (`serving.regions`). A process id would not do: a container has its own. A child made by fork shares the lock.
+This process holds a lock (flock(2)) on the file of each region. The kernel releases it when the process ends in any
+way, so a region without a lock has no owner. `cxr serve` then unregisters the region and removes its file
+(`serving.regions`). A process id would not do, because each container has its own ids. A forked child shares the lock.
 
-A call that ends without an answer (deadline, cancellation, lost connection) may still be read from and written to by
-the server: its region is retired, never used again, and unregistered once the server no longer holds it (Triton
-2.51 refuses to unregister a region in use with INTERNAL; older ones could crash, Triton issue 3207).
+If a request ends without an answer (deadline, cancellation, lost connection), the server may still read and write its
+region. Such a region is retired: no other request uses it, and it is removed when the server no longer uses it. Triton
+2.51 refuses to unregister a region in use (INTERNAL). Older versions could crash (Triton issue 3207).
 
 The registration calls are Triton's extension of KServe v2:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_shared_memory.md
@@ -20,7 +20,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,47 +30,46 @@ from numpy.typing import DTypeLike, NDArray
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as system_memory
 
-from client.status import strip_code
 from contract.errors import ConfigError
+from contract.grpc_status import strip_code
 
 _DIRECTORY: Final = "/dev/shm"  # noqa: S108
-_LOCKED_PREFIX: Final = "cxr_client_locked_"  # what `serving.regions` sweeps
-_ALIGNMENT: Final = 64  # bytes: a cache line, and enough for any data type
-_SMALLEST: Final = 2**20
+_LOCKED_PREFIX: Final = "cxr_client_locked_"  # `serving.regions` looks for this prefix
+_SMALLEST: Final = 2**20  # bytes of a region
 _LARGEST: Final = 2**29
-_CONTROL_TIMEOUT_S: Final = 1.0  # of registering and unregistering, which take well under 1 ms
-_CLOSE_S: Final = 2.0  # how long `close` waits for calls that the server still works on
-_SWEEP_S: Final = 0.2
+_CONTROL_TIMEOUT_S: Final = 1.0  # for registering and unregistering, which take well under 1 ms
+_CLOSE_S: Final = 2.0  # `close` waits so long for requests that the server still works on
+_SWEEP_S: Final = 0.2  # least time between two attempts to remove retired regions
 _TRANSIENT: Final = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 Client = Any  # tritonclient.grpc.InferenceServerClient
 
 
 class RegionError(Exception):
-    """No region can be had here; the call goes over gRPC."""
+    """A region cannot be created. The request uses gRPC instead."""
 
 
 class Region(Protocol):
-    """Memory that this process and Triton see."""
+    """Memory that this process and Triton can access."""
 
     name: str
     byte_size: int
     holds_outputs: bool
 
     def write(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Copy arrays into the region one after another, from its start."""
+        """Copy arrays into the region, one after another from its start."""
 
     def read(self, dtype: DTypeLike, shape: Sequence[int], offset: int) -> NDArray[Any]:
-        """Return a copy of an array that lies `offset` bytes from the start."""
+        """Return a copy of the array that starts at `offset`, in bytes."""
 
     def register(self, client: Client) -> None:
-        """Make the region known to the server."""
+        """Register the region at the server."""
 
     def unregister(self, client: Client) -> None:
-        """Make the server forget the region."""
+        """Unregister the region at the server."""
 
     def destroy(self) -> None:
-        """Overwrite the content and give the memory back."""
+        """Overwrite the content with zeros and free the memory."""
 
 
 class SystemRegion:
@@ -80,11 +78,11 @@ class SystemRegion:
     holds_outputs = True
 
     def __init__(self, byte_size: int) -> None:
-        """Make a region; RegionError where there is no room for it."""
+        """Create a region. RegionError: there is not enough memory."""
         self.name = f"{_LOCKED_PREFIX}{secrets.token_hex(16)}"
         self.byte_size = byte_size
         try:
-            # Triton's python backend lives off the same file system: half of what is free stays free.
+            # Triton's python backend needs the same file system, so half of the free memory remains free.
             if shutil.disk_usage(_DIRECTORY).free < 2 * byte_size:
                 raise RegionError
             self._handle = system_memory.create_shared_memory_region(
@@ -93,7 +91,7 @@ class SystemRegion:
         except (OSError, system_memory.SharedMemoryException) as error:
             raise RegionError from error
         try:
-            self._file: int | None = _commit(self.name, byte_size)
+            self._file: int | None = _lock_and_allocate(self.name, byte_size)
         except OSError as error:
             system_memory.destroy_shared_memory_region(self._handle)
             raise RegionError from error
@@ -103,7 +101,7 @@ class SystemRegion:
         system_memory.set_shared_memory_region(self._handle, list(arrays))
 
     def read(self, dtype: DTypeLike, shape: Sequence[int], offset: int) -> NDArray[Any]:
-        """See `Region.read`; a copy, because the next call overwrites the region."""
+        """See `Region.read`. The result is a copy, because the next request overwrites the region."""
         return np.array(system_memory.get_contents_as_numpy(self._handle, dtype, list(shape), offset))
 
     def register(self, client: Client) -> None:
@@ -127,12 +125,12 @@ class SystemRegion:
 
 
 class CudaRegion:
-    """A region in the memory of GPU 0; for inputs that are numbers, which then never pass the server's CPU."""
+    """A region in the memory of GPU 0, for inputs that are numbers. They do not pass through the server's CPU."""
 
     holds_outputs = False
 
     def __init__(self, byte_size: int) -> None:
-        """Make a region; ConfigError where the package or the GPU is missing."""
+        """Create a region. ConfigError: the package or the GPU is missing."""
         self.name = f"cxr_client_{secrets.token_hex(16)}"
         self.byte_size = byte_size
         try:
@@ -142,8 +140,8 @@ class CudaRegion:
             self._handle = cuda_shared_memory.create_shared_memory_region(self.name, byte_size, 0)
         except Exception as error:  # the CUDA binding raises errors of many unrelated types
             raise ConfigError(
-                "CUDA shared memory needs a GPU and `pip install 'tritonclient[cuda]'` here: use "
-                "transport='auto' instead."
+                "transport='cuda_shared_memory' needs a GPU on this host and another package: pip install "
+                "'tritonclient[cuda]', or use transport='auto'."
             ) from error
 
     def write(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -151,7 +149,7 @@ class CudaRegion:
         self._memory.set_shared_memory_region(self._handle, list(arrays))
 
     def read(self, dtype: DTypeLike, shape: Sequence[int], offset: int) -> NDArray[Any]:
-        """Not used: tritonclient reads a CUDA region whole, and the outputs are small."""
+        """Not implemented: tritonclient can only read a whole CUDA region, and the outputs are small."""
         raise NotImplementedError
 
     def register(self, client: Client) -> None:
@@ -175,14 +173,14 @@ class CudaRegion:
 
 
 class RegionPool:
-    """The regions of one transport, each lent to one call at a time; may be used by several threads at once."""
+    """The regions of one transport. Each is lent to one request at a time. Several threads may use the pool at once."""
 
     def __init__(self, make: Callable[[int], Region], connect: Callable[[], Client]) -> None:
-        """Describe the pool; nothing is made yet.
+        """Start without regions.
 
         Args:
-            make: Makes a region of so many bytes.
-            connect: Returns a new client, through which regions are registered.
+            make: Creates a region with the given number of bytes.
+            connect: Returns a new client, which registers the regions.
         """
         self._make = make
         self._connect = connect
@@ -191,43 +189,45 @@ class RegionPool:
         self._free: list[Region] = []
         self._retired: list[Region] = []
         self._swept_at = 0.0
-        self.refused = False  # the server does not take regions: it runs elsewhere, or is told not to
+        self.refused = (
+            False  # the server does not accept regions: it runs on another host, or its options forbid them
+        )
 
     def lease(self, byte_size: int) -> Region | None:
-        """Return a registered region of at least `byte_size` bytes, or None where the call should go over gRPC."""
+        """Return a registered region of at least `byte_size` bytes; None if the request should use gRPC."""
         if self.refused or byte_size > _LARGEST:
             return None
         self._sweep()
         with self._lock:
-            for region in reversed(self._free):  # the one used last is in the cache
+            for region in reversed(self._free):  # the region used last is in the CPU's cache
                 if region.byte_size >= byte_size:
                     self._free.remove(region)
                     return region
-            outgrown = self._free.pop() if self._free else None
-        if outgrown is not None:
-            self.retire(outgrown)
-        return self._add(byte_size)
+            too_small = self._free.pop() if self._free else None
+        if too_small is not None:
+            self.retire(too_small)
+        return self._create(byte_size)
 
     def give_back(self, region: Region) -> None:
-        """Take back the region of a call that was answered."""
+        """Take back the region of a request that has its answer."""
         with self._lock:
             self._free.append(region)
 
     def retire(self, *regions: Region) -> None:
-        """Give up regions that the server may still hold."""
+        """Take back regions that no request may use again. Each is removed when the server no longer uses it."""
         with self._lock:
             self._retired += regions
             self._swept_at = 0.0
         self._sweep()
 
     def retire_free(self) -> None:
-        """Give up all regions that no call uses: the server forgot them, as after a restart."""
+        """Retire all regions that no request uses, for example after a restart of the server, which forgets them."""
         with self._lock:
             free, self._free = self._free, []
         self.retire(*free)
 
     def close(self) -> None:
-        """Zero and remove every region that no call uses; waits up to 2 s for those that the server still holds."""
+        """Remove every region that no request uses. Wait up to 2 s for regions that the server still uses."""
         self.retire_free()
         end = time.monotonic() + _CLOSE_S
         while self._retired and time.monotonic() < end:
@@ -249,7 +249,8 @@ class RegionPool:
                 self._connection = self._connect()
             return self._connection
 
-    def _add(self, byte_size: int) -> Region | None:
+    def _create(self, byte_size: int) -> Region | None:
+        """Create and register a region; None if this host or the server refuses."""
         try:
             region = self._make(max(_SMALLEST, 1 << (byte_size - 1).bit_length()))
         except RegionError:
@@ -266,22 +267,22 @@ class RegionPool:
         return region
 
     def _sweep(self) -> bool:
-        """Destroy retired regions that the server no longer holds; return whether the server answered."""
+        """Remove the retired regions that the server no longer uses. Return whether the server answered."""
         with self._lock:
             if not self._retired or time.monotonic() - self._swept_at < _SWEEP_S:
                 return True
             self._swept_at = time.monotonic()
             retired, self._retired = self._retired, []
-        for number, region in enumerate(retired):
+        for index, region in enumerate(retired):
             try:
                 region.unregister(self._client())
             except InferenceServerException as error:
                 code = strip_code(error.status())
                 if code in _TRANSIENT:
                     with self._lock:
-                        self._retired += retired[number:]
+                        self._retired += retired[index:]
                     return False
-                if code != "NOT_FOUND":  # in use
+                if code != "NOT_FOUND":  # the region is in use
                     with self._lock:
                         self._retired.append(region)
                     continue
@@ -289,53 +290,10 @@ class RegionPool:
         return True
 
 
-def place(arrays: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], list[tuple[int, int]], int]:
-    """Lay out input tensors for a region.
+def _lock_and_allocate(name: str, byte_size: int) -> int:
+    """Lock the file of a region, allocate all of its memory, and return the open file.
 
-    Args:
-        arrays: Batched arrays; objects are bytes, or str that is sent as UTF-8.
-
-    Returns:
-        What to write one after another; (offset, size) of each array in bytes; and the first free byte, aligned.
-        A BYTES tensor is its elements, each after its length as a little-endian 32-bit number (KServe v2).
-    """
-    pieces: list[NDArray[Any]] = []
-    places: list[tuple[int, int]] = []
-    offset = 0
-    for array in arrays:
-        mine = _split_bytes(array) if array.dtype == np.object_ else [array]
-        size = sum(len(piece.item()) if piece.dtype == np.object_ else piece.nbytes for piece in mine)
-        places.append((offset, size))
-        padding = -(offset + size) % _ALIGNMENT
-        pieces += [*mine, np.zeros(padding, np.uint8)] if padding else mine
-        offset += size + padding
-    return pieces, places, offset
-
-
-def measure(array: NDArray[Any]) -> int:
-    """Return the size of a tensor on its way, in bytes."""
-    if array.dtype != np.object_:
-        return array.nbytes
-    return sum(4 + len(element) for element in array.ravel())
-
-
-def align(byte_size: int) -> int:
-    """Round up to where the next tensor may start."""
-    return byte_size + -byte_size % _ALIGNMENT
-
-
-def _split_bytes(array: NDArray[Any]) -> list[NDArray[Any]]:
-    pieces = []
-    for element in array.ravel():
-        data = element.encode() if isinstance(element, str) else bytes(element)
-        pieces += [np.array(struct.pack("<I", len(data)), np.object_), np.array(data, np.object_)]
-    return pieces
-
-
-def _commit(name: str, byte_size: int) -> int:
-    """Lock a region's file, return it open, and have the memory given now.
-
-    A page that the file system cannot give later would kill the process (SIGBUS).
+    Without the allocation, a page that the file system cannot provide later would kill the process (SIGBUS).
     """
     file = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC)
     try:

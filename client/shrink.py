@@ -1,14 +1,15 @@
-"""Large images are read here, by the code that the server would use, and travel as the model's pixels.
+"""Read large images here, with the code of the server, and send the pixels that the model reads.
 
-A radiograph of 10 to 15 MB becomes about 150 KB, and its header, with whatever it says of a patient, stays here. What
-cannot be read here goes to the server as it is: the server says what is wrong with it.
+A radiograph of 10 to 15 MB becomes about 150 KB. Its header stays here, with everything that it says about a patient.
+The client sends a file unchanged if it cannot read it. The server's error then says what is wrong.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from client.results import Prediction, ServedModel
+from client.prediction import Prediction
+from client.served import ServedModel
 from client.triton import Arrays
 from contract.errors import ConfigError, ImageError
 from contract.notes import ImageNotes
@@ -18,9 +19,12 @@ from contract.tensors import IMAGE_BYTES
 
 @dataclass(frozen=True)
 class ShrunkImages:
-    """A request of which one image or more are the pixels of one model.
+    """A request in which at least one image is replaced by the pixels that the model reads.
 
-    `notes` are those on the files that they were read from, None for an image that is sent as it is.
+    Attributes:
+        inputs: The tensors of the request.
+        notes: For each image, the notes on its file; None for an image that is sent unchanged.
+        size: Side of the pixels, S.
     """
 
     inputs: Arrays
@@ -28,32 +32,30 @@ class ShrunkImages:
     size: int
 
     def fits(self, model: ServedModel) -> bool:
-        """Return whether a model reads these pixels as it would have read the files."""
+        """Return whether a model gets the same pixels from this request as from the files."""
         return _reads_alike(model) and model.image_size == self.size
 
     def restore_notes(self, prediction: Prediction) -> Prediction:
-        """Return an answer with the notes on the files in place of those on the pictures that were sent."""
-        first, *others = self.notes
-        further = tuple(
+        """Return a prediction with the notes on the files instead of the server's notes on the pixels."""
+        images = tuple(
             image if notes is None else replace(image, notes=notes)
-            for image, notes in zip(prediction.further_images, others, strict=True)
+            for image, notes in zip(prediction.images, self.notes, strict=True)
         )
-        return replace(prediction, image_notes=first or prediction.image_notes, further_images=further)
+        return replace(prediction, images=images)
 
 
 def shrink_inputs(inputs: Arrays, model: ServedModel) -> ShrunkImages | None:
-    """Return a request with its large images read here, or None where all files are better sent as they are.
+    """Return a request with smaller images; None if all files should be sent unchanged.
 
     Args:
-        inputs: Of `predict_study` or `predict_image`, one case.
-        model: That is served: pixels are read in its size.
+        inputs: One case for `predict_study`, `predict_image` or `predict_text`.
+        model: The served model, whose size the pixels get.
     """
     files = inputs.get(IMAGE_BYTES.name)  # (1, V)
     if files is None or not _reads_alike(model):
         return None
-    sent, notes = zip(
-        *(_shrink(bytes(data), place, model) for place, data in enumerate(files[0])), strict=True
-    )
+    images = [_shrink(bytes(data), model, is_first=index == 0) for index, data in enumerate(files[0])]
+    sent, notes = zip(*images, strict=True)
     if not any(notes):
         return None
     return ShrunkImages(
@@ -61,15 +63,16 @@ def shrink_inputs(inputs: Arrays, model: ServedModel) -> ShrunkImages | None:
     )
 
 
-def _shrink(data: bytes, place: int, model: ServedModel) -> tuple[bytes, ImageNotes | None]:
-    """Return what is sent in place of the image at a place of its study, and the notes on it if that was read here."""
+def _shrink(data: bytes, model: ServedModel, *, is_first: bool) -> tuple[bytes, ImageNotes | None]:
+    """Return the bytes to send for an image, and the notes on its file; None if the file is sent unchanged."""
     if not is_worth_shrinking(data, size=model.image_size):
         return data, None
     try:
-        return shrink_image(data, size=model.image_size, is_first=place == 0)
-    except (ImageError, ConfigError):
+        return shrink_image(data, size=model.image_size, is_first=is_first)
+    except (ImageError, ConfigError):  # a damaged file, or a missing package
         return data, None
 
 
 def _reads_alike(model: ServedModel) -> bool:
+    """Whether the server reads images with the same code as this client."""
     return model.image_reading == IMAGE_READING

@@ -1,4 +1,7 @@
-"""gRPC status codes -> errors of this project: one table for both servers, by code, never by text."""
+"""Turn gRPC status codes into the errors of this project: one table for Triton and the sidecar.
+
+The code alone decides on the error, never the text of the message.
+"""
 
 from typing import Final
 
@@ -13,9 +16,8 @@ from contract.errors import (
     ServerError,
     UnavailableError,
 )
+from contract.grpc_status import strip_code
 
-# Triton also says UNAVAILABLE where its queue is full; `client.triton` tells the two apart by asking it whether
-# it serves the model, and then looks up RESOURCE_EXHAUSTED.
 ERRORS: Final[dict[str, type[CxrError]]] = {
     "INVALID_ARGUMENT": InputError,
     "OUT_OF_RANGE": InputError,
@@ -23,56 +25,53 @@ ERRORS: Final[dict[str, type[CxrError]]] = {
     "FAILED_PRECONDITION": FingerprintError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "CANCELLED": CancelledError,
-    "UNAVAILABLE": UnavailableError,
+    "UNAVAILABLE": UnavailableError,  # for Triton's full queue see `contract.grpc_status.resolve_unavailable`
     "RESOURCE_EXHAUSTED": BusyError,
 }
 _MAX_CHARS: Final = 400
 
 
-def strip_code(status: str | None) -> str:
-    """Return the bare name of a gRPC status code, such as NOT_FOUND; empty when unknown."""
-    return (status or "").rpartition(".")[2]
-
-
 def make_error(status: str | None, message: str, *, server: str, url: str, timeout_s: float) -> CxrError:
-    """Turn a failed call into the error to raise.
+    """Return the error for a failed request.
 
     Args:
-        status: Name of the gRPC status code, with or without "StatusCode." before it; None when unknown.
-        message: What the server said.
+        status: Name of the gRPC status code, with or without "StatusCode." before it; None if unknown.
+        message: The server's message.
         server: "Triton" or "The retrieval sidecar".
-        url: Its address, host:port.
-        timeout_s: The deadline that the call had, in seconds.
+        url: Address of the server, host:port.
+        timeout_s: Deadline of the request, in seconds.
     """
     kind = ERRORS.get(strip_code(status), ServerError)
-    said = _shorten(message)
+    text = " ".join(message.split()).rstrip(".")
+    if len(text) > _MAX_CHARS:
+        text = text[: _MAX_CHARS - 1] + "…"
     if kind is DeadlineError:
         return DeadlineError(f"{server} at {url} did not answer within {round(timeout_s, 3):g} s.")
     if kind is UnavailableError:
-        return UnavailableError(f"{server} at {url} does not answer: is `cxr serve` running there? ({said})")
+        return UnavailableError(f"{server} at {url} does not answer: is `cxr serve` running there? ({text})")
     if kind is BusyError:
-        return BusyError(f"{server} at {url} is busy, its queue is full: try again in a moment. ({said})")
+        return BusyError(f"{server} at {url} is busy: its queue is full. Try again in a moment. ({text})")
     if kind is CancelledError:
-        return CancelledError(f"The call to {url} was cancelled before its answer.")
+        return make_cancelled_error(url)
     if kind is ServerError:
-        return ServerError(f"{server} at {url} failed: {said}")
-    return kind(f"{server} refused the request: {said}")
+        return ServerError(f"{server} at {url} failed: {text}")
+    return kind(f"{server} refused the request: {text}")
+
+
+def make_cancelled_error(url: str) -> CancelledError:
+    """Return the error for a cancelled request to a server at host:port."""
+    return CancelledError(f"The request to {url} was cancelled before the server answered.")
 
 
 def make_wrong_service_error(url: str, server: str, setting: str) -> ConfigError:
-    """Return the error of an address at which something else answers.
+    """Return the error for an address at which another service answers.
 
     Args:
         url: The address, host:port.
-        server: Who should answer: "Triton's gRPC service".
-        setting: Where the address is set: "triton_url (--triton)".
+        server: The server that should answer, such as "Triton's gRPC service".
+        setting: The setting that holds the address, such as "triton_url (--triton)".
     """
     return ConfigError(
-        f"What answers at {url} is another service than {server}: set {setting} to the host:port of {server} "
-        "(by default Triton's gRPC has port 8001, its HTTP 8000, its metrics 8002, the sidecar's gRPC 8005)."
+        f"The server at {url} is another service than {server}: set {setting} to the host:port of {server}. "
+        "(Default ports: Triton's gRPC 8001, its HTTP 8000, its metrics 8002; the sidecar's gRPC 8005.)"
     )
-
-
-def _shorten(message: str) -> str:
-    text = " ".join(message.split()).rstrip(".")
-    return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 1] + "…"

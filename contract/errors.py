@@ -89,3 +89,8 @@ class CancelledError(ServiceError):
 
 class ServerError(ServiceError):
     """The server failed while working on the request."""
+
+
+def number_image(error: ImageError, number: int, count: int) -> ImageError:
+    """Return the error of one image of a study, with "Image 2 of 3: " before its message. `number` starts at 1."""
+    return ImageError(f"Image {number} of {count}: {error}")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ImageError, TensorError
+from contract.errors import ImageError, TensorError, number_image
 from contract.image.read import Radiograph, load_radiograph
 from contract.notes import ImageNotes, ReportNotes, note_image, note_reports
 from contract.report.sections import split_sections
@@ -94,7 +94,7 @@ def _read_view(data: bytes, place: int, count: int, size: int) -> tuple[Radiogra
     except ImageError as error:
         if count == 1:
             raise
-        raise ImageError(f"Image {place + 1} of {count}: {error}") from error
+        raise number_image(error, place + 1, count) from error
 
 
 def open_step(name: str, config: Mapping[str, Any], directory: Path) -> Step:

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS
 from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
+from contract.grpc_status import resolve_unavailable, strip_code
 from contract.probe_case import PROBE_INPUTS, PROBED
 from contract.tensors import MODELS
 
@@ -82,11 +83,11 @@ def _make_input(name: str) -> Any:
 
 
 def _explain(client: Any, model: str, error: InferenceServerException, timeout_s: float) -> ServiceError:
-    code = (error.status() or "").rpartition(".")[2]
+    code = resolve_unavailable(strip_code(error.status()), lambda: _serves(client, model))
     text = " ".join((error.message() or "").split()).rstrip(".")[:_MAX_CHARS]
     if code == "DEADLINE_EXCEEDED":
         return DeadlineError(f"{model} did not answer within {timeout_s:g} s.")
-    if code == "RESOURCE_EXHAUSTED" or (code == "UNAVAILABLE" and _serves(client, model)):
+    if code == "RESOURCE_EXHAUSTED":
         return BusyError(f"The queue of {model} is full.")
     if code in ("UNAVAILABLE", "CANCELLED"):
         return UnavailableError(f"Triton does not answer ({text}).")

@@ -20,6 +20,7 @@ from contract.errors import (
     ServiceError,
     UnavailableError,
 )
+from contract.grpc_status import strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal, needs_embedded
 from contract.tensors import ADDED_OUTPUTS, FUSED, MODELS, ModelSpec
 
@@ -106,7 +107,7 @@ class ServedGraphs:
         return {"runtime": f"Triton {server.version}, {name}", "provider": provider}
 
     def _explain(self, model: str, error: InferenceServerException) -> ServiceError:
-        code = (error.status() or "").rpartition(".")[2]
+        code = strip_code(error.status())
         name = f"version {self.version} of {model}"
         if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
             return DeadlineError(f"Triton at {self._url} did not answer with {name} in time.")

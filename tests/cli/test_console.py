@@ -10,7 +10,8 @@ import pytest
 from cli import data, evaluate, progress, prompt_scores, show, show_bench
 from cli.console import CommandConsole, escape
 from cli.options import make_console
-from client.results import Finding, IndexResult, Prediction, SimilarCase
+from client.cases import IndexResult, SimilarCase
+from client.prediction import Finding, Prediction
 
 NASTY = (
     ":heart:",

@@ -25,15 +25,15 @@ def test_report_is_a_file_or_the_text_itself(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("missing.xml", "names a file that is not there"),
-        ("my report.txt", "names a file that is not there"),
-        ("x.pdf", "names a file that is not there"),
-        ("/dev/fd/6399", "names a file that is not there"),
-        ("/data/reports/12", "names a file that is not there"),
+        ("missing.xml", "names a file that does not exist"),
+        ("my report.txt", "names a file that does not exist"),
+        ("x.pdf", "names a file that does not exist"),
+        ("/dev/fd/6399", "names a file that does not exist"),
+        ("/data/reports/12", "names a file that does not exist"),
         ("folder", "names a folder"),
-        ("folder/12", "names a file that is not there"),
-        ("there.pdf", "is a PDF; reports are text or Open-i XML"),
-        ("there.dcm", "is an image by its name"),
+        ("folder/12", "names a file that does not exist"),
+        ("there.pdf", "is a PDF: a report must be text or Open-i XML"),
+        ("there.dcm", "has the suffix of an image"),
     ],
 )
 def test_what_names_a_file_and_is_no_report_is_never_scored(value, words, tmp_path: Path, monkeypatch):

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from client import CxrClient, Finding, Prediction
+from client.images import ReadImage
+from client.predictor import Predictor
 from client.served import ServedModel
 from contract.errors import DeadlineError, ImageError
 from contract.labels import LABELS
@@ -23,7 +25,7 @@ def asked(monkeypatch) -> list[bytes]:
     """What reaches the server, which stands for one that knows what a file says."""
     asked: list[bytes] = []
 
-    def predict(_client, image, report, *_):
+    def predict(_predictor, image, report, *_):
         asked.append(image)
         if b"broken" in image:
             raise ImageError("The DICOM file is damaged or truncated.")
@@ -36,10 +38,10 @@ def asked(monkeypatch) -> list[bytes]:
         )
         notes = ImageNotes(warnings=("The image is a lateral view.",) if b"lateral" in image else ())
         kind = "image" if report is None else "study"
-        return Prediction(kind, findings, np.zeros(4, np.float32), PRINT, image_notes=notes)
+        return Prediction(kind, findings, np.zeros(4, np.float32), PRINT, images=(ReadImage(notes),))
 
     served = ServedModel(PRINT, "full", 64, 56, 16, 7, ())
-    monkeypatch.setattr(CxrClient, "_predict", predict)
+    monkeypatch.setattr(Predictor, "predict", predict)
     monkeypatch.setattr(CxrClient, "info", lambda _client, **_: served)
     monkeypatch.setattr("client.predict_files.time.sleep", lambda _: None)
     return asked
@@ -172,7 +174,7 @@ REFUSED = {
     "a view for many": (("scans", "--view", "scans/b.png"), "work with one case"),
     "a report for a table": (("scans/a.png", "--report", "Normal.", "--out", "r.csv"), "cxr predict - <"),
     "another ending": (("scans", "--out", "r.txt"), "must end in .jsonl, .csv or .parquet"),
-    "a folder for a file": (("scans", "--out", "folder.csv"), "no regular file"),
+    "a folder for a file": (("scans", "--out", "folder.csv"), "not a regular file"),
     "a table of others": (("scans", "--out", "others.csv"), "something else than results"),
     "no radiograph": (("empty",), "no DICOM, PNG or JPEG file in empty"),
     "one that is not there": (("gone.dcm",), "gone.dcm"),

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from client.results import Health
+from client.health import Health
 from training.phantom import draw_dataset
 
 NOBODY = ("--triton", "127.0.0.1:9", "--retrieval", "127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Which files are cases: folders, lists of paths, and what is passed over."""
+"""Find radiographs in folders and lists of paths, and skip all other files."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ JPEG = b"\xff\xd8\xff\xe0rest"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Radiographs in every guise, among files that are none."""
+    """A folder of radiographs with and without suffixes, and of other files."""
     contents = {
         "b.dcm": DICOM,
         "a.PNG": b"damaged",
@@ -114,7 +114,7 @@ def test_reading(tmp_path, monkeypatch):
     assert CaseFile(image, report).read() == (PNG, b"Normal.")
     refused = {
         CaseFile(tmp_path / "gone.png"): "The image file cannot be read: No such file or directory.",
-        CaseFile(tmp_path): "The image is no regular file.",
+        CaseFile(tmp_path): "The image is not a regular file.",
         CaseFile(Path("a\0b")): "The image file cannot be read",
         CaseFile(image, tmp_path / "gone.txt"): "The report file cannot be read: No such file",
     }
@@ -122,7 +122,7 @@ def test_reading(tmp_path, monkeypatch):
         with pytest.raises((ImageError, ReportError)) as info:
             case.read()
         assert words in str(info.value)
-    monkeypatch.setattr("client.case_files._MAX_REPORT_BYTES", 3)
+    monkeypatch.setattr("client.case_files.MAX_REPORT_BYTES", 3)
     with pytest.raises(ReportError, match="larger than"):
         CaseFile(image, report).read()
 

@@ -4,68 +4,40 @@ import io
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from fake_triton import FakeTriton, FakeTritonClient
 from rich.console import Console
 
 from cli.show import print_prediction
 from client import CxrClient
-from client.results import ConformalSet, Finding
-from client.triton import Answer, TritonTransport
+from client.prediction import ConformalSet, Finding
+from client.triton import TritonTransport
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABELS
-from contract.notes import ImageNotes, ReportNotes
-from contract.tensors import MODELS, NUMPY_DTYPES
+from contract.notes import ImageNotes
 from contract.training_data import UNDECIDED_WARNING
 
-SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
 STATED = {"uncertain_low": 0.25, "uncertain_high": 0.75, "include": 0.1, "stated_recall": 0.9}
 PLAIN = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
 BANDED = tuple(replace(label, **STATED) for label in PLAIN)
 PROBABILITIES = [0.05, 0.25, 0.5, 0.75, *[0.0] * 18]
 
 
-class Server:
-    """Stands for tritonclient's own client; it serves decisions that say what they are told to."""
-
-    def __init__(self, decisions) -> None:
-        self.decisions = decisions
-
-    def get_model_config(self, *_arguments, **_settings):
-        values = {
-            "fingerprint": "ab" * 32,
-            "decisions": json.dumps(self.decisions),
-            "text_mode": "full",
-            "max_length": "64",
-            "image_size": "56",
-            "embedding_size": "16",
-            "image_tokens_grid": "7",
-        }
-        parameters = {name: {"string_value": value} for name, value in values.items()}
-        outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
-        return {"config": {"parameters": parameters, "output": outputs}}
-
-
-def infer(model, _inputs, outputs, _timeout_s, **_):
-    specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-    shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-    answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-    notes = {
-        "image_notes": ImageNotes("PA", "", "DX").to_json(),
-        "report_notes": ReportNotes(9).to_json(),
-        "report_text": b"",
-    }
-    for name in notes.keys() & answer.keys():
-        answer[name] = np.array([[notes[name]]], dtype=np.object_)
-    answer["probabilities"] = np.array([PROBABILITIES], np.float32)
-    return Answer(answer)
-
-
 def predict(monkeypatch, decisions, **case):
-    monkeypatch.setattr(TritonTransport, "_client", lambda _self: Server(decisions))
+    """Return the model that the real transport reads from its configuration, and a prediction of the fake one."""
+    return predict_with(monkeypatch, FakeTritonClient(decisions=json.dumps(decisions)), case)
+
+
+def predict_with(monkeypatch, tritonclient, case):
+    triton = FakeTriton()
+    triton.outputs = {
+        "probabilities": [PROBABILITIES],
+        "image_notes": [[ImageNotes("PA", "", "DX").to_json()]],
+    }
+    monkeypatch.setattr(TritonTransport, "_client", lambda _self: tritonclient)
     with CxrClient() as client:
-        monkeypatch.setattr(client._triton, "infer", infer)
+        monkeypatch.setattr(client._triton, "infer", triton.infer)
         return client.info(), client.predict(**(case or {"report": "Clear."}))
 
 
@@ -138,12 +110,9 @@ def test_a_server_whose_labels_make_no_sense_is_refused(monkeypatch, changes, wo
 
 
 def test_a_server_of_an_older_version_is_refused(monkeypatch):
-    config = Server(describe(PLAIN)).get_model_config()
-    old = {"labels": {"string_value": json.dumps([label.describe() for label in PLAIN])}}
-    config["config"]["parameters"] |= old
-    monkeypatch.setattr(Server, "get_model_config", lambda *_, **__: config)
-    with pytest.raises(ArtifactError, match=r"one threshold per label .* publish the bundle again"):
-        predict(monkeypatch, {})
+    old = FakeTritonClient(labels=json.dumps([label.describe() for label in PLAIN]))
+    with pytest.raises(ArtifactError, match=r"one threshold per label .* Publish the bundle again"):
+        predict_with(monkeypatch, old, {})
 
 
 def test_each_way_is_decided_by_its_own_thresholds_and_sets(monkeypatch):

@@ -1,4 +1,4 @@
-"""Every entry of the client takes the same inputs and refuses the same mistakes, before anything is sent."""
+"""Every public method accepts the same inputs and refuses the same mistakes before it sends a request."""
 
 import http.server
 import io
@@ -15,58 +15,21 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from client import CaseInput, CxrClient
-from client.results import ServedModel
 from client.retrieval import MAX_K, RetrievalTransport, Stored
-from client.triton import Answer, TritonTransport
-from contract.decisions import Decisions, ServedLabel
+from client.triton import TritonTransport
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
-from contract.notes import ImageNotes, ReportNotes
 from contract.prompts import clean_findings
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
-from contract.tensors import MODELS, NUMPY_DTYPES
 from retrieval import requests
-
-SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
-
-
-class Triton:
-    """Answers every case and remembers what it was sent."""
-
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.sent: list[tuple[bytes | None, bytes | None]] = []
-
-    def read_model(self, _timeout_s: float) -> ServedModel:
-        return MODEL
-
-    def infer(self, model, inputs, outputs, _timeout_s, **_):
-        image, report = (inputs[name][0, 0] if name in inputs else None for name in ("image_bytes", "report"))
-        self.sent.append((image, report))
-        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-        shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-        values = {
-            "image_notes": ImageNotes().to_json(),
-            "report_notes": ReportNotes(9).to_json(),
-            "report_text": report,
-        }
-        for name in set(values) & set(answer):
-            answer[name] = np.array([[values[name]]], dtype=np.object_)
-        return Answer(answer)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", Triton)
-    with CxrClient() as client:
-        monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
-        monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
-        yield client
+def client(client, monkeypatch):
+    """A client with the real transport to a sidecar, which answers a search and an indexing."""
+    monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
+    monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
+    return client
 
 
 def predict_one(client, image, report):
@@ -90,16 +53,17 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_path):
+def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, triton, tmp_path):
     image, report = tmp_path / "chest.dcm", tmp_path / "report.txt"
     image.write_bytes(b"DICOM")
     report.write_bytes(b"Clear.")
     given = [(image, report), (str(image), b"Clear."), (b"DICOM", "Clear."), (bytearray(b"DICOM"), report)]
     for case in given:
         ENTRIES[entry](client, *case)
-    assert client._triton.sent == [(b"DICOM", b"Clear.")] * len(given)
+    sent = [(call.images, call.reports) for call in triton.calls]
+    assert sent == [([b"DICOM"], [b"Clear."])] * len(given)
     ENTRIES[entry](client, np.zeros((4, 4), np.uint8), None)
-    assert client._triton.sent[-1][0].startswith(b"\x89PNG")
+    assert triton.calls[-1].images[0].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -107,7 +71,7 @@ def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_pa
     ("image", "report", "words"),
     [
         ("missing.dcm", None, "Cannot read the image file 'missing.dcm'"),
-        (None, "missing.txt", "names a file that is not there"),
+        (None, "missing.txt", "names a file that does not exist"),
         (None, Path("missing.txt"), "Cannot read the report file"),
         (math.nan, None, "image is NaN"),
         (b"DICOM", math.nan, "report is NaN"),
@@ -115,10 +79,10 @@ def test_every_entry_takes_what_holds_an_image_or_a_report(entry, client, tmp_pa
         (np.zeros((4, 4)), None, "array of shape"),
     ],
 )
-def test_every_entry_refuses_what_is_none(entry, image, report, words, client):
+def test_every_entry_refuses_what_is_none(entry, image, report, words, client, triton):
     with pytest.raises(InputError, match=words):
         ENTRIES[entry](client, image, report)
-    assert not client._triton.sent
+    assert not triton.calls
 
 
 def test_explanations_take_and_refuse_the_same(write_bundle, small_config, tmp_path):
@@ -144,7 +108,7 @@ def test_explanations_take_and_refuse_the_same(write_bundle, small_config, tmp_p
     for image, words in (("missing.dcm", "Cannot read"), (math.nan, "image is NaN")):
         with pytest.raises(ImageError, match=words):
             explain(bundle, image=image)
-    with pytest.raises(ReportError, match="names a file that is not there"):
+    with pytest.raises(ReportError, match="names a file that does not exist"):
         explain(bundle, report="missing.txt")
 
 
@@ -194,10 +158,10 @@ def test_cases_that_are_none_are_refused(cases, client):
 
 
 @pytest.mark.parametrize("k", [-1, 0, 1001, 2**40, 2.5, 5.0, "5", True, None, math.nan])
-def test_k_is_1_to_1000(k, client):
+def test_k_is_1_to_1000(k, client, triton):
     with pytest.raises(InputError, match="k must be a whole number from 1 to 1000, not"):
         client.search(report="Clear.", k=k)
-    assert not client._triton.sent
+    assert not triton.calls
     with pytest.raises(InputError, match="k must be"):
         RetrievalTransport("127.0.0.1:1").search("ab" * 32, np.ones(1), k, (), 1)
 
@@ -260,7 +224,7 @@ class Sidecar(retrieval_pb2_grpc.RetrievalServicer):
 
 
 class OldTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A Triton that is one, but does not take the call."""
+    """A Triton that is live but does not implement the request."""
 
     def ServerLive(self, _request, _context):
         return service_pb2.ServerLiveResponse(live=True)
@@ -268,7 +232,7 @@ class OldTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 @pytest.fixture(params=["sidecar", "web", "triton"])
 def other(request):
-    """The address of a real server that speaks something: the sidecar's gRPC, HTTP, or Triton's gRPC."""
+    """The address of a real server: the sidecar's gRPC, HTTP, or Triton's gRPC."""
     if request.param == "web":
         handler = type("Quiet", (http.server.BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
@@ -300,7 +264,7 @@ def test_an_address_of_another_service_is_told(other):
                     ConfigError, match="another service than Triton's gRPC service: set triton_url"
                 ):
                     ask()
-            assert "Triton's gRPC has port 8001" in client.health().triton
+            assert "Triton's gRPC 8001" in client.health().triton
         if kind != "sidecar":
             for ask in (client.index_info, lambda: client.delete(["1"])):
                 with pytest.raises(

@@ -1,4 +1,4 @@
-"""Indexing into a real sidecar: what is added, what is replaced, and what cannot be stored is named and passed over."""
+"""Index cases in a real sidecar: added cases, replaced cases, and cases that are refused."""
 
 from contextlib import ExitStack
 
@@ -7,7 +7,7 @@ import pytest
 
 from cli.cases import make_cases as make_table_cases
 from client import CaseInput, CxrClient
-from client.results import Prediction
+from client.prediction import Prediction
 from client.retrieval import RetrievalTransport
 from contract.errors import ImageError, InputError, ServerError, UnavailableError
 from contract.labels import LABEL_KEYS
@@ -31,7 +31,7 @@ def sidecar(tmp_path):
 
 @pytest.fixture
 def client(sidecar, monkeypatch):
-    """The client with the real transport to the sidecar, over predictions of its own."""
+    """A client with the real transport to the sidecar and with invented predictions."""
     server, _ = sidecar
     with CxrClient(retrieval_url=server.address) as client:
         monkeypatch.setattr(
@@ -49,7 +49,7 @@ def client(sidecar, monkeypatch):
             embedding = np.random.default_rng(abs(hash((image, report)))).normal(size=16)
             return Prediction("image", (), (embedding / np.linalg.norm(embedding)).astype(np.float32), MODEL)
 
-        monkeypatch.setattr(client, "_predict", predict)
+        monkeypatch.setattr(client._predictor, "predict", predict)
         yield client
 
 

@@ -1,4 +1,4 @@
-"""Whatever holds an image or a report gives the same bytes or pixels; whatever does not is named and refused."""
+"""Every form of an image or a report gives the same bytes or pixels. Every other value is an error that names it."""
 
 import io
 import os
@@ -177,10 +177,10 @@ def test_a_pillow_image_whose_file_is_cut_off_is_refused():
         (pathlib.Path("no.dcm"), "No such file"),
         ("", "Cannot read the image file"),
         (".", "directory"),
-        ("nul\0.dcm", "no name of a file"),
+        ("nul\0.dcm", "the name is not valid"),
         ("x" * 5000, "too long"),
-        ([1, 2], "image is of type list; give the path of a file, bytes, a numpy array"),
-        (float("nan"), "image is NaN, which tables hold where there is nothing"),
+        ([1, 2], "image is of type list: give the path of a file, bytes, a numpy array"),
+        (float("nan"), "image is NaN, the empty cell of a table"),
         (np.float64("nan"), "image is NaN"),
         (7, "of type int"),
         (io.BytesIO(b"x"), "of type BytesIO"),
@@ -195,16 +195,16 @@ def test_what_is_no_image_is_named(given, words, tmp_path, monkeypatch):
 
 
 PATHS = {
-    "my report.txt": "a file that is not there",
-    "x.pdf": "a file that is not there",
-    "scan.DCM ": "a file that is not there",
-    "/dev/fd/6399": "a file that is not there",
-    "/data/reports/12": "a file that is not there",
-    "./12": "a file that is not there",
-    "~/reports/12": "a file that is not there",
-    "C:\\reports\\12": "a file that is not there",
-    "https://host/12": "a file that is not there",
-    "folder/12": "a file that is not there",
+    "my report.txt": "a file that does not exist",
+    "x.pdf": "a file that does not exist",
+    "scan.DCM ": "a file that does not exist",
+    "/dev/fd/6399": "a file that does not exist",
+    "/data/reports/12": "a file that does not exist",
+    "./12": "a file that does not exist",
+    "~/reports/12": "a file that does not exist",
+    "C:\\reports\\12": "a file that does not exist",
+    "https://host/12": "a file that does not exist",
+    "folder/12": "a file that does not exist",
     "folder": "a folder",
     "Normal": "a file",
     "/dev/stdin": "a file",
@@ -252,12 +252,12 @@ def test_a_report_stays_text(text, tmp_path, monkeypatch):
     [
         (pathlib.Path("no.txt"), "Cannot read the report file 'no.txt': No such file"),
         (pathlib.Path(), "directory"),
-        (pathlib.Path("letter.pdf"), "is a PDF; reports are text or Open-i XML"),
+        (pathlib.Path("letter.pdf"), "is a PDF: a report must be text or Open-i XML"),
         (pathlib.Path("letter.docx"), "is a Word document"),
-        (pathlib.Path("chest.dcm"), "is an image by its name"),
+        (pathlib.Path("chest.dcm"), "has the suffix of an image"),
         (pathlib.Path("long.txt"), "larger than 1 MB"),
-        (float("nan"), "report is NaN, which tables hold where there is nothing"),
-        (["Clear."], "report is of type list; give its text, a Path or bytes"),
+        (float("nan"), "report is NaN, the empty cell of a table"),
+        (["Clear."], "report is of type list: give its text, a Path or bytes"),
         (7, "of type int"),
         (np.zeros(3), "of type ndarray"),
     ],

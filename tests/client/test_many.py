@@ -1,4 +1,4 @@
-"""Many cases: order, how many are in flight and in memory, and an end before the end."""
+"""Many cases: their order, the requests in flight, the cases in memory, and an early end."""
 
 import threading
 import time

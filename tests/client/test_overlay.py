@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from client import overlay
+from client.attribution import find_hottest_box, smooth_attribution
 from client.explanation import Explanation, WordAttribution
 from client.overlay import (
     encode_png,
@@ -16,7 +17,6 @@ from client.overlay import (
     render_overlay,
     write_overlay,
 )
-from client.regions import find_hottest_region, smooth_attribution
 from contract.errors import ArtifactError, ConfigError
 
 pytest.importorskip("matplotlib")
@@ -111,13 +111,13 @@ def test_attention_is_drawn_in_blocks(explanation):
     assert int(even[0, 0, 1]) - int(even[0, 0, 0]) < 80  # even attention is no strong attention
 
 
-def test_region_is_where_the_attribution_is_highest():
-    region = find_hottest_region(make_attribution())
-    assert region.left < 84 / 112 < region.right
-    assert region.top < 28 / 112 < region.bottom
-    assert region.right - region.left < 0.3
-    assert find_hottest_region(-np.abs(make_attribution())) is None
-    assert find_hottest_region(np.zeros((112, 112), np.float32)) is None
+def test_the_box_is_where_the_attribution_is_highest():
+    box = find_hottest_box(make_attribution())
+    assert box.left < 84 / 112 < box.right
+    assert box.top < 28 / 112 < box.bottom
+    assert box.right - box.left < 0.3
+    assert find_hottest_box(-np.abs(make_attribution())) is None
+    assert find_hottest_box(np.zeros((112, 112), np.float32)) is None
 
 
 def test_smoothing_keeps_signs_and_range():

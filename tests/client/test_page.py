@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.cases import SimilarCase
 from client.explanation import Explanation, WordAttribution
+from client.images import ReadImage
 from client.overlay import encode_png
 from client.page import write_report_page
-from client.results import ConformalSet, Finding, Prediction, SimilarCase
+from client.prediction import ConformalSet, Finding, Prediction
 from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS, LABEL_NAMES, LABELS
 from contract.notes import ImageNotes, ReadPart, ReportNotes
@@ -269,14 +271,14 @@ def test_cases_show_their_image_or_say_why_not(page, cases):
     assert 'alt="Radiograph of case case-0"' in cards[0]
     missing = "The image is not on this machine"
     damaged = "The image cannot be read"
-    reasons = (damaged, missing, "No image was stored", missing, missing, damaged)
+    reasons = (damaged, missing, "The index has no image of this case", missing, missing, damaged)
     for card, reason in zip(cards[1 : len(cases)], reasons, strict=True):
         assert reason in card
         assert "<img" not in card
     assert "similarity 0.900" in cards[0]
     assert f'<li class="shared">✓ {LABEL_NAMES["pleural"]}</li>' in cards[0]
     assert f'<li class="other">{LABEL_NAMES["cardiac"]}</li>' in cards[0]
-    assert "No case was found." in page
+    assert "The index has no similar case." in page
 
 
 def test_page_without_image(tmp_path: Path, explanation, cases):
@@ -288,7 +290,7 @@ def test_page_without_image(tmp_path: Path, explanation, cases):
     )
     outline = read_outline(page)
     assert not any(tag == "img" for tag, _ in outline.tags)
-    assert "This study was read without an image." in page
+    assert "The predictions use no image." in page
     assert "<mark" in page
     assert "Similar cases" not in page
 
@@ -296,7 +298,7 @@ def test_page_without_image(tmp_path: Path, explanation, cases):
 def test_page_without_explanation_says_where_the_radiograph_is(tmp_path: Path, cases):
     page = write(tmp_path / "plain.html", None, [], predictions={"image": predict("image", 0.9)}, truth=())
     assert not any(tag == "img" for tag, _ in read_outline(page).tags)
-    assert "The radiograph was not kept." in page
+    assert "The page has no copy of the radiograph." in page
     assert "Why:" not in page
     assert "Labels of this study</dt><dd>none" in page
 
@@ -307,7 +309,7 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
     image = ImageNotes("LATERAL", "L", "CR", ("A lateral view.",))
     report = ReportNotes(64, True, ("The end was not read.",), (ReadPart("results", "findings", 2),))
     read = {
-        "study": replace(predict("study", 0.9), image_notes=image, report_notes=report),
+        "study": replace(predict("study", 0.9), images=(ReadImage(image),), report_notes=report),
         "text": replace(predict("text", 0.6), report_notes=report),
     }
     warned = write(
@@ -321,9 +323,9 @@ def test_page_says_above_all_results_what_was_unusual(tmp_path: Path, page, expl
 
 
 def test_page_of_an_image_whose_file_says_nothing(tmp_path: Path):
-    read = {"image": replace(predict("image", 0.9), image_notes=ImageNotes())}
+    read = {"image": replace(predict("image", 0.9), images=(ReadImage(ImageNotes()),))}
     page = write(tmp_path / "png.html", None, [], predictions=read, searches={})
-    assert "<dt>View</dt><dd>not said by the file</dd>" in page
+    assert "<dt>View</dt><dd>not stated in the file</dd>" in page
     assert 'class="warnings"' not in page
 
 

@@ -1,4 +1,4 @@
-"""The pages on a phone, in dark mode and on paper: what their styles promise."""
+"""The styles of the page on a phone, in dark mode and on paper."""
 
 import re
 from pathlib import Path

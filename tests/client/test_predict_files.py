@@ -1,4 +1,4 @@
-"""Many files through the client: order, what cannot be read, servers that fail for a moment or for good."""
+"""Predict many files: their order, unreadable files, and servers that fail for a moment or for good."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 
 from client import CxrClient, Finding, Prediction
 from client.case_files import CaseFile
+from client.images import ReadImage
 from client.predict_files import predict_files
 from contract.errors import (
     BusyError,
@@ -25,7 +26,7 @@ FINDINGS = tuple(Finding(x.key, x.name, 0.25, 0.5) for x in LABELS)
 
 
 class Model:
-    """Stands for Triton at the transport: answers, refuses or fails by the content of the file."""
+    """Stands for the predictor of a client: it answers, refuses or fails, depending on the content of the file."""
 
     def __init__(self, client: CxrClient, monkeypatch) -> None:
         self.asked: list[bytes] = []
@@ -34,7 +35,7 @@ class Model:
         self.pauses: list[float] = []
         self.client = client
         self.away: list[Exception] = []
-        monkeypatch.setattr(client, "_predict", self.predict)
+        monkeypatch.setattr(client._predictor, "predict", self.predict)
         monkeypatch.setattr(client, "info", self.info)
 
     def info(self, **_):
@@ -50,7 +51,9 @@ class Model:
             raise ImageError("The file is not a DICOM, PNG or JPEG image.")
         kind = "image" if report is None else "study"
         warned = ImageNotes(warnings=("The image is a lateral view.",) if image == b"lateral" else ())
-        return Prediction(kind, FINDINGS, np.zeros(4, np.float32), self.fingerprint, image_notes=warned)
+        return Prediction(
+            kind, FINDINGS, np.zeros(4, np.float32), self.fingerprint, images=(ReadImage(warned),)
+        )
 
     def run(self, cases):
         return list(predict_files(self.client, cases, PRINT, sleep=self.pauses.append))
@@ -140,7 +143,7 @@ def test_a_server_that_is_gone_ends_the_run_behind_what_it_answered(model, tmp_p
 
 
 def test_a_server_that_stops_and_starts_costs_no_file(model, tmp_path):
-    """While it stops, Triton says of a model that it is unknown, then it cuts calls off; then nothing answers."""
+    """A Triton that stops first reports an unknown model, then ends requests, then does not answer."""
     stopping = [ServerError("no available versions"), CancelledError("cut off"), UnavailableError("away")]
     model.troubles = {b"b": [*stopping, UnavailableError("away"), None]}
     model.away = [ServerError("not ready")]
@@ -151,7 +154,7 @@ def test_a_server_that_stops_and_starts_costs_no_file(model, tmp_path):
 
 def test_another_model_under_way_ends_the_run(model, tmp_path):
     model.fingerprint = "cd" * 32
-    with pytest.raises(FingerprintError, match="the model that answered"):
+    with pytest.raises(FingerprintError, match="The answer was made by model"):
         model.run(make_cases(tmp_path, b"a"))
 
 

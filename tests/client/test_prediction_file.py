@@ -1,4 +1,4 @@
-"""Results of many files on the disk: three formats, killed runs, other models, files of others."""
+"""Results of many files on the disk: three formats, killed runs, other models, foreign files."""
 
 import csv
 import json
@@ -183,7 +183,7 @@ def test_results_of_another_model_are_never_mixed(suffix, tmp_path):
     write_rows(path)
     before = path.read_bytes()
     with pytest.raises(
-        FingerprintError, match=r"of model abababababab, and the server runs model cdcdcdcdcdcd.*--out"
+        FingerprintError, match=r"of model abababababab, but the server runs model cdcdcdcdcdcd.*--out"
     ):
         PredictionFile(path, OTHER).__enter__()
     assert path.read_bytes() == before
@@ -207,7 +207,7 @@ def test_parquet_without_its_package_is_said_before_anything_is_done(tmp_path, m
 def test_what_is_no_regular_file_is_refused(kind, tmp_path):
     path = tmp_path / "r.csv"
     path.mkdir() if kind == "directory" else os.mkfifo(path)
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         PredictionFile(path, PRINT).__enter__()
 
 

@@ -1,97 +1,68 @@
-"""Findings in free words: sentences through the served model, scores out, refusals before or after it is asked."""
+"""Score findings in free words: sentences for the served model, scores from its embeddings, and refused findings."""
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_triton import TOKENS, FakeTritonClient, make_model
 from typer.testing import CliRunner
 
-import client.client as client_module
 from cli.app import app
-from client import CxrClient, FindingScore
-from client.results import ServedModel
-from client.triton import Answer, TritonTransport
-from contract.decisions import Decisions, ServedLabel
+from client import FindingScore
+from client.triton import TritonTransport
 from contract.errors import ConfigError, FingerprintError, InputError
-from contract.labels import LABELS
-from contract.notes import ImageNotes, ReportNotes
+from contract.notes import ReportNotes
 from contract.prompts import DEFAULT_TEMPERATURE
 from contract.report.text import read_report
-from contract.tensors import MODELS, NUMPY_DTYPES
 
 D = 8
-SIZES = {"S": 56, "N": 49, "C": 32, "D": D}
 IMAGE = np.eye(D, dtype=np.float32)[0]
 VOCABULARY = {
     word: number for number, word in enumerate(["fracture", "effusion", "rib", "no", "of", "there"], start=5)
 }
 
 
-def make_model(**changes: object) -> ServedModel:
-    labels = tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)
-    values = {"fingerprint": "ab" * 32, "text_mode": "findings", "temperature": None}
-    values["decisions"] = Decisions.repeat(labels)
-    sizes = {"max_length": 64, "image_size": 56, "embedding_size": D, "grid": 7}
-    return ServedModel(**{**values, **sizes, **changes})
+def embed(text: str) -> np.ndarray:
+    """Return an embedding near IMAGE for a sentence that states a fracture, and away from it for a denial."""
+    denied = text.lower().startswith(("no ", "there is no ", "negative "))
+    cosine = (-0.25 if denied else 0.25) if "fracture" in text.lower() else 0.1
+    other = 1 + len(text) % (D - 1)  # every sentence has another direction beside that of the image
+    return (cosine * IMAGE + (1 - cosine**2) ** 0.5 * np.eye(D)[other]).astype(np.float32)
 
 
-class FakeTriton:
-    """An image that shows a fracture: sentences that state one lie near it, those that deny one lie away from it."""
-
-    model = make_model()
-    truncated = False
-
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.asked: list[tuple[str, tuple[str, ...]]] = []
-
-    def read_model(self, _timeout_s: float) -> ServedModel:
-        return self.model
-
-    def infer(self, model, inputs, outputs, timeout_s, **_):
-        assert timeout_s > 0
-        for tensor in MODELS[model].inputs:
-            tensor.check(inputs[tensor.name])
-        [count] = {len(array) for array in inputs.values()}
-        texts = [read_report(data, self.model.text_mode) for [data] in inputs.get("report", ())]
-        assert count <= 32
-        self.asked.append((model, tuple(texts)))
-        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-        shapes = {name: (count, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-        notes = ReportNotes(9, self.truncated).to_json()
-        values = {"image_notes": [ImageNotes().to_json()] * count, "report_notes": [notes] * count}
-        values["report_text"] = [text.encode() for text in texts]
-        for name in set(values) & set(answer):
-            answer[name] = np.array(values[name], dtype=np.object_)[:, None]
-        if "embedding" in answer:
-            answer["embedding"] = np.stack([self._embed(text) for text in texts] or [IMAGE] * count)
-        if "input_ids" in answer:
-            rows = [[2, *(VOCABULARY.get(word, 1) for word in text.lower().split()), 3] for text in texts]
-            for row, ids in enumerate(rows):
-                answer["input_ids"][row, : len(ids)] = ids
-                answer["attention_mask"][row, : len(ids)] = 1
-        return Answer(answer)
-
-    def _embed(self, text: str) -> np.ndarray:
-        denied = text.lower().startswith(("no ", "there is no ", "negative "))
-        cosine = (-0.25 if denied else 0.25) if "fracture" in text.lower() else 0.1
-        other = 1 + len(text) % (D - 1)  # every sentence has another direction beside that of the image
-        return (cosine * IMAGE + (1 - cosine**2) ** 0.5 * np.eye(D)[other]).astype(np.float32)
-
-    def close(self) -> None:
-        pass
+def tokenize(texts: list[str]) -> np.ndarray:
+    """Return the ids of each text: 2, its words, 3, and 0 as padding."""
+    rows = [[2, *(VOCABULARY.get(word, 1) for word in text.lower().split()), 3] for text in texts]
+    return np.array([row + [0] * (TOKENS - len(row)) for row in rows])
 
 
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr(client_module, "TritonTransport", FakeTriton)
-    with CxrClient() as client:
-        yield client
+def triton(triton):
+    """A Triton whose image shows a fracture."""
+
+    def make_embedding(call) -> np.ndarray:
+        return np.stack([embed(text) for text in read_texts(triton, call)] or [IMAGE] * call.batch)
+
+    triton.model = make_model(text_mode="findings", embedding_size=D)
+    triton.outputs = {
+        "embedding": make_embedding,
+        "report_text": lambda call: [[text.encode()] for text in read_texts(triton, call)],
+        "input_ids": lambda call: tokenize(read_texts(triton, call)),
+        "attention_mask": lambda call: tokenize(read_texts(triton, call)) > 0,
+    }
+    return triton
 
 
-def serve(monkeypatch, **changes: object) -> None:
-    monkeypatch.setattr(FakeTriton, "model", make_model(**changes))
+def read_texts(triton, call) -> list[str]:
+    """Return the part of each report that the model reads."""
+    return [read_report(data, triton.model.text_mode) for data in call.reports]
+
+
+def list_batches(triton, model: str) -> list[list[str]]:
+    """Return the texts of each request to a model."""
+    return [read_texts(triton, call) for call in triton.calls if call.model == model]
 
 
 def test_a_finding_that_the_image_shows_scores_above_one_that_it_does_not(client):
@@ -106,36 +77,36 @@ def test_a_finding_that_the_image_shows_scores_above_one_that_it_does_not(client
     assert json.loads(json.dumps(shown.to_dict())) == vars(shown)
 
 
-def test_sides_are_averaged_at_unit_length(client):
-    """Cosines are to the mean of a side's sentences, which is nearer to the image than each of them is."""
+def test_sides_are_averaged_at_unit_length(client, triton):
+    """A similarity is the cosine to the mean of several sentences, which is nearer to the image than each sentence."""
     [found] = client.score_findings(["fracture"], client.predict(b"image"))
-    present = [text for name, texts in client._triton.asked if name == "predict_text" for text in texts][:5]
-    mean = np.mean([client._triton._embed(text) for text in present], axis=0)
+    present = [text for texts in list_batches(triton, "predict_text") for text in texts][:5]
+    mean = np.mean([embed(text) for text in present], axis=0)
     assert found.similarity_present == pytest.approx(mean[0] / np.linalg.norm(mean), abs=1e-6)
     assert found.similarity_present > 0.26
 
 
-def test_temperature_is_the_models_own_where_it_says(client, monkeypatch):
-    serve(monkeypatch, temperature=0.5)
+def test_temperature_is_the_models_own_where_it_says(client, triton):
+    triton.model = replace(triton.model, temperature=0.5)
     [found] = client.score_findings(["fracture"], client.predict(b"image"))
     difference = found.similarity_present - found.similarity_absent
     assert found.score == pytest.approx(1 / (1 + np.exp(-difference / 0.5)))
 
 
-def test_many_findings_go_in_few_full_batches(client):
+def test_many_findings_go_in_few_full_batches(client, triton):
     findings = ["fracture" if number % 2 else "effusion" for number in range(40)]
     scores = client.score_findings(findings, client.predict(b"image"))
     assert [score.score > 0.9 for score in scores] == [bool(number % 2) for number in range(40)]
-    sizes = [len(texts) for name, texts in client._triton.asked if name == "predict_text"]
+    sizes = [len(texts) for texts in list_batches(triton, "predict_text")]
     assert sizes == [32] * 12 + [16]
 
 
 @pytest.mark.parametrize("mode", ["indication", "findings", "full"])
-def test_every_text_mode_reads_the_sentences(client, monkeypatch, mode):
-    serve(monkeypatch, text_mode=mode)
+def test_every_text_mode_reads_the_sentences(client, triton, mode):
+    triton.model = replace(triton.model, text_mode=mode)
     [found] = client.score_findings(["fracture"], client.predict(b"image"))
     assert found.score > 0.95
-    [texts] = [texts for name, texts in client._triton.asked if name == "predict_text"]
+    [texts] = list_batches(triton, "predict_text")
     assert texts[0] == "Fracture."
 
 
@@ -155,32 +126,33 @@ def test_a_study_and_a_report_are_scored_too(client, image, report):
         (["fracture", "骨折"], "Finding 2 has no word that the model knows"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(client, findings, words):
+def test_what_cannot_be_scored_is_refused(client, triton, findings, words):
     prediction = client.predict(b"image")
     with pytest.raises(InputError, match=words):
         client.score_findings(findings, prediction)
-    assert "predict_text" not in [name for name, _ in client._triton.asked]
+    assert "predict_text" not in [call.model for call in triton.calls]
 
 
 def test_a_finding_with_one_known_word_is_scored(client):
     assert client.score_findings(["骨折 fracture"], client.predict(b"image"))
 
 
-def test_a_finding_that_is_cut_off_is_refused(client, monkeypatch):
+def test_a_finding_that_is_cut_off_is_refused(client, triton):
     prediction = client.predict(b"image")
-    monkeypatch.setattr(FakeTriton, "truncated", True)
+    cut = ReportNotes(9, truncated=True).to_json()
+    triton.outputs["report_notes"] = lambda call: [[cut]] * call.batch
     with pytest.raises(InputError, match="too long for the model"):
         client.score_findings(["fracture"], prediction)
 
 
-def test_a_model_that_reads_masked_findings_refuses_what_it_cannot_read(client, monkeypatch):
-    serve(monkeypatch, text_mode="findings_masked")
+def test_a_model_that_reads_masked_findings_refuses_what_it_cannot_read(client, triton):
+    triton.model = replace(triton.model, text_mode="findings_masked")
     with pytest.raises(InputError, match="findings_masked"):
         client.score_findings(["rib fracture"], client.predict(b"image"))
     assert client.score_findings(["rib"], client.predict(b"image"))
 
 
-def test_no_finding_and_a_prediction_of_another_model(client, monkeypatch):
+def test_no_finding_and_a_prediction_of_another_model(client):
     prediction = client.predict(b"image")
     with pytest.raises(ConfigError):
         client.score_findings([], prediction)
@@ -225,17 +197,6 @@ def test_findings_are_not_logged(client, caplog):
 
 @pytest.mark.parametrize(("stated", "expected"), [({}, None), ({"temperature": "0.07"}, 0.07)])
 def test_temperature_is_read_from_the_served_parameters(monkeypatch, stated, expected):
-    labels = [{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS]
-    sizes = {"max_length": "64", "image_size": "56", "embedding_size": "8", "image_tokens_grid": "7"}
-    values = {"fingerprint": "ab" * 32, "text_mode": "full", **sizes, **stated}
-    values["decisions"] = json.dumps({"text": labels})
-    parameters = {name: {"string_value": value} for name, value in values.items()}
-    outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
-
-    class Server:
-        def get_model_config(self, *_arguments, **_settings):
-            return {"config": {"parameters": parameters, "output": outputs}}
-
     transport = TritonTransport("localhost:1")
-    monkeypatch.setattr(transport, "_client", Server)
+    monkeypatch.setattr(transport, "_client", lambda: FakeTritonClient(**stated))
     assert transport.read_model(1).temperature == expected

@@ -1,4 +1,4 @@
-"""Real gRPC servers on loopback that go away and come back: every client finds them again within two seconds."""
+"""Real gRPC servers on loopback stop and start again. Every client reconnects within two seconds."""
 
 import threading
 import time

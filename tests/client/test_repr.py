@@ -1,4 +1,4 @@
-"""What a notebook or a log shows of a result: one short line, no arrays, no bytes, nothing of a report."""
+"""The repr of a result is one short line without arrays, bytes or text of a report."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from client import (
     SimilarCase,
 )
 from client.explanation import Explanation, WordAttribution
+from client.images import ReadImage
 from client.retrieval import StoredCase
 from contract.bundle import Bundle
 from contract.decisions import Decisions, ServedLabel
@@ -27,7 +28,7 @@ from contract.notes import ImageNotes, ReportNotes
 
 SECRET = "Jane Roe has a left pleural effusion. " * 30
 PRINT = "ab" * 32
-NOTES = {"image_notes": ImageNotes(warnings=("Odd view.",)), "report_notes": ReportNotes(9)}
+IMAGE_NOTES = ImageNotes(warnings=("Odd view.",))
 FINDINGS = tuple(Finding(x.key, x.name, 0.9 - 0.01 * place, 0.5) for place, x in enumerate(LABELS))
 DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
 SERVED = ServedModel(PRINT, "findings", 64, 56, 16, 7, DECISIONS)
@@ -50,7 +51,8 @@ SHOWN = {
         SECRET,
         np.zeros((9, 2), np.int32),
         conformal_set=ConformalSet(LABEL_KEYS, 0.9),
-        **NOTES,
+        images=(ReadImage(IMAGE_NOTES),),
+        report_notes=ReportNotes(9),
     ),
     "SimilarCase('CXR12', 0.913, labels=['cardiac', 'pleural'])": CASE,
     "SearchResult(cases=3, best=SimilarCase('CXR12', 0.913, labels=['cardiac', 'pleural']), warnings=1)": (
@@ -75,7 +77,8 @@ SHOWN = {
         radiograph=np.zeros((99, 99), np.uint8),
         words=(WordAttribution("Jane Roe", 0, 8, 0.1, 0.1),),
         report_text=SECRET,
-        **NOTES,
+        image_notes=IMAGE_NOTES,
+        report_notes=ReportNotes(9),
     ),
     "ServedModel('abababababab', reads 'findings' and 56 pixels, decides from study, image, text)": SERVED,
     "Health(triton='ready', retrieval='ready', cases=560, model='abababababab')": Health(

@@ -1,4 +1,4 @@
-"""Regions in the real /dev/shm, registered at a server that only keeps a list of them."""
+"""Regions in the real /dev/shm, and a server that only lists them."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 import client.shared_memory as shared_memory
-from client.shared_memory import CudaRegion, RegionError, RegionPool, SystemRegion, measure, place
+from client.layout import lay_out, measure
+from client.shared_memory import CudaRegion, RegionError, RegionPool, SystemRegion
 from contract.errors import ConfigError
 
 SHM = Path("/dev/shm")
@@ -199,7 +200,7 @@ def test_no_room_means_no_region(pool, monkeypatch):
 def test_inputs_are_laid_out_as_the_protocol_says():
     images = np.array([[b"abc"], [b""], ["é"]], np.object_)
     ids = np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::2]  # not contiguous
-    pieces, places, end = place([images, ids])
+    pieces, places, end = lay_out([images, ids])
     region = SystemRegion(4096)
     region.write(pieces)
     offset, size = places[0]

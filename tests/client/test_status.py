@@ -1,4 +1,4 @@
-"""Status codes become errors by the code alone, and each says in one sentence what to do."""
+"""The status code alone decides on the error, whose message is one line."""
 
 import pytest
 
@@ -23,7 +23,7 @@ CODES = {
     "DEADLINE_EXCEEDED": (DeadlineError, "within 2.5 s"),
     "CANCELLED": (CancelledError, "cancelled"),
     "UNAVAILABLE": (UnavailableError, "cxr serve"),
-    "RESOURCE_EXHAUSTED": (BusyError, "try again in a moment"),
+    "RESOURCE_EXHAUSTED": (BusyError, "Try again in a moment"),
 }
 
 

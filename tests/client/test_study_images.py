@@ -1,31 +1,26 @@
-"""Several images of one study: what travels, what comes back of each, what is refused, older servers."""
+"""Several images of one study: the request, the result for each image, refused images, and older servers."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_triton import make_config, make_model
 from typer.testing import CliRunner
 
 from cli.app import app
-from client import CaseInput, CxrClient
+from client import CaseInput, ServedModel
 from client.page import write_report_page
-from client.results import ServedModel
 from client.served import parse_model
-from client.triton import Answer
-from contract.decisions import Decisions, ServedLabel
-from contract.errors import ArtifactError, ConfigError, ImageError, InputError
+from contract.errors import ArtifactError, ConfigError, ImageError
 from contract.image.png import encode_png
 from contract.labels import LABELS
-from contract.notes import ImageNotes
+from contract.notes import ImageNotes, ReportNotes
 from contract.shrink import IMAGE_READING, shrink_image
 from contract.tensors import MAX_VIEWS, MODELS
 
 N = 4
-DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
-TRAINED = ServedModel(
-    "ab" * 32, "full", 64, 32, 16, 2, DECISIONS, tells_view=True, most_views=MAX_VIEWS, trained_views=2
-)
+TRAINED = make_model(image_size=32, grid=2, tells_view=True, most_views=MAX_VIEWS, trained_views=2)
 OLD = replace(TRAINED, most_views=1, trained_views=1)
 NOTES = (
     ImageNotes("PA", warnings=("It is odd.",)),
@@ -39,55 +34,39 @@ UNTRAINED = (
 )
 
 
-class FakeTriton:
-    """Takes every image but the first for a lateral; a model of an older version takes one image alone."""
-
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.url, self.model, self.sent = "host:1", TRAINED, []
-
-    def read_model(self, _timeout_s: float, _model: str = "", _version: str = "") -> ServedModel:
-        return self.model
-
-    def infer(self, model, inputs, outputs, _timeout_s, **_):
-        files = inputs["image_bytes"]
-        count = files.shape[1]
-        self.sent.append([bytes(data) for data in files[0]])
-        if count > self.model.most_views:
-            raise InputError(
-                f"[request id: <id_unknown>] unexpected shape for input 'image_bytes' for model '{model}'."
-            )
-        attention = np.repeat(np.arange(count, dtype=np.float32), N)
-        arrays = {
-            "probabilities": np.zeros((1, len(LABELS)), np.float32),
-            "embedding": np.ones((1, 16), np.float32),
-            "image_attention": np.broadcast_to(attention, (1, len(LABELS), count * N)),
-            "text_attention": np.zeros((1, len(LABELS), 8), np.float32),
-            "lateral": np.array([[0.02, 0.98, 0.97, 0.99][:count]], np.float32),
-            "image_notes": np.array([[notes.to_json() for notes in NOTES[:count]]], dtype=np.object_),
-            "report_text": np.array([[b"Clear."]], dtype=np.object_),
-            "token_spans": np.zeros((1, 8, 2), np.int32),
-            "report_notes": np.array(
-                [[b'{"tokens": 3, "truncated": false, "warnings": ["Cut."], "parts": []}']], np.object_
-            ),
-        }
-        assert set(outputs) == {tensor.name for tensor in MODELS[model].outputs}
-        return Answer({name: arrays[name] for name in outputs}, "1")
-
-    def close(self) -> None:
-        pass
+def attend(call) -> np.ndarray:
+    """Return attention that is 0 on the first image, 1 on the second, and so on."""
+    attention = np.repeat(np.arange(len(call.images)), N)
+    return np.broadcast_to(attention, (1, len(LABELS), len(attention)))
 
 
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", FakeTriton)
-    with CxrClient() as client:
-        yield client
+def triton(triton):
+    """A Triton that takes every image but the first one for a lateral view, and gets requests for all outputs."""
+
+    def require_all_outputs(call) -> None:
+        assert set(call.outputs) == {spec.name for spec in MODELS[call.model].outputs}
+
+    triton.model = TRAINED
+    triton.refuse = require_all_outputs
+    triton.outputs = {
+        "image_attention": attend,
+        "image_notes": lambda call: [[notes.to_json() for notes in NOTES[: len(call.images)]]],
+        "lateral": lambda call: [[0.02, 0.98, 0.97, 0.99][: len(call.images)]],
+        "report_notes": [[ReportNotes(3, warnings=("Cut.",)).to_json()]],
+    }
+    return triton
 
 
-def test_the_images_of_a_study_travel_together_and_come_back_apart(client):
+def list_sent(triton) -> list[list[bytes]]:
+    """Return the images of each request."""
+    return [call.images for call in triton.calls]
+
+
+def test_the_images_of_a_study_travel_together_and_come_back_apart(client, triton):
     for images in ([b"one", b"two"], (b"one", b"two")):
         prediction = client.predict(images, "Clear.")
-        assert client._triton.sent[-1] == [b"one", b"two"]
+        assert list_sent(triton)[-1] == [b"one", b"two"]
     first, second = prediction.images
     assert (first.notes, second.notes) == NOTES[:2]
     assert (first.lateral, second.lateral) == pytest.approx((0.02, 0.98))
@@ -111,19 +90,19 @@ def test_warnings_name_the_image_that_each_is_of(client):
     assert client.predict([b"a", b"b"]).warnings == ("Image 1: It is odd.",)
 
 
-def test_one_image_is_told_of_as_before(client):
+def test_one_image_is_told_of_as_before(client, triton):
     alone, listed = client.predict(b"one"), client.predict([b"one"])
     for prediction in (alone, listed):
         assert prediction.warnings == ("It is odd.",)
         assert prediction.further_images == ()
         [image] = prediction.images
         np.testing.assert_array_equal(image.attention, prediction.image_attention)
-    assert client._triton.sent == [[b"one"]] * 2
-    assert replace(alone, image_notes=None).images == ()
+    assert list_sent(triton) == [[b"one"]] * 2
+    assert client.predict(report="Clear.").images == ()
 
 
-def test_a_model_that_has_never_seen_two_images_together_says_so(client):
-    client._triton.model = replace(TRAINED, trained_views=1)
+def test_a_model_that_has_never_seen_two_images_together_says_so(client, triton):
+    triton.model = replace(TRAINED, trained_views=1)
     assert client.predict([b"a", b"b"]).warnings[0] == UNTRAINED
     assert client.predict(b"a").warnings == ("It is odd.",)
 
@@ -136,9 +115,9 @@ def test_json_tells_of_every_image(client):
 
 
 BAD = {
-    "none": ([], "0 images were given: a study is read from 1 to 4 images."),
-    "too many": ([b"a", b"b", b"c", b"d", b"e"], "5 images were given: a study is read from 1 to 4 images."),
-    "no image": ([b"a", 7], "Image 2 of 2: image is of type int; give the path of a file"),
+    "none": ([], "0 images were given: give 1 to 4 images of one study."),
+    "too many": ([b"a", b"b", b"c", b"d", b"e"], "5 images were given: give 1 to 4 images of one study."),
+    "no image": ([b"a", 7], "Image 2 of 2: image is of type int: give the path of a file"),
     "a list in a list": ([[b"a"], b"b"], "Image 1 of 2: image is of type list"),
     "nothing": ([b"a", None], "Image 2 of 2: image is of type NoneType"),
     "one that is not there": (["gone.dcm", b"b"], "Image 1 of 2: Cannot read the image file 'gone.dcm'"),
@@ -147,11 +126,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_study_is_refused_before_anything_is_sent(client, name):
+def test_what_is_no_study_is_refused_before_anything_is_sent(client, triton, name):
     images, words = BAD[name]
     with pytest.raises(ImageError, match=words):
         client.predict(images, "Clear.")
-    assert client._triton.sent == []
+    assert list_sent(triton) == []
 
 
 def test_many_cases_may_have_several_images_each(client):
@@ -161,53 +140,41 @@ def test_many_cases_may_have_several_images_each(client):
     assert isinstance(refused, ImageError)
 
 
-def test_a_repository_of_an_older_version_is_not_asked_about_several_images(client):
-    client._triton.model = OLD
+def test_a_repository_of_an_older_version_is_not_asked_about_several_images(client, triton):
+    triton.model = OLD
     with pytest.raises(
         ArtifactError,
         match=r"^Triton at host:1 serves a model that reads one image of a study, not 2: an older",
     ):
         client.predict([b"a", b"b"])
-    assert client._triton.sent == []
+    assert list_sent(triton) == []
     assert client.predict(b"a").image_notes == NOTES[0]
-    client._triton.model = TRAINED  # published again meanwhile
+    triton.model = TRAINED  # published again meanwhile
     assert len(client.predict([b"a", b"b"]).images) == 2
 
 
-def test_a_server_that_goes_back_to_an_older_version_refuses_in_the_same_words(client):
+def test_a_server_that_goes_back_to_an_older_version_refuses_in_the_same_words(client, triton):
     client.predict([b"a", b"b"])
-    client._triton.model = OLD
-    with pytest.raises(ArtifactError, match="publish the bundle again"):
+    triton.model = OLD
+    with pytest.raises(ArtifactError, match="Publish the bundle again"):
         client.predict([b"a", b"b"])
 
 
 def test_an_older_repository_reads_one_image_by_what_it_says():
-    parameters = {
-        "fingerprint": "ab",
-        "text_mode": "full",
-        "max_length": "64",
-        "image_size": "32",
-        "embedding_size": "16",
-        "image_tokens_grid": "2",
-        "decisions": json.dumps(DECISIONS.describe()),
-    }
-
     def parse(**more: str) -> ServedModel:
-        values = {name: {"string_value": value} for name, value in (parameters | more).items()}
-        outputs = [{"name": tensor.name} for tensor in MODELS["predict_image"].outputs]
-        return parse_model("predict_image", {"parameters": values, "output": outputs}, source="Triton")
+        return parse_model("predict_image", make_config("predict_image", **more), source="Triton")
 
     assert (parse().most_views, parse().trained_views) == (1, 1)
     found = parse(most_views="4", trained_views="2")
     assert (found.most_views, found.trained_views) == (4, 2)
 
 
-def test_each_large_image_is_read_here_and_its_notes_come_back_to_it(client):
-    client._triton.model = replace(TRAINED, image_reading=IMAGE_READING)
+def test_each_large_image_is_read_here_and_its_notes_come_back_to_it(client, triton):
+    triton.model = replace(TRAINED, image_reading=IMAGE_READING)
     draw = np.random.default_rng(0)
     large = [encode_png(draw.integers(0, 200, (200, 150), np.uint8)) for _ in range(2)]
     prediction = client.predict([b"small", *large])
-    sent = client._triton.sent[-1]
+    sent = list_sent(triton)[-1]
     assert sent[0] == b"small"
     assert [len(data) < 2 * 32 * 32 for data in sent[1:]] == [True, True]
     assert prediction.image_notes == NOTES[0]
@@ -236,8 +203,7 @@ def test_the_page_shows_the_view_of_every_image(client, tmp_path):
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", FakeTriton)
+def files(triton, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(name.encode())
@@ -273,5 +239,5 @@ def test_views_that_cannot_be_read_together_are_one_sentence(files, arguments, w
 
 def test_an_explanation_is_of_one_image():
     explain = pytest.importorskip("client.explain").explain
-    with pytest.raises(ConfigError, match="An explanation is of one image; 2 were given"):
+    with pytest.raises(ConfigError, match="An explanation needs one image, but 2 were given"):
         explain(None, image=[b"a", b"b"])

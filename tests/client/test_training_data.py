@@ -1,32 +1,21 @@
-"""What the served model says of its training data, read from its configuration; what is said of many cases at once."""
+"""The training data of the served model: read from its configuration, and stated in results."""
 
 import io
 import json
 
 import numpy as np
 import pytest
+from fake_triton import make_config
 from rich.console import Console
 
 from cli.show import print_checks, print_indexed, print_prediction
+from client.cases import IndexResult
 from client.exchange import read_answer
-from client.results import Health, IndexResult, Prediction
+from client.health import Health
+from client.prediction import Prediction
 from client.served import parse_model
-from contract.labels import LABELS
-from contract.tensors import EMBEDDING, MODELS, PROBABILITIES
+from contract.tensors import EMBEDDING, PROBABILITIES
 from contract.training_data import PHANTOM_WARNING, UNMEASURED
-
-
-def make_config(**parameters: str) -> dict:
-    labels = [{"key": label.key, "name": label.name, "threshold": 0.5} for label in LABELS]
-    values = {
-        "fingerprint": "ab" * 32,
-        "text_mode": "findings",
-        "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels)),
-        **dict.fromkeys(("max_length", "image_size", "embedding_size", "image_tokens_grid"), "7"),
-        **parameters,
-    }
-    outputs = [{"name": tensor.name} for tensor in MODELS["predict_study"].outputs]
-    return {"parameters": {key: {"string_value": value} for key, value in values.items()}, "output": outputs}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +59,7 @@ def test_a_served_model_says_what_it_was_trained_to_read(said, ways):
     ],
 )
 def test_a_finding_says_that_its_label_was_not_measured(said, keys):
-    model = parse_model("predict_text", make_config(**said), source="Triton")
+    model = parse_model("predict_text", make_config("predict_text", **said), source="Triton")
     assert model.unmeasured == keys
     answer = {
         PROBABILITIES.name: np.full((1, 22), 0.7, np.float32),

@@ -36,7 +36,7 @@ def add_up(arrays) -> int:
 
 
 class Server:
-    """What all connections to one Triton share: its regions, what it was sent, how it fails."""
+    """The state of one Triton: its regions, its requests, and its next failures."""
 
     def __init__(self) -> None:
         self.regions: dict[str, int] = {}
@@ -129,7 +129,7 @@ class Client:
         return np.frombuffer(data, NUMPY_DTYPES[tensor.datatype()]).reshape(tensor.shape())
 
     def _answer(self, model, arrays, outputs):
-        """Each output holds, in every place, the sum of the bytes of the inputs."""
+        """Fill each output with the sum of the bytes of the inputs."""
         total = add_up(arrays)
         batch, length = arrays[0].shape[0], next((a.shape[1] for a in arrays if a.dtype == np.int64), 9)
         views = 1 if arrays[0].dtype == np.int64 else arrays[0].shape[1]
@@ -385,7 +385,7 @@ def test_unavailable_is_busy_where_the_server_has_the_model(connect, server, rea
 
 
 def test_a_connection_whose_server_was_not_there_is_given_up(connect, server):
-    """A new one looks the name up anew: a container that was started again has another address."""
+    """A new connection resolves the host name again, because a restarted container has another address."""
     transport = connect()
     ask(transport, make_pixels())
     server.failures, server.ready = ["UNAVAILABLE"], "UNAVAILABLE"

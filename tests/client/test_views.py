@@ -1,71 +1,40 @@
-"""The view of an image by the model: what the client asks for, shows and warns of, and servers of an older version."""
+"""The view of an image from the model: in the request, the result, the warnings, and with older servers."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_triton import make_config, make_model
 from typer.testing import CliRunner
 
 from cli.app import app
-from client import CxrClient
 from client.page import write_report_page
-from client.results import ServedModel
 from client.served import parse_model
-from client.triton import Answer
-from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError
-from contract.labels import LABELS
 from contract.notes import ImageNotes
-from contract.tensors import MODELS, NUMPY_DTYPES
+from contract.tensors import MODELS
 
-SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
-NEW = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS, vocabulary_size=120, tells_view=True)
+NEW = make_model(vocabulary_size=120, tells_view=True)
 OLD = replace(NEW, tells_view=False)
 SEEN = "The model sees a lateral radiograph (0.97) where the header says PA: one of the two is wrong."
 
 
-class FakeTriton:
-    """Takes every image for a lateral called PA; a model of an older version refuses to be asked for its view."""
-
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.model, self.asked = NEW, []
-
-    def read_model(self, _timeout_s: float, model: str = "", _version: str = "") -> ServedModel:
-        # The config of a model without images says nothing about views.
-        return replace(self.model, tells_view=None) if "text" in model else self.model
-
-    def infer(self, model, inputs, outputs, _timeout_s, **_):
-        self.asked.append(tuple(outputs))
-        if "lateral" in outputs and not self.model.tells_view:
-            raise InputError(f"Triton refused: unexpected inference output 'lateral' for model '{model}'")
-        if inputs.get("image_bytes") is not None and inputs["image_bytes"][0, 0] == b"bad":
-            raise InputError("preprocess_image: no image")
-        [batch] = {len(array) for array in inputs.values()}
-        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-        shapes = {name: (batch, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-        notes = {
-            "image_notes": ImageNotes("PA").to_json(),
-            "report_notes": b'{"tokens": 3, "truncated": false, ',
-        }
-        notes["report_notes"] += b'"warnings": [], "parts": []}'
-        for name in {*notes, "report_text"} & answer.keys():
-            answer[name] = np.array([[notes.get(name, b"")]] * batch, dtype=np.object_)
-        if "lateral" in answer:
-            answer["lateral"] += np.float32(0.97)
-        return Answer(answer, "1")
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", FakeTriton)
-    with CxrClient() as client:
-        yield client
+def triton(triton):
+    """A Triton that takes every image for a lateral view, though the header says PA; an image b"bad" is refused."""
+
+    def refuse(call) -> None:
+        if call.images == [b"bad"]:
+            raise InputError("preprocess_image: no image")
+
+    triton.model = NEW
+    triton.refuse = refuse
+    triton.outputs = {
+        "image_notes": [[ImageNotes("PA").to_json()]],
+        "lateral": lambda call: np.full((call.batch, 1), 0.97),
+    }
+    return triton
 
 
 def test_a_prediction_says_what_the_model_takes_the_image_for(client):
@@ -95,45 +64,35 @@ def test_a_text_before_an_image_changes_nothing(client):
         assert client.predict(b"image").lateral == pytest.approx(0.97)
 
 
-def test_a_repository_of_an_older_version_is_not_asked_for_the_view(client):
-    client._triton.model = OLD
+def test_a_repository_of_an_older_version_is_not_asked_for_the_view(client, triton):
+    triton.model = OLD
     prediction = client.predict(b"image")
     assert prediction.lateral is None
     assert prediction.warnings == ()
     assert client.predict_tensors(np.zeros((1, 1, 56, 56), np.uint8)).lateral is None
-    assert not any("lateral" in outputs for outputs in client._triton.asked)
+    assert not any("lateral" in call.outputs for call in triton.calls)
 
 
-def test_a_server_that_goes_back_to_an_older_version_is_asked_for_less(client):
+def test_a_server_that_goes_back_to_an_older_version_is_asked_for_less(client, triton):
     assert client.predict(b"image").lateral is not None
-    client._triton.model = OLD
+    triton.model = OLD
     assert client.predict(b"image").lateral is None
-    assert len(client._triton.asked) == 3  # once in vain
+    assert len(triton.calls) == 3  # once in vain
     client.predict(b"image")
-    assert len(client._triton.asked) == 4
+    assert len(triton.calls) == 4
 
 
-def test_a_bad_image_is_refused_once(client):
+def test_a_bad_image_is_refused_once(client, triton):
     with pytest.raises(InputError, match="no image"):
         client.predict(b"bad")
-    assert len(client._triton.asked) == 1
+    assert len(triton.calls) == 1
 
 
 @pytest.mark.parametrize("tells_view", [True, False])
 def test_a_server_says_by_its_outputs_whether_it_tells_views(tells_view):
-    labels = [{"key": x.key, "name": x.name, "threshold": 0.5} for x in LABELS]
-    values = {"fingerprint": "f", "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels))}
-    values |= {"text_mode": "full", "max_length": "64", "image_size": "56", "embedding_size": "16"}
-    values |= {"image_tokens_grid": "7"}
-    names = [
-        tensor.name for tensor in MODELS["predict_image"].outputs if tells_view or tensor.name != "lateral"
-    ]
-    config = {
-        "parameters": {name: {"string_value": value} for name, value in values.items()},
-        "output": [{"name": name} for name in names],
-    }
-    model = parse_model("predict_image", config, source="here")
-    text = {**config, "output": [{"name": tensor.name} for tensor in MODELS["predict_text"].outputs]}
+    names = [spec.name for spec in MODELS["predict_image"].outputs if tells_view or spec.name != "lateral"]
+    model = parse_model("predict_image", make_config("predict_image", outputs=names), source="here")
+    text = make_config("predict_text")
     assert parse_model("predict_text", text, source="here").tells_view is None
     assert model.tells_view is tells_view
     assert model.to_dict()["tells_view"] is tells_view

@@ -1,87 +1,50 @@
-"""What the served model noticed reaches whoever asks: the Python client, the commands, the index."""
+"""The warnings of the served model reach the Python client, the commands and the index."""
 
 import io
 import json
 
-import numpy as np
 import pytest
+from fake_triton import FakeTritonClient
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.app import app
 from cli.show import print_indexed
-from client import CaseInput, CxrClient
-from client.results import IndexResult, ServedModel, SimilarCase
-from client.retrieval import Stored
-from client.triton import Answer, TritonTransport
-from contract.decisions import Decisions, ServedLabel
+from client import CaseInput
+from client.cases import IndexResult, SimilarCase
+from client.triton import TritonTransport
 from contract.errors import ArtifactError, InputError
-from contract.labels import LABEL_KEYS, LABELS
 from contract.notes import ImageNotes, ReadPart, ReportNotes
-from contract.tensors import MODELS, NUMPY_DTYPES
+from contract.tensors import MODELS
 
-SIZES = {"S": 56, "N": 49, "C": 32, "D": 16}
-DECISIONS = Decisions.repeat(tuple(ServedLabel(x.key, x.name, 0.5) for x in LABELS))
-MODEL = ServedModel("ab" * 32, "full", 64, 56, 16, 7, DECISIONS)
 LATERAL = ImageNotes("LATERAL", "L", "CR", ("The image is a lateral view [of sorts].",))
 FRONTAL = ImageNotes("PA", "", "DX")
 CUT = ReportNotes(64, True, ("The report is longer than 64 tokens: its end was not read.",))
 WHOLE = ReportNotes(9, parts=(ReadPart("history", "indication", 1), ReadPart("findings", "findings", 2)))
 
 
-class FakeTriton:
-    """Answers every case; an image b"lateral" and a report b"long" come back with a warning, b"bad" not at all."""
+@pytest.fixture
+def triton(triton):
+    """An image b"lateral" and a report b"long" come back with a warning, an image b"bad" is refused."""
 
-    def __init__(self, _url: str = "", _settings: object = None) -> None:
-        self.damage = None
-
-    def read_model(self, _timeout_s: float) -> ServedModel:
-        return MODEL
-
-    def infer(self, model, inputs, outputs, _timeout_s, **_):
-        image, report = (inputs[name][0, 0] if name in inputs else None for name in ("image_bytes", "report"))
-        if image == b"bad":
+    def refuse(call) -> None:
+        if call.images == [b"bad"]:
             raise InputError("preprocess_image: no image")
-        specs = {tensor.name: tensor for tensor in MODELS[model].outputs}
-        shapes = {name: (1, *(9 if d == -1 else d for d in specs[name].dims(SIZES))) for name in outputs}
-        answer = {name: np.zeros(shape, NUMPY_DTYPES[specs[name].dtype]) for name, shape in shapes.items()}
-        values = {
-            "image_notes": (LATERAL if image == b"lateral" else FRONTAL).to_json(),
-            "report_notes": (CUT if report == b"long" else WHOLE).to_json(),
-            "report_text": report,
-        }
-        if image == b"lateral" and "lateral" in answer:
-            answer["lateral"] += 1  # the view head agrees with the header
-        for name in set(values) & set(answer):
-            answer[name] = np.array([[self.damage or values[name]]], dtype=np.object_)
-        return Answer(answer)
 
-    def close(self) -> None:
-        pass
-
-
-class FakeRetrieval:
-    """Stores nothing and finds one case."""
-
-    def __init__(self, _url: str = "") -> None:
-        pass
-
-    def search(self, *_arguments):
-        return [SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", "")]
-
-    def add(self, _fingerprint, cases, _timeout_s):
-        return Stored(len(cases), 0)
-
-    def close(self) -> None:
-        pass
+    triton.refuse = refuse
+    triton.outputs = {
+        "image_notes": lambda call: [[(LATERAL if call.images == [b"lateral"] else FRONTAL).to_json()]],
+        "lateral": lambda call: [[call.images == [b"lateral"]]],  # the view head agrees with the header
+        "report_notes": lambda call: [[(CUT if call.reports == [b"long"] else WHOLE).to_json()]],
+    }
+    return triton
 
 
 @pytest.fixture
-def client(monkeypatch):
-    monkeypatch.setattr("client.client.TritonTransport", FakeTriton)
-    monkeypatch.setattr("client.client.RetrievalTransport", FakeRetrieval)
-    with CxrClient() as client:
-        yield client
+def client(retrieval, client):
+    """A client whose searches return one case."""
+    retrieval.cases = [SimilarCase("case-1", "study-1", 0.5, ("pleural",), "A report.", "")]
+    return client
 
 
 @pytest.mark.parametrize(
@@ -126,8 +89,8 @@ def test_index_tells_which_cases_have_a_warning(client):
 
 
 @pytest.mark.parametrize("damage", [b"{}", b"\xff", WHOLE.to_json()])
-def test_notes_that_are_none_are_an_error(client, damage):
-    client._triton.damage = damage
+def test_notes_that_are_none_are_an_error(client, triton, damage):
+    triton.outputs["image_notes"] = [[damage]]
     with pytest.raises(ArtifactError, match="notes"):
         client.predict(b"frontal")
 
@@ -177,37 +140,12 @@ def test_index_command_names_the_first_cases_with_a_warning():
     assert "2 more" in shown[-1]
 
 
-def describe_served(outputs: list[str]) -> dict:
-    labels = [{"key": key, "name": key, "threshold": 0.5} for key in LABEL_KEYS]
-    values = {
-        "fingerprint": "ab" * 32,
-        "decisions": json.dumps(dict.fromkeys(("study", "image", "text"), labels)),
-        "text_mode": "full",
-        "max_length": "64",
-        "image_size": "56",
-        "embedding_size": "16",
-        "image_tokens_grid": "7",
-    }
-    parameters = {name: {"string_value": value} for name, value in values.items()}
-    return {"config": {"parameters": parameters, "output": [{"name": name} for name in outputs]}}
-
-
-class FakeServer:
-    """Stands for tritonclient's own client."""
-
-    def __init__(self, outputs: list[str]) -> None:
-        self.outputs = outputs
-
-    def get_model_config(self, *_arguments, **_settings):
-        return describe_served(self.outputs)
-
-
 def test_a_repository_of_an_older_version_is_refused_at_once(monkeypatch):
     outputs = [tensor.name for tensor in MODELS["predict_study"].outputs]
     transport = TritonTransport("localhost:1")
-    monkeypatch.setattr(transport, "_client", lambda: FakeServer(outputs))
+    monkeypatch.setattr(transport, "_client", FakeTritonClient)
     assert transport.read_model(1).fingerprint == "ab" * 32
     older = [name for name in outputs if not name.endswith("_notes")]
-    monkeypatch.setattr(transport, "_client", lambda: FakeServer(older))
+    monkeypatch.setattr(transport, "_client", lambda: FakeTritonClient(outputs=older))
     with pytest.raises(ArtifactError, match=r"image_notes, report_notes.*cxr export"):
         transport.read_model(1)

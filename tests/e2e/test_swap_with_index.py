@@ -37,7 +37,7 @@ def stack(models, tmp_path):
 
 
 def index(client: CxrClient) -> None:
-    from client.results import CaseInput
+    from client.cases import CaseInput
 
     cases = [CaseInput(f"case-{number}", f"study-{number}", report=text) for number, text in enumerate(TEXTS)]
     assert client.index(cases).refused == ()

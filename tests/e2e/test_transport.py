@@ -174,7 +174,7 @@ def test_a_full_queue_refuses_at_once_as_busy(client):
     assert len(refused) >= 3
     for error, took in refused:
         assert type(error) is BusyError
-        assert "try again in a moment" in str(error)
+        assert "Try again in a moment" in str(error)
         assert took < 1
     assert sum(error is None for error, _ in outcomes) >= 2
     client.predict(report="0")

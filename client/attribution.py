@@ -1,4 +1,4 @@
-"""Where an attribution lies: smoothed over the image, and the box around its strongest spot."""
+"""Maps of pixel attributions: smooth a map for display, and find the box around its strongest spot."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 
-SMOOTHING: Final = 0.02  # standard deviation of the Gaussian over the attribution, as a share of the side
-REGION_LEVEL: Final = 0.5  # share of the highest value that a region reaches
+SMOOTHING: Final = (
+    0.02  # standard deviation of the Gaussian filter, as a share of the side of the attribution
+)
+STRONG_LEVEL: Final = 0.5  # lowest value in a strong spot, as a share of the highest value
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Region:
-    """A box in the square that the model reads, in shares of its side: 0, 0 is the upper left corner."""
+class Box:
+    """A box in the square that the model reads. Each edge is a share of the side; (0, 0) is the upper left corner."""
 
     left: float
     top: float
@@ -24,14 +26,20 @@ class Region:
     bottom: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the four sides."""
+        """Return the four edges."""
         return asdict(self)
 
 
 def smooth_attribution(attribution: Array, size: int) -> Array:
-    """Smooth signed attributions (S, S) and scale them to (size, size), from -1 to 1.
+    """Smooth an attribution and scale it for display.
 
-    1 is the 99.9th percentile of the absolute values, so that a single pixel does not hide the rest.
+    Args:
+        attribution: (S, S), signed.
+        size: Side of the result.
+
+    Returns:
+        (size, size) float32, -1 to 1. An absolute value of 1 is the 99.9th percentile, so that a single strong pixel
+        does not hide the others.
     """
     cv2 = import_cv2()
     sigma = SMOOTHING * len(attribution)
@@ -42,8 +50,8 @@ def smooth_attribution(attribution: Array, size: int) -> Array:
     return limited
 
 
-def find_hottest_region(attribution: Array) -> Region | None:
-    """Return the box around the spot that speaks most for the finding; None when nothing does.
+def find_hottest_box(attribution: Array) -> Box | None:
+    """Return the box around the spot that speaks most for the finding; None if no pixel speaks for it.
 
     Args:
         attribution: (S, S), signed.
@@ -54,14 +62,14 @@ def find_hottest_region(attribution: Array) -> Region | None:
     highest = float(smoothed[row, column])
     if highest <= 0:
         return None
-    _, areas = cv2.connectedComponents((smoothed >= REGION_LEVEL * highest).astype(np.uint8))
+    _, areas = cv2.connectedComponents((smoothed >= STRONG_LEVEL * highest).astype(np.uint8))
     rows, columns = np.nonzero(areas == areas[row, column])
-    sides = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    return Region(*(round(float(side) / len(attribution), 4) for side in sides))
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return Box(*(round(float(edge) / len(attribution), 4) for edge in edges))
 
 
 def import_cv2() -> Any:
-    """Return OpenCV; raises ConfigError where it is not installed."""
+    """Return OpenCV. Raise ConfigError if it is not installed."""
     try:
         import cv2
     except ModuleNotFoundError as error:
@@ -71,4 +79,6 @@ def import_cv2() -> Any:
 
 def make_missing_error() -> ConfigError:
     """Return the error of a missing package."""
-    return ConfigError("Drawing explanations needs the 'explain' extra: pip install 'cxr-serving[explain]'.")
+    return ConfigError(
+        "Drawing an explanation needs the 'explain' extra: pip install 'cxr-serving[explain]'."
+    )

@@ -1,0 +1,150 @@
+"""Cases that a caller sends, and stored cases that a search returns."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, overload
+
+from client.inputs import ReportSource, StudyImages
+from client.short_text import name_first, shorten
+from contract.strings import require_strings, require_text
+from contract.training_data import UNKNOWN, warn_of_training
+
+
+@dataclass(frozen=True)
+class CaseInput:
+    """A case for `CxrClient.predict_many` or `CxrClient.index`: images, a report, or both.
+
+    The client reads the files of a case immediately before it sends the case.
+
+    Attributes:
+        id: Identifier of the case; indexing replaces a stored case with the same id.
+        study_id: Identifier of the study; a search can exclude studies.
+        image: As in `CxrClient.predict`.
+        report: As in `CxrClient.predict`.
+        labels: Keys of `contract.labels`.
+        image_ref: Path or URI of the image for the reader of a search result. It is stored unchanged.
+
+    Raises:
+        InputError: An id, a label or `image_ref` is not text.
+    """
+
+    id: str
+    study_id: str
+    image: StudyImages | None = field(default=None, repr=False)
+    report: ReportSource | None = field(default=None, repr=False)
+    labels: tuple[str, ...] = ()
+    image_ref: str = ""
+
+    def __repr__(self) -> str:
+        given = [name for name in ("image", "report") if getattr(self, name) is not None]
+        return f"CaseInput({shorten(self.id)!r}, given={name_first(given)})"
+
+    def __post_init__(self) -> None:
+        """Check the text fields, and turn the labels into a tuple."""
+        for name in ("id", "study_id", "image_ref"):
+            require_text(getattr(self, name), f"The {name} of a case")
+        object.__setattr__(self, "labels", require_strings(self.labels, "The labels of a case"))
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """The number of indexed cases, and the cases that were refused or have warnings.
+
+    Attributes:
+        added: Number of cases with a new id.
+        replaced: Number of cases that replaced a stored case with the same id.
+        refused: (case id, reason) of each case that could not be read, or that the model or the sidecar refused.
+        warned: (case id, warnings) of each stored case with a warning about its images or its report.
+        trained_on: The collection that the model was trained on.
+    """
+
+    added: int
+    replaced: int = 0
+    refused: tuple[tuple[str, str], ...] = ()
+    warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    trained_on: str = UNKNOWN
+
+    def __repr__(self) -> str:
+        return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
+
+    @property
+    def indexed(self) -> int:
+        """Number of stored cases: `added` and `replaced`."""
+        return self.added + self.replaced
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings that apply to all cases."""
+        return warn_of_training(self.trained_on)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, `indexed` and `warnings`."""
+        refused = [{"id": case_id, "reason": reason} for case_id, reason in self.refused]
+        warned = [{"id": case_id, "warnings": list(sentences)} for case_id, sentences in self.warned]
+        return {
+            "indexed": self.indexed,
+            "added": self.added,
+            "replaced": self.replaced,
+            "refused": refused,
+            "warned": warned,
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class SimilarCase:
+    """A stored case. `score` is the cosine similarity to the query, -1 to 1."""
+
+    id: str
+    study_id: str
+    score: float
+    labels: tuple[str, ...]
+    report: str
+    image_ref: str
+
+    def __repr__(self) -> str:
+        return f"SimilarCase({shorten(self.id)!r}, {self.score:.3f}, labels={name_first(self.labels)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class SearchResult(Sequence[SimilarCase]):
+    """A sequence of the stored cases most similar to a query, best first.
+
+    Attributes:
+        cases: The cases.
+        warnings: The warnings of the query's prediction.
+        trained_on: The collection that the model was trained on.
+    """
+
+    cases: tuple[SimilarCase, ...]
+    warnings: tuple[str, ...] = ()
+    trained_on: str = UNKNOWN
+
+    def __repr__(self) -> str:
+        best = f", best={self.cases[0]!r}" if self.cases else ""
+        return f"SearchResult(cases={len(self.cases)}{best}, warnings={len(self.warnings)})"
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> SimilarCase: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SimilarCase, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SimilarCase | tuple[SimilarCase, ...]:
+        return self.cases[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {
+            "cases": [case.to_dict() for case in self.cases],
+            "trained_on": self.trained_on,
+            "warnings": list(self.warnings),
+        }
