@@ -10,15 +10,19 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.runtime.session import Session, open_session
+from contract.runtime.walk import Arrays, bind_sessions
 from contract.tensors import GRAPHS, MODELS
-from export.gates.parity import Arrays, Kind, ParityCase
-from export.gates.precision import ask, load_reference, make_batches, make_runner
+from export.gates.parity import ParityCase
+from export.gates.precision import ask, load_reference, make_batches
 from export.gates.precision_report import measure_distances
+from export.gates.questions import Kind
 from export.graphs.convert import find_products, quantize_to_int8
 from export.profiles import Profile
 
@@ -110,9 +114,9 @@ class Sensitivity:
     def _compare(self, kind: Kind, changed: str, session: Session) -> float:
         (batch, expected), fusion = self._expected[kind], f"fusion_{kind}"
 
-        def run(graph: str, inputs: Arrays) -> Arrays:
+        def run(graph: str, inputs: Arrays) -> Mapping[str, NDArray[Any]]:
             if graph == changed:
-                return make_runner({graph: session})(graph, inputs)
+                return bind_sessions({graph: session})(graph, inputs)
             return self._float32(graph, inputs) if graph == fusion else expected[graph]
 
         found, before = ask(run, batch)[fusion], expected[fusion]

@@ -12,22 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError
 from contract.report.text import ReportTokenizer
-from contract.runtime.session import Session
-from contract.tensors import MODELS
-from export.gates.parity import Arrays, ParityCase
+from contract.runtime.walk import Arrays, RunGraph, bind_sessions, list_graphs, walk_graphs
+from export.gates.parity import ParityCase
 from export.gates.precision import open_profile
 from export.profiles import Profile
 
-# The graphs that are timed, and what the case must have.
-_KINDS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "study": (("image_encoder", "text_encoder", "fusion_study"), "an image and a report"),
-    "image": (("image_encoder", "fusion_image"), "an image"),
-    "text": (("text_encoder", "fusion_text"), "a report"),
-}
+# The inputs that a case of each kind must have.
+_NEEDED: Final[dict[str, str]] = {"study": "an image and a report", "image": "an image", "text": "a report"}
 _WARM_UP: Final = 3
 _ROUNDS: Final = 21
 
@@ -81,15 +77,17 @@ def compare_speed(
         ArtifactError: A graph is missing or comes from another bundle.
     """
     kind = bundle.trained_ways[0]
-    steps, inputs = _KINDS[kind][0], _make_inputs(bundle, cases, kind)
-    sessions = [open_profile(bundle, graphs, profile) for profile, graphs in sides]
-    times: list[dict[str, list[float]]] = [{step: [] for step in steps} for _ in sides]
+    graphs_of_kind, inputs = list_graphs(kind), _make_inputs(bundle, cases, kind)
+    runners = [bind_sessions(open_profile(bundle, graphs, profile)) for profile, graphs in sides]
+    times: list[dict[str, list[float]]] = [{graph: [] for graph in graphs_of_kind} for _ in sides]
     for done in range(_WARM_UP + rounds):
-        for opened, found in zip(sessions, times, strict=True):
-            for step, seconds in _time_steps(opened, steps, inputs).items():
+        for run, measured in zip(runners, times, strict=True):
+            for graph, seconds in _time_graphs(graphs_of_kind, run, inputs).items():
                 if done >= _WARM_UP:
-                    found[step].append(seconds)
-    medians = [{step: float(np.median(values)) * 1e3 for step, values in found.items()} for found in times]
+                    measured[graph].append(seconds)
+    medians = [
+        {graph: float(np.median(values)) * 1e3 for graph, values in measured.items()} for measured in times
+    ]
     (profile, _), (against, _) = sides
     tokens = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     return SpeedReport(profile.name, against.name, kind, tokens, *medians)
@@ -109,7 +107,7 @@ def _make_inputs(bundle: Bundle, cases: Sequence[ParityCase], kind: str) -> Arra
         case for case in cases if (case.pixels is not None or not image) and (case.has_text or not text)
     )
     if (case := next(usable, None)) is None:
-        raise ConfigError(f"Timing a profile needs a case with {_KINDS[kind][1]}.")
+        raise ConfigError(f"Timing a profile needs a case with {_NEEDED[kind]}.")
     inputs: Arrays = {}
     if image and case.pixels is not None:
         inputs["pixels"] = case.pixels[None]
@@ -120,15 +118,15 @@ def _make_inputs(bundle: Bundle, cases: Sequence[ParityCase], kind: str) -> Arra
     return inputs
 
 
-def _time_steps(sessions: Mapping[str, Session], steps: Sequence[str], inputs: Arrays) -> dict[str, float]:
+def _time_graphs(graphs: Sequence[str], run: RunGraph[NDArray[Any]], inputs: Arrays) -> dict[str, float]:
     """Run one case and return the seconds of each graph."""
-    values, seconds = dict(inputs), {}
-    for step in steps:
-        spec = MODELS[step]
-        names = [tensor.name for tensor in spec.outputs]
-        feeds = {tensor.name: values[tensor.name] for tensor in spec.inputs}
+    seconds: dict[str, float] = {}
+
+    def run_timed(graph: str, tensors: Arrays) -> Mapping[str, NDArray[Any]]:
         start = time.perf_counter()
-        answers = sessions[step].run(names, feeds)
-        seconds[step] = time.perf_counter() - start
-        values |= dict(zip(names, answers, strict=True))
+        outputs = run(graph, tensors)
+        seconds[graph] = time.perf_counter() - start
+        return outputs
+
+    walk_graphs(graphs, run_timed, inputs)
     return seconds

@@ -13,22 +13,22 @@ them. Text tokens on padding are not compared: nothing reads them.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ArtifactError, ConfigError, ParityError
+from contract.bundle import Bundle
+from contract.errors import ConfigError, ParityError
 from contract.report.text import ReportTokenizer
+from contract.runtime.walk import Arrays, bind_sessions, list_graphs, open_graphs, walk_graphs
 from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
-from export.graphs.checks import read_fingerprint, read_sizes
+from export.gates.questions import Kind, Question
+from export.graphs.checks import read_sizes
 from training.model.model import CxrModel, load_model
 
-Arrays = dict[str, NDArray[Any]]
-Kind = Literal["study", "image", "text"]
 MEASURES: Final[dict[str, str]] = {
     "image_tokens": "difference / largest value",
     "text_tokens": "difference / largest value",
@@ -164,12 +164,6 @@ def check_parity(
     return report
 
 
-@dataclass(frozen=True)
-class _Batch:
-    kind: Kind
-    inputs: Arrays  # by tensor name, batched
-
-
 def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
     """Check the cases; where none has both inputs, add one, so that every graph is asked something.
 
@@ -193,12 +187,12 @@ def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCa
     return [*cases, ParityCase(pixels, text)]
 
 
-def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batch]:
+def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Question]:
     """Yield every question to ask: each kind, each case alone, then all in one batch."""
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
 
-    def make(kind: Kind, chosen: Sequence[ParityCase], *, mirrored: bool = False) -> _Batch:
+    def make(kind: Kind, chosen: Sequence[ParityCase], *, mirrored: bool = False) -> Question:
         inputs: Arrays = {}
         if kind != "text":
             pixels = np.stack([case.pixels for case in chosen if case.pixels is not None])  # (B, 1, S, S)
@@ -206,7 +200,7 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[_Batc
         if kind != "image":
             tokens = tokenizer.encode([case.text or "" for case in chosen], max_length)
             inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-        return _Batch(kind, inputs)
+        return Question(kind, inputs)
 
     with_pixels = [case for case in cases if case.pixels is not None][:MAX_BATCH_SIZE]
     with_text = _vary_lengths([case for case in cases if case.has_text], max_length)[:MAX_BATCH_SIZE]
@@ -235,28 +229,27 @@ def _vary_lengths(cases: list[ParityCase], max_length: int) -> list[ParityCase]:
 
 
 class _Runner:
-    """Asks the PyTorch model and the chained graphs the same question."""
+    """Runs the PyTorch model and the graphs on the same batches."""
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, Path]) -> None:
         self._model: CxrModel = load_model(bundle).eval()
-        self._sessions = {name: _open_session(bundle, graphs, name) for name in GRAPHS}
+        self._run_graph = bind_sessions(open_graphs(bundle, graphs, {}))
 
-    def compare(self, batch: _Batch, record: "_Record") -> None:
-        """Run one batch through both and note the differences, encoders first."""
+    def compare(self, batch: Question, record: "_Record") -> None:
+        """Run one batch through both and record the differences, encoders first."""
+        expected = self._run_model(batch)
+        for graph, outputs in walk_graphs(list_graphs(batch.kind), self._run_graph, batch.inputs).items():
+            for output, actual in outputs.items():
+                difference = _measure(output, expected[output], actual, batch.inputs)
+                record.add(graph, output, difference, batch)
+
+    def _run_model(self, batch: Question) -> Arrays:
+        """Return the outputs of the encoders and the fusion by name.
+
+        The model itself runs here, not the modules that the exporter wraps around it (`graph_modules`), so that an
+        error in those is seen too.
+        """
         fusion = f"fusion_{batch.kind}"
-        expected = self._run_model(batch, fusion)
-        found = dict(batch.inputs)
-        encoders = [name for name in ("image_encoder", "text_encoder") if _produces_input_of(name, fusion)]
-        for name in (*encoders, fusion):
-            spec = MODELS[name]
-            feeds = {tensor.name: found[tensor.name] for tensor in spec.inputs}
-            names = [tensor.name for tensor in spec.outputs]
-            found |= dict(zip(names, self._sessions[name].run(names, feeds), strict=True))
-            for output in names:
-                difference = _measure(output, expected[output], found[output], batch.inputs)
-                record.add(name, output, difference, batch)
-
-    def _run_model(self, batch: _Batch, fusion: str) -> Arrays:
         tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
         model, mask = self._model, tensors.get("attention_mask")
         answers: dict[str, torch.Tensor] = {}
@@ -267,8 +260,8 @@ class _Runner:
             if "input_ids" in tensors:
                 answers["text_tokens"] = model.text_encoder(tensors["input_ids"], mask)
             inputs = {**tensors, **answers}
-            ask = getattr(model.fusion, f"forward_{batch.kind}")
-            outputs = ask(*(inputs[tensor.name] for tensor in MODELS[fusion].inputs))
+            forward = getattr(model.fusion, f"forward_{batch.kind}")
+            outputs = forward(*(inputs[tensor.name] for tensor in MODELS[fusion].inputs))
         answers |= {tensor.name: value for tensor, value in zip(MODELS[fusion].outputs, outputs, strict=True)}
         return {name: value.numpy() for name, value in answers.items()}
 
@@ -282,10 +275,9 @@ class _Record:
     batch_sizes: set[int] = field(default_factory=set)
     text_lengths: set[int] = field(default_factory=set)
 
-    def add(self, graph: str, output: str, difference: float, batch: _Batch) -> None:
-        """Note one comparison; NaN, once seen, stays."""
-        key = (graph, output)
-        size = len(next(iter(batch.inputs.values())))
+    def add(self, graph: str, output: str, difference: float, batch: Question) -> None:
+        """Record one comparison. A NaN stays."""
+        key, size = (graph, output), batch.batch_size
         self.worst[key] = float(np.maximum(self.worst.get(key, 0.0), difference))  # maximum keeps NaN
         self.answers[key] = self.answers.get(key, 0) + size
         self.batch_sizes.add(size)
@@ -328,22 +320,6 @@ def _measure(output: str, expected: NDArray[Any], found: NDArray[Any], inputs: A
     difference = float(np.abs(expected - found).max())
     relative = output in ("image_tokens", "text_tokens")
     return difference / max(float(np.abs(expected).max()), 1e-12) if relative else difference
-
-
-def _produces_input_of(encoder: str, fusion: str) -> bool:
-    return MODELS[encoder].outputs[0] in MODELS[fusion].inputs
-
-
-def _open_session(bundle: Bundle, graphs: Mapping[str, Path], name: str) -> Any:
-    path = graphs.get(name)
-    if path is None:
-        raise ArtifactError(f"No graph was given for {name}.")
-    found = read_fingerprint(path)
-    require_same_fingerprint(bundle.fingerprint, found, expected_from=str(bundle.path), found_from=str(path))
-    try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base
-        raise ParityError(f"ONNX Runtime cannot load {name}: {type(error).__name__}.") from error
 
 
 def _require_passed(report: ParityReport) -> None:

@@ -12,23 +12,25 @@ A share of flipped decisions that few cases cannot show, because one decision is
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ArtifactError, ParityError
+from contract.bundle import Bundle
+from contract.errors import ParityError
 from contract.report.text import ReportTokenizer
-from contract.runtime.session import Session, open_session
+from contract.runtime.session import Session
+from contract.runtime.walk import Arrays, RunGraph, bind_sessions, list_graphs, open_graphs, walk_graphs
 from contract.tensors import FUSED, GRAPHS, IMAGE_TOKENS, MAX_BATCH_SIZE, MODELS, VIEWS
-from export.gates.parity import Arrays, Kind, ParityCase, complete_cases
+from export.gates.parity import ParityCase, complete_cases
 from export.gates.precision_report import GraphPrecision, PrecisionReport, measure_distances, measure_kind
+from export.gates.questions import Kind
 from export.profiles import Limits, Profile
 
-Runner = Callable[[str, Arrays], Arrays]  # served graph, its inputs -> its outputs
+Runner = RunGraph[NDArray[Any]]
+Answers = dict[str, Mapping[str, NDArray[Any]]]  # graph -> its outputs by name
 Progress = Callable[[int, int], None]
 KINDS: Final[tuple[Kind, ...]] = ("study", "image", "text")
 ALONE: Final = 16  # so many cases are asked alone too
@@ -110,7 +112,7 @@ class Gate:
         self._bundle, self._reference = bundle, reference
         self._count = len(cases)
         self.cases = complete_cases(bundle, cases)
-        self._expected: list[tuple[int, Batch, dict[str, Arrays]]] = []
+        self._expected: list[tuple[int, Batch, Answers]] = []
         self._record = _Record()
 
     def measure(
@@ -123,13 +125,13 @@ class Gate:
     ) -> PrecisionReport:
         """Measure the graphs of a profile; see `measure_precision`."""
         sessions = {} if served else open_profile(self._bundle, graphs, profile)
-        answer = _make_asker(served) if served else partial(ask, make_runner(sessions))
+        run, layout = (served.run, served.layout) if served else (bind_sessions(sessions), "split")
         total = -(-len(self.cases) // MAX_BATCH_SIZE) + min(len(self.cases), ALONE)
         record = self._record = _Record()
         for done, (size, batch, expected) in enumerate(self._list_expected()):
             if progress:
                 progress(done, total)
-            record.add(size, batch, expected, answer(batch))
+            record.add(size, batch, expected, ask(run, batch, layout))
         if progress:
             progress(total, total)
         return PrecisionReport(
@@ -163,7 +165,7 @@ class Gate:
         order = np.argsort(-answers.compare(limits))[:count]
         return [self.cases[answers.cases[place]] for place in order]
 
-    def _list_expected(self) -> Iterator[tuple[int, "Batch", dict[str, Arrays]]]:
+    def _list_expected(self) -> Iterator[tuple[int, "Batch", Answers]]:
         if self._expected:
             yield from self._expected
             return
@@ -194,29 +196,8 @@ def open_profile(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) -
         FingerprintError: A graph comes from another bundle.
         ArtifactError: A graph is missing or cannot be read.
     """
-    if missing := [name for name in GRAPHS if name not in graphs]:
-        raise ArtifactError(f"No graph was given for {missing[0]}.")
     config = {"optimization": profile.make_optimization()}
-    sessions = {}
-    for name in GRAPHS:
-        sessions[name] = open_session(graphs[name], config, kind=profile.target.upper())
-        require_same_fingerprint(
-            bundle.fingerprint,
-            sessions[name].metadata.get("fingerprint", ""),
-            expected_from=str(bundle.path),
-            found_from=str(graphs[name]),
-        )
-    return sessions
-
-
-def make_runner(sessions: Mapping[str, Session]) -> Runner:
-    """Return what runs one of these graphs."""
-
-    def run(graph: str, inputs: Arrays) -> Arrays:
-        names = [tensor.name for tensor in MODELS[graph].outputs]
-        return dict(zip(names, sessions[graph].run(names, inputs), strict=True))
-
-    return run
+    return open_graphs(bundle, graphs, config, kind=profile.target.upper())
 
 
 def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runner:
@@ -224,7 +205,7 @@ def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runn
     if reference is not None:
         from export.profiles import load_profile
 
-        return make_runner(open_profile(bundle, reference, load_profile("fp32")))
+        return bind_sessions(open_profile(bundle, reference, load_profile("fp32")))
     import torch
 
     from training.model.model import graph_modules, load_model
@@ -257,10 +238,10 @@ class Batch:
             tokens = tokenizer.encode([cases[place].text or "" for place in texts], max_length)
             self.inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
-    def select(self, kind: Kind, values: Arrays, *, fused: bool = False) -> Arrays:
-        """Return the rows of the inputs of a kind's fusion, or fused graph, that belong to cases of that kind."""
+    def select(self, kind: Kind, graph: str, values: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Return the inputs of a kind's fusion or fused graph: the rows of the cases that have this kind."""
         chosen = {}
-        for tensor in (FUSED[f"fused_{kind}"] if fused else MODELS[f"fusion_{kind}"]).inputs:
+        for tensor in (MODELS | FUSED)[graph].inputs:
             own: Kind = "image" if tensor in (IMAGE_TOKENS, VIEWS) else "text"
             rows = [self.places[own].index(place) for place in self.places[kind]]
             chosen[tensor.name] = np.ascontiguousarray(values[tensor.name][rows])
@@ -277,35 +258,29 @@ def make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[tuple[
             yield size, Batch(tokenizer, max_length, chosen)
 
 
-def ask(run: Runner, batch: Batch) -> dict[str, Arrays]:
-    """Return the outputs of every graph that the batch can be put to."""
-    values, answers = dict(batch.inputs), {}
-    for encoder in ENCODERS:
-        inputs = {
-            tensor.name: values[tensor.name] for tensor in MODELS[encoder].inputs if tensor.name in values
-        }
-        if inputs:
-            answers[encoder] = run(encoder, inputs)
-            values |= answers[encoder]
+def ask(run: Runner, batch: Batch, layout: str = "split") -> Answers:
+    """Return the outputs of every graph that can read cases of the batch.
+
+    A request has one kind (`contract.runtime.walk.list_graphs`), but a batch here holds cases of all kinds. So each
+    encoder runs once for all kinds, and each fusion graph reads the token rows of its own cases. A fused graph encodes
+    its cases itself, and its outputs are returned under the name of the fusion graph.
+    """
+    encoders = [
+        encoder
+        for encoder in ENCODERS
+        if layout == "split" and MODELS[encoder].inputs[0].name in batch.inputs
+    ]
+    answers = walk_graphs(encoders, run, batch.inputs)
+    values = {
+        **batch.inputs,
+        **{name: array for tokens in answers.values() for name, array in tokens.items()},
+    }
     for kind in KINDS:
         if batch.places[kind]:
-            answers[f"fusion_{kind}"] = run(f"fusion_{kind}", batch.select(kind, values))
+            graph = list_graphs(kind, layout)[-1]
+            outputs = walk_graphs([graph], run, batch.select(kind, graph, values))
+            answers[f"fusion_{kind}"] = outputs[graph]
     return answers
-
-
-def _make_asker(served: ServedGraphs) -> Callable[[Batch], dict[str, Arrays]]:
-    """Return what puts a batch to the graphs of a server, as they are laid out there."""
-    if served.layout != "fused":
-        return partial(ask, served.run)
-
-    def ask_fused(batch: Batch) -> dict[str, Arrays]:
-        return {
-            f"fusion_{kind}": served.run(f"fused_{kind}", batch.select(kind, batch.inputs, fused=True))
-            for kind in KINDS
-            if batch.places[kind]
-        }
-
-    return ask_fused
 
 
 class _Answers:
@@ -315,7 +290,12 @@ class _Answers:
         self.cases: list[int] = []
         self._parts: dict[tuple[str, str], list[Any]] = {}
 
-    def add(self, places: list[int], expected: Arrays, found: Arrays) -> None:
+    def add(
+        self,
+        places: list[int],
+        expected: Mapping[str, NDArray[Any]],
+        found: Mapping[str, NDArray[Any]],
+    ) -> None:
         """Append the answers of a batch."""
         self.cases += places
         for side, arrays in (("expected", expected), ("found", found)):
@@ -338,9 +318,7 @@ class _Record:
         self.answers: dict[tuple[int, Kind], _Answers] = {}
         self._squares: dict[tuple[str, str], list[float]] = {}  # of the difference, of the expected
 
-    def add(
-        self, size: int, batch: Batch, expected: Mapping[str, Arrays], found: Mapping[str, Arrays]
-    ) -> None:
+    def add(self, size: int, batch: Batch, expected: Answers, found: Answers) -> None:
         """Note one batch."""
         for kind in KINDS:
             if batch.places[kind]:

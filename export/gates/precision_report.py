@@ -19,7 +19,8 @@ from export.gates.measures import (
     measure_overlap,
     score_labels,
 )
-from export.gates.parity import Kind, ParityCase
+from export.gates.parity import ParityCase
+from export.gates.questions import Kind
 from export.profiles import Limits
 
 Pair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # what was expected, what was found

@@ -6,14 +6,15 @@ every weight takes part in the answers is all that is asked of them.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.runtime.walk import Arrays
 from contract.tensors import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKETS, PIXELS
 
-Arrays = dict[str, NDArray[Any]]
+Kind = Literal["study", "image", "text"]
 _SEED: Final = 20_260_701
 _BLOCKS: Final = 8  # a side of the picture
 _NOISE: Final = 24  # grey levels, up and down
@@ -23,14 +24,14 @@ _TEXTS: Final = 2  # in the batch of each length: one that fills it, one with pa
 
 @dataclass(frozen=True)
 class Question:
-    """One request: a kind ("study", "image" or "text") and its batched tensors by name."""
+    """One request: its kind and its batched tensors by name."""
 
-    kind: str
+    kind: Kind
     inputs: Arrays
 
     @property
     def batch_size(self) -> int:
-        """How many cases it asks."""
+        """The number of cases."""
         return len(next(iter(self.inputs.values())))
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from contract.decisions import Decisions
 from contract.errors import ArtifactError, ServerError
-from contract.tensors import EMBEDDING, FUSED_PARTS, MODELS, PROBABILITIES
+from contract.runtime.walk import RunGraph, list_graphs, walk_graphs
+from contract.tensors import EMBEDDING, PROBABILITIES
 from contract.training_data import WAYS
 from export.gates.measures import compute_cosines, count_flips, find_largest_difference
-from export.gates.questions import Arrays, Question
+from export.gates.questions import Question
 from export.profiles import Limits
 
-Ask = Callable[[str, Arrays], Arrays]  # a model's name, its inputs -> its outputs
 STORED: Final = "gate"  # parameter of `predict_*_tensors`
 _OUTPUTS: Final = (PROBABILITIES.name, EMBEDDING.name)
 _DTYPE: Final = np.dtype("<f4")
@@ -160,7 +160,7 @@ class Agreement:
 
 
 def collect_answers(
-    ask: Callable[[Question], Arrays], questions: Sequence[Question]
+    ask: Callable[[Question], Mapping[str, NDArray[Any]]], questions: Sequence[Question]
 ) -> dict[str, NDArray[np.float32]]:
     """Ask everything; return kind -> (M, K + D) float32.
 
@@ -178,15 +178,12 @@ def collect_answers(
     return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in WAYS if kind in rows}
 
 
-def ask_graphs(ask: Ask, question: Question, *, layout: str = "split") -> Arrays:
-    """Answer a question through graphs, encoders before fusion; or through the one fused graph of its kind."""
-    fused = f"fused_{question.kind}"
-    if layout == "fused":
-        return ask(fused, question.inputs)
-    values = dict(question.inputs)
-    for name in FUSED_PARTS[fused]:
-        values |= ask(name, {tensor.name: values[tensor.name] for tensor in MODELS[name].inputs})
-    return values
+def ask_graphs(
+    run: RunGraph[NDArray[Any]], question: Question, *, layout: str = "split"
+) -> Mapping[str, NDArray[Any]]:
+    """Run the graphs of a request in sequence; return the outputs of the last one, the fusion or the fused graph."""
+    graphs = list_graphs(question.kind, layout)
+    return walk_graphs(graphs, run, question.inputs)[graphs[-1]]
 
 
 def compare_answers(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.bundle import Bundle
-from contract.tensors import MODELS
+from contract.runtime.walk import bind_sessions
 from export.configs import read_token_limits
 from export.gates.parity import ParityCase
 from export.gates.precision import ServedGraphs, measure_precision, open_profile
 from export.gates.precision_report import PrecisionReport
-from export.gates.questions import Arrays, Question, draw_questions
+from export.gates.questions import Question, draw_questions
 from export.gates.server import Agreement, StoredAnswers, ask_graphs, collect_answers, compare_answers
 from export.graphs.checks import read_sizes
 from export.profiles import Profile
@@ -64,12 +64,7 @@ def store_answers(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) 
         graphs: Graph name -> file, encoders and fusion apart.
         profile: Says how they run, and how far a server may be from their answers.
     """
-    sessions = open_profile(bundle, graphs, profile)
-
-    def run(name: str, inputs: Arrays) -> Arrays:
-        names = [tensor.name for tensor in MODELS[name].outputs]
-        return dict(zip(names, sessions[name].run(names, inputs), strict=True))
-
+    run = bind_sessions(open_profile(bundle, graphs, profile))
     questions = [question for question in draw_for(bundle) if question.kind in bundle.trained_ways]
     answers = collect_answers(partial(ask_graphs, run), questions)
     return StoredAnswers(profile.name, profile.limits, answers)
