@@ -223,12 +223,13 @@ def _compare(
             )
         labels = decisions.of(kind)
         probabilities = (expected[:, : len(labels)], actual[:, : len(labels)])
-        cosines = compute_cosines(expected[:, len(labels) :], actual[:, len(labels) :])
+        embeddings = (expected[:, len(labels) :], actual[:, len(labels) :])
+        finite = np.isfinite(actual).all()
         yield KindAgreement(
             kind=kind,
             cases=len(expected),
             decisions=probabilities[0].size,
             flips=count_flips(labels, *probabilities),
             probability_difference=find_largest_difference(*probabilities),
-            embedding_cosine=float(cosines.min()) if np.isfinite(actual).all() else float("nan"),
+            embedding_cosine=float(compute_cosines(*embeddings).min()) if finite else float("nan"),
         )
