@@ -76,7 +76,7 @@ def make_optimization(target: str, profile: Any = None) -> dict[str, Any]:
     machine = "cpu" if target == "cpu" else "gpu"
     if changes_graphs and profile.target != machine:
         raise ConfigError(
-            f"The profile {profile.name} runs on a {profile.target}, not on the target {target}."
+            f"The profile {profile.name} runs on the {profile.target}, not on the target {target}."
         )
     accelerator = _read_settings()["target"][target].get("accelerator")
     if accelerator is None:
