@@ -1,6 +1,6 @@
-"""A published model in this process, without Triton: the same files, configs, runtime and threads.
+"""Run a published model in this process, without Triton: the same files, configs, runtime and threads.
 
-It is what serving is measured against, and a way to use a published model where no server is wanted:
+The benchmarks measure serving against it. It also runs a published model without a server:
 
     model = InProcess(Path("model_repository"))
     answer = model.run("predict_image", {"image_bytes": contract.steps.pack([Path("chest.dcm").read_bytes()])})
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from contract.errors import ArtifactError, ConfigError, TensorError
 from contract.report.tokens import TokenLimits
 from contract.runtime.session import Session, open_session, read_parameter, require_fingerprint
+from contract.runtime.walk import Arrays, Step, sort_steps, walk
 from contract.steps import open_step
 from contract.tensors import LAYOUTS, TEXT_GATE, ModelSpec
 from serving.triton import read_fingerprint
 
 Array = NDArray[Any]
-Arrays = dict[str, Array]
-_MOST_AT_ONCE: Final = 2  # the encoders of a study
+_MOST_THREADS: Final = 2  # one for each encoder of a study
 Run = Callable[[Mapping[str, Array]], Arrays]
 
 _SPECS: Final[dict[str, ModelSpec]] = {
@@ -34,51 +34,52 @@ _SPECS: Final[dict[str, ModelSpec]] = {
 
 @dataclass(frozen=True)
 class _Model:
-    """One model at one version, loaded: its tensors, and what it does."""
+    """One loaded version of a model."""
 
     spec: ModelSpec
-    run: Run
-    session: Session | None = None  # of a graph
+    compute: Run
+    session: Session | None = None  # only of a graph
+
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        for tensor in self.spec.inputs:
+            tensor.check(inputs[tensor.name])
+        return self.compute(inputs)
 
     def describe(self) -> str:
         return self.session.describe() if self.session else "contract"
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A model at its place in an ensemble, whose tensors have names of their own there."""
+class _Plan:
+    """The steps of a model in stages, and the loaded model of each step by name."""
 
-    model: _Model
-    reads: Mapping[str, str]  # the model's input -> the ensemble's tensor
-    makes: Mapping[str, str]  # the model's output -> the ensemble's tensor
+    stages: list[list[Step[Array]]]
+    models: Mapping[str, _Model]
 
-    def run(self, tensors: Mapping[str, Array]) -> Arrays:
-        given = {name: tensors[tensor] for name, tensor in self.reads.items()}
-        for entry in self.model.spec.inputs:
-            entry.check(given[entry.name])
-        made = self.model.run(given)
-        return {tensor: made[name] for name, tensor in self.makes.items()}
+    def list_models(self) -> list[_Model]:
+        return [self.models[step.name] for stage in self.stages for step in stage]
 
 
 class InProcess:
-    """The models of one published repository, each loaded when it is first needed. For one caller at a time.
+    """The models of one published repository, each loaded at its first use. For one caller at a time.
 
     Args:
-        repository: What `cxr export` wrote.
-        concurrent: Whether the two encoders of a study run at once. In Triton they never do (`contract.tensors`).
-        timed: Whether the time of each operation is noted (`read_times`).
+        repository: A repository that `cxr export` wrote.
+        concurrent: Whether the two encoders of a study run at the same time, each in a thread of its own. Triton never
+            does that (`contract.tensors`).
+        timed: Whether the runtime records the time of each operation (`read_times`).
 
     Raises:
-        ArtifactError: There is no published repository.
+        ArtifactError: The directory is not a published repository.
     """
 
     def __init__(self, repository: Path, *, concurrent: bool = False, timed: bool = False) -> None:
         self.repository = repository.absolute()
         self.fingerprint = read_fingerprint(self.repository)
-        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE) if concurrent else None
+        self._pool = ThreadPoolExecutor(_MOST_THREADS) if concurrent else None
         self._timed = timed
         self._configs: dict[str, dict[str, Any]] = {}
-        self._plans: dict[str, list[list[_Step]]] = {}
+        self._plans: dict[str, _Plan] = {}
         self._models: dict[tuple[str, str], _Model] = {}
 
     def run(self, model: str, inputs: Mapping[str, Array]) -> Arrays:
@@ -95,83 +96,74 @@ class InProcess:
         Raises:
             ConfigError: The repository serves no such model.
             ArtifactError: A file of the repository is missing or damaged.
-            InputError: An input is missing, does not fit, or cannot be read.
+            InputError: An input is missing, has another type or shape, or cannot be read.
             ServerError: The runtime failed.
         """
-        waves = self._plan(model)
-        config = self._read_config(model)
-        tensors = dict(inputs)
-        _check_batch(model, [entry["name"] for entry in config["input"]], tensors)
-        for wave in waves:
-            for made in self._run_wave(wave, tensors):
-                tensors |= made
+        plan, config = self._plan(model), self._read_config(model)
+        _check_batch(model, [entry["name"] for entry in config["input"]], inputs)
+        tensors = walk(plan.stages, inputs, self._pool)
         return {entry["name"]: tensors[entry["name"]] for entry in config["output"]}
 
     def describe(self, model: str) -> dict[str, str]:
         """Return step -> runtime, precision and threads, of the steps of a model."""
-        return {step.model.spec.name: step.model.describe() for wave in self._plan(model) for step in wave}
+        return {entry.spec.name: entry.describe() for entry in self._plan(model).list_models()}
 
     def read_parameter(self, model: str, name: str) -> str:
-        """Return a parameter of a model's config as text, "" where it has none; ConfigError for an unknown model."""
+        """Return a parameter of a model's config, or "" if it has none. Raise ConfigError for an unknown model."""
         return read_parameter(self._read_config(model), name)
 
     def read_times(self, model: str) -> dict[str, dict[str, float]]:
-        """Return step -> kind of operation -> milliseconds of all runs so far, once, where `timed`."""
-        models = [step.model for wave in self._plan(model) for step in wave]
+        """Return step -> kind of operation -> milliseconds of all runs. Call it once; it needs `timed`."""
+        models = self._plan(model).list_models()
         return {entry.spec.name: entry.session.read_times() for entry in models if entry.session}
 
-    def _run_wave(self, wave: Sequence[_Step], tensors: Mapping[str, Array]) -> list[Arrays]:
-        if self._pool is not None and len(wave) > 1:
-            return list(self._pool.map(lambda step: step.run(tensors), wave))
-        return [step.run(tensors) for step in wave]
-
-    def _plan(self, model: str) -> list[list[_Step]]:
-        """Return the steps of a model in waves: those of one wave need nothing of each other."""
+    def _plan(self, model: str) -> _Plan:
         if model not in self._plans:
             self._plans[model] = self._make_plan(model)
         return self._plans[model]
 
-    def _make_plan(self, model: str) -> list[list[_Step]]:
-        listed = self._read_config(model).get("ensemble_scheduling", {}).get("step")
-        if not listed:
-            return [[self._place_alone(model)]]
-        waiting = [self._place(entry) for entry in (_remove_gate(listed) if self._pool else listed)]
-        made_later = {tensor for step in waiting for tensor in step.makes.values()}
-        waves: list[list[_Step]] = []
-        while waiting:
-            ready = [step for step in waiting if not made_later & set(step.reads.values())]
-            if not ready:
-                raise ArtifactError(f"The steps of {model} in {self.repository} wait for each other.")
-            waiting = [step for step in waiting if step not in ready]
-            made_later -= {tensor for step in ready for tensor in step.makes.values()}
-            waves.append(ready)
-        return waves
-
-    def _place(self, entry: Mapping[str, Any]) -> _Step:
-        model = self._load(entry["model_name"], str(entry.get("model_version", "-1")))
-        return _Step(model, entry["input_map"], entry["output_map"])
-
-    def _place_alone(self, name: str) -> _Step:
-        model = self._load(name, "-1")
-        reads = {tensor.name: tensor.name for tensor in model.spec.inputs}
-        makes = {entry["name"]: entry["name"] for entry in self._read_config(name)["output"]}
-        return _Step(model, reads, makes)
+    def _make_plan(self, name: str) -> _Plan:
+        config = self._read_config(name)
+        entries = config.get("ensemble_scheduling", {}).get("step")
+        if not entries:
+            model = self._load(name, "-1")
+            inputs = {tensor.name: tensor.name for tensor in model.spec.inputs}
+            outputs = {entry["name"]: entry["name"] for entry in config["output"]}
+            return _Plan([[Step(name, model.run, inputs, outputs)]], {name: model})
+        if self._pool:
+            entries = _remove_gate(entries)
+        models = {
+            entry["model_name"]: self._load(entry["model_name"], str(entry.get("model_version", "-1")))
+            for entry in entries
+        }
+        steps = [
+            Step(
+                entry["model_name"],
+                models[entry["model_name"]].run,
+                entry["input_map"],
+                entry["output_map"],
+            )
+            for entry in entries
+        ]
+        return _Plan(sort_steps(steps, source=f"The ensemble {name} in {self.repository}"), models)
 
     def _load(self, name: str, version: str) -> _Model:
         if (name, version) not in self._models:
             if name not in _SPECS:
-                raise ConfigError(f"{self.repository} holds {name}, which this version does not know.")
-            config = self._read_config(name)
+                raise ConfigError(
+                    f"{self.repository} holds a model {name}, which this version of the software does not know."
+                )
+            config, spec = self._read_config(name), _SPECS[name]
             directory = _find_version(self.repository / name, version)
-            spec = _SPECS[name]
             if spec.backend == "python":
-                made = _Model(spec, _bind_step(name, config, directory))
+                step = open_step(name, config, directory)
+                model = _Model(spec, lambda inputs: step(inputs, ()))
             else:
                 session = _open_graph(config, directory, self._timed)
-                # Fewer than the table says where an older version published the graph.
+                # A graph of an older version of this software lacks some outputs of the table.
                 outputs = [entry["name"] for entry in config["output"]]
-                made = _Model(spec, _bind(session, spec, outputs, directory), session)
-            self._models[name, version] = made
+                model = _Model(spec, _bind(session, spec, outputs, directory), session)
+            self._models[name, version] = model
         return self._models[name, version]
 
     def _read_config(self, name: str) -> dict[str, Any]:
@@ -194,11 +186,16 @@ def read_config(path: Path) -> dict[str, Any]:
         from google.protobuf import json_format, text_format
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
-        raise ConfigError("Reading config.pbtxt needs tritonclient: pip install cxr-serving.") from error
+        raise ConfigError(
+            "Reading a config.pbtxt needs the package tritonclient: pip install cxr-serving."
+        ) from error
     try:
         message = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ArtifactError(f"{path} cannot be read as a Triton config: {type(error).__name__}.") from error
+        raise ArtifactError(
+            f"{path} cannot be read as a Triton config ({type(error).__name__}). Publish the model again with "
+            "`cxr export`."
+        ) from error
     return dict(json_format.MessageToDict(message, preserving_proto_field_name=True))
 
 
@@ -208,7 +205,7 @@ def _find_version(directory: Path, version: str) -> Path:
         return directory / version
     numbers = [int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()]
     if not numbers:
-        raise ArtifactError(f"{directory} holds no version: publish the model again.")
+        raise ArtifactError(f"{directory} holds no version. Publish the model again with `cxr export`.")
     return directory / str(max(numbers))
 
 
@@ -222,7 +219,7 @@ def _open_graph(config: Mapping[str, Any], directory: Path, timed: bool) -> Sess
 
 
 def _remove_gate(listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the steps of an ensemble without the gate: what it hands on is read where it comes from."""
+    """Return the steps of an ensemble without the gate. The steps behind it read the gate's inputs directly."""
     gates = [entry for entry in listed if entry["model_name"] == TEXT_GATE]
     sources = {
         tensor: gate["input_map"][name] for gate in gates for name, tensor in gate["output_map"].items()
@@ -234,11 +231,6 @@ def _remove_gate(listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _bind_step(name: str, config: Mapping[str, Any], directory: Path) -> Run:
-    step = open_step(name, config, directory)
-    return lambda tensors: step(tensors, ())
-
-
 def _bind(session: Session, spec: ModelSpec, outputs: Sequence[str], directory: Path) -> Run:
     inputs = [tensor.name for tensor in spec.inputs]
     limits = TokenLimits.find(directory)
@@ -246,16 +238,16 @@ def _bind(session: Session, spec: ModelSpec, outputs: Sequence[str], directory: 
     def run(tensors: Mapping[str, Array]) -> Arrays:
         if limits is not None:
             limits.check_inputs(tensors)
-        found = session.run(outputs, {name: tensors[name] for name in inputs})
-        return dict(zip(outputs, found, strict=True))
+        arrays = session.run(outputs, {name: tensors[name] for name in inputs})
+        return dict(zip(outputs, arrays, strict=True))
 
     return run
 
 
 def _check_batch(model: str, names: Sequence[str], tensors: Mapping[str, Array]) -> None:
-    """Raise TensorError unless every input is there, for the same number of items."""
+    """Raise TensorError unless every input is given, for the same number of items."""
     if missing := [name for name in names if name not in tensors]:
         raise TensorError(f"{model} needs the tensor {missing[0]}.")
     counts = {len(tensors[name]) if tensors[name].ndim else 0 for name in names}
     if len(counts) > 1 or 0 in counts:
-        raise TensorError(f"The inputs of {model} must hold the same number of items, from 1 on.")
+        raise TensorError(f"The inputs of {model} must hold the same number of items, at least 1.")

@@ -17,7 +17,7 @@ from bench.gpu.clock import add_rate, round_figures, time_calls
 from bench.gpu.log import PRECISIONS, Log, Settings
 from bench.gpu.model import STUDY, draw_inputs, list_outputs, make_graphs, make_profile, open_bundle
 from bench.gpu.torch_part import read_peaks
-from contract.errors import ConfigError
+from contract.runtime.walk import walk_graphs
 from contract.tensors import MODELS
 
 if TYPE_CHECKING:
@@ -117,26 +117,15 @@ class _Graphs:
         """Load the graphs.
 
         Raises:
-            ConfigError: The installed onnxruntime has no provider for the device.
+            ConfigError: The installed onnxruntime has no provider for the device, or it does not start.
         """
-        import onnxruntime
-
-        from contract.runtime.session import build_options, choose_providers
+        from contract.runtime.session import build_options, choose_providers, open_onnx_session
 
         paths = self._make()
         for name in STUDY:
             config = self._make_config(name)
             providers = choose_providers(config, "GPU" if self._settings.device == "cuda" else "CPU", "0")
-            session = onnxruntime.InferenceSession(
-                str(paths[name]), sess_options=build_options(config), providers=providers
-            )
-            if (
-                session.get_providers()[0] != providers[0][0]
-            ):  # onnxruntime falls back to the next provider and only logs it
-                raise ConfigError(
-                    f"onnxruntime cannot start {providers[0][0]}, because its libraries do not fit this machine."
-                )
-            self._sessions[name] = session
+            self._sessions[name] = open_onnx_session(paths[name], build_options(config), providers)
 
     def measure(self, name: str, batch: int) -> dict[str, float]:
         """Return the times of one graph, or of all three in sequence (`study`)."""
@@ -145,12 +134,9 @@ class _Graphs:
         values = {key: self._put(array) for key, array in draw_inputs(self._settings, batch).items()}
         if name == "fusion_study":
             values |= self._run("image_encoder", values) | self._run("text_encoder", values)
-        call = (lambda: self._run_study(values)) if name == "study" else (lambda: self._run(name, values))
+        study: Callable[[], Any] = partial(walk_graphs, STUDY, self._run, values)
+        call = study if name == "study" else partial(self._run, name, values)
         return add_rate(time_calls(call, self._settings.seconds, lambda: None), batch)
-
-    def _run_study(self, values: Mapping[str, Any]) -> Any:
-        tokens = self._run("image_encoder", values) | self._run("text_encoder", values)
-        return self._run("fusion_study", {**values, **tokens})
 
     def _run(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run one graph on values on the device and return its outputs, which stay on the device."""

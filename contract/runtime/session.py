@@ -1,7 +1,8 @@
 """Run one published graph on this machine.
 
-Triton's backend (`serving/backends/onnxruntime`), the parity gate (`export.gates.parity`) and the in-process
-baseline (`serving.inprocess`) all open their graphs here, so that the gate checks exactly what is served.
+Triton's backend (`serving/backends/onnxruntime`), the gates (`export.gates`) and the in-process baseline
+(`serving.inprocess`) all open their graphs here, so that the gates check exactly what is served.
+`contract.runtime.walk` runs several graphs in sequence.
 
 A graph runs on ONNX Runtime, or on OpenVINO (`contract.runtime.openvino`) if its config.pbtxt names the accelerator
 "openvino". Both read the same model.onnx. Both packages are imported only when a session is opened.
@@ -175,19 +176,12 @@ class _OnnxSession:
         if self._scratch:
             options.enable_profiling = True
             options.profile_file_prefix = f"{self._scratch.name}/run"
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-        except Exception as error:  # onnxruntime's errors have no common base class except Exception
-            raise ArtifactError(f"ONNX Runtime cannot load {path}: {_shorten(error)}") from error
+        self._session = open_onnx_session(path, options, providers)
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = (
             4  # errors are raised as exceptions; logging each one too would fill a disk
         )
         self._provider: str = self._session.get_providers()[0]
-        if self._provider != providers[0][0]:
-            raise ConfigError(
-                f"onnxruntime could not start {providers[0][0]}. Its message is above in the log."
-            )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -218,6 +212,29 @@ class _OnnxSession:
                 times[event["args"]["op_name"]] += event["dur"] / 1e3
         self._scratch.cleanup()
         return dict(times)
+
+
+def open_onnx_session(path: Path, options: Any, providers: Sequence[Provider]) -> Any:
+    """Return an `onnxruntime.InferenceSession`, for a caller that leaves tensors on the device between graphs.
+
+    Args:
+        path: The ONNX file.
+        options: See `build_options`.
+        providers: See `choose_providers`. The first one must start.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot read the file.
+        ConfigError: The first provider does not start. onnxruntime itself would use the next one and only log it.
+    """
+    try:
+        session = _import_onnxruntime().InferenceSession(
+            str(path), sess_options=options, providers=list(providers)
+        )
+    except Exception as error:  # onnxruntime's errors have no common base class except Exception
+        raise ArtifactError(f"ONNX Runtime cannot load {path}: {_shorten(error)}") from error
+    if session.get_providers()[0] != providers[0][0]:
+        raise ConfigError(f"onnxruntime could not start {providers[0][0]}. Its message is above in the log.")
+    return session
 
 
 def build_options(config: Config) -> Any:

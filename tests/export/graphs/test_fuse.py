@@ -8,7 +8,8 @@ from tritonclient.grpc import model_config_pb2
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.report.text import ReportTokenizer
 from contract.runtime.session import open_session
-from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, LAYOUTS, MODELS
+from contract.runtime.walk import bind_sessions, walk_graphs
+from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, LAYOUTS
 from export.configs import read_template
 from export.graphs import from_torch as graphs_module
 from export.graphs import fuse as fuse_module
@@ -57,16 +58,6 @@ def make_inputs(bundle, cases, batch, words, views=1):
     }
 
 
-def run_chained(sessions, parts, inputs):
-    values = dict(inputs)
-    for part in parts:
-        spec = MODELS[part]
-        names = [tensor.name for tensor in spec.outputs]
-        feeds = {tensor.name: values[tensor.name] for tensor in spec.inputs}
-        values |= dict(zip(names, sessions[part].run(names, feeds), strict=True))
-    return values
-
-
 def open_both(graphs, fused, name, optimization):
     config = {"optimization": {"execution_accelerators": optimization}}
     sessions = {part: open_session(graphs[part], config) for part in FUSED_PARTS[name]}
@@ -78,8 +69,8 @@ def run_both(sessions, session, name, inputs):
     names = [tensor.name for tensor in spec.outputs]
     feeds = {tensor.name: inputs[tensor.name] for tensor in spec.inputs}
     answers = dict(zip(names, session.run(names, feeds), strict=True))
-    chained = run_chained(sessions, FUSED_PARTS[name], feeds)
-    return answers, {output: chained[output] for output in names}
+    chained = walk_graphs(FUSED_PARTS[name], bind_sessions(sessions), feeds)
+    return answers, chained[FUSED_PARTS[name][-1]]
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -301,5 +292,5 @@ def test_ensembles_that_cannot_be_fused():
         fuse_ensemble(config, "study")
     config.ensemble_scheduling.step[1].model_version = -1
     config.output.add(name="text_tokens")
-    with pytest.raises(ConfigError, match="does not give out text_tokens"):
+    with pytest.raises(ConfigError, match="which has no output text_tokens"):
         fuse_ensemble(config, "study")
