@@ -41,7 +41,11 @@ class ServedPredictor:
     def __init__(self, client: "CxrClient") -> None:
         """Read which model is served; see `training.evaluation.predict.Predictor`."""
         model = client.info()
-        self.fingerprint, self.text_mode = model.fingerprint, model.text_mode
+        self.fingerprint, self.text_mode, self.label_part = (
+            model.fingerprint,
+            model.text_mode,
+            model.label_part,
+        )
         self._client, self._size = client, model.embedding_size
 
     def ask(self, cases: "Sequence[Case]", progress: "Progress | None" = None) -> "Answers":

@@ -19,6 +19,7 @@ from client.prediction import Prediction
 from client.served import ServedModel
 from client.triton import Arrays
 from contract.bundle import require_same_fingerprint
+from contract.embedding import take_joint
 from contract.errors import ArtifactError, InputError
 from contract.notes import ReportNotes
 from contract.prompts import (
@@ -90,8 +91,12 @@ def score_findings(
     groups = [group for prompt in prompts for group in (prompt.present, prompt.absent)]  # 2 F
     embeddings = _embed_sentences([sentence for group in groups for sentence in group], infer)
     ends = np.cumsum([len(group) for group in groups])[:-1]
-    sides = np.stack([average_prompts(part) for part in np.split(embeddings, ends)])  # (2 F, D)
-    present, absent = (sides @ prediction.embedding.astype(np.float64)).reshape(-1, 2).T  # (F,) each
+    joint = take_joint(embeddings, model.label_part)
+    sides = np.stack(
+        [average_prompts(part) for part in np.split(joint, ends)]
+    )  # (2 F, size of the joint space)
+    case = take_joint(prediction.embedding, model.label_part)
+    present, absent = (sides @ case).reshape(-1, 2).T  # (F,) each
     scores = compute_scores(present, absent, temperature)
     return tuple(
         FindingScore(finding, float(score), float(to_present), float(to_absent), model.trained_on)

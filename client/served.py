@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from contract.bundle import require_same_fingerprint
 from contract.decisions import Decisions, parse_decisions
+from contract.embedding import LABELS_PARAMETER
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.runtime.embedded import REQUIRED_BACKEND
 from contract.shrink import IMAGE_READING_PARAMETER
@@ -54,6 +55,7 @@ class ServedModel:
         tells_view: Whether answers contain `lateral`; None from a model that reads no image.
         most_views: Largest number of images of one study that the model reads together.
         trained_views: Largest number of images of one study that the model was trained on.
+        label_part: Length of the label part of an embedding (`contract.embedding`).
     """
 
     fingerprint: str
@@ -74,6 +76,7 @@ class ServedModel:
     tells_view: bool | None = None
     most_views: int = 1
     trained_views: int = 1
+    label_part: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -231,6 +234,7 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             image_reading=_parse_optional(values, IMAGE_READING_PARAMETER),
             most_views=_parse_optional(values, "most_views") or 1,
             trained_views=_parse_optional(values, "trained_views") or 1,
+            label_part=_parse_optional(values, LABELS_PARAMETER) or 0,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contract.decisions import Decisions, parse_decisions
+from contract.embedding import count_label_part
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
@@ -73,6 +74,11 @@ class Bundle:
         """How many images of one study the model was trained to fuse at most; 1 where the bundle does not record it."""
         views = self.config.get("training", {}).get("data", {}).get("views", 1)
         return views if isinstance(views, int) and views > 1 else 1
+
+    @property
+    def label_part(self) -> int:
+        """Length of the label part of the embeddings; see `contract.embedding`."""
+        return count_label_part(self.config["model"])
 
     @property
     def unmeasured(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 import model_repository
 from contract.bundle import Bundle
+from contract.embedding import LABELS_PARAMETER
 from contract.errors import ArtifactError, ConfigError
 from contract.report.tokens import TokenLimits
 from contract.repository import CONFIG_NAME
@@ -135,6 +136,7 @@ def _make_parameters(
             "image_size": str(sizes["S"]),
             IMAGE_READING_PARAMETER: str(IMAGE_READING),
             "embedding_size": str(sizes["D"]),
+            LABELS_PARAMETER: str(bundle.label_part),
             "image_tokens_grid": str(_read_grid(bundle, sizes)),
             "trained_on": bundle.trained_on,
             "trained_ways": ",".join(bundle.trained_ways),

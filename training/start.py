@@ -17,7 +17,7 @@ from training.data.openi import read_collection
 from training.model.model import CxrModel, load_model
 
 # Settings of `ModelConfig` that are not part of the architecture, and those that the bundle's vocabulary decides.
-_FREE: Final = frozenset(["dropout", "image_drop_path", "vocabulary_size"])
+_FREE: Final = frozenset(["dropout", "image_drop_path", "label_share", "vocabulary_size"])
 
 
 def read_start_config(start: Bundle) -> TrainConfig:

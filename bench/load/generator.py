@@ -257,7 +257,9 @@ class _Run:
             self._stop.wait(self._phases.duration_s)
             if self._phases.at_least == 0:
                 return
-            count = self._phases.at_least + len(self._tracks)  # each sender waits for an earlier request at the start
+            count = self._phases.at_least + len(
+                self._tracks
+            )  # each sender waits for an earlier request at the start
         while not self._stop.is_set() and self._count_done() - before < count:
             self._stop.wait(_POLL_S)
 

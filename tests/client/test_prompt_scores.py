@@ -86,6 +86,18 @@ def test_sides_are_averaged_at_unit_length(client, triton):
     assert found.similarity_present > 0.26
 
 
+def test_the_label_part_of_the_embeddings_is_left_out(client, triton):
+    [plain] = client.score_findings(["fracture"], client.predict(b"image"))
+    make_embedding = triton.outputs["embedding"]
+    triton.model = replace(triton.model, embedding_size=D + 3, label_part=3)
+    triton.outputs["embedding"] = lambda call: np.pad(
+        make_embedding(call) / 2, ((0, 0), (0, 3)), constant_values=0.5
+    )
+    [found] = client.score_findings(["fracture"], client.predict(b"image"))
+    assert found.similarity_present == pytest.approx(plain.similarity_present, abs=1e-6)
+    assert found.score == pytest.approx(plain.score, abs=1e-6)
+
+
 def test_temperature_is_the_models_own_where_it_says(client, triton):
     triton.model = replace(triton.model, temperature=0.5)
     [found] = client.score_findings(["fracture"], client.predict(b"image"))

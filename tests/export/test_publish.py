@@ -119,7 +119,8 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
         "max_length": "256",
         "vocabulary_size": str(bundle.config["model"]["vocabulary_size"]),
         "image_size": "112",
-        "embedding_size": "128",
+        "embedding_size": "150",
+        "embedding_labels": "22",
         "image_tokens_grid": "7",
         "trained_on": "unknown",  # the manifest of this bundle names no collection
         "trained_ways": "study,image,text",

@@ -186,7 +186,7 @@ def test_other_categories_are_refused(repository, models, monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "deployment", "words"),
     [
-        (lambda x: change(x, D=64), Deployment(), r"its models have sizes .*'D': 128.*'D': 64"),
+        (lambda x: change(x, D=64), Deployment(), r"its models have sizes .*'D': 150.*'D': 64"),
         (
             lambda x: replace(x, config={**x.config, "text_mode": "all"}),
             Deployment(),

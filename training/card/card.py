@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from contract.labels import LABEL_NAMES
+from contract.labels import LABEL_NAMES, LABELS
 from contract.training_data import read_trained_on, warn_of_training
 from training.card.origin import choose_licence, find_base_models, write_licence, write_start
 from training.card.source import Source, find_source
@@ -158,9 +158,19 @@ def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Map
         f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "
         f"{config.data.max_length} word pieces. It reads `{config.data.text_mode}`: "
         f"{_TEXT_MODES[config.data.text_mode]}.\n"
-        f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}, embedding size "
-        f"{model.embedding_size}. The same weights read image and report together or either of them alone. Tested: "
-        f"{ways}.\n"
+        f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}. The same weights read image and report "
+        f"together or either of them alone. Tested: {ways}.\n"
+        f"- Embedding: {_describe_embedding(model)}\n"
+    )
+
+
+def _describe_embedding(model: ModelConfig) -> str:
+    joint = f"{model.embedding_size} numbers of the space that images, reports and sentences share"
+    if not model.label_share:
+        return f"{joint}."
+    return (
+        f"{joint}, and behind them the {len(LABELS)} probabilities, which make {model.label_share:.0%} of the "
+        "similarity of two studies."
     )
 
 

@@ -59,7 +59,8 @@ class ModelConfig:
     text_positions: int = 256
     lexical_buckets: int = 0  # rows of the table of hashed pairs of word pieces; 0: no lexical part
     width: int = 128  # C
-    embedding_size: int = 128  # D
+    embedding_size: int = 128  # of the joint space; the label part comes behind it (`contract.embedding`)
+    label_share: float = 0.75  # of the label part in the similarity of two embeddings; 0: no label part
     fusion_layers: int = 1
     fusion_heads: int = 4
     adapter_rank: int = 16
@@ -76,6 +77,10 @@ class ModelConfig:
         _require(
             self.pooling in {"queries", "mean"},
             f"model.pooling must be queries or mean, not {self.pooling!r}.",
+        )
+        _require(
+            0 <= self.label_share < 1,
+            f"model.label_share must be at least 0 and below 1, not {self.label_share}.",
         )
         _require(
             self.lexical_buckets >= 0,

@@ -135,7 +135,7 @@ def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: A setting is unknown or sizes do not fit each other.
     """
-    config: ModelConfig = change_settings(ModelConfig(), values, "model")
+    config: ModelConfig = change_settings(ModelConfig(label_share=0.0), values, "model")  # of an older bundle
     config.check()
     return config
 
@@ -148,7 +148,8 @@ def read_train_config(values: Mapping[str, Any]) -> TrainConfig:
     """
     if not isinstance(values.get("training"), Mapping):
         raise ConfigError("The bundle's config.json does not record how the model was trained.")
-    config: TrainConfig = change_settings(TrainConfig(), {**values["training"], "model": values["model"]})
+    model = asdict(read_model_config(values["model"]))
+    config: TrainConfig = change_settings(TrainConfig(), {**values["training"], "model": model})
     return config
 
 

@@ -62,6 +62,10 @@ class Predictor(Protocol):
     def text_mode(self) -> TextMode:
         """The part of a report that the model reads."""
 
+    @property
+    def label_part(self) -> int:
+        """Length of the label part of its embeddings; see `contract.embedding`."""
+
     def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
         """Predict cases, which must all have the same kinds of inputs, in their order."""
 
@@ -129,6 +133,7 @@ class TorchPredictor:
         """
         self.fingerprint = bundle.fingerprint
         self.text_mode: TextMode = bundle.config["text_mode"]
+        self.label_part = bundle.label_part
         self._sizes: dict[str, int] = bundle.config["sizes"]
         self._max_length = int(bundle.config["max_length"])
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

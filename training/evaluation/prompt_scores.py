@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.embedding import take_joint
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
@@ -94,11 +95,11 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     """
     if predictor.text_mode == MASKED_MODE:
         return []
-    sides = embed_prompts(make_label_prompts(), predictor)
+    sides = embed_prompts(make_label_prompts(), predictor, predictor.label_part)
     ways = sorted(list_plain_ways(asked.test, predictor.text_mode), key=lambda way: bool(way.text))
     rows = []
     for way in ways:
-        scores = score_labels(asked.answers[way].embeddings, sides)
+        scores = score_labels(take_joint(asked.answers[way].embeddings, predictor.label_part), sides)
         metrics = evaluate_scores(
             scores,
             asked.test.targets,
@@ -110,19 +111,28 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     return rows
 
 
-def embed_prompts(prompts: Sequence[Prompts], predictor: Predictor) -> NDArray[np.float64]:
-    """Return the averaged embeddings (K, 2, D) of the sentences that state, and that deny, each label."""
+def embed_prompts(
+    prompts: Sequence[Prompts], predictor: Predictor, label_part: int = 0
+) -> NDArray[np.float64]:
+    """Return the average embeddings (K, 2, J) of the sentences that state, and that deny, each label.
+
+    Args:
+        prompts: The sentences of each label.
+        predictor: The model.
+        label_part: Length of the label part of the embeddings, to leave it out. 0 keeps whole embeddings.
+    """
     sentences = [sentence for both in prompts for side in (both.present, both.absent) for sentence in side]
     answers = predictor.ask([Case(f"prompt-{row}", text=text) for row, text in enumerate(sentences)])
     if not answers.answered.all():
         raise ConfigError("The model refused a sentence of the prompts.")
     ends = np.cumsum([len(side) for both in prompts for side in (both.present, both.absent)])[:-1]
-    averages = [average_prompts(part) for part in np.split(answers.embeddings, ends)]
+    joint = take_joint(answers.embeddings, label_part)
+    averages = [average_prompts(part) for part in np.split(joint, ends)]
     return np.stack(averages).reshape(len(prompts), 2, -1)
 
 
 def score_labels(embeddings: NDArray[np.floating[Any]], sides: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return scores (M, K), 0 to 1, of studies (M, D) against sentences (K, 2, D)."""
+    """Return scores (M, K), 0 to 1, of studies (M, J) against sentences (K, 2, J), all in the joint space."""
     similarity = np.einsum("md,ksd->mks", embeddings.astype(np.float64), sides)
     return compute_scores(
         similarity[..., 0], similarity[..., 1], temperature=1.0

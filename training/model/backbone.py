@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from contract.embedding import count_label_part
 from contract.errors import ConfigError
 from training.config.settings import SWIN, ModelConfig
 from training.model.swin import create_swin
@@ -90,7 +91,8 @@ def read_sizes(config: ModelConfig) -> dict[str, int]:
         ConfigError: As `read_layout`.
     """
     tokens = read_layout(config).grid ** 2
-    return {"S": config.image_size, "N": tokens, "C": config.width, "D": config.embedding_size}
+    size = config.embedding_size + count_label_part({"label_share": config.label_share})
+    return {"S": config.image_size, "N": tokens, "C": config.width, "D": size}
 
 
 @lru_cache(maxsize=16)

@@ -27,7 +27,7 @@ class FusionOutput(NamedTuple):
     """What one pass of `Fusion` gives; an attention is None where its modality was absent."""
 
     logits: Tensor  # (B, K), before calibration
-    embedding: Tensor  # (B, D), unit length
+    embedding: Tensor  # (B, embedding size), unit length, in the joint space: without the label part
     image_attention: Tensor | None  # (B, K, N), of V views (B, K, V N)
     text_attention: Tensor | None  # (B, K, L)
 
@@ -163,6 +163,7 @@ class Fusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
+        self.label_share = config.label_share
         self.view = nn.Parameter(torch.zeros(width))  # of the tokens of a study's views after the first
         self.tokens_per_view = read_sizes(config)["N"]
         self.modality = nn.ParameterDict({kind: nn.Parameter(torch.randn(width) * 0.02) for kind in KINDS})
@@ -247,22 +248,34 @@ class Fusion(nn.Module):
         """Return probabilities, embedding, image attention, text attention and views of both modalities together."""
         views = self._split_views(image_tokens)
         out = self(self.mark_views(views), text_tokens, attention_mask, input_ids=input_ids)
-        probabilities, laterals = self.calibrate(out.logits, "study"), self._tell_views(views)
-        return probabilities, out.embedding, out.image_attention, out.text_attention, laterals
+        probabilities, embedding = self._answer(out, "study")
+        return probabilities, embedding, out.image_attention, out.text_attention, self._tell_views(views)
 
     def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return probabilities, embedding, image attention and views of the images alone."""
         views = self._split_views(image_tokens)
         out = self(self.mark_views(views), None, None)
-        probabilities, laterals = self.calibrate(out.logits, "image"), self._tell_views(views)
-        return probabilities, out.embedding, out.image_attention, laterals
+        probabilities, embedding = self._answer(out, "image")
+        return probabilities, embedding, out.image_attention, self._tell_views(views)
 
     def forward_text(
         self, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return probabilities, embedding, text attention of the report alone."""
         out = self(None, text_tokens, attention_mask, input_ids=input_ids)
-        return self.calibrate(out.logits, "text"), out.embedding, out.text_attention
+        probabilities, embedding = self._answer(out, "text")
+        return probabilities, embedding, out.text_attention
+
+    def _answer(self, out: FusionOutput, kind: str) -> tuple[Tensor, Tensor]:
+        """Return the probabilities (B, K) and the embedding (B, D) with its label part (`contract.embedding`)."""
+        probabilities = self.calibrate(out.logits, kind)
+        if not self.label_share:
+            return probabilities, out.embedding
+        # The calibration of a label that no training study states has scale 0 (`training.validate.calibrate`).
+        stated = (getattr(self, f"scale_{kind}") > 0).to(probabilities.dtype)
+        labels = _scale_to_unit(probabilities * stated)
+        parts = (1 - self.label_share) ** 0.5 * out.embedding, self.label_share**0.5 * labels
+        return probabilities, torch.cat(parts, dim=-1)
 
     def _split_views(self, image_tokens: Tensor) -> Tensor:
         """Return tokens (B, V N, C) as (B, V, N, C)."""
@@ -274,14 +287,18 @@ class Fusion(nn.Module):
         return self.lateral(views.flatten(0, 1)).unflatten(0, views.shape[:2])[..., 0]
 
     def _embed(self, means: dict[str, Tensor]) -> Tensor:
-        """Turn the mean tokens (B, C) of the kinds that are there into an embedding (B, D) of unit length."""
+        """Turn the mean tokens (B, C) of the kinds that are there into unit vectors (B, embedding size)."""
         if len(means) == len(KINDS):
             joint = self.project_study(torch.cat([means["image"], means["text"]], dim=-1))
         else:
             joint = (
                 self.project_image(means["image"]) if "image" in means else self.project_text(means["text"])
             )
-        return joint / joint.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+        return _scale_to_unit(joint)
+
+
+def _scale_to_unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
 def average(tokens: Tensor, mask: Tensor | None) -> Tensor:

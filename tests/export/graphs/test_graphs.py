@@ -64,8 +64,10 @@ def test_graph_reads_the_views_of_each_study_as_the_model_does(name, target, gra
             ids = torch.from_numpy(feed["input_ids"]) if "input_ids" in feed else None
             out = model.fusion(tokens, *(text or (None, None)), input_ids=ids)
             laterals = torch.cat([model.fusion.lateral(view) for view in (first, second)], dim=1)
-            given = (out.embedding, out.image_attention, out.text_attention, laterals)
             probabilities = model.fusion.calibrate(out.logits, name.removeprefix("fusion_"))
+            labels = 0.75**0.5 * probabilities / probabilities.norm(dim=1, keepdim=True)
+            embedding = torch.cat([0.5 * out.embedding, labels], dim=1)
+            given = (embedding, out.image_attention, out.text_attention, laterals)
             expected = (probabilities, *(part for part in given if part is not None))
     wanted = {tensor.name for tensor in MODELS[name].inputs}
     answers = session.run(None, {key: value for key, value in feed.items() if key in wanted})

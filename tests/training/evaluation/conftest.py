@@ -58,6 +58,7 @@ class RulePredictor:
 
     fingerprint = "f" * 64
     text_mode = "findings"
+    label_part = 0
 
     def __init__(self, refused: Sequence[str] = (), noise: float = 0.0):
         self.refused, self.noise = set(refused), noise

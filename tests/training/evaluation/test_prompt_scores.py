@@ -61,6 +61,25 @@ class PromptPredictor(RulePredictor):
         return answers
 
 
+class WithLabelPart(PromptPredictor):
+    """Adds a label part that says the same of every study and every sentence, and is far longer than the rest."""
+
+    label_part = 3
+
+    def ask(self, cases, progress=None):
+        answers = super().ask(cases, progress)
+        part = np.full((len(cases), 3), 50.0, np.float32)
+        return Answers(answers.probabilities, np.concatenate([answers.embeddings, part], axis=1))
+
+
+def test_prompt_scores_leave_the_label_part_out(parts):
+    plain, longer = (
+        measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+        for predictor in (PromptPredictor(), WithLabelPart())
+    )
+    assert longer == plain
+
+
 def test_every_label_has_sentences_of_its_own():
     assert (*LABEL_PHRASES, "normal") == LABEL_KEYS
     assert PROMPTS[LABEL_INDEX["normal"]] == NORMAL_PROMPTS

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from contract.bundle import WEIGHTS, Bundle
 from contract.errors import ArtifactError
+from contract.labels import LABELS
 from contract.tensors import GRAPHS, MODELS
 from training.config.toml_file import list_configs, load_config, read_model_config
 from training.model.backbone import read_sizes
@@ -190,7 +191,9 @@ def test_the_lexical_part_is_added_where_a_text_is_read_with_its_ids(small_confi
         both = fusion(drawn["image_tokens"], *tokens)
         found = fusion.forward_study(drawn["image_tokens"], drawn["text_tokens"], ids, mask)
         torch.testing.assert_close(found[0], torch.sigmoid(both.logits + added))
-        torch.testing.assert_close(found[1], both.embedding)
+        torch.testing.assert_close(
+            found[1][:, :16] * 2, both.embedding
+        )  # the square root of 1 - .75 is a half
         alone = model(pixels).logits
         torch.testing.assert_close(alone, fusion(model.image_encoder(pixels), None, None).logits)
         torch.testing.assert_close(
@@ -198,6 +201,28 @@ def test_the_lexical_part_is_added_where_a_text_is_read_with_its_ids(small_confi
         )
     assert added.abs().min() > 0.01
     assert not dict(fusion.lexical.named_parameters())
+
+
+def test_the_label_part_makes_its_share_of_the_similarity(small_config):
+    torch.manual_seed(0)
+    model = CxrModel(replace(small_config, label_share=0.6)).eval()
+    drawn = _draw(model, 3, 32)
+    inputs = (drawn["text_tokens"], drawn["input_ids"], drawn["attention_mask"])
+    model.fusion.scale_text[5] = model.fusion.bias_text[5] = (
+        0  # as calibrated where no training study states it
+    )
+    with torch.inference_mode():
+        joint = model.fusion(None, drawn["text_tokens"], drawn["attention_mask"]).embedding
+        probabilities, embedding, _ = model.fusion.forward_text(*inputs)
+        model.fusion.label_share = 0.0
+        without = model.fusion.forward_text(*inputs)[1]
+    assert embedding.shape == (3, model.sizes["D"]) == (3, 16 + len(LABELS))
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    assert probabilities[:, 5].eq(0.5).all()
+    stated = torch.cat([probabilities[:, :5], probabilities[:, 6:]], dim=1)
+    labels = stated / stated.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(embedding @ embedding.T, 0.4 * joint @ joint.T + 0.6 * labels @ labels.T)
+    torch.testing.assert_close(without, joint)
 
 
 def test_mean_pooling_gives_every_label_the_same_attention(small_config):
