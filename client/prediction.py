@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def decision(self) -> Decision:
-        """As `present`: "present" or "absent". But "uncertain" inside the band, and "undecided" without a threshold."""
+        """The decision: "present" or "absent"; "uncertain" inside the band; "undecided" without a threshold."""
         return decide(self.probability, self.threshold, self.uncertain_low, self.uncertain_high)
 
     def to_dict(self) -> dict[str, Any]:

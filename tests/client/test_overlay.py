@@ -86,9 +86,9 @@ def test_equal_explanations_give_equal_files(explanation, tmp_path: Path):
 def test_without_an_image_nothing_is_written(text_only, tmp_path: Path):
     assert write_overlay(text_only, tmp_path / "overlay.png") is False
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="without an image"):
+    with pytest.raises(ConfigError, match="has no image"):
         render_overlay(text_only)
-    with pytest.raises(ConfigError, match="without an image"):
+    with pytest.raises(ConfigError, match="has no image"):
         render_attention(text_only)
 
 

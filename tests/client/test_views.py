@@ -82,7 +82,9 @@ def test_a_server_that_goes_back_to_an_older_version_is_asked_for_less(client, t
     assert len(triton.calls) == 4
 
 
-def test_a_bad_image_is_refused_once(client, triton):
+@pytest.mark.parametrize("model", [NEW, OLD], ids=["new", "old"])
+def test_a_bad_image_is_refused_once(client, triton, model):
+    triton.model = model
     with pytest.raises(InputError, match="no image"):
         client.predict(b"bad")
     assert len(triton.calls) == 1
