@@ -1,4 +1,4 @@
-# The command-line client: no torch, no GPU. Build from the repository's root:
+# The command-line client, without torch and GPU. Build in the repository's root:
 #   docker build -f docker/client.Dockerfile -t cxr-client .
 FROM python:3.11-slim-bookworm
 

@@ -1,7 +1,6 @@
-# The retrieval sidecar, FAISS on CPU. Build from the repository's root:
+# The retrieval sidecar, FAISS on CPU. Build in the repository's root:
 #   docker build -f docker/retrieval-cpu.Dockerfile -t cxr-retrieval:cpu .
 FROM python:3.11-slim-bookworm
-
 
 WORKDIR /opt/cxr
 COPY . .

@@ -1,4 +1,4 @@
-# The retrieval sidecar, FAISS on GPU. Build from the repository's root:
+# The retrieval sidecar, FAISS on GPU. Build in the repository's root:
 #   docker build -f docker/retrieval-gpu.Dockerfile -t cxr-retrieval:gpu .
 FROM nvidia/cuda:12.6.3-runtime-ubuntu24.04
 

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Start Triton on the published repository at /models (CXR_MODELS names another place): the same model control as
-# `cxr serve`. All models are loaded at the start; a new version is loaded when `cxr export --load` asks with the
-# admin key, and nobody else can change models, logging or tracing. Without CXR_ADMIN_KEY the key is random, so nobody
-# can at all.
-# Triton's own HTTP is off: 2.51 ends at one ordinary POST. CXR_HTTP_INFERENCE=1 opens it, for trusted callers alone.
-# serving.container refuses a repository that the backend here would not run as it was gated, watches Triton by real
-# inferences and ends when it stands still, for the container to start again.
-# Further arguments go to tritonserver.
+# Start Triton on the published repository at /models, or in the directory CXR_MODELS. Arguments go to tritonserver.
+#
+# Models: all are loaded at the start. `cxr export --load` with the admin key loads a new version. Nobody else can change
+# models, logging or tracing. Without CXR_ADMIN_KEY the key is random, so nobody can change them.
+# HTTP: Triton's own HTTP service is off, because one ordinary POST can end Triton 2.51. CXR_HTTP_INFERENCE=1 opens it. Use
+# that only for trusted callers.
+# Health: serving.container refuses a repository that this image's backend would run differently than at the gates. It
+# watches Triton with real inferences, and exits when Triton hangs, so that the container is started again.
 set -eu
 
 models="${CXR_MODELS:-/models}"
@@ -20,8 +20,8 @@ http=false
 if [ "${CXR_HTTP_INFERENCE:-0}" = 1 ]; then
   http=true
 fi
-unset CXR_ADMIN_KEY # the models need not know it
-python3 -m contract.repository "$models" # ends the start unless every file is what was published
+unset CXR_ADMIN_KEY # the models do not need it
+python3 -m contract.repository "$models" # fails unless every file is as published
 
 exec python3 -m serving.container tritonserver "--model-repository=$models" "--allow-http=$http" \
   --model-control-mode=explicit '--load-model=*' \

@@ -1,23 +1,23 @@
-# Triton with what the python models import. Build from the repository's root:
+# Triton with the packages that the python models import. Build in the repository's root:
 #   docker build -f docker/triton.Dockerfile -t cxr-triton .
-# contract/ngc.py lists the releases that are supported and what is in them; --build-arg NGC_RELEASE=25.07 takes another.
+# contract/ngc.py lists the supported releases and their contents. --build-arg NGC_RELEASE=25.07 chooses another one.
 ARG NGC_RELEASE=26.07
 FROM nvcr.io/nvidia/tritonserver:${NGC_RELEASE}-py3
 
 WORKDIR /opt/cxr
 COPY . .
 RUN pip install --no-cache-dir ".[triton]"
-# Python would write a __pycache__ beside model.py: a file that was not published, which ends the next start.
+# Without this file Python writes a __pycache__ beside model.py. The next start would refuse these unpublished files.
 RUN python3 -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'no_bytecode.pth').write_text('import sys; sys.dont_write_bytecode = True\n')"
 
-# Freed memory is kept for the next radiograph, as in `cxr serve` (serving/triton.py says why).
+# Keep freed memory for the next radiograph, as `cxr serve` does (serving/triton.py gives the reason).
 ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912
 
-# A volume that is mounted over the directory of TensorRT engines takes its owner from here.
+# A volume that is mounted over the directory of TensorRT engines gets its owner from this directory.
 RUN useradd --create-home --uid 10001 cxr && install --directory --owner cxr --mode 700 /var/cache/cxr-tensorrt
 USER cxr
 EXPOSE 8001 8002
-# Real inferences: "ready" would only say that the models were loaded once.
+# The check runs real inferences. Triton's own "ready" only means that the models were loaded once.
 HEALTHCHECK --interval=15s --timeout=50s --start-period=120s \
   CMD ["python3", "-m", "serving.probe", "--timeout", "15"]
 # The published repository is mounted at /models, read-only.

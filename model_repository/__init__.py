@@ -1,5 +1,5 @@
-"""The templates of what Triton loads: one directory per model, with its config, and one adapter of all python models.
+"""Templates of the published model repository: a config for each model, and one `model.py` for all python models.
 
-Nothing here can be served as it is. `cxr export` copies the templates, fills in the sizes and parameters of
-one trained model and adds its weights. A size that depends on the model is -1 here.
+Triton cannot serve these files unchanged. `cxr export` copies the templates, fills in the sizes and parameters of one
+trained model and adds its weights. A size that depends on the model is -1 here.
 """

@@ -47,13 +47,13 @@ def test_documents_name_the_range():
     for name, text in texts.items():
         assert set(re.findall(r"NGC (\d\d\.\d\d)", text)) <= known, name
     span = f"{ngc.OLDEST.tag} to {ngc.DEFAULT.tag}"
-    for name in ("README.md", "docs/serving.md"):
+    for name in ("README.md", "docs/containers.md"):
         assert f"NGC {span}" in texts[name]
     row = re.compile(r"^\| (\d\d\.\d\d) \| (\S+) \| (\S+) \| (\S+) \|$", flags=re.MULTILINE)
-    listed = [ngc.NgcRelease(*cells) for cells in row.findall(texts["docs/serving.md"])]
+    listed = [ngc.NgcRelease(*cells) for cells in row.findall(texts["docs/containers.md"])]
     assert tuple(listed) == ngc.RELEASES
-    assert f"Python {ngc.PYTHON}" in texts["docs/serving.md"]
-    assert f"numpy {ngc.NUMPY[0]}" in texts["docs/serving.md"]
+    assert f"Python {ngc.PYTHON}" in texts["docs/containers.md"]
+    assert f"numpy {ngc.NUMPY[0]}" in texts["docs/containers.md"]
 
 
 def test_the_packages_ask_for_an_onnxruntime_that_runs_the_graphs():

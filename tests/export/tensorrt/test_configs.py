@@ -17,7 +17,7 @@ from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE, to_accelerated
 from export.tensorrt.graph import PlanRequest
 from export.tensorrt.operators import RELEASE
 
-SERVING = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
+EXPORT_PAGE = Path(__file__).resolve().parents[3] / "docs" / "export.md"
 
 
 class TestPlanConfig:
@@ -84,4 +84,4 @@ def test_the_container_is_of_a_release_that_the_triton_image_can_be_built_on() -
     assert CONTAINER.endswith(f"/tensorrt:{CONTAINER_RELEASE}-py3")
     # docs/introduction/compatibility.md of triton-inference-server/server: what torch nv25.12 comes with
     assert (CONTAINER_RELEASE, RELEASE) == ("25.12", (10, 14))
-    assert f"NGC_RELEASE={CONTAINER_RELEASE}" in SERVING.read_text(encoding="utf-8")
+    assert f"NGC_RELEASE={CONTAINER_RELEASE}" in EXPORT_PAGE.read_text(encoding="utf-8")
