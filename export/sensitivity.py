@@ -1,8 +1,9 @@
-"""Which products of a model lose the most when they are computed in int8?
+"""Rank the matrix products of a model by the accuracy that they lose in int8.
 
-One product after the other is converted alone, all else staying in float32, and the answers are compared: the
-differences of single products add up to those of all, nearly. Not each has to be tried. Of a graph that is beyond its
-share one half is converted, then the other; the half that is further off is split first, until it is one product.
+A group of products is converted to int8, all other products stay in float32, and the answers are compared with float32.
+The difference of a group is nearly the sum of the differences of its products. So a binary search finds the products
+with the largest differences: each graph is one group at first, and the group with the largest difference is split into
+halves until it holds one product.
 """
 
 import heapq
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.runtime.session import Session, open_session
-from contract.runtime.walk import Arrays, bind_sessions
-from contract.tensors import GRAPHS, MODELS
+from contract.runtime.walk import Arrays, bind_sessions, list_graphs
+from contract.tensors import GRAPHS
 from export.gates.parity import ParityCase
 from export.gates.precision import ask, load_reference, make_batches
 from export.gates.precision_report import measure_distances
@@ -46,14 +47,14 @@ class Product:
 
 
 def list_products(graphs: Mapping[str, Path]) -> list[Product]:
-    """Return the products of float32 graphs that int8 is for, graph by graph."""
+    """Return the products of float32 graphs that int8 can convert, graph by graph."""
     return [
         Product(name, node, shape) for name in GRAPHS for node, shape in find_products(graphs[name]).items()
     ]
 
 
 class Sensitivity:
-    """Some cases, their answers in float32, and what int8 changes in them."""
+    """The differences that int8 causes in the answers to some cases."""
 
     def __init__(
         self,
@@ -63,14 +64,14 @@ class Sensitivity:
         cases: Mapping[Kind, Sequence[ParityCase]],
         scratch: Path,
     ) -> None:
-        """Ask the float32 graphs.
+        """Run the float32 graphs.
 
         Args:
             bundle: The verified bundle.
             graphs: Graph name -> file in float32.
-            profile: Says how int8 runs, and the limits that differences are measured by.
-            cases: Of each kind that matters, at most 32.
-            scratch: Directory for graphs; made if needed.
+            profile: The int8 profile: the settings of the graphs, and the limits as the scale of differences.
+            cases: Kind of request -> at most 32 cases. Other kinds are ignored.
+            scratch: Directory for graphs. It is created if it does not exist.
         """
         self._graphs, self._profile, self._scratch = graphs, profile, scratch
         self._products: dict[str, list[str]] = {}  # graph -> names of its products
@@ -79,8 +80,8 @@ class Sensitivity:
         self._expected = {kind: (batch, ask(self._float32, batch)) for kind, batch in batches.items()}
 
     def rank(self, products: Sequence[Product]) -> Iterator[Product]:
-        """Yield those of these products that answer the kinds, the one that loses the most first."""
-        order = itertools.count()  # of equals, the first found goes first
+        """Yield the products that take part in the answers, the one with the largest difference first."""
+        order = itertools.count()  # breaks ties between equal differences
         heap: list[tuple[float, int, list[Product]]] = []
 
         def add(segment: list[Product]) -> None:
@@ -88,7 +89,7 @@ class Sensitivity:
                 heapq.heappush(heap, (-self.measure(segment), next(order), segment))
 
         for name in GRAPHS:
-            if any(self._answers(name, kind) for kind in self._expected):
+            if any(_takes_part(name, kind) for kind in self._expected):
                 add([product for product in products if product.graph == name])
         while heap:
             _, _, segment = heapq.heappop(heap)
@@ -99,17 +100,17 @@ class Sensitivity:
             add(segment[len(segment) // 2 :])
 
     def measure(self, segment: Sequence[Product]) -> float:
-        """Return how far the answers are off, as a share of the limits, with these products of one graph in int8."""
+        """Return the mean difference as a multiple of the limits, with these products of one graph in int8."""
         name = segment[0].graph
         chosen = {product.node for product in segment}
         path = self._scratch / f"{name}.onnx"
-        if name not in self._products:  # it takes reading the whole graph
+        if name not in self._products:  # reads the whole graph, so only once
             self._products[name] = list(find_products(self._graphs[name]))
         kept = [node for node in self._products[name] if node not in chosen]
         quantize_to_int8(self._graphs[name], path, kept=kept)
         config = {"optimization": self._profile.make_optimization()}
         session = open_session(path, config, kind=self._profile.target.upper())
-        return max(self._compare(kind, name, session) for kind in self._expected if self._answers(name, kind))
+        return max(self._compare(kind, name, session) for kind in self._expected if _takes_part(name, kind))
 
     def _compare(self, kind: Kind, changed: str, session: Session) -> float:
         (batch, expected), fusion = self._expected[kind], f"fusion_{kind}"
@@ -119,12 +120,11 @@ class Sensitivity:
                 return bind_sessions({graph: session})(graph, inputs)
             return self._float32(graph, inputs) if graph == fusion else expected[graph]
 
-        found, before = ask(run, batch)[fusion], expected[fusion]
-        pairs = ((before[output], found[output]) for output in ("probabilities", "embedding"))
+        actual = ask(run, batch)[fusion]
+        pairs = ((expected[fusion][output], actual[output]) for output in ("probabilities", "embedding"))
         return float(np.mean(measure_distances(self._profile.limits, *pairs)))
 
-    @staticmethod
-    def _answers(graph: str, kind: Kind) -> bool:
-        """Whether a graph takes part in the answer to a kind of question."""
-        fusion = MODELS[f"fusion_{kind}"]
-        return graph == fusion.name or bool(set(MODELS[graph].outputs) & set(fusion.inputs))
+
+def _takes_part(graph: str, kind: Kind) -> bool:
+    """Return whether a graph takes part in the answer to a kind of request."""
+    return graph in list_graphs(kind)

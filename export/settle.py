@@ -1,10 +1,10 @@
-"""The graphs of a profile that are within its limits, some products left in float32 where that takes it.
+"""Convert graphs to a profile, with as many products in float32 as its limits need.
 
-int8 rounds every product alike, but a few lose the most: above all the last one of an encoder, to whose result nothing
-is added. Those two always stay in float32: of Swin-T and BERT-base a hundredth of the multiplications, of the demo's
-model a fifth to a half of the cosine distance. Where the limits are missed nevertheless, the products that cost the
-most are found (`export.sensitivity`) and left in float32 too, one, two, four and so on up to the profile's
-`kept_share`, until all cases are within the limits. The limits stay what they are.
+A few products cause most of the int8 error. The worst is the last one of an encoder, because no residual is added to
+its result. These two always stay in float32. They are a hundredth of the multiplications of Swin-T and BERT-base, and a
+fifth to a half of the cosine distance of the demo's model. If the limits are still missed, the products with the
+largest differences (`export.sensitivity`) stay in float32 too: one, two, four and so on, up to the profile's
+`kept_share`, until all cases are within the limits. The limits do not change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from export.graphs.convert import ConvertedGraphs, convert_graphs
 from export.profiles import Profile
 from export.sensitivity import Product, Sensitivity, list_products
 
-WORST: Final = 16  # so many cases of each kind that missed a limit show which products cost the most
+WORST: Final = 16  # number of cases, of each kind beyond a limit, that rank the products
 
 
 def settle_graphs(
@@ -35,23 +35,23 @@ def settle_graphs(
     *,
     target: str | None = None,
 ) -> tuple[ConvertedGraphs, PrecisionReport]:
-    """Convert graphs and hold them to the profile's limits.
+    """Convert graphs to a profile and require that they are within its limits.
 
     Args:
         bundle: The verified bundle.
         graphs: Graph name -> file in float32 that passed `check_parity`.
-        profile: What to make of them, and the limits.
-        cases: As for `check_precision`.
+        profile: The conversion and the limits.
+        cases: See `check_precision`.
         out: Directory for the new files.
-        progress: Called with (steps done, steps in all) of each measurement.
-        target: As for `convert_graphs`.
+        progress: Called with (number of finished steps, number of all steps) of each measurement.
+        target: See `convert_graphs`.
 
     Returns:
         The graphs and their report, within the limits.
 
     Raises:
-        ConfigError, TensorError, FingerprintError, ArtifactError: As `convert_graphs` and `check_precision`.
-        ParityError: A measure is beyond its limit, with as many products in float32 as the profile allows.
+        ConfigError, TensorError, FingerprintError, ArtifactError: See `convert_graphs` and `check_precision`.
+        ParityError: A measure is beyond its limit, although as many products are in float32 as the profile allows.
     """
     gate = Gate(bundle, cases, reference=graphs)
     products = list_products(graphs) if profile.kept_share else []
@@ -100,7 +100,7 @@ def _rank(
 
 
 def _list_counts(most: int) -> Iterator[int]:
-    """Yield 1, 1, 2, 4 and so on; all together are `most`."""
+    """Yield 1, 1, 2, 4 and so on. Their sum is `most`."""
     count = total = min(1, most)
     while count:
         yield count

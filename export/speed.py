@@ -1,8 +1,8 @@
-"""Is a precision profile worth it here? Both run the same case on this machine, one after the other, many times.
+"""Compare the speed of two precision profiles on this machine.
 
-The time of a study is that of both encoders and the fusion, one after the other, as one client sees them. Of a model
-that was trained on reports or images alone, it is that of the one encoder and its fusion. Medians of alternating runs,
-so that whatever else the machine does meanwhile falls on both.
+Both profiles run the same case in alternation, many times, so other work of the machine slows both. The medians count.
+The time of a study is the sum of both encoders and the fusion, as one client sees it. For a model that was trained on
+reports or images alone, it is the sum of one encoder and its fusion.
 """
 
 import time
@@ -30,18 +30,18 @@ _ROUNDS: Final = 21
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """Median milliseconds of each graph at batch 1, under a profile and under the one to beat."""
+    """Median milliseconds of each graph at batch 1, of a profile and of the profile that it must beat."""
 
     profile: str
     against: str
     kind: str  # of the case: "study", "image" or "text"
-    tokens: int  # length of the text, padded; 0 without one
+    tokens: int  # length of the padded text; 0 without a text
     profile_ms: dict[str, float]
     against_ms: dict[str, float]
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the profile is; above 1 it wins."""
+        """The speed of the profile over that of the other profile; above 1 it is faster."""
         return sum(self.against_ms.values()) / sum(self.profile_ms.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,26 +64,26 @@ def compare_speed(
     *,
     rounds: int = _ROUNDS,
 ) -> SpeedReport:
-    """Time a profile and the one it must beat.
+    """Time a profile and the profile that it must beat.
 
     Args:
         bundle: The verified bundle.
-        sides: The profile with its graphs, then the one to beat with its graphs.
-        cases: The first one is asked that has what the model was trained on, best an image and a report.
-        rounds: How often each side is timed.
+        sides: The profile and its graphs, then the profile to beat and its graphs.
+        cases: Real cases. The first one with the inputs that the model was trained on runs.
+        rounds: Number of timed runs of each side.
 
     Raises:
-        ConfigError: There is no such case, or this machine cannot run a profile.
+        ConfigError: No case has these inputs, or this machine cannot run a profile.
         ArtifactError: A graph is missing or comes from another bundle.
     """
     kind = bundle.trained_ways[0]
     graphs_of_kind, inputs = list_graphs(kind), _make_inputs(bundle, cases, kind)
     runners = [bind_sessions(open_profile(bundle, graphs, profile)) for profile, graphs in sides]
     times: list[dict[str, list[float]]] = [{graph: [] for graph in graphs_of_kind} for _ in sides]
-    for done in range(_WARM_UP + rounds):
+    for number in range(_WARM_UP + rounds):
         for run, measured in zip(runners, times, strict=True):
             for graph, seconds in _time_graphs(graphs_of_kind, run, inputs).items():
-                if done >= _WARM_UP:
+                if number >= _WARM_UP:
                     measured[graph].append(seconds)
     medians = [
         {graph: float(np.median(values)) * 1e3 for graph, values in measured.items()} for measured in times
@@ -94,10 +94,11 @@ def compare_speed(
 
 
 def require_faster(report: SpeedReport) -> None:
-    """Raise ArtifactError, with both times, unless the profile is faster than the one it must beat."""
+    """Raise ArtifactError with both times unless the profile is faster than the profile that it must beat."""
     if report.ratio <= 1:
         raise ArtifactError(
-            f"Profile {report.profile} is not published, for it is not faster here: {report.to_sentence()}."
+            f"Profile {report.profile} is not published, because it is not faster on this machine: "
+            f"{report.to_sentence()}. Export with --profile {report.against}."
         )
 
 
@@ -107,7 +108,9 @@ def _make_inputs(bundle: Bundle, cases: Sequence[ParityCase], kind: str) -> Arra
         case for case in cases if (case.pixels is not None or not image) and (case.has_text or not text)
     )
     if (case := next(usable, None)) is None:
-        raise ConfigError(f"Timing a profile needs a case with {_NEEDED[kind]}.")
+        raise ConfigError(
+            f"Timing a profile needs a case with {_NEEDED[kind]}. Give a studies table that has one."
+        )
     inputs: Arrays = {}
     if image and case.pixels is not None:
         inputs["pixels"] = case.pixels[None]

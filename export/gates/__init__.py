@@ -1,1 +1,1 @@
-"""The gates: what is published, and what serves, answers as the model does."""
+"""The gates: comparisons of graphs and servers with the model, which a bundle must pass to be published."""

@@ -1,6 +1,6 @@
-"""How far two sets of answers are apart, as a person would notice it. Numpy alone; everything is per case.
+"""Measures of the difference between two sets of answers, such as flipped decisions and changed neighbours.
 
-M cases, K labels, D embedding size.
+The shapes: M cases, K labels, D embedding size. This module needs only numpy, and scikit-learn for the scores.
 """
 
 from collections.abc import Sequence
@@ -13,49 +13,47 @@ from contract.decisions import ServedLabel
 
 Array = NDArray[np.floating[Any]]
 NEIGHBOURS: Final = 10
-MIN_CASES: Final = NEIGHBOURS + 2  # with fewer, nearly every case is among the nearest
-MIN_SCORED: Final = (
-    50  # with fewer labelled cases, one pair in another order changes AUROC more than a limit allows
-)
-_TIE: Final = 1e-6  # cosines that close count as equal
-_DECIMALS: Final = 5  # probabilities that agree so far count as equal, so that equal cases stay equal
+MIN_CASES: Final = NEIGHBOURS + 2  # with fewer cases, nearly all are among the nearest
+MIN_SCORED: Final = 50  # with fewer labelled cases, one swapped pair changes AUROC by more than a limit
+_TIE: Final = 1e-6  # cosines with a smaller difference count as equal
+_DECIMALS: Final = 5  # probabilities are rounded before scoring, so that equal cases stay equal
 
 
-def find_largest_difference(expected: Array, found: Array) -> float:
-    """Return the largest absolute difference; NaN where an answer is not a finite number."""
-    difference = np.abs(expected.astype(np.float64) - found)
+def find_largest_difference(expected: Array, actual: Array) -> float:
+    """Return the largest absolute difference, or NaN if a value is not finite."""
+    difference = np.abs(expected.astype(np.float64) - actual)
     return float(difference.max()) if np.isfinite(difference).all() else float("nan")
 
 
-def compute_cosines(expected: Array, found: Array) -> NDArray[np.float64]:
+def compute_cosines(expected: Array, actual: Array) -> NDArray[np.float64]:
     """Return the cosine (M,) of each pair of rows of two (M, D) arrays."""
-    first, second = expected.astype(np.float64), found.astype(np.float64)
+    first, second = expected.astype(np.float64), actual.astype(np.float64)
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return (first * second).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
 
 
-def count_flips(labels: Sequence[ServedLabel], expected: Array, found: Array) -> int:
-    """Count decisions of two (M, K) arrays of probabilities that turn from present to absent or back.
+def count_flips(labels: Sequence[ServedLabel], expected: Array, actual: Array) -> int:
+    """Count the decisions that change from present to absent or back between two (M, K) arrays of probabilities.
 
-    A decision that is uncertain in one of them is none: crossing an edge of the uncertain band tells a person that the
-    model is less or more sure, not something else. Nor is one of a label without a threshold.
+    A decision that is uncertain in one of the arrays does not count. A step into or out of the uncertain band changes
+    how sure the model is, but not what it says. A label without a threshold does not count either.
     """
-    return int((_decide(labels, expected) * _decide(labels, found) == -1).sum())
+    return int((_decide(labels, expected) * _decide(labels, actual) == -1).sum())
 
 
 def score_labels(
     targets: NDArray[np.bool_], probabilities: Array, known: NDArray[np.bool_] | None = None
 ) -> tuple[float, float, int]:
-    """Return macro AUROC, macro average precision and how many labels they are the mean of.
+    """Return macro AUROC, macro average precision and the number of labels in these means.
 
     Args:
-        targets: (M, K).
-        probabilities: (M, K).
-        known: (M, K), which of the targets are known; a label is scored on these cases alone. Default: all.
+        targets: (M, K) labels.
+        probabilities: (M, K) probabilities.
+        known: (M, K), True where the target is known. A label is scored on its known cases only. None: all are known.
 
     Returns:
-        Over the labels that some but not all cases have; (NaN, NaN, 0) where there is none, and NaN where a
-        probability is not finite.
+        The means over the labels with at least one positive and one negative case. Both means are NaN if there is no
+        such label or a probability is not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -64,44 +62,43 @@ def score_labels(
     if not len(usable) or not np.isfinite(probabilities).all():
         return float("nan"), float("nan"), len(usable)
     rounded = probabilities.astype(np.float64).round(_DECIMALS)
-    asked = [(targets[known[:, k], k], rounded[known[:, k], k]) for k in usable]
+    pairs = [(targets[known[:, k], k], rounded[known[:, k], k]) for k in usable]
     auroc, ap = (
-        float(np.mean([score(*answers) for answers in asked]))
-        for score in (roc_auc_score, average_precision_score)
+        float(np.mean([score(*pair) for pair in pairs])) for score in (roc_auc_score, average_precision_score)
     )
     return auroc, ap, len(usable)
 
 
-def measure_overlap(expected: Array, found: Array) -> float | None:
-    """Return the mean share of each case's ten nearest other cases, by `found`, that are nearest by `expected` too.
+def measure_overlap(expected: Array, actual: Array) -> float | None:
+    """Return the mean share of each case's ten nearest other cases that both sets of embeddings have in common.
 
-    A neighbour whose cosine in `expected` equals that of the tenth counts as one of the ten.
+    A neighbour counts as common if its cosine in `expected` is at least that of the tenth neighbour there.
 
     Args:
         expected: (M, D) embeddings.
-        found: (M, D) embeddings of the same cases.
+        actual: (M, D) embeddings of the same cases.
 
     Returns:
-        0 to 1; None with fewer than 12 cases.
+        A share from 0 to 1, or None with fewer than 12 cases.
     """
     if len(expected) < MIN_CASES:
         return None
-    before, after = _compare_all(expected), _compare_all(found)
+    before, after = _compare_all(expected), _compare_all(actual)
     tenth = np.sort(before, axis=1)[:, -NEIGHBOURS]
     nearest = np.argpartition(-after, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     return float((np.take_along_axis(before, nearest, axis=1) >= tenth[:, None] - _TIE).mean())
 
 
 def _decide(labels: Sequence[ServedLabel], probabilities: Array) -> NDArray[np.int8]:
-    """Return 1 for present, -1 for absent, 0 for all else; `contract.decisions.decide` for whole arrays."""
+    """Return 1 for present, -1 for absent and 0 for other decisions: `contract.decisions.decide` for arrays."""
     rows = [(label.threshold, label.uncertain_low, label.uncertain_high) for label in labels]
-    threshold, low, high = np.array(rows, np.float64).T  # (K,) each, NaN where nothing is stated
+    threshold, low, high = np.array(rows, np.float64).T  # (K,) each, NaN for None
     undecided = np.isnan(threshold) | ((probabilities >= low) & (probabilities < high))
     return np.where(undecided, 0, np.where(probabilities >= threshold, 1, -1)).astype(np.int8)
 
 
 def _compare_all(embeddings: Array) -> NDArray[np.float64]:
-    """Return the cosines (M, M) of all pairs; a case with itself is -inf."""
+    """Return the cosines (M, M) of all pairs of cases, with -inf on the diagonal."""
     rows = embeddings.astype(np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     cosines = rows @ rows.T

@@ -1,13 +1,13 @@
-"""The gate: do the ONNX graphs answer as the PyTorch model does?
+"""The parity gate: compare the outputs of the ONNX graphs with those of the PyTorch model on real cases.
 
-Real cases go through both. The graphs run as Triton chains them: a fusion graph reads what the encoder graphs
-wrote. Each case is asked as study, image and text where it has the inputs, alone and in one batch, and once more with
-two images, the second a mirror of the first; reports are also asked shortened and lengthened, so that the smallest and
-the largest token bucket are reached.
+The graphs run in sequence, as in Triton: a fusion graph reads the outputs of the encoder graphs. Each case runs as
+study, image and text, as far as it has the inputs. It runs alone, in one batch with the others, and with a mirrored
+copy of its image as a second view. Some reports are also shortened and lengthened, so that the smallest and the largest
+token bucket are used.
 
-Tolerances (absolute differences, float32): probabilities and attention 1e-4; embeddings 1e-5 in cosine
-distance, because only their direction is used; tokens 1e-3 of the largest value, because fusion normalises
-them. Text tokens on padding are not compared: nothing reads them.
+Tolerances in float32: 1e-4 absolute for probabilities and attention; 1e-5 in cosine distance for embeddings, because
+only their direction is used; 1e-3 of the largest value for tokens, because fusion normalises them. Text tokens on
+padding are not compared, because no graph reads them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,10 +40,13 @@ _SHORT_WORDS: Final = 4
 
 @dataclass(frozen=True)
 class ParityCase:
-    """One real case: `pixels` (1, S, S) uint8, `text` the part of the report that the model reads.
+    """One real case.
 
-    `labels` (K,) bool, in the order of `contract.labels`, are what is known to be there; None: nothing is known.
-    `known` (K,) bool says of which labels it is known whether they are there; None: of all of them.
+    Attributes:
+        pixels: (1, S, S) uint8, or None for a case without an image.
+        text: The part of the report that the model reads, or None.
+        labels: (K,) bool in the order of `contract.labels`, True for a positive label. None: the case has no labels.
+        known: (K,) bool, True where `labels` states the truth. None: everywhere.
     """
 
     pixels: NDArray[np.uint8] | None = None
@@ -53,20 +56,20 @@ class ParityCase:
 
     @property
     def has_text(self) -> bool:
-        """Whether there is a word to read."""
+        """Whether the text has at least one word."""
         return bool(self.text and self.text.strip())
 
 
 @dataclass(frozen=True)
 class OutputParity:
-    """The largest difference seen in one output of one graph; NaN when an answer was not a finite number."""
+    """The largest difference in one output of one graph; NaN if a value was not finite."""
 
     graph: str
     output: str
     measure: str
     difference: float
     tolerance: float
-    answers: int  # how many items were compared
+    answers: int  # number of compared cases
 
     @property
     def passed(self) -> bool:
@@ -76,7 +79,7 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared and how far apart the two were."""
+    """The cases of a comparison and the largest differences."""
 
     fingerprint: str
     cases: int
@@ -84,7 +87,7 @@ class ParityReport:
     text_lengths: tuple[int, ...]  # tokens, padded
     versions: dict[str, str]
     outputs: tuple[OutputParity, ...]
-    drawn_pixels: bool = False  # no case had an image: random pixels stood in
+    drawn_pixels: bool = False  # no case had an image, so random pixels were used
 
     @property
     def passed(self) -> bool:
@@ -102,18 +105,18 @@ class ParityReport:
         verdict = "agree with" if self.passed else "differ from"
         return (
             f"{len(self.outputs)} outputs of {graphs} graphs {verdict} PyTorch on {self.cases} cases "
-            f"(largest difference of a probability {worst:.1e}, allowed {TOLERANCES['probabilities']:.0e})"
+            f"(largest difference of a probability {worst:.1e}, limit {TOLERANCES['probabilities']:.0e})"
         )
 
     def to_markdown(self) -> str:
-        """Return the report as a table for people."""
+        """Return the report as a Markdown table."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
             f"{self.cases} cases, batches of {_join(self.batch_sizes)}, "
             f"texts of {_join(self.text_lengths)} tokens{', random pixels' if self.drawn_pixels else ''}; "
             + versions,
             "",
-            "| graph | output | measure | largest | allowed | |",
+            "| graph | output | measure | largest | limit | |",
             "|---|---|---|---|---|---|",
         ]
         lines += [
@@ -135,18 +138,19 @@ def check_parity(
     Args:
         bundle: The verified bundle.
         graphs: Graph name -> ONNX file.
-        cases: At least one with text; the first 32 of each kind are used. Where no case has pixels (a model
-            of reports alone), random ones stand in and the report says so.
-        progress: Called with (comparisons done, comparisons in all).
+        cases: Real cases, at least one with text. The first 32 of each kind are used. If no case has pixels, as for a
+            model of reports, random pixels are used and the report says so.
+        progress: Called with (number of finished batches, number of all batches).
 
     Returns:
-        The report; every output of every graph is in it.
+        The report, with every output of every graph.
 
     Raises:
         ConfigError: No case has text.
-        TensorError: Pixels have another size than the model's.
+        TensorError: The pixels have another size than the model's.
         FingerprintError: A graph comes from another bundle.
-        ParityError: A difference is above its tolerance; the message names graph, output and difference.
+        ArtifactError: A graph is missing, or ONNX Runtime cannot read it.
+        ParityError: A difference is larger than its tolerance. The message names graph, output and difference.
     """
     completed = complete_cases(bundle, cases)
     runner = _Runner(bundle, graphs)
@@ -165,11 +169,11 @@ def check_parity(
 
 
 def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCase]:
-    """Check the cases; where none has both inputs, add one, so that every graph is asked something.
+    """Check the cases. If none has both image and text, add one, so that every graph runs.
 
     Raises:
         ConfigError: No case has text.
-        TensorError: Pixels have another size than the model's.
+        TensorError: The pixels have another size than the model's.
     """
     sizes = read_sizes(bundle)
     for case in cases:
@@ -177,7 +181,9 @@ def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCa
             PIXELS.check(case.pixels[None], sizes)
     text = next((case.text for case in cases if case.has_text), None)
     if text is None:
-        raise ConfigError("The parity check needs at least one case with a report.")
+        raise ConfigError(
+            "The gates need at least one case with a report. Give a studies table that has one."
+        )
     if any(case.pixels is not None and case.has_text for case in cases):
         return list(cases)
     pixels = next((case.pixels for case in cases if case.pixels is not None), None)
@@ -188,7 +194,7 @@ def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCa
 
 
 def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Question]:
-    """Yield every question to ask: each kind, each case alone, then all in one batch."""
+    """Yield the requests of each kind: each case alone, then all in one batch, then all with a second view."""
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
 
@@ -220,7 +226,7 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Quest
 
 
 def _vary_lengths(cases: list[ParityCase], max_length: int) -> list[ParityCase]:
-    """Add a case with a few words and one with more words than the model reads, made from the cases' own."""
+    """Add a case with a few words of the given cases, and one with more words than the model reads."""
     source = next(case for case in cases if case.pixels is not None)
     words = " ".join(case.text or "" for case in cases).split()
     longest = " ".join(words * (1 + max_length // len(words)))
@@ -268,7 +274,7 @@ class _Runner:
 
 @dataclass
 class _Record:
-    """The largest difference so far per graph and output."""
+    """The largest difference so far of each output of each graph."""
 
     worst: dict[tuple[str, str], float] = field(default_factory=dict)
     answers: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -285,7 +291,7 @@ class _Record:
             self.text_lengths.add(batch.inputs["input_ids"].shape[1])
 
     def to_report(self, fingerprint: str, cases: int, drawn_pixels: bool) -> ParityReport:
-        """Return the report, graphs in the order of `contract.tensors.GRAPHS`."""
+        """Return the report, with the graphs in the order of `contract.tensors.GRAPHS`."""
         outputs = tuple(
             OutputParity(
                 graph,
@@ -303,32 +309,32 @@ class _Record:
         return ParityReport(fingerprint, cases, sizes, lengths, versions, outputs, drawn_pixels)
 
 
-def _measure(output: str, expected: NDArray[Any], found: NDArray[Any], inputs: Arrays) -> float:
-    """Return how far `found` is from `expected`, in the measure of this output; NaN when not finite."""
-    if expected.shape != found.shape:
+def _measure(output: str, expected: NDArray[Any], actual: NDArray[Any], inputs: Arrays) -> float:
+    """Return the difference in the measure of this output: NaN if a value is not finite, inf for another shape."""
+    if expected.shape != actual.shape:
         return float("inf")
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
     if output == "text_tokens":
         real = inputs["attention_mask"].astype(bool)
-        expected, found = expected[real], found[real]
-    if not np.isfinite(expected).all() or not np.isfinite(found).all():
+        expected, actual = expected[real], actual[real]
+    if not np.isfinite(expected).all() or not np.isfinite(actual).all():
         return float("nan")
     if output == "embedding":
-        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-        cosine = (expected * found).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
+        cosine = (expected * actual).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
         return float(np.max(np.maximum(1.0 - cosine, 0.0)))
-    difference = float(np.abs(expected - found).max())
+    difference = float(np.abs(expected - actual).max())
     relative = output in ("image_tokens", "text_tokens")
     return difference / max(float(np.abs(expected).max()), 1e-12) if relative else difference
 
 
 def _require_passed(report: ParityReport) -> None:
-    """Raise ParityError for the first failure; encoders come first, so the cause is named, not its echo."""
+    """Raise ParityError for the first failure. Encoders come first, because their errors spread to the fusion."""
     for output in report.outputs:
         if not output.passed:
             raise ParityError(
                 f"Graph {output.graph} answers differently from the model: {output.output} differs by "
-                f"{output.difference:.2e} ({output.measure}), allowed is {output.tolerance:.0e}."
+                f"{output.difference:.2e} ({output.measure}), but the limit is {output.tolerance:.0e}."
             )
 
 

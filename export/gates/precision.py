@@ -1,13 +1,13 @@
-"""The second gate: do the graphs of a precision profile answer as float32 does, on real cases?
+"""The precision gate: compare the graphs of a precision profile with float32 on real cases.
 
-`check_parity` holds the exported graphs to PyTorch strictly. This gate takes graphs that were converted since, runs
-them by `contract.runtime.session` under the settings that they will be served with, chained as Triton chains them, and
-measures what a person would notice: probabilities, decisions, AUROC and AP, embeddings and whom they find. The limits
-are the profile's (`export.profiles`). Each of study, image and text that the model was trained for must meet them, each
-case alone and in batches. What it was not trained for is measured and not held to anything: such answers mean nothing,
-and random weights are as near to any threshold.
+The parity gate compares the float32 graphs with PyTorch under strict tolerances. This gate runs the converted graphs in
+sequence, with `contract.runtime.session` and the settings of the served models. It measures the differences that a user
+would notice: in probabilities, decisions, AUROC, average precision, embeddings and nearest neighbours. The limits are
+those of the profile (`export.profiles`). They apply to each of study, image and text that the model was trained for,
+both to single cases and to batches. The other kinds are measured without a limit, because the answers of untrained
+weights have no meaning.
 
-A share of flipped decisions that few cases cannot show, because one decision is more than that, is read as one flip.
+With few cases one flipped decision can be a larger share than the limit. One flip is therefore always allowed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ Runner = RunGraph[NDArray[Any]]
 Answers = dict[str, Mapping[str, NDArray[Any]]]  # graph -> its outputs by name
 Progress = Callable[[int, int], None]
 KINDS: Final[tuple[Kind, ...]] = ("study", "image", "text")
-ALONE: Final = 16  # so many cases are asked alone too
+ALONE: Final = 16  # number of cases that also run alone
 ENCODERS: Final = ("image_encoder", "text_encoder")
 
 
@@ -42,9 +42,9 @@ class ServedGraphs:
     """Graphs that a running server has loaded.
 
     Attributes:
-        run: Asks one of them.
-        layout: "split" or "fused", as they were published.
-        runtime: What runs them, for people.
+        run: Runs one of them at the server.
+        layout: "split" or "fused".
+        runtime: Description of the server's runtime.
     """
 
     run: Runner
@@ -61,24 +61,24 @@ def check_precision(
     *,
     reference: Mapping[str, Path] | None = None,
 ) -> PrecisionReport:
-    """Hold the graphs of a profile to its limits.
+    """Compare the graphs of a profile with float32, and require that they are within its limits.
 
     Args:
         bundle: The verified bundle.
         graphs: Graph name -> file, converted for the profile (`export.graphs.convert.convert_graphs`).
-        profile: Says how the graphs run and how far they may be off.
-        cases: Real cases, best the test split with labels: at least one with text, 12 for the nearest cases.
-        progress: Called with (batches done, batches in all).
-        reference: Float32 graphs that passed `check_parity`, to compare with; None: the PyTorch model.
+        profile: The settings of the graphs, and the limits.
+        cases: Real cases, best the test split with labels. At least one has text. Nearest neighbours need 12 cases.
+        progress: Called with (number of finished batches, number of all batches).
+        reference: Float32 graphs that passed `check_parity`, to compare with. None: the PyTorch model.
 
     Returns:
         The report, within the limits.
 
     Raises:
         ConfigError: No case has text, or this machine cannot run the profile.
-        TensorError: Pixels have another size than the model's.
+        TensorError: The pixels have another size than the model's.
         FingerprintError: A graph comes from another bundle.
-        ParityError: A measure is beyond its limit; the message names profile, kind, measure, found and allowed.
+        ParityError: A measure is beyond its limit. The message names the profile, the kind, the measure and the limit.
     """
     report = measure_precision(bundle, graphs, profile, cases, progress, reference=reference)
     require_passed(report)
@@ -95,20 +95,21 @@ def measure_precision(
     reference: Mapping[str, Path] | None = None,
     served: ServedGraphs | None = None,
 ) -> PrecisionReport:
-    """Measure as `check_precision` does, and return the report also where it did not pass.
+    """Compare the graphs of a profile with float32. Return the report even if a measure is beyond its limit.
 
-    With `served` the graphs of a running server are asked instead of the files, of which only the names count then.
+    For the arguments and the errors see `check_precision`. With `served` the graphs of a running server run instead of
+    the files, and only the names of the files are used.
     """
     return Gate(bundle, cases, reference=reference).measure(graphs, profile, progress, served=served)
 
 
 class Gate:
-    """Real cases, and what float32 answers to them: computed once for all graphs that are held to it."""
+    """Real cases and their answers in float32, which are computed once for all profiles."""
 
     def __init__(
         self, bundle: Bundle, cases: Sequence[ParityCase], *, reference: Mapping[str, Path] | None = None
     ) -> None:
-        """Take the cases; see `check_precision`."""
+        """Check the cases. For the arguments see `check_precision`."""
         self._bundle, self._reference = bundle, reference
         self._count = len(cases)
         self.cases = complete_cases(bundle, cases)
@@ -123,7 +124,7 @@ class Gate:
         *,
         served: ServedGraphs | None = None,
     ) -> PrecisionReport:
-        """Measure the graphs of a profile; see `measure_precision`."""
+        """Compare the graphs of a profile with float32; see `measure_precision`."""
         sessions = {} if served else open_profile(self._bundle, graphs, profile)
         run, layout = (served.run, served.layout) if served else (bind_sessions(sessions), "split")
         total = -(-len(self.cases) // MAX_BATCH_SIZE) + min(len(self.cases), ALONE)
@@ -160,36 +161,36 @@ class Gate:
         )
 
     def find_worst(self, kind: Kind, limits: Limits, count: int) -> list[ParityCase]:
-        """Return the cases, asked in a batch, whose answers were the furthest off at the last measurement."""
+        """Return the cases with the largest differences in a batch of the last measurement, largest first."""
         answers = self._record.answers[MAX_BATCH_SIZE, kind]
         order = np.argsort(-answers.compare(limits))[:count]
-        return [self.cases[answers.cases[place]] for place in order]
+        return [self.cases[answers.cases[row]] for row in order]
 
     def _list_expected(self) -> Iterator[tuple[int, "Batch", Answers]]:
         if self._expected:
             yield from self._expected
             return
-        run, made = load_reference(self._bundle, self._reference), []
+        run, expected = load_reference(self._bundle, self._reference), []
         for size, batch in make_batches(self._bundle, self.cases):
-            made.append((size, batch, ask(run, batch)))
-            yield made[-1]
-        self._expected = made  # all of them
+            expected.append((size, batch, ask(run, batch)))
+            yield expected[-1]
+        self._expected = expected  # only when it is complete
 
 
 def explain_not_gated(trained: Sequence[str]) -> dict[str, str]:
-    """Return why each kind that a model was not trained for is held to nothing; see `Bundle.trained_ways`."""
+    """Return kind -> reason, of the kinds that the model was not trained for; see `Bundle.trained_ways`."""
     lacking = {"study": "an image and a report", "image": "an image", "text": "a report"}
     return {kind: f"no training study has {lacking[kind]}" for kind in KINDS if kind not in trained}
 
 
 def require_passed(report: PrecisionReport) -> None:
-    """Raise ParityError for the first measure that is beyond its limit."""
+    """Raise ParityError if a measure is beyond its limit."""
     for failure in report.failures:
         raise ParityError(f"Profile {report.profile} is not published: {failure}.")
 
 
 def open_profile(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) -> dict[str, Session]:
-    """Open every graph as it will be served under a profile.
+    """Open every graph with the settings of a profile.
 
     Raises:
         ConfigError: This machine lacks what the profile needs.
@@ -201,7 +202,7 @@ def open_profile(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) -
 
 
 def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runner:
-    """Return what answers in float32: these graphs on ONNX Runtime, or the PyTorch model."""
+    """Return a function that runs a graph in float32: these graphs on ONNX Runtime, or the modules of PyTorch."""
     if reference is not None:
         from export.profiles import load_profile
 
@@ -215,27 +216,27 @@ def load_reference(bundle: Bundle, reference: Mapping[str, Path] | None) -> Runn
     def run(graph: str, inputs: Arrays) -> Arrays:
         spec = MODELS[graph]
         with torch.inference_mode():
-            answer: Any = modules[graph](*(torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs))
-        outputs = answer if isinstance(answer, tuple) else (answer,)
+            result: Any = modules[graph](*(torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs))
+        outputs = result if isinstance(result, tuple) else (result,)
         return {tensor.name: value.numpy() for tensor, value in zip(spec.outputs, outputs, strict=True)}
 
     return run
 
 
 class Batch:
-    """Some cases as tensors; `places[kind]` are the positions of the cases that can be asked as that kind."""
+    """Some cases as tensors. `rows[kind]` are the numbers of the cases that have the inputs of that kind."""
 
     def __init__(self, tokenizer: ReportTokenizer, max_length: int, cases: Mapping[int, ParityCase]) -> None:
-        pixels = {place: case.pixels for place, case in cases.items() if case.pixels is not None}
+        pixels = {number: case.pixels for number, case in cases.items() if case.pixels is not None}
         images = list(pixels)
-        texts = [place for place, case in cases.items() if case.has_text]
+        texts = [number for number, case in cases.items() if case.has_text]
         both = sorted(set(images) & set(texts))
-        self.places: dict[Kind, list[int]] = {"study": both, "image": images, "text": texts}
+        self.rows: dict[Kind, list[int]] = {"study": both, "image": images, "text": texts}
         self.inputs: Arrays = {}
         if images:
             self.inputs["pixels"] = np.stack(list(pixels.values()))
         if texts:
-            tokens = tokenizer.encode([cases[place].text or "" for place in texts], max_length)
+            tokens = tokenizer.encode([cases[number].text or "" for number in texts], max_length)
             self.inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
     def select(self, kind: Kind, graph: str, values: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -243,18 +244,18 @@ class Batch:
         chosen = {}
         for tensor in (MODELS | FUSED)[graph].inputs:
             own: Kind = "image" if tensor in (IMAGE_TOKENS, VIEWS) else "text"
-            rows = [self.places[own].index(place) for place in self.places[kind]]
-            chosen[tensor.name] = np.ascontiguousarray(values[tensor.name][rows])
+            positions = [self.rows[own].index(case) for case in self.rows[kind]]
+            chosen[tensor.name] = np.ascontiguousarray(values[tensor.name][positions])
         return chosen
 
 
 def make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[tuple[int, Batch]]:
-    """Yield batches with their nominal size: all cases in full batches, then the first ones alone."""
+    """Yield batches with their nominal size: all cases in full batches, then the first cases alone."""
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
     for size, count in ((MAX_BATCH_SIZE, len(cases)), (1, min(len(cases), ALONE))):
         for start in range(0, count, size):
-            chosen = {place: cases[place] for place in range(start, min(start + size, count))}
+            chosen = {number: cases[number] for number in range(start, min(start + size, count))}
             yield size, Batch(tokenizer, max_length, chosen)
 
 
@@ -276,7 +277,7 @@ def ask(run: Runner, batch: Batch, layout: str = "split") -> Answers:
         **{name: array for tokens in answers.values() for name, array in tokens.items()},
     }
     for kind in KINDS:
-        if batch.places[kind]:
+        if batch.rows[kind]:
             graph = list_graphs(kind, layout)[-1]
             outputs = walk_graphs([graph], run, batch.select(kind, graph, values))
             answers[f"fusion_{kind}"] = outputs[graph]
@@ -284,7 +285,7 @@ def ask(run: Runner, batch: Batch, layout: str = "split") -> Answers:
 
 
 class _Answers:
-    """What both sides said of one kind of question; lists of (M, ...) arrays."""
+    """The expected and the actual answers of one kind of request; M cases in all."""
 
     def __init__(self) -> None:
         self.cases: list[int] = []
@@ -292,57 +293,58 @@ class _Answers:
 
     def add(
         self,
-        places: list[int],
+        cases: list[int],
         expected: Mapping[str, NDArray[Any]],
-        found: Mapping[str, NDArray[Any]],
+        actual: Mapping[str, NDArray[Any]],
     ) -> None:
         """Append the answers of a batch."""
-        self.cases += places
-        for side, arrays in (("expected", expected), ("found", found)):
+        self.cases += cases
+        for side, arrays in (("expected", expected), ("actual", actual)):
             for output in ("probabilities", "embedding"):
                 self._parts.setdefault((side, output), []).append(arrays[output])
 
     def read(self, output: str) -> tuple[Any, Any]:
-        """Return all (M, ...) expected and found arrays of an output."""
-        return np.concatenate(self._parts["expected", output]), np.concatenate(self._parts["found", output])
+        """Return the expected and the actual array of an output, both (M, ...)."""
+        return np.concatenate(self._parts["expected", output]), np.concatenate(self._parts["actual", output])
 
     def compare(self, limits: Limits) -> NDArray[np.float64]:
-        """Return how far each case (M,) is off; see `measure_distances`."""
+        """Return the difference of each case (M,); see `measure_distances`."""
         return measure_distances(limits, *(self.read(output) for output in ("probabilities", "embedding")))
 
 
 class _Record:
-    """All answers, by batch size and kind, and how far each graph's outputs are off."""
+    """All answers by batch size and kind, and the differences of each graph's outputs."""
 
     def __init__(self) -> None:
         self.answers: dict[tuple[int, Kind], _Answers] = {}
-        self._squares: dict[tuple[str, str], list[float]] = {}  # of the difference, of the expected
+        # Graph, output -> sum of squares of the difference, and of the expected values.
+        self._squares: dict[tuple[str, str], list[float]] = {}
 
-    def add(self, size: int, batch: Batch, expected: Answers, found: Answers) -> None:
-        """Note one batch."""
+    def add(self, size: int, batch: Batch, expected: Answers, actual: Answers) -> None:
+        """Add one batch."""
         for kind in KINDS:
-            if batch.places[kind]:
+            if batch.rows[kind]:
                 answers = self.answers.setdefault((size, kind), _Answers())
-                answers.add(batch.places[kind], expected[f"fusion_{kind}"], found[f"fusion_{kind}"])
-        for graph in expected.keys() & found.keys():  # fused graphs do not show what their encoders say
+                answers.add(batch.rows[kind], expected[f"fusion_{kind}"], actual[f"fusion_{kind}"])
+        for graph in expected.keys() & actual.keys():  # a fused graph has no outputs of encoders
             for output, value in expected[graph].items():
-                self._add_squares(graph, output, value, found[graph][output], batch)
+                self._add_squares(graph, output, value, actual[graph][output], batch)
 
-    def _add_squares(self, graph: str, output: str, expected: Any, found: Any, batch: Batch) -> None:
-        if output == "text_tokens":  # nothing reads those on padding
+    def _add_squares(self, graph: str, output: str, expected: Any, actual: Any, batch: Batch) -> None:
+        if output == "text_tokens":  # no graph reads the tokens on padding
             real = batch.inputs["attention_mask"].astype(bool)
-            expected, found = expected[real], found[real]
+            expected, actual = expected[real], actual[real]
         sums = self._squares.setdefault((graph, output), [0.0, 0.0])
         wide = expected.astype(np.float64)
-        sums[0] += float(((found - wide) ** 2).sum())
+        sums[0] += float(((actual - wide) ** 2).sum())
         sums[1] += float((wide**2).sum())
 
     def list_answers(self) -> list[tuple[tuple[int, Kind], _Answers]]:
-        """Return the answers in batches first, each in the order of `KINDS`."""
+        """Return the answers, first those of batches, then those of single cases, in the order of `KINDS`."""
         return sorted(self.answers.items(), key=lambda item: (-item[0][0], KINDS.index(item[0][1])))
 
     def list_graphs(self) -> tuple[GraphPrecision, ...]:
-        """Return the differences, graphs in the order of `contract.tensors.GRAPHS`."""
+        """Return the differences of all outputs, with the graphs in the order of `contract.tensors.GRAPHS`."""
         return tuple(
             GraphPrecision(graph, tensor.name, float(np.sqrt(sums[0] / max(sums[1], 1e-300))))
             for graph in GRAPHS

@@ -1,4 +1,4 @@
-"""What `export.gates.precision` measured, row by row, and whether it is within a profile's limits."""
+"""The measures of the precision gate (`export.gates.precision`), and their comparison with a profile's limits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,36 +23,36 @@ from export.gates.parity import ParityCase
 from export.gates.questions import Kind
 from export.profiles import Limits
 
-Pair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # what was expected, what was found
+Pair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # expected and actual
 REPORTS: Final = "precision"  # directory in a bundle
-_AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper ones
+_AT_LEAST: Final = frozenset({"embedding_cosine", "neighbour_overlap"})  # the other limits are upper limits
 
 
 class Answers(Protocol):
-    """The answers of both sides to one kind of question."""
+    """The expected and the actual answers to one kind of request."""
 
     def read(self, output: str) -> tuple[Any, Any]:
-        """Return the (M, ...) expected and found arrays of an output."""
+        """Return the expected and the actual array of an output, both (M, ...)."""
 
 
 @dataclass(frozen=True)
 class KindPrecision:
-    """One kind of question, asked in batches of one size; None was not measured.
+    """The measures of one kind of request in batches of one size. None: not measured.
 
     Attributes:
         kind: "study", "image" or "text".
         batch_size: Largest number of cases in a batch.
-        cases: How many were asked.
-        decisions: Cases times labels.
-        flips: How many decisions turned from present to absent or back.
+        cases: Number of cases.
+        decisions: Number of cases times number of labels.
+        flips: Number of decisions that changed from present to absent or back.
         probability_difference: Largest absolute difference of a probability.
         mean_difference: Mean absolute difference of a probability.
         embedding_cosine: Smallest cosine of a case's two embeddings.
         mean_cosine: Mean cosine.
-        scored_labels: Labels that AUROC and AP are the mean of: some but not all cases have them.
+        scored_labels: Number of labels in the means of AUROC and AP: those with positive and negative cases.
         auroc_change: Absolute change of the macro AUROC.
         ap_change: Absolute change of the macro average precision.
-        neighbour_overlap: Mean share of the ten nearest cases that stay.
+        neighbour_overlap: Mean share of the ten nearest cases that both sides have in common.
     """
 
     kind: str
@@ -71,32 +71,32 @@ class KindPrecision:
 
     @property
     def flip_share(self) -> float:
-        """Share of the decisions that flipped, 0 to 1."""
+        """Share of flipped decisions, 0 to 1."""
         return self.flips / max(self.decisions, 1)
 
     def list_failures(self, limits: Limits) -> list[str]:
-        """Return one clause for a person per measure that is beyond its limit."""
+        """Return one clause of a message for each measure that is beyond its limit."""
         failures = []
         for measure, allowed in asdict(limits).items():
-            found = getattr(self, measure)
-            if found is None or self._is_within(measure, found, allowed):
+            actual = getattr(self, measure)
+            if actual is None or self._is_within(measure, actual, allowed):
                 continue
             bound = "at least" if measure in _AT_LEAST else "at most"
             where = f"{self.kind}, {'alone' if self.batch_size == 1 else 'in batches'}"
-            failures.append(f"{measure} of {where} is {found:.6g}, allowed is {bound} {allowed:g}")
+            failures.append(f"{measure} of {where} is {actual:.6g}, but must be {bound} {allowed:g}")
         return failures
 
-    def _is_within(self, measure: str, found: float, allowed: float) -> bool:
+    def _is_within(self, measure: str, actual: float, allowed: float) -> bool:
         if measure == "flip_share" and allowed > 0 and self.flips <= 1:
-            return True  # the smallest number of flips that so few decisions can show
-        return found >= allowed if measure in _AT_LEAST else found <= allowed  # NaN is neither
+            return True  # one flip is always allowed; see `export.gates.precision`
+        return actual >= allowed if measure in _AT_LEAST else actual <= allowed  # False for NaN
 
 
 @dataclass(frozen=True)
 class GraphPrecision:
-    """How far one output of one graph is off: root mean square of the difference over that of the expected.
+    """The relative difference of one output of one graph: RMS of the difference over RMS of the expected values.
 
-    A fusion graph reads what the profile's own encoders wrote, so its rows hold their differences too.
+    A fusion graph reads the tokens of the profile's own encoders, so its difference includes theirs.
     """
 
     graph: str
@@ -109,18 +109,18 @@ class PrecisionReport:
     """All measures of one profile against float32.
 
     Attributes:
-        profile: Its name.
-        limits: What it is held to.
-        fingerprint: Of the bundle.
-        reference: What it was compared with.
-        runtimes: Graph -> what ran it.
-        cases: How many were asked.
-        kinds: The measures.
-        graphs: How far the outputs of each graph are off.
-        not_gated: Kind -> why it is held to nothing.
+        profile: Name of the profile.
+        limits: Limits of the profile.
+        fingerprint: Fingerprint of the bundle.
+        reference: Description of the float32 side.
+        runtimes: Graph -> description of its runtime.
+        cases: Number of cases.
+        kinds: The measures of each kind of request.
+        graphs: The relative differences of each graph's outputs.
+        not_gated: Kind of request without limits -> the reason.
         kept: Products that stay in float32, as "graph/node (K x N)", in the order in which they were chosen.
-        products: How many products there are, where some may stay in float32.
-        beyond_with_fewer: What was beyond its limit before those that cost the most were kept too; "" for nothing.
+        products: Number of all products, if the profile may leave some in float32.
+        beyond_with_fewer: The first failure while fewer products were in float32; "" if there was none.
     """
 
     profile: str
@@ -138,12 +138,12 @@ class PrecisionReport:
 
     @property
     def gated(self) -> tuple[KindPrecision, ...]:
-        """The measures that are held to the limits."""
+        """The measures with limits."""
         return tuple(row for row in self.kinds if row.kind not in self.not_gated)
 
     @property
     def failures(self) -> list[str]:
-        """One clause for each measure that is beyond its limit; [] where the profile may be published."""
+        """One clause for each measure that is beyond its limit; [] if the profile may be published."""
         return [failure for row in self.gated for failure in row.list_failures(self.limits)]
 
     @property
@@ -152,7 +152,7 @@ class PrecisionReport:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values; what is not a finite number is None."""
+        """Return the report as JSON-ready values, with None for values that are not finite."""
         values = {**asdict(self), "passed": self.passed, "failures": self.failures}
         for row, kind in zip(values["kinds"], self.kinds, strict=True):
             row["flip_share"] = kind.flip_share
@@ -171,17 +171,17 @@ class PrecisionReport:
         )
 
     def to_markdown(self) -> str:
-        """Return the report as tables for people."""
+        """Return the report as Markdown tables."""
         runtimes = ", ".join(sorted(set(self.runtimes.values())))
         limits = self.limits
         lines = [
             f"Profile {self.profile} against {self.reference}: {self.cases} cases; {runtimes}",
             "",
-            "| asked | batch | cases | probability, largest | mean | flips | of | cosine, smallest | mean "
-            "| AUROC | AP | labels | ten nearest | |",
+            "| input | batch | cases | largest change of a probability | mean | flips | of | smallest cosine | mean "
+            "| AUROC | AP | labels | common neighbours | |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
             *(_format_kind(row, self._judge(row)) for row in self.kinds),
-            f"| allowed | | | {limits.probability_difference:g} | | {limits.flip_share:.2%} | "
+            f"| limit | | | {limits.probability_difference:g} | | {limits.flip_share:.2%} | "
             f"| {limits.embedding_cosine:g} | | {limits.auroc_change:g} | {limits.ap_change:g} | "
             f"| {limits.neighbour_overlap:.0%} | |",
             "",
@@ -189,8 +189,8 @@ class PrecisionReport:
             "|---|---|---|",
             *(f"| {x.graph} | {x.output} | {x.relative_difference:.1e} |" for x in self.graphs),
         ]
-        lines += ["", f"Held to the limits: {', '.join(dict.fromkeys(row.kind for row in self.gated))}."]
-        lines += [f"Not held to them: {kind}, because {reason}." for kind, reason in self.not_gated.items()]
+        lines += ["", f"The limits apply to: {', '.join(dict.fromkeys(row.kind for row in self.gated))}."]
+        lines += [f"No limits for {kind}, because {reason}." for kind, reason in self.not_gated.items()]
         if self.kept:
             lines += [
                 "",
@@ -198,12 +198,16 @@ class PrecisionReport:
             ]
         if self.beyond_with_fewer:
             lines += [
-                f"The last product of each encoder always does. With no more than that, {self.beyond_with_fewer}."
+                "The last product of each encoder always stays in float32. With these products alone, "
+                f"{self.beyond_with_fewer}."
             ]
         if any(row.neighbour_overlap is None and row.batch_size > 1 for row in self.gated):
-            lines += ["", f"The ten nearest were not measured where fewer than {MIN_CASES} cases were asked."]
+            lines += ["", f"Common neighbours were not measured with fewer than {MIN_CASES} cases."]
         if all(row.auroc_change is None for row in self.gated):
-            lines += ["", f"AUROC and AP were not measured: that takes {MIN_SCORED} cases with labels."]
+            lines += [
+                "",
+                f"AUROC and AP were not measured, because they need {MIN_SCORED} cases with labels.",
+            ]
         return "\n".join(lines) + "\n"
 
     def _judge(self, row: KindPrecision) -> str:
@@ -213,13 +217,13 @@ class PrecisionReport:
 
 
 def write_report(bundle: Bundle, report: PrecisionReport) -> Path:
-    """Add a report to the bundle as `precision/<profile>.json` and `.md`, in place of an earlier one of the profile.
+    """Write a report into the bundle as `precision/<profile>.json` and `.md`. It replaces the profile's earlier report.
 
     Returns:
-        The Markdown file.
+        The path of the Markdown file.
 
     Raises:
-        ArtifactError: The disk refused the write; the bundle is as it was.
+        ArtifactError: The disk refused the write. The bundle is unchanged.
     """
     data, text = (f"{REPORTS}/{report.profile}.{ending}" for ending in ("json", "md"))
     with amend_bundle(bundle, changed=(data, text)) as scratch:
@@ -236,29 +240,29 @@ def measure_kind(
     answers: Answers,
     cases: Sequence[ParityCase],
 ) -> KindPrecision:
-    """Measure the answers to one kind of question.
+    """Measure the answers to one kind of request.
 
     Args:
-        labels: The K categories as the bundle decides them for this kind.
+        labels: The K categories with the thresholds of the bundle for this kind.
         kind: The kind.
-        batch_size: Largest number of cases in a batch; of cases that were asked alone (1) only what each of them shows
-            by itself is measured.
+        batch_size: Largest number of cases in a batch. With 1 only the measures of single cases are computed, not
+            AUROC, AP and common neighbours.
         answers: `probabilities` (M, K) and `embedding` (M, D) of both sides.
-        cases: The M cases; of each what is known of its labels counts.
+        cases: The M cases. Their known labels are used for AUROC and AP.
     """
-    expected, found = answers.read("probabilities")
+    expected, actual = answers.read("probabilities")
     embeddings = answers.read("embedding")
     cosines = compute_cosines(*embeddings)
     whole = batch_size > 1
-    auroc, ap, scored = _measure_scores(cases, expected, found) if whole else (None, None, 0)
+    auroc, ap, scored = _measure_scores(cases, expected, actual) if whole else (None, None, 0)
     return KindPrecision(
         kind=kind,
         batch_size=batch_size,
         cases=len(expected),
         decisions=expected.size,
-        flips=count_flips(labels, expected, found),
-        probability_difference=find_largest_difference(expected, found),
-        mean_difference=float(np.abs(expected - found).mean()),
+        flips=count_flips(labels, expected, actual),
+        probability_difference=find_largest_difference(expected, actual),
+        mean_difference=float(np.abs(expected - actual).mean()),
         embedding_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
         scored_labels=scored,
@@ -269,15 +273,16 @@ def measure_kind(
 
 
 def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> NDArray[np.float64]:
-    """Return for each of M cases how much of a profile's limits its answers use up; above 1 is beyond them.
+    """Return the difference of each case (M,) as a multiple of a profile's limits; above 1 is beyond the limits.
 
-    Small independent differences add up in it: it is the cosine distance over the allowed one or, where that is more,
-    the square of the largest difference of a probability over that of the allowed one.
+    It is the larger of two ratios: the cosine distance over the largest allowed one, and the square of the largest
+    change of a probability over the square of the largest allowed one. Both ratios are quadratic in a small error, so
+    the values of independent errors add up.
 
     Args:
-        limits: The profile's.
-        probabilities: Expected and found (M, K).
-        embeddings: Expected and found (M, D).
+        limits: Limits of the profile.
+        probabilities: Expected and actual (M, K).
+        embeddings: Expected and actual (M, D).
     """
     tiny = float(np.finfo(np.float64).tiny)
     distances = (1 - compute_cosines(*embeddings)) / max(1 - limits.embedding_cosine, tiny)
@@ -287,9 +292,9 @@ def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> 
 
 
 def _measure_scores(
-    cases: Sequence[ParityCase], expected: Any, found: Any
+    cases: Sequence[ParityCase], expected: Any, actual: Any
 ) -> tuple[float | None, float | None, int]:
-    """Return the absolute changes of AUROC and AP over the cases with labels, and the number of labels scored."""
+    """Return the absolute changes of AUROC and AP over the cases with labels, and the number of scored labels."""
     labelled = {row: case.labels for row, case in enumerate(cases) if case.labels is not None}
     if len(labelled) < MIN_SCORED:
         return None, None, 0
@@ -297,7 +302,7 @@ def _measure_scores(
     targets = np.stack(list(labelled.values())).astype(bool)
     stated = [cases[row].known for row in rows]
     known = np.stack([np.ones(targets.shape[1], bool) if known is None else known for known in stated])
-    before, after = (score_labels(targets, answers[rows], known) for answers in (expected, found))
+    before, after = (score_labels(targets, answers[rows], known) for answers in (expected, actual))
     if not before[2]:
         return None, None, 0
     return abs(after[0] - before[0]), abs(after[1] - before[1]), before[2]

@@ -1,8 +1,9 @@
-"""The questions of the gate at the server: drawn from a fixed seed, the same for every model of the same sizes.
+"""The requests of the gates, and random requests for the gate at the server.
 
-They hold nothing of any patient, so that their answers may lie in a published repository and be asked anywhere. Pixels
-are blocks of grey with noise, token ids are any of the vocabulary. As radiographs or reports they mean nothing; that
-every weight takes part in the answers is all that is asked of them.
+The random requests come from a fixed seed, so they are the same for every model of the same sizes. They hold no patient
+data, so a published repository may hold the answers to them. Pixels are grey blocks with noise. Token ids are random
+ids of the vocabulary. Such inputs are no radiographs or reports, but every weight of the model takes part in the
+answers.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from contract.tensors import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKETS, PIXELS
 
 Kind = Literal["study", "image", "text"]
 _SEED: Final = 20_260_701
-_BLOCKS: Final = 8  # a side of the picture
-_NOISE: Final = 24  # grey levels, up and down
+_BLOCKS: Final = 8  # on each side of an image
+_NOISE: Final = 24  # largest change of a grey level
 _IMAGES: Final = 4  # in the batch of images
-_TEXTS: Final = 2  # in the batch of each length: one that fills it, one with padding behind it
+_TEXTS: Final = 2  # in the batch of each length: the first without padding, the second with padding
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Question:
 
 
 def draw_questions(image_size: int, vocabulary_size: int, max_length: int) -> list[Question]:
-    """Return every kind of question, a case alone and in batches, in every length of texts.
+    """Return random requests of every kind, with one case and with several, and texts of every length bucket.
 
     Args:
-        image_size: Side of the pixels, S.
-        vocabulary_size: Token ids are below it.
-        max_length: The most tokens of a text, L.
+        image_size: Side of an image in pixels, S.
+        vocabulary_size: Number of token ids.
+        max_length: Largest number of tokens that the model reads.
     """
-    # RandomState, because numpy promises that its stream stays the same for ever.
+    # numpy promises that the stream of RandomState never changes.
     draw = np.random.RandomState(_SEED)
     images = _draw_images(draw, image_size)
     lengths = [*(bucket for bucket in LENGTH_BUCKETS if bucket < max_length), max_length]
     texts = [_draw_texts(draw, vocabulary_size, length) for length in lengths]
-    alone = {name: array[:1] for name, array in texts[0].items()}
+    single = {name: array[:1] for name, array in texts[0].items()}
     questions = [Question("image", {PIXELS.name: images[:1]}), Question("image", {PIXELS.name: images})]
-    for batch in (alone, *texts):
+    for batch in (single, *texts):
         pixels = images[: len(batch[INPUT_IDS.name])]
         questions += [Question("text", batch), Question("study", {PIXELS.name: pixels, **batch})]
     return questions
@@ -58,15 +59,15 @@ def draw_questions(image_size: int, vocabulary_size: int, max_length: int) -> li
 
 def _draw_images(draw: np.random.RandomState, size: int) -> NDArray[np.uint8]:
     """Return pixels, (4, 1, S, S)."""
-    places = np.arange(size) * _BLOCKS // size
+    block_of_pixel = np.arange(size) * _BLOCKS // size
     blocks = draw.randint(0, 256, (_IMAGES, _BLOCKS, _BLOCKS), dtype=np.int64)
     noise = draw.randint(-_NOISE, _NOISE + 1, (_IMAGES, size, size), dtype=np.int64)
-    pictures = blocks[:, places[:, None], places[None, :]] + noise
-    return np.clip(pictures, 0, 255).astype(np.uint8)[:, None]
+    images = blocks[:, block_of_pixel[:, None], block_of_pixel[None, :]] + noise
+    return np.clip(images, 0, 255).astype(np.uint8)[:, None]
 
 
 def _draw_texts(draw: np.random.RandomState, vocabulary_size: int, length: int) -> Arrays:
-    """Return token ids and their mask, (2, L) both."""
+    """Return token ids and attention mask, both (2, L) int64."""
     ids = draw.randint(0, vocabulary_size, (_TEXTS, length), dtype=np.int64)
     mask = np.ones_like(ids)
     mask[1, max(1, 2 * length // 3) :] = 0

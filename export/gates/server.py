@@ -1,8 +1,8 @@
-"""The third gate: does a running server answer as the graphs did that passed the gates before it?
+"""The gate at the server: compare the answers of a running server with those of the graphs that passed the other gates.
 
-Publishing asks the graphs the drawn questions (`export.gates.questions`) and lays their answers, with the limits of the
-profile, into the configs of `predict_*_tensors`. Whoever reaches the server can then ask it the same, whatever runs
-there: another ONNX Runtime, CUDA, TensorRT, OpenVINO. Numpy alone; torch and onnxruntime are not imported.
+`cxr export` runs the graphs on random requests (`export.gates.questions`). It writes their answers and the limits of
+the profile into the configs of `predict_*_tensors`. Any client can later send the same requests to a server, whatever
+its runtime: another ONNX Runtime, CUDA, TensorRT or OpenVINO. This module imports neither torch nor onnxruntime.
 """
 
 import base64
@@ -31,13 +31,13 @@ _DTYPE: Final = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """What the graphs of a profile answered when they passed the gates, and how far a server may be from it.
+    """The answers of a profile's graphs that passed the gates, and the limits for the answers of a server.
 
     Attributes:
         profile: Name of the precision profile.
-        limits: Of the profile.
-        answers: Kind -> (M, K + D) float32, for all cases of the drawn questions in turn: the probabilities, then the
-            embedding. A kind that is not here is not held to anything.
+        limits: Limits of the profile.
+        answers: Kind -> (M, K + D) float32, one row for each case of the random requests: the probabilities, then the
+            embedding. A kind without an entry is not compared.
     """
 
     profile: str
@@ -45,7 +45,7 @@ class StoredAnswers:
     answers: Mapping[str, NDArray[np.float32]]
 
     def write(self, kind: str) -> str:
-        """Return the parameter for the config of one kind."""
+        """Return the answers of one kind as the text of a config parameter."""
         rows = self.answers[kind]
         return json.dumps(
             {
@@ -58,14 +58,14 @@ class StoredAnswers:
 
     @classmethod
     def read(cls, parameters: Mapping[str, str], *, source: str) -> "StoredAnswers":
-        """Parse what `write` returned.
+        """Parse the texts that `write` returned.
 
         Args:
-            parameters: Kind -> parameter; empty where there is none.
-            source: Who said it, for messages.
+            parameters: Kind -> text of the config parameter, or "".
+            source: Where the parameters come from, for messages.
 
         Raises:
-            ArtifactError: All are missing, or one is damaged.
+            ArtifactError: All parameters are missing, or one is damaged.
         """
         try:
             values = {kind: json.loads(parameters[kind]) for kind in WAYS if parameters.get(kind)}
@@ -79,13 +79,13 @@ class StoredAnswers:
             return cls(str(first["profile"]), Limits(**first["limits"]), answers)
         except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"{source} holds no answers to compare with: publish the bundle again with `cxr export`."
+                f"{source} holds no readable answers to compare with. Publish the bundle again with `cxr export`."
             ) from error
 
 
 @dataclass(frozen=True)
 class KindAgreement:
-    """How far a server is from the stored answers in one kind of question."""
+    """The differences between a server and the stored answers for one kind of request."""
 
     kind: str
     cases: int
@@ -95,26 +95,26 @@ class KindAgreement:
     embedding_cosine: float
 
     def list_failures(self, limits: Limits) -> list[str]:
-        """Return one clause for each measure that is beyond its limit; NaN is beyond every one."""
-        found = []
+        """Return one clause for each measure that is beyond its limit. NaN is beyond every limit."""
+        failures = []
         if not self.probability_difference <= limits.probability_difference:
-            found.append(
-                f"probability_difference of {self.kind} is {self.probability_difference:.6g}, allowed is at most "
+            failures.append(
+                f"probability_difference of {self.kind} is {self.probability_difference:.6g}, but must be at most "
                 f"{limits.probability_difference:g}"
             )
         if not self.embedding_cosine >= limits.embedding_cosine:
-            found.append(
-                f"embedding_cosine of {self.kind} is {self.embedding_cosine:.6g}, allowed is at least "
+            failures.append(
+                f"embedding_cosine of {self.kind} is {self.embedding_cosine:.6g}, but must be at least "
                 f"{limits.embedding_cosine:g}"
             )
-        if self.flips > max(1, limits.flip_share * self.decisions):  # of so few decisions one shows nothing
-            found.append(f"{self.flips} of {self.decisions} decisions of {self.kind} flip")
-        return found
+        if self.flips > max(1, limits.flip_share * self.decisions):  # one flip is always allowed
+            failures.append(f"{self.flips} of {self.decisions} decisions of {self.kind} flip")
+        return failures
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A server against the stored answers; `server` says what ran there."""
+    """A server against the stored answers; `server` describes its runtime."""
 
     server: str
     profile: str
@@ -132,28 +132,28 @@ class Agreement:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values; what is not a finite number is None."""
+        """Return the report as JSON-ready values, with None for values that are not finite."""
         values = {**asdict(self), "passed": self.passed, "failures": self.failures}
         for row in values["kinds"]:
             row.update({key: None for key, value in row.items() if isinstance(value, float) and isnan(value)})
         return values
 
     def to_markdown(self) -> str:
-        """Return the report as a table for people."""
+        """Return the report as a Markdown table."""
         limits = self.limits
         cases = sum(row.cases for row in self.kinds)
         lines = [
-            f"Profile {self.profile} through {self.server} against the graphs that passed the gates: {cases} drawn "
+            f"Profile {self.profile} through {self.server} against the graphs that passed the gates: {cases} random "
             "cases",
             "",
-            "| asked | cases | probability, largest | flips | of | cosine, smallest | |",
+            "| input | cases | largest change of a probability | flips | of | smallest cosine | |",
             "|---|---|---|---|---|---|---|",
             *(
                 f"| {x.kind} | {x.cases} | {x.probability_difference:.1e} | {x.flips} | {x.decisions} "
                 f"| {x.embedding_cosine:.6f} | {'FAILED' if x.list_failures(limits) else 'ok'} |"
                 for x in self.kinds
             ),
-            f"| allowed | | {limits.probability_difference:g} | {limits.flip_share:.2%} | "
+            f"| limit | | {limits.probability_difference:g} | {limits.flip_share:.2%} | "
             f"| {limits.embedding_cosine:g} | |",
         ]
         return "\n".join(lines) + "\n"
@@ -162,10 +162,14 @@ class Agreement:
 def collect_answers(
     ask: Callable[[Question], Mapping[str, NDArray[Any]]], questions: Sequence[Question]
 ) -> dict[str, NDArray[np.float32]]:
-    """Ask everything; return kind -> (M, K + D) float32.
+    """Run all requests; return kind -> (M, K + D) float32.
+
+    Args:
+        ask: Runs one request and returns its outputs by name.
+        questions: The requests.
 
     Raises:
-        ServerError: An answer is not one row of each output for each case.
+        ServerError: An output does not have one row for each case.
     """
     rows: dict[str, list[NDArray[Any]]] = {}
     for question in questions:
@@ -173,7 +177,9 @@ def collect_answers(
         parts = [np.asarray(answer[name]) for name in _OUTPUTS]
         if any(part.ndim != 2 or len(part) != question.batch_size for part in parts):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
-            raise ServerError(f"{question.batch_size} cases were answered with tensors of {shapes}.")
+            raise ServerError(
+                f"The server answered a request of {question.batch_size} cases with tensors of shape {shapes}."
+            )
         rows.setdefault(question.kind, []).append(np.concatenate(parts, axis=1))
     return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in WAYS if kind in rows}
 
@@ -188,44 +194,42 @@ def ask_graphs(
 
 def compare_answers(
     stored: StoredAnswers,
-    found: Mapping[str, NDArray[np.float32]],
+    answers: Mapping[str, NDArray[np.float32]],
     decisions: Decisions,
     server: str,
 ) -> Agreement:
-    """Hold what a server answered to what was stored.
+    """Compare the answers of a server with the stored answers.
 
     Args:
-        stored: Of the version that was asked.
-        found: Kind -> (M, K + D), as `collect_answers` returns it.
-        decisions: Of the model that was asked.
-        server: What ran there, for people.
+        stored: Stored answers of the served version.
+        answers: Kind -> (M, K + D), as `collect_answers` returns it.
+        decisions: Decisions of the served model.
+        server: Description of the server's runtime.
 
     Raises:
-        ServerError: The answers have another shape than the stored ones.
+        ServerError: The answers have another shape than the stored answers.
     """
-    return Agreement(server, stored.profile, stored.limits, tuple(_compare(stored, found, decisions)))
+    return Agreement(server, stored.profile, stored.limits, tuple(_compare(stored, answers, decisions)))
 
 
 def _compare(
-    stored: StoredAnswers, found: Mapping[str, NDArray[np.float32]], decisions: Decisions
+    stored: StoredAnswers, answers: Mapping[str, NDArray[np.float32]], decisions: Decisions
 ) -> Iterator[KindAgreement]:
     for kind, expected in stored.answers.items():
-        answered = found[kind]
-        if expected.shape != answered.shape:
+        actual = answers[kind]
+        if expected.shape != actual.shape:
             raise ServerError(
-                f"The answers to {kind} have the shape {list(answered.shape)}, not {list(expected.shape)}."
+                f"The answers to {kind} requests have the shape {list(actual.shape)}, not {list(expected.shape)}."
             )
         labels = decisions.of(kind)
-        known = (expected[:, : len(labels)], answered[:, : len(labels)])
+        probabilities = (expected[:, : len(labels)], actual[:, : len(labels)])
+        embeddings = (expected[:, len(labels) :], actual[:, len(labels) :])
+        finite = np.isfinite(actual).all()
         yield KindAgreement(
             kind=kind,
             cases=len(expected),
-            decisions=known[0].size,
-            flips=count_flips(labels, *known),
-            probability_difference=find_largest_difference(*known),
-            embedding_cosine=_find_smallest_cosine(expected[:, len(labels) :], answered[:, len(labels) :]),
+            decisions=probabilities[0].size,
+            flips=count_flips(labels, *probabilities),
+            probability_difference=find_largest_difference(*probabilities),
+            embedding_cosine=float(compute_cosines(*embeddings).min()) if finite else float("nan"),
         )
-
-
-def _find_smallest_cosine(expected: NDArray[np.float32], answered: NDArray[np.float32]) -> float:
-    return float(compute_cosines(expected, answered).min()) if np.isfinite(answered).all() else float("nan")

@@ -1,7 +1,7 @@
-"""The gate at the server while a bundle is published: the cases of the precision gate, through the loaded version.
+"""The gate at the server during an export: run real cases through the loaded version too.
 
-`export.gates.server` holds a server to what its own configs state, with drawn questions alone. Here the exporter has
-the bundle, the float32 graphs and real cases at hand: the server must be within the limits of the profile on those too.
+`export.gates.server` compares a server with the answers in its own configs, on random requests. An export also has the
+bundle, the float32 graphs and real cases. So the server must be within the profile's limits on these cases as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from export.gates.server import Agreement, StoredAnswers, ask_graphs, collect_an
 from export.graphs.checks import read_sizes
 from export.profiles import Profile
 
-MOST_CASES: Final = 64  # through a server that answers others meanwhile; enough for AUROC and AP
+MOST_CASES: Final = 64  # enough for AUROC and AP, and a small load for a server with other clients
 
 
 @dataclass(frozen=True)
 class ServerCheck:
-    """A loaded version against the answers that are stored with it, and against float32 on real cases."""
+    """A loaded version against its stored answers, and against float32 on real cases."""
 
     stored: Agreement
     precision: PrecisionReport
@@ -50,19 +50,20 @@ class ServerCheck:
         }
 
     def to_markdown(self) -> str:
-        """Return both reports as tables for people."""
+        """Return both reports as Markdown tables."""
         return f"{self.stored.to_markdown()}\n{self.precision.to_markdown()}"
 
 
 def store_answers(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) -> StoredAnswers:
-    """Ask graphs that passed the gates the drawn questions, of the kinds that the model was trained for.
+    """Return the answers of graphs to the random requests of the kinds that the model was trained for.
 
-    What it was not trained for is no gate's: random weights are near to any threshold, and any runtime may cross it.
+    The answers to other kinds come from untrained weights. They lie close to any threshold, so another runtime may flip
+    them.
 
     Args:
-        bundle: The bundle that they were made from.
-        graphs: Graph name -> file, encoders and fusion apart.
-        profile: Says how they run, and how far a server may be from their answers.
+        bundle: The bundle that the graphs were made from.
+        graphs: Graph name -> file of graphs that passed the gates, in the split layout.
+        profile: The settings of the graphs, and the limits for a server.
     """
     run = bind_sessions(open_profile(bundle, graphs, profile))
     questions = [question for question in draw_for(bundle) if question.kind in bundle.trained_ways]
@@ -71,7 +72,7 @@ def store_answers(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) 
 
 
 def draw_for(bundle: Bundle) -> list[Question]:
-    """Return the questions that fit a bundle's sizes."""
+    """Return the random requests for a bundle's sizes."""
     limits = read_token_limits(bundle)
     return draw_questions(read_sizes(bundle)["S"], int(limits.vocabulary_size or 1), limits.max_length)
 
@@ -86,23 +87,23 @@ def check_server(
     reference: Mapping[str, Path],
     stored: StoredAnswers,
 ) -> ServerCheck:
-    """Measure a version that a server has loaded; the report says whether it passed.
+    """Compare a version that a server has loaded with its stored answers and with float32.
 
     Args:
         bundle: The bundle.
-        graphs: The graphs of the profile by name.
-        profile: Its limits count.
-        cases: Real cases; 64 are asked, those with image and report first.
+        graphs: Graph name -> file of the profile.
+        profile: The profile with the limits.
+        cases: Real cases. The first 64 run, those with image and report before the others.
         served: The loaded version.
         reference: Float32 graphs that agree with PyTorch.
-        stored: What `graphs` answered.
+        stored: The stored answers of `graphs`.
 
     Raises:
-        ServiceError: The server did not answer.
+        ServiceError: The server does not answer.
     """
     questions = [question for question in draw_for(bundle) if question.kind in stored.answers]
-    found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), questions)
-    agreement = compare_answers(stored, found, bundle.decisions, served.runtime)
+    answers = collect_answers(partial(ask_graphs, served.run, layout=served.layout), questions)
+    agreement = compare_answers(stored, answers, bundle.decisions, served.runtime)
     chosen = sorted(cases, key=lambda case: (case.pixels is None) + (not case.has_text))[:MOST_CASES]
-    real = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)
-    return ServerCheck(agreement, real)
+    precision = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)
+    return ServerCheck(agreement, precision)

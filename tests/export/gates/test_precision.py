@@ -278,7 +278,7 @@ def test_report_reads_as_json_as_table_and_as_sentence(int8_report):
     table = int8_report.to_markdown()
     assert table.count("| ok |") == 6
     assert "OpenVINO" in table
-    assert "not measured where fewer than 12" in table
+    assert "not measured with fewer than 12" in table
     assert "Profile int8 is within its limits" in int8_report.to_sentence()
 
 

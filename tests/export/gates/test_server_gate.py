@@ -108,10 +108,10 @@ def test_stored_answers_come_back_as_they_were(stored):
     alone = StoredAnswers.read({"text": parameters["text"], "image": ""}, source="here")
     assert list(alone.answers) == ["text"]  # of a model that was trained for nothing else
     for broken in ({}, dict.fromkeys(WAYS, ""), {**parameters, "text": "[]"}):
-        with pytest.raises(ArtifactError, match="here holds no answers to compare with"):
+        with pytest.raises(ArtifactError, match="here holds no readable answers"):
             StoredAnswers.read(broken, source="here")
     for change in ({"answers": "%"}, {"shape": [1, 2]}, {"answers": one["answers"][:-8]}):
-        with pytest.raises(ArtifactError, match="publish the bundle again"):
+        with pytest.raises(ArtifactError, match="Publish the bundle again"):
             StoredAnswers.read({**parameters, "text": json.dumps(one | change)}, source="here")
 
 
@@ -120,7 +120,7 @@ def test_the_graphs_themselves_pass_split_and_fused(bundle, graphs, stored, tmp_
         report = compare_answers(stored, ask(bundle, serve(files), layout), bundle.decisions, "ORT")
         assert report.passed, report.to_markdown()
         assert [row.kind for row in report.kinds] == list(WAYS)
-        assert "| allowed |" in report.to_markdown()
+        assert "| limit |" in report.to_markdown()
         assert "FAILED" not in report.to_markdown()
         assert json.loads(json.dumps(report.to_dict()))["passed"] is True
 
@@ -163,12 +163,12 @@ def test_flips_are_counted(bundle, stored):
 
 
 def test_answers_of_another_shape_are_the_server_s_fault(bundle, stored):
-    with pytest.raises(ServerError, match=r"answers to study have the shape"):
+    with pytest.raises(ServerError, match=r"answers to study requests have the shape"):
         compare_answers(
             stored, {k: rows[:, :-1] for k, rows in stored.answers.items()}, bundle.decisions, "ORT"
         )
     one_row = {"probabilities": np.zeros((1, 22), np.float32), "embedding": np.zeros((1, 8), np.float32)}
-    with pytest.raises(ServerError, match=r"4 cases were answered with tensors of \[1, 22\], \[1, 8\]"):
+    with pytest.raises(ServerError, match=r"a request of 4 cases with tensors of shape \[1, 22\], \[1, 8\]"):
         collect_answers(lambda _: one_row, draw_for(bundle))
 
 

@@ -55,9 +55,9 @@ def test_a_model_of_reports_is_held_to_the_limits_for_reports_alone(of_reports, 
     assert image.probability_difference > report.limits.probability_difference
     table = report.to_markdown()
     assert (table.count("| ok |"), table.count("| not gated |"), table.count("FAILED")) == (2, 4, 0)
-    assert "Held to the limits: text.\n" in table
-    assert "Not held to them: image, because no training study has an image.\n" in table
-    assert "Not held to them: study, because no training study has an image and a report.\n" in table
+    assert "The limits apply to: text.\n" in table
+    assert "No limits for image, because no training study has an image.\n" in table
+    assert "No limits for study, because no training study has an image and a report.\n" in table
     assert json.loads(json.dumps(report.to_dict()))["not_gated"].keys() == {"study", "image"}
     assert "differ by at most 0.0e+00" in report.to_sentence()
 
@@ -74,7 +74,7 @@ def test_a_bundle_that_records_nothing_is_gated_in_every_way(bundle, graphs, cas
     report = check_precision(bundle, graphs, load_profile("fp32"), cases, reference=graphs)
     assert report.not_gated == {}
     assert {row.kind for row in report.gated} == {"study", "image", "text"}
-    assert "Held to the limits: study, image, text.\n" in report.to_markdown()
+    assert "The limits apply to: study, image, text.\n" in report.to_markdown()
     broken = replace(report.kinds[0], probability_difference=float("nan"))
     with pytest.raises(ParityError, match=r"probability_difference of study"):
         require_passed(replace(report, kinds=(broken, *report.kinds[1:])))
