@@ -1,1 +1,1 @@
-"""PyTorch modules -> ONNX graphs, in the precision and the layout that are served."""
+"""Make ONNX graphs from PyTorch modules, in the precision and the layout of a deployment."""

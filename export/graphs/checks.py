@@ -1,9 +1,9 @@
-"""What an ONNX file says about itself, held to the bundle and to the tensor table. Needs no torch.
+"""Compare an ONNX file with the bundle and the tensor table. This module does not need torch.
 
-Every graph has a name of its own: model, fingerprint and a hash of the file. ONNX Runtime's TensorRT provider keeps an
-engine in a file called after the names of the graph, of the ONNX file and of the nodes' outputs, never after weights
-(onnxruntime issues 6455 and 32254; `TRTGenerateId` in tensorrt_execution_provider_utils.h). Two versions of one
-architecture differ in nothing else, so the second would answer with the engine of the first.
+The name of every graph holds the model, the fingerprint and a hash of the file. The reason is the engine cache of ONNX
+Runtime's TensorRT provider. It names a cached engine after the graph, the ONNX file and the outputs of the nodes, but
+not after the weights (onnxruntime issues 6455 and 32254; `TRTGenerateId` in tensorrt_execution_provider_utils.h). Two
+versions of one architecture differ only in weights. With equal names the second would answer with the first's engine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from contract.tensors import DataType, ModelSpec, TensorSpec
 SIZE_LETTERS: Final = ("S", "N", "C", "D")
 FINGERPRINT_KEY: Final = "fingerprint"
 _NAME_DIGITS: Final = 12  # of the fingerprint, and of the hash, in a graph's name
-EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file ends at 2 GiB
+EXTERNAL_DATA_FROM_BYTES: Final = 1_500_000_000  # a protobuf file has at most 2 GiB
 _ONNX_TYPES: Final[dict[DataType, int]] = {
     "UINT8": onnx.TensorProto.UINT8,
     "INT32": onnx.TensorProto.INT32,
@@ -29,36 +29,43 @@ _ONNX_TYPES: Final[dict[DataType, int]] = {
 
 
 def read_sizes(bundle: Bundle) -> dict[str, int]:
-    """Return the model's S, N, C and D from the bundle; raises ArtifactError when one is missing."""
+    """Return the model's S, N, C and D from the bundle. Raise ArtifactError if one is missing."""
     sizes = bundle.config.get("sizes")
     if not isinstance(sizes, dict) or any(
         not isinstance(sizes.get(letter), int) or sizes[letter] < 1 for letter in SIZE_LETTERS
     ):
-        raise ArtifactError(f"The config of {bundle.path} lacks the sizes {', '.join(SIZE_LETTERS)}.")
+        raise ArtifactError(
+            f"The config of {bundle.path} lacks the sizes {', '.join(SIZE_LETTERS)}. Train the model again."
+        )
     return {letter: sizes[letter] for letter in SIZE_LETTERS}
 
 
 def read_fingerprint(graph: Path) -> str:
-    """Return the fingerprint in an ONNX file's metadata, or "" when it has none.
+    """Return the fingerprint in an ONNX file's metadata, or "" if it has none.
 
     Raises:
-        ArtifactError: The file is no ONNX graph.
+        ArtifactError: The file is not an ONNX graph.
     """
-    properties = load_graph(graph).metadata_props
-    return next((entry.value for entry in properties if entry.key == FINGERPRINT_KEY), "")
+    return find_fingerprint(load_graph(graph))
+
+
+def find_fingerprint(model: onnx.ModelProto) -> str:
+    """Return the fingerprint in the metadata of a loaded ONNX model, or "" if it has none."""
+    return next((entry.value for entry in model.metadata_props if entry.key == FINGERPRINT_KEY), "")
 
 
 def seal_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
-    """Give an ONNX file that was just written its name, then hold it to the tensor table; see `check_graph`.
+    """Write the name of the graph into a new ONNX file, then check the file; see `check_graph`.
 
     Raises:
-        ArtifactError: As `check_graph`; or the disk refused the write.
+        ArtifactError: See `check_graph`; or the disk refused the write.
+        FingerprintError, ParityError: See `check_graph`.
     """
     name = f"{_begin_name(spec, fingerprint)}{compute_sha256(path)[:_NAME_DIGITS]}"
     named = onnx.ModelProto(graph=onnx.GraphProto(name=name))
     try:
         with path.open("ab") as file:
-            # Of two values in one message the last counts (protobuf.dev, "Last One Wins"): a rename without a read.
+            # If a protobuf message holds two values of a field, the last one counts (protobuf.dev, "Last One Wins").
             file.write(named.SerializeToString())
     except OSError as error:
         raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
@@ -70,46 +77,47 @@ def _begin_name(spec: ModelSpec, fingerprint: str) -> str:
 
 
 def check_graph(path: Path, spec: ModelSpec, sizes: Mapping[str, int], fingerprint: str) -> None:
-    """Hold an ONNX file to the tensor table.
+    """Compare an ONNX file with the tensor table.
 
     Args:
         path: The file.
         spec: The served model that it implements.
         sizes: S, N, C and D of the model.
-        fingerprint: Of the bundle that it must come from.
+        fingerprint: Fingerprint of the bundle that the graph must come from.
 
     Raises:
-        FingerprintError: It was made from another bundle.
-        ArtifactError: It is not valid ONNX, or a name, data type or shape differs; the message holds both.
-        ParityError: No output depends on one of its inputs.
+        FingerprintError: The graph was made from another bundle.
+        ArtifactError: The file is not valid ONNX, or a name, a data type or a shape differs. The message holds both.
+        ParityError: No output depends on one of the inputs.
     """
-    graph = load_graph(path).graph
+    model = load_graph(path)
+    graph = model.graph
     require_same_fingerprint(
-        fingerprint, read_fingerprint(path), expected_from="the bundle", found_from=path.name
+        fingerprint, find_fingerprint(model), expected_from="the bundle", found_from=path.name
     )
     if not graph.name.startswith(begin := _begin_name(spec, fingerprint)):
-        raise ArtifactError(f"{path.name}: the graph must have a name that begins {begin}, not {graph.name}.")
+        raise ArtifactError(f"{path.name}: the name of the graph must begin with {begin}, not {graph.name}.")
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(f"{path.name} is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
     for role, values, specs in (("input", graph.input, spec.inputs), ("output", graph.output, spec.outputs)):
-        found, expected = [value.name for value in values], [tensor.name for tensor in specs]
-        if found != expected:
-            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
+        actual, expected = [value.name for value in values], [tensor.name for tensor in specs]
+        if actual != expected:
+            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {actual}.")
         for value, tensor in zip(values, specs, strict=True):
             _check_value(value, tensor, sizes, path.name)
     if unread := find_unread_inputs(graph):
         raise ParityError(
-            f"{path.name} declares the input {', '.join(unread)}, but no output depends on it. A runtime may leave it "
-            "out and then take the other inputs for one another."
+            f"{path.name} declares the input {', '.join(unread)}, but no output depends on it. A runtime may remove "
+            "this input and confuse the others."
         )
 
 
 def find_unread_inputs(graph: onnx.GraphProto) -> list[str]:
     """Return the inputs that no output of a graph depends on, in their order."""
     needed = {value.name for value in graph.output}
-    for node in reversed(graph.node):  # sorted: what a node reads is written before it
+    for node in reversed(graph.node):  # a node stands behind the nodes that it reads
         if needed.intersection(node.output):
             needed.update(_list_reads(node))
     weights = {weight.name for weight in graph.initializer}
@@ -117,7 +125,7 @@ def find_unread_inputs(graph: onnx.GraphProto) -> list[str]:
 
 
 def _list_reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, the graphs inside of it included."""
+    """Yield the names of the values that a node and the graphs inside it read."""
     yield from node.input
     for attribute in node.attribute:
         for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
@@ -129,21 +137,21 @@ def _list_reads(node: onnx.NodeProto) -> Iterator[str]:
 def _check_value(
     value: onnx.ValueInfoProto, tensor: TensorSpec, sizes: Mapping[str, int], file_name: str
 ) -> None:
-    found_type = value.type.tensor_type
-    if found_type.elem_type != _ONNX_TYPES[tensor.dtype]:
-        name = onnx.TensorProto.DataType.Name(found_type.elem_type)
+    actual_type = value.type.tensor_type
+    if actual_type.elem_type != _ONNX_TYPES[tensor.dtype]:
+        name = onnx.TensorProto.DataType.Name(actual_type.elem_type)
         raise ArtifactError(f"{file_name}: {tensor.name} must be {tensor.dtype}, not {name}.")
-    expected = [-1, *tensor.dims(sizes)]  # the batch is dynamic
-    found = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in found_type.shape.dim]
-    if found != expected:
-        raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {found}.")
+    expected = [-1, *tensor.dims(sizes)]  # the batch size is dynamic
+    actual = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in actual_type.shape.dim]
+    if actual != expected:
+        raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {actual}.")
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file without its external weights; raises ArtifactError when it is none."""
+    """Read an ONNX file without its external weights. Raise ArtifactError if it is missing or not an ONNX graph."""
     try:
         return onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
         raise ArtifactError(f"There is no graph {path}.") from error
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
+    except Exception as error:  # protobuf's implementations raise different DecodeErrors
         raise ArtifactError(f"{path} is not an ONNX graph.") from error

@@ -1,7 +1,7 @@
-"""Graphs in float32 -> the graphs of a precision profile: fused operators, bfloat16, float16 or int8.
+"""Convert float32 graphs to a precision profile: fused operators, bfloat16, float16 or int8.
 
-Names, shapes and data types of inputs and outputs stay; every file is held to the tensor table again. What the
-conversion costs in accuracy is measured elsewhere (`export.gates.precision`).
+Names, shapes and data types of inputs and outputs do not change. Every new file is compared with the tensor table
+again. The precision gate (`export.gates.precision`) measures the loss of accuracy.
 """
 
 import gc
@@ -24,9 +24,9 @@ from export.graphs.checks import read_sizes, seal_graph
 from export.graphs.optimize import optimize_graphs, save_graph
 from export.profiles import Profile
 
-GROUP: Final = 128  # of weights that share a scale
+GROUP: Final = 128  # number of weights that share a scale
 _PRODUCTS: Final = ("MatMul", "Gemm")
-# In half precision a variance or a long sum loses its last digits or overflows (NVIDIA/TensorRT issues 1262, 4493).
+# In half precision a variance or a long sum loses digits or overflows (NVIDIA/TensorRT issues 1262, 4493).
 _KEPT_FLOAT: Final = (
     "LayerNormalization",
     "SkipLayerNormalization",
@@ -42,12 +42,12 @@ _KEPT_FLOAT: Final = (
 
 @dataclass(frozen=True)
 class ConvertedGraphs:
-    """The files that a profile publishes, by graph name.
+    """The graphs of a profile.
 
     Attributes:
-        paths: Graph name -> file; a graph that nothing was done to keeps its file.
-        fusions: Fused operators of each family in the graphs optimised for ONNX Runtime.
-        converted: Names of the graphs whose numbers changed.
+        paths: Graph name -> file. An unchanged graph has its original file.
+        fusions: Graph name -> family -> number of fused operators, of the graphs optimised for ONNX Runtime.
+        converted: Names of the graphs in another precision.
     """
 
     paths: dict[str, Path]
@@ -65,19 +65,20 @@ def convert_graphs(
     kept: Mapping[str, Collection[str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertedGraphs:
-    """Make the graphs of a profile.
+    """Convert the graphs to a profile.
 
     Args:
         bundle: The bundle that the graphs were made from.
-        graphs: Graph name -> file in float32, as `export.graphs.from_torch.export_graphs` wrote them.
-        profile: What to make of them.
+        graphs: Graph name -> file in float32 from `export.graphs.from_torch.export_graphs`.
+        profile: The profile.
         out: Directory for the new files.
-        target: "cpu", "gpu" or "tensorrt"; None is the profile's. TensorRT gets no fused operators of ONNX Runtime.
-        kept: Graph name -> the products that int8 leaves in float32 (`find_products`, `export.sensitivity`).
-        progress: Called with (graphs done, graphs in all).
+        target: "cpu", "gpu" or "tensorrt". None: the profile's. TensorRT gets no fused operators of ONNX Runtime.
+        kept: Graph name -> the products that stay in float32 with int8 (`find_products`, `export.sensitivity`).
+        progress: Called with (number of finished graphs, number of all graphs).
 
     Raises:
-        ArtifactError: A fused operator is missing, a graph no longer fits the tensor table, or the disk refused.
+        ArtifactError: A fused operator is missing, a graph differs from the tensor table, or the disk refused the
+            write.
     """
     target = target or profile.target
     paths, fusions = dict(graphs), {}
@@ -100,10 +101,10 @@ def convert_graphs(
 
 
 def convert_to_bfloat16(source: Path, path: Path) -> None:
-    """Write a graph whose products with a weight (MatMul, Gemm) are computed in bfloat16, and all else in float32.
+    """Write a graph that computes products with a weight (MatMul, Gemm) in bfloat16, and all others in float32.
 
-    The weights are stored as bfloat16. Products of two computed tensors (attention) and convolutions stay: they are
-    few, and the convolutions of a stem lost more than all other layers together.
+    The weights are stored in bfloat16. Products of two computed tensors (attention) and convolutions stay in float32.
+    They are few, and the convolutions of a stem lost more accuracy than all other layers together.
     """
     model = ir.load(source)
     narrow: dict[str, ir.Value] = {}
@@ -116,36 +117,36 @@ def convert_to_bfloat16(source: Path, path: Path) -> None:
 
 
 def convert_to_float16(source: Path, path: Path) -> None:
-    """Write a graph in float16 with float32 inputs and outputs; LayerNormalization, Softmax and sums stay float32."""
+    """Write a graph in float16. Inputs, outputs, LayerNormalization, Softmax and sums stay in float32."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     with _quiet():
         model = convert_float_to_float16(
             onnx.load(source), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_KEPT_FLOAT]
         )
-    del model.graph.value_info[:]  # some still name the types from before
+    del model.graph.value_info[:]  # some still hold the old types
     narrow = ir.from_proto(model)
     narrow.graph.sort()  # the converter appends its casts at the end
     save_graph(narrow, path)
 
 
 def find_products(source: Path) -> dict[str, tuple[int, int]]:
-    """Return the products of a graph that int8 is for, in their order: node name -> shape (K, N) of the weight."""
+    """Return the products that int8 can convert, in the order of the graph: node name -> shape (K, N) of the weight."""
     products = _list_products(ir.load(source))
     return {str(node.name): tuple(node.inputs[1].const_value.shape) for node in products}
 
 
 def quantize_to_int8(source: Path, path: Path, *, kept: Collection[str] = ()) -> None:
-    """Write a graph whose weights of products (MatMul) are stored in int8, with scales beside them.
+    """Write a graph that stores the weights of products (MatMul) in int8, with float32 scales.
 
-    `GROUP` neighbouring rows of an output channel share a scale, the largest magnitude / 127; a weight whose rows are
-    no multiple of that has one scale for each channel. The graph computes `int8 * scale` in float32 before each
-    product. OpenVINO recognises that and, told so (`quantization_group`), multiplies in int8; any other runtime folds
-    it into constants and answers with the rounded weights. No calibration data is needed.
+    `GROUP` neighbouring rows of an output channel share a scale, which is the largest magnitude / 127. If the number of
+    rows is not a multiple of `GROUP`, each channel has one scale. The graph computes `int8 * scale` in float32 before
+    each product. With the parameter `quantization_group` OpenVINO recognises this pattern and multiplies in int8. Other
+    runtimes fold it into constants and compute with the rounded weights. No calibration data is needed.
 
     Args:
         source: The graph in float32.
-        path: Where the new one goes.
+        path: The new file.
         kept: Names of products that stay in float32.
     """
     model = ir.load(source)
@@ -160,13 +161,13 @@ def quantize_to_int8(source: Path, path: Path, *, kept: Collection[str] = ()) ->
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     save_graph(model, path)
-    # Nodes and values point at each other: without this the weights of one graph after the other stay in memory.
+    # Nodes and values refer to each other. Without this call the weights of every graph would stay in memory.
     del model, wide
     gc.collect()
 
 
 def _list_products(model: ir.Model) -> list[Any]:
-    """Return the MatMul nodes whose second factor is a weight (K, N)."""
+    """Return the MatMul nodes with a weight (K, N) as the second factor."""
     return [
         node
         for node in model.graph
@@ -177,7 +178,7 @@ def _list_products(model: ir.Model) -> list[Any]:
 
 
 def _store_int8(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
-    """Put an int8 weight (K, N) and its scales into the graph, before the node; return their product (K, N)."""
+    """Insert an int8 weight and its scales into the graph, before the node; return their product (K, N) float32."""
     values = weight.const_value.numpy()  # (K, N)
     rows, columns = values.shape
     group = GROUP if rows % GROUP == 0 else rows
@@ -195,9 +196,9 @@ def _store_int8(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
     cast = ir.node("Cast", [stored[0]], {"to": ir.DataType.FLOAT}, name=f"{weight.name}_cast")
     scaled = ir.node("Mul", [cast.outputs[0], stored[1]], name=f"{weight.name}_scale")
     shaped = ir.node("Reshape", [scaled.outputs[0], stored[2]], name=f"{weight.name}_reshape")
-    for made in (cast, scaled, shaped):
-        made.outputs[0].name, made.outputs[0].dtype = f"{made.name}d", ir.DataType.FLOAT
-        graph.insert_before(node, made)
+    for inserted in (cast, scaled, shaped):
+        inserted.outputs[0].name, inserted.outputs[0].dtype = f"{inserted.name}d", ir.DataType.FLOAT
+        graph.insert_before(node, inserted)
     shaped.outputs[0].shape = weight.shape
     return shaped.outputs[0]
 
@@ -213,7 +214,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 
 def _narrow(graph: ir.Graph, node: ir.Node, narrow: dict[str, ir.Value]) -> None:
-    """Put one product into bfloat16, with casts around it; `narrow` holds the bfloat16 values made so far."""
+    """Convert one product to bfloat16, with casts around it. `narrow` maps names to bfloat16 values of the graph."""
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
@@ -246,7 +247,7 @@ def _cast_narrow(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep onnxruntime's advice to its developers, logged by the root logger, off the terminal."""
+    """Silence onnxruntime's messages for its developers, which go to the root logger."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,8 @@
-"""PyTorch modules of a bundle -> ONNX graphs that carry the bundle's fingerprint.
+"""Export the PyTorch modules of a bundle as ONNX graphs with the bundle's fingerprint.
 
-Each graph in `contract.tensors.GRAPHS` becomes one file. Batch, views and text length stay dynamic. Names, data
-types and shapes are held to the tensor table, so a graph that Triton could not connect is an error here.
+Each graph of `contract.tensors.GRAPHS` becomes one file. Batch size, number of views and text length are dynamic.
+Names, data types and shapes are compared with the tensor table, so a graph that Triton could not connect is an error
+here.
 """
 
 import logging
@@ -22,11 +23,13 @@ from contract.tensors import GRAPHS, MAX_VIEWS, MODELS, ModelSpec, TensorSpec
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
 from training.model.model import graph_modules, load_model
 
-OPSET: Final = (
-    18  # the lowest that torch's exporter writes without converting, so that older runtimes read it
-)
-_ANY_SIZE: Final = 2**40  # bytes; no limit
-_EXAMPLE_SIZES: Final = {"B": 2, "V": 3, "L": 40}  # none is a size of any model, so none is taken for another
+OPSET: Final = 18  # the lowest that torch's exporter writes without a conversion; older runtimes read it too
+_ANY_SIZE: Final = 2**40  # bytes, more than any weight
+_EXAMPLE_SIZES: Final = {
+    "B": 2,
+    "V": 3,
+    "L": 40,
+}  # these differ from all sizes of models, so the exporter keeps them apart
 _NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -37,16 +40,16 @@ def export_graphs(
 
     Args:
         bundle: The verified bundle.
-        out: Directory for the files; made if needed. A graph whose weights pass 1.5 GB keeps them beside it
-            in `<graph>.onnx.data`.
-        progress: Called with (graphs done, graphs in all).
+        out: Directory for the files. It is created if it does not exist. Weights of more than 1.5 GB are written beside
+            the graph, in `<graph>.onnx.data`.
+        progress: Called with (number of finished graphs, number of all graphs).
 
     Returns:
         Graph name -> `<out>/<graph>.onnx`, in the order of `contract.tensors.GRAPHS`.
 
     Raises:
-        ArtifactError: The bundle's sizes are missing, a graph does not fit the tensor table, or the disk
-            refused the write.
+        ArtifactError: The bundle's sizes are missing, a graph differs from the tensor table, or the disk refused the
+            write.
     """
     sizes = read_sizes(bundle)
     modules = graph_modules(load_model(bundle))
@@ -84,7 +87,7 @@ def _write_graph(
     cast_pixels_first(program.model)
     ClearMetadataAndDocStringPass()(
         program.model
-    )  # the exporter notes where on this machine each line of code lies
+    )  # the exporter records the paths of source files on this machine
     program.model.metadata_props.update({FINGERPRINT_KEY: fingerprint, "graph": spec.name})
     weight_bytes = sum(weight.nbytes for weight in module.state_dict().values())
     try:
@@ -95,12 +98,12 @@ def _write_graph(
 
 
 def fold_weights(model: Any) -> None:
-    """Compute what depends on weights alone, in place: transposed weights and the tables of relative positions.
+    """Compute values that depend only on weights, in place: transposed weights and tables of relative positions.
 
-    The exporter leaves those that two operators read; OpenVINO then multiplies by them in float32 in any precision.
+    The exporter does not fold those that two operators read. OpenVINO would then use them in float32 in any precision.
 
     Args:
-        model: An `onnx_ir.Model`; none of its weights grows.
+        model: An `onnx_ir.Model`. No weight becomes larger.
     """
     from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
     from onnxscript.optimizer import fold_constants
@@ -111,10 +114,10 @@ def fold_weights(model: Any) -> None:
 
 
 def keep_reduced_axes(model: Any) -> None:
-    """Write each Reduce* without `keepdims` as one with it and a Squeeze: the same numbers, in place.
+    """Replace each Reduce* without `keepdims` by one with `keepdims` and a Squeeze, in place. The values are the same.
 
-    OpenVINO 2026.4 on a processor joins such a reduction with the addition of a constant behind it and adds the
-    wrong elements: probabilities were off by up to 0.77. It leaves a Squeeze between the two alone.
+    On a processor OpenVINO 2026.4 fuses such a reduction with the addition of a constant behind it, and adds the wrong
+    elements. Probabilities differed by up to 0.77. With a Squeeze between the two it does not fuse them.
 
     Args:
         model: An `onnx_ir.Model`.
@@ -122,7 +125,7 @@ def keep_reduced_axes(model: Any) -> None:
     for node in list(model.graph):
         if not node.op_type.startswith("Reduce") or node.attributes.get_int("keepdims", 1):
             continue
-        if len(node.inputs) < 2 or node.inputs[1] is None:  # over all axes: torch writes none of these
+        if len(node.inputs) < 2 or node.inputs[1] is None:  # over all axes, which torch never writes
             continue
         reduced, axes = node.outputs[0], node.inputs[1]
         squeeze = ir.node("Squeeze", [reduced, axes], name=f"{node.name}_squeeze")
@@ -136,9 +139,9 @@ def keep_reduced_axes(model: Any) -> None:
 
 
 def cast_pixels_first(model: Any) -> None:
-    """Let every node read uint8 inputs from behind their Cast, in place: TensorRT takes uint8 for a Cast alone.
+    """Make all nodes read the Cast of a uint8 input instead of the input, in place.
 
-    The exporter reads the number of studies and of views from the input itself.
+    In TensorRT only a Cast can read uint8. The exporter reads the numbers of studies and views from the input itself.
 
     Args:
         model: An `onnx_ir.Model`.
@@ -156,7 +159,7 @@ def cast_pixels_first(model: Any) -> None:
 
 
 def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
-    """Return a (2, ...) tensor to trace with; ids are 0 and masks 1, which every model accepts."""
+    """Return a (2, ...) tensor for tracing. Ids are 0 and masks 1, which every model accepts."""
     known = {**_EXAMPLE_SIZES, "I": _EXAMPLE_SIZES["V"] * sizes["N"], **sizes}
     shape = [known["B"], *(size if isinstance(size, int) else known[size] for size in tensor.shape)]
     if tensor.dtype == "FP32":
@@ -167,7 +170,7 @@ def _make_example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
 
 
 def _name_free_axes(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return shape letter -> what the exporter is told of a dimension that differs from request to request."""
+    """Return shape letter -> the exporter's description of a dimension that differs between requests."""
     dim = torch.export.Dim
     views = dim("views", min=1, max=MAX_VIEWS)
     return {"B": dim("batch"), "V": views, "I": sizes["N"] * views, "L": dim("length")}
@@ -184,7 +187,7 @@ def _list_free_axes(tensor: TensorSpec, free: Mapping[str, Any]) -> dict[int, An
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress and advice, meant for its developers, off the terminal."""
+    """Silence the exporter's messages for its developers."""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,12 +1,11 @@
-"""The graphs of one kind of question -> ONE ONNX graph, and the ensembles that then run one step in their place.
+"""Fuse the graphs of one kind of request into one ONNX graph, and change the ensembles so that they run this graph.
 
-A request to `predict_study` crosses from model to model three times (image encoder, text encoder, fusion) and
-the image and text tokens are copied each time. A fused graph is one hop, and no token leaves the runtime. Its
-price: two requests share a batch only when their texts have the same bucket length (an image encoder of its own
-batches all images), and each fused file holds the weights it needs, so the three together are about twice as large as
-the five graphs they replace.
+A request to `predict_study` passes through three models (image encoder, text encoder, fusion), and its tokens are
+copied each time. A fused graph is one model, and no token leaves the runtime. This has two costs. Two requests share a
+batch only if their texts have the same bucket length, whereas a separate image encoder batches all images. And each
+fused file holds its own weights, so the three files are about twice as large as the five graphs.
 
-The graphs are composed as https://onnx.ai/onnx/api/compose.html describes; nothing is computed differently.
+The graphs are composed with https://onnx.ai/onnx/api/compose.html. The computation is the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import CHECKS, FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
-from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_fingerprint, seal_graph
+from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, find_fingerprint, seal_graph
 
 _PRODUCER: Final = "cxr export"
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
@@ -30,18 +29,18 @@ def fuse_graphs(graphs: Mapping[str, Path], out: Path) -> dict[str, Path]:
     """Compose the exported graphs of each kind into one file.
 
     Args:
-        graphs: Graph name -> ONNX file (`export.graphs.from_torch.export_graphs`), all parts of every fused graph, made
-            from one bundle. They may be optimised or converted, all with the same operator sets.
-        out: Directory for the files; made if needed. A graph whose weights pass 1.5 GB keeps them beside it
-            in `<graph>.onnx.data`.
+        graphs: Graph name -> ONNX file (`export.graphs.from_torch.export_graphs`) of all parts, made from one bundle.
+            The graphs may be optimised or converted, but must have the same operator sets.
+        out: Directory for the files. It is created if it does not exist. Weights of more than 1.5 GB are written beside
+            the graph, in `<graph>.onnx.data`.
 
     Returns:
         Fused graph name -> `<out>/<name>.onnx`, in the order of `contract.tensors.FUSED`. Each has the inputs
-        and outputs of its entry there, a dynamic batch and length, and the fingerprint of its parts.
+        and outputs of its entry there, a dynamic batch size and length, and the fingerprint of its parts.
 
     Raises:
         FingerprintError: The parts come from different bundles.
-        ArtifactError: A part is missing or does not fit the others, or the disk refused the write.
+        ArtifactError: A part is missing or does not match the others, or the disk refused the write.
     """
     paths: dict[str, Path] = {}
     for name, spec in FUSED.items():
@@ -52,77 +51,73 @@ def fuse_graphs(graphs: Mapping[str, Path], out: Path) -> dict[str, Path]:
 
 
 def fuse_ensemble(config: Any, kind: str) -> Any:
-    """Rewrite an ensemble so that its encoders and its fusion become the one step `fused_<kind>`.
-
-    The fused step comes first, though it runs last: Triton 2.51, when it leaves out what a request does not ask
-    for, takes each input of the ensemble that is left out for an output of the first step. Only of a step that is
-    left out before any input, it is harmless (`tests/model_repository/test_configs.py` rehearses it).
+    """Return an ensemble with the one step `fused_<kind>` instead of its encoders and its fusion.
 
     Args:
-        config: Triton's `ModelConfig` of a `predict_<kind>` or `predict_<kind>_tensors`; it is not changed.
+        config: Triton's `ModelConfig` of a `predict_<kind>` or `predict_<kind>_tensors`. It is not changed.
         kind: "study", "image" or "text".
 
     Returns:
-        A new `ModelConfig`, its inputs, outputs and parameters as they were. The fused step has the version
-        that the replaced steps are pinned to (-1: the newest).
+        A new `ModelConfig` with the same inputs, outputs and parameters. The fused step has the version of the replaced
+        steps (-1: the newest).
 
     Raises:
-        ConfigError: The kind is unknown, or the config does not run the steps of that kind, pins them to different
-            versions or gives their tokens out.
+        ConfigError: The kind is unknown; or the config lacks steps of that kind, pins them to different versions, or
+            returns their tokens.
     """
     fused = f"fused_{kind}"
     if fused not in FUSED:
         raise ConfigError(f"The kind must be study, image or text, not {kind}.")
     replaced = _find_replaced_steps(config, fused)
-    made = {tensor for part in replaced for tensor in part.output_map.values()}
+    inner = {tensor for part in replaced for tensor in part.output_map.values()}
     result = type(config)()
     result.CopyFrom(config)
     step = type(replaced[0])(
         model_name=fused, model_version=replaced[0].model_version, model_namespace=replaced[0].model_namespace
     )
     sources = {
-        name: tensor for part in replaced for name, tensor in part.input_map.items() if tensor not in made
+        name: tensor for part in replaced for name, tensor in part.input_map.items() if tensor not in inner
     }
     for tensor in FUSED[fused].inputs:
         step.input_map[tensor.name] = sources[tensor.name]
     step.output_map.update(replaced[-1].output_map)
     names = {part.model_name for part in replaced}
     kept = [other for other in config.ensemble_scheduling.step if other.model_name not in names]
-    steps = [*kept, step]  # in the order of the data
+    steps = [*kept, step]  # in the order in which they run
     result.ensemble_scheduling.ClearField("step")
     result.ensemble_scheduling.step.extend(steps)
     return result
 
 
 def drop_check(config: Any) -> Any:
-    """Rewrite a fused ensemble so that the fused step itself reads what a check step handed on.
+    """Return a fused ensemble without its check step. The fused step reads the inputs of the check step.
 
     Args:
-        config: Triton's `ModelConfig` that `fuse_ensemble` made; it is not changed.
+        config: A `ModelConfig` of `fuse_ensemble`. It is not changed.
 
     Returns:
-        A new `ModelConfig`; the same where there is no check.
+        A new `ModelConfig`. It is equal to `config` if that has no check step.
     """
     result = type(config)()
     result.CopyFrom(config)
     scheduling = result.ensemble_scheduling
-    handed_on = {
-        made: step.input_map[name]
+    sources = {  # output of the check step -> its input
+        output: step.input_map[name]
         for step in scheduling.step
         if step.model_name in CHECKS
-        for name, made in step.output_map.items()
+        for name, output in step.output_map.items()
     }
     kept = [step for step in scheduling.step if step.model_name not in CHECKS]
     for step in kept:
         for name, tensor in dict(step.input_map).items():
-            step.input_map[name] = handed_on.get(tensor, tensor)
+            step.input_map[name] = sources.get(tensor, tensor)
     scheduling.ClearField("step")
     scheduling.step.extend(kept)
     return result
 
 
 def _find_replaced_steps(config: Any, fused: str) -> list[Any]:
-    """Return the steps that `fused` stands for, the gate between the encoders among them, the fusion last."""
+    """Return the steps that `fused` replaces: the gate between the encoders, the encoders, and the fusion last."""
     steps = {step.model_name: step for step in config.ensemble_scheduling.step}
     if missing := [part for part in FUSED_PARTS[fused] if part not in steps]:
         raise ConfigError(f"{config.name} cannot run {fused}: it has no step {', '.join(missing)}.")
@@ -135,15 +130,15 @@ def _find_replaced_steps(config: Any, fused: str) -> list[Any]:
     kept = [step for step in config.ensemble_scheduling.step if step not in replaced]
     read = {output.name for output in config.output}
     read |= {tensor for step in kept for tensor in step.input_map.values()}
-    if shown := sorted(inner & read):
-        raise ConfigError(f"{config.name} cannot run {fused}, which does not give out {', '.join(shown)}.")
+    if missing := sorted(inner & read):
+        raise ConfigError(f"{config.name} cannot run {fused}, which has no output {', '.join(missing)}.")
     return replaced
 
 
 def _fuse(spec: ModelSpec, files: Mapping[str, Path], path: Path) -> tuple[dict[str, int], str]:
-    """Write one fused graph; returns the sizes and the fingerprint that its parts have."""
+    """Write one fused graph; return the sizes and the fingerprint of its parts."""
     models = {part: _load_part(part, file) for part, file in files.items()}
-    sizes, fingerprint = _read_sizes(models), read_fingerprint(files[FUSED_PARTS[spec.name][-1]])
+    fingerprint, sizes = _read_fingerprint(models, files), _read_sizes(models)
     model = _compose(spec, models)
     helper.set_model_props(model, {FINGERPRINT_KEY: fingerprint, "graph": spec.name})
     _save(model, path, weight_bytes=sum(_measure_bytes(file) for file in files.values()))
@@ -151,40 +146,49 @@ def _fuse(spec: ModelSpec, files: Mapping[str, Path], path: Path) -> tuple[dict[
 
 
 def _find_parts(graphs: Mapping[str, Path], name: str) -> dict[str, Path]:
-    """Return the files of a fused graph's parts, which must come from one bundle."""
+    """Return the files of a fused graph's parts."""
     if missing := [part for part in FUSED_PARTS[name] if part not in graphs]:
         raise ArtifactError(f"{name} cannot be composed: no graph was given for {', '.join(missing)}.")
-    files = {part: graphs[part] for part in FUSED_PARTS[name]}
-    *encoders, fusion = files.values()
-    for path in encoders:
+    return {part: graphs[part] for part in FUSED_PARTS[name]}
+
+
+def _read_fingerprint(models: Mapping[str, ModelProto], files: Mapping[str, Path]) -> str:
+    """Return the fingerprint of the parts. Raise FingerprintError if they come from different bundles."""
+    *encoders, fusion = models
+    fingerprint = find_fingerprint(models[fusion])
+    for name in encoders:
         require_same_fingerprint(
-            read_fingerprint(fusion),
-            read_fingerprint(path),
-            expected_from=fusion.name,
-            found_from=path.name,
+            fingerprint,
+            find_fingerprint(models[name]),
+            expected_from=files[fusion].name,
+            found_from=files[name].name,
         )
-    return files
+    return fingerprint
 
 
 def _load_part(name: str, path: Path) -> ModelProto:
-    """Read one graph, weights included, and hold its names to the tensor table."""
+    """Read one graph with its weights, and compare its inputs and outputs with the tensor table."""
+    if not path.is_file():
+        raise ArtifactError(f"There is no graph {path}.")
     try:
         model = onnx.load(path)
-    except Exception as error:  # as in export.graphs.checks; a missing weights file is another type again
+    except (
+        Exception
+    ) as error:  # as in `export.graphs.checks.load_graph`; also if the file of weights is missing
         raise ArtifactError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}.") from error
     spec = MODELS[name]
     for role, values, tensors in (
         ("input", model.graph.input, spec.inputs),
         ("output", model.graph.output, spec.outputs),
     ):
-        found, expected = [value.name for value in values], [tensor.name for tensor in tensors]
-        if found != expected:
-            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {found}.")
+        actual, expected = [value.name for value in values], [tensor.name for tensor in tensors]
+        if actual != expected:
+            raise ArtifactError(f"{path.name} must have the {role}s {expected}, not {actual}.")
     return model
 
 
 def _read_sizes(models: Mapping[str, ModelProto]) -> dict[str, int]:
-    """Return S, N, C and D, as far as the parts' inputs and outputs have them; parts that disagree are an error."""
+    """Return S, N, C and D, as far as they occur in inputs and outputs. Raise ArtifactError if two parts differ."""
     sizes: dict[str, int] = {}
     for name, model in models.items():
         values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
@@ -198,7 +202,7 @@ def _read_sizes(models: Mapping[str, ModelProto]) -> dict[str, int]:
 
 
 def _read_letters(tensor: TensorSpec, value: onnx.ValueInfoProto) -> dict[str, int]:
-    dims = value.type.tensor_type.shape.dim[1:]  # the first is the batch
+    dims = value.type.tensor_type.shape.dim[1:]  # without the batch size
     return {
         letter: dim.dim_value
         for letter, dim in zip(tensor.shape, dims, strict=False)
@@ -207,18 +211,18 @@ def _read_letters(tensor: TensorSpec, value: onnx.ValueInfoProto) -> dict[str, i
 
 
 def _compose(spec: ModelSpec, models: Mapping[str, ModelProto]) -> ModelProto:
-    """Join the encoders side by side and the fusion behind them; takes the weights out of `models`."""
+    """Join the encoders side by side and the fusion behind them. The weights are moved out of `models`."""
     opsets, ir_version = _read_versions(models)
     fusion = FUSED_PARTS[spec.name][-1]
     parts = {name: _prefix_names(name, model, is_last=name == fusion) for name, model in models.items()}
     weights = _take_weights(part.graph for part in parts.values())
     encoders = [name for name in parts if name != fusion]
     tokens = [tensor.name for name in encoders for tensor in MODELS[name].outputs]
-    made = [f"{name}/{tensor.name}" for name in encoders for tensor in MODELS[name].outputs]
+    outputs = [f"{name}/{tensor.name}" for name in encoders for tensor in MODELS[name].outputs]
     graph = compose.merge_graphs(
         reduce(_put_side_by_side, (parts[name].graph for name in encoders)),
         parts[fusion].graph,
-        [(output, f"{fusion}/{token}") for output, token in zip(made, tokens, strict=True)],
+        [(output, f"{fusion}/{token}") for output, token in zip(outputs, tokens, strict=True)],
         name=spec.name,
         doc_string="",
     )
@@ -232,7 +236,7 @@ def _compose(spec: ModelSpec, models: Mapping[str, ModelProto]) -> ModelProto:
 
 
 def _take_weights(graphs: Iterable[GraphProto]) -> list[TensorProto]:
-    """Move the weights out, for composing copies all that a graph holds several times."""
+    """Move the weights out of the graphs, because composing would copy them several times."""
     weights: list[TensorProto] = []
     for graph in graphs:
         weights += graph.initializer
@@ -245,7 +249,7 @@ def _put_side_by_side(left: GraphProto, right: GraphProto) -> GraphProto:
 
 
 def _read_versions(models: Mapping[str, ModelProto]) -> tuple[list[onnx.OperatorSetIdProto], int]:
-    """Return the operator sets and the IR version; the parts must agree on both."""
+    """Return the operator sets and the IR version. Raise ArtifactError if two parts differ in them."""
     opsets: dict[str, int] = {}
     for name, model in models.items():
         for entry in model.opset_import:
@@ -261,9 +265,9 @@ def _read_versions(models: Mapping[str, ModelProto]) -> tuple[list[onnx.Operator
 
 
 def _prefix_names(name: str, model: ModelProto, *, is_last: bool) -> ModelProto:
-    """Put the part's name before its names, in place; the fused graph's own inputs and outputs keep theirs.
+    """Put the part's name before all its names, in place, but not before inputs and outputs of the fused graph.
 
-    The fusion's inputs are prefixed all the same: its `input_ids` would clash with those of the text encoder.
+    The inputs of the fusion get the prefix too, because its `input_ids` would clash with those of the text encoder.
     """
     return compose.add_prefix(
         model, f"{name}/", rename_inputs=is_last, rename_outputs=not is_last, inplace=True
@@ -271,10 +275,10 @@ def _prefix_names(name: str, model: ModelProto, *, is_last: bool) -> ModelProto:
 
 
 def _share_inputs(graph: GraphProto, inputs: Sequence[TensorSpec], fusion: str) -> None:
-    """Let the fusion read the same `input_ids` and `attention_mask` as the text encoder."""
+    """Make the fusion read the same `input_ids` and `attention_mask` as the text encoder."""
     own = {value.name: value for value in graph.input}
     again = {f"{fusion}/{tensor.name}": tensor.name for tensor in inputs if f"{fusion}/{tensor.name}" in own}
-    # An empty prefix leaves every name but those of the map as it is, in nested graphs too.
+    # With an empty prefix only the names in the map change, also in nested graphs.
     compose.add_prefix_graph(graph, "", rename_inputs=False, inplace=True, name_map=dict(again))
     kept = [own[tensor.name] for tensor in inputs]
     copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
@@ -283,7 +287,7 @@ def _share_inputs(graph: GraphProto, inputs: Sequence[TensorSpec], fusion: str) 
 
 
 def _measure_bytes(path: Path) -> int:
-    """Return the size of a graph with the weights that lie beside it."""
+    """Return the size of a graph with its file of weights, in bytes."""
     data = _name_data(path)
     return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
@@ -293,12 +297,12 @@ def _name_data(path: Path) -> Path:
 
 
 def _save(model: ModelProto, path: Path, *, weight_bytes: int) -> None:
-    """Write a composed graph; large weights go into one file beside it."""
+    """Write a composed graph. Large weights are written to one file beside it."""
     external = weight_bytes > EXTERNAL_DATA_FROM_BYTES
     data = _name_data(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        data.unlink(missing_ok=True)  # onnx would write behind what an earlier run left
+        data.unlink(missing_ok=True)  # onnx would append to the file of an earlier run
         if external:
             onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True,
                       location=data.name, size_threshold=_SMALLEST_EXTERNAL_BYTES)  # fmt: skip

@@ -1,12 +1,12 @@
-"""The fused operators of ONNX Runtime, put into graphs where they help, and counted.
+"""Put fused operators of ONNX Runtime into the graphs that gain from them, and count them.
 
-onnxscript's `optimize_for_ort` fuses what torch's exporter writes: attention becomes one MultiHeadAttention, the five
-operators of a Gelu become one Gelu or BiasGelu, an addition and the LayerNormalization behind it one
-SkipLayerNormalization (operators of the domain com.microsoft; onnxruntime, docs/ContribOperators.md). Neither OpenVINO
-nor TensorRT knows that domain: optimised files are for ONNX Runtime alone.
+onnxscript's `optimize_for_ort` fuses the patterns of torch's exporter: attention becomes one MultiHeadAttention, the
+five operators of a Gelu become one Gelu or BiasGelu, and an addition with the LayerNormalization behind it becomes one
+SkipLayerNormalization. These operators have the domain com.microsoft (onnxruntime, docs/ContribOperators.md). OpenVINO
+and TensorRT do not know it, so optimised files are only for ONNX Runtime.
 
-How many of them a graph must hold follows from the model's config; of an image backbone other than Swin, it follows
-from the graph as exported. A fusion that is missing, because a new torch writes another pattern, say, is an error.
+The smallest number of fused operators follows from the model's config. For an image backbone other than Swin it follows
+from the exported graph. A missing fusion is an error, because a new version of torch may write another pattern.
 """
 
 import logging
@@ -25,25 +25,25 @@ from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, read_sizes, seal_graph
 
-# On a processor the fusion graphs stay as they are: their SkipLayerNormalization took 5 % longer than Add and
+# On a processor the fusion graphs are not optimised, because their SkipLayerNormalization took 5 % longer than Add and
 # LayerNormalization. The encoders gained 1 to 3 %.
 _HELPED: Final[dict[str, tuple[str, ...]]] = {"cpu": ("image_encoder", "text_encoder"), "gpu": GRAPHS}
-_FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # what counts as what
+_FAMILIES: Final[dict[str, tuple[str, ...]]] = {  # family -> its operators
     "MultiHeadAttention": ("MultiHeadAttention", "Attention"),
     "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
     "Gelu": ("Gelu", "BiasGelu", "FastGelu"),
 }
-_SWIN: Final = "swin"  # `training.config.settings.SWIN`; also where a bundle of an older version says nothing
+_SWIN: Final = "swin"  # `training.config.settings.SWIN`; the default for bundles of older versions
 _LAYOUT: Final = frozenset(
     ["Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
 )
-_KEY_PADDING: Final = 4  # inputs of MultiHeadAttention
-_BIAS: Final = 5
+_KEY_PADDING: Final = 4  # position of an input of MultiHeadAttention
+_BIAS: Final = 5  # as above
 
 
 @dataclass(frozen=True)
 class OptimizedGraphs:
-    """The files by graph name, and how many fused operators of each family stand in those that were optimised."""
+    """Graph name -> file, and the number of fused operators of each family in the optimised graphs."""
 
     paths: dict[str, Path]
     fusions: dict[str, dict[str, int]]
@@ -56,15 +56,16 @@ def optimize_graphs(
 
     Args:
         bundle: The bundle that the graphs were made from.
-        graphs: Graph name -> file, as `export.graphs.from_torch.export_graphs` wrote them.
-        out: Directory for the new files; made if needed.
-        target: "cpu" or "gpu", which decides what gains.
+        graphs: Graph name -> file from `export.graphs.from_torch.export_graphs`.
+        out: Directory for the new files. It is created if it does not exist.
+        target: "cpu" or "gpu". It decides which graphs gain.
 
     Returns:
-        Every graph: the new file, or the given one where nothing is gained.
+        Every graph: the new file, or the given file of a graph that does not gain.
 
     Raises:
-        ArtifactError: A fused operator is missing, the graph no longer fits the tensor table, or the disk refused.
+        ArtifactError: A fused operator is missing, the graph differs from the tensor table, or the disk refused the
+            write.
     """
     sizes = read_sizes(bundle)
     paths, fusions = dict(graphs), {}
@@ -80,21 +81,25 @@ def optimize_graphs(
 
 
 def count_fusions(path: Path) -> dict[str, int]:
-    """Return how many operators of each family an ONNX file holds: MultiHeadAttention, LayerNormalization, Gelu."""
+    """Return the number of operators of each family in an ONNX file: MultiHeadAttention, LayerNormalization, Gelu."""
     nodes = onnx.load(path, load_external_data=False).graph.node
-    found = Counter(node.op_type for node in nodes)
-    return {family: sum(found[name] for name in members) for family, members in _FAMILIES.items()}
+    counts = Counter(node.op_type for node in nodes)
+    return {family: sum(counts[name] for name in members) for family, members in _FAMILIES.items()}
 
 
 def expect_fusions(bundle: Bundle, graph: str, source: Path) -> dict[str, int]:
-    """Return how many operators of each family a graph of this model must hold at least.
+    """Return the smallest number of operators of each family in a graph of this model.
 
-    `source` is the graph as exported: what an image encoder other than Swin needs is counted there.
+    A Swin stage of d blocks has 2 d LayerNormalizations, d attentions and d Gelus. The attention of blocks with shifted
+    windows is not fused, because its mask has another shape. Further LayerNormalizations stand behind the patches, each
+    merging of patches and the last stage (Liu et al. 2021, arXiv:2103.14030). A BERT layer has 2 LayerNormalizations, 1
+    attention and 1 Gelu, and the embeddings have one LayerNormalization. For a fusion block see
+    `training.model.fusion.FusionBlock`.
 
-    A Swin stage of d blocks has 2 d LayerNormalizations and d attentions and Gelus; blocks whose windows are shifted
-    add a mask in another shape and stay unfused. Beside them normalise the patches, each merging of patches and the
-    end (Liu et al. 2021, arXiv:2103.14030). A BERT layer has 2, 1 and 1, and the embeddings one LayerNormalization.
-    A fusion block: see `training.model.fusion.FusionBlock`.
+    Args:
+        bundle: The bundle.
+        graph: Name of the graph.
+        source: The exported file. The operators of an image encoder other than Swin are counted there.
 
     Raises:
         ArtifactError: The bundle's config lacks a size.
@@ -105,14 +110,17 @@ def expect_fusions(bundle: Bundle, graph: str, source: Path) -> dict[str, int]:
             return count_fusible(source)
         return _count_parts(config, graph)
     except (KeyError, TypeError, IndexError) as error:
-        raise ArtifactError(f"The config of {bundle.path} lacks the sizes of its model.") from error
+        raise ArtifactError(
+            f"The config of {bundle.path} lacks the sizes of its model. Train the model again."
+        ) from error
 
 
 def count_fusible(path: Path) -> dict[str, int]:
-    """Return how many operators of each family can be made of what torch exported, whatever the backbone.
+    """Return the number of operators of each family that onnxscript can fuse in an exported graph of any backbone.
 
-    Its exact Gelu has one Erf. Attention counts where queries and keys are parts of one projection and nothing is added
-    to their product, as in a ViT: onnxscript leaves that of Swin V2 (a cosine) and of shifted windows as it is.
+    An exact Gelu has one Erf. An attention counts if its queries and keys are parts of one projection and nothing is
+    added to their product, as in a ViT. onnxscript does not fuse the attention of Swin V2 (a cosine) and of shifted
+    windows.
     """
     graph = ir.load(path).graph
     kinds = Counter(node.op_type for node in graph)
@@ -127,25 +135,26 @@ def _is_plain_attention(softmax: ir.Node) -> bool:
 
 
 def _find_origin(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that computed a value before it was only split, scaled or laid out otherwise."""
+    """Return the node that computed a value, before nodes that only split, scale or rearrange it."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in _LAYOUT:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     return node
 
 
-def check_fusions(graph: str, found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Raise ArtifactError, naming operator, found and expected, where a family has fewer members than expected."""
+def check_fusions(graph: str, counts: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """Raise ArtifactError with both numbers if a graph has fewer operators of a family than expected."""
     for family, count in expected.items():
-        if found.get(family, 0) < count:
+        if counts.get(family, 0) < count:
             raise ArtifactError(
-                f"The optimised {graph} holds {found.get(family, 0)} fused {family} operators, but its model needs "
-                f"{count}: onnxscript no longer knows what torch writes. Install the versions that were tested."
+                f"The optimised {graph} holds {counts.get(family, 0)} fused {family} operators, but its model needs "
+                f"{count}. The installed onnxscript does not fuse the patterns of the installed torch. Install earlier "
+                "versions of both."
             )
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights beside it in `<name>.onnx.data` where they pass 1.5 GB.
+    """Write a graph. Weights of more than 1.5 GB are written beside it, in `<name>.onnx.data`.
 
     Raises:
         ArtifactError: The disk refused the write.
@@ -179,13 +188,13 @@ def _optimize(source: Path, path: Path) -> None:
 
 
 def replace_expanded_biases(model: ir.Model) -> None:
-    """Hand each MultiHeadAttention what it adds to its scores without expanding it for every question, in place.
+    """Replace the expanded bias of each MultiHeadAttention, in place.
 
-    onnxscript expands a mask to a bias (B, 1, Q, L), which ONNX Runtime before 1.20 cannot run and for which its
-    fused kernels for NVIDIA GPUs in float16 are closed: the operator gets the lengths (B,) of the texts instead. They
-    say the same, for a mask is ones and then zeros (`contract.report.tokens.check_mask`). Where a text is longer, the
-    operator adds -10,000 to the score, which is `training.model.fusion.MASKED`. A table of relative positions is its
-    own size already.
+    onnxscript expands a mask to a bias (B, 1, Q, L). ONNX Runtime before 1.20 cannot run such a bias, and its fused
+    float16 kernels for NVIDIA GPUs do not accept it. So the operator gets the lengths (B,) of the texts instead of the
+    mask. They are equivalent, because a mask is ones and then zeros (`contract.report.tokens.check_mask`). Behind the
+    end of a text the operator adds -10,000 to the score, which is `training.model.fusion.MASKED`. A table of relative
+    positions replaces its own expansion.
 
     Args:
         model: A graph after `optimize_for_ort`.
@@ -209,14 +218,14 @@ def replace_expanded_biases(model: ir.Model) -> None:
             node.replace_input_with(_KEY_PADDING, lengths[mask])
         else:
             raise ArtifactError(
-                f"What the attention {node.name} adds to its scores is written in a new way, by torch or onnxscript. "
-                "Install the versions that were tested."
+                f"The bias of the attention {node.name} has a pattern that this version of the software does not know. "
+                "Install earlier versions of torch and onnxscript."
             )
     RemoveUnusedNodesPass()(model)
 
 
 def _find_table(bias: ir.Value) -> ir.Value | None:
-    """Return the weights (1, heads, Q, L) that a bias is."""
+    """Return the weights (1, heads, Q, L) that were expanded to a bias, or None."""
     table = _step_back(bias, "Expand")
     if table is None or table.const_value is None or table.shape is None:
         return None
@@ -224,7 +233,7 @@ def _find_table(bias: ir.Value) -> ir.Value | None:
 
 
 def _find_mask(bias: ir.Value) -> ir.Value | None:
-    """Return the mask (B, L) that a bias was made from, as `training.model.fusion.make_additive_mask` does it."""
+    """Return the mask (B, L) that `training.model.fusion.make_additive_mask` turned into a bias, or None."""
     value: ir.Value | None = bias
     for operator in ("Expand", "Unsqueeze", "Mul", "Cast"):
         value = _step_back(value, operator)
@@ -232,22 +241,22 @@ def _find_mask(bias: ir.Value) -> ir.Value | None:
 
 
 def _step_back(value: ir.Value | None, operator: str, index: int = 0) -> ir.Value | None:
-    """Return an input of the node that made a value, where that is such an operator."""
+    """Return an input of the node that computed a value if it is such an operator, otherwise None."""
     node = value.producer() if value is not None else None
     return node.inputs[index] if node is not None and node.op_type == operator else None
 
 
 def _add_lengths(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
-    """Put the sums of a mask (B, L) int64 into the graph, before a node; return them, (B,) int32."""
+    """Insert the sums of a mask (B, L) int64 into the graph, before a node; return the sums, (B,) int32."""
     axis = ir.val(
         f"{mask.name}_axis", const_value=ir.tensor([1], dtype=ir.DataType.INT64, name=f"{mask.name}_axis")
     )
     graph.initializers[axis.name] = axis
     cast = ir.node("Cast", [mask], {"to": ir.DataType.INT32}, name=f"{mask.name}_int32")
     total = ir.node("ReduceSum", [cast.outputs[0], axis], {"keepdims": 0}, name=f"{mask.name}_lengths")
-    for made in (cast, total):
-        made.outputs[0].name, made.outputs[0].dtype = f"{made.name}_value", ir.DataType.INT32
-        graph.insert_before(node, made)
+    for inserted in (cast, total):
+        inserted.outputs[0].name, inserted.outputs[0].dtype = f"{inserted.name}_value", ir.DataType.INT32
+        graph.insert_before(node, inserted)
     return total.outputs[0]
 
 
@@ -255,16 +264,16 @@ def _count_parts(config: Mapping[str, Any], graph: str) -> dict[str, int]:
     if graph == "image_encoder":
         depths = config["image_depths"]
         side, window = config["image_size"] // config["image_patch"], config["image_window"]
-        whole = sum(
+        not_shifted = sum(
             (depth + 1) // 2 if side >> stage > window else depth for stage, depth in enumerate(depths)
         )
         norms = 2 * sum(depths) + len(depths) + 1
-        return _name_counts(whole, norms, sum(depths))
+        return _name_counts(not_shifted, norms, sum(depths))
     if graph == "text_encoder":
         layers = config["text_layers"]
         return _name_counts(layers, 2 * layers + 1, layers)
     layers, kinds = config["fusion_layers"], 2 if graph == "fusion_study" else 1
-    # Self-attention and, between two kinds, attention to the other; a norm before each and before the feed-forward.
+    # Each kind attends to itself and to the other kind. A norm stands before each attention and each feed-forward.
     attentions = layers * kinds * kinds
     norms = attentions + layers * kinds + kinds
     return _name_counts(attentions, norms, 2 * layers * kinds + 1)

@@ -292,5 +292,5 @@ def test_ensembles_that_cannot_be_fused():
         fuse_ensemble(config, "study")
     config.ensemble_scheduling.step[1].model_version = -1
     config.output.add(name="text_tokens")
-    with pytest.raises(ConfigError, match="does not give out text_tokens"):
+    with pytest.raises(ConfigError, match="which has no output text_tokens"):
         fuse_ensemble(config, "study")

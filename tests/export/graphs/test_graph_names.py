@@ -86,7 +86,7 @@ def test_a_graph_without_its_name_is_refused(bundle, graphs, tmp_path):
     model = onnx.load(graphs["fusion_image"])
     model.graph.name = "main_graph"
     onnx.save(model, tmp_path / "fusion_image.onnx")
-    with pytest.raises(ArtifactError, match=r"begins fusion_image_[0-9a-f]{12}_, not main_graph"):
+    with pytest.raises(ArtifactError, match=r"begin with fusion_image_[0-9a-f]{12}_, not main_graph"):
         check_graph(
             tmp_path / "fusion_image.onnx", MODELS["fusion_image"], read_sizes(bundle), bundle.fingerprint
         )

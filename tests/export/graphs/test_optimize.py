@@ -112,9 +112,7 @@ def test_a_mask_that_is_written_in_a_new_way_is_an_error(operator, graphs):
     model.graph.insert_after(node, between)
     value.replace_all_uses_with(between.outputs[0])
     between.replace_input_with(0, value)
-    with pytest.raises(
-        ArtifactError, match=rf"attention {attention.name} adds to its scores is written in a new"
-    ):
+    with pytest.raises(ArtifactError, match=rf"The bias of the attention {attention.name} has a pattern"):
         optimize.replace_expanded_biases(model)
 
 
