@@ -160,7 +160,7 @@ def _export(demo: Demo, bundle: Bundle) -> None:
         rows = read_rows(demo.table, study_ids=held_out)
         text_mode_and_size = bundle.config["text_mode"], bundle.config["sizes"]["S"]
         result = export(
-            bundle.path,
+            bundle,
             demo.repository,
             make_parity_cases(rows, *text_mode_and_size),
             progress=step.progress,

@@ -207,7 +207,7 @@ def _publish(
     held_out = set(bundle.split["test"])
     with show_progress(console, "Exporting") as progress:
         return export(
-            bundle.path,
+            bundle,
             repository,
             make_parity_cases(rows, *text_mode_and_size),
             progress=progress,

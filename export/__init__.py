@@ -1,14 +1,17 @@
-"""Bundle -> ONNX graphs -> two gates -> the repository that Triton loads.
+"""Export a bundle: write its ONNX graphs, run the gates, and publish a repository for Triton.
 
-    graphs/        PyTorch modules -> ONNX files, fused operators, other precisions, one graph in place of three
-    gates/         do they answer as the model does? well enough in int8? does the running server, too?
-    profiles.toml  precisions and how far each may move     profiles.py    reads them
-    targets.toml   how models run, by machine and purpose   targets.py     reads them
-    configs.py     each config.pbtxt                        publish.py     graphs + configs -> a new version
-    versions.py    which version answers; rollback          pipeline.py    all in order: `export(...)`
-    tensorrt/      plans for NVIDIA GPUs                    hub.py         a folder for a model hub, and back
+    pipeline.py    all steps in order: `export(...)`
+    graphs/        export from PyTorch, fused operators, other precisions, fused graphs
+    gates/         comparisons with the model: parity in float32, precision, and the running server
+    settle.py      the products that stay in float32           sensitivity.py   the ranking of products for settle.py
+    speed.py       the comparison of two profiles' speed
+    profiles.toml  precisions and their limits                 profiles.py      reads profiles.toml
+    targets.toml   settings by hardware and aim                targets.py       reads targets.toml
+    configs.py     each config.pbtxt                           publish.py       a new version from graphs and configs
+    versions.py    switch, rollback and removal of versions    hub.py           a folder for a model hub
+    tensorrt/      plans for NVIDIA GPUs
 
-Start at `export.pipeline.export`. Nothing is published unless the graphs agree with the model.
+Nothing is published unless the graphs agree with the model.
 """
 
 __all__ = ["gates", "graphs", "hub", "pipeline", "profiles", "tensorrt", "versions"]

@@ -1,4 +1,4 @@
-"""The config of one served model: the template in git, filled with a bundle's sizes and a target's settings."""
+"""Make the config.pbtxt of a served model from its template, a bundle's sizes and a target's settings."""
 
 import json
 import math
@@ -24,17 +24,21 @@ from export.targets import apply_settings, check_target, count_cores
 from export.versions import pin
 
 TEMPLATES: Final = Path(model_repository.__file__).parent
-# What a config may change from version to version: the others are Triton's for all versions of a model at once.
+# Fields in which the configs of two versions may differ. Triton uses the other fields for all versions of a model.
 _FREE_FIELDS: Final = ("version_policy", "instance_group", "dynamic_batching", "model_warmup")
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """How the models of one bundle are to run once published.
+    """The settings of the published models of one bundle.
 
-    `layout` is "split" (encoders and fusion are models of their own) or "fused" (`export.graphs.fuse`).
-    `optimization` is Triton's, in JSON form (`export.targets.make_optimization`), of every graph. `cores` are those of
-    the machine that serves; the default is this one's.
+    Attributes:
+        target: A name of `export.targets.TARGETS`.
+        variant: A name of `export.targets.VARIANTS`.
+        profile: Name of the precision profile.
+        layout: "split" (encoders and fusion are separate models) or "fused" (`export.graphs.fuse`).
+        optimization: Triton's `optimization` of every graph, as JSON (`export.targets.make_optimization`).
+        cores: Number of processor cores of the server's machine. Default: those of this machine.
     """
 
     target: str = "cpu"
@@ -45,10 +49,10 @@ class Deployment:
     cores: int = field(default_factory=count_cores)
 
     def check(self) -> None:
-        """Raise ConfigError when a name is unknown."""
+        """Raise ConfigError if a name is unknown."""
         check_target(self.target, self.variant)
         if self.layout not in LAYOUTS:
-            raise ConfigError(f"The graphs must be {' or '.join(LAYOUTS)}, not {self.layout}.")
+            raise ConfigError(f"The layout of the graphs must be {' or '.join(LAYOUTS)}, not {self.layout}.")
 
     @property
     def models(self) -> Mapping[str, ModelSpec]:
@@ -58,7 +62,7 @@ class Deployment:
 
     @property
     def graphs_check(self) -> bool:
-        """Whether the backend that these graphs need checks token ids itself, and no step before them has to."""
+        """Whether the backend of these graphs checks token ids itself, so that no step before them does."""
         return self.layout == "fused" and needs_embedded({"optimization": self.optimization})
 
     @property
@@ -71,19 +75,24 @@ def read_template(name: str) -> Any:
     """Parse the template config of one model into a Triton `ModelConfig` message.
 
     Raises:
-        ArtifactError: The template is missing or not a config.
+        ArtifactError: The template is missing, or it is not a config.
     """
     path = TEMPLATES / name / CONFIG_NAME
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except OSError as error:
-        raise ArtifactError(f"This installation lacks {path}: install the package again.") from error
+        raise ArtifactError(f"This installation lacks {path}. Install the package again.") from error
     except text_format.ParseError as error:
-        raise ArtifactError(f"{path} is not a Triton config: {error}.") from error
+        raise ArtifactError(f"{path} is not a Triton config: {error}. Install the package again.") from error
 
 
 def fill_config(bundle: Bundle, spec: ModelSpec, deployment: Deployment | None = None) -> Any:
-    """Return the `ModelConfig` of one model with its sizes, parameters and settings filled in."""
+    """Return the `ModelConfig` of one model with its sizes, parameters and settings.
+
+    Raises:
+        ConfigError: The bundle's config lacks a setting, or a setting of the deployment is unknown.
+        ArtifactError: The bundle's sizes or the template are missing.
+    """
     deployment = deployment or Deployment()
     sizes = read_sizes(bundle)
     config = read_template(spec.name)
@@ -146,30 +155,33 @@ def _make_parameters(
 def _read_setting(bundle: Bundle, key: str) -> str:
     value = bundle.config.get(key)
     if value in (None, ""):
-        raise ConfigError(f"The config of {bundle.path} lacks {key}.")
+        raise ConfigError(f"The config of {bundle.path} lacks {key}. Train the model again.")
     return str(value)
 
 
 def read_token_limits(bundle: Bundle) -> TokenLimits:
-    """Return which token ids the bundle's model can read; ConfigError where the bundle does not say it."""
+    """Return the token ids that the bundle's model can read. Raise ConfigError if its config does not state them."""
     size = bundle.config.get("model", {}).get("vocabulary_size")
     if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"The config of {bundle.path} lacks model.vocabulary_size.")
+        raise ConfigError(f"The config of {bundle.path} lacks model.vocabulary_size. Train the model again.")
     return TokenLimits(size, int(_read_setting(bundle, "max_length")))
 
 
 def _read_grid(bundle: Bundle, sizes: Mapping[str, int]) -> int:
-    """Return the side of the square that the image tokens form, row by row."""
+    """Return the side of the square of image tokens, which are in the order of its rows."""
     grid = math.isqrt(sizes["N"])
     if grid * grid != sizes["N"]:
-        raise ConfigError(f"The {sizes['N']} image tokens of {bundle.path} do not form a square.")
+        raise ConfigError(
+            f"The {sizes['N']} image tokens of {bundle.path} do not form a square. Train a model whose image size is a "
+            "multiple of its patch size."
+        )
     return grid
 
 
 def find_difference(old: Any, new: Any) -> str | None:
-    """Return the name of a field in which two configs of one model differ although versions share it, or None.
+    """Return the name of a field that all versions share and in which two configs of one model differ, or None.
 
-    The parameters of an ensemble are its version's own: each version of it is served with its own config.
+    The parameters of an ensemble may differ, because each version of it is served with its own config.
     """
     configs = []
     for config in (old, new):

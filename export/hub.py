@@ -1,14 +1,15 @@
-"""Bundle -> a folder for the Hugging Face hub that is a bundle itself: `load_bundle` reads it after a download.
+"""Write a bundle as a folder for the Hugging Face hub. The folder is a bundle too: `load_bundle` reads it.
 
     hf upload OWNER/NAME FOLDER            hf download OWNER/NAME --local-dir FOLDER
 
-What goes out: every file that the manifest lists and nothing else from the bundle's directory. That is weights,
-settings, tokenizer, labels, figures, the evaluation's plots, and split.json with the study ids of the collection
-(Open-i's numbers; no patient is in them, but look at the ids of your own data first). config.json and the
-card name the pretrained weights as they were given in training, a local path included.
+The folder holds the files that the bundle's manifest lists, and no other file of the bundle's directory: weights,
+settings, tokenizer, labels, figures, the plots of the evaluation, and split.json with the study ids of the collection.
+(The ids of Open-i are numbers that identify no patient. Check the ids of other data before an upload.) config.json and
+the card name the pretrained weights as the training was told, also a local path.
 
-Beside them: README.md (the model card, which the hub shows), LICENSE.md (the card's section, where its metadata
-points at it), .gitattributes, and with a published repository the graphs in onnx/. No pickles.
+The folder also holds README.md (the model card, which the hub displays), LICENSE.md (the licence section of the card,
+to which the card's metadata links), .gitattributes, and the graphs of a published repository in onnx/. It holds no
+pickles.
 """
 
 import re
@@ -32,7 +33,7 @@ README: Final = "README.md"
 LICENCE: Final = "LICENSE.md"
 ATTRIBUTES: Final = ".gitattributes"
 GRAPH_FOLDER: Final = "onnx"
-# Git must not change line endings: the manifest holds hashes. The rest is what the hub stores as large files.
+# Git must not change line endings, because the manifest holds hashes. The hub stores these suffixes as large files.
 _ATTRIBUTES: Final = "* -text\n" + "".join(
     f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n"
     for suffix in ("safetensors", "onnx", "onnx.data", "png")
@@ -42,7 +43,7 @@ _LICENCE_SECTION: Final = re.compile(r"^## Licence\n(.*?)(?=^#|^<!--|\Z)", re.MU
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A folder that is ready for upload: its files by name with their size in bytes."""
+    """A folder that is ready for upload. `files` maps the name of each file to its size in bytes."""
 
     path: Path
     fingerprint: str
@@ -54,23 +55,23 @@ class HubFolder:
 
 
 def check_free(out: Path) -> None:
-    """Raise ConfigError when there is something at `out`, before slow work is done for it."""
+    """Raise ConfigError if `out` exists, before slow work starts."""
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already; choose another directory or remove it.")
+        raise ConfigError(f"{out} exists already. Choose another directory or remove it.")
 
 
 def write_hub_folder(bundle: Bundle | Path | str, out: Path, *, repository: Path | None = None) -> HubFolder:
-    """Write the folder, complete or not at all.
+    """Write the folder. On an error no files are left.
 
     Args:
         bundle: A bundle or its directory.
-        out: The folder; must not exist.
-        repository: A model repository published from this bundle, whose graphs go into onnx/.
+        out: The folder, which must not exist.
+        repository: A model repository that was published from this bundle. Its graphs are copied to onnx/.
 
     Raises:
         ConfigError: `out` exists.
-        ArtifactError: The bundle is damaged, its card has metadata that the hub does not read, the repository
-            lacks a graph, or the disk refused the write; nothing is left.
+        ArtifactError: The bundle is damaged, the hub cannot read the metadata of its card, the repository lacks a
+            graph, or the disk refused the write.
         FingerprintError: A graph was made from another bundle.
     """
     check_free(out)
@@ -98,11 +99,11 @@ def write_hub_folder(bundle: Bundle | Path | str, out: Path, *, repository: Path
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)  # the content, also of a link into the hub's cache
+    shutil.copyfile(source, target)  # follows links, because the hub's cache holds links
 
 
 def _find_graphs(bundle: Bundle, repository: Path) -> dict[str, Path]:
-    """Return the files of every graph, each by its name in onnx/, made from this bundle."""
+    """Return name in onnx/ -> file, of every graph of the repository; the graphs must be made from this bundle."""
     from export.graphs.checks import read_fingerprint
     from export.versions import find_version
 
@@ -110,22 +111,24 @@ def _find_graphs(bundle: Bundle, repository: Path) -> dict[str, Path]:
     version = str(find_version(repository))
     for name in GRAPHS:
         graph = repository / name / version / "model.onnx"
-        found = read_fingerprint(graph)
         require_same_fingerprint(
-            bundle.fingerprint, found, expected_from=str(bundle.path), found_from=str(graph)
+            bundle.fingerprint,
+            read_fingerprint(graph),
+            expected_from=str(bundle.path),
+            found_from=str(graph),
         )
         files[f"{name}.onnx"] = graph
         weights = graph.with_name(f"{name}.onnx.data")
-        if weights.is_file():  # the graph refers to them by this name
+        if weights.is_file():  # the graph refers to the weights by this name
             files[weights.name] = weights
     return files
 
 
 def _read_card(bundle: Bundle) -> str:
-    """Return the model card; a card without metadata, as older versions wrote it, is taken as it is.
+    """Return the model card. Older versions wrote a card without metadata, which is valid too.
 
     Raises:
-        ArtifactError: It is no UTF-8, or its metadata cannot be read.
+        ArtifactError: The card is not UTF-8, or its metadata cannot be read.
     """
     import yaml
     from huggingface_hub import ModelCard
@@ -136,5 +139,7 @@ def _read_card(bundle: Bundle) -> str:
         if card.startswith("---"):
             ModelCard(card)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ArtifactError(f"The metadata of {path} cannot be read: {type(error).__name__}.") from error
+        raise ArtifactError(
+            f"The metadata of {path} cannot be read ({type(error).__name__}). Correct the YAML at its start."
+        ) from error
     return card

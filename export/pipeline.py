@@ -1,4 +1,4 @@
-"""One call from a bundle to what Triton loads: graphs, parity gate, repository."""
+"""Export a bundle in one call: write the graphs, run the gates, publish the repository for Triton."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.bundle import load_bundle
+from contract.bundle import Bundle, load_bundle
 from contract.errors import ArtifactError, ConfigError
 from contract.repository import read_published
 
 if TYPE_CHECKING:
-    from contract.bundle import Bundle
     from export.configs import Deployment
     from export.gates.parity import ParityCase, ParityReport
     from export.gates.precision import ServedGraphs
@@ -24,14 +23,25 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 Check = Callable[["ServedGraphs"], "ServerCheck"]
-# Repository, the new version, which waits there, and the gate at the server -> what came of it.
+# Repository, the new version that no client uses yet, the gate at the server -> a result for `ExportResult.taken`.
 Take = Callable[[Path, int, Check], object]
 _PACKAGES: Final = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `export` did: where the repository is, how the gate went, how large each graph is, which version it is."""
+    """The result of `export`.
+
+    Attributes:
+        repository: The published repository.
+        parity: The report of the parity gate.
+        graph_bytes: Graph -> size with its weights, in bytes.
+        fingerprint: Fingerprint of the bundle.
+        version: The new version of the repository.
+        precision: The report of the precision gate.
+        precision_path: That report in the bundle; None if the bundle cannot be written.
+        taken: The result of `take`.
+    """
 
     repository: Path
     parity: "ParityReport"
@@ -39,8 +49,8 @@ class ExportResult:
     fingerprint: str
     version: int = 1
     precision: "PrecisionReport | None" = None
-    precision_path: Path | None = None  # its report in the bundle; None where that could not be written
-    taken: object = None  # what `take` returned
+    precision_path: Path | None = None
+    taken: object = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready values."""
@@ -56,7 +66,7 @@ class ExportResult:
 
 
 def export(
-    bundle_path: Path | str,
+    bundle: "Bundle | Path | str",
     repository: Path | str,
     cases: "Sequence[ParityCase]",
     progress: Progress | None = None,
@@ -70,71 +80,77 @@ def export(
     replace: bool = False,
     take: Take | None = None,
 ) -> ExportResult:
-    """Export a bundle, check the graphs against the model and publish them.
+    """Export a bundle, compare the graphs with the model, and publish them.
 
     Args:
-        bundle_path: The bundle's directory.
-        repository: Where the repository goes; one published earlier gets a new version of every model.
+        bundle: The bundle or its directory.
+        repository: Directory of the repository. A repository that was published before gets a new version of every
+            model.
         cases: Real cases for the parity gate, best with image and report (`check_parity`).
-        progress: Called with (percent done, 100).
-        precision_cases: Real cases that the profile is held to, best the labelled test split (`check_precision`);
-            None: `cases`. The report goes into the bundle.
-        target: What the graphs run on once served: cpu, gpu or tensorrt.
-        variant: What the server is tuned for: latency or throughput.
+        progress: Called with (percent of the work, 100).
+        precision_cases: Real cases for the precision gate, best the labelled test split (`check_precision`). None:
+            `cases`. The report of the gate is written into the bundle.
+        target: The hardware of the served graphs: cpu, gpu or tensorrt.
+        variant: The aim of the server's settings: latency or throughput.
         profile: Precision profile of the graphs (`export.profiles`).
-        layout: "split", or "fused" for encoders and fusion in one graph per kind of question.
-        cores: Of the machine that serves; None is this one.
-        replace: Replace a repository published earlier whole.
-        take: Has a running server load the new version beside the one that answers, hold it to the gate that it is
-            given, and switch to it. What it raises ends the export.
+        layout: "split", or "fused" for encoders and fusion in one graph per kind of request.
+        cores: Number of processor cores of the server's machine. None: those of this machine.
+        replace: Replace a repository that was published before, with all its versions.
+        take: Lets a running server load the new version beside the current one, runs the given gate there, and switches
+            to the new version. An error that it raises ends the export.
 
     Raises:
-        ConfigError: The `export` extra is missing, a name is unknown, no case has a report, or `repository` is
-            not ours or holds models of which this cannot be a version.
-        ArtifactError: The bundle is damaged or the disk refused the write.
-        ParityError: A graph answers differently from the model. Nothing is published, and an older
-            repository stays as it was.
+        ConfigError: The `export` extra is missing, a name is unknown, no case has a report, or `repository` was not
+            published by cxr or holds models that this bundle cannot be a new version of.
+        ArtifactError: The bundle is damaged, or the disk refused the write.
+        ParityError: A graph answers differently from the model. Nothing is published, and a repository that was
+            published before is unchanged.
     """
-    _require_extra()
+    if any(find_spec(name) is None for name in _PACKAGES):
+        raise ConfigError("Export needs the 'export' extra: pip install 'cxr-serving[export]'.")
+    from export.profiles import load_profile
     from export.publish import check_fits, check_replaceable, publish
 
-    bundle, chosen = load_bundle(bundle_path), _load_profile(profile)
+    if not isinstance(bundle, Bundle):
+        bundle = load_bundle(bundle)
+    chosen = load_profile(profile)
     deployment = make_deployment(chosen, target, variant, layout, cores)
     repository = Path(repository)
     if check_replaceable(repository) and not replace:
         check_fits(bundle, repository, deployment)  # before the slow part
-    held_to = cases if precision_cases is None else precision_cases
+    if precision_cases is None:
+        precision_cases = cases
     with _make_scratch() as scratch:
-        made = _make_graphs(bundle, Path(scratch), cases, held_to, deployment, chosen, progress)
+        graphs = _make_graphs(bundle, Path(scratch), cases, precision_cases, deployment, chosen, progress)
         published = publish(
             bundle,
-            made.served,
+            graphs.served,
             repository,
             deployment,
             replace=replace,
             standby=take is not None,
-            gates=made.describe_gates(),
-            stored=made.stored,
+            gates=graphs.describe_gates(),
+            stored=graphs.stored,
         )
         version = read_published(published).newest
-        graph_bytes = {name: _count_bytes(made.served[name]) for name in deployment.graphs}
-        check = partial(_check_server, bundle, made, chosen, held_to)
+        graph_bytes = {name: _count_bytes(graphs.served[name]) for name in deployment.graphs}
+        check = partial(_check_server, bundle, graphs, chosen, precision_cases)
         taken = take(published, version, check) if take else None
     if progress:
         progress(100, 100)
     return ExportResult(
         published,
-        made.parity,
+        graphs.parity,
         graph_bytes,
         bundle.fingerprint,
         version,
-        made.precision,
-        _record(bundle, made.precision),
+        graphs.precision,
+        _write_report(bundle, graphs.precision),
         taken,
     )
 
 
-def _record(bundle: "Bundle", precision: "PrecisionReport") -> Path | None:
+def _write_report(bundle: Bundle, precision: "PrecisionReport") -> Path | None:
     from export.gates.precision_report import write_report
 
     try:
@@ -143,16 +159,10 @@ def _record(bundle: "Bundle", precision: "PrecisionReport") -> Path | None:
         return None
 
 
-def _load_profile(name: str) -> "Profile":
-    from export.profiles import load_profile
-
-    return load_profile(name)
-
-
 def make_deployment(
     profile: "Profile", target: str, variant: str, layout: str, cores: int | None = None
 ) -> "Deployment":
-    """Return how the graphs of a profile are to run; ConfigError when a name is unknown or does not fit the profile."""
+    """Return the deployment of a profile. Raise ConfigError if a name is unknown or does not fit the profile."""
     from export.configs import Deployment
     from export.targets import count_cores, make_optimization
 
@@ -164,17 +174,17 @@ def make_deployment(
 
 @dataclass(frozen=True)
 class _Graphs:
-    """The graphs of a bundle in their three forms, and what the gates said of them."""
+    """The graphs of a bundle in three forms, and the reports of the gates."""
 
-    plain: Mapping[str, Path]  # float32, which agree with PyTorch
-    converted: Mapping[str, Path]  # of the profile
-    served: Mapping[str, Path]  # those of the layout
+    plain: Mapping[str, Path]  # in float32, after the parity gate
+    converted: Mapping[str, Path]  # in the precision of the profile
+    served: Mapping[str, Path]  # in the layout of the deployment
     parity: "ParityReport"
     precision: "PrecisionReport"
     stored: "StoredAnswers"
 
     def describe_gates(self) -> dict[str, Any]:
-        """Return what each gate ran on, for the marker."""
+        """Return gate -> its runtime, provider, precision and number of cases, for the marker."""
         runtimes = sorted(set(self.precision.runtimes.values()))
         onnxruntime = f"ONNX Runtime {self.parity.versions['onnxruntime']} CPU"
         return {
@@ -194,13 +204,13 @@ def _describe_gate(runtimes: "Sequence[str]", precision: str, cases: int) -> dic
 
 
 def _name_provider(runtime: str) -> str:
-    """Return the provider in what `Session.describe` says: "ONNX Runtime 1.27.0 CPU, 2 threads"."""
+    """Return the provider in a text of `Session.describe`, such as "ONNX Runtime 1.27.0 CPU, 2 threads"."""
     words = runtime.partition(",")[0].split()
     return words[-1] if words[0] == "ONNX" else words[0]
 
 
 def _make_graphs(
-    bundle: Any,
+    bundle: Bundle,
     scratch: Path,
     cases: "Sequence[ParityCase]",
     precision_cases: "Sequence[ParityCase]",
@@ -208,7 +218,7 @@ def _make_graphs(
     profile: "Profile",
     progress: Progress | None,
 ) -> _Graphs:
-    """Return the graphs of the deployment, which have passed both gates, and the gates' reports."""
+    """Export and convert the graphs, run both gates, and return the graphs with the reports."""
     from export.gates.parity import check_parity
     from export.gates.server_precision import store_answers
     from export.graphs.from_torch import export_graphs
@@ -234,7 +244,7 @@ def _make_graphs(
 
 
 def _require_faster(
-    bundle: Any,
+    bundle: Bundle,
     plain: Mapping[str, Path],
     converted: Mapping[str, Path],
     profile: "Profile",
@@ -242,19 +252,20 @@ def _require_faster(
     scratch: Path,
     cases: "Sequence[ParityCase]",
 ) -> None:
-    """Hold a profile to being faster than the one that it names, if any."""
+    """Require that a profile is faster than the profile in its setting `faster_than`, if it has one."""
     from export.graphs.convert import convert_graphs
+    from export.profiles import load_profile
     from export.speed import compare_speed, require_faster
 
     if profile.faster_than:
-        rival = _load_profile(profile.faster_than)
-        slower = convert_graphs(bundle, plain, rival, scratch / "rival", target=deployment.target).paths
-        require_faster(compare_speed(bundle, [(profile, converted), (rival, slower)], cases))
+        other = load_profile(profile.faster_than)
+        graphs = convert_graphs(bundle, plain, other, scratch / "other", target=deployment.target).paths
+        require_faster(compare_speed(bundle, [(profile, converted), (other, graphs)], cases))
 
 
 def _check_server(
-    bundle: "Bundle",
-    made: _Graphs,
+    bundle: Bundle,
+    graphs: _Graphs,
     profile: "Profile",
     cases: "Sequence[ParityCase]",
     served: "ServedGraphs",
@@ -262,24 +273,22 @@ def _check_server(
     from export.gates.server_precision import check_server
 
     return check_server(
-        bundle, made.converted, profile, cases, served, reference=made.plain, stored=made.stored
+        bundle, graphs.converted, profile, cases, served, reference=graphs.plain, stored=graphs.stored
     )
-
-
-def _require_extra() -> None:
-    if any(find_spec(name) is None for name in _PACKAGES):
-        raise ConfigError("Export needs the 'export' extra: pip install 'cxr-serving[export]'.")
 
 
 def _make_scratch() -> "tempfile.TemporaryDirectory[str]":
     try:
         return tempfile.TemporaryDirectory(prefix="cxr-export-")
     except OSError as error:
-        raise ArtifactError(f"No temporary directory can be made: {error.strerror or error}.") from error
+        raise ArtifactError(
+            f"Could not create a temporary directory ({error.strerror or error}). Set TMPDIR to a directory with "
+            "free space."
+        ) from error
 
 
 def _scale(progress: Progress | None, start: int, end: int) -> Progress | None:
-    """Return a progress function for one stage, from `start` to `end` percent of the whole."""
+    """Return a progress function for one stage, from `start` to `end` percent of the export."""
     if progress is None:
         return None
     return lambda done, total: progress(start + (end - start) * done // max(total, 1), 100)

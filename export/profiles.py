@@ -1,6 +1,6 @@
-"""Precision profiles: how graphs are converted, what runs them, and how far their answers may move.
+"""Precision profiles: the conversion of graphs, their runtime settings, and the limits of the precision gate.
 
-`profiles.toml` holds them and says what each key means.
+`profiles.toml` holds the profiles and explains each key.
 """
 
 import difflib
@@ -26,7 +26,7 @@ PROFILES: Final = Path(__file__).with_name("profiles.toml")
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a profile may be from float32; the field names are those of `profiles.toml`.
+    """The largest differences of a profile from float32, under the names of `profiles.toml`.
 
     Attributes:
         probability_difference: Largest absolute difference, 0 to 1.
@@ -34,7 +34,7 @@ class Limits:
         flip_share: Largest share of flipped decisions, 0 to 1.
         auroc_change: Largest absolute change of the macro AUROC, 0 to 1.
         ap_change: Largest absolute change of the macro average precision, 0 to 1.
-        neighbour_overlap: Smallest mean share of common neighbours, 0 to 1.
+        neighbour_overlap: Smallest mean share of the ten nearest cases in common, 0 to 1.
     """
 
     probability_difference: float
@@ -51,16 +51,15 @@ class Profile:
 
     Attributes:
         name: Its table in `profiles.toml`.
-        description: For people, half a sentence.
-        target: The machine that it runs on.
+        description: A short description for the help of the command.
+        target: The hardware that it runs on.
         accelerator: Triton's execution accelerator; "" is ONNX Runtime alone.
-        parameters: Of the accelerator.
-        conversion: What is done to the graphs (`export.graphs.convert`).
-        limits: How far answers may move (`export.gates.precision`).
+        parameters: Parameters of the accelerator.
+        conversion: The change to the graphs (`export.graphs.convert`).
+        limits: Limits of the precision gate (`export.gates.precision`).
         graphs: The graphs that are converted.
-        faster_than: Name of the profile that this one must beat to be published; "" for none.
-        kept_share: Largest share, 0 to 1, of the products that may stay in float32 for the rest to be within the
-            limits (`export.settle`).
+        faster_than: Name of the profile that this one must beat in speed; "" for none.
+        kept_share: Largest share of the products, 0 to 1, that may stay in float32 (`export.settle`).
     """
 
     name: str
@@ -75,7 +74,7 @@ class Profile:
     kept_share: float = 0.0
 
     def make_optimization(self) -> dict[str, Any]:
-        """Return what goes under `optimization` of each graph's config.pbtxt, in Triton's JSON form; {} is nothing."""
+        """Return the field `optimization` of each graph's config.pbtxt as Triton's JSON, or {}."""
         if not self.accelerator:
             return {}
         entry: dict[str, Any] = {"name": self.accelerator}
@@ -94,15 +93,15 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
 
     Args:
         name: Its table in the file.
-        path: Another file of profiles.
+        path: The file.
 
     Raises:
-        ConfigError: There is no such profile or file, a key is unknown (the message suggests a near one) or missing,
-            or a value is out of its range.
+        ConfigError: The profile or the file does not exist, a key is unknown (the message suggests a similar one) or
+            missing, or a value is out of range.
     """
     tables = _read_tables(path)
     if name not in tables:
-        raise ConfigError(f"There is no precision profile {name!r}; {_suggest(name, tables)}")
+        raise ConfigError(f"There is no precision profile {name!r}. {_suggest(name, tables)}")
     title = f"{path.name}, [{name}]"
     values = _read_table(path.name, name, tables[name])
     _check_keys(
@@ -127,7 +126,11 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
     )
     if profile.kept_share and profile.conversion != "int8":
         raise ConfigError(f"{title}: kept_share is for the conversion int8, not {profile.conversion}.")
-    _check_references(title, profile, tables)
+    if profile.faster_than and profile.faster_than not in tables:
+        raise ConfigError(
+            f"{title}: there is no profile {profile.faster_than!r} for faster_than. "
+            f"{_suggest(profile.faster_than, tables)}"
+        )
     return profile
 
 
@@ -138,7 +141,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"The profiles {path} cannot be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {str(error).rstrip('.')}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {str(error).rstrip('.')}.") from error
 
 
 def _check_keys(
@@ -152,7 +155,7 @@ def _check_keys(
     known = [field.name for field in fields(kind) if field.name not in given]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{title}: there is no setting {key}; {_suggest(key, known)}")
+            raise ConfigError(f"{title}: there is no setting {key}. {_suggest(key, known)}")
     if missing := [key for key in known if key not in values and key not in optional]:
         raise ConfigError(f"{title}: {missing[0]} is missing.")
 
@@ -176,9 +179,9 @@ def _read_table(title: str, key: str, value: Any) -> dict[str, Any]:
 
 def _read_graphs(title: str, names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
-        raise ConfigError(f"{title}: graphs must be a list of names, at least one.")
+        raise ConfigError(f"{title}: graphs must be a list with at least one name.")
     if unknown := [name for name in names if name not in GRAPHS]:
-        raise ConfigError(f"{title}: there is no graph {unknown[0]}; {_suggest(str(unknown[0]), GRAPHS)}")
+        raise ConfigError(f"{title}: there is no graph {unknown[0]}. {_suggest(str(unknown[0]), GRAPHS)}")
     return tuple(names)
 
 
@@ -188,14 +191,6 @@ def _read_choice(title: str, key: str, value: Any, choices: tuple[str, ...]) -> 
     return value
 
 
-def _check_references(title: str, profile: Profile, tables: Mapping[str, Any]) -> None:
-    if profile.faster_than and profile.faster_than not in tables:
-        raise ConfigError(
-            f"{title}: there is no profile {profile.faster_than} to be faster than; "
-            f"{_suggest(profile.faster_than, tables)}"
-        )
-
-
 def _suggest(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+    return f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(known)}."

@@ -1,9 +1,9 @@
-"""Templates in `model_repository/` + graphs -> a repository that Triton loads as it is.
+"""Write a repository for Triton from the templates in `model_repository/` and the graphs of a bundle.
 
-A new repository appears in one rename, complete. Into one that was published earlier goes a new version of every
-model, beside the one that answers (`export.versions` says how it takes over and how it is taken back). Every config
-carries the fingerprint; the `predict_*` configs carry what a client needs to read the answers (labels, thresholds,
-sizes). What a target and a variant set is in `export/targets.toml`.
+A new repository is written beside its path and renamed at the end. A repository that was published before gets a new
+version of every model beside the current version (`export.versions` describes switch and rollback). Every config holds
+the fingerprint. The `predict_*` configs hold the values that a client needs to read the answers: labels, thresholds,
+sizes. `export/targets.toml` holds the settings of each target and variant.
 """
 
 import datetime
@@ -55,14 +55,14 @@ _CODE: Final = "model.py"
 
 @dataclass(frozen=True)
 class _Source:
-    """What a version is made of."""
+    """The content of a new version."""
 
     bundle: Bundle
     graphs: Mapping[str, Path]
     deployment: Deployment
-    gates: Mapping[str, Any] = field(default_factory=dict)  # what each gate ran on, for the marker
+    gates: Mapping[str, Any] = field(default_factory=dict)  # gate -> its runtime, for the marker
     stored: StoredAnswers | None = None
-    repository_id: str = ""  # by which a server's repository is told from another one of the same model
+    repository_id: str = ""  # differs between two repositories of the same model
 
 
 def publish(
@@ -76,29 +76,29 @@ def publish(
     gates: Mapping[str, Any] | None = None,
     stored: StoredAnswers | None = None,
 ) -> Path:
-    """Write a repository, or a new version of every model into one that was published earlier, all or nothing.
+    """Write a new repository, or a new version of every model into a published repository. On an error nothing changes.
 
-    The new version answers from the next load on. The one that answered before is kept, an older one is removed.
+    The new version answers after the next load. The version that was current before stays, older versions are removed.
 
     Args:
         bundle: The verified bundle.
         graphs: Graph name -> ONNX file made from this bundle (`export.graphs`).
-        repository: Where it goes. What was not published by this function is left alone.
-        deployment: How the models run; the default is plain fp32 on the processor.
-        replace: Replace an earlier repository whole, with all its versions.
-        standby: Let the version that answers go on doing so; the new one is loaded beside it, until
-            `export.versions.promote`. The first version of a repository answers in any case.
-        gates: Gate -> the runtime, provider and precision that it ran on; for the marker.
-        stored: What a server is to answer (`export.gates.server`).
+        repository: Directory of the repository. Files that this function did not publish are never changed.
+        deployment: Settings of the models. None: fp32 on the processor.
+        replace: Replace a published repository, with all its versions.
+        standby: Do not switch to the new version. Triton loads it beside the current version until
+            `export.versions.promote`. The first version of a repository is always current.
+        gates: Gate -> its runtime, provider and precision, for the marker.
+        stored: The answers for the gate at the server (`export.gates.server`).
 
     Returns:
         The repository's absolute path.
 
     Raises:
-        ConfigError: `repository` holds something that was not published by this function, or models that cannot
-            share a config with this one; or a setting of the bundle or the deployment is unknown.
+        ConfigError: `repository` was not published by this function, or holds models that cannot share a config with
+            this model; or a setting of the bundle or the deployment is unknown.
         FingerprintError: A graph comes from another bundle.
-        ArtifactError: A graph or a template is missing, or the disk refused the write; all is as it was.
+        ArtifactError: A graph or a template is missing, or the disk refused the write.
     """
     source = _Source(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex)
     source.deployment.check()
@@ -119,10 +119,10 @@ def publish(
 
 
 def check_replaceable(repository: Path) -> bool:
-    """Return whether there is a published (or empty) directory to replace; False when there is nothing.
+    """Return whether a published repository or an empty directory exists; False if the path does not exist.
 
     Raises:
-        ConfigError: Something else is there.
+        ConfigError: The path is something else.
     """
     if not repository.exists() and not repository.is_symlink():
         return False
@@ -130,39 +130,38 @@ def check_replaceable(repository: Path) -> bool:
         if (repository / MARKER).is_file() or not any(repository.iterdir()):
             return True
         raise ConfigError(
-            f"{repository} was not published by cxr (it has no {MARKER}): choose another directory."
+            f"{repository} was not published by cxr, because it has no {MARKER}. Choose another directory."
         )
-    raise ConfigError(f"{repository} is not a directory: choose another path.")
+    raise ConfigError(f"{repository} is not a directory. Choose another path.")
 
 
 def check_fits(bundle: Bundle, repository: Path, deployment: Deployment) -> None:
-    """Raise ConfigError if the repository's models and the bundle's could not be versions of one another.
+    """Raise ConfigError if the bundle cannot become a new version in a published repository.
 
-    Nothing is checked where nothing was published yet.
+    A path without a published repository is always accepted.
     """
     if (repository / MARKER).is_file():
         _check_fits(read_published(repository), _Source(bundle, {}, deployment))
 
 
 def _check_graphs(source: _Source) -> None:
-    wanted = source.deployment.graphs
-    if missing := [name for name in wanted if name not in source.graphs]:
+    names = source.deployment.graphs
+    if missing := [name for name in names if name not in source.graphs]:
         raise ArtifactError(f"No graph was given for {', '.join(missing)}.")
-    for name in wanted:
-        found = read_fingerprint(source.graphs[name])
+    for name in names:
         require_same_fingerprint(
             source.bundle.fingerprint,
-            found,
+            read_fingerprint(source.graphs[name]),
             expected_from=str(source.bundle.path),
             found_from=str(source.graphs[name]),
         )
 
 
 def _fill(scratch: Path, source: _Source) -> None:
-    """Write a whole new repository into an empty directory."""
+    """Write a new repository into an empty directory."""
     for name in source.deployment.models:
         _write_version(scratch / name / str(FIRST_VERSION), name, FIRST_VERSION, source)
-    versions = {FIRST_VERSION: _record(scratch, FIRST_VERSION, source)}
+    versions = {FIRST_VERSION: _make_record(scratch, FIRST_VERSION, source)}
     state = Published(
         scratch, FIRST_VERSION, versions, _describe(source) | {REPOSITORY_ID: source.repository_id}
     )
@@ -173,31 +172,34 @@ def _fill(scratch: Path, source: _Source) -> None:
 
 
 def _add_version(repository: Path, source: _Source, *, standby: bool) -> None:
-    """Put a new version beside the one that answers, to take over or to wait; on any error all is as it was."""
+    """Add a new version beside the current version. On an error the repository is unchanged."""
     with lock(repository):
-        state = restore(repository)  # first of all what an earlier interruption left
-        require_intact(state, [state.version])  # it is kept beside the new one, and loaded with it
+        state = restore(repository)  # undoes an interrupted change
+        require_intact(state, [state.version])  # Triton loads it beside the new version
         _check_fits(state, source)
         source = change(source, repository_id=state.details.get(REPOSITORY_ID, source.repository_id))
         number = max(state.versions) + 1
         try:
-            _place_version(repository, number, source)
-            kept = {state.version: state.versions[state.version], number: _record(repository, number, source)}
+            _write_versions(repository, number, source)
+            versions = {
+                state.version: state.versions[state.version],
+                number: _make_record(repository, number, source),
+            }
             details = _describe(source) | {REPOSITORY_ID: source.repository_id}
-            changed = Published(repository, state.version if standby else number, kept, details)
+            changed = Published(repository, state.version if standby else number, versions, details)
             apply_state(changed)
         except BaseException as error:
             remove_leftovers(state)
             if isinstance(error, OSError):
                 raise ArtifactError(
-                    f"Could not write {repository}: {error.strerror or error}. It is as it was."
+                    f"Could not write {repository}: {error.strerror or error}. It is unchanged."
                 ) from error
             raise
         remove_leftovers(changed)
 
 
-def _place_version(repository: Path, number: int, source: _Source) -> None:
-    """Write the version directory of every model beside its place, then rename them all."""
+def _write_versions(repository: Path, number: int, source: _Source) -> None:
+    """Write the version directory of every model under a temporary name, then rename them all."""
     staged = {}
     for name in source.deployment.models:
         staged[name] = stage_directory(repository / name, number)
@@ -207,14 +209,14 @@ def _place_version(repository: Path, number: int, source: _Source) -> None:
 
 
 def _write_version(directory: Path, name: str, number: int, source: _Source) -> None:
-    """Write what one version of one model consists of, with the config that it is published with."""
+    """Write the files of one version of one model."""
     spec = source.deployment.models[name]
     directory.mkdir(parents=True, exist_ok=True)
     config = fill_config(source.bundle, spec, source.deployment)
     if spec.backend == "ensemble":
         pin(config, number)
         config.parameters[REPOSITORY_ID].string_value = source.repository_id
-        if source.stored and (kind := _find_asked_kind(name)) in source.stored.answers:
+        if source.stored and (kind := _find_tensor_kind(name)) in source.stored.answers:
             config.parameters[STORED].string_value = source.stored.write(kind)
     head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
     (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
@@ -229,8 +231,8 @@ def _write_version(directory: Path, name: str, number: int, source: _Source) -> 
         shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
 
 
-def _find_asked_kind(name: str) -> str:
-    """Return the kind of question that an ensemble of tensors answers; "" for every other model."""
+def _find_tensor_kind(name: str) -> str:
+    """Return the kind of request of an ensemble that takes tensors; "" for every other model."""
     prefix, _, rest = name.partition("_")
     return rest.removesuffix("_tensors") if prefix == "predict" and rest.endswith("_tensors") else ""
 
@@ -238,19 +240,19 @@ def _find_asked_kind(name: str) -> str:
 def _copy_graph(graph: Path, version: Path) -> None:
     shutil.copyfile(graph, version / "model.onnx")
     weights = graph.with_name(f"{graph.name}.data")
-    if weights.is_file():  # the graph refers to them by this name
+    if weights.is_file():  # the graph refers to the weights by this name
         shutil.copyfile(weights, version / weights.name)
 
 
 def _copy_code(version: Path) -> None:
     code = TEMPLATES / _CODE
     if not code.is_file():
-        raise ArtifactError(f"This installation lacks {code}: install the package again.")
+        raise ArtifactError(f"This installation lacks {code}. Install the package again.")
     shutil.copyfile(code, version / _CODE)
 
 
-def _record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
-    """Return what the marker says about one version."""
+def _make_record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
+    """Return the marker's record of one version."""
     deployment = source.deployment
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
@@ -266,7 +268,7 @@ def _record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
 
 
 def _describe(source: _Source) -> dict[str, Any]:
-    """Return what the marker says about all versions together: they agree in it, or cannot be versions."""
+    """Return the values of the marker in which all versions of a repository agree."""
     return {
         "sizes": read_sizes(source.bundle),
         "labels": list(LABEL_KEYS),
@@ -275,29 +277,33 @@ def _describe(source: _Source) -> dict[str, Any]:
 
 
 def _check_fits(state: Published, source: _Source) -> None:
-    """Raise ConfigError unless the new version can share each model's one config with the one that answers."""
+    """Raise ConfigError unless the new version can share the config of each model with the current version."""
     target = str(state.versions[state.version].get("target"))
     pairs: list[tuple[str, Any, Any]] = [("target", target, source.deployment.target)]
     pairs += [(key, state.details.get(key), value) for key, value in _describe(source).items()]
-    for what, there, here in pairs:
-        if there != here:
-            raise _refuse(state.repository, f"its {what} is {there}, the new one's is {here}")
+    for name, current, new in pairs:
+        if current != new:
+            raise _refuse(
+                state.repository, f"its models have {name} {current}, but this model has {name} {new}"
+            )
     for name, spec in source.deployment.models.items():
         old = read_config(state.repository / name / str(state.version) / CONFIG_NAME)
         new = fill_config(source.bundle, spec, source.deployment)
         if (field_name := find_difference(old, new)) is not None:
-            raise _refuse(state.repository, f"the new {name} has another {field_name} in its config")
+            raise _refuse(
+                state.repository, f"the config of its {name} and that of this model differ in {field_name}"
+            )
 
 
 def _refuse(repository: Path, reason: str) -> ConfigError:
     return ConfigError(
         f"{repository} cannot take this model as a new version: {reason}. Publish into a new directory, or replace "
-        "the repository whole with --replace."
+        "the repository and all its versions with --replace."
     )
 
 
 def _reserve_name(repository: Path) -> Path:
-    """Return a free name beside the repository, on the same file system so that a rename is possible."""
+    """Return an unused name beside the repository. A rename needs the same file system."""
     try:
         name = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent))
         name.rmdir()
@@ -307,7 +313,7 @@ def _reserve_name(repository: Path) -> Path:
 
 
 def _swap(fresh: Path, repository: Path) -> None:
-    """Put `fresh` in the place of `repository`; on failure the old one is back and `fresh` is gone."""
+    """Replace `repository` with `fresh`. On an error restore the old repository and remove `fresh`."""
     old = Path(f"{fresh}-old")
     try:
         repository.rename(old)

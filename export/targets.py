@@ -1,4 +1,4 @@
-"""What each target and variant writes into the configs of the published models: `targets.toml`, checked.
+"""Write the settings of a target and a variant (`targets.toml`) into the configs of the published models.
 
 The fields are those of Triton's `ModelConfig` (model_config.proto): instance groups, the dynamic batcher with its
 queue policies and priorities, rate limits, warm-up requests and the execution accelerator.
@@ -29,7 +29,7 @@ Role = Literal["preprocess", "encoder", "fusion", "fused"]
 TARGETS: Final[tuple[Target, ...]] = ("cpu", "gpu", "tensorrt")
 VARIANTS: Final[tuple[Variant, ...]] = ("latency", "throughput")
 SETTINGS: Final = Path(__file__).with_name("targets.toml")
-_RESOURCE: Final = "compute"  # the name of the one thing that rate-limited models share
+_RESOURCE: Final = "compute"  # the resource that rate-limited models share
 _DTYPES: Final[dict[str, int]] = {
     "UINT8": model_config_pb2.TYPE_UINT8,
     "INT32": model_config_pb2.TYPE_INT32,
@@ -39,7 +39,7 @@ _DTYPES: Final[dict[str, int]] = {
 
 
 def check_target(target: str, variant: str = "latency") -> None:
-    """Raise ConfigError, with the known names, unless both are names of `targets.toml`."""
+    """Raise ConfigError with the known names unless `targets.toml` has the target and the variant."""
     if target not in TARGETS:
         raise ConfigError(f"The target must be {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, not {target}.")
     if variant not in VARIANTS:
@@ -47,12 +47,12 @@ def check_target(target: str, variant: str = "latency") -> None:
 
 
 def count_cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_role(spec: ModelSpec) -> Role:
-    """Return the role of a model that is no ensemble; the settings of a model are those of its role."""
+    """Return the role of a model, which decides its settings. Ensembles have no role."""
     if spec.backend == "python":
         return "preprocess"
     if spec.name.startswith("fused_"):
@@ -61,18 +61,18 @@ def find_role(spec: ModelSpec) -> Role:
 
 
 def make_optimization(target: str, profile: Any = None) -> dict[str, Any]:
-    """Return Triton's `optimization` (JSON form) of every graph of a target and a precision profile.
+    """Return Triton's `optimization` (as JSON) of every graph of a target and a precision profile.
 
     Args:
         target: A name of `TARGETS`.
-        profile: An `export.profiles.Profile`; None is plain fp32.
+        profile: An `export.profiles.Profile`. None: fp32.
 
     Raises:
-        ConfigError: The profile is made for another target.
+        ConfigError: The profile is for other hardware than the target.
     """
     check_target(target)
-    wanted = dict(profile.make_optimization()) if profile is not None else {}
-    changes_graphs = profile is not None and (wanted or profile.conversion != "none")
+    optimization = dict(profile.make_optimization()) if profile is not None else {}
+    changes_graphs = profile is not None and (optimization or profile.conversion != "none")
     machine = "cpu" if target == "cpu" else "gpu"
     if changes_graphs and profile.target != machine:
         raise ConfigError(
@@ -80,7 +80,7 @@ def make_optimization(target: str, profile: Any = None) -> dict[str, Any]:
         )
     accelerator = _read_settings()["target"][target].get("accelerator")
     if accelerator is None:
-        return wanted
+        return optimization
     parameters = dict(accelerator["parameters"])
     if accelerator["name"] == "tensorrt" and profile is not None and profile.conversion == "fp16":
         parameters["precision_mode"] = "FP16"
@@ -99,20 +99,21 @@ def apply_settings(
     optimization: Mapping[str, Any] | None = None,
     cores: int = 1,
 ) -> None:
-    """Write the settings of a target and variant into one model's `ModelConfig`, over what was there.
+    """Write the settings of a target and a variant into one model's `ModelConfig`. They replace earlier settings.
 
     Args:
-        config: The message; an ensemble has none of these settings and stays as it is.
+        config: The message. The config of an ensemble is not changed.
         spec: The model's entry in the tensor table.
         target: A name of `TARGETS`.
         variant: A name of `VARIANTS`.
         sizes: S, N, C and D of the model.
-        max_length: Most text tokens that the model reads; larger buckets are not warmed up.
-        optimization: Triton's `optimization` in JSON form (`make_optimization`).
-        cores: Of the machine that serves; the instances of models that read image files follow them.
+        max_length: Largest number of text tokens that the model reads. Larger buckets are not warmed up.
+        optimization: Triton's `optimization` as JSON (`make_optimization`).
+        cores: Number of cores of the server's machine. A model that reads image files has as many instances, up to the
+            largest number in `targets.toml`.
 
     Raises:
-        ConfigError: Target or variant is unknown, or Triton knows no such optimization.
+        ConfigError: The target or the variant is unknown, or `optimization` has a field that Triton does not know.
     """
     check_target(target, variant)
     if spec.backend == "ensemble":
@@ -133,7 +134,7 @@ def apply_settings(
     try:
         json_format.ParseDict(dict(optimization or {}), config.optimization)
     except json_format.ParseError as error:
-        raise ConfigError(f"Triton knows no such optimization of {spec.name}: {error}.") from error
+        raise ConfigError(f"Triton does not know this optimization of {spec.name}: {error}.") from error
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
         if accelerator.name == "tensorrt":
             ranges = make_profile(config, machine[variant]["typical_batch"])
@@ -141,7 +142,7 @@ def apply_settings(
 
 
 def is_rate_limited(target: str, variant: str) -> bool:
-    """Return whether Triton must run with `--rate-limit=execution_count` for the limits to count."""
+    """Return whether the configs hold rate limits, which need Triton's option `--rate-limit=execution_count`."""
     check_target(target, variant)
     return bool(_read_settings()["target"][target][variant]["rate_limited"])
 
@@ -163,12 +164,12 @@ def _set_instances(config: Any, role: Role, machine: Mapping[str, Any], variant:
 def _set_batching(
     batching: Any, settings: Mapping[str, Any], role: Role, machine: Mapping[str, Any], variant: str
 ) -> None:
-    wanted = settings["variant"][variant]
-    batching.SetInParent()  # a dynamic batcher, also where every setting is Triton's own
-    batching.max_queue_delay_microseconds = wanted["delay_us"][role]
+    values = settings["variant"][variant]
+    batching.SetInParent()  # turns the dynamic batcher on, even if all settings are Triton's defaults
+    batching.max_queue_delay_microseconds = values["delay_us"][role]
     if role != "preprocess":
         batching.preferred_batch_size.extend(machine.get("preferred_batch_sizes", ()))
-    if (queue := wanted.get("queue")) is None:
+    if (queue := values.get("queue")) is None:
         return
     batching.priority_levels = queue["priority_levels"]
     batching.default_priority_level = queue["default_priority_level"]
@@ -186,9 +187,9 @@ def _set_policy(policy: Any, queue: Mapping[str, Any]) -> None:
 def _set_warm_up(
     config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], max_length: int
 ) -> None:
-    """Add a request of zeros for every batch size and length. The backend knows them by their number.
+    """Add a request of zeros for every batch size and length. The embedded backend counts these requests.
 
-    The largest comes first: memory that grew for it serves the others, and what does not fit fails at once.
+    The largest comes first, so that the memory grows only once and a lack of memory shows at once.
     """
     reads_text = any("L" in tensor.shape for tensor in spec.inputs)
     buckets = [bucket for bucket in LENGTH_BUCKETS if bucket < max_length]
@@ -199,7 +200,7 @@ def _set_warm_up(
             for tensor in spec.inputs:
                 entry = sample.inputs[tensor.name]
                 entry.data_type = _DTYPES[tensor.dtype]
-                free = {"V": 1, "I": sizes["N"], "L": length}  # one image of each study
+                free = {"V": 1, "I": sizes["N"], "L": length}  # one image for each study
                 entry.dims.extend(
                     free.get(str(letter), dim)
                     for letter, dim in zip(tensor.shape, tensor.dims(sizes), strict=True)

@@ -1,21 +1,21 @@
-"""Versions of the model in one published repository: which there are, which one answers, and how that changes.
+"""Change the versions in a published repository: switch the current version, add and remove versions.
 
-On disk, for every served model:
+The files of every served model:
 
-    <model>/config.pbtxt       what Triton reads now
-    <model>/<N>/config.pbtxt   the config that version N was published with; Triton passes over it
-    <model>/<N>/fingerprint    the model that version N is of; a graph must hold the same
-    <model>/<N>/...            the graph or code of version N; nothing for an ensemble
+    <model>/config.pbtxt       the config that Triton reads
+    <model>/<N>/config.pbtxt   the config that version N was published with; Triton ignores it
+    <model>/<N>/fingerprint    the fingerprint of the model of version N; a graph must hold the same
+    <model>/<N>/...            the graph or the code of version N; no other file for an ensemble
     .published.json            the marker (`contract.repository`)
 
-Triton has one config.pbtxt for all versions of a model. Graphs and preprocessing therefore serve every version of
-the marker side by side (`version_policy`), and the ensembles are the switch: each is pinned, step by step, to
-one version, so no request mixes the encoder of one model with the fusion of another. The config of a graph says
-nothing of one version alone, its `fingerprint` least of all: Triton loads again what serves when its config
-changes in anything but versions and instances, and a new version is to cost the loading of itself only.
+Triton has one config.pbtxt for all versions of a model. So graphs and preprocessing models serve every version of the
+marker side by side (`version_policy`). Each ensemble is pinned to one version of itself and of all its steps, so no
+request mixes the encoder of one model with the fusion of another. A switch changes only the ensembles. The config of a
+graph holds no value of a single version, not even the fingerprint: Triton reloads a serving model if its config changes
+in more than versions and instances, and a new version shall load only its own files.
 
-A change is staged completely beside the files and then consists of renames, the marker last. A rename that fails is
-undone. After a kill in their midst `settle` makes everything again what the marker says.
+A change first writes all new files beside the old ones. Then it renames them, the marker last. If a rename fails, the
+others are undone. If the process is killed between renames, `settle` restores the state of the marker.
 """
 
 import contextlib
@@ -47,11 +47,11 @@ from contract.repository import (
 )
 
 SERVER_GATE: Final = "server"
-_STAGED: Final = ".new-"  # a directory that is no number, and hidden: Triton passes over it
+_STAGED: Final = ".new-"  # prefix of directories that Triton ignores, because their names are no numbers
 
 
 def find_version(repository: Path) -> int:
-    """Return the version that answers; 1 where there is no marker, or one of an older version of this software."""
+    """Return the current version; 1 if there is no marker, or one of an older version of this software."""
     try:
         return read_published(repository).version
     except UnpublishedError:
@@ -59,20 +59,23 @@ def find_version(repository: Path) -> int:
 
 
 def rollback(repository: Path, to: int | None = None) -> Published:
-    """Make another version answer; where it answers already nothing is changed, so that a repetition is harmless.
+    """Make another version the current one. A second call with the same version changes nothing.
+
+    The other versions are removed if their files are damaged, because Triton would load them too. A running Triton
+    serves the old version until `serving.reload` reloads it.
 
     Args:
         repository: A published repository.
-        to: The version; None is the oldest one that is kept. Another version whose files are damaged is removed:
-            Triton would load it too.
+        to: The new current version. None: the oldest version in the repository.
 
     Returns:
-        What the repository holds now. A running Triton goes on as it was until `serving.reload` tells it.
+        The content of the repository after the switch.
 
     Raises:
-        ConfigError: There is no such version, or no other one, or another process is publishing into it.
-        ArtifactError: The files of that version are damaged, or the disk refused the write; the repository is as it
-            was. Or it is not a published one.
+        ConfigError: The version does not exist, the repository has no other version, or another process is publishing
+            into it.
+        ArtifactError: The directory is not a published repository, the files of the version are damaged, or the disk
+            refused the write. The repository is unchanged.
     """
     repository = repository.absolute()
     with lock(repository):
@@ -80,8 +83,8 @@ def rollback(repository: Path, to: int | None = None) -> Published:
         target = _choose_version(state, to)
         require_intact(state, [target])
         damaged = find_damage(state, [number for number in state.versions if number != target])
-        kept = {number: entry for number, entry in state.versions.items() if number not in damaged}
-        changed = replace(state, version=target, versions=kept)
+        intact = {number: entry for number, entry in state.versions.items() if number not in damaged}
+        changed = replace(state, version=target, versions=intact)
         apply_state(changed)
         remove_leftovers(changed)
     return changed
@@ -90,25 +93,25 @@ def rollback(repository: Path, to: int | None = None) -> Published:
 def _choose_version(state: Published, to: int | None) -> int:
     if to is None and state.previous is None:
         raise ConfigError(
-            f"{state.repository} holds version {state.version} only: there is nothing to go back to."
+            f"{state.repository} holds only version {state.version}, so there is no other version to switch to."
         )
     if to is not None and to not in state.versions:
-        there = ", ".join(map(str, sorted(state.versions)))
-        raise ConfigError(f"{state.repository} has no version {to}: it holds {there}.")
+        numbers = ", ".join(map(str, sorted(state.versions)))
+        raise ConfigError(f"{state.repository} has no version {to}. It holds {numbers}.")
     return min(state.versions) if to is None else to
 
 
 def promote(repository: Path, version: int, gate: Mapping[str, Any] | None = None) -> Published:
-    """Let a version answer that waits beside the other one.
+    """Make a version current that was published with `standby`.
 
     Args:
         repository: A published repository.
         version: The version.
-        gate: What the gate at the server ran on; for the marker.
+        gate: The runtime of the gate at the server, for the marker.
 
     Raises:
-        ConfigError: There is no such version, or another process is publishing into it.
-        ArtifactError: The disk refused the write; the repository is as it was.
+        ConfigError: The version does not exist, or another process is publishing into the repository.
+        ArtifactError: The disk refused the write. The repository is unchanged.
     """
     repository = repository.absolute()
     with lock(repository):
@@ -124,27 +127,27 @@ def promote(repository: Path, version: int, gate: Mapping[str, Any] | None = Non
 def retire(
     repository: Path, version: int | None = None, tell: Callable[[], object] | None = None
 ) -> tuple[Published, int]:
-    """Remove the version that does not answer.
+    """Remove a version that is not current.
 
     Args:
         repository: A published repository.
-        version: The version; None is the one beside that which answers.
-        tell: Makes a running server take what the repository says then, so that it unloads the version. The files
-            stay until it has, and where it raises everything is as it was.
+        version: The version. None: the one beside the current version.
+        tell: Makes a running server reload the repository, so that it unloads the version. The files are removed after
+            this call. If it raises, the repository is restored.
 
     Returns:
-        What the repository holds now, and the version that is gone.
+        The content of the repository after the removal, and the removed version.
 
     Raises:
-        ConfigError: There is no such version, or it answers, or another process is publishing into it.
-        ArtifactError: The disk refused the write; the repository is as it was.
+        ConfigError: The version does not exist or is current, or another process is publishing into the repository.
+        ArtifactError: The disk refused the write. The repository is unchanged.
     """
     repository = repository.absolute()
     with lock(repository):
         state = restore(repository)
-        gone = _choose_retired(state, version)
-        kept = {number: entry for number, entry in state.versions.items() if number != gone}
-        changed = replace(state, versions=kept)
+        retired = _choose_retired(state, version)
+        versions = {number: entry for number, entry in state.versions.items() if number != retired}
+        changed = replace(state, versions=versions)
         apply_state(changed)
         if tell is not None:
             try:
@@ -153,47 +156,52 @@ def retire(
                 apply_state(state)
                 raise
         remove_leftovers(changed)
-    return changed, gone
+    return changed, retired
 
 
 def _choose_retired(state: Published, version: int | None) -> int:
     if version is None and state.previous is None:
-        raise ConfigError(f"{state.repository} holds version {state.version} only, which answers.")
+        raise ConfigError(
+            f"{state.repository} holds only version {state.version}. The current version cannot be removed."
+        )
     if version == state.version:
         raise ConfigError(
-            f"Version {version} of {state.repository} answers: let another one answer first (`cxr export rollback`)."
+            f"Version {version} is the current version of {state.repository}. Switch to another version first with "
+            "`cxr export rollback`."
         )
     return _choose_version(state, state.previous if version is None else version)
 
 
 def withdraw(repository: Path, version: int) -> Published:
-    """Remove a version that cannot be served; the other one answers.
+    """Remove a version that cannot be served, and make the other version current.
 
     Raises:
-        ConfigError: There is no such version, or no other one.
-        ArtifactError: The disk refused the write; the repository is as it was.
+        ConfigError: The version does not exist, or the repository has no other version.
+        ArtifactError: The disk refused the write. The repository is unchanged.
     """
     repository = repository.absolute()
     with lock(repository):
         state = restore(repository)
-        kept = {number: entry for number, entry in state.versions.items() if number != version}
-        if version not in state.versions or not kept:
-            raise ConfigError(f"{repository} has no version {version} beside another one.")
-        changed = replace(state, versions=kept, version=next(iter(kept)))
+        others = {number: entry for number, entry in state.versions.items() if number != version}
+        if version not in state.versions or not others:
+            raise ConfigError(
+                f"{repository} has no version {version} beside another version, so it cannot be withdrawn."
+            )
+        changed = replace(state, versions=others, version=next(iter(others)))
         apply_state(changed)
         remove_leftovers(changed)
     return changed
 
 
 def settle(repository: Path) -> None:
-    """Finish what an interrupted publish left: afterwards everything is as the marker says.
+    """Restore the state of the marker after an interrupted change. Without an interruption nothing is written.
 
-    Nothing is written where nothing was interrupted. A repository of an older version is left as it is.
+    The repository of an older version of this software is not changed.
 
     Raises:
-        ConfigError: Another process is publishing into it.
-        ArtifactError: It is no published repository, the config of a version is missing or damaged, or the disk
-            refused the write.
+        ConfigError: Another process is publishing into the repository.
+        ArtifactError: The directory is not a published repository, the config of a version is missing or damaged, or
+            the disk refused the write.
     """
     if "versions" in read_marker(repository):
         with lock(repository.absolute()):
@@ -201,9 +209,9 @@ def settle(repository: Path) -> None:
 
 
 def restore(repository: Path) -> Published:
-    """As `settle`, for a caller that holds the lock: return what the repository holds, and make it so."""
+    """Do the same as `settle` for a caller that holds the lock, and return the content of the repository."""
     state = read_published(repository)
-    require_version_configs(state)  # what Triton reads is made of them
+    require_version_configs(state)  # the configs that Triton reads are rendered from these
     apply_state(state)
     remove_leftovers(state)
     return state
@@ -211,7 +219,7 @@ def restore(repository: Path) -> Published:
 
 @contextlib.contextmanager
 def lock(repository: Path) -> Iterator[None]:
-    """Keep other processes from changing the repository meanwhile; ConfigError when one is at it."""
+    """Lock the repository against changes by other processes. Raise ConfigError if another process holds the lock."""
     try:
         handle = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -221,45 +229,48 @@ def lock(repository: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"Another process is publishing into {repository}: wait until it is done."
+                f"Another process is publishing into {repository}. Wait until it has finished."
             ) from error
         except OSError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
         yield
     finally:
         os.close(handle)
 
 
 def list_models(repository: Path) -> list[str]:
-    """Return the names of the served models, ensembles last: they are what switches."""
+    """Return the names of the served models, ensembles last."""
     names = sorted(path.parent.name for path in repository.glob(f"*/{CONFIG_NAME}"))
     return sorted(names, key=lambda name: read_config(repository / name / CONFIG_NAME).platform == "ensemble")
 
 
 def read_config(path: Path) -> Any:
-    """Parse a config.pbtxt; raises ArtifactError when it is missing or is none."""
+    """Parse a config.pbtxt. Raise ArtifactError if it is missing or not a config."""
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: publish again with --replace.") from error
+        raise ArtifactError(f"{path} cannot be read. Publish the model again with --replace.") from error
     except text_format.ParseError as error:
-        raise ArtifactError(f"{path} is not a Triton config: {error}.") from error
+        raise ArtifactError(
+            f"{path} is not a Triton config: {error}. Publish the model again with --replace."
+        ) from error
 
 
 def pin(config: Any, version: int) -> None:
-    """Bind an ensemble to one version of itself and of each of its steps."""
+    """Pin an ensemble to one version of itself and of each of its steps."""
     config.version_policy.specific.versions[:] = [version]
     for step in config.ensemble_scheduling.step:
         step.model_version = version
 
 
 def apply_state(state: Published) -> None:
-    """Write every config and the marker as `state` says, those that differ, in the order in which it is safe.
+    """Write the configs and the marker of a state, as far as they differ from the files.
 
-    Graphs and preprocessing come first: they serve both versions. Then the ensembles switch, then the marker.
+    Graphs and preprocessing models come first, because they serve both versions. Then the ensembles switch. The marker
+    is last.
 
     Raises:
-        ArtifactError: A version lacks a config, or the disk refused the write; all is as it was.
+        ArtifactError: A version lacks a config, or the disk refused the write. The repository is unchanged.
     """
     texts = render(state)
     files = {state.repository / name / CONFIG_NAME: text for name, text in texts.items()}
@@ -269,43 +280,40 @@ def apply_state(state: Published) -> None:
         _switch(changed)
     except OSError as error:
         raise ArtifactError(
-            f"Could not write {state.repository}: {error.strerror or error}. It is as it was."
+            f"Could not write {state.repository}: {error.strerror or error}. It is unchanged."
         ) from error
 
 
 def render(state: Published) -> dict[str, str]:
     """Return the config.pbtxt of each model, ensembles last.
 
-    An ensemble has the config that the current version was published with, a shared model that of the newest.
+    An ensemble has the config of the current version. A model that serves all versions has that of the newest version.
     """
     newest = max(state.versions)
     models = sorted(path.parents[1].name for path in state.repository.glob(f"*/{newest}/{CONFIG_NAME}"))
-    shared, switches = {}, {}
+    shared, ensembles = {}, {}
     for name in models:
         config = read_config(state.repository / name / str(newest) / CONFIG_NAME)
         if config.platform == "ensemble":
             path = state.repository / name / str(state.version) / CONFIG_NAME
-            read_config(path)  # is it whole?
-            switches[name] = path.read_text(encoding="utf-8")
+            read_config(path)  # raises an error for a damaged file
+            ensembles[name] = path.read_text(encoding="utf-8")
         else:
-            shared[name] = _render_shared(config, state)
-    return {**shared, **switches}
-
-
-def _render_shared(config: Any, state: Published) -> str:
-    numbers = sorted(state.versions)
-    config.version_policy.specific.versions[:] = numbers
-    config.parameters.pop(FINGERPRINT, None)
-    return f"# Written by `cxr export`: versions {', '.join(map(str, numbers))}.\n" + format_config(config)
+            numbers = sorted(state.versions)
+            config.version_policy.specific.versions[:] = numbers
+            config.parameters.pop(FINGERPRINT, None)
+            head = f"# Written by `cxr export`: versions {', '.join(map(str, numbers))}.\n"
+            shared[name] = head + format_config(config)
+    return {**shared, **ensembles}
 
 
 def format_config(config: Any) -> str:
-    """Return a `ModelConfig` as config.pbtxt has it."""
+    """Return a `ModelConfig` as the text of a config.pbtxt."""
     return str(text_format.MessageToString(config))
 
 
 def stage_directory(model: Path, version: int) -> Path:
-    """Make a directory in a model's own, on the same file system, that becomes its version by a rename."""
+    """Create a directory in a model's directory. A rename turns it into the directory of the version."""
     path = model / f"{_STAGED}{version}"
     path.mkdir(parents=True)
     path.chmod(0o755)
@@ -313,7 +321,7 @@ def stage_directory(model: Path, version: int) -> Path:
 
 
 def remove_leftovers(state: Published) -> None:
-    """Remove version directories that the marker does not name, and what an interruption left; best effort."""
+    """Remove the directories of other versions, and the files of an interrupted change. Errors are ignored."""
     for model in (path.parent for path in state.repository.glob(f"*/{CONFIG_NAME}")):
         for entry in model.iterdir():
             old = entry.name.isdecimal() and int(entry.name) not in state.versions
@@ -324,7 +332,7 @@ def remove_leftovers(state: Published) -> None:
 
 
 def _switch(files: Mapping[Path, str]) -> None:
-    """Give each file its new text: all are written beside first, so that a full disk stops before any is changed."""
+    """Give each file its new text. All texts are written beside the files first, so a full disk changes no file."""
     done: list[Path] = []
     try:
         for path, text in files.items():
@@ -332,7 +340,7 @@ def _switch(files: Mapping[Path, str]) -> None:
             if path.exists():
                 _keep_copy(path, _name(path, "old"))
         for path in files:
-            done.append(path)  # before: an interrupt may come between the rename and the note
+            done.append(path)  # before the rename, because an interrupt may come between the two
             _name(path, "new").replace(path)
     except BaseException:
         for path in reversed(done):
@@ -345,7 +353,7 @@ def _switch(files: Mapping[Path, str]) -> None:
 
 
 def _undo(path: Path) -> None:
-    """Put the earlier file back by a rename, which a full disk allows; a file that was not there goes."""
+    """Restore the earlier file by a rename, which a full disk allows. Remove a file that did not exist before."""
     if (old := _name(path, "old")).exists():
         old.replace(path)
     elif not _name(path, "new").exists():
@@ -368,7 +376,7 @@ def _keep_copy(path: Path, copy: Path) -> None:
     copy.unlink(missing_ok=True)
     try:
         copy.hardlink_to(path)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(path, copy)
 
 

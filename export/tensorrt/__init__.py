@@ -1,1 +1,1 @@
-"""ONNX graphs -> TensorRT plans."""
+"""Build TensorRT plans from ONNX graphs."""

@@ -197,7 +197,7 @@ def test_target_moves_only_the_graphs(target, kind, bundle, graphs, tmp_path):
         (Deployment("tpu"), "cpu, gpu or tensorrt, not tpu"),
         (Deployment(variant="speed"), "latency or throughput, not speed"),
         (Deployment(layout="whole"), "split or fused, not whole"),
-        (Deployment(optimization={"execution_accelerator": []}), "no such optimization"),
+        (Deployment(optimization={"execution_accelerator": []}), "does not know this optimization"),
     ],
 )
 def test_unknown_settings_are_refused(deployment, words, bundle, graphs, tmp_path):
@@ -226,7 +226,9 @@ def test_fused_graphs_take_the_place_of_the_others(bundle, graphs, tmp_path):
         assert compute_sha256(repository / name / "1" / "model.onnx") == compute_sha256(fused[name])
     steps = read_config(repository, "predict_study").ensemble_scheduling.step
     assert {step.model_name for step in steps} == {"preprocess_study", "fused_study"}
-    with pytest.raises(ConfigError, match=r"its layout is fused, the new one's is split.*--replace"):
+    with pytest.raises(
+        ConfigError, match=r"its models have layout fused, but this model has layout split.*--replace"
+    ):
         publish(bundle, graphs, repository)
 
 

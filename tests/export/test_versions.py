@@ -147,12 +147,12 @@ def test_rollback_and_back(repository, models):
     assert read_tree(repository) == rolled_back
     rollback(repository, to=2)
     assert read_tree(repository) == before
-    with pytest.raises(ConfigError, match="no version 3: it holds 1, 2"):
+    with pytest.raises(ConfigError, match=r"no version 3\. It holds 1, 2"):
         rollback(repository, to=3)
 
 
 def test_rollback_needs_another_version(repository, tmp_path):
-    with pytest.raises(ConfigError, match="holds version 1 only"):
+    with pytest.raises(ConfigError, match="holds only version 1"):
         rollback(repository)
     with pytest.raises(ArtifactError, match="was not published"):
         rollback(tmp_path)
@@ -176,7 +176,9 @@ def change(bundle, **sizes):
 def test_other_categories_are_refused(repository, models, monkeypatch):
     before, (bundle, graphs) = read_tree(repository), models[2]
     monkeypatch.setattr("export.publish.LABEL_KEYS", ("normal",))
-    with pytest.raises(ConfigError, match=r"its labels is .* the new one's is \['normal'\].*--replace"):
+    with pytest.raises(
+        ConfigError, match=r"its models have labels .* this model has labels \['normal'\].*--replace"
+    ):
         publish(bundle, graphs, repository)
     assert read_tree(repository) == before
 
@@ -184,13 +186,13 @@ def test_other_categories_are_refused(repository, models, monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "deployment", "words"),
     [
-        (lambda x: change(x, D=64), Deployment(), r"its sizes is .*'D': 128.*'D': 64"),
+        (lambda x: change(x, D=64), Deployment(), r"its models have sizes .*'D': 128.*'D': 64"),
         (
             lambda x: replace(x, config={**x.config, "text_mode": "all"}),
             Deployment(),
-            "new preprocess_text has another parameters",
+            "its preprocess_text and that of this model differ in parameters",
         ),
-        (lambda x: x, Deployment("gpu"), "its target is cpu, the new one's is gpu"),
+        (lambda x: x, Deployment("gpu"), "its models have target cpu, but this model has target gpu"),
         (
             lambda x: x,
             Deployment(
@@ -198,7 +200,7 @@ def test_other_categories_are_refused(repository, models, monkeypatch):
                     "execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]},
                 }
             ),
-            "new image_encoder has another optimization",
+            "its image_encoder and that of this model differ in optimization",
         ),
     ],
 )
@@ -262,7 +264,7 @@ def test_a_failure_at_any_rename_leaves_all_as_it_was(repository, models, monkey
     for at in choose_renames(count_renames(monkeypatch, repository, models)):
         with monkeypatch.context() as patch:
             break_rename(patch, at, OSError(5, "Input/output error"), ends=False)
-            with pytest.raises(ArtifactError, match=r"Input/output error\. It is as it was"):
+            with pytest.raises(ArtifactError, match=r"Input/output error\. It is unchanged"):
                 publish(*models[2], repository)
         assert read_tree(repository) == before, at
     publish(*models[2], repository)
