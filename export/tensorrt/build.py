@@ -1,18 +1,18 @@
-"""`cxr export tensorrt`: exported ONNX graphs -> TensorRT plans, or all that is needed to build them elsewhere.
+"""`cxr export tensorrt`: build TensorRT plans from exported ONNX graphs, or write the files to build them elsewhere.
 
-    OUT/models/<model>/config.pbtxt          serves the plan: lay models/ over a copy of the published repository
-    OUT/models/<model>/<N>/model.plan        the plan, and beside it
-    OUT/models/<model>/<N>/model.plan.json   what it was built from and on, which `check_plan` compares
-    OUT/timing-<release>-sm<capability>.cache    what the builder timed: the next build is faster
-    OUT/tensorrt.json                        what this command did
-    OUT/graphs/<model>.onnx                  the graphs, where a bundle was given
+    OUT/models/<model>/config.pbtxt          the config of the plan; copy models/ over a copy of the repository
+    OUT/models/<model>/<N>/model.plan        the plan
+    OUT/models/<model>/<N>/model.plan.json   the record of the build, which `check_plan` reads
+    OUT/timing-<release>-sm<capability>.cache    the builder's timing cache, which makes the next build faster
+    OUT/tensorrt.json                        the summary of this command
+    OUT/graphs/<model>.onnx                  the graphs, if the source is a bundle
 
-Where TensorRT or a GPU is missing nothing is built; then there are also
+Without TensorRT or a GPU nothing is built, and two more outputs are written:
 
     OUT/build.sh                             builds the plans in NVIDIA's container
-    OUT/accelerated/<model>/config.pbtxt     lets Triton's ONNX Runtime backend build engines itself
+    OUT/accelerated/<model>/config.pbtxt     makes Triton's ONNX Runtime backend build engines itself
 
-A plan runs on the TensorRT release and the kind of GPU that built it alone. It has not passed the parity gate.
+A plan runs only on the TensorRT release and the kind of GPU that built it. It has not passed the parity gate.
 """
 
 import json
@@ -54,15 +54,19 @@ Progress = Callable[[int, int], None]
 _SUMMARY: Final = "tensorrt.json"
 _SCRIPT: Final = "build.sh"
 _NOT_CHECKED: Final = (
-    "The plans have not passed the parity gate: compare their answers before you serve them."
+    "The plans have not passed the parity gate. Compare their answers before you serve them."
 )
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What a user chooses: precision, the batch size that plans are tuned for, workspace of the builder in MiB.
+    """The settings of a user.
 
-    With `cuda_graphs` Triton captures the small shapes of the warm-up as CUDA graphs (`to_plan_config`).
+    Attributes:
+        precision: "fp32", "fp16" or "bf16".
+        typical_batch: The batch size that the plans are tuned for.
+        workspace_mib: Workspace of the builder in MiB.
+        cuda_graphs: Whether Triton captures the small shapes of the warm-up as CUDA graphs (`to_plan_config`).
     """
 
     precision: Precision = "fp16"
@@ -71,7 +75,7 @@ class PlanSettings:
     cuda_graphs: bool = False
 
     def check(self) -> None:
-        """Raise ConfigError when a value is unknown or out of range."""
+        """Raise ConfigError if a value is unknown or out of range."""
         if self.precision not in PRECISIONS:
             raise ConfigError(f"The precision must be fp32, fp16 or bf16, not {self.precision}.")
         if self.workspace_mib < 1:
@@ -80,7 +84,7 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class PlanSource:
-    """One published or freshly exported graph, with its config and version."""
+    """One graph, published or just exported, with its config and version."""
 
     name: str
     graph: Path
@@ -90,7 +94,18 @@ class PlanSource:
 
 @dataclass(frozen=True)
 class PlanExport:
-    """What was done. `plans` are those built or kept; without any, `reason` says why and `commands` what to run."""
+    """The result of a run.
+
+    Attributes:
+        out: The output directory.
+        fingerprint: Fingerprint of the model.
+        plans: Graph -> plan, new or of an earlier run.
+        kept: Names of the graphs whose plan is of an earlier run.
+        builder: Name of the builder; "" if nothing was built.
+        reason: The reason why nothing was built, or "".
+        commands: The commands that build the plans elsewhere.
+        notes: Sentences for the user.
+    """
 
     out: Path
     fingerprint: str
@@ -113,15 +128,15 @@ class PlanExport:
         }
 
     def to_sentences(self) -> list[str]:
-        """Return what was done and what comes next, for people."""
+        """Return the result and the next steps in sentences."""
         if self.plans:
-            kept = f" ({len(self.kept)} of them from before)" if self.kept else ""
+            kept = f" ({len(self.kept)} of them from an earlier run)" if self.kept else ""
             head = f"{len(self.plans)} plans{kept} by {self.builder}: {self.out / 'models'}"
         else:
             head = (
-                f"Nothing was built: {self.reason}. On a machine with an NVIDIA GPU and Docker run "
-                f"{self.out / _SCRIPT}, or let Triton build engines at its first start with the configs in "
-                f"{self.out / 'accelerated'}."
+                f"Nothing was built, because {self.reason}. Run {self.out / _SCRIPT} on a machine with an NVIDIA GPU "
+                f"and Docker. Or serve with the configs in {self.out / 'accelerated'}: Triton then builds engines at "
+                "its first start."
             )
         return [head, *self.notes]
 
@@ -129,20 +144,21 @@ class PlanExport:
 def export_plans(
     source: Path, out: Path, settings: PlanSettings | None = None, progress: Progress | None = None
 ) -> PlanExport:
-    """Build a plan of every graph of a bundle or a published repository, or write how to build it elsewhere.
+    """Build a plan of every graph of a bundle or a published repository, or write the files to build it elsewhere.
 
-    A plan of an earlier run stays where graph, settings, TensorRT and GPU are the same.
+    A plan of an earlier run is used again if graph, settings, TensorRT and GPU are the same.
 
     Args:
         source: A bundle, whose graphs are exported first, or a repository that `cxr export` published.
-        out: Where everything goes: a new directory, an empty one, or one that this function wrote.
-        settings: Precision, typical batch, workspace.
-        progress: Called with (graphs done, graphs in all).
+        out: The output directory: a new one, an empty one, or one that this function wrote.
+        settings: The settings. None: the defaults.
+        progress: Called with (number of finished graphs, number of all graphs).
 
     Raises:
-        ConfigError: `source` is neither, `out` is not free, or TensorRT or the GPU cannot do what is asked.
-        ArtifactError: A graph holds what TensorRT cannot take, its build failed, or the disk refused the write.
-        FingerprintError: A graph comes from another model than its repository says.
+        ConfigError: `source` is neither of the two, `out` holds other files, or TensorRT or the GPU cannot build these
+            plans.
+        ArtifactError: TensorRT cannot read a graph, its build failed, or the disk refused the write.
+        FingerprintError: A graph comes from another model than its repository.
     """
     settings = settings or PlanSettings()
     settings.check()
@@ -151,7 +167,7 @@ def export_plans(
     builder, gpu, reason = _find_machine()
     version = builder.version if builder else RELEASE
     with _emptied_on_failure(out):
-        write_json(out / _SUMMARY, {"finished": False})  # so that a later run may go on here
+        write_json(out / _SUMMARY, {"finished": False})  # so that a later run may continue here
         sources, fingerprint = _read_sources(source, out)
         for item in sources:
             require_operators(item.graph, version)
@@ -171,58 +187,60 @@ def export_plans(
 
 
 def check_plan(plan: Path, version: Version, gpu: Gpu) -> None:
-    """Hold a plan to the machine that is to run it, by the record beside it.
+    """Check with the record beside a plan that the plan fits a machine.
 
     Args:
         plan: A `model.plan` that `export_plans` built.
-        version: Release of TensorRT there, major, minor and patch.
-        gpu: The GPU there.
+        version: Release of TensorRT on the machine: major, minor and patch.
+        gpu: The machine's GPU.
 
     Raises:
         ArtifactError: The record is missing, the plan was changed, or it was built for another release or compute
-            capability; the message holds both values.
+            capability. The message holds both values.
     """
     record = _read_record(plan)
     if record is None:
-        raise ArtifactError(f"{plan} has no readable record beside it: build it with cxr export tensorrt.")
-    here = {"tensorrt": _format(version), "compute_capability": _format(gpu.capability)}
-    for key, found in here.items():
-        if record.get(key) != found:
+        raise ArtifactError(f"{plan} has no readable record beside it. Build it with `cxr export tensorrt`.")
+    machine = {"tensorrt": _format(version), "compute_capability": _format(gpu.capability)}
+    for key, value in machine.items():
+        if record.get(key) != value:
             label = key.replace("_", " ").replace("tensorrt", "TensorRT")
-            raise ArtifactError(f"{plan} was built for {label} {record.get(key)}, but here is {found}.")
+            raise ArtifactError(
+                f"{plan} was built for {label} {record.get(key)}, but this machine has {value}. Build it again here."
+            )
     if record.get("plan_sha256") != compute_sha256(plan):
-        raise ArtifactError(f"{plan} is not the file that its record describes: build it again.")
+        raise ArtifactError(f"{plan} is not the file that its record describes. Build it again.")
 
 
 def _check_out(source: Path, out: Path) -> None:
     if out == source or source in out.parents:
-        raise ConfigError(f"{out} lies in {source}: choose a directory outside.")
+        raise ConfigError(f"{out} lies in {source}. Choose a directory outside of it.")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is not a directory: choose another path.")
+        raise ConfigError(f"{out} is not a directory. Choose another path.")
     if out.is_dir() and any(out.iterdir()) and not (out / _SUMMARY).is_file():
         raise ConfigError(
-            f"{out} is not empty and has no {_SUMMARY} of an earlier run: choose another directory."
+            f"{out} is not empty and has no {_SUMMARY} of an earlier run. Choose another directory."
         )
 
 
 @contextmanager
 def _emptied_on_failure(out: Path) -> Iterator[None]:
-    """Leave a directory that is new or empty as it was when what is asked cannot be done."""
-    made = [path for path in (out, *out.parents) if not path.exists()]  # the deepest first
-    was_empty = out in made or not any(out.iterdir())
+    """On an error empty a directory that was empty, and remove the directories that did not exist."""
+    created = [path for path in (out, *out.parents) if not path.exists()]  # the deepest first
+    was_empty = out in created or not any(out.iterdir())
     try:
         yield
     except BaseException:
         for entry in out.iterdir() if was_empty and out.is_dir() else ():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         with suppress(OSError):
-            for path in made:
+            for path in created:
                 path.rmdir()
         raise
 
 
 def _find_machine() -> tuple[PlanBuilder | None, Gpu | None, str]:
-    """Return the builder and the GPU of this machine; the last is why nothing can be built, or empty."""
+    """Return the builder and the GPU of this machine, and the reason why nothing can be built, or ""."""
     builder = find_builder()
     if builder is None:
         return None, None, "neither the tensorrt package nor trtexec is installed"
@@ -258,13 +276,15 @@ def _read_repository(repository: Path) -> tuple[list[PlanSource], str]:
         config = read_config(repository / name / CONFIG_NAME)
         if config.backend == "onnxruntime":
             graph = repository / name / str(published.version) / "model.onnx"
-            found = read_fingerprint(graph)
             require_same_fingerprint(
-                published.fingerprint, found, expected_from=str(repository), found_from=str(graph)
+                published.fingerprint,
+                read_fingerprint(graph),
+                expected_from=str(repository),
+                found_from=str(graph),
             )
             items.append(PlanSource(name, graph, config, published.version))
     if not items:
-        raise ConfigError(f"{repository} holds no ONNX graphs.")
+        raise ConfigError(f"{repository} holds no ONNX graphs. Publish the model again with `cxr export`.")
     return items, published.fingerprint
 
 
@@ -295,7 +315,7 @@ def _build_all(
     fingerprint: str,
     progress: Progress | None,
 ) -> tuple[str, ...]:
-    """Build what is not there yet, and return the names of the plans that were."""
+    """Build the plans that an earlier run did not build; return the names of the others."""
     kept = []
     for done, (name, request) in enumerate(requests.items()):
         if progress:
@@ -336,10 +356,11 @@ def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerpri
 
 
 def _is_current(plan: Path, record: Mapping[str, Any]) -> bool:
-    found = _read_record(plan)
-    if found is None or not plan.is_file():
+    earlier = _read_record(plan)
+    if earlier is None or not plan.is_file():
         return False
-    return found.pop("plan_sha256", None) == compute_sha256(plan) and found == record
+    sha256 = earlier.pop("plan_sha256", None)
+    return earlier == record and sha256 == compute_sha256(plan)
 
 
 def _name_record(plan: Path) -> Path:
@@ -367,23 +388,23 @@ def _write_configs(
 def _write_instructions(
     sources: list[PlanSource], requests: Mapping[str, PlanRequest], out: Path
 ) -> tuple[str, ...]:
-    """Write the accelerated configs and the script, and return the commands in it, one per graph."""
+    """Write the accelerated configs and the script; return the commands of the script, one for each graph."""
     for item in sources:
         text = format_config(to_accelerated_config(item.config, requests[item.name]))
         write_file(out / "accelerated" / item.name / CONFIG_NAME, text)
         version = out / "models" / item.name / str(item.version)
         try:
-            version.mkdir(parents=True, exist_ok=True)  # the container writes into it and must find it
+            version.mkdir(parents=True, exist_ok=True)  # the container writes into it
         except OSError as error:
             raise ArtifactError(f"Could not write {version}: {error.strerror or error}.") from error
     commands = tuple(shlex.join(make_container_command(request, out)) for request in requests.values())
-    head = f"#!/bin/sh\n# Builds the plans of {out} in {CONTAINER}: run it where an NVIDIA GPU is.\nset -e\n"
+    head = f"#!/bin/sh\n# Builds the plans of {out} in {CONTAINER}. Run it on a machine with an NVIDIA GPU.\nset -e\n"
     write_file(out / _SCRIPT, head + "".join(f"{command}\n" for command in commands), mode=0o777)
     return commands
 
 
 def _remove_instructions(out: Path) -> None:
-    """Remove what an earlier run wrote where nothing could be built."""
+    """Remove the files with which an earlier run described a build elsewhere."""
     (out / _SCRIPT).unlink(missing_ok=True)
     shutil.rmtree(out / "accelerated", ignore_errors=True)
 
@@ -392,8 +413,8 @@ def _find_mismatch(version: Version) -> tuple[str, ...]:
     if version[:2] == RELEASE:
         return ()
     return (
-        f"These plans need TensorRT {_format(version)}; Triton {CONTAINER_RELEASE} has {_format(RELEASE)} and will "
-        "not load them.",
+        f"These plans need TensorRT {_format(version)}. Triton {CONTAINER_RELEASE} has {_format(RELEASE)} and does not "
+        "load them.",
     )
 
 

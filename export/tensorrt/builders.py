@@ -1,7 +1,7 @@
-"""Builders of TensorRT plans: the Python API where it is installed, else the `trtexec` program.
+"""Builders of TensorRT plans: the Python API if it is installed, otherwise the program `trtexec`.
 
-The API is that of TensorRT 10: https://docs.nvidia.com/deeplearning/tensorrt/api/python_api/ ; the options of
-trtexec are those that release 10.5 prints.
+The API is that of TensorRT 10: https://docs.nvidia.com/deeplearning/tensorrt/api/python_api/. The options of trtexec
+are those of release 10.5.
 """
 
 import importlib
@@ -20,36 +20,36 @@ from export.tensorrt.graph import OLDEST_RELEASE, PlanRequest
 from export.tensorrt.operators import Version, name_node
 from export.tensorrt.shapes import format_shapes
 
-_BF16_SINCE: Final = (8, 0)  # compute capability: Ampere
-_PART: Final = ".part"  # of a plan that is being written
+_BF16_SINCE: Final = (8, 0)  # compute capability of Ampere
+_PART: Final = ".part"  # suffix of an unfinished plan
 _SENSITIVE_LAYERS: Final = ("NORMALIZATION", "SOFTMAX", "REDUCE")  # of tensorrt.LayerType
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that a plan is built on, and whose kind it runs on: name and CUDA compute capability."""
+    """Name and CUDA compute capability of the GPU that builds a plan. The plan runs only on this kind of GPU."""
 
     name: str
     capability: tuple[int, int]
 
 
 class PlanBuilder(Protocol):
-    """Builds plans: the Python API, trtexec, or a test's stand-in."""
+    """Builds plans: the Python API, trtexec, or a test's replacement."""
 
     @property
     def name(self) -> str:
-        """What builds, for people."""
+        """Name of the builder for messages."""
 
     @property
     def version(self) -> Version:
-        """Release of TensorRT: a plan runs on this one alone."""
+        """Release of TensorRT. A plan runs only on this release."""
 
     def build(self, request: PlanRequest) -> None:
-        """Write `request.plan`; raises ArtifactError when TensorRT refuses the graph."""
+        """Write `request.plan`. Raise ArtifactError if TensorRT refuses the graph."""
 
 
 def read_gpu() -> Gpu | None:
-    """Return the first GPU that nvidia-smi names, or None where there is none."""
+    """Return the first GPU that nvidia-smi lists, or None."""
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -60,7 +60,7 @@ def read_gpu() -> Gpu | None:
 
 
 def find_builder() -> PlanBuilder | None:
-    """Return the builder of this machine, the Python API before trtexec; None where TensorRT is not installed.
+    """Return the builder of this machine, the Python API before trtexec, or None without TensorRT.
 
     Raises:
         ConfigError: The installed TensorRT is too old for these graphs.
@@ -68,7 +68,7 @@ def find_builder() -> PlanBuilder | None:
     builder: PlanBuilder
     try:
         builder = PythonBuilder(importlib.import_module("tensorrt"))
-    except (ImportError, OSError):  # OSError: the package is there, its libraries are not
+    except (ImportError, OSError):  # OSError: the libraries of the package are missing
         program = shutil.which("trtexec")
         if program is None:
             return None
@@ -76,16 +76,17 @@ def find_builder() -> PlanBuilder | None:
     if builder.version < OLDEST_RELEASE:
         release = ".".join(map(str, builder.version))
         raise ConfigError(
-            f"The graphs need TensorRT {OLDEST_RELEASE[0]} or later (INT64 inputs, opset 18), not {release}."
+            f"The graphs need TensorRT {OLDEST_RELEASE[0]} or later (INT64 inputs, opset 18), not {release}. Install a "
+            "later release."
         )
     return builder
 
 
 def check_gpu(request: PlanRequest, gpu: Gpu) -> None:
-    """Raise ConfigError when a GPU has no arithmetic for the precision of a plan."""
+    """Raise ConfigError if a GPU cannot compute in the precision of a plan."""
     if request.precision == "bf16" and gpu.capability < _BF16_SINCE:
         major, minor = gpu.capability
-        raise ConfigError(f"bf16 needs compute capability 8.0; {gpu.name} has {major}.{minor}: use fp16.")
+        raise ConfigError(f"bf16 needs compute capability 8.0, but {gpu.name} has {major}.{minor}. Use fp16.")
 
 
 class PythonBuilder:
@@ -94,12 +95,12 @@ class PythonBuilder:
     name = "TensorRT Python API"
 
     def __init__(self, module: Any) -> None:
-        """Use a `tensorrt` module that was imported."""
+        """Take the imported `tensorrt` module."""
         self._trt = module
         self.version: Version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:3])
 
     def build(self, request: PlanRequest) -> None:
-        """Write `request.plan` and add what was timed to the timing cache.
+        """Write `request.plan` and update the timing cache.
 
         Raises:
             ArtifactError: TensorRT cannot read or build the graph, or the disk refused the write.
@@ -122,7 +123,7 @@ class PythonBuilder:
 
         class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
-                trt.ILogger.__init__(self)  # the binding needs it called by name
+                trt.ILogger.__init__(self)  # the binding does not support super()
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
@@ -137,11 +138,13 @@ class PythonBuilder:
 
     def _parse(self, network: Any, graph: Path, errors: list[str]) -> None:
         parser = self._trt.OnnxParser(network, self._make_logger(errors))
-        if parser.parse_from_file(str(graph)):  # from the file: weights may lie beside it
+        if parser.parse_from_file(
+            str(graph)
+        ):  # not from memory, because weights may be in a file beside the graph
             return
-        found = [_describe(parser.get_error(index), graph) for index in range(parser.num_errors)]
-        reason = found[0] if found else (errors[-1] if errors else "it gave no reason")
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        reasons = [_describe(parser.get_error(index), graph) for index in range(parser.num_errors)]
+        reason = reasons[0] if reasons else (errors[-1] if errors else "it gave no reason")
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise ArtifactError(f"TensorRT cannot read {graph}: {reason}{more}.")
 
     def _configure(self, builder: Any, network: Any, request: PlanRequest) -> Any:
@@ -149,7 +152,7 @@ class PythonBuilder:
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
         if request.precision == "fp32":
-            config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not fp32
+            config.clear_flag(trt.BuilderFlag.TF32)  # TF32 has only 10 bits of mantissa
         elif not request.strongly_typed:
             config.set_flag(getattr(trt.BuilderFlag, request.precision.upper()))
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -168,14 +171,14 @@ class PythonBuilder:
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             if layer.num_outputs == 0 or layer.get_output(0).dtype not in floating:
-                continue  # integers have one precision
+                continue  # only floating point has several precisions
             if layer.type in kinds or layer.name in named:
                 layer.precision = trt.DataType.FLOAT
                 for output in range(layer.num_outputs):
                     layer.set_output_type(output, trt.DataType.FLOAT)
 
     def _load_timing_cache(self, config: Any, path: Path) -> Any:
-        """Return the cache that the build fills; one of another release or GPU is refused and starts empty."""
+        """Return the cache that the build fills. It is empty if the file comes from another release or GPU."""
         data = path.read_bytes() if path.is_file() else b""
         cache = config.create_timing_cache(data)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -199,49 +202,49 @@ class TrtexecBuilder:
     """The builder of the `trtexec` program."""
 
     def __init__(self, program: str) -> None:
-        """Use the program at a path; it is asked for its version.
+        """Take the path of the program and read its version.
 
         Raises:
-            ConfigError: It cannot run, or does not say which release it is.
+            ConfigError: The program cannot run, or does not print its release.
         """
         self._program = program
         self.name = f"trtexec ({program})"
         self.version = read_trtexec_version(program)
 
     def build(self, request: PlanRequest) -> None:
-        """Write `request.plan`; trtexec itself keeps the timing cache.
+        """Write `request.plan`. trtexec updates the timing cache itself.
 
         Raises:
-            ArtifactError: trtexec failed; the message holds its first error.
+            ArtifactError: trtexec failed. The message holds its first error.
         """
         part = request.plan.with_name(request.plan.name + _PART)
         arguments = make_trtexec_arguments(request, plan=str(part))
         try:
             request.plan.parent.mkdir(parents=True, exist_ok=True)
-            done = subprocess.run([self._program, *arguments], capture_output=True, text=True, check=False)
-            if done.returncode == 0 and part.is_file():
+            result = subprocess.run([self._program, *arguments], capture_output=True, text=True, check=False)
+            if result.returncode == 0 and part.is_file():
                 part.replace(request.plan)
                 return
         except OSError as error:
             raise ArtifactError(f"Could not write {request.plan}: {error.strerror or error}.") from error
         part.unlink(missing_ok=True)
-        reason = _find_error(done.stdout + done.stderr) or f"exit status {done.returncode}"
+        reason = _find_error(result.stdout + result.stderr) or f"exit status {result.returncode}"
         raise ArtifactError(f"trtexec could not build a plan of {request.graph}: {reason}")
 
 
 def read_trtexec_version(program: str) -> Version:
-    """Return the release of a trtexec from the first line that it prints, as "[TensorRT v100500]".
+    """Return the release of a trtexec from the first line of its output, which holds "[TensorRT v100500]".
 
     Raises:
-        ConfigError: It cannot run, or prints no such line.
+        ConfigError: The program cannot run, or prints no such line.
     """
     try:
-        done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{program} cannot run: {error}.") from error
-    match = re.search(r"\[TensorRT v(\d+)\]", done.stdout + done.stderr)
+        raise ConfigError(f"{program} cannot run: {error}. Install TensorRT again.") from error
+    match = re.search(r"\[TensorRT v(\d+)\]", result.stdout + result.stderr)
     if match is None:
-        raise ConfigError(f"{program} does not say which TensorRT it is of.")
+        raise ConfigError(f"{program} does not print its TensorRT release. Install TensorRT again.")
     number = int(match[1])
     major, rest = divmod(number, 10_000 if number >= 100_000 else 1_000)  # 100500 is 10.5.0, 8601 is 8.6.1
     return (major, *divmod(rest, 100))
@@ -254,9 +257,9 @@ def make_trtexec_arguments(
 
     Args:
         request: The plan.
-        graph: Path of the graph where trtexec runs; empty is the request's own, so for `plan` and `timing_cache`.
-        plan: Path of the plan there.
-        timing_cache: Path of the timing cache there.
+        graph: Path of the graph as trtexec sees it. "": the path in the request.
+        plan: Path of the plan as trtexec sees it. "": the path in the request.
+        timing_cache: Path of the timing cache as trtexec sees it. "": the path in the request.
     """
     arguments = [
         f"--onnx={graph or request.graph}",

@@ -1,7 +1,7 @@
-"""Triton configs for TensorRT, and the command that builds a plan in NVIDIA's container.
+"""Make Triton configs for TensorRT, and the command that builds a plan in NVIDIA's container.
 
-A plan is served by Triton's TensorRT backend (`platform: "tensorrt_plan"`). Without plans, the ONNX Runtime backend
-of NVIDIA's image builds engines itself when its `execution_accelerators` ask for it:
+Triton's TensorRT backend serves a plan (`platform: "tensorrt_plan"`). Without plans the ONNX Runtime backend of
+NVIDIA's image builds engines itself, if the config has the execution accelerator "tensorrt":
 https://github.com/triton-inference-server/onnxruntime_backend#onnx-runtime-with-tensorrt-optimization
 """
 
@@ -19,15 +19,15 @@ from export.tensorrt.builders import make_trtexec_arguments
 from export.tensorrt.graph import PlanRequest
 from export.tensorrt.shapes import format_profile
 
-# A plan runs on the TensorRT that built it alone: serve it with `NGC_RELEASE=25.12`. The images of 26.06 and later have
-# TensorRT 11, which no longer chooses data types itself.
+# A plan runs only on the TensorRT release that built it, so serve it with `NGC_RELEASE=25.12`. The images of 26.06 and
+# later have TensorRT 11, which no longer chooses data types itself.
 CONTAINER_RELEASE: Final = "25.12"
 CONTAINER: Final = f"nvcr.io/nvidia/tensorrt:{CONTAINER_RELEASE}-py3"
 PLAN_NAME: Final = "model.plan"
 _PLATFORM: Final = "tensorrt_plan"
-_THREADS: Final = ("intra_op_thread_count", "inter_op_thread_count")  # of onnxruntime alone
-_MAX_GRAPH_BATCH: Final = 8  # a larger batch computes for longer than its kernels take to start
-# Data types of TensorRT tensors: Triton's model configuration, "Datatypes".
+_THREADS: Final = ("intra_op_thread_count", "inter_op_thread_count")  # only onnxruntime reads them
+_MAX_GRAPH_BATCH: Final = 8  # for larger batches the start of kernels takes a small share of the time
+# The data types of TensorRT tensors (Triton, model configuration, "Datatypes").
 _DATA_TYPES: Final = frozenset(
     {
         "TYPE_BOOL",
@@ -47,25 +47,28 @@ def to_plan_config(
 ) -> Any:
     """Return the config of a model that is served as a TensorRT plan instead of an ONNX graph.
 
-    Names, dims, data types, batching, warm-up and the fingerprint stay; what only ONNX Runtime reads goes.
+    Names, dims, data types, batching, warm-up and the fingerprint do not change. The settings of ONNX Runtime are
+    removed.
 
     Args:
-        config: The `ModelConfig` of the published graph; it is not changed.
-        version: The only version that Triton may load; None leaves the policy. Other versions of the model hold
-            ONNX graphs, which one config cannot serve beside a plan.
-        profiles: How many optimisation profiles the plan has; each instance runs all of them.
-        cuda_graphs: Whether the backend captures a CUDA graph for each shape of the warm-up of at most 8 cases. A
-            request of just that shape replays it, any other one runs as before.
+        config: The `ModelConfig` of the published graph. It is not changed.
+        version: The only version that Triton may load, because the other versions of the model are ONNX graphs, which
+            need another config. None: the version policy does not change.
+        profiles: Number of optimisation profiles of the plan. Each instance runs all of them.
+        cuda_graphs: Whether the backend captures a CUDA graph for each shape of the warm-up with at most 8 cases. A
+            request of exactly this shape replays it.
 
     Raises:
-        ConfigError: The model is no graph, takes larger batches than a plan is built for, or exchanges a data type
-            that TensorRT has not.
+        ConfigError: The model is not a graph, accepts larger batches than a plan, or has a data type that TensorRT
+            does not know.
     """
     if config.backend != "onnxruntime" and config.platform != _PLATFORM:
-        raise ConfigError(f"{config.name} is served by {config.backend or config.platform}: it is no graph.")
+        raise ConfigError(
+            f"{config.name} is served by {config.backend or config.platform}, so it is not a graph."
+        )
     if config.max_batch_size > MAX_BATCH_SIZE:
         raise ConfigError(
-            f"{config.name} takes batches of {config.max_batch_size}; plans are built for up to {MAX_BATCH_SIZE}."
+            f"{config.name} accepts batches of {config.max_batch_size}, but a plan has at most {MAX_BATCH_SIZE}."
         )
     for entry in (*config.input, *config.output):
         data_type = model_config_pb2.DataType.Name(entry.data_type)
@@ -90,11 +93,12 @@ def to_plan_config(
 
 
 def to_accelerated_config(config: Any, request: PlanRequest) -> Any:
-    """Return the config with which the ONNX Runtime backend builds an engine of the graph when it loads it.
+    """Return a config with which the ONNX Runtime backend builds an engine when it loads the graph.
 
     Args:
-        config: The `ModelConfig` of the published graph; it is not changed.
-        request: The plan that it stands in for. bf16 becomes FP32: the backend refuses BF16 before release 26.02.
+        config: The `ModelConfig` of the published graph. It is not changed.
+        request: The plan that the engine replaces. bf16 becomes FP32, because the backend refuses BF16 before release
+            26.02.
     """
     optimization = make_optimization("tensorrt")
     entry = optimization["execution_accelerators"]["gpu_execution_accelerator"][0]
@@ -114,8 +118,8 @@ def make_container_command(request: PlanRequest, out: Path) -> list[str]:
     """Return the `docker run` command that builds one plan in the container of Triton's release.
 
     Args:
-        request: The plan; its path and that of the timing cache lie in `out`.
-        out: The directory that the container may write to.
+        request: The plan. Its path and its timing cache are in `out`.
+        out: The directory that the container writes to.
     """
     arguments = make_trtexec_arguments(
         request,
@@ -151,4 +155,4 @@ def _use_gpu(config: Any) -> None:
     for group in config.instance_group:
         if group.kind != model_config_pb2.ModelInstanceGroup.KIND_GPU:
             group.kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
-            group.count = 1  # several on a processor share its cores; on a GPU one fills it
+            group.count = 1  # one instance uses the whole GPU

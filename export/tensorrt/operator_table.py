@@ -1,24 +1,27 @@
-"""Which ONNX operators TensorRT 10 takes, and for which data types.
+"""The ONNX operators that TensorRT 10 supports, and their data types.
 
-Facts of the operator support document of onnx-tensorrt, release 10.6,
-https://github.com/onnx/onnx-tensorrt/blob/release/10.6-GA/docs/operators.md; the change log beside it lists no
-operator that 10.6 has and 10.5 has not. The container's release is newer (`export.tensorrt.operators.RELEASE`): its
-own parser has the last word when a plan is built. An operator that the document marks "N" is not in the table.
-`ImageScaler`, `ParametricSoftplus`, `ScaledTanh` and `Scatter` are left out: no opset that the parser reads still has
-them.
+The source is the operator support document of onnx-tensorrt, release 10.6:
+https://github.com/onnx/onnx-tensorrt/blob/release/10.6-GA/docs/operators.md. According to its change log, 10.5 supports
+the same operators. The container's release is newer (`export.tensorrt.operators.RELEASE`), so its own parser decides
+when a plan is built. Operators that the document marks "N" are not in the table. `ImageScaler`, `ParametricSoftplus`,
+`ScaledTanh` and `Scatter` are not in it either, because no opset of the parser has them.
 """
 
 from typing import Final
 
 FLOATS: Final = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
-_HALVES: Final = frozenset({"FLOAT", "FLOAT16"})  # operators that came as plugins know no BFLOAT16
+_HALVES: Final = frozenset({"FLOAT", "FLOAT16"})  # operators that are plugins have no BFLOAT16
 _INTEGERS: Final = frozenset({"INT32", "INT64"})
 _BOOL: Final = frozenset({"BOOL"})
 _NUMBERS: Final = FLOATS | _INTEGERS
 _ANY: Final = _NUMBERS | _BOOL
 
 OLDEST_OPSET: Final = 9
-NEWEST_OPSETS: Final = (((10, 6), 22), ((10, 0), 20), ((0,), 17))  # first release, newest opset it reads
+NEWEST_OPSETS: Final = (
+    ((10, 6), 22),
+    ((10, 0), 20),
+    ((0,), 17),
+)  # first release -> the newest opset that it reads
 
 _GROUPS: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (
@@ -54,8 +57,8 @@ DATA_TYPES: Final[dict[str, frozenset[str]]] = {
     name: types for types, names in _GROUPS for name in names.split()
 }
 
-# The parser reads these, but the shape of what follows is known only once the data are: a plan has no use for them
-# in a batch of requests, and Triton cannot plan its buffers.
+# The parser reads these, but the shape of their result depends on the data. Such a plan cannot run a batch of requests,
+# and Triton cannot allocate its buffers.
 DATA_DEPENDENT: Final = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan"})
 
 # Operator -> (input, its name) that must be a constant of the graph.
@@ -69,7 +72,7 @@ CONSTANT_INPUTS: Final[dict[str, tuple[int, str]]] = {
     "Dropout": (2, "training_mode"),
 }
 
-# Operator -> attribute -> the one value it may have where it is given.
+# Operator -> attribute -> its only supported value.
 FIXED_ATTRIBUTES: Final[dict[str, dict[str, object]]] = {
     "TopK": {"sorted": 1},
     "LSTM": {"input_forget": 0, "layout": 0},
@@ -80,4 +83,4 @@ REFUSED_ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
     "Constant": frozenset({"sparse_value", "value_string", "value_strings"}),
 }
 NO_DILATIONS: Final = frozenset({"AveragePool", "MaxPool", "LpPool"})  # each must be 1
-ONE_OUTPUT: Final = frozenset({"LayerNormalization", "MaxPool"})  # their other outputs are not built
+ONE_OUTPUT: Final = frozenset({"LayerNormalization", "MaxPool"})  # only their first output is supported

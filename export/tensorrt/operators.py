@@ -1,7 +1,7 @@
-"""ONNX graphs held to what TensorRT's parser takes: operators, data types, attributes, shapes.
+"""Check that TensorRT's parser can read an ONNX graph: its operators, data types, attributes and shapes.
 
-The parser says so itself, but only where a GPU and TensorRT are; this check runs anywhere, on a file of any size
-(weights are not read), and names the node. `export.tensorrt.operator_table` holds the facts and their source.
+The parser itself needs a GPU and TensorRT. This check runs on any machine, does not read weights, and names the node.
+`export.tensorrt.operator_table` holds the facts and their source.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,30 +27,30 @@ from export.tensorrt.operator_table import (
 
 Version = tuple[int, ...]
 
-RELEASE: Final[Version] = (10, 14)  # TensorRT in Triton's image 25.12 (compatibility.md: torch nv25.12)
+RELEASE: Final[Version] = (10, 14)  # TensorRT of Triton's image 25.12 (compatibility.md, torch nv25.12)
 _ONNX_DOMAINS: Final = ("", "ai.onnx")
 _BOUNDARY_TYPES: Final = frozenset(
     {"FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "UINT8", "INT8", "BOOL"}
 )
-_INT64_SINCE: Final[Version] = (9,)  # before, the parser turned INT64 inputs into INT32
+_INT64_SINCE: Final[Version] = (9,)  # earlier parsers turn INT64 inputs into INT32
 
 
 @dataclass(frozen=True)
 class OperatorProblem:
-    """One thing in a graph that TensorRT cannot take; `node` is the tensor's name where an input or output is."""
+    """One part of a graph that TensorRT does not support. `node` is the name of a node, an input or an output."""
 
     node: str
     operator: str
     reason: str
 
     def __str__(self) -> str:
-        """Return one clause for a message: node, operator and why."""
+        """Return node, operator and reason as a clause of a message."""
         return f"node {self.node} ({self.operator}): {self.reason}"
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What is known of the tensors that a node reads: data types by name, and which are constants."""
+    """The tensors of a graph: data types by name, names of constants; and the graph's own functions."""
 
     types: Mapping[str, str]
     constants: frozenset[str]
@@ -58,14 +58,14 @@ class _Scope:
 
 
 def check_operators(path: Path, version: Version = RELEASE) -> list[OperatorProblem]:
-    """Return what TensorRT cannot take in an ONNX file, in the order of the graph; empty where it takes all.
+    """Return the parts of an ONNX file that TensorRT does not support, in the order of the graph.
 
     Args:
-        path: The ONNX file; weights beside it are not needed.
+        path: The ONNX file. A file of weights beside it is not needed.
         version: The TensorRT release, such as (10, 5).
 
     Raises:
-        ArtifactError: The file is no ONNX graph.
+        ArtifactError: The file is not an ONNX graph.
     """
     model = load_graph(path)
     scope = _make_scope(model)
@@ -79,16 +79,16 @@ def check_operators(path: Path, version: Version = RELEASE) -> list[OperatorProb
 
 
 def require_operators(path: Path, version: Version = RELEASE) -> None:
-    """Raise ArtifactError when TensorRT cannot take an ONNX file; the message names the first node and why."""
+    """Raise ArtifactError with the first node and the reason if TensorRT does not support an ONNX file."""
     problems = check_operators(path, version)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         release = ".".join(map(str, version))
-        raise ArtifactError(f"TensorRT {release} cannot take {path}: {problems[0]}{more}.")
+        raise ArtifactError(f"TensorRT {release} cannot read {path}: {problems[0]}{more}.")
 
 
 def read_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return a node's attributes as Python values; text is str."""
+    """Return a node's attributes as Python values, with text as str."""
     values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     return {
         name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
@@ -97,12 +97,12 @@ def read_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def name_node(node: onnx.NodeProto) -> str:
-    """Return the node's name, or its first output's where it has none."""
+    """Return the node's name, or the name of its first output if it has no name."""
     return node.name or next(iter(node.output), "(unnamed)")
 
 
 def _walk(nodes: Any) -> Iterator[onnx.NodeProto]:
-    """Yield nodes and, after each, those of the graphs inside it (If, Loop, Scan)."""
+    """Yield nodes and, after each node, the nodes of the graphs inside it (If, Loop, Scan)."""
     for node in nodes:
         yield node
         for entry in node.attribute:
@@ -111,11 +111,11 @@ def _walk(nodes: Any) -> Iterator[onnx.NodeProto]:
 
 
 def infer_types(model: onnx.ModelProto) -> dict[str, str]:
-    """Return tensor name -> ONNX data type ("FLOAT", "INT64", ...), as far as the graph and inference tell."""
+    """Return tensor name -> ONNX data type such as "FLOAT", from the graph and from inference if it succeeds."""
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except Exception:
-        # An operator of another domain ends inference; what the file says of itself is still used.
+        # Inference fails at an operator of another domain. The types in the file are still used.
         graph = model.graph
     values = [*graph.input, *graph.value_info, *graph.output]
     types = {value.name: _name_type(value.type.tensor_type.elem_type) for value in values}
@@ -148,11 +148,13 @@ def _check_boundary(graph: onnx.GraphProto, version: Version) -> Iterator[Operat
     inputs = [value for value in graph.input if value.name not in weights]
     for role, values in (("input", inputs), ("output", graph.output)):
         for value in values:
-            found = _name_type(value.type.tensor_type.elem_type)
-            if found not in _BOUNDARY_TYPES:
-                yield OperatorProblem(value.name, role, f"a plan has no {role} of data type {found}")
-            elif found == "INT64" and version < _INT64_SINCE:
-                reason = f"TensorRT {version[0]} makes it INT32, and the served models exchange INT64"
+            data_type = _name_type(value.type.tensor_type.elem_type)
+            if data_type not in _BOUNDARY_TYPES:
+                yield OperatorProblem(
+                    value.name, role, f"a plan cannot have an {role} of data type {data_type}"
+                )
+            elif data_type == "INT64" and version < _INT64_SINCE:
+                reason = f"TensorRT {version[0]} turns it into INT32, but the served models exchange INT64"
                 yield OperatorProblem(value.name, role, reason)
 
 
@@ -172,10 +174,10 @@ def _check_node(node: onnx.NodeProto, scope: _Scope) -> Iterator[OperatorProblem
 
 def _find_unknown(node: onnx.NodeProto, scope: _Scope) -> str | None:
     if (node.domain, node.op_type) in scope.functions:
-        return None  # the parser reads local functions; their nodes are checked one by one
+        return None  # the parser reads local functions, and their nodes are checked too
     if node.domain not in _ONNX_DOMAINS:
         return (
-            f"its domain {node.domain} is not ONNX's own: give the bundle, or a repository published with "
+            f"its domain {node.domain} is not part of ONNX. Use the bundle, or a repository that was published with "
             "--target tensorrt"
         )
     if node.op_type in DATA_DEPENDENT:
@@ -190,15 +192,15 @@ def _find_bad_types(node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:
     if allowed is None:
         return
     for name in _find_data(node):
-        found = scope.types.get(name, "UNDEFINED")
-        if found == "UINT8" and "UINT8" not in allowed:
-            yield f"{name} is UINT8, which only enters or leaves a plan: a Cast must come first"
-        elif found not in allowed and found != "UNDEFINED":
-            yield f"{name} is {found}, but only {', '.join(sorted(allowed))} are supported"
+        data_type = scope.types.get(name, "UNDEFINED")
+        if data_type == "UINT8" and "UINT8" not in allowed:
+            yield f"{name} is UINT8, which only inputs and outputs of a plan may be, so it needs a Cast first"
+        elif data_type not in allowed and data_type != "UNDEFINED":
+            yield f"{name} is {data_type}, but only {', '.join(sorted(allowed))} are supported"
 
 
 def _find_data(node: onnx.NodeProto) -> list[str]:
-    """Return the tensors whose data type the support document speaks of: the data, not indices, shapes, or axes."""
+    """Return the tensors whose data types the support document lists: the data, not indices, shapes or axes."""
     if node.op_type == "Cast":
         return [*node.input, *node.output]
     if node.op_type in {"Constant", "If"}:
@@ -230,7 +232,7 @@ def _find_bad_attributes(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _find_bad_cast(node: onnx.NodeProto, scope: _Scope) -> Iterator[str]:
-    """TensorRT's DataType.UINT8: converted to and from float32 and float16 only."""
+    """Yield a reason if a Cast converts UINT8 to or from another type than float32 or float16 (DataType.UINT8)."""
     if node.op_type != "Cast":
         return
     types = {scope.types.get(name, "UNDEFINED") for name in (*node.input, *node.output)}

@@ -1,7 +1,7 @@
-"""The shapes that TensorRT is told of: profiles of plans, and of the provider inside ONNX Runtime.
+"""Make the shape profiles of TensorRT, for plans and for the provider inside ONNX Runtime.
 
-All follow from a model's config.pbtxt: what it may be sent decides the range, what it is warmed up with the lengths.
-Without a range the provider builds its engine anew for every shape that is larger or smaller than those before.
+They follow from a model's config.pbtxt: the range of batch sizes from its inputs, the lengths from its warm-up. Without
+a profile the provider builds its engine again for every shape outside the range of earlier shapes.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _BOUNDS: Final = ("min", "opt", "max")
 
 
 class ShapeRange(NamedTuple):
-    """Smallest, most usual and largest shape of one input, the batch first."""
+    """The smallest, the typical and the largest shape of one input, with the batch size first."""
 
     smallest: tuple[int, ...]
     typical: tuple[int, ...]
@@ -28,8 +28,9 @@ Profile = Mapping[str, ShapeRange]
 def make_profile(config: Any, typical_batch: int) -> dict[str, ShapeRange]:
     """Return the range of each input's shape, tuned for one batch size.
 
-    Batches are 1 to what the config allows. Text is 1 token (clients may preprocess themselves) to the longest that
-    the model is warmed up with, most often 128. A study has 1 image, most often, to `MAX_VIEWS`.
+    The batch size ranges from 1 to the largest one of the config. A text ranges from 1 token (a client may tokenize
+    itself) to the longest text of the warm-up; typical are 128 tokens. A study ranges from 1 image to `MAX_VIEWS`;
+    typical is 1 image.
 
     Args:
         config: The `ModelConfig` of a graph.
@@ -45,10 +46,10 @@ def make_profile(config: Any, typical_batch: int) -> dict[str, ShapeRange]:
 
 
 def make_profiles(config: Any, typical_batch: int) -> tuple[Profile, ...]:
-    """Return the profiles of a plan: the whole range, and, unless that is tuned for it already, batch 1 alone.
+    """Return the profiles of a plan: the whole range, and batch size 1 unless the first one is tuned for it.
 
-    Triton's TensorRT backend takes for each batch the profile whose typical shape is nearest. ONNX Runtime's provider
-    runs the first profile only.
+    Triton's TensorRT backend chooses the profile with the nearest typical shape for each batch. ONNX Runtime's provider
+    uses only the first profile.
     """
     whole = make_profile(config, typical_batch)
     return (whole,) if typical_batch == 1 else (whole, _make_ranges(config, (1, 1, 1)))
@@ -62,7 +63,7 @@ def format_profile(profile: Profile) -> dict[str, str]:
 
 
 def format_shapes(profile: Profile, index: int) -> str:
-    """Return one bound of every input as trtexec and onnxruntime write it: `name:1x32,other:1x49x128`."""
+    """Return one bound of every input in the format of trtexec and onnxruntime: `name:1x32,other:1x49x128`."""
     return ",".join(f"{name}:{'x'.join(map(str, bounds[index]))}" for name, bounds in profile.items())
 
 
@@ -87,7 +88,7 @@ def _make_ranges(config: Any, batches: tuple[int, int, int]) -> dict[str, ShapeR
 
 
 def _list_free(config: Any, letters: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[int, int, int]]:
-    """Return shape letter -> smallest, most usual and largest size of what differs from request to request."""
+    """Return shape letter -> smallest, typical and largest size, of the dimensions that differ between requests."""
     warmed: dict[str, set[int]] = {}
     for sample in config.model_warmup:
         for name, entry in sample.inputs.items():
@@ -95,7 +96,7 @@ def _list_free(config: Any, letters: Mapping[str, tuple[object, ...]]) -> dict[s
                 warmed.setdefault(str(letter), set()).add(dim)
     lengths = warmed.get("L") or set(LENGTH_BUCKETS)
     typical = min(lengths, key=lambda length: abs(length - TYPICAL_LENGTH))
-    tokens = min(warmed.get("I") or {1})  # of one image
+    tokens = min(warmed.get("I") or {1})  # number of tokens of one image
     return {
         "L": (1, typical, max(lengths)),
         "V": (1, 1, MAX_VIEWS),

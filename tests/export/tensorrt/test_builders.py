@@ -185,7 +185,7 @@ def test_the_version_of_trtexec(
 
 
 def test_a_trtexec_without_version_is_a_config_error(programs: Callable[[str, str], Path]) -> None:
-    with pytest.raises(ConfigError, match="does not say which TensorRT"):
+    with pytest.raises(ConfigError, match="does not print its TensorRT release"):
         read_trtexec_version(str(programs("trtexec", "echo hello")))
     with pytest.raises(ConfigError, match="cannot run"):
         read_trtexec_version("/nowhere/trtexec")

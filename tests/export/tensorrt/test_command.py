@@ -132,7 +132,9 @@ def test_without_tensorrt_nothing_is_built_and_that_is_said(
     out = tmp_path / "a place"
     result = export_plans(repository, out)
     assert result.plans == {}
-    assert result.to_sentences()[0].startswith("Nothing was built: neither the tensorrt package nor trtexec")
+    assert result.to_sentences()[0].startswith(
+        "Nothing was built, because neither the tensorrt package nor trtexec"
+    )
     assert result.to_dict()["built"] is False
     assert not list(out.rglob("model.plan"))
     words = shlex.split(next(command for command in result.commands if "image_encoder" in command))
@@ -187,7 +189,7 @@ def test_another_release_than_triton_has_is_said(
 ) -> None:
     trt.__version__ = "10.9.0.34"
     result = export_plans(repository, tmp_path / "out")
-    assert any("need TensorRT 10.9.0; Triton 25.12 has 10.14" in note for note in result.notes)
+    assert any("need TensorRT 10.9.0. Triton 25.12 has 10.14" in note for note in result.notes)
 
 
 def test_an_old_tensorrt_is_a_config_error(repository: Path, tmp_path: Path, trt: Any, gpu: None) -> None:
@@ -200,7 +202,7 @@ def test_bf16_needs_ampere(
     repository: Path, tmp_path: Path, trt: Any, programs: Callable[[str, str], Path]
 ) -> None:
     programs("nvidia-smi", "echo 'Tesla T4, 7.5'")
-    with pytest.raises(ConfigError, match=r"bf16 needs compute capability 8\.0; Tesla T4 has 7\.5"):
+    with pytest.raises(ConfigError, match=r"bf16 needs compute capability 8\.0, but Tesla T4 has 7\.5"):
         export_plans(repository, tmp_path / "out", PlanSettings(precision="bf16"))
 
 
@@ -254,7 +256,7 @@ def test_a_graph_that_tensorrt_cannot_take_stops_before_any_build(
     onnx.save(model, graph)
     with pytest.raises(
         ArtifactError,
-        match=r"TensorRT 10\.5\.0 cannot take .*fusion_text/1/model\.onnx: node find_tokens \(NonZero\)",
+        match=r"TensorRT 10\.5\.0 cannot read .*fusion_text/1/model\.onnx: node find_tokens \(NonZero\)",
     ):
         export_plans(place, tmp_path / "out")
     assert trt.builds == 0
@@ -275,9 +277,9 @@ def test_a_graph_of_another_model_is_refused(
 def test_a_plan_is_held_to_release_and_gpu(repository: Path, tmp_path: Path, trt: Any, gpu: None) -> None:
     plan = export_plans(repository, tmp_path / "out").plans["fusion_image"]
     check_plan(plan, (10, 5, 0), A100)
-    with pytest.raises(ArtifactError, match=r"built for TensorRT 10\.5\.0, but here is 10\.6\.0"):
+    with pytest.raises(ArtifactError, match=r"built for TensorRT 10\.5\.0, but this machine has 10\.6\.0"):
         check_plan(plan, (10, 6, 0), A100)
-    with pytest.raises(ArtifactError, match=r"compute capability 8\.0, but here is 9\.0"):
+    with pytest.raises(ArtifactError, match=r"compute capability 8\.0, but this machine has 9\.0"):
         check_plan(plan, (10, 5, 0), Gpu("NVIDIA H100", (9, 0)))
     plan.write_bytes(b"other")
     with pytest.raises(ArtifactError, match="not the file that its record describes"):

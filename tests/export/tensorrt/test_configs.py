@@ -60,7 +60,7 @@ class TestPlanConfig:
     def test_larger_batches_are_refused(self, bundle: Bundle) -> None:
         config = fill_config(bundle, MODELS["fusion_image"])
         config.max_batch_size = 64
-        with pytest.raises(ConfigError, match="batches of 64; plans are built for up to 32"):
+        with pytest.raises(ConfigError, match="batches of 64, but a plan has at most 32"):
             to_plan_config(config)
 
     def test_a_data_type_that_tensorrt_has_not_is_refused(self, bundle: Bundle) -> None:

@@ -74,7 +74,7 @@ def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "g.onnx", [node])
     check_one(path, "Det", "does not support")
     with pytest.raises(
-        ArtifactError, match=r"TensorRT 10\.14 cannot take .*g\.onnx: node bad \(Det\): .*support"
+        ArtifactError, match=r"TensorRT 10\.14 cannot read .*g\.onnx: node bad \(Det\): .*support"
     ):
         require_operators(path)
 
@@ -89,7 +89,7 @@ def test_a_node_without_a_name_goes_by_its_output(tmp_path: Path) -> None:
 def test_uint8_needs_a_cast(tmp_path: Path) -> None:
     direct = helper.make_node("Relu", ["x"], ["y"], name="bad")
     given = {"data_type": TensorProto.UINT8, "output_type": TensorProto.UINT8}
-    check_one(write_graph(tmp_path / "bad.onnx", [direct], **given), "Relu", "a Cast must come first")
+    check_one(write_graph(tmp_path / "bad.onnx", [direct], **given), "Relu", "so it needs a Cast first")
     nodes = [
         helper.make_node("Cast", ["x"], ["z"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("Relu", ["z"], ["y"], name="relu"),
