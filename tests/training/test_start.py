@@ -88,7 +88,7 @@ def test_what_the_earlier_model_learned_from_decides_the_licence(bundle, table, 
         load_bundle(train(read_start_config(bundle), table, tmp_path / "new", start=earlier).bundle)
     )
     assert "license: other" in card
-    assert "in which is: Open-i (Indiana University chest X-ray collection)" in card
+    assert "with data or weights of: Open-i (Indiana University chest X-ray collection)" in card
 
 
 def test_what_cannot_fit_is_refused_in_one_sentence(bundle, table, tmp_path):
@@ -166,8 +166,8 @@ def test_a_bundle_is_calibrated_on_other_studies(bundle, own_table, tmp_path):
     assert "f1" not in metrics["test"]["image"]["macro"]
     assert new.trained_ways == bundle.trained_ways
     card = read_card(new)
-    assert f"**Calibrated anew** from model `{bundle.fingerprint[:12]}`" in card
-    assert "old values kept" in card
+    assert f"**Calibrated again**: this is model `{bundle.fingerprint[:12]}` with" in card
+    assert "so their values are unchanged" in card
     assert "Not run yet" in card
     assert new.manifest["calibration"]["from"] == bundle.fingerprint
 

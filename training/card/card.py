@@ -1,6 +1,6 @@
 """Write the model card, MODEL_CARD.md, from the results of a run, for readers and for the Hugging Face hub.
 
-It starts with the hub's metadata (a YAML block: licence, tags, results as `model-index`); the sections follow
+It starts with the hub's metadata, a YAML block with licence, tags and results (`model-index`). The sections follow
 Mitchell et al. 2019, Model Cards for Model Reporting (arXiv:1810.03993).
 """
 
@@ -19,7 +19,7 @@ from training.config.toml_file import format_config
 from training.data.mesh import list_doubts
 from training.evaluation.view_scores import describe_score
 
-RARE: Final = 10  # training cases; a label with fewer is listed in the limits
+RARE: Final = 10  # labels with fewer training cases are listed in the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _WAYS: Final = {
     "study": "image + report",
@@ -38,9 +38,10 @@ _METRICS: Final = {
 _HUB_METRICS: Final = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1"}
 _TEXT_MODES: Final = {
     "findings": "the findings, or the impression of a report without findings",
-    "findings_masked": "the findings (or else the impression), with the words that state a label hidden",
+    "findings_masked": "the findings (or the impression of a report without findings), with the words that state a "
+    "label hidden",
     "full": "findings and impression",
-    "indication": "the indication alone, which was written before the image was read",
+    "indication": "only the indication, which was written before the image was read",
 }
 
 
@@ -71,8 +72,8 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_citations(config, details),
     ]
     note = (
-        "Not run yet. `cxr evaluate` puts the controls here: word counts (TF-IDF), another patient's image or "
-        "report, masked label words, and search. Without them the results above cannot be judged."
+        "Not run yet. `cxr evaluate` writes the results of the controls here: word counts (TF-IDF), another patient's "
+        "image or report, masked label words, and search. Without the controls the results above cannot be judged."
     )
     return _append_evaluation("\n".join(parts), note)
 
@@ -84,7 +85,7 @@ def insert_evaluation(card: str, summary: str) -> str:
     _, closed, after = rest.partition(end)
     if found and closed:
         card = before.rstrip() + "\n" + after
-    note = "Made by `cxr evaluate`; the whole of it, with plots, lies in `evaluation/`."
+    note = "Written by `cxr evaluate`. The full report with plots is in `evaluation/`."
     return _append_evaluation(card, f"{note}\n\n{summary.rstrip()}")
 
 
@@ -148,17 +149,18 @@ def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Map
     ways = ", ".join(_name_way(way) for way, _ in _list_ways(metrics)) or "none"
     return (
         f"# Chest X-ray model, config `{config.name}`\n\n"
-        "Predicts 22 finding categories from a chest radiograph, its report, or both; places cases in one "
-        "embedding space for search; shows attention per finding.\n\n"
-        "**Research and teaching only. Not a medical device: never use it for a diagnosis.**\n\n"
+        "This model predicts 22 finding categories from a chest radiograph, its report, or both. It embeds cases in "
+        "one space for search, and it computes the attention for each finding.\n\n"
+        "**Research and teaching only. This is not a medical device: never use it for a diagnosis.**\n\n"
         f"{warning}"
         f"- Image: {_describe_backbone(model)}, "
-        f"{model.image_size} x {model.image_size} pixels, {config.data.views} view(s) of a study.\n"
+        f"{model.image_size} x {model.image_size} pixels, at most {config.data.views} view(s) of a study.\n"
         f"- Text: a BERT encoder, {model.text_layers} layers, width {model.text_width}, at most "
         f"{config.data.max_length} word pieces. It reads `{config.data.text_mode}`: "
         f"{_TEXT_MODES[config.data.text_mode]}.\n"
         f"- Fusion: {model.fusion_layers} layer(s), token width {model.width}, embedding size "
-        f"{model.embedding_size}. One set of weights reads image and report together or either alone; tested: {ways}.\n"
+        f"{model.embedding_size}. The same weights read image and report together or either of them alone. Tested: "
+        f"{ways}.\n"
     )
 
 
@@ -171,11 +173,11 @@ def _describe_backbone(model: ModelConfig) -> str:
 def _write_use() -> str:
     return (
         "## Intended use\n\n"
-        "Research on multimodal models and on serving them, and teaching: what such a model sees, finds again and "
-        "misses. `cxr export` of `cxr-serving` publishes it for Triton.\n\n"
+        "Research on multimodal models and on their serving, and teaching about the strengths and errors of such a "
+        "model. `cxr export` of `cxr-serving` publishes it for Triton.\n\n"
         "Out of scope: any decision about a patient (diagnosis, triage, screening, second reading); images of other "
-        "parts of the body or of other modalities; reports in other languages than English. 22 coarse categories are "
-        "not a radiology report.\n"
+        "parts of the body or of other modalities; reports in other languages than English. 22 coarse categories do "
+        "not replace a radiology report.\n"
     )
 
 
@@ -187,7 +189,7 @@ def _write_data(metrics: Mapping[str, Any], source: Source) -> str:
     unreadable = metrics.get("unreadable_images", 0)
     note = f"\n{unreadable} image(s) could not be read and were left out.\n" if unreadable else ""
     return (
-        f"## Data\n\n{source.about} Split by patient; `split.json` holds the study ids. {source.labels}\n\n"
+        f"## Data\n\n{source.about} The split is by patient, and `split.json` holds the study ids. {source.labels}\n\n"
         f"| part | studies | with image | with report | labelled |\n|---|---|---|---|---|\n{rows}{note}"
     )
 
@@ -201,9 +203,9 @@ def _write_results(metrics: Mapping[str, Any]) -> str:
         for way, result in _list_ways(metrics)
     )
     return (
-        "## Results on the test split\n\nMacro means over the labels with enough cases, with 95 % intervals "
-        "from bootstrapping patients. AUROC, average precision and F1: higher is better; Brier score and expected "
-        "calibration error: lower is better.\n\n"
+        "## Results on the test split\n\nThe figures are macro means over the labels with enough cases, with 95 % "
+        "intervals from a bootstrap over patients. For AUROC, average precision and F1 higher is better. For the Brier "
+        "score and the expected calibration error lower is better.\n\n"
         f"| input | studies | {' | '.join(names.values())} |\n|{'---|' * (len(names) + 2)}\n{rows}"
     )
 
@@ -233,20 +235,21 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
 def _write_view_head(metrics: Mapping[str, Any]) -> str:
     """Return the results of the view head."""
     score = metrics.get("view_head")
-    told = (
+    result = (
         describe_score(score)
         if score
-        else "This model has none: it answers 0.5 to every image and warns of none."
+        else "This model has no fitted view head. It answers 0.5 to every image and never warns."
     )
     return (
         "### View head\n\n"
-        f"The probability that an image is a lateral view, on the test split. {told} A view is trusted where the "
-        "header or a published list says it; headers that lie or say nothing are not among these images.\n"
+        f"The view head computes the probability that an image is a lateral view. On the test split: {result} The true "
+        "view comes from the header or from a published list. Images with a wrong header or without a view in the "
+        "header are not measured.\n"
     )
 
 
 def _write_doubts(source: Source) -> str:
-    """Return the headings that do not match the name of their category; "" for labels from another table."""
+    """Return the headings that differ in meaning from their category; "" for labels that are not from headings."""
     if not source.from_headings:
         return ""
     rows = "".join(
@@ -256,8 +259,9 @@ def _write_doubts(source: Source) -> str:
     )
     return (
         "### Labels in doubt\n\n"
-        "The categories follow a published grouping. Some of its MeSH headings say something else than their category, "
-        "or less: read such a category by its headings. `training/data/mesh.csv` gives a reason for every heading.\n\n"
+        "The categories follow a published grouping of MeSH headings. Some headings mean something else than their "
+        "category, or less. Interpret such a category by its headings. `training/data/mesh.csv` gives a reason for "
+        "every heading.\n\n"
         f"| category | headings | doubt |\n|---|---|---|\n{rows}"
     )
 
@@ -266,37 +270,38 @@ def _write_calibration(details: Mapping[str, Any]) -> str:
     again = details.get("calibration")
     return (
         "## Calibration, thresholds and abstention\n\n"
-        "Probabilities are calibrated for each category and each way of reading (Platt scaling). A category counts "
-        "as present from its threshold in `labels.json` on, chosen for the highest F1 of each way; where the "
-        "validation split has too few cases it stays at 0.5, and a way that the model was not trained for has none. "
-        "All of it was fitted on the validation split, none on the test split. Calibration holds where findings are "
-        "as frequent as in this data; elsewhere probabilities and thresholds need fitting anew.\n\n"
-        "A category that states a band for a way of reading (`uncertain_low` to `uncertain_high`) is called uncertain "
-        "inside it; the others are always decided. The band keeps two shares at or below what is stated, in "
-        "expectation: of the studies with the finding those decided absent, and of those without it those decided "
-        "present (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). That supposes cases like the "
-        "validation split, on which calibration and thresholds were fitted too: hold it against what the evaluation "
-        "measured.\n" + (_write_recalibration(again) if again else "")
+        "Probabilities are calibrated for each category and each way of reading a study (Platt scaling). A category is "
+        "present if its probability is at least its threshold in `labels.json`. The threshold has the highest F1 for "
+        "its way. It is 0.5 if the validation split has too few cases. A way that the model was not trained for has no "
+        "thresholds. All values were fitted on the validation split, none on the test split. The calibration is valid "
+        "only where findings are as frequent as in this data. For other data fit probabilities and thresholds "
+        "again.\n\n"
+        "A category with a band for a way of reading (`uncertain_low` to `uncertain_high`) is uncertain inside the "
+        "band. A category without a band is never uncertain. The band limits two shares to the stated risks, in "
+        "expectation: studies with the finding that are decided absent, and studies without it that are decided "
+        "present (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). This holds for cases like those "
+        "of the validation split, on which calibration and thresholds were fitted too. Compare it with the measured "
+        "shares in the evaluation.\n" + (_write_recalibration(again) if again else "")
     )
 
 
 def _write_recalibration(again: Mapping[str, Any]) -> str:
-    """Return the recalibrated ways, their studies, and the labels that keep their old values."""
+    """Return the recalibrated ways, their numbers of studies, and the labels with unchanged values."""
     source = find_source(again).name
     lines = [
         f"- {_name_way(way)}: {fit['studies']} studies"
         + (
-            f"; too few of {', '.join(f'`{key}`' for key in fit['kept'])}, old values kept"
+            f"; too few cases of {', '.join(f'`{key}`' for key in fit['kept'])}, so their values are unchanged"
             if fit["kept"]
             else ""
         )
         for way, fit in again["ways"].items()
     ]
     return (
-        f"\n**Calibrated anew** from model `{again['from'][:12]}` on {source} (studies table with SHA-256 "
-        f"{again['data_sha256']}): there, not on the validation split, calibration, thresholds and bands were fitted. "
-        "F1, Brier score and calibration error on the test split are not known any more. `cxr evaluate` measures on "
-        "other studies what these reach.\n\n" + "\n".join(lines) + "\n"
+        f"\n**Calibrated again**: this is model `{again['from'][:12]}` with calibration, thresholds and bands fitted "
+        f"on {source} (studies table with SHA-256 {again['data_sha256']}), not on the validation split. So its F1, "
+        "Brier score and calibration error on the test split are unknown. `cxr evaluate` measures them on other "
+        "studies.\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -307,28 +312,31 @@ def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Sourc
     lines = [
         source.limit,
         f"The text model reads `{config.data.text_mode}` of the report. A report can state its labels in words, so "
-        "figures with the report say how well the text is read, not how well the image is.",
-        "The macro means leave out the categories with too few test cases, which are often the ones that matter.",
-        "The figures are not broken down by age, sex or scanner.",
-        "Attention shows where the model looked, not why.",
+        "figures with the report measure how well the model reads text, not how well it reads images.",
+        "The macro means do not include categories with too few test cases, although these are often the important "
+        "ones.",
+        "There are no figures by age, sex or scanner.",
+        "Attention shows which parts of the input the model used, but not why.",
     ]
     if "image" not in metrics["test"]:
         lines.append(
-            "**No images were used: the image encoder is untrained, and image predictions mean nothing.**"
+            "**The training had no images: the image encoder is untrained, and predictions from images mean nothing.**"
         )
     if unlearned:
         names = ", ".join(LABEL_NAMES[key] for key in unlearned)
         lines.append(
-            f"**Never learned, as the training data do not say where they are absent: {names}.** The model answers 0.5 "
-            "and uncertain to each of them, whatever it sees."
+            f"**Never learned, because the training data do not state where they are absent: {names}.** The model "
+            "always answers 0.5 and uncertain to each of them."
         )
     if unseen:
-        lines.append(f"Fewer than {RARE} training cases, not to be relied on: {', '.join(unseen)}.")
+        lines.append(
+            f"Do not rely on these categories with fewer than {RARE} training cases: {', '.join(unseen)}."
+        )
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
 def _list_unlearned(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the labels that no training study states; none for bundles of older versions."""
+    """Return the keys of the labels that no training study states; [] for bundles of older versions."""
     return [key for key, count in metrics.get("training_known", {}).items() if not count]
 
 
@@ -343,7 +351,7 @@ def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
         f"- Code: commit {details['git_commit'] or 'unknown'}\n"
         f"- Data: studies table with SHA-256 {details['data_sha256']}\n"
         f"- Versions: {versions}\n\n"
-        f"Every setting, as `cxr train --config` reads it:\n\n```toml\n{format_config(config).rstrip()}\n```\n"
+        f"All settings in the format of `cxr train --config`:\n\n```toml\n{format_config(config).rstrip()}\n```\n"
     )
 
 
@@ -387,7 +395,7 @@ def _list_measured(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _list_ways(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the results on the test split by way, in the order of `_WAYS`; JSON sorts them by name."""
+    """Return the results on the test split by way, in the order of `_WAYS`. metrics.json has another order."""
     known = [way for way in _WAYS if way in metrics["test"]]
     others = [way for way in metrics["test"] if way not in _WAYS]
     return [(way, metrics["test"][way]) for way in (*known, *others)]

@@ -12,14 +12,14 @@ LICENCE_FILE: Final = "LICENSE.md"  # `export.hub` writes it from the card's sec
 
 
 def choose_licence(config: TrainConfig, details: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hub's licence keys: MIT only if the model has no data or weights of other owners."""
+    """Return the hub's licence keys. The licence is MIT only if no data and no weights have other owners."""
     if not _list_foreign(config, details):
         return {"license": "mit"}
     return {"license": "other", "license_name": "depends-on-training-data", "license_link": LICENCE_FILE}
 
 
 def _list_foreign(config: TrainConfig, details: Mapping[str, Any]) -> list[str]:
-    """Return the data and pretrained weights with their own licence, also those of the start bundle."""
+    """Return the data and pretrained weights that have their own licence, also those of the start bundle."""
     weights = [source for source in (config.weights.image, config.weights.text) if source]
     sources = [f"`{source}`" for source in (*weights, *details.get("weights", ()))]
     if details.get("data_source") != "phantom":
@@ -55,20 +55,21 @@ def write_licence(config: TrainConfig, details: Mapping[str, Any]) -> str:
     pretrained = [source for source in (config.weights.image, config.weights.text) if source]
     if named == "openi":
         text = (
-            "The weights were trained on Open-i, whose reports state CC BY-NC-ND 4.0 (attribution, not commercial, no "
-            "derivatives). Whether that binds weights trained on them is not settled: take them as for non-commercial "
-            "research with attribution, and clear anything else with the collection's makers."
+            "The weights were trained on Open-i, whose reports have the licence CC BY-NC-ND 4.0 (attribution, not "
+            "commercial, no derivatives). It is an open question whether this licence applies to weights. Use them "
+            "only for non-commercial research with attribution, or ask the owners of the collection."
         )
     elif named == "phantom":
-        text = "The weights were trained on phantoms that the MIT-licensed code drew: nobody else's data is in them."
+        text = "The weights were trained on phantoms of the MIT-licensed code. They hold no data of other owners."
     else:
         text = (
-            "The licence of the weights depends on the data that they were trained on, which the training record does "
-            "not name or does not know the terms of: whoever publishes them has to state it."
+            "The licence of the weights depends on the training data. The training record does not name these data, or "
+            "it does not know their terms. State the licence if you publish the weights."
         )
     if earlier := details.get("started_from"):
         names = ", ".join(dict.fromkeys(_list_foreign(TrainConfig(), earlier))) or "phantoms alone"
-        text += f" The run started from an earlier model, in which is: {names}; those licences hold as well."
+        text += f" The run started from an earlier model with data or weights of: {names}. Those licences apply too."
     if pretrained:
-        text += f" They start from {' and '.join(f'`{source}`' for source in pretrained)}; those licences hold as well."
+        sources = " and ".join(f"`{source}`" for source in pretrained)
+        text += f" The run started from the pretrained weights {sources}. Those licences apply too."
     return f"## Licence\n\nThe code (cxr-serving) is under the MIT licence. {text}\n"

@@ -5,14 +5,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _FROM_HEADINGS: Final = (
-    "Labels come from the MeSH major headings that indexers gave each report, never from phrases in the text that the "
-    "model reads."
+    "The labels come from the MeSH major headings that indexers assigned to each report, never from phrases in the "
+    "text that the model reads."
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A collection of studies. `key` is for the metadata, the rest is prose; `labels` describes their origin."""
+    """A collection of studies.
+
+    Attributes:
+        key: Name for the hub's metadata.
+        name: Name for the reader.
+        about: Sentence that describes the collection.
+        limit: Sentence for the limits of the card.
+        labels: Sentences on the origin of the labels.
+    """
 
     key: str
     name: str
@@ -26,14 +34,13 @@ class Source:
         return self.labels == _FROM_HEADINGS
 
 
-_ONE_SET: Final = "One data set; other scanners, patients and wordings were not tested."
-_OTHER_LABELS: Final = "Labels are those of the studies table that the model was trained on."
+_ONE_SET: Final = "The data come from one data set. Other scanners, patients and wordings were not tested."
+_OTHER_LABELS: Final = "The labels are those of the studies table that the model was trained on."
 _MAPPED: Final = (
-    "The collection's labels were mapped to the categories by `training/data/collections/mappings`, which gives the "
-    "reason of each doubtful row. What the collection does not state is unknown: no loss, threshold or figure counts "
-    "it."
+    "`training/data/collections/mappings` maps the collection's labels to the categories and gives a reason for each "
+    "doubtful row. A label that the collection does not state is unknown. Losses, thresholds and figures ignore it."
 )
-_FROM_REPORTS: Final = "A program took the labels from the reports, with its mistakes. " + _MAPPED
+_FROM_REPORTS: Final = "A program extracted the labels from the reports, with some errors. " + _MAPPED
 _SOURCES: Final = {
     "nih14": Source(
         "chestx-ray14",
@@ -69,14 +76,15 @@ _SOURCES: Final = {
         "Radiographs of the Hospital San Juan (Bustos et al. 2020, Medical Image Analysis), de-identified by its "
         "makers.",
         _ONE_SET,
-        "Physicians labelled a part of the reports, and a program learned from them for the rest. " + _MAPPED,
+        "Physicians labelled a part of the reports. A program that was trained on them labelled the others. "
+        + _MAPPED,
     ),
     "kermany": Source(
         "kermany-2018",
         "Paediatric radiographs of Guangzhou",
         "Radiographs of children of one to five years from the Guangzhou Women and Children's Medical Center (Kermany "
         "et al. 2018, Cell), normal or with pneumonia.",
-        "Children of one hospital; adults, other findings and other scanners were not tested.",
+        "The data come from children of one hospital. Adults, other findings and other scanners were not tested.",
         "Physicians labelled the images. " + _MAPPED,
     ),
     "openi": Source(
@@ -84,13 +92,13 @@ _SOURCES: Final = {
         "Open-i (Indiana University chest X-ray collection)",
         "Radiographs and reports of the Open-i collection of the U.S. National Library of Medicine "
         "(Demner-Fushman et al. 2016), de-identified by its makers.",
-        "One collection's data; other scanners, patients and wordings were not tested.",
+        "The data come from one collection. Other scanners, patients and wordings were not tested.",
     ),
     "phantom": Source(
         "cxr-phantom",
         "Phantoms drawn by cxr-serving",
-        "Phantoms: radiographs and reports that a program drew, in the layout of Open-i. No patient is in them.",
-        "**Trained on drawn phantoms: the figures say that the software works, and nothing about patients.**",
+        "Phantoms: radiographs and reports from a program, in the layout of Open-i. They show no patients.",
+        "**Trained on drawn phantoms: the figures show that the software works. They say nothing about patients.**",
     ),
 }
 
@@ -101,5 +109,5 @@ def find_source(details: Mapping[str, Any]) -> Source:
     if named in _SOURCES:
         return _SOURCES[named]
     name = str(named) if named else f"studies table {details.get('data_sha256', 'unknown')[:12]}"
-    about = f"Source: {named}." if named else "The training record does not say which collection this was."
+    about = f"Source: {named}." if named else "The training record does not name the collection."
     return Source("custom", name, about, _ONE_SET, _OTHER_LABELS)

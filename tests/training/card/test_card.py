@@ -133,7 +133,7 @@ def test_body_says_what_was_measured_and_on_what():
     assert "3 image(s) could not be read" in card
     name = LABEL_NAMES["cardiac"]
     assert f"| {name} | 40 | 9 | 0.950 (0.919 to 0.972) |" in card
-    assert f"not to be relied on: {LABEL_NAMES['air_leak']}." in card
+    assert f"fewer than 10 training cases: {LABEL_NAMES['air_leak']}." in card
     assert card.count("too few cases |") == 3 * (len(LABEL_KEYS) - 1)
     assert "never use it for a diagnosis" in card
     assert "It reads `findings`: the findings, or the impression of a report without findings." in card
@@ -201,10 +201,10 @@ PRETRAINED = WeightsConfig(image="hf-hub:timm/swin_tiny", text="emilyalsentzer/B
     [
         ("phantom", WeightsConfig(), "mit", "nothing about patients"),
         ("phantom", WeightsConfig(), "mit", f"diagnosis.**\n\n**{PHANTOM_WARNING}**\n\n- Image"),
-        ("phantom", PRETRAINED, "other", "those licences hold as well"),
+        ("phantom", PRETRAINED, "other", "Those licences apply too"),
         ("openi", WeightsConfig(), "other", "CC BY-NC-ND 4.0"),
         ("my hospital", WeightsConfig(), "other", "Source: my hospital."),
-        (None, WeightsConfig(), "other", "does not say which collection"),
+        (None, WeightsConfig(), "other", "does not name the collection"),
     ],
 )
 def test_licence_follows_data_and_weights(source, weights, licence, words):
@@ -289,4 +289,4 @@ def test_the_card_says_how_well_views_are_told():
     few = write_card(CONFIG, METRICS | {"view_head": {"laterals": 3, "frontals": 70}}, DETAILS)
     assert "Not measured: 3 lateral and 70 frontal images" in few
     for none in (METRICS, METRICS | {"view_head": {}}):  # of an older bundle, and without a head
-        assert "answers 0.5 to every image and warns of none" in write_card(CONFIG, none, DETAILS)
+        assert "answers 0.5 to every image and never warns" in write_card(CONFIG, none, DETAILS)
