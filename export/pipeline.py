@@ -120,6 +120,9 @@ def export(
         check_fits(bundle, repository, deployment)  # before the slow part
     if precision_cases is None:
         precision_cases = cases
+    from export.gates.server_precision import check_server
+    from export.graphs.checks import count_bytes
+
     with _make_scratch() as scratch:
         graphs = _make_graphs(bundle, Path(scratch), cases, precision_cases, deployment, chosen, progress)
         published = publish(
@@ -133,8 +136,16 @@ def export(
             stored=graphs.stored,
         )
         version = read_published(published).newest
-        graph_bytes = {name: _count_bytes(graphs.served[name]) for name in deployment.graphs}
-        check = partial(_check_server, bundle, graphs, chosen, precision_cases)
+        graph_bytes = {name: count_bytes(graphs.served[name]) for name in deployment.graphs}
+        check = partial(
+            check_server,
+            bundle,
+            graphs.converted,
+            chosen,
+            precision_cases,
+            reference=graphs.plain,
+            stored=graphs.stored,
+        )
         taken = take(published, version, check) if take else None
     if progress:
         progress(100, 100)
@@ -263,20 +274,6 @@ def _require_faster(
         require_faster(compare_speed(bundle, [(profile, converted), (other, graphs)], cases))
 
 
-def _check_server(
-    bundle: Bundle,
-    graphs: _Graphs,
-    profile: "Profile",
-    cases: "Sequence[ParityCase]",
-    served: "ServedGraphs",
-) -> "ServerCheck":
-    from export.gates.server_precision import check_server
-
-    return check_server(
-        bundle, graphs.converted, profile, cases, served, reference=graphs.plain, stored=graphs.stored
-    )
-
-
 def _make_scratch() -> "tempfile.TemporaryDirectory[str]":
     try:
         return tempfile.TemporaryDirectory(prefix="cxr-export-")
@@ -292,8 +289,3 @@ def _scale(progress: Progress | None, start: int, end: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(start + (end - start) * done // max(total, 1), 100)
-
-
-def _count_bytes(graph: Path) -> int:
-    weights = graph.with_name(f"{graph.name}.data")
-    return graph.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)

@@ -112,6 +112,8 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
         optional={"accelerator", "parameters", "graphs", "faster_than", "kept_share"},
     )
     parameters = _read_table(title, "parameters", values.get("parameters", {}))
+    limits = _read_table(title, "limits", values["limits"])
+    _check_keys(f"{title}, limits", limits, Limits)
     profile = Profile(
         name=name,
         description=str(values["description"]),
@@ -119,7 +121,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
         accelerator=str(values.get("accelerator", "")),
         parameters={key: str(value) for key, value in parameters.items()},
         conversion=_read_choice(title, "conversion", values["conversion"], get_args(Conversion)),
-        limits=_read_limits(title, values["limits"]),
+        limits=Limits(**{key: _read_share(f"{title}, limits", key, value) for key, value in limits.items()}),
         graphs=_read_graphs(title, values.get("graphs", list(GRAPHS))),
         faster_than=str(values.get("faster_than", "")),
         kept_share=_read_share(title, "kept_share", values.get("kept_share", 0)),
@@ -158,11 +160,6 @@ def _check_keys(
             raise ConfigError(f"{title}: there is no setting {key}. {_suggest(key, known)}")
     if missing := [key for key in known if key not in values and key not in optional]:
         raise ConfigError(f"{title}: {missing[0]} is missing.")
-
-
-def _read_limits(title: str, values: Any) -> Limits:
-    _check_keys(f"{title}, limits", _read_table(title, "limits", values), Limits)
-    return Limits(**{key: _read_share(f"{title}, limits", key, value) for key, value in values.items()})
 
 
 def _read_share(title: str, key: str, value: Any) -> float:

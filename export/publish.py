@@ -35,7 +35,7 @@ from contract.steps import TOKENIZER_STEPS
 from contract.tensors import INPUT_IDS, TEXT_GATE
 from export.configs import TEMPLATES, Deployment, fill_config, find_difference, read_token_limits
 from export.gates.server import STORED, StoredAnswers
-from export.graphs.checks import read_fingerprint, read_sizes
+from export.graphs.checks import name_weights, read_fingerprint, read_sizes
 from export.targets import is_rate_limited
 from export.versions import (
     apply_state,
@@ -54,8 +54,8 @@ _CODE: Final = "model.py"
 
 
 @dataclass(frozen=True)
-class _Source:
-    """The content of a new version."""
+class _NewVersion:
+    """The content of a new version, and the files and records that follow from it."""
 
     bundle: Bundle
     graphs: Mapping[str, Path]
@@ -63,6 +63,104 @@ class _Source:
     gates: Mapping[str, Any] = field(default_factory=dict)  # gate -> its runtime, for the marker
     stored: StoredAnswers | None = None
     repository_id: str = ""  # differs between two repositories of the same model
+
+    def check_graphs(self) -> None:
+        """Raise ArtifactError for a missing graph, and FingerprintError for a graph of another bundle."""
+        names = self.deployment.graphs
+        if missing := [name for name in names if name not in self.graphs]:
+            raise ArtifactError(f"No graph was given for {', '.join(missing)}.")
+        for name in names:
+            require_same_fingerprint(
+                self.bundle.fingerprint,
+                read_fingerprint(self.graphs[name]),
+                expected_from=str(self.bundle.path),
+                found_from=str(self.graphs[name]),
+            )
+
+    def check_fits(self, state: Published) -> None:
+        """Raise ConfigError unless this version can share the config of each model with the current version."""
+        target = str(state.versions[state.version].get("target"))
+        pairs: list[tuple[str, Any, Any]] = [("target", target, self.deployment.target)]
+        pairs += [(key, state.details.get(key), value) for key, value in self.describe().items()]
+        for name, current, new in pairs:
+            if current != new:
+                raise _refuse(
+                    state.repository, f"its models have {name} {current}, but this model has {name} {new}"
+                )
+        for name, spec in self.deployment.models.items():
+            old = read_config(state.repository / name / str(state.version) / CONFIG_NAME)
+            config = fill_config(self.bundle, spec, self.deployment)
+            if (field_name := find_difference(old, config)) is not None:
+                raise _refuse(
+                    state.repository,
+                    f"the config of its {name} and that of this model differ in {field_name}",
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the values of the marker in which all versions of a repository agree."""
+        return {
+            "sizes": read_sizes(self.bundle),
+            "labels": list(LABEL_KEYS),
+            "layout": self.deployment.layout,
+        }
+
+    def make_record(self, repository: Path, number: int) -> dict[str, Any]:
+        """Return the marker's record of this version, whose files are written."""
+        deployment = self.deployment
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return {
+            "fingerprint": self.bundle.fingerprint,
+            "created": now.isoformat(timespec="seconds"),
+            "target": deployment.target,
+            "variant": deployment.variant,
+            "profile": deployment.profile,
+            "rate_limited": is_rate_limited(deployment.target, deployment.variant),
+            **({GATES: dict(self.gates)} if self.gates else {}),
+            "files": hash_version(repository, number),
+        }
+
+    def write_model(self, directory: Path, name: str, number: int) -> None:
+        """Write the files of one model into the directory of the version."""
+        spec = self.deployment.models[name]
+        directory.mkdir(parents=True, exist_ok=True)
+        config = fill_config(self.bundle, spec, self.deployment)
+        if spec.backend == "ensemble":
+            pin(config, number)
+            config.parameters[REPOSITORY_ID].string_value = self.repository_id
+            if self.stored and (kind := _find_tensor_kind(name)) in self.stored.answers:
+                config.parameters[STORED].string_value = self.stored.write(kind)
+        head = f"# Written by `cxr export` for model {self.bundle.fingerprint[:12]}, version {number}.\n"
+        (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
+        (directory / FINGERPRINT_FILE).write_text(f"{self.bundle.fingerprint}\n", encoding="ascii")
+        if spec.backend == "onnxruntime":
+            _copy_graph(self.graphs[name], directory)
+        elif spec.backend == "python":
+            _copy_code(directory)
+        if INPUT_IDS in spec.inputs and spec.backend != "ensemble" and name != TEXT_GATE:
+            read_token_limits(self.bundle).write(directory)
+        if name in TOKENIZER_STEPS:
+            shutil.copyfile(self.bundle.tokenizer_path, directory / self.bundle.tokenizer_path.name)
+
+    def write_repository(self, directory: Path) -> None:
+        """Write a new repository with this version into an empty directory."""
+        for name in self.deployment.models:
+            self.write_model(directory / name / str(FIRST_VERSION), name, FIRST_VERSION)
+        versions = {FIRST_VERSION: self.make_record(directory, FIRST_VERSION)}
+        details = self.describe() | {REPOSITORY_ID: self.repository_id}
+        state = Published(directory, FIRST_VERSION, versions, details)
+        configs = render(state)
+        for name, text in configs.items():
+            (directory / name / CONFIG_NAME).write_text(text, encoding="utf-8")
+        (directory / MARKER).write_text(render_marker(state, configs), encoding="utf-8")
+
+    def add_models(self, repository: Path, number: int) -> None:
+        """Write the version directory of every model under a temporary name, then rename them all."""
+        staged = {}
+        for name in self.deployment.models:
+            staged[name] = stage_directory(repository / name, number)
+            self.write_model(staged[name], name, number)
+        for name, path in staged.items():
+            path.rename(repository / name / str(number))
 
 
 def publish(
@@ -100,20 +198,20 @@ def publish(
         FingerprintError: A graph comes from another bundle.
         ArtifactError: A graph or a template is missing, or the disk refused the write.
     """
-    source = _Source(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex)
-    source.deployment.check()
+    new = _NewVersion(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex)
+    new.deployment.check()
     repository = repository.absolute()
     exists = check_replaceable(repository)
-    _check_graphs(source)
+    new.check_graphs()
     if exists and not replace and (repository / MARKER).is_file():
-        _add_version(repository, source, standby=standby)
+        _add_version(repository, new, standby=standby)
     elif not exists:
         with write_directory(repository) as scratch:
-            _fill(scratch, source)
+            new.write_repository(scratch)
     else:
         fresh = _reserve_name(repository)
         with write_directory(fresh) as scratch:
-            _fill(scratch, source)
+            new.write_repository(scratch)
         _swap(fresh, repository)
     return repository
 
@@ -141,51 +239,24 @@ def check_fits(bundle: Bundle, repository: Path, deployment: Deployment) -> None
     A path without a published repository is always accepted.
     """
     if (repository / MARKER).is_file():
-        _check_fits(read_published(repository), _Source(bundle, {}, deployment))
+        _NewVersion(bundle, {}, deployment).check_fits(read_published(repository))
 
 
-def _check_graphs(source: _Source) -> None:
-    names = source.deployment.graphs
-    if missing := [name for name in names if name not in source.graphs]:
-        raise ArtifactError(f"No graph was given for {', '.join(missing)}.")
-    for name in names:
-        require_same_fingerprint(
-            source.bundle.fingerprint,
-            read_fingerprint(source.graphs[name]),
-            expected_from=str(source.bundle.path),
-            found_from=str(source.graphs[name]),
-        )
-
-
-def _fill(scratch: Path, source: _Source) -> None:
-    """Write a new repository into an empty directory."""
-    for name in source.deployment.models:
-        _write_version(scratch / name / str(FIRST_VERSION), name, FIRST_VERSION, source)
-    versions = {FIRST_VERSION: _make_record(scratch, FIRST_VERSION, source)}
-    state = Published(
-        scratch, FIRST_VERSION, versions, _describe(source) | {REPOSITORY_ID: source.repository_id}
-    )
-    configs = render(state)
-    for name, text in configs.items():
-        (scratch / name / CONFIG_NAME).write_text(text, encoding="utf-8")
-    (scratch / MARKER).write_text(render_marker(state, configs), encoding="utf-8")
-
-
-def _add_version(repository: Path, source: _Source, *, standby: bool) -> None:
+def _add_version(repository: Path, new: _NewVersion, *, standby: bool) -> None:
     """Add a new version beside the current version. On an error the repository is unchanged."""
     with lock(repository):
         state = restore(repository)  # undoes an interrupted change
         require_intact(state, [state.version])  # Triton loads it beside the new version
-        _check_fits(state, source)
-        source = change(source, repository_id=state.details.get(REPOSITORY_ID, source.repository_id))
+        new.check_fits(state)
+        new = change(new, repository_id=state.details.get(REPOSITORY_ID, new.repository_id))
         number = max(state.versions) + 1
         try:
-            _write_versions(repository, number, source)
+            new.add_models(repository, number)
             versions = {
                 state.version: state.versions[state.version],
-                number: _make_record(repository, number, source),
+                number: new.make_record(repository, number),
             }
-            details = _describe(source) | {REPOSITORY_ID: source.repository_id}
+            details = new.describe() | {REPOSITORY_ID: new.repository_id}
             changed = Published(repository, state.version if standby else number, versions, details)
             apply_state(changed)
         except BaseException as error:
@@ -198,39 +269,6 @@ def _add_version(repository: Path, source: _Source, *, standby: bool) -> None:
         remove_leftovers(changed)
 
 
-def _write_versions(repository: Path, number: int, source: _Source) -> None:
-    """Write the version directory of every model under a temporary name, then rename them all."""
-    staged = {}
-    for name in source.deployment.models:
-        staged[name] = stage_directory(repository / name, number)
-        _write_version(staged[name], name, number, source)
-    for name, path in staged.items():
-        path.rename(repository / name / str(number))
-
-
-def _write_version(directory: Path, name: str, number: int, source: _Source) -> None:
-    """Write the files of one version of one model."""
-    spec = source.deployment.models[name]
-    directory.mkdir(parents=True, exist_ok=True)
-    config = fill_config(source.bundle, spec, source.deployment)
-    if spec.backend == "ensemble":
-        pin(config, number)
-        config.parameters[REPOSITORY_ID].string_value = source.repository_id
-        if source.stored and (kind := _find_tensor_kind(name)) in source.stored.answers:
-            config.parameters[STORED].string_value = source.stored.write(kind)
-    head = f"# Written by `cxr export` for model {source.bundle.fingerprint[:12]}, version {number}.\n"
-    (directory / CONFIG_NAME).write_text(head + format_config(config), encoding="utf-8")
-    (directory / FINGERPRINT_FILE).write_text(f"{source.bundle.fingerprint}\n", encoding="ascii")
-    if spec.backend == "onnxruntime":
-        _copy_graph(source.graphs[name], directory)
-    elif spec.backend == "python":
-        _copy_code(directory)
-    if INPUT_IDS in spec.inputs and spec.backend != "ensemble" and name != TEXT_GATE:
-        read_token_limits(source.bundle).write(directory)
-    if name in TOKENIZER_STEPS:
-        shutil.copyfile(source.bundle.tokenizer_path, directory / source.bundle.tokenizer_path.name)
-
-
 def _find_tensor_kind(name: str) -> str:
     """Return the kind of request of an ensemble that takes tensors; "" for every other model."""
     prefix, _, rest = name.partition("_")
@@ -239,7 +277,7 @@ def _find_tensor_kind(name: str) -> str:
 
 def _copy_graph(graph: Path, version: Path) -> None:
     shutil.copyfile(graph, version / "model.onnx")
-    weights = graph.with_name(f"{graph.name}.data")
+    weights = name_weights(graph)
     if weights.is_file():  # the graph refers to the weights by this name
         shutil.copyfile(weights, version / weights.name)
 
@@ -249,50 +287,6 @@ def _copy_code(version: Path) -> None:
     if not code.is_file():
         raise ArtifactError(f"This installation lacks {code}. Install the package again.")
     shutil.copyfile(code, version / _CODE)
-
-
-def _make_record(repository: Path, number: int, source: _Source) -> dict[str, Any]:
-    """Return the marker's record of one version."""
-    deployment = source.deployment
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return {
-        "fingerprint": source.bundle.fingerprint,
-        "created": now.isoformat(timespec="seconds"),
-        "target": deployment.target,
-        "variant": deployment.variant,
-        "profile": deployment.profile,
-        "rate_limited": is_rate_limited(deployment.target, deployment.variant),
-        **({GATES: dict(source.gates)} if source.gates else {}),
-        "files": hash_version(repository, number),
-    }
-
-
-def _describe(source: _Source) -> dict[str, Any]:
-    """Return the values of the marker in which all versions of a repository agree."""
-    return {
-        "sizes": read_sizes(source.bundle),
-        "labels": list(LABEL_KEYS),
-        "layout": source.deployment.layout,
-    }
-
-
-def _check_fits(state: Published, source: _Source) -> None:
-    """Raise ConfigError unless the new version can share the config of each model with the current version."""
-    target = str(state.versions[state.version].get("target"))
-    pairs: list[tuple[str, Any, Any]] = [("target", target, source.deployment.target)]
-    pairs += [(key, state.details.get(key), value) for key, value in _describe(source).items()]
-    for name, current, new in pairs:
-        if current != new:
-            raise _refuse(
-                state.repository, f"its models have {name} {current}, but this model has {name} {new}"
-            )
-    for name, spec in source.deployment.models.items():
-        old = read_config(state.repository / name / str(state.version) / CONFIG_NAME)
-        new = fill_config(source.bundle, spec, source.deployment)
-        if (field_name := find_difference(old, new)) is not None:
-            raise _refuse(
-                state.repository, f"the config of its {name} and that of this model differ in {field_name}"
-            )
 
 
 def _refuse(repository: Path, reason: str) -> ConfigError:

@@ -89,7 +89,7 @@ class Sensitivity:
                 heapq.heappush(heap, (-self.measure(segment), next(order), segment))
 
         for name in GRAPHS:
-            if any(_takes_part(name, kind) for kind in self._expected):
+            if any(name in list_graphs(kind) for kind in self._expected):
                 add([product for product in products if product.graph == name])
         while heap:
             _, _, segment = heapq.heappop(heap)
@@ -110,7 +110,7 @@ class Sensitivity:
         quantize_to_int8(self._graphs[name], path, kept=kept)
         config = {"optimization": self._profile.make_optimization()}
         session = open_session(path, config, kind=self._profile.target.upper())
-        return max(self._compare(kind, name, session) for kind in self._expected if _takes_part(name, kind))
+        return max(self._compare(kind, name, session) for kind in self._expected if name in list_graphs(kind))
 
     def _compare(self, kind: Kind, changed: str, session: Session) -> float:
         (batch, expected), fusion = self._expected[kind], f"fusion_{kind}"
@@ -123,8 +123,3 @@ class Sensitivity:
         actual = ask(run, batch)[fusion]
         pairs = ((expected[fusion][output], actual[output]) for output in ("probabilities", "embedding"))
         return float(np.mean(measure_distances(self._profile.limits, *pairs)))
-
-
-def _takes_part(graph: str, kind: Kind) -> bool:
-    """Return whether a graph takes part in the answer to a kind of request."""
-    return graph in list_graphs(kind)

@@ -59,7 +59,10 @@ def settle_graphs(
     kept = find_last(products)[:most]
 
     def settle() -> tuple[ConvertedGraphs, PrecisionReport]:
-        converted = convert_graphs(bundle, graphs, profile, out, target=target, kept=_group(kept))
+        nodes: dict[str, list[str]] = {}  # graph -> its products in float32
+        for product in kept:
+            nodes.setdefault(product.graph, []).append(product.node)
+        converted = convert_graphs(bundle, graphs, profile, out, target=target, kept=nodes)
         report = gate.measure(converted.paths, profile, progress)
         return converted, replace(report, kept=tuple(map(str, kept)), products=len(products))
 
@@ -106,11 +109,3 @@ def _list_counts(most: int) -> Iterator[int]:
         yield count
         count = min(total, most - total)
         total += count
-
-
-def _group(products: Sequence[Product]) -> dict[str, list[str]]:
-    """Return graph name -> names of nodes."""
-    grouped: dict[str, list[str]] = {}
-    for product in products:
-        grouped.setdefault(product.graph, []).append(product.node)
-    return grouped

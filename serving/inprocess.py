@@ -66,7 +66,7 @@ class InProcess:
     Args:
         repository: A repository that `cxr export` wrote.
         concurrent: Whether the two encoders of a study run at the same time, each in a thread of its own. Triton never
-            does that (`contract.tensors`), so the comparison with Triton uses the default.
+            does that (`contract.tensors`).
         timed: Whether the runtime records the time of each operation (`read_times`).
 
     Raises:
@@ -109,7 +109,7 @@ class InProcess:
         return {entry.spec.name: entry.describe() for entry in self._plan(model).list_models()}
 
     def read_parameter(self, model: str, name: str) -> str:
-        """Return a parameter of a model's config as text, "" where it has none; ConfigError for an unknown model."""
+        """Return a parameter of a model's config, or "" if it has none. Raise ConfigError for an unknown model."""
         return read_parameter(self._read_config(model), name)
 
     def read_times(self, model: str) -> dict[str, dict[str, float]]:

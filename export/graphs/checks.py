@@ -147,6 +147,17 @@ def _check_value(
         raise ArtifactError(f"{file_name}: {tensor.name} must have shape {expected}, not {actual}.")
 
 
+def name_weights(graph: Path) -> Path:
+    """Return the path of the file that holds a graph's weights if they are too large for the graph itself."""
+    return graph.with_name(f"{graph.name}.data")
+
+
+def count_bytes(graph: Path) -> int:
+    """Return the size of a graph with its file of weights, in bytes."""
+    weights = name_weights(graph)
+    return graph.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
+
+
 def load_graph(path: Path) -> onnx.ModelProto:
     """Read an ONNX file without its external weights. Raise ArtifactError if it is missing or not an ONNX graph."""
     try:

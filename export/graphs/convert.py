@@ -5,10 +5,7 @@ again. The precision gate (`export.gates.precision`) measures the loss of accura
 """
 
 import gc
-import logging
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +19,7 @@ from contract.bundle import Bundle
 from contract.tensors import MODELS
 from export.graphs.checks import read_sizes, seal_graph
 from export.graphs.optimize import optimize_graphs, save_graph
+from export.graphs.quiet import silence_libraries
 from export.profiles import Profile
 
 GROUP: Final = 128  # number of weights that share a scale
@@ -120,7 +118,7 @@ def convert_to_float16(source: Path, path: Path) -> None:
     """Write a graph in float16. Inputs, outputs, LayerNormalization, Softmax and sums stay in float32."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    with _quiet():
+    with silence_libraries():
         model = convert_float_to_float16(
             onnx.load(source), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_KEPT_FLOAT]
         )
@@ -243,18 +241,6 @@ def _cast_narrow(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, ir.DataType.BFLOAT16
     graph.insert_before(node, cast)
     return cast.outputs[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence onnxruntime's messages for its developers, which go to the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 _CONVERSIONS: Final[dict[str, Callable[[Path, Path], None]]] = {

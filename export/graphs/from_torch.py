@@ -5,10 +5,7 @@ Names, data types and shapes are compared with the tensor table, so a graph that
 here.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +18,13 @@ from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MAX_VIEWS, MODELS, ModelSpec, TensorSpec
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
+from export.graphs.quiet import silence_libraries
 from training.model.model import graph_modules, load_model
 
 OPSET: Final = 18  # the lowest that torch's exporter writes without a conversion; older runtimes read it too
 _ANY_SIZE: Final = 2**40  # bytes, more than any weight
-_EXAMPLE_SIZES: Final = {
-    "B": 2,
-    "V": 3,
-    "L": 40,
-}  # these differ from all sizes of models, so the exporter keeps them apart
-_NOISY_LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+# These differ from all sizes of models, so that the exporter does not confuse them.
+_EXAMPLE_SIZES: Final = {"B": 2, "V": 3, "L": 40}
 
 
 def export_graphs(
@@ -71,7 +65,7 @@ def _write_graph(
     inputs = tuple(_make_example(tensor, sizes) for tensor in spec.inputs)
     free = _name_free_axes(sizes)
     axes = tuple(_list_free_axes(tensor, free) for tensor in spec.inputs)
-    with _quiet_exporter(), torch.inference_mode(False), torch.no_grad():
+    with silence_libraries(), torch.inference_mode(False), torch.no_grad():
         program: Any = torch.onnx.export(
             module.eval(),
             inputs,
@@ -183,19 +177,3 @@ def _list_free_axes(tensor: TensorSpec, free: Mapping[str, Any]) -> dict[int, An
         for axis, letter in enumerate(letters)
         if isinstance(letter, str) and letter in free
     }
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's messages for its developers."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

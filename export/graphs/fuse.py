@@ -19,7 +19,14 @@ from onnx import GraphProto, ModelProto, TensorProto, compose, helper
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError, ConfigError
 from contract.tensors import CHECKS, FUSED, FUSED_PARTS, MODELS, TEXT_GATE, ModelSpec, TensorSpec
-from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, find_fingerprint, seal_graph
+from export.graphs.checks import (
+    EXTERNAL_DATA_FROM_BYTES,
+    FINGERPRINT_KEY,
+    count_bytes,
+    find_fingerprint,
+    name_weights,
+    seal_graph,
+)
 
 _PRODUCER: Final = "cxr export"
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
@@ -44,8 +51,15 @@ def fuse_graphs(graphs: Mapping[str, Path], out: Path) -> dict[str, Path]:
     """
     paths: dict[str, Path] = {}
     for name, spec in FUSED.items():
+        if missing := [part for part in FUSED_PARTS[name] if part not in graphs]:
+            raise ArtifactError(f"{name} cannot be composed: no graph was given for {', '.join(missing)}.")
+        files = {part: graphs[part] for part in FUSED_PARTS[name]}
+        models = {part: _load_part(part, file) for part, file in files.items()}
+        fingerprint, sizes = _read_fingerprint(models, files), _read_sizes(models)
+        model = _compose(spec, models)
+        helper.set_model_props(model, {FINGERPRINT_KEY: fingerprint, "graph": spec.name})
         paths[name] = out / f"{name}.onnx"
-        sizes, fingerprint = _fuse(spec, _find_parts(graphs, name), paths[name])
+        _save(model, paths[name], weight_bytes=sum(count_bytes(file) for file in files.values()))
         seal_graph(paths[name], spec, sizes, fingerprint)
     return paths
 
@@ -135,23 +149,6 @@ def _find_replaced_steps(config: Any, fused: str) -> list[Any]:
     return replaced
 
 
-def _fuse(spec: ModelSpec, files: Mapping[str, Path], path: Path) -> tuple[dict[str, int], str]:
-    """Write one fused graph; return the sizes and the fingerprint of its parts."""
-    models = {part: _load_part(part, file) for part, file in files.items()}
-    fingerprint, sizes = _read_fingerprint(models, files), _read_sizes(models)
-    model = _compose(spec, models)
-    helper.set_model_props(model, {FINGERPRINT_KEY: fingerprint, "graph": spec.name})
-    _save(model, path, weight_bytes=sum(_measure_bytes(file) for file in files.values()))
-    return sizes, fingerprint
-
-
-def _find_parts(graphs: Mapping[str, Path], name: str) -> dict[str, Path]:
-    """Return the files of a fused graph's parts."""
-    if missing := [part for part in FUSED_PARTS[name] if part not in graphs]:
-        raise ArtifactError(f"{name} cannot be composed: no graph was given for {', '.join(missing)}.")
-    return {part: graphs[part] for part in FUSED_PARTS[name]}
-
-
 def _read_fingerprint(models: Mapping[str, ModelProto], files: Mapping[str, Path]) -> str:
     """Return the fingerprint of the parts. Raise FingerprintError if they come from different bundles."""
     *encoders, fusion = models
@@ -172,9 +169,7 @@ def _load_part(name: str, path: Path) -> ModelProto:
         raise ArtifactError(f"There is no graph {path}.")
     try:
         model = onnx.load(path)
-    except (
-        Exception
-    ) as error:  # as in `export.graphs.checks.load_graph`; also if the file of weights is missing
+    except Exception as error:  # as in `load_graph`; also for a missing file of weights
         raise ArtifactError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}.") from error
     spec = MODELS[name]
     for role, values, tensors in (
@@ -219,8 +214,9 @@ def _compose(spec: ModelSpec, models: Mapping[str, ModelProto]) -> ModelProto:
     encoders = [name for name in parts if name != fusion]
     tokens = [tensor.name for name in encoders for tensor in MODELS[name].outputs]
     outputs = [f"{name}/{tensor.name}" for name in encoders for tensor in MODELS[name].outputs]
+    encoder_graphs = [parts[name].graph for name in encoders]
     graph = compose.merge_graphs(
-        reduce(_put_side_by_side, (parts[name].graph for name in encoders)),
+        reduce(lambda left, right: compose.merge_graphs(left, right, []), encoder_graphs),
         parts[fusion].graph,
         [(output, f"{fusion}/{token}") for output, token in zip(outputs, tokens, strict=True)],
         name=spec.name,
@@ -242,10 +238,6 @@ def _take_weights(graphs: Iterable[GraphProto]) -> list[TensorProto]:
         weights += graph.initializer
         del graph.initializer[:]
     return weights
-
-
-def _put_side_by_side(left: GraphProto, right: GraphProto) -> GraphProto:
-    return compose.merge_graphs(left, right, [])
 
 
 def _read_versions(models: Mapping[str, ModelProto]) -> tuple[list[onnx.OperatorSetIdProto], int]:
@@ -286,20 +278,10 @@ def _share_inputs(graph: GraphProto, inputs: Sequence[TensorSpec], fusion: str) 
     graph.input.extend(copies)
 
 
-def _measure_bytes(path: Path) -> int:
-    """Return the size of a graph with its file of weights, in bytes."""
-    data = _name_data(path)
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
-
-
-def _name_data(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
-
-
 def _save(model: ModelProto, path: Path, *, weight_bytes: int) -> None:
     """Write a composed graph. Large weights are written to one file beside it."""
     external = weight_bytes > EXTERNAL_DATA_FROM_BYTES
-    data = _name_data(path)
+    data = name_weights(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         data.unlink(missing_ok=True)  # onnx would append to the file of an earlier run

@@ -9,7 +9,6 @@ The smallest number of fused operators follows from the model's config. For an i
 from the exported graph. A missing fusion is an error, because a new version of torch may write another pattern.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from contract.bundle import Bundle
 from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MODELS
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, read_sizes, seal_graph
+from export.graphs.quiet import silence_libraries
 
 # On a processor the fusion graphs are not optimised, because their SkipLayerNormalization took 5 % longer than Add and
 # LayerNormalization. The encoders gained 1 to 3 %.
@@ -173,15 +173,8 @@ def _optimize(source: Path, path: Path) -> None:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     model = ir.load(source)
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with silence_libraries():
         fused, _ = optimize_for_ort(model)
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     replace_expanded_biases(fused)
     fused.metadata_props.update(model.metadata_props)
     save_graph(fused, path)

@@ -174,7 +174,8 @@ def export_plans(
         requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
     _write_configs(sources, requests, out, cuda_graphs=settings.cuda_graphs)
     if builder and gpu:
-        _remove_instructions(out)
+        (out / _SCRIPT).unlink(missing_ok=True)  # of an earlier run that could not build
+        shutil.rmtree(out / "accelerated", ignore_errors=True)
         kept = _build_all(builder, gpu, requests, fingerprint, progress)
         plans = {name: request.plan for name, request in requests.items()}
         notes = (*_find_mismatch(builder.version), _NOT_CHECKED)
@@ -401,12 +402,6 @@ def _write_instructions(
     head = f"#!/bin/sh\n# Builds the plans of {out} in {CONTAINER}. Run it on a machine with an NVIDIA GPU.\nset -e\n"
     write_file(out / _SCRIPT, head + "".join(f"{command}\n" for command in commands), mode=0o777)
     return commands
-
-
-def _remove_instructions(out: Path) -> None:
-    """Remove the files with which an earlier run described a build elsewhere."""
-    (out / _SCRIPT).unlink(missing_ok=True)
-    shutil.rmtree(out / "accelerated", ignore_errors=True)
 
 
 def _find_mismatch(version: Version) -> tuple[str, ...]:

@@ -107,7 +107,8 @@ class PythonBuilder:
         """
         errors: list[str] = []
         builder = self._trt.Builder(self._make_logger(errors))
-        network = builder.create_network(self._make_network_flags(request))
+        strongly_typed = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        network = builder.create_network(1 << int(strongly_typed) if request.strongly_typed else 0)
         self._parse(network, request.graph, errors)
         config = self._configure(builder, network, request)
         cache = self._load_timing_cache(config, request.timing_cache)
@@ -130,11 +131,6 @@ class PythonBuilder:
                     errors.append(message)
 
         return Logger()
-
-    def _make_network_flags(self, request: PlanRequest) -> int:
-        if not request.strongly_typed:
-            return 0
-        return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _parse(self, network: Any, graph: Path, errors: list[str]) -> None:
         parser = self._trt.OnnxParser(network, self._make_logger(errors))
@@ -228,7 +224,8 @@ class TrtexecBuilder:
         except OSError as error:
             raise ArtifactError(f"Could not write {request.plan}: {error.strerror or error}.") from error
         part.unlink(missing_ok=True)
-        reason = _find_error(result.stdout + result.stderr) or f"exit status {result.returncode}"
+        error_line = re.search(r"\[E\]\s*(?:\[TRT\]\s*)?(.+)", result.stdout + result.stderr)  # no time stamp
+        reason = (error_line[1].strip() if error_line else "") or f"exit status {result.returncode}"
         raise ArtifactError(f"trtexec could not build a plan of {request.graph}: {reason}")
 
 
@@ -288,9 +285,3 @@ def make_trtexec_arguments(
         if kept:
             arguments += [f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
     return arguments
-
-
-def _find_error(log: str) -> str:
-    """Return the first error of a trtexec log, without its time stamp."""
-    match = re.search(r"\[E\]\s*(?:\[TRT\]\s*)?(.+)", log)
-    return match[1].strip() if match else ""

@@ -101,18 +101,14 @@ def find_fp32_nodes(graph: Path) -> tuple[str, ...]:
     types, extreme = infer_types(model), set(_find_extreme_constants(model))
     names = []
     for node in model.graph.node:
-        floating = types.get(node.output[0]) == "FLOAT"
-        if floating and (_is_sensitive(node.op_type) or extreme.intersection(node.input)):
+        sensitive = node.op_type in _SENSITIVE or any(word in node.op_type for word in _SENSITIVE_WORDS)
+        if types.get(node.output[0]) == "FLOAT" and (sensitive or extreme.intersection(node.input)):
             if not node.name:
                 raise ArtifactError(
                     f"{graph}: the node {name_node(node)} needs a name, because it stays in fp32."
                 )
             names.append(node.name)
     return tuple(names)
-
-
-def _is_sensitive(operator: str) -> bool:
-    return operator in _SENSITIVE or any(word in operator for word in _SENSITIVE_WORDS)
 
 
 def _find_extreme_constants(model: onnx.ModelProto) -> Iterator[str]:
