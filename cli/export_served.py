@@ -54,7 +54,7 @@ class Retired:
 
 
 def verify_server(console: Console, url: str) -> Verified:
-    """Send the drawn questions to the ensembles of a running Triton; compare the answers with those in its configs.
+    """Send the random requests to the ensembles of a running Triton; compare the answers with those in its configs.
 
     The result says whether the server passed.
 
@@ -64,7 +64,7 @@ def verify_server(console: Console, url: str) -> Verified:
         ServiceError: The server does not answer.
     """
     from client.served import parse_model
-    from export.gates.questions import draw_questions
+    from export.gates.requests import draw_requests
     from export.gates.server import STORED, StoredAnswers, collect_answers, compare_answers
     from serving.served_graphs import ServedGraphs, connect, find_version
 
@@ -79,10 +79,10 @@ def verify_server(console: Console, url: str) -> Verified:
         runtime = served.describe(_find_graph(configs["image"]))
         if model.vocabulary_size is None:
             raise ArtifactError(f"{source} does not state its vocabulary size. Publish the bundle again.")
-        questions = draw_questions(model.image_size, model.vocabulary_size, model.max_length)
+        requests = draw_requests(model.image_size, model.vocabulary_size, model.max_length)
         answers = collect_answers(
-            lambda question: served.ask(f"predict_{question.kind}_tensors", question.inputs),
-            [question for question in questions if question.kind in stored.answers],
+            lambda request: served.ask(f"predict_{request.kind}_tensors", request.inputs),
+            [request for request in requests if request.kind in stored.answers],
         )
     agreement = compare_answers(
         stored, answers, model.decisions, f"{runtime['runtime']} {runtime['provider']}"

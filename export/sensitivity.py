@@ -21,9 +21,9 @@ from contract.runtime.session import Session, open_session
 from contract.runtime.walk import Arrays, bind_sessions, list_graphs
 from contract.tensors import GRAPHS
 from export.gates.parity import ParityCase
-from export.gates.precision import ask, load_reference, make_batches
+from export.gates.precision import load_reference, make_batches, run_batch
 from export.gates.precision_report import measure_distances
-from export.gates.questions import Kind
+from export.gates.requests import Kind
 from export.graphs.convert import find_products, quantize_to_int8
 from export.profiles import Profile
 
@@ -77,7 +77,7 @@ class Sensitivity:
         self._products: dict[str, list[str]] = {}  # graph -> names of its products
         self._float32 = load_reference(bundle, graphs)
         batches = {kind: next(make_batches(bundle, chosen))[1] for kind, chosen in cases.items()}
-        self._expected = {kind: (batch, ask(self._float32, batch)) for kind, batch in batches.items()}
+        self._expected = {kind: (batch, run_batch(self._float32, batch)) for kind, batch in batches.items()}
 
     def rank(self, products: Sequence[Product]) -> Iterator[Product]:
         """Yield the products that take part in the answers, the one with the largest difference first."""
@@ -120,6 +120,6 @@ class Sensitivity:
                 return bind_sessions({graph: session})(graph, inputs)
             return self._float32(graph, inputs) if graph == fusion else expected[graph]
 
-        actual = ask(run, batch)[fusion]
+        actual = run_batch(run, batch)[fusion]
         pairs = ((expected[fusion][output], actual[output]) for output in ("probabilities", "embedding"))
         return float(np.mean(measure_distances(self._profile.limits, *pairs)))

@@ -17,7 +17,7 @@ from contract.bundle import Bundle
 from export.gates.parity import ParityCase
 from export.gates.precision import ENCODERS, KINDS, Gate, Progress, require_passed
 from export.gates.precision_report import PrecisionReport
-from export.gates.questions import Kind
+from export.gates.requests import Kind
 from export.graphs.convert import ConvertedGraphs, convert_graphs
 from export.profiles import Profile
 from export.sensitivity import Product, Sensitivity, list_products

@@ -25,7 +25,7 @@ from contract.errors import ConfigError, ParityError
 from contract.report.text import ReportTokenizer
 from contract.runtime.walk import Arrays, bind_sessions, list_graphs, open_graphs, walk_graphs
 from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
-from export.gates.questions import Kind, Question
+from export.gates.requests import Kind, Request
 from export.graphs.checks import read_sizes
 from training.model.model import CxrModel, load_model
 
@@ -193,12 +193,12 @@ def complete_cases(bundle: Bundle, cases: Sequence[ParityCase]) -> list[ParityCa
     return [*cases, ParityCase(pixels, text)]
 
 
-def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Question]:
+def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Request]:
     """Yield the requests of each kind: each case alone, then all in one batch, then all with a second view."""
     tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
     max_length = int(bundle.config.get("max_length", 256))
 
-    def make(kind: Kind, chosen: Sequence[ParityCase], *, mirrored: bool = False) -> Question:
+    def make(kind: Kind, chosen: Sequence[ParityCase], *, mirrored: bool = False) -> Request:
         inputs: Arrays = {}
         if kind != "text":
             pixels = np.stack([case.pixels for case in chosen if case.pixels is not None])  # (B, 1, S, S)
@@ -206,7 +206,7 @@ def _make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[Quest
         if kind != "image":
             tokens = tokenizer.encode([case.text or "" for case in chosen], max_length)
             inputs |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-        return Question(kind, inputs)
+        return Request(kind, inputs)
 
     with_pixels = [case for case in cases if case.pixels is not None][:MAX_BATCH_SIZE]
     with_text = _vary_lengths([case for case in cases if case.has_text], max_length)[:MAX_BATCH_SIZE]
@@ -241,7 +241,7 @@ class _Runner:
         self._model: CxrModel = load_model(bundle).eval()
         self._run_graph = bind_sessions(open_graphs(bundle, graphs, {}))
 
-    def compare(self, batch: Question, record: "_Record") -> None:
+    def compare(self, batch: Request, record: "_Record") -> None:
         """Run one batch through both and record the differences, encoders first."""
         expected = self._run_model(batch)
         for graph, outputs in walk_graphs(list_graphs(batch.kind), self._run_graph, batch.inputs).items():
@@ -249,7 +249,7 @@ class _Runner:
                 difference = _measure(output, expected[output], actual, batch.inputs)
                 record.add(graph, output, difference, batch)
 
-    def _run_model(self, batch: Question) -> Arrays:
+    def _run_model(self, batch: Request) -> Arrays:
         """Return the outputs of the encoders and the fusion by name.
 
         The model itself runs here, not the modules that the exporter wraps around it (`graph_modules`), so that an
@@ -281,7 +281,7 @@ class _Record:
     batch_sizes: set[int] = field(default_factory=set)
     text_lengths: set[int] = field(default_factory=set)
 
-    def add(self, graph: str, output: str, difference: float, batch: Question) -> None:
+    def add(self, graph: str, output: str, difference: float, batch: Request) -> None:
         """Record one comparison. A NaN stays."""
         key, size = (graph, output), batch.batch_size
         self.worst[key] = float(np.maximum(self.worst.get(key, 0.0), difference))  # maximum keeps NaN

@@ -26,7 +26,7 @@ from contract.runtime.walk import Arrays, RunGraph, bind_sessions, list_graphs, 
 from contract.tensors import FUSED, GRAPHS, IMAGE_TOKENS, MAX_BATCH_SIZE, MODELS, VIEWS
 from export.gates.parity import ParityCase, complete_cases
 from export.gates.precision_report import GraphPrecision, PrecisionReport, measure_distances, measure_kind
-from export.gates.questions import Kind
+from export.gates.requests import Kind
 from export.profiles import Limits, Profile
 
 Runner = RunGraph[NDArray[Any]]
@@ -132,7 +132,7 @@ class Gate:
         for done, (size, batch, expected) in enumerate(self._list_expected()):
             if progress:
                 progress(done, total)
-            record.add(size, batch, expected, ask(run, batch, layout))
+            record.add(size, batch, expected, run_batch(run, batch, layout))
         if progress:
             progress(total, total)
         return PrecisionReport(
@@ -172,7 +172,7 @@ class Gate:
             return
         run, expected = load_reference(self._bundle, self._reference), []
         for size, batch in make_batches(self._bundle, self.cases):
-            expected.append((size, batch, ask(run, batch)))
+            expected.append((size, batch, run_batch(run, batch)))
             yield expected[-1]
         self._expected = expected  # only when it is complete
 
@@ -259,7 +259,7 @@ def make_batches(bundle: Bundle, cases: Sequence[ParityCase]) -> Iterator[tuple[
             yield size, Batch(tokenizer, max_length, chosen)
 
 
-def ask(run: Runner, batch: Batch, layout: str = "split") -> Answers:
+def run_batch(run: Runner, batch: Batch, layout: str = "split") -> Answers:
     """Return the outputs of every graph that can read cases of the batch.
 
     A request has one kind (`contract.runtime.walk.list_graphs`), but a batch here holds cases of all kinds. So each

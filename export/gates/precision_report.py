@@ -20,7 +20,7 @@ from export.gates.measures import (
     score_labels,
 )
 from export.gates.parity import ParityCase
-from export.gates.questions import Kind
+from export.gates.requests import Kind
 from export.profiles import Limits
 
 Pair = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]  # expected and actual

@@ -1,6 +1,6 @@
 """The gate at the server: compare the answers of a running server with those of the graphs that passed the other gates.
 
-`cxr export` runs the graphs on random requests (`export.gates.questions`). It writes their answers and the limits of
+`cxr export` runs the graphs on random requests (`export.gates.requests`). It writes their answers and the limits of
 the profile into the configs of `predict_*_tensors`. Any client can later send the same requests to a server, whatever
 its runtime: another ONNX Runtime, CUDA, TensorRT or OpenVINO. This module imports neither torch nor onnxruntime.
 """
@@ -21,7 +21,7 @@ from contract.runtime.walk import RunGraph, list_graphs, walk_graphs
 from contract.tensors import EMBEDDING, PROBABILITIES
 from contract.training_data import WAYS
 from export.gates.measures import compute_cosines, count_flips, find_largest_difference
-from export.gates.questions import Question
+from export.gates.requests import Request
 from export.profiles import Limits
 
 STORED: Final = "gate"  # parameter of `predict_*_tensors`
@@ -160,36 +160,36 @@ class Agreement:
 
 
 def collect_answers(
-    ask: Callable[[Question], Mapping[str, NDArray[Any]]], questions: Sequence[Question]
+    run: Callable[[Request], Mapping[str, NDArray[Any]]], requests: Sequence[Request]
 ) -> dict[str, NDArray[np.float32]]:
     """Run all requests; return kind -> (M, K + D) float32.
 
     Args:
-        ask: Runs one request and returns its outputs by name.
-        questions: The requests.
+        run: Runs one request and returns its outputs by name.
+        requests: The requests.
 
     Raises:
         ServerError: An output does not have one row for each case.
     """
     rows: dict[str, list[NDArray[Any]]] = {}
-    for question in questions:
-        answer = ask(question)
+    for request in requests:
+        answer = run(request)
         parts = [np.asarray(answer[name]) for name in _OUTPUTS]
-        if any(part.ndim != 2 or len(part) != question.batch_size for part in parts):
+        if any(part.ndim != 2 or len(part) != request.batch_size for part in parts):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise ServerError(
-                f"The server answered a request of {question.batch_size} cases with tensors of shape {shapes}."
+                f"The server answered a request of {request.batch_size} cases with tensors of shape {shapes}."
             )
-        rows.setdefault(question.kind, []).append(np.concatenate(parts, axis=1))
+        rows.setdefault(request.kind, []).append(np.concatenate(parts, axis=1))
     return {kind: np.concatenate(rows[kind]).astype(np.float32) for kind in WAYS if kind in rows}
 
 
-def ask_graphs(
-    run: RunGraph[NDArray[Any]], question: Question, *, layout: str = "split"
+def run_request(
+    run: RunGraph[NDArray[Any]], request: Request, *, layout: str = "split"
 ) -> Mapping[str, NDArray[Any]]:
     """Run the graphs of a request in sequence; return the outputs of the last one, the fusion or the fused graph."""
-    graphs = list_graphs(question.kind, layout)
-    return walk_graphs(graphs, run, question.inputs)[graphs[-1]]
+    graphs = list_graphs(request.kind, layout)
+    return walk_graphs(graphs, run, request.inputs)[graphs[-1]]
 
 
 def compare_answers(

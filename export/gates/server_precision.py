@@ -16,8 +16,8 @@ from export.configs import read_token_limits
 from export.gates.parity import ParityCase
 from export.gates.precision import ServedGraphs, measure_precision, open_profile
 from export.gates.precision_report import PrecisionReport
-from export.gates.questions import Question, draw_questions
-from export.gates.server import Agreement, StoredAnswers, ask_graphs, collect_answers, compare_answers
+from export.gates.requests import Request, draw_requests
+from export.gates.server import Agreement, StoredAnswers, collect_answers, compare_answers, run_request
 from export.graphs.checks import read_sizes
 from export.profiles import Profile
 
@@ -66,15 +66,15 @@ def store_answers(bundle: Bundle, graphs: Mapping[str, Path], profile: Profile) 
         profile: The settings of the graphs, and the limits for a server.
     """
     run = bind_sessions(open_profile(bundle, graphs, profile))
-    questions = [question for question in draw_for(bundle) if question.kind in bundle.trained_ways]
-    answers = collect_answers(partial(ask_graphs, run), questions)
+    requests = [request for request in draw_requests_for(bundle) if request.kind in bundle.trained_ways]
+    answers = collect_answers(partial(run_request, run), requests)
     return StoredAnswers(profile.name, profile.limits, answers)
 
 
-def draw_for(bundle: Bundle) -> list[Question]:
+def draw_requests_for(bundle: Bundle) -> list[Request]:
     """Return the random requests for a bundle's sizes."""
     limits = read_token_limits(bundle)
-    return draw_questions(read_sizes(bundle)["S"], int(limits.vocabulary_size or 1), limits.max_length)
+    return draw_requests(read_sizes(bundle)["S"], int(limits.vocabulary_size or 1), limits.max_length)
 
 
 def check_server(
@@ -101,8 +101,8 @@ def check_server(
     Raises:
         ServiceError: The server does not answer.
     """
-    questions = [question for question in draw_for(bundle) if question.kind in stored.answers]
-    answers = collect_answers(partial(ask_graphs, served.run, layout=served.layout), questions)
+    requests = [request for request in draw_requests_for(bundle) if request.kind in stored.answers]
+    answers = collect_answers(partial(run_request, served.run, layout=served.layout), requests)
     agreement = compare_answers(stored, answers, bundle.decisions, served.runtime)
     chosen = sorted(cases, key=lambda case: (case.pixels is None) + (not case.has_text))[:MOST_CASES]
     precision = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)

@@ -30,9 +30,9 @@ from contract.labels import LABELS
 from contract.repository import read_published, verify
 from contract.tensors import GRAPHS, MODELS, NUMPY_DTYPES
 from contract.training_data import WAYS
-from export.gates.questions import Question
-from export.gates.server import StoredAnswers, ask_graphs, collect_answers, compare_answers
-from export.gates.server_precision import draw_for
+from export.gates.requests import Request
+from export.gates.server import StoredAnswers, collect_answers, compare_answers, run_request
+from export.gates.server_precision import draw_requests_for
 from export.profiles import load_profile
 from export.publish import publish
 
@@ -99,7 +99,7 @@ class Triton:
         }
         ensemble = model.startswith("predict_")
         kind = model.split("_")[1]
-        arrays = dict(ask_graphs(run_graph, Question(kind, given)) if ensemble else run_graph(model, given))
+        arrays = dict(run_request(run_graph, Request(kind, given)) if ensemble else run_graph(model, given))
         if "probabilities" in arrays:
             arrays["probabilities"] = arrays["probabilities"] + np.float32(
                 self.moved.get(int(model_version), 0)
@@ -167,7 +167,7 @@ def triton(models, tmp_path, monkeypatch):
 
 def make_stored(bundle) -> StoredAnswers:
     """What the graphs of version 2 answer where nothing is wrong."""
-    answers = collect_answers(partial(ask_graphs, run_graph), draw_for(bundle))
+    answers = collect_answers(partial(run_request, run_graph), draw_requests_for(bundle))
     return StoredAnswers("fp32", FP32.limits, answers)
 
 
@@ -182,7 +182,9 @@ def make_check(models, repository):
             text = Path(str(configs).format(f"predict_{kind}_tensors")).read_text()
             parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
             given[kind] = parameters["gate"].string_value
-        found = collect_answers(partial(ask_graphs, served.run, layout=served.layout), draw_for(bundle))
+        found = collect_answers(
+            partial(run_request, served.run, layout=served.layout), draw_requests_for(bundle)
+        )
         report = compare_answers(
             StoredAnswers.read(given, source="x"), found, bundle.decisions, served.runtime
         )

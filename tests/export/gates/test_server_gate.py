@@ -17,9 +17,9 @@ from contract.tensors import FUSED, LENGTH_BUCKETS, MODELS
 from contract.training_data import WAYS
 from export import pipeline
 from export.gates.precision import ServedGraphs
-from export.gates.questions import draw_questions
-from export.gates.server import StoredAnswers, ask_graphs, collect_answers, compare_answers
-from export.gates.server_precision import MOST_CASES, check_server, draw_for, store_answers
+from export.gates.requests import draw_requests
+from export.gates.server import StoredAnswers, collect_answers, compare_answers, run_request
+from export.gates.server_precision import MOST_CASES, check_server, draw_requests_for, store_answers
 from export.graphs.fuse import fuse_graphs
 from export.profiles import load_profile
 
@@ -74,26 +74,26 @@ def spoilt(bundle, graphs, other_graphs, tmp_path_factory):
 
 
 def ask(bundle, run, layout="split"):
-    return collect_answers(partial(ask_graphs, run, layout=layout), draw_for(bundle))
+    return collect_answers(partial(run_request, run, layout=layout), draw_requests_for(bundle))
 
 
-def test_questions_are_the_same_for_ever_and_can_be_read_by_the_model():
-    questions = draw_questions(112, 4000, 256)
+def test_requests_are_the_same_for_ever_and_can_be_read_by_the_model():
+    requests = draw_requests(112, 4000, 256)
     digest = hashlib.sha256()
-    for question in questions:
-        for name, array in sorted(question.inputs.items()):
-            digest.update(f"{question.kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        if question.kind != "image":
-            TokenLimits(4000, 256).check(question.inputs["input_ids"], question.inputs["attention_mask"])
+    for request in requests:
+        for name, array in sorted(request.inputs.items()):
+            digest.update(f"{request.kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        if request.kind != "image":
+            TokenLimits(4000, 256).check(request.inputs["input_ids"], request.inputs["attention_mask"])
     assert digest.hexdigest()[:16] == "f8b92a40ec5c6533"
-    assert {question.kind for question in questions} == set(WAYS)
+    assert {request.kind for request in requests} == set(WAYS)
     for kind in ("text", "study"):
-        asked = [question.inputs["input_ids"].shape for question in questions if question.kind == kind]
+        asked = [request.inputs["input_ids"].shape for request in requests if request.kind == kind]
         assert {length for _, length in asked} == set(LENGTH_BUCKETS)
         assert {batch for batch, _ in asked} == {1, 2}
-    masks = [q.inputs["attention_mask"] for q in questions if q.kind == "text" and q.batch_size > 1]
+    masks = [q.inputs["attention_mask"] for q in requests if q.kind == "text" and q.batch_size > 1]
     assert all(mask.all(axis=1).tolist() == [True, False] for mask in masks)
-    short = [q.inputs["input_ids"].shape[1] for q in draw_questions(56, 120, 64) if q.kind == "text"]
+    short = [q.inputs["input_ids"].shape[1] for q in draw_requests(56, 120, 64) if q.kind == "text"]
     assert sorted(set(short)) == [32, 64]
 
 
@@ -169,7 +169,7 @@ def test_answers_of_another_shape_are_the_server_s_fault(bundle, stored):
         )
     one_row = {"probabilities": np.zeros((1, 22), np.float32), "embedding": np.zeros((1, 8), np.float32)}
     with pytest.raises(ServerError, match=r"a request of 4 cases with tensors of shape \[1, 22\], \[1, 8\]"):
-        collect_answers(lambda _: one_row, draw_for(bundle))
+        collect_answers(lambda _: one_row, draw_requests_for(bundle))
 
 
 @pytest.mark.parametrize("layout", ["split", "fused"])

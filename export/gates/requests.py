@@ -24,7 +24,7 @@ _TEXTS: Final = 2  # in the batch of each length: the first without padding, the
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """One request: its kind and its batched tensors by name."""
 
     kind: Kind
@@ -36,7 +36,7 @@ class Question:
         return len(next(iter(self.inputs.values())))
 
 
-def draw_questions(image_size: int, vocabulary_size: int, max_length: int) -> list[Question]:
+def draw_requests(image_size: int, vocabulary_size: int, max_length: int) -> list[Request]:
     """Return random requests of every kind, with one case and with several, and texts of every length bucket.
 
     Args:
@@ -50,11 +50,11 @@ def draw_questions(image_size: int, vocabulary_size: int, max_length: int) -> li
     lengths = [*(bucket for bucket in LENGTH_BUCKETS if bucket < max_length), max_length]
     texts = [_draw_texts(draw, vocabulary_size, length) for length in lengths]
     single = {name: array[:1] for name, array in texts[0].items()}
-    questions = [Question("image", {PIXELS.name: images[:1]}), Question("image", {PIXELS.name: images})]
+    requests = [Request("image", {PIXELS.name: images[:1]}), Request("image", {PIXELS.name: images})]
     for batch in (single, *texts):
         pixels = images[: len(batch[INPUT_IDS.name])]
-        questions += [Question("text", batch), Question("study", {PIXELS.name: pixels, **batch})]
-    return questions
+        requests += [Request("text", batch), Request("study", {PIXELS.name: pixels, **batch})]
+    return requests
 
 
 def _draw_images(draw: np.random.RandomState, size: int) -> NDArray[np.uint8]:
