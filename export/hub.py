@@ -5,7 +5,7 @@
 The folder holds the files that the bundle's manifest lists, and no other file of the bundle's directory: weights,
 settings, tokenizer, labels, figures, the plots of the evaluation, and split.json with the study ids of the collection.
 (The ids of Open-i are numbers that identify no patient. Check the ids of other data before an upload.) config.json and
-the card name the pretrained weights as the training was told, also a local path.
+the card hold the paths of pretrained weights from the training's config. These may be local paths.
 
 The folder also holds README.md (the model card, which the hub displays), LICENSE.md (the licence section of the card,
 to which the card's metadata links), .gitattributes, and the graphs of a published repository in onnx/. It holds no

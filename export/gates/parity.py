@@ -25,6 +25,7 @@ from contract.errors import ConfigError, ParityError
 from contract.report.text import ReportTokenizer
 from contract.runtime.walk import Arrays, bind_sessions, list_graphs, open_graphs, walk_graphs
 from contract.tensors import GRAPHS, MAX_BATCH_SIZE, MODELS, PIXELS, TOLERANCES
+from export.gates.measures import compute_cosines
 from export.gates.requests import Kind, Request
 from export.graphs.checks import read_sizes
 from training.model.model import CxrModel, load_model
@@ -320,9 +321,7 @@ def _measure(output: str, expected: NDArray[Any], actual: NDArray[Any], inputs: 
     if not np.isfinite(expected).all() or not np.isfinite(actual).all():
         return float("nan")
     if output == "embedding":
-        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
-        cosine = (expected * actual).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-        return float(np.max(np.maximum(1.0 - cosine, 0.0)))
+        return float(np.max(np.maximum(1.0 - compute_cosines(expected, actual), 0.0)))
     difference = float(np.abs(expected - actual).max())
     relative = output in ("image_tokens", "text_tokens")
     return difference / max(float(np.abs(expected).max()), 1e-12) if relative else difference
