@@ -269,6 +269,8 @@ def _check_layout(image: DicomImage) -> None:
     if image.photometric == "YBR_FULL_422":  # two pixels share their chrominance (DICOM PS3.3 C.7.6.3.1.2)
         needed = needed * 2 // 3
     length = len(image.pixels)
+    if not length:  # pydicom read something else than bytes
+        raise ImageError("The pixel data of the DICOM file is damaged or truncated.")
     if not is_compressed(image) and length < needed:
         shape = f"{rows}x{columns} pixels" + (f" in {frames} frames" if frames > 1 else "")
         raise ImageError(
