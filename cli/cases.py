@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.data.rows import Row, get_image, get_report, has_text, is_readable, read_text
+from contract.report.text import TextMode
+from training.data.openi import read_text
+from training.data.rows import Row, get_image, get_report, has_text, is_readable
 
 if TYPE_CHECKING:
     from client.cases import CaseInput
@@ -34,7 +36,7 @@ def make_cases(rows: Sequence[Row], text_mode: str) -> Iterator["CaseInput"]:
 
 
 def make_parity_cases(
-    rows: Sequence[Row], text_mode: str, image_size: int, *, count: int = 8
+    rows: Sequence[Row], text_mode: TextMode, image_size: int, *, count: int = 8
 ) -> list["ParityCase"]:
     """Decode real cases for the parity gate, evenly spaced by the length of the report, shortest to longest."""
     readable = [row for row in rows if is_readable(row, text_mode)]
@@ -46,7 +48,7 @@ def make_parity_cases(
 def make_precision_cases(
     rows: Sequence[Row],
     test_ids: Collection[str],
-    text_mode: str,
+    text_mode: TextMode,
     image_size: int,
     *,
     least: int = 64,
@@ -77,7 +79,7 @@ def _space(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[round(index * (len(rows) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def _make_case(row: Row, text_mode: str, image_size: int) -> "ParityCase":
+def _make_case(row: Row, text_mode: TextMode, image_size: int) -> "ParityCase":
     from client.inputs import read_image_file
     from contract.image.read import load_pixels
     from contract.labels import LABELS

@@ -121,8 +121,9 @@ def draw_batch(
     if generator.random() < config.text_dropout and (views >= 0).any():
         texts = [""] * len(rows)
     silent = np.zeros(len(rows), bool)
-    if config.silent_share:
-        silent = _draw_silent(texts, views, config.silent_share, generator)
+    if config.silent_share:  # a share of the texts that come with an image
+        both = np.array([bool(text) for text in texts], bool) & (views[:, 0] >= 0)
+        silent = both & (generator.random(len(texts)) < config.silent_share)
         texts = _silence(studies, rows, texts, silent, generator)
     draw = _make_draw(studies, rows, views, texts, silent, config.max_length, generator)
     if with_headings:
@@ -197,14 +198,6 @@ def _draw_text(studies: StudySet, row: int, config: DataConfig, generator: np.ra
         sentences = _SENTENCE_END.split(text)
         text = " ".join(sentences[index] for index in generator.permutation(len(sentences)))
     return mask_label_words(text) if masked < config.masked_share else text
-
-
-def _draw_silent(
-    texts: Sequence[str], views: NDArray[np.int64], share: float, generator: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Draw (B,) bool, the texts to silence: a share of the texts that come with an image."""
-    both = np.array([bool(text) for text in texts], bool) & (views[:, 0] >= 0)
-    return np.asarray(both & (generator.random(len(texts)) < share))
 
 
 def _silence(

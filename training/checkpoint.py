@@ -9,9 +9,10 @@
 A checkpoint is written beside the older one and then renamed, so there is a complete one at any moment.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,11 @@ _PARTIAL: Final = ".partial"
 def name_run(bundle: Path) -> Path:
     """Return the default run directory for a bundle."""
     return bundle.with_name(f"{bundle.name}.run")
+
+
+def hash_split(split_ids: Mapping[str, Sequence[str]]) -> str:
+    """Return the SHA-256 of a split: part -> study ids, in the order of the table."""
+    return hashlib.sha256(json.dumps(split_ids, sort_keys=True).encode()).hexdigest()
 
 
 class RunDirectory:

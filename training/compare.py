@@ -4,7 +4,6 @@ A run is read from its bundle, or from its run directory (`training.checkpoint`)
 bundle has test results.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Final, Literal
 
 from contract import bundle as files
 from contract.errors import ConfigError
-from training.checkpoint import CONFIG, METRICS, ORIGIN
+from training.checkpoint import CONFIG, METRICS, ORIGIN, hash_split
 from training.config.toml_file import flatten_settings, read_toml
 
 FIGURES: Final = ("auroc", "ap", "f1")
@@ -177,14 +176,16 @@ def _read_bundle(path: Path) -> TrainingRun:
         seconds=manifest["seconds"],
         device=manifest["device"],
         data_sha256=manifest["data_sha256"],
-        # The same hash as in `training.train` for the run directory.
-        split_sha256=hashlib.sha256(json.dumps(split, sort_keys=True).encode()).hexdigest(),
+        split_sha256=hash_split(split),
         split={part: frozenset(ids) for part, ids in split.items()},
     )
 
 
 def _read_directory(path: Path) -> TrainingRun:
-    history = _order(_read_lines(path / METRICS) if (path / METRICS).is_file() else [])
+    lines: list[str] = []
+    if (path / METRICS).is_file():
+        lines = (path / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+    history = _order([_parse(line, path / METRICS) for line in lines])
     origin = _read_json(path / ORIGIN)
     return TrainingRun(
         path,
@@ -204,10 +205,6 @@ def _drop_unset(config: Mapping[str, Any]) -> dict[str, Any]:
 def _order(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Sort by epoch. If an epoch was repeated after a resume, keep the later one."""
     return [entry for _, entry in sorted({entry["epoch"]: entry for entry in history}.items())]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [_parse(line, path) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -41,8 +41,8 @@ _REPORT_EVERY: Final = 10  # steps between two reads of the loss; each read wait
 
 
 @dataclass
-class Loop:
-    """The objects of the loop, and its state."""
+class Trainer:
+    """Trains a model: `fit` is the loop. The fields are its objects and its state."""
 
     examined: Examined
     model: CxrModel
@@ -71,16 +71,267 @@ class Loop:
         return self.model if self.average is None else self.average.module
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch. A last batch with fewer studies than processes is left out."""
-        count, size = len(self.examined.split["train"]), self.config.loop.batch_size
-        remainder = count % size
-        return count // size + int(remainder >= self.accelerator.num_processes)
-
-    @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.config.loop.epochs
+        """Optimizer steps of the whole run. A last batch with fewer studies than processes is left out."""
+        config = self.config.loop
+        batches, remainder = divmod(len(self.examined.split["train"]), config.batch_size)
+        return (batches + int(remainder >= self.accelerator.num_processes)) * config.epochs
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Train until the last epoch, or until validation stops improving. Then load the best weights into the model.
+
+        Afterwards the trainer holds the history and the best score of the whole run.
+
+        Args:
+            checkpoint: Checkpoint to resume from, from `RunDirectory.find_checkpoints`.
+
+        Raises:
+            ArtifactError: The checkpoint is damaged.
+        """
+        self._prepare()
+        if checkpoint is not None:
+            self._load(checkpoint)
+        for epoch in range(len(self.history) + 1, self.config.loop.epochs + 1):
+            if self._is_finished():
+                self.watcher.on_note(
+                    f"Stopped early: the score has not improved since epoch {self.best_epoch}."
+                )
+                break
+            report = self._train_epoch(epoch)
+            self.history.append(report)
+            if report.validation and report.validation["score"] >= self.best_score:
+                self.best_score, self.best_epoch = report.validation["score"], epoch
+                self.best_state = _copy_weights(self.kept)
+            self._save(epoch)
+            self.watcher.on_epoch(report)
+        if self.best_state is None:
+            self.best_epoch = len(self.history)
+            self.watcher.on_note(
+                f"No label has {MIN_POSITIVES} validation studies with and without it, so the epochs have no "
+                "score. The last epoch is kept."
+            )
+        self.model.load_state_dict(self.best_state or self.kept.state_dict())
+
+    def _prepare(self) -> None:
+        """Put model, losses and optimizers on the device, and wrap them for data-parallel training."""
+        config, studies, model = self.config, self.examined.studies, self.model
+        rows = self.examined.select_rows("train")
+        targets, known = torch.from_numpy(studies.targets[rows]), torch.from_numpy(studies.known[rows])
+        weights = compute_positive_weights(targets, known, config.loss.positive_weight_limit)
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(self.accelerator.device)
+        if config.loop.compile:
+            for part in (model.image_encoder, model.text_encoder, model.fusion):
+                part.compile(dynamic=True)
+        optimizers = make_optimizers(model, config)
+        self.schedules = make_schedules(optimizers, self.steps, config.optimizer.warmup_share)
+        self.objective, *self.optimizers = self.accelerator.prepare(
+            Objective(model, weights, config.loss), *optimizers
+        )
+        if config.optimizer.ema_decay:
+            self.average = make_average(model, config.optimizer.ema_decay)
+
+    def _train_epoch(self, epoch: int) -> EpochReport:
+        """Make the optimizer steps of one epoch, and validate if it is due."""
+        config, accelerator = self.config, self.accelerator
+        device = accelerator.device
+        # Dropout and drop path differ in every process.
+        seeds = np.random.SeedSequence([config.seed, epoch, accelerator.process_index])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        noise = torch.Generator(device).manual_seed(torch.initial_seed())
+        set_training_mode(self.model, config.weights.freeze)
+        meter = Meter(torch.cuda.synchronize if device.type == "cuda" else None)
+        steps: list[dict[str, Tensor]] = []
+        for draw, batches in meter.watch(prefetch(self._draw_epoch(epoch), meter.time(self._load_batches))):
+            counts = self._count_known(draw)
+            losses: dict[str, Tensor] = {}  # of this process, summed over its batches
+            for number, part in enumerate(batches, start=1):
+                batch = part.to(device)
+                pixels = batch.pixels
+                if len(pixels):
+                    pixels = augment(pixels, config.augment, batch.changes, noise)
+                waits = accelerator.no_sync(self.objective) if number < len(batches) else nullcontext()
+                with waits:
+                    parts = self.objective(batch, pixels, counts, 1 / len(batches))
+                    accelerator.backward(parts["loss"])
+                for name, value in parts.items():
+                    losses[name] = losses.get(name, 0.0) + value.detach()
+            self._update_weights()
+            steps.append(losses)
+            meter.count(len(draw.rows))
+            self._report_step(epoch, losses, meter)
+        meter.finish()
+        means = self._average_losses(steps)
+        validates = epoch % config.loop.validate_every == 0 or epoch == config.loop.epochs
+        return EpochReport(
+            epoch=epoch,
+            loss=means.pop("loss"),
+            losses=means,
+            validation=self._validate() if validates else {},
+            rates={name: round(value, 3) for name, value in meter.rates().items()},
+            seconds=round(time.monotonic() - self.started, 2),
+        )
+
+    def _draw_epoch(self, epoch: int) -> Iterator[Draw]:
+        """Draw the batches of an epoch, the same ones in every process."""
+        config, studies = self.config, self.examined.studies
+        generator = np.random.default_rng([config.seed, epoch])
+        order = draw_order(self.examined.split["train"], studies, config.loop.batch_size, generator)
+        for rows in order:
+            draw = draw_batch(
+                studies,
+                rows,
+                config.data,
+                generator,
+                compare_words=config.loss.spare_alike,
+                with_headings=config.loss.headings_weight > 0,
+            )
+            if len(rows) >= self.accelerator.num_processes:
+                yield draw
+
+    def _load_batches(self, draw: Draw) -> tuple[Draw, list[Batch]]:
+        """Return a draw, and this process's share of it as tensors, in one part for each accumulation step."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = draw.take(slice(rank, None, world))
+        # Every process needs the same number of parts. One with more parts would wait for the others for ever.
+        parts = share.split(min(self.config.loop.accumulate, len(draw.rows) // world))
+        studies, tokenizer = self.examined.studies, self.examined.tokenizer
+        return draw, [make_batch(studies, tokenizer, part, self.config.data) for part in parts]
+
+    def _count_known(self, draw: Draw) -> dict[str, float]:
+        """Return, by way, the number of known labels in a draw, divided by the number of processes."""
+        known = self.examined.studies.known[draw.rows].sum(1)
+        image = draw.views[:, 0] >= 0
+        text = np.array([bool(words) for words in draw.texts], bool)
+        ways = {"image": image, "text": text & ~draw.silent, "study": image & text}
+        world = self.accelerator.num_processes
+        return {way: max(1.0, float(known[rows].sum())) / world for way, rows in ways.items()}
+
+    def _update_weights(self) -> None:
+        """Make an optimizer step with the gradients of all batches."""
+        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for schedule in self.schedules:
+            schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+
+    def _report_step(self, epoch: int, losses: dict[str, Tensor], meter: Meter) -> None:
+        on_gpu = self.accelerator.device.type == "cuda"
+        if not self.accelerator.is_main_process or (on_gpu and self.step % _REPORT_EVERY):
+            return
+        values = {name: float(value) for name, value in losses.items()}
+        self.watcher.on_step(
+            StepReport(
+                stage="training",
+                step=self.step,
+                steps=self.steps,
+                epoch=epoch,
+                loss=values.pop("loss"),
+                losses=values,
+                learning_rate=max(group["lr"] for group in self.optimizers[0].param_groups),
+                studies_per_s=meter.rates()["both"],
+            )
+        )
+
+    def _average_losses(self, steps: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Return the mean of every loss over the steps that have it and over all processes."""
+        values = [{name: float(value) for name, value in losses.items()} for losses in steps]
+        if self.accelerator.num_processes > 1:
+            values = gather_object(values)
+        names = sorted({name for losses in values for name in losses})
+        return {name: float(np.mean([losses[name] for losses in values if name in losses])) for name in names}
+
+    def _validate(self) -> dict[str, float]:
+        """Return the scores on the validation split. Every process predicts its share."""
+        rows = self.examined.select_rows("validation")
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        predictions: Predictions = predict_rows(self.examined, self.kept, rows[rank::world])
+        if world > 1:
+            shares: list[Predictions] = gather_object([predictions])
+            ways = dict.fromkeys(way for share in shares for way in share)
+            predictions = {
+                way: tuple(
+                    np.concatenate(parts) for parts in zip(*(s[way] for s in shares if way in s), strict=True)
+                )
+                for way in ways
+            }
+        return score(self.examined.studies, predictions)
+
+    def _is_finished(self) -> bool:
+        """Return whether the score has not improved for `patience` validations."""
+        patience = self.config.loop.patience
+        since = [report for report in self.history if report.validation and report.epoch > self.best_epoch]
+        return bool(patience) and len(since) >= patience
+
+    def _save(self, epoch: int) -> None:
+        """Write the checkpoint of an epoch. Only the first process writes.
+
+        A killed run can resume from any epoch, so each checkpoint has the optimizers' state, except the last one, after
+        which there is no training. If this epoch is the best one, its weights are written only once.
+        """
+        if self.accelerator.is_main_process:
+            ended = epoch == self.config.loop.epochs or self._is_finished()
+            best = None if self.best_epoch == epoch else self.best_state
+            state = {
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "training": None if ended else self._read_training_state(),
+                "best": {"score": self.best_score, "epoch": self.best_epoch, "state": best},
+                "history": [asdict(report) for report in self.history],
+                "step": self.step,
+            }
+            directory = self.run.begin_checkpoint(epoch)
+            torch.save(state, directory / _STATE)
+            self.run.finish_checkpoint(directory)
+            self.run.write_epochs(self.history)
+        self.accelerator.wait_for_everyone()
+
+    def _read_training_state(self) -> dict[str, Any]:
+        """Return the state that only further training needs."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def _load_training_state(self, state: dict[str, Any]) -> None:
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        for schedule, values in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(values)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load(self, checkpoint: Path) -> None:
+        """Resume from a checkpoint."""
+        try:
+            state = torch.load(checkpoint / _STATE, map_location=self.accelerator.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            if state["training"] is not None:
+                self._load_training_state(state["training"])
+            best = state["best"]
+            self.history = [EpochReport(**values) for values in state["history"]]
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise ArtifactError(f"The checkpoint {checkpoint} cannot be read.") from error
+        self.best_score, self.best_epoch, self.best_state = best["score"], best["epoch"], best["state"]
+        if self.best_epoch == len(self.history):
+            self.best_state = _copy_weights(self.kept)
+        self.step = state["step"]
+        self.started -= self.history[-1].seconds
+        self.run.write_epochs(self.history)
+        self.watcher.on_note(f"Resuming after epoch {len(self.history)} of {self.config.loop.epochs}.")
+
+
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -107,276 +358,3 @@ def choose_precision(precision: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if multiplies_bfloat16() else "fp32"
-
-
-def fit(loop: Loop, checkpoint: Path | None) -> None:
-    """Train until the last epoch, or until validation stops improving. Then load the best weights into the model.
-
-    Args:
-        loop: A new loop. Afterwards it holds the history and the best score of the whole run.
-        checkpoint: Checkpoint to resume from, from `RunDirectory.find_checkpoints`.
-
-    Raises:
-        ArtifactError: The checkpoint is damaged.
-    """
-    _prepare(loop)
-    if checkpoint is not None:
-        _load(loop, checkpoint)
-    for epoch in range(len(loop.history) + 1, loop.config.loop.epochs + 1):
-        if _is_finished(loop):
-            loop.watcher.on_note(f"Stopped early: the score has not improved since epoch {loop.best_epoch}.")
-            break
-        report = _train_epoch(loop, epoch)
-        loop.history.append(report)
-        if report.validation and report.validation["score"] >= loop.best_score:
-            loop.best_score, loop.best_epoch = report.validation["score"], epoch
-            loop.best_state = _copy_weights(loop.kept)
-        _save(loop, epoch)
-        loop.watcher.on_epoch(report)
-    if loop.best_state is None:
-        loop.best_epoch = len(loop.history)
-        loop.watcher.on_note(
-            f"No label has {MIN_POSITIVES} validation studies with and without it, so the epochs have no "
-            "score. The last epoch is kept."
-        )
-    loop.model.load_state_dict(loop.best_state or loop.kept.state_dict())
-
-
-def _prepare(loop: Loop) -> None:
-    """Put model, losses and optimizers on the device, and wrap them for data-parallel training."""
-    config, studies = loop.config, loop.examined.studies
-    rows = loop.examined.select_rows("train")
-    targets, known = torch.from_numpy(studies.targets[rows]), torch.from_numpy(studies.known[rows])
-    weights = compute_positive_weights(targets, known, config.loss.positive_weight_limit)
-    if loop.accelerator.num_processes > 1 and loop.accelerator.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(loop.model)
-    loop.model.to(loop.accelerator.device)
-    if config.loop.compile:
-        for part in (loop.model.image_encoder, loop.model.text_encoder, loop.model.fusion):
-            part.compile(dynamic=True)
-    optimizers = make_optimizers(loop.model, config)
-    loop.schedules = make_schedules(optimizers, loop.steps, config.optimizer.warmup_share)
-    loop.objective, *loop.optimizers = loop.accelerator.prepare(
-        Objective(loop.model, weights, config.loss), *optimizers
-    )
-    if config.optimizer.ema_decay:
-        loop.average = make_average(loop.model, config.optimizer.ema_decay)
-
-
-def _train_epoch(loop: Loop, epoch: int) -> EpochReport:
-    _seed(loop, epoch)
-    set_training_mode(loop.model, loop.config.weights.freeze)
-    noise = torch.Generator(loop.accelerator.device).manual_seed(torch.initial_seed())
-    meter = Meter(torch.cuda.synchronize if loop.accelerator.device.type == "cuda" else None)
-
-    def load(draw: Draw) -> tuple[Draw, list[Batch]]:
-        return draw, _load_batches(loop, draw)
-
-    steps: list[dict[str, Tensor]] = []
-    for draw, batches in meter.watch(prefetch(_draw_epoch(loop, epoch), meter.time(load))):
-        steps.append(_step(loop, draw, batches, noise))
-        loop.step += 1
-        meter.count(len(draw.rows))
-        _report_step(loop, epoch, steps[-1], meter)
-    meter.finish()
-    losses = _average_losses(loop, steps)
-    validates = epoch % loop.config.loop.validate_every == 0 or epoch == loop.config.loop.epochs
-    return EpochReport(
-        epoch=epoch,
-        loss=losses.pop("loss"),
-        losses=losses,
-        validation=_validate(loop) if validates else {},
-        rates={name: round(value, 3) for name, value in meter.rates().items()},
-        seconds=round(time.monotonic() - loop.started, 2),
-    )
-
-
-def _seed(loop: Loop, epoch: int) -> None:
-    """Seed dropout and drop path for an epoch, differently in every process."""
-    seeds = [loop.config.seed, epoch, loop.accelerator.process_index]
-    torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
-
-
-def _draw_epoch(loop: Loop, epoch: int) -> Iterator[Draw]:
-    """Draw the batches of an epoch, the same ones in every process."""
-    config, studies = loop.config, loop.examined.studies
-    generator = np.random.default_rng([config.seed, epoch])
-    order = draw_order(loop.examined.split["train"], studies, config.loop.batch_size, generator)
-    for rows in order:
-        draw = draw_batch(
-            studies,
-            rows,
-            config.data,
-            generator,
-            compare_words=config.loss.spare_alike,
-            with_headings=config.loss.headings_weight > 0,
-        )
-        if len(rows) >= loop.accelerator.num_processes:
-            yield draw
-
-
-def _load_batches(loop: Loop, draw: Draw) -> list[Batch]:
-    """Return this process's share of a draw as tensors, in one part for each accumulation step."""
-    world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
-    share = draw.take(slice(rank, None, world))
-    # Every process needs the same number of parts. One with more parts would wait for the others for ever.
-    parts = share.split(min(loop.config.loop.accumulate, len(draw.rows) // world))
-    examined = loop.examined
-    return [make_batch(examined.studies, examined.tokenizer, part, loop.config.data) for part in parts]
-
-
-def _count_known(loop: Loop, draw: Draw) -> dict[str, float]:
-    """Return, by way, the number of known labels in a draw, divided by the number of processes."""
-    known = loop.examined.studies.known[draw.rows].sum(1)
-    image = draw.views[:, 0] >= 0
-    text = np.array([bool(words) for words in draw.texts], bool)
-    ways = {"image": image, "text": text & ~draw.silent, "study": image & text}
-    return {
-        way: max(1.0, float(known[rows].sum())) / loop.accelerator.num_processes for way, rows in ways.items()
-    }
-
-
-def _step(loop: Loop, draw: Draw, batches: list[Batch], noise: torch.Generator) -> dict[str, Tensor]:
-    """Make one optimizer step; return the losses of this process."""
-    accelerator, counts = loop.accelerator, _count_known(loop, draw)
-    total: dict[str, Tensor] = {}
-    for number, part in enumerate(batches, start=1):
-        batch = part.to(accelerator.device)
-        pixels = batch.pixels
-        if len(pixels):
-            pixels = augment(pixels, loop.config.augment, batch.changes, noise)
-        waits = accelerator.no_sync(loop.objective) if number < len(batches) else nullcontext()
-        with waits:
-            losses = loop.objective(batch, pixels, counts, 1 / len(batches))
-            accelerator.backward(losses["loss"])
-        for name, value in losses.items():
-            total[name] = total.get(name, 0.0) + value.detach()
-    accelerator.clip_grad_norm_(loop.objective.parameters(), loop.config.optimizer.clip_norm)
-    for optimizer in loop.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    for schedule in loop.schedules:
-        schedule.step()
-    if loop.average is not None:
-        loop.average.update_parameters(loop.model)
-    return total
-
-
-def _report_step(loop: Loop, epoch: int, losses: dict[str, Tensor], meter: Meter) -> None:
-    on_gpu = loop.accelerator.device.type == "cuda"
-    if not loop.accelerator.is_main_process or (on_gpu and loop.step % _REPORT_EVERY):
-        return
-    values = {name: float(value) for name, value in losses.items()}
-    loop.watcher.on_step(
-        StepReport(
-            stage="training",
-            step=loop.step,
-            steps=loop.steps,
-            epoch=epoch,
-            loss=values.pop("loss"),
-            losses=values,
-            learning_rate=max(group["lr"] for group in loop.optimizers[0].param_groups),
-            studies_per_s=meter.rates()["both"],
-        )
-    )
-
-
-def _average_losses(loop: Loop, steps: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of every loss over the steps that have it and over all processes."""
-    values = [{name: float(value) for name, value in losses.items()} for losses in steps]
-    if loop.accelerator.num_processes > 1:
-        values = gather_object(values)
-    names = sorted({name for losses in values for name in losses})
-    return {name: float(np.mean([losses[name] for losses in values if name in losses])) for name in names}
-
-
-def _validate(loop: Loop) -> dict[str, float]:
-    """Return the scores on the validation split. Every process predicts its share."""
-    rows = loop.examined.select_rows("validation")
-    world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
-    predictions: Predictions = predict_rows(loop.examined, loop.kept, rows[rank::world])
-    if world > 1:
-        shares: list[Predictions] = gather_object([predictions])
-        ways = dict.fromkeys(way for share in shares for way in share)
-        predictions = {
-            way: tuple(
-                np.concatenate(parts) for parts in zip(*(s[way] for s in shares if way in s), strict=True)
-            )
-            for way in ways
-        }
-    return score(loop.examined.studies, predictions)
-
-
-def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def _is_finished(loop: Loop) -> bool:
-    """Return whether the score has not improved for `patience` validations."""
-    patience = loop.config.loop.patience
-    since = [report for report in loop.history if report.validation and report.epoch > loop.best_epoch]
-    return bool(patience) and len(since) >= patience
-
-
-def _save(loop: Loop, epoch: int) -> None:
-    """Write the checkpoint of an epoch. Only the first process writes.
-
-    A killed run can resume from any epoch, so each checkpoint has the optimizers' state, except the last one, after
-    which there is no training. If this epoch is the best one, its weights are written only once.
-    """
-    if loop.accelerator.is_main_process:
-        ended = epoch == loop.config.loop.epochs or _is_finished(loop)
-        best = None if loop.best_epoch == epoch else loop.best_state
-        state = {
-            "model": loop.model.state_dict(),
-            "average": None if loop.average is None else loop.average.state_dict(),
-            "training": None if ended else _read_training_state(loop),
-            "best": {"score": loop.best_score, "epoch": loop.best_epoch, "state": best},
-            "history": [asdict(report) for report in loop.history],
-            "step": loop.step,
-        }
-        directory = loop.run.begin_checkpoint(epoch)
-        torch.save(state, directory / _STATE)
-        loop.run.finish_checkpoint(directory)
-        loop.run.write_epochs(loop.history)
-    loop.accelerator.wait_for_everyone()
-
-
-def _read_training_state(loop: Loop) -> dict[str, Any]:
-    """Return the state that only further training needs."""
-    return {
-        "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
-        "schedules": [schedule.state_dict() for schedule in loop.schedules],
-        "scaler": None if loop.accelerator.scaler is None else loop.accelerator.scaler.state_dict(),
-    }
-
-
-def _load_training_state(loop: Loop, state: dict[str, Any]) -> None:
-    for optimizer, values in zip(loop.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(values)
-    for schedule, values in zip(loop.schedules, state["schedules"], strict=True):
-        schedule.load_state_dict(values)
-    if loop.accelerator.scaler is not None:
-        loop.accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def _load(loop: Loop, checkpoint: Path) -> None:
-    """Resume from a checkpoint."""
-    try:
-        state = torch.load(checkpoint / _STATE, map_location=loop.accelerator.device, weights_only=True)
-        loop.model.load_state_dict(state["model"])
-        if loop.average is not None:
-            loop.average.load_state_dict(state["average"])
-        if state["training"] is not None:
-            _load_training_state(loop, state["training"])
-        best = state["best"]
-        loop.history = [EpochReport(**values) for values in state["history"]]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise ArtifactError(f"The checkpoint {checkpoint} cannot be read.") from error
-    loop.best_score, loop.best_epoch, loop.best_state = best["score"], best["epoch"], best["state"]
-    if loop.best_epoch == len(loop.history):
-        loop.best_state = _copy_weights(loop.kept)
-    loop.step = state["step"]
-    loop.started -= loop.history[-1].seconds
-    loop.run.write_epochs(loop.history)
-    loop.watcher.on_note(f"Resuming after epoch {len(loop.history)} of {loop.config.loop.epochs}.")

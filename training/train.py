@@ -3,8 +3,6 @@
 Under `torchrun`, several processes train one model, and the first one writes.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -25,14 +23,14 @@ from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
 from contract.report.label_words import mask_label_words
 from contract.report.text import ReportTokenizer, train_tokenizer
-from training.checkpoint import RunDirectory, name_run
+from training.checkpoint import RunDirectory, hash_split, name_run
 from training.config.settings import TrainConfig
 from training.data.openi import read_table
 from training.data.split import follow_split, split_studies
 from training.data.split_file import find_split_rows
 from training.data.studies import StudySet, forget_undeniable, read_studies
 from training.fit_views import fit_views, measure_views
-from training.loop import Loop, choose_precision, fit, make_accelerator
+from training.loop import Trainer, choose_precision, make_accelerator
 from training.model.adopt_image import adopt_image_model
 from training.model.lexical import fit_lexical
 from training.model.model import CxrModel
@@ -106,11 +104,12 @@ def train(
             table, config.data.text_mode, config.model.image_size, watcher.on_images, cache=cache
         )
         split = _split(config, studies, table, split_file)
+        split_ids = {part: [studies.study_ids[row] for row in rows] for part, rows in split.items()}
         if start is not None:
-            check_split(start, table, _name_split(studies, split))
+            check_split(start, table, split_ids)
         studies, undeniable = forget_undeniable(studies, split["train"])
         directory = RunDirectory(run or name_run(out))
-        origin = {"table": files.compute_sha256(table), "split": _hash_split(studies, split)}
+        origin = {"table": files.compute_sha256(table), "split": hash_split(split_ids)}
         origin |= {} if start is None else {"start": start.fingerprint}
         checkpoint = _open_run(accelerator, directory, config, origin, resume)
         tokenizer = _prepare_tokenizer(
@@ -125,12 +124,12 @@ def train(
                     f"Not learned, because the table states no negative studies for them: {', '.join(undeniable)}."
                 )
             model = _make_model(examined, accelerator, watching, start, fresh=checkpoint is None)
-            loop = Loop(examined, model, accelerator, directory, watching)
-            fit(loop, checkpoint)
+            trainer = Trainer(examined, model, accelerator, directory, watching)
+            trainer.fit(checkpoint)
         metrics: dict[str, Any] = {}
         if accelerator.is_main_process:
             watcher.on_note(fit_views(examined, model))
-            metrics = _finish(loop, out, Path(table), start, time.monotonic() - started)
+            metrics = _finish(trainer, split_ids, out, Path(table), start, time.monotonic() - started)
             directory.remove_checkpoints()
         accelerator.wait_for_everyone()
     return TrainResult(out, metrics)
@@ -171,15 +170,6 @@ def _split(
             else split_studies(*arguments, texts=studies.wordings)
         )
     return {name: np.array(rows, dtype=np.int64) for name, rows in parts.items()}
-
-
-def _name_split(studies: StudySet, split: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
-    return {part: [studies.study_ids[row] for row in rows] for part, rows in split.items()}
-
-
-def _hash_split(studies: StudySet, split: dict[str, NDArray[np.int64]]) -> str:
-    text = json.dumps(_name_split(studies, split), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _open_run(
@@ -280,26 +270,33 @@ def _fit_lexical(examined: Examined, model: CxrModel) -> None:
     )
 
 
-def _finish(loop: Loop, out: Path, table: Path, start: Bundle | None, seconds: float) -> dict[str, Any]:
+def _finish(
+    trainer: Trainer,
+    split_ids: dict[str, list[str]],
+    out: Path,
+    table: Path,
+    start: Bundle | None,
+    seconds: float,
+) -> dict[str, Any]:
     """Fit the lexical part, calibrate, measure and write the bundle."""
-    examined, model = loop.examined, loop.model
+    examined, model = trainer.examined, trainer.model
     _fit_lexical(examined, model)
     predictions = {part: predict_part(examined, model, part) for part in ("test", "validation")}
     decisions = calibrate(examined, model, predictions["validation"])
     metrics = measure(examined, model, decisions, predictions) | {
-        "history": [asdict(report) for report in loop.history],
-        "best_epoch": loop.best_epoch,
+        "history": [asdict(report) for report in trainer.history],
+        "best_epoch": trainer.best_epoch,
         "view_head": measure_views(examined, model, "test"),
     }
-    details = describe_origin(examined.config, table, loop.accelerator.device, seconds)
+    details = describe_origin(examined.config, table, trainer.accelerator.device, seconds)
     details |= {} if start is None else {"started_from": describe_start(start)}
     with files.write_directory(out) as scratch:
-        shutil.copy(loop.run.path / files.TOKENIZER, scratch / files.TOKENIZER)
+        shutil.copy(trainer.run.path / files.TOKENIZER, scratch / files.TOKENIZER)
         write_bundle(
             scratch,
             examined.config,
             model,
-            split_ids=_name_split(examined.studies, examined.split),
+            split_ids=split_ids,
             decisions=decisions,
             metrics=metrics,
             details=details,

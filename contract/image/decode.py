@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from contract.errors import ImageError
 from contract.image import dicom_file
+from contract.image.record import DicomImage
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
 # A decoder processes the whole image once for each scan of a progressive JPEG. An encoder writes about ten scans.
@@ -30,8 +30,8 @@ _MAX_SEGMENTS: Final = 100_000
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
 
 
-def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
-    """Return the first frame of a checked data set.
+def decode_first_frame(image: DicomImage) -> NDArray[Any]:
+    """Return the first frame of a checked image.
 
     Returns:
         Monochrome and palette: (rows, columns) uint8 or uint16, the words as stored; `contract.image.stored_values`
@@ -43,22 +43,21 @@ def decode_first_frame(dataset: "Dataset") -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            decoder = choose_decoder(dataset)
+            decoder = choose_decoder(image)
             if decoder == "numpy":
-                return _view_words(dataset)
-            if dicom_file.is_compressed(dataset):
-                values = _decode_compressed(dataset, decoder)
+                return _view_words(image)
+            if dicom_file.is_compressed(image):
+                values = _decode_compressed(image, decoder)
             else:
-                values = _decode_by_pydicom(dataset)
+                values = _decode_by_pydicom(image)
     except ImageError:
         raise
     except Exception as error:  # each decoder raises its own error types
         raise ImageError("The pixel data of the DICOM file is damaged or truncated.") from error
-    words = np.dtype(f"u{int(dataset.BitsAllocated) // 8}")
-    return values.astype(words, copy=False)
+    return values.astype(f"u{image.allocated // 8}", copy=False)
 
 
-def choose_decoder(dataset: "Dataset") -> str:
+def choose_decoder(image: DicomImage) -> str:
     """Return the package that decodes the pixels: "numpy", "pydicom", "imagecodecs" or "openjpeg".
 
     Raises:
@@ -66,10 +65,9 @@ def choose_decoder(dataset: "Dataset") -> str:
     """
     from pydicom import uid
 
-    syntax = dicom_file.get_syntax(dataset)
-    if not dicom_file.is_compressed(dataset):
-        grey = int(dataset.get("SamplesPerPixel") or 1) == 1
-        return "numpy" if grey and dataset.original_encoding[1] else "pydicom"
+    syntax = dicom_file.get_syntax(image)
+    if not dicom_file.is_compressed(image):
+        return "numpy" if image.samples == 1 and image.little_endian else "pydicom"
     if syntax == uid.RLELossless:
         return "pydicom"
     if syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
@@ -79,36 +77,58 @@ def choose_decoder(dataset: "Dataset") -> str:
     raise ImageError(f"The DICOM file is compressed as {syntax.name}, which is not supported.")
 
 
-def _view_words(dataset: "Dataset") -> NDArray[Any]:
+def expand_palette(image: DicomImage, values: NDArray[np.int32]) -> NDArray[Any]:
+    """Return the colours of values of a palette image (DICOM PS3.3 C.7.6.3.1.5).
+
+    Returns:
+        (*shape of `values`, 3) uint8 or uint16, RGB.
+
+    Raises:
+        ImageError: The palette is damaged or segmented.
+    """
+    from pydicom.pixels.processing import apply_color_lut
+
+    palette = image.dataset
+    if palette is not None and "SegmentedRedPaletteColorLookupTableData" in palette:
+        # A few bytes of it can expand without limit.
+        raise ImageError("The colour palette of the DICOM file is segmented, which is not supported.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            colours = np.asarray(apply_color_lut(values, palette))[..., :3]
+            if colours.shape[-1] != 3:
+                raise ValueError("A table of the palette is missing.")  # pydicom does not report it
+    except Exception as error:  # a damaged palette fails in many ways
+        raise ImageError("The colour palette of the DICOM file is damaged.") from error
+    return colours
+
+
+def _view_words(image: DicomImage) -> NDArray[Any]:
     """Return the first frame of uncompressed little endian pixels, without a copy."""
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    words = np.dtype(f"<u{int(dataset.BitsAllocated) // 8}")
-    return np.frombuffer(dataset.PixelData, words, rows * columns).reshape(rows, columns)
+    words = np.dtype(f"<u{image.allocated // 8}")
+    shape = image.rows, image.columns
+    return np.frombuffer(image.pixels, words, image.rows * image.columns).reshape(shape)
 
 
-def _decode_by_pydicom(dataset: "Dataset", plugin: str = "") -> NDArray[Any]:
-    from pydicom.dataset import FileMetaDataset
+def _decode_by_pydicom(image: DicomImage, plugin: str = "") -> NDArray[Any]:
     from pydicom.pixels.utils import pixel_array
 
-    if not hasattr(dataset, "file_meta"):
-        dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = dicom_file.get_syntax(dataset)
     # Keep the bits outside the stored ones, because `contract.image.stored_values` reads them.
-    array = pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+    array = pixel_array(image.dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
     return np.asarray(array)
 
 
-def _decode_compressed(dataset: "Dataset", decoder: str) -> NDArray[Any]:
+def _decode_compressed(image: DicomImage, decoder: str) -> NDArray[Any]:
     from pydicom.encaps import get_frame
 
     if decoder == "pydicom":  # an RLE stream states no size
-        return _decode_by_pydicom(dataset, "pydicom")
-    _check_decoder(dicom_file.get_syntax(dataset), decoder)
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
-    _check_frame(dataset, frame)
+        return _decode_by_pydicom(image, "pydicom")
+    _check_decoder(dicom_file.get_syntax(image), decoder)
+    frame = get_frame(image.pixels, 0, number_of_frames=image.frames)
+    _check_frame(image, frame)
     if decoder == "imagecodecs":
-        return _decode_jpeg(dataset, frame)
-    return _decode_by_pydicom(dataset, "pylibjpeg")
+        return _decode_jpeg(image, frame)
+    return _decode_by_pydicom(image, "pylibjpeg")
 
 
 def _check_decoder(syntax: "UID", module: str) -> None:
@@ -117,31 +137,31 @@ def _check_decoder(syntax: "UID", module: str) -> None:
         raise ImageError(f"There is no decoder for {syntax.name}: pip install {packages[module]}.")
 
 
-def _decode_jpeg(dataset: "Dataset", frame: bytes) -> NDArray[Any]:
+def _decode_jpeg(image: DicomImage, frame: bytes) -> NDArray[Any]:
     """Decode lossy or lossless JPEG of 8 to 16 bits and JPEG-LS, without converting colours."""
     import imagecodecs
 
-    photometric = dicom_file.get_photometric(dataset)
-    if _read_jpeg_marker(frame) == 0xF7:
+    marker, _ = _read_jpeg_header(frame)
+    if marker == 0xF7:  # SOF55
         values = imagecodecs.jpegls_decode(frame)
     else:
         # Equal input and output colour spaces prevent a conversion. Otherwise libjpeg guesses the colours by markers.
-        space = "RGB" if dataset.SamplesPerPixel == 3 else None
+        space = "RGB" if image.samples == 3 else None
         values = imagecodecs.jpeg8_decode(frame, colorspace=space, outcolorspace=space)
     values = np.asarray(values)
-    if photometric.startswith("YBR"):  # only the luminance of YCbCr is needed
+    if image.photometric.startswith("YBR"):  # only the luminance of YCbCr is needed
         values = np.repeat(values[..., :1], 3, axis=-1)
     return values
 
 
-def _check_frame(dataset: "Dataset", frame: bytes) -> None:
+def _check_frame(image: DicomImage, frame: bytes) -> None:
     """Refuse a compressed frame that contradicts the header, before a decoder allocates memory for it."""
-    expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    expected = image.rows, image.columns, image.samples
     if frame.startswith(b"\xff\xd8"):
-        precision, *actual = read_jpeg_header(frame)
+        precision, *actual = _read_jpeg_header(frame)[1]
     else:
         precision, *actual = _read_jpeg2000_header(frame)
-    if tuple(actual) != expected or precision > int(dataset.BitsAllocated):
+    if tuple(actual) != expected or precision > image.allocated:
         raise ValueError(f"The stream claims {actual} of {precision} bits, the DICOM header {expected}.")
     if frame.startswith(b"\xff\xd8") and b"\xff\xd9" not in frame[-_LONGEST_TAIL:]:
         raise ValueError("The JPEG stream has no end marker. libjpeg would invent the missing pixels.")
@@ -154,21 +174,16 @@ def check_scans(stream: bytes, pixels: int) -> None:
         raise ImageError("The JPEG image has too many scans for its size.")
 
 
-def read_jpeg_header(frame: bytes) -> tuple[int, ...]:
-    """Return precision, rows, columns and components of a JPEG or JPEG-LS stream (ISO/IEC 10918-1 B.2.2).
+def _read_jpeg_header(frame: bytes) -> tuple[int, tuple[int, ...]]:
+    """Return the marker and the header of the frame of a JPEG or JPEG-LS stream (ISO/IEC 10918-1 B.2.2).
+
+    Returns:
+        The marker's second byte; and precision, rows, columns and components.
 
     Raises:
         ValueError: The segments before the scan are not contiguous, or the tables are missing.
         IndexError, struct.error: The stream ends before the scan.
     """
-    return _walk_jpeg(frame)[1]
-
-
-def _read_jpeg_marker(frame: bytes) -> int:
-    return _walk_jpeg(frame)[0]
-
-
-def _walk_jpeg(frame: bytes) -> tuple[int, tuple[int, ...]]:
     at, kind, header, tables = 2, 0, None, False
     while True:
         if frame[at] != 0xFF:

@@ -1,4 +1,4 @@
-"""A DICOM file's bytes -> its checked data set.
+"""A DICOM file's bytes -> its checked record (`contract.image.record`).
 
 The file is untrusted. Its claims are checked before any memory is allocated for them, and every failure is an
 ImageError whose message holds no patient data. Memory is bounded by limits on the size of the file, on its inflated
@@ -10,9 +10,12 @@ import io
 import re
 import warnings
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from contract.errors import ImageError
+from contract.image.elements import Elements, fill_record, read_table
+from contract.image.record import DicomImage
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -25,41 +28,7 @@ MIN_SIDE: Final = 16
 # DR, XR and RX are not in the standard. Old exporters write them for DX.
 RADIOGRAPH_MODALITIES: Final = ("CR", "DX", "DR", "XR", "RX", "RF", "XA", "RG", "PX", "OT", "SC", "HC")
 _OTHER_RADIOGRAPHS: Final = {"MG": "a mammogram", "IO": "a dental radiograph", "BMD": "a bone densitometry"}
-WINDOW_ELEMENTS: Final = ("WindowCenter", "WindowWidth")
-TABLE_ELEMENTS: Final = ("ModalityLUTSequence", "VOILUTSequence")
-PALETTE_ELEMENTS: Final = tuple(
-    f"{colour}PaletteColorLookupTable{part}"
-    for colour in ("Red", "Green", "Blue")
-    for part in ("Descriptor", "Data")
-)
-# Elements that are needed to read an image correctly. A broken one is an error.
-_STRICT_ELEMENTS: Final = (
-    *("PixelData", "Modality", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
-    *("PlanarConfiguration", *TABLE_ELEMENTS, "RescaleSlope", "RescaleIntercept", "VOILUTFunction"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape", *PALETTE_ELEMENTS),
-)
-# Optional elements. A broken one counts as absent.
-_HINTS: Final = (
-    *("SOPClassUID", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined", "ViewCodeSequence"),
-    *("PatientOrientation", "AcquisitionDeviceProcessingCode", "PostprocessingFunction", "Manufacturer"),
-    *("PlateType", "Exposure", "ExposureInuAs"),
-    *(f"{part}Shape" for part in ("Shutter", "Collimator")),
-    *(
-        f"{part}{side}Edge"
-        for part in ("Shutter", "Collimator")
-        for side in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
-    ),
-    *(
-        f"{start}{part}"
-        for part in ("Shutter", "Collimator")
-        for start in ("CenterOfCircular", "RadiusOfCircular", "VerticesOfThePolygonal")
-    ),
-)
-_LONGEST_VALUE: Final = 4096  # bytes of an element that holds neither pixels nor a table
-_LONGEST_TABLE: Final = 2**20
-_MOST_ITEMS: Final = 1000
-_ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little and big endian
+_PIXEL_PRESENTATION: Final = 0x00089205  # with it, pydicom refuses a colour palette that is only supplemental
 _FOREIGN_FORMATS: Final = {
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive",
@@ -76,25 +45,35 @@ def is_picture(data: bytes) -> bool:
     return data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff"
 
 
-def read_radiograph(data: bytes) -> "Dataset":
+def read_radiograph(data: bytes) -> DicomImage:
     """Parse a DICOM file and check that it holds a readable radiograph.
 
     Raises:
         ImageError: The file is damaged, not a radiograph, or stored in an unsupported way.
     """
-    dataset = _read_dataset(data, stop_before_pixels=False)
-    _check_kind(dataset)
-    _check_layout(dataset)
-    return dataset
+    elements = _read_elements(data, stop_before_pixels=False)
+    _check_kind(elements)
+    _fill_empty(elements)
+    _check_counts(elements)
+    image = fill_record(elements)
+    _check_layout(image)
+    image = replace(image, dataset=_keep_pixels(elements.dataset, get_syntax(image)))
+    if not image.photometric.startswith("MONOCHROME"):
+        return image
+    return replace(
+        image,
+        modality_lut=read_table(elements, "ModalityLUTSequence", "modality LUT"),
+        voi_lut=read_table(elements, "VOILUTSequence", "VOI LUT"),
+    )
 
 
-def read_header(data: bytes) -> "Dataset":
+def read_header(data: bytes) -> DicomImage:
     """Parse the elements before the pixels.
 
     Raises:
         ImageError: The file is damaged or not a DICOM file.
     """
-    return _read_dataset(data, stop_before_pixels=True)
+    return fill_record(_read_elements(data, stop_before_pixels=True))
 
 
 def check_size(rows: int, columns: int, samples: int = 1) -> None:
@@ -108,27 +87,27 @@ def check_size(rows: int, columns: int, samples: int = 1) -> None:
         raise ImageError(f"The image has {rows}x{columns} pixels, which is too small for a radiograph.")
 
 
-def get_syntax(dataset: "Dataset") -> "UID":
-    """Return the transfer syntax. For a data set without file meta information, return the one used for reading.
+def get_syntax(image: DicomImage) -> "UID":
+    """Return the transfer syntax. For a file that does not state it, return the one that it was read with.
 
     Raises:
         ImageError: The file names an unknown transfer syntax.
     """
+    from pydicom.config import IGNORE
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-    if not syntax:
-        implicit, little = dataset.original_encoding
-        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        return ImplicitVRLittleEndian if implicit else explicit
-    if not isinstance(syntax, UID) or not syntax.is_transfer_syntax:
+    if not image.syntax:
+        explicit = ExplicitVRLittleEndian if image.little_endian else ExplicitVRBigEndian
+        return ImplicitVRLittleEndian if image.implicit_vr else explicit
+    syntax = UID(image.syntax, IGNORE)
+    if not syntax.is_transfer_syntax:
         raise ImageError("The DICOM file names an unknown transfer syntax.")
     return syntax
 
 
-def is_compressed(dataset: "Dataset") -> bool:
+def is_compressed(image: DicomImage) -> bool:
     """Whether the pixels are encapsulated in fragments (DICOM PS3.5 A.4)."""
-    syntax = get_syntax(dataset)
+    syntax = get_syntax(image)
     return bool(syntax.is_compressed and not syntax.is_deflated)
 
 
@@ -146,8 +125,8 @@ class _MeteredFile(io.BytesIO):
         return super().read(size)
 
 
-def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
-    """Parse the file and convert the elements that are used later. pydicom would convert them on first use."""
+def _read_elements(data: bytes, *, stop_before_pixels: bool) -> Elements:
+    """Parse the file and convert the elements that are used."""
     import pydicom
 
     has_preamble = _check_start(data)
@@ -160,7 +139,7 @@ def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
                 force=not has_preamble or inflated is not None,
                 stop_before_pixels=stop_before_pixels,
             )
-            _convert_elements(dataset)
+            elements = Elements(dataset)
             if inflated is not None:
                 _note_deflated(dataset)
     except ImageError:
@@ -169,7 +148,7 @@ def _read_dataset(data: bytes, *, stop_before_pixels: bool) -> "Dataset":
         raise ImageError("The DICOM file is damaged or truncated.") from error
     if not len(dataset):
         raise ImageError("The file is not a DICOM, PNG or JPEG image.")
-    return dataset
+    return elements
 
 
 def _check_start(data: bytes) -> bool:
@@ -182,31 +161,6 @@ def _check_start(data: bytes) -> bool:
     if not has_preamble and not re.match(rb"[\x02\x08]\x00[\x00-\xff]{2}|\x00[\x02\x08]", data):
         raise ImageError("The file is not a DICOM, PNG or JPEG image.")
     return has_preamble
-
-
-def _convert_elements(dataset: "Dataset") -> None:
-    for element in (*_STRICT_ELEMENTS, *WINDOW_ELEMENTS, *_HINTS):
-        if element not in dataset or element == "PixelData":
-            continue
-        try:
-            _check_length(dataset, element)
-            dataset.get(element)
-        except Exception:  # pydicom raises many error types for damaged values
-            if element in _STRICT_ELEMENTS:
-                raise
-            delattr(dataset, element)
-    dataset.get("PixelData")
-
-
-def _check_length(dataset: "Dataset", element: str) -> None:
-    """Refuse a value that is so long that its conversion, item by item, would take long."""
-    value = getattr(dataset.get_item(element), "value", None)
-    table = element in TABLE_ELEMENTS or element in PALETTE_ELEMENTS
-    if not isinstance(value, bytes | bytearray):
-        return
-    items = sum(value.count(tag) for tag in _ITEM_TAGS) if table else 0
-    if len(value) > (_LONGEST_TABLE if table else _LONGEST_VALUE) or items > _MOST_ITEMS:
-        raise ImageError(f"The DICOM file has a value of {len(value):,} bytes where a short one is expected.")
 
 
 def _inflate(data: bytes, *, limit: int) -> bytes | None:
@@ -241,11 +195,11 @@ def _note_deflated(dataset: "Dataset") -> None:
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
 
 
-def _check_kind(dataset: "Dataset") -> None:
+def _check_kind(elements: Elements) -> None:
     from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    modality = read_text(dataset, "Modality")
+    modality = elements.read_text("Modality")
     if modality and modality not in RADIOGRAPH_MODALITIES:
         modality_name = modality if re.fullmatch(r"[A-Z0-9_]{1,16}", modality) else "unknown"
         if modality in _OTHER_RADIOGRAPHS:
@@ -254,93 +208,84 @@ def _check_kind(dataset: "Dataset") -> None:
                 f"The DICOM file has modality {modality_name}: {kind}, which is not a chest radiograph."
             )
         raise ImageError(f"The DICOM file has modality {modality_name}, which is not a radiograph.")
-    uid = UID(read_text(dataset, "SOPClassUID"), IGNORE)
+    uid = UID(elements.read_text("SOPClassUID"), IGNORE)
     kind = uid.name if uid.name != uid else ""  # an unknown UID's name is the UID itself
     if not modality and _FOREIGN_CLASSES.search(kind):
         raise ImageError(f"The DICOM file is of the class {kind}, which is not a radiograph.")
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+    if "FloatPixelData" in elements.dataset or "DoubleFloatPixelData" in elements.dataset:
         raise ImageError(
             "The DICOM file stores its pixels as floating point numbers, so it is not a radiograph."
         )
-    if not dataset.get("PixelData"):
+    if not elements.get("PixelData"):
         raise ImageError("The DICOM file holds no pixel data.")
 
 
-def _fill_empty(dataset: "Dataset") -> None:
+def _fill_empty(elements: Elements) -> None:
     """Set empty elements to their default value, because pydicom's decoders read them."""
     usual = {"SamplesPerPixel": 1, "PlanarConfiguration": 0}
-    allocated = dataset.get("BitsAllocated")
+    allocated = elements.get("BitsAllocated")
     if allocated in (8, 16):  # other values are refused later
         usual["BitsStored"] = int(allocated)
     for name, value in usual.items():
-        if dataset.get(name) is None:
-            setattr(dataset, name, value)
+        if elements.get(name) is None:
+            elements.set(name, value)
 
 
-def _check_layout(dataset: "Dataset") -> None:
-    """Check the declared pixel layout (DICOM PS3.3 C.7.6.3) against the number of bytes."""
-    _fill_empty(dataset)
+def _check_counts(elements: Elements) -> None:
+    """Raise ImageError if a number that describes the pixels is missing or is not a number."""
     try:
-        rows, columns = int(dataset.Rows), int(dataset.Columns)
-        samples, frames = (int(dataset.get(name) or 1) for name in ("SamplesPerPixel", "NumberOfFrames"))
-        allocated, signed = int(dataset.BitsAllocated), int(dataset.PixelRepresentation)
-        stored = int(dataset.BitsStored)
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
+            int(elements.get(name))
+        for name in ("SamplesPerPixel", "NumberOfFrames"):
+            int(elements.get(name) or 1)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ImageError("The DICOM file does not say how its pixels are stored.") from error
+
+
+def _check_layout(image: DicomImage) -> None:
+    """Check the declared pixel layout (DICOM PS3.3 C.7.6.3) against the number of bytes."""
+    rows, columns, samples, frames = image.rows, image.columns, image.samples, image.frames
     check_size(rows, columns, samples)
-    if allocated not in {8, 16} or not 1 <= stored <= allocated:
+    if image.allocated not in {8, 16} or not 1 <= image.bits <= image.allocated:
         raise ImageError(
-            f"The DICOM file stores {stored} of {allocated} bits per pixel, which is not supported."
+            f"The DICOM file stores {image.bits} of {image.allocated} bits per pixel, which is not supported."
         )
     if samples not in {1, 3} or frames < 1:
         raise ImageError(f"The DICOM file claims {samples} samples per pixel in {frames} frames.")
-    if signed not in {0, 1}:
-        raise ImageError(f"The DICOM file claims pixel representation {signed}, which does not exist.")
-    photometric = get_photometric(dataset)
-    if (samples == 3) != bool(re.match("RGB|YBR", photometric)):
-        kind = photometric if re.fullmatch(r"[A-Z0-9_ ]{1,16}", photometric) else "unknown"
-        raise ImageError(f"The DICOM file claims {samples} samples per pixel of the kind {kind}.")
-    needed = frames * rows * columns * samples * (allocated // 8)
-    if photometric == "YBR_FULL_422":  # two pixels share their chrominance (DICOM PS3.3 C.7.6.3.1.2)
+    if image.representation not in {0, 1}:
+        raise ImageError(
+            f"The DICOM file claims pixel representation {image.representation}, which does not exist."
+        )
+    kinds = r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)"  # DICOM PS3.3 C.7.6.3.1.2
+    if not re.fullmatch(kinds, image.photometric):
+        raise ImageError(
+            "The DICOM file does not say what its pixel values mean (Photometric Interpretation)."
+        )
+    if (samples == 3) != image.photometric.startswith(("RGB", "YBR")):
+        raise ImageError(
+            f"The DICOM file claims {samples} samples per pixel of the kind {image.photometric}."
+        )
+    needed = frames * rows * columns * samples * (image.allocated // 8)
+    if image.photometric == "YBR_FULL_422":  # two pixels share their chrominance (DICOM PS3.3 C.7.6.3.1.2)
         needed = needed * 2 // 3
-    length = len(dataset.PixelData)
-    if not is_compressed(dataset) and length < needed:
+    length = len(image.pixels)
+    if not length:  # pydicom read something else than bytes
+        raise ImageError("The pixel data of the DICOM file is damaged or truncated.")
+    if not is_compressed(image) and length < needed:
         shape = f"{rows}x{columns} pixels" + (f" in {frames} frames" if frames > 1 else "")
         raise ImageError(
             f"The DICOM file is truncated: {shape} need {needed:,} bytes, but it holds {length:,}."
         )
 
 
-def get_photometric(dataset: "Dataset") -> str:
-    """Return the photometric interpretation (DICOM PS3.3 C.7.6.3.1.2).
+def _keep_pixels(dataset: "Dataset", syntax: "UID") -> "Dataset":
+    """Return the elements that pydicom's decoder reads, which do not name the patient."""
+    from pydicom.dataset import FileMetaDataset
 
-    Raises:
-        ImageError: It is missing, or not one of a radiograph or its secondary capture.
-    """
-    photometric = read_text(dataset, "PhotometricInterpretation")
-    if not re.fullmatch(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)", photometric):
-        raise ImageError(
-            "The DICOM file does not say what its pixel values mean (Photometric Interpretation)."
-        )
-    return photometric
-
-
-def read_text(dataset: "Dataset", name: str) -> str:
-    """Return an element's text in capitals: "" if it is absent, "?" if it is not a single text.
-
-    A damaged file may have a sequence instead of a text. Its text form would be its whole content.
-    """
-    value = dataset.get(name)
-    if isinstance(value, str):
-        return value.strip().upper()
-    return "" if value is None else "?"
-
-
-def read_numbers(dataset: "Dataset", name: str) -> list[Any]:
-    """Return an element's values as a list; empty if it is absent."""
-    from pydicom.multival import MultiValue
-
-    value = dataset.get(name)
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, MultiValue | list) else [value]
+    kept = dataset[0x00280000:0x00290000]  # the pixel module and the palette
+    for tag in tuple(dataset.keys()):  # iterating over the data set would convert every value
+        if tag.group == 0x7FE0 or tag == _PIXEL_PRESENTATION:
+            kept[tag] = dataset.get_item(tag)
+    kept.file_meta = FileMetaDataset()
+    kept.file_meta.TransferSyntaxUID = syntax
+    return kept

@@ -6,21 +6,17 @@ does not change (attribution maps are drawn over it). But they do not influence 
 window.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.image import dicom_file
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+from contract.image.record import Opening, Shutter
 
 PERCENTILES: Final = (0.5, 99.5)  # of the field; clips hot pixels, markers and wires, hardly any anatomy
 SAMPLE_SIDE: Final = 256  # the range is measured on every n-th pixel, with at most this many per side
-_SMALLEST_FIELD: Final = (
-    0.05  # share of the image; a smaller field is an error, and the whole image is used instead
-)
+# Share of the image. A smaller field is an error, and the whole image is used instead.
+_SMALLEST_FIELD: Final = 0.05
 _FRAME_SHARE: Final = 0.2  # share of the outermost pixels; a constant area over less of them is not a border
 _BRIGHT_SPREAD: Final = 0.02  # of the grey range: brightest minus darkest pixel of one border
 _DARK_SPREAD: Final = 0.002
@@ -33,55 +29,44 @@ Mask = NDArray[np.bool_]
 Values = NDArray[np.float32]
 
 
-def find_shutter(dataset: "Dataset", part: str) -> Mask | None:
+def draw_shutter(shutter: Shutter | None, shape: tuple[int, int]) -> Mask | None:
     """Return the part of an image inside its shutter or collimator; None if it has no usable one.
 
     Args:
-        dataset: A checked data set.
-        part: "Shutter" or "Collimator". The names of their elements differ only in this word.
+        shutter: A shutter or a collimator; None without one.
+        shape: Rows and columns of the image.
 
     Returns:
         (rows, columns) bool.
     """
-    shape = int(dataset.Rows), int(dataset.Columns)
-    visible = np.ones(shape, bool)
-    kinds = dicom_file.read_numbers(dataset, f"{part}Shape")
-    try:
-        for kind in kinds:
-            visible &= _draw_opening(dataset, part, str(kind).strip().upper(), shape)
-    except (IndexError, TypeError, ValueError, OverflowError):
+    if shutter is None:
         return None
-    return visible if kinds and visible.mean() > _SMALLEST_FIELD and not visible.all() else None
+    visible = np.ones(shape, bool)
+    for opening in shutter.openings:
+        drawn = _draw_opening(shutter, opening, shape)
+        if drawn is None:
+            return None
+        visible &= drawn
+    return visible if visible.mean() > _SMALLEST_FIELD and not visible.all() else None
 
 
-def _draw_opening(dataset: "Dataset", part: str, kind: str, shape: tuple[int, int]) -> Mask:
-    """Draw one opening. Rows and columns are counted from 1, and the edges are inside."""
+def _draw_opening(shutter: Shutter, opening: Opening, shape: tuple[int, int]) -> Mask | None:
+    """Draw one opening; None if the shutter does not state where it is. The edges are inside."""
     import cv2
 
-    if kind == "RECTANGULAR":
-        names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-        top, bottom, left, right = (_read_places(dataset, f"{part}{name}Edge")[0] for name in names)
-        visible = np.zeros(shape, bool)
-        visible[max(top - 1, 0) : max(bottom, 0), max(left - 1, 0) : max(right, 0)] = True
-        return visible
     canvas = np.zeros(shape, np.uint8)
-    if kind == "CIRCULAR":
-        row, column = _read_places(dataset, f"CenterOfCircular{part}")
-        radius = abs(_read_places(dataset, f"RadiusOfCircular{part}")[0])
-        cv2.circle(canvas, (column - 1, row - 1), radius, 1, thickness=-1)
-    elif kind == "POLYGONAL":
-        vertices = np.array(_read_places(dataset, f"VerticesOfThePolygonal{part}")).reshape(-1, 2)
-        cv2.fillPoly(canvas, [vertices[:, ::-1].astype(np.int32) - 1], 1)
-    else:  # BITMAP refers to an overlay, and overlays are not read
-        canvas[:] = 1
+    if opening == "RECTANGULAR" and shutter.edges is not None:
+        top, bottom, left, right = shutter.edges
+        canvas[max(top - 1, 0) : max(bottom, 0), max(left - 1, 0) : max(right, 0)] = 1
+    elif opening == "CIRCULAR" and shutter.centre is not None and shutter.radius is not None:
+        row, column = shutter.centre
+        cv2.circle(canvas, (column - 1, row - 1), shutter.radius, 1, thickness=-1)
+    elif opening == "POLYGONAL" and shutter.vertices:
+        vertices = np.array(shutter.vertices, np.int32)
+        cv2.fillPoly(canvas, [vertices[:, ::-1] - 1], 1)
+    else:
+        return None
     return canvas.astype(bool)
-
-
-def _read_places(dataset: "Dataset", name: str) -> list[int]:
-    coordinates = [int(number) for number in dicom_file.read_numbers(dataset, name)]
-    if not coordinates or max(abs(place) for place in coordinates) > 2**15:
-        raise ValueError(name)
-    return coordinates
 
 
 def find_range(words: NDArray[Any], values: Values, seen: Mask, *, inverted: bool) -> tuple[float, float]:

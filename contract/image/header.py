@@ -1,20 +1,15 @@
 """Read the header of an image file: how the image was taken and stored, and warnings that follow from it."""
 
-import contextlib
 import io
-import re
-import unicodedata
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from contract.errors import ConfigError, ImageError
-from contract.image import dicom_file
+from contract.image.dicom_file import is_picture, read_header
+from contract.image.record import DicomImage
 from contract.image.view import View, ViewVerdict, weigh_view
 from contract.image.view_clues import ViewClues, describe_shape, read_clues
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 ORIENTATION: Final = 0x0112  # EXIF tag
 TURNED: Final = (5, 6, 7, 8)  # orientations that swap rows and columns
@@ -78,30 +73,27 @@ def read_image_header(data: bytes) -> ImageHeader:
     Raises:
         ImageError: The bytes are not an image.
     """
-    if dicom_file.is_picture(data):
-        return describe_picture(data)
-    return describe_dataset(dicom_file.read_header(data))
+    return describe_picture(data) if is_picture(data) else describe_dicom(read_header(data))
 
 
-def describe_dataset(dataset: "Dataset") -> ImageHeader:
-    """Return the header of a parsed DICOM file."""
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", "")
-    rows, columns = _read_count(dataset, "Rows"), _read_count(dataset, "Columns")
+def describe_dicom(image: DicomImage) -> ImageHeader:
+    """Return the header of a DICOM file."""
+    rows, columns = max(image.rows, 0), max(image.columns, 0)
     return ImageHeader(
         format="DICOM",
-        modality=_read_code(dataset, "Modality"),
-        laterality=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
-        body_part=_read_body_part(dataset),
-        photometric=_read_code(dataset, "PhotometricInterpretation"),
-        inverse=_read_code(dataset, "PresentationLUTShape") == "INVERSE",
-        bits=_read_count(dataset, "BitsStored"),
+        modality=image.modality,
+        laterality=image.laterality,
+        body_part="" if image.body_part in _NO_BODY_PARTS else image.body_part,
+        photometric=image.photometric,
+        inverse=image.inverse,
+        bits=max(image.bits, 0),
         rows=rows,
         columns=columns,
-        frames=_read_count(dataset, "NumberOfFrames") or 1,
-        window=all(dataset.get(name) not in (None, "") for name in dicom_file.WINDOW_ELEMENTS),
-        voi_lut=bool(dataset.get("VOILUTSequence")),
-        syntax=str(syntax or ""),
-        **_weigh(read_clues(dataset, rows=rows, columns=columns)),
+        frames=max(image.frames, 1),
+        window=bool(image.windows),
+        voi_lut=image.has_voi_lut,
+        syntax=image.syntax,
+        **_weigh(read_clues(image.view, rows=rows, columns=columns)),
     )
 
 
@@ -171,34 +163,3 @@ def describe_verdict(verdict: ViewVerdict) -> dict[str, Any]:
         "view_confidence": verdict.confidence,
         "view_source": verdict.source,
     }
-
-
-def _read_body_part(dataset: "Dataset") -> str:
-    """Return Body Part Examined without accents; "" if the value is not a code.
-
-    Many exporters write words in their own language.
-    """
-    text = dicom_file.read_text(dataset, "BodyPartExamined")
-    with contextlib.suppress(UnicodeError):
-        text = text.encode("latin-1").decode("utf-8")  # pydicom reads code strings as Latin-1
-    folded = "".join(letter for letter in unicodedata.normalize("NFKD", text) if letter.isprintable())
-    folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
-    part = _require_code(folded.strip().upper())
-    return "" if part in _NO_BODY_PARTS else part
-
-
-def _read_code(dataset: "Dataset", name: str) -> str:
-    """Return a coded value. A value that does not look like a code might hold patient data, so it becomes ""."""
-    return _require_code(dicom_file.read_text(dataset, name))
-
-
-def _require_code(value: str) -> str:
-    return value if re.fullmatch(r"[A-Z0-9][A-Z0-9_ ]{0,15}", value) else ""
-
-
-def _read_count(dataset: "Dataset", name: str) -> int:
-    value: Any = dataset.get(name)
-    try:
-        return max(int(value or 0), 0)
-    except (TypeError, ValueError, OverflowError):
-        return 0

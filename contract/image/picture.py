@@ -65,7 +65,7 @@ def _read_grey(image: Any, data: bytes) -> tuple[Grey, list[str]]:
     from PIL import ImageChops
 
     image.load()  # raises an error for a truncated file, which OpenCV would fill with grey
-    if _has_deep_colour(data):
+    if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0:  # IHDR, PNG 11.2.1
         values, samples = _decode_deep_colour(image, data)
         return _spread_bits(_orient(values, image), samples, data)
     if image.mode in _DEEP_GREY:
@@ -80,13 +80,12 @@ def _read_grey(image: Any, data: bytes) -> tuple[Grey, list[str]]:
     return Grey(_orient(np.asarray(grey), image), 0, 255), []
 
 
-def _has_deep_colour(data: bytes) -> bool:
-    """Whether this is a 16 bit PNG with colour or alpha. Pillow would keep only 8 bits (IHDR, PNG 11.2.1)."""
-    return data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0
-
-
 def _decode_deep_colour(image: Any, data: bytes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Return luminance, (rows, columns), and the samples that it was computed from."""
+    """Decode a PNG of 16 bits with colour or alpha, of which Pillow would keep only 8 bits.
+
+    Returns:
+        Luminance, (rows, columns), and the samples that it was computed from.
+    """
     import cv2
 
     dicom_file.check_size(image.height, image.width, 4)

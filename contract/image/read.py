@@ -1,7 +1,7 @@
 """File bytes in, pixels out: the image preprocessing of training, serving and explanation.
 
-    DICOM:      parse (`dicom_file`) -> first frame (`decode`) -> values (`stored_values`) -> grey (`grey`; without
-                window, `field`)
+    DICOM:      parse (`dicom_file`; into a `record`) -> first frame (`decode`) -> values (`stored_values`) -> grey
+                (`grey`; without window, `field`)
     PNG, JPEG:  grey (`picture`)
     both:       fit into a square with the aspect ratio kept and black padding -> uint8
 
@@ -10,16 +10,16 @@ holds no patient data.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ImageError
 from contract.image.contrast import list_remarks
-from contract.image.decode import decode_first_frame
-from contract.image.dicom_file import MAX_IMAGE_BYTES, get_photometric, is_picture, read_radiograph
-from contract.image.field import SAMPLE_SIDE, find_range, find_shutter
+from contract.image.decode import decode_first_frame, expand_palette
+from contract.image.dicom_file import MAX_IMAGE_BYTES, is_picture, read_radiograph
+from contract.image.field import SAMPLE_SIDE, draw_shutter, find_range
 from contract.image.grey import (
     WHITE,
     Grey,
@@ -28,17 +28,14 @@ from contract.image.grey import (
     is_inverted,
     is_lost,
     list_displays,
-    make_palette_table,
     measure_luminance,
     pack_table,
     stretch,
 )
-from contract.image.header import ImageHeader, describe_dataset, describe_picture, make_missing_error
+from contract.image.header import ImageHeader, describe_dicom, describe_picture, make_missing_error
 from contract.image.picture import decode_picture
+from contract.image.record import DicomImage
 from contract.image.stored_values import StoredValues, describe_clipping, read_values
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 _WINDOW_OVERRULED: Final = (
     "The window or the VOI LUT of the file would show the image as all black or white. "
@@ -91,27 +88,28 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
     if is_picture(data):
         (grey, remarks), header = decode_picture(data), describe_picture(data)
     else:
-        dataset = read_radiograph(data)
-        (grey, remarks), header = _decode_dicom(dataset), describe_dataset(dataset)
+        image = read_radiograph(data)
+        (grey, remarks), header = _decode_dicom(image), describe_dicom(image)
     fitted = _fit(grey, size)
     remarks += list_remarks(fitted)
     return Radiograph(_pad_square(fitted, size)[None], header, tuple(remarks))
 
 
-def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
+def _decode_dicom(image: DicomImage) -> tuple[Grey, list[str]]:
     """Return the grey of every pixel, and remarks, one sentence each."""
-    words = decode_first_frame(dataset)
-    shutter = find_shutter(dataset, "Shutter")
-    stored = read_values(dataset, words)
+    words = decode_first_frame(image)
+    shutter = draw_shutter(image.shutter, (image.rows, image.columns))
+    stored = read_values(image, words)
     remarks = [describe_clipping(stored)] if stored.clipped else []
     if words.ndim == 3:
         colours = words if stored.bits == 8 * words.itemsize else stored.values[words]
         grey = measure_luminance(colours, bits=stored.bits)
     else:
-        if get_photometric(dataset) == "PALETTE COLOR":
-            table = make_palette_table(dataset, stored.values)
+        if image.photometric == "PALETTE COLOR":
+            colours = expand_palette(image, stored.values)
+            table = measure_luminance(colours, bits=8 * colours.itemsize)
         else:
-            table, overruled = _make_table(dataset, words, stored)
+            table, overruled = _make_table(image, words, stored)
             remarks += [_WINDOW_OVERRULED] if overruled else []
         ramp = find_ramp(table[: int(words.max()) + 1])
         if ramp is not None and shutter is None:
@@ -123,7 +121,7 @@ def _decode_dicom(dataset: "Dataset") -> tuple[Grey, list[str]]:
 
 
 def _make_table(
-    dataset: "Dataset", words: NDArray[Any], stored: StoredValues
+    image: DicomImage, words: NDArray[Any], stored: StoredValues
 ) -> tuple[NDArray[np.uint16], bool]:
     """Return the grey of every possible word, by the file's VOI LUT or window, otherwise by the image's own range.
 
@@ -131,18 +129,18 @@ def _make_table(
         (256,) or (65536,), and whether a VOI LUT or window was ignored because the image would be all black or white.
     """
     padding = stored.padding
-    values = apply_modality(stored.values, dataset)
-    inverted = is_inverted(dataset)
+    values = apply_modality(stored.values, image)
+    inverted = is_inverted(image)
     step = -(-max(words.shape) // SAMPLE_SIDE)
     sample = words[::step, ::step]
     overruled = False
-    for grey in list_displays(values, dataset):
+    for grey in list_displays(values, image):
         if np.ptp(values[sample]) == 0 or not is_lost(grey[sample]):
             return pack_table(grey, padding, inverted=inverted), overruled
         overruled = True
     visible = ~padding[sample]
-    for part in ("Shutter", "Collimator"):
-        opening = find_shutter(dataset, part)
+    for part in (image.shutter, image.collimator):
+        opening = draw_shutter(part, (image.rows, image.columns))
         if opening is not None:
             visible &= opening[::step, ::step]
     low, high = find_range(sample, values, visible, inverted=inverted)

@@ -102,7 +102,7 @@ ALL_LATERAL: Final = 6 / 2707
 
 _SURE: Final = 0.9
 _MOST_IMAGES: Final = 8  # images of a study that are weighed together; all assignments of views are tried
-_LEAST_CHANCE: Final = 0.001
+_LEAST_CHANCE: Final = 0.001  # of either kind of view, by one header
 _LISTED_WEIGHT: Final = 30.0  # outweighs all other evidence
 _AGFA_CODES: Final = {"60003": AGFA_LATERAL, "60025": AGFA_FRONTAL, "60235": AGFA_FRONTAL}
 _SIEMENS_CODES: Final = {
@@ -147,7 +147,8 @@ def is_trusted(view: View, confidence: float, source: str) -> bool:
 def weigh_view(clues: ViewClues) -> ViewVerdict:
     """Return the view of an image by its own header."""
     weights = list_weights(clues)
-    lateral = _squash(sum(weights.values()))
+    lateral = 1 / (1 + math.exp(-sum(weights.values())))
+    lateral = min(max(lateral, _LEAST_CHANCE), 1 - _LEAST_CHANCE)
     decides = any(name != SHAPE for name in weights)
     return _judge(clues, lateral, weights, decides=decides)
 
@@ -189,7 +190,9 @@ def list_weights(clues: ViewClues) -> dict[str, float]:
         names.append(PROGRAM_LATERAL if "LAT" in clues.program else PROGRAM_FRONTAL)
     if code:
         names.append(code)
-    if clues.position in {"PA", "AP"} and not _is_preset(clues):
+    # View Position may be a menu preset of the device, which writes PA even for laterals.
+    preset = clues.maker == "AGFA" and clues.code in _AGFA_CODES
+    if clues.position in {"PA", "AP"} and not preset:
         names.append(NAMED_FRONTAL)
     elif directions in {"L", "R"} and not clues.position:
         names.append(ORIENTED_FRONTAL)
@@ -208,11 +211,6 @@ def _find_code(clues: ViewClues) -> str:
         return _SIEMENS_CODES.get(clues.code, "")
     name = _AGFA_CODES.get(clues.code, "") if clues.maker == "AGFA" else ""
     return "" if name == AGFA_LATERAL and clues.shape == "landscape" else name
-
-
-def _is_preset(clues: ViewClues) -> bool:
-    """Whether View Position may be a menu preset, because the device writes PA even for laterals."""
-    return clues.maker == "AGFA" and clues.code in _AGFA_CODES
 
 
 def _weigh_together(studied: Sequence[ViewClues]) -> list[float]:
@@ -273,8 +271,3 @@ def _judge(clues: ViewClues, lateral: float, weights: dict[str, float], *, decid
         name for name, weight in weights.items() if view == "UNKNOWN" or (weight > 0) == (view == "LATERAL")
     ]
     return ViewVerdict(view, lateral, "; ".join(names))
-
-
-def _squash(weight: float) -> float:
-    """Return the probability of a lateral for a sum of weights, limited to an error rate of one in a thousand."""
-    return min(max(1 / (1 + math.exp(-weight)), _LEAST_CHANCE), 1 - _LEAST_CHANCE)

@@ -1,20 +1,14 @@
-"""Read the header elements that help to tell a frontal view from a lateral one.
+"""Turn the header elements that help to tell a frontal view from a lateral one into evidence.
 
 View Position alone is not reliable, because CR readers write a menu preset into it. So other elements are read as well,
 and `contract.image.view` weighs them. They hold no patient data.
 """
 
-import math
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Final, Literal
 
-from contract.image import dicom_file
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+from contract.image.record import ViewElements
 
 Maker = Literal["AGFA", "SIEMENS", ""]
 Position = Literal["PA", "AP", "LATERAL", ""]
@@ -64,16 +58,17 @@ class ViewClues:
     projection: Projection = ""
 
 
-def read_clues(dataset: "Dataset", *, rows: int, columns: int) -> ViewClues:
-    """Return the view evidence of a parsed DICOM file; `rows` and `columns` are the size of the image."""
+def read_clues(elements: ViewElements, *, rows: int, columns: int) -> ViewClues:
+    """Return the view evidence of a file; `rows` and `columns` are the size of the image."""
+    code = elements.processing_code
     return ViewClues(
-        position=_read_position(dataset),
-        orientation=_read_orientation(dataset),
-        maker=_find_maker(dataset),
-        code=_match(_CODE, dicom_file.read_text(dataset, "AcquisitionDeviceProcessingCode")),
-        program=dicom_file.read_text(dataset, "PostprocessingFunction"),
+        position=_find_position(elements),
+        orientation=_find_orientation(elements.patient_orientation),
+        maker=_find_maker(elements),
+        code=code if _CODE.fullmatch(code) else "",
+        program=elements.postprocessing,
         shape=describe_shape(rows, columns),
-        exposure=_read_exposure(dataset),
+        exposure=_find_exposure(elements),
     )
 
 
@@ -87,75 +82,41 @@ def describe_shape(rows: int, columns: int) -> Shape:
     return "portrait" if ratio > 1 else "landscape"
 
 
-def _read_position(dataset: "Dataset") -> Position:
-    position = dicom_file.read_text(dataset, "ViewPosition")
+def _find_position(elements: ViewElements) -> Position:
+    position = elements.view_position
     if position == "PA":
         return "PA"
     if position == "AP":
         return "AP"
     if position in _LATERAL_CODES or "LATERAL" in position:
         return "LATERAL"
-    return "" if position else _VIEW_CODES.get(_read_view_code(dataset), "")
+    return "" if position else _VIEW_CODES.get(elements.view_code, "")
 
 
-def _read_view_code(dataset: "Dataset") -> str:
-    """Return the code value of the View Code Sequence; "" if it is missing or broken."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return str(dataset.ViewCodeSequence[0].CodeValue).strip()
-    except Exception:  # pydicom converts the values here and raises many error types for damaged ones
-        return ""
-
-
-def _read_orientation(dataset: "Dataset") -> str:
+def _find_orientation(directions: tuple[str, ...]) -> str:
     """Return Patient Orientation (DICOM PS3.3 C.7.6.1.1.1); "" if it is not a pair of directions."""
-    directions = [
-        str(part).strip().upper() for part in dicom_file.read_numbers(dataset, "PatientOrientation")
-    ]
     valid = len(directions) == 2 and all(re.fullmatch(r"[APLRHF]{1,3}", part) for part in directions)
     return "\\".join(directions) if valid else ""
 
 
-def _find_maker(dataset: "Dataset") -> Maker:
+def _find_maker(elements: ViewElements) -> Maker:
     """Return the maker of the device by Manufacturer, its private blocks, or the names of its plates, in this order.
 
     Open-i has no Manufacturer. Only Agfa's devices use plate names such as code15.
     """
-    manufacturer = dicom_file.read_text(dataset, "Manufacturer")
+    manufacturer = elements.manufacturer
     if manufacturer:
         return "AGFA" if "AGFA" in manufacturer else "SIEMENS" if "SIEMENS" in manufacturer else ""
-    for creator in _list_creators(dataset):
+    for creator in elements.private_creators:
         for pattern, maker in _CREATORS:
             if re.fullmatch(pattern, creator):
                 return maker
-    return "AGFA" if _AGFA_PLATE.fullmatch(dicom_file.read_text(dataset, "PlateType")) else ""
+    return "AGFA" if _AGFA_PLATE.fullmatch(elements.plate_type) else ""
 
 
-def _list_creators(dataset: "Dataset") -> Iterator[str]:
-    for tag in tuple(dataset.keys()):  # iterating over the data set would convert every value
-        if tag.group % 2 and 0x10 <= tag.element <= 0xFF:
-            value = getattr(dataset.get_item(tag), "value", None)
-            text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-            yield text[:64].strip("\0 ").upper()
-
-
-def _read_exposure(dataset: "Dataset") -> float:
-    for name, unit in (("ExposureInuAs", 1e-3), ("Exposure", 1.0)):
-        value = _read_number(dataset, name) * unit
-        if 0 < value < _MOST_MAS:
-            return value
+def _find_exposure(elements: ViewElements) -> float:
+    """Return the exposure in mAs; 0 if the file does not state one that is possible."""
+    for exposure in (elements.exposure_uas * 1e-3, elements.exposure_mas):
+        if 0 < exposure < _MOST_MAS:
+            return exposure
     return 0.0
-
-
-def _read_number(dataset: "Dataset", name: str) -> float:
-    value: Any = dataset.get(name)
-    try:
-        number = float(value or 0)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
-
-
-def _match(pattern: re.Pattern[str], text: str) -> str:
-    return text if pattern.fullmatch(text) else ""

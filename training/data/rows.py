@@ -55,13 +55,8 @@ def is_readable(row: Row, text_mode: str) -> bool:
 
 
 def has_text(row: Row, text_mode: str) -> bool:
-    """Whether the part of the report that the model reads holds words."""
-    return bool(read_text(row, text_mode))
-
-
-def read_text(row: Row, text_mode: str) -> str:
-    """Return the part of the report that the model reads; "" if it has no words."""
+    """Whether a server would read the row's report: it can be parsed, and the part that the model reads holds words."""
     try:
-        return read_report(get_report(row), text_mode)  # type: ignore[arg-type]
+        return bool(read_report(get_report(row), text_mode))  # type: ignore[arg-type]
     except InputError:
-        return ""
+        return False

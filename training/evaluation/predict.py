@@ -15,7 +15,7 @@ from contract.bundle import Bundle
 from contract.errors import ConfigError, ImageError
 from contract.image.read import load_pixels
 from contract.labels import LABELS
-from contract.report.text import Report, ReportTokenizer, TextMode, format_report, read_report
+from contract.report.text import Report, ReportTokenizer, TextMode, format_report, select_text
 from training.data.cache import open_cache
 from training.evaluation.plan import Case
 from training.model.model import load_model
@@ -70,9 +70,14 @@ class Predictor(Protocol):
         """Predict cases, which must all have the same kinds of inputs, in their order."""
 
 
-def frame_text(text: str, mode: TextMode) -> str:
+def frame_report(text: str, mode: TextMode) -> Report:
     """Return a report from which a model with text mode `mode` reads exactly `text`."""
-    return format_report(Report(indication=text) if mode == "indication" else Report(findings=text))
+    return Report(indication=text) if mode == "indication" else Report(findings=text)
+
+
+def frame_text(text: str, mode: TextMode) -> str:
+    """Return `frame_report` in the form that a server reads."""
+    return format_report(frame_report(text, mode))
 
 
 def read_from_cache(directory: Path, size: int) -> ReadPixels:
@@ -203,7 +208,7 @@ class TorchPredictor:
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return ids and mask (B, L) of texts."""
-        read = [read_report(frame_text(text, self.text_mode), self.text_mode) for text in texts]
+        read = [select_text(frame_report(text, self.text_mode), self.text_mode) for text in texts]
         tokens = self._tokenizer.encode(read, self._max_length)
         ids, mask = (
             torch.from_numpy(array).to(self._device) for array in (tokens.input_ids, tokens.attention_mask)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from pydicom.dataset import Dataset
 
+from contract.image.elements import Elements, fill_view
 from contract.image.view import rank_view, weigh_study
 from contract.image.view_clues import ViewClues, describe_shape, read_clues
 
@@ -43,7 +44,7 @@ def read_row_clues(row: dict[str, str]) -> ViewClues:
             setattr(dataset, keyword, ast.literal_eval(text) if text.startswith("[") else value)
     if row["Private Creator"]:
         dataset.add_new(0x00190010, "LO", row["Private Creator"])
-    return read_clues(dataset, rows=int(row["Rows"]), columns=int(row["Columns"]))
+    return read_clues(fill_view(Elements(dataset)), rows=int(row["Rows"]), columns=int(row["Columns"]))
 
 
 def find_laterals(studied: Sequence[ViewClues]) -> list[bool]:

@@ -4,9 +4,10 @@ import pytest
 from pydicom.dataset import Dataset
 
 from contract.image import view as image_view
-from contract.image.header import describe_dataset, read_image_header
+from contract.image.elements import Elements, fill_record
+from contract.image.header import ImageHeader, describe_dicom, read_image_header
 from contract.image.view import ViewVerdict, is_trusted, rank_view, weigh_study, weigh_view
-from contract.image.view_clues import ViewClues, describe_shape, read_clues
+from contract.image.view_clues import ViewClues, describe_shape
 
 AGFA = {"Manufacturer": "Agfa-Gevaert AG"}
 SIEMENS = {"Manufacturer": "SIEMENS"}
@@ -23,8 +24,12 @@ def make_dataset(rows=2048, columns=2048, creator="", **elements) -> Dataset:
     return dataset
 
 
+def describe(**settings) -> ImageHeader:
+    return describe_dicom(fill_record(Elements(make_dataset(**settings))))
+
+
 def read(**settings) -> ViewClues:
-    return describe_dataset(make_dataset(**settings)).clues
+    return describe(**settings).clues
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def read(**settings) -> ViewClues:
     ],
 )
 def test_view_by_one_header(elements, view, source):
-    header = describe_dataset(make_dataset(**elements))
+    header = describe(**elements)
     assert header.view == view
     assert source in header.view_source
     assert (header.view_confidence >= 0.9) == (view != "UNKNOWN")
@@ -91,8 +96,8 @@ def test_maker(elements, maker):
 
 def test_a_landscape_image_is_no_lateral_by_its_code():
     code = AGFA | PRESET | {"AcquisitionDeviceProcessingCode": "60003"}
-    assert describe_dataset(make_dataset(rows=2828, columns=2320, **code)).view == "LATERAL"
-    assert describe_dataset(make_dataset(rows=2320, columns=2828, **code)).view == "UNKNOWN"
+    assert describe(rows=2828, columns=2320, **code).view == "LATERAL"
+    assert describe(rows=2320, columns=2828, **code).view == "UNKNOWN"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_broken_elements_say_nothing(dicom):
     header = read_image_header(data.replace(mark.encode(), b"12e999999999"))
     assert (header.clues.exposure, header.clues.code, header.view) == (0.0, "", "UNKNOWN")
     for wrong in (["A"], ["A", "F", "F"], ["XY", "F"], "A"):
-        assert read_clues(make_dataset(PatientOrientation=wrong), rows=1, columns=1).orientation == ""
+        assert read(PatientOrientation=wrong).orientation == ""
 
 
 SQUARE = ViewClues(shape="square")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
-from contract.report.text import TEXT_MODES, read_report
+from contract.report.text import TEXT_MODES, read_report, select_text
 from training.evaluation.plan import (
     Way,
     choose_complete,
@@ -15,7 +15,7 @@ from training.evaluation.plan import (
     make_cases,
     select_studies,
 )
-from training.evaluation.predict import frame_text
+from training.evaluation.predict import frame_report, frame_text
 
 from .conftest import make_row, make_studies
 
@@ -101,4 +101,5 @@ def test_strangers_are_drawn_by_the_seed():
 def test_a_framed_text_is_read_word_for_word_by_any_model(model_mode):
     for mode in TEXT_MODES:
         text = make_studies([1]).texts[mode][0]
+        assert select_text(frame_report(text, model_mode), model_mode) == text
         assert read_report(frame_text(text, model_mode), model_mode) == text

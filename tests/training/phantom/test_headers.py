@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from contract.errors import ConfigError
+from contract.image.elements import Elements, fill_view
 from contract.image.view import rank_view, weigh_study
 from contract.image.view_clues import ViewClues, read_clues
 from training.data.openi import get_image_key
@@ -204,7 +205,7 @@ def read_drawn_clues(header: Header) -> ViewClues:
     dataset.ViewPosition, orientation = header.fields["ViewPosition"], header.fields["PatientOrientation"]
     dataset.PatientOrientation = ast.literal_eval(orientation) if orientation else ""
     add_clues(dataset, header.clues, header.exposure)
-    return read_clues(dataset, rows=header.rows, columns=header.columns)
+    return read_clues(fill_view(Elements(dataset)), rows=header.rows, columns=header.columns)
 
 
 def test_exposures_of_one_patient_rise_together():
