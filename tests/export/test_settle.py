@@ -65,7 +65,7 @@ def test_the_last_product_of_an_encoder_stays_in_float32(settled, graphs):
         assert find_products_in(converted.paths[name]) == set()
     table = report.to_markdown()
     assert f"2 of {report.products} products stay in float32: image_encoder/node_" in table
-    assert "With no more than that" not in table
+    assert "With these products alone" not in table
     assert report.to_sentence().endswith(f"2 of {report.products} products stay in float32")
 
 
@@ -80,7 +80,7 @@ def test_what_costs_the_most_stays_too_until_the_limits_are_met(settled, bundle,
     assert len(report.kept) - 2 in (1, 2, 4, 8, 16, 32)
     assert len(set(report.kept)) == len(report.kept)
     assert report.beyond_with_fewer.startswith("embedding_cosine of ")
-    assert f"With no more than that, {report.beyond_with_fewer}." in report.to_markdown()
+    assert f"With these products alone, {report.beyond_with_fewer}." in report.to_markdown()
     found = {name: find_products_in(converted.paths[name]) for name in GRAPHS}
     chosen = {(kept.partition("/")[0], kept.partition("/")[2].partition(" ")[0]) for kept in report.kept}
     assert {(name, node) for name, nodes in found.items() for node in nodes} == chosen
