@@ -139,7 +139,8 @@ def _apply_lut(values: NDArray[Any], table: LookupTable) -> Values:
     if first > 2**15 and values.min() < 0:  # a negative start that was written as unsigned
         first -= 2**16
     index = np.rint(values).astype(np.int64) - first
-    return np.take(table.entries, index, mode="clip")
+    found: Values = np.take(table.entries, index, mode="clip")
+    return found
 
 
 def _apply_window(values: Values, centre: float, width: float, function: VoiFunction) -> Values:
