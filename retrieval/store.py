@@ -99,9 +99,8 @@ class CaseStore:
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
         self._damaged: set[int] = set()
-        self._changes = (
-            0  # number of changes so far; rows that are read while it changes are not one consistent state
-        )
+        # Number of changes so far; rows that are read while it changes are not one consistent state.
+        self._changes = 0
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         with contextlib.ExitStack() as cleanup:
             lock = _lock_directory(self.directory)
@@ -279,9 +278,8 @@ class CaseStore:
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        connection.text_factory = (
-            decode_text  # damaged text marks its row as damaged instead of raising an error
-        )
+        # Damaged text marks its row as damaged instead of raising an error.
+        connection.text_factory = decode_text
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # deleted content is overwritten with zeros
         return connection

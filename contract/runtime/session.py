@@ -178,9 +178,8 @@ class _OnnxSession:
             options.profile_file_prefix = f"{self._scratch.name}/run"
         self._session = open_onnx_session(path, options, providers)
         self._run_options = onnxruntime.RunOptions()
-        self._run_options.log_severity_level = (
-            4  # errors are raised as exceptions; logging each one too would fill a disk
-        )
+        # Errors are raised as exceptions; logging each one too would fill a disk.
+        self._run_options.log_severity_level = 4
         self._provider: str = self._session.get_providers()[0]
 
     @property

@@ -64,9 +64,8 @@ class ModelConfig:
     fusion_layers: int = 1
     fusion_heads: int = 4
     adapter_rank: int = 16
-    pooling: str = (
-        "queries"  # a learned query per label; or "mean", the same mean of all tokens for every label
-    )
+    # A learned query per label; or "mean", the same mean of all tokens for every label.
+    pooling: str = "queries"
     dropout: float = 0.1
 
     def check(self) -> None:
@@ -128,9 +127,8 @@ class WeightsConfig:
     image: str | None = None
     text: str | None = None
     freeze: tuple[str, ...] = ()  # of "image", "text": encoders that are not trained
-    checkpointing: bool = (
-        False  # recompute the activations of the encoders in the backward pass: less memory, slower
-    )
+    # Recompute the activations of the encoders in the backward pass: less memory, slower.
+    checkpointing: bool = False
 
     def check(self) -> None:
         """Raise ConfigError for an unknown encoder."""
@@ -248,9 +246,8 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     warmup_share: float = 0.1
     clip_norm: float = 1.0
-    ema_decay: float = (
-        0.0  # decay of an exponential moving average of the weights, which is then saved; 0: no average
-    )
+    # Decay of an exponential moving average of the weights, which is then saved; 0: no average.
+    ema_decay: float = 0.0
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
