@@ -1,6 +1,7 @@
 """Read large images here, with the code of the server, and send the pixels that the model reads.
 
-At 224 pixels, a radiograph of 10 to 15 MB becomes about 50 KB. Its header stays here, with everything that it says about a patient.
+At 224 pixels, a radiograph of 10 to 15 MB becomes about 50 KB. Its header stays here, with everything that it says
+about a patient.
 The client sends a file unchanged if it cannot read it. The server's error then says what is wrong.
 """
 
