@@ -85,7 +85,11 @@ def verify_server(console: Console, url: str) -> Verified:
             [request for request in requests if request.kind in stored.answers],
         )
     agreement = compare_answers(
-        stored, answers, model.decisions, f"{runtime['runtime']} {runtime['provider']}"
+        stored,
+        answers,
+        model.decisions,
+        f"{runtime['runtime']} {runtime['provider']}",
+        model.label_part,
     )
     return Verified(url, model.fingerprint, served.version, agreement)
 

@@ -4,7 +4,7 @@
 
 z is a vector of unit length in the space that images, reports and sentences share (trained by contrast), p are the
 calibrated probabilities of the labels, and s is the config's `model.label_share`. A label that no training study states
-is left out of p.
+is left out of p. With a single label left, the label part is the same for every study.
 
 The search for similar cases compares whole embeddings. Free-text findings (`contract.prompts`) compare the joint space
 alone, because "No effusion." has the probabilities of a normal study, whatever the finding that it denies.

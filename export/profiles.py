@@ -30,7 +30,7 @@ class Limits:
 
     Attributes:
         probability_difference: Largest absolute difference, 0 to 1.
-        embedding_cosine: Smallest cosine, 0 to 1.
+        embedding_cosine: Smallest cosine in the joint space (`contract.embedding`), 0 to 1.
         flip_share: Largest share of flipped decisions, 0 to 1.
         auroc_change: Largest absolute change of the macro AUROC, 0 to 1.
         ap_change: Largest absolute change of the macro average precision, 0 to 1.

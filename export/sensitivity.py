@@ -74,6 +74,7 @@ class Sensitivity:
             scratch: Directory for graphs. It is created if it does not exist.
         """
         self._graphs, self._profile, self._scratch = graphs, profile, scratch
+        self._label_part = bundle.label_part
         self._products: dict[str, list[str]] = {}  # graph -> names of its products
         self._float32 = load_reference(bundle, graphs)
         batches = {kind: next(make_batches(bundle, chosen))[1] for kind, chosen in cases.items()}
@@ -121,5 +122,8 @@ class Sensitivity:
             return self._float32(graph, inputs) if graph == fusion else expected[graph]
 
         actual = run_batch(run, batch)[fusion]
-        pairs = ((expected[fusion][output], actual[output]) for output in ("probabilities", "embedding"))
-        return float(np.mean(measure_distances(self._profile.limits, *pairs)))
+        probabilities, embeddings = (
+            (expected[fusion][output], actual[output]) for output in ("probabilities", "embedding")
+        )
+        distances = measure_distances(self._profile.limits, probabilities, embeddings, self._label_part)
+        return float(np.mean(distances))

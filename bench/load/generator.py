@@ -77,7 +77,8 @@ class Phases:
     Warm-up lasts at least `warmup_s`, then until three windows of `window_s` agree within `tolerance` (see
     `bench.load.steady`), at most `warmup_max_s`. A window grows until it holds five answers. Then requests
     are measured for `duration_s`, or until at least `count` are answered. With `at_least`, a measurement of
-    `duration_s` goes on until so many of the requests that it began are answered: a short one could hold none.
+    `duration_s` goes on until so many of the requests that it began are answered or have failed: a short one could
+    hold none.
     """
 
     duration_s: float = 10.0
@@ -93,8 +94,10 @@ class Phases:
             raise ConfigError(
                 "Durations and windows must be above 0 seconds. Tolerances and warm-up must not be negative."
             )
-        if (self.count is not None and self.count < 1) or self.at_least < 0:
-            raise ConfigError(f"At least 1 request must be measured, not {self.count or self.at_least}.")
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"At least 1 request must be measured, not {self.count}.")
+        if self.at_least < 0:
+            raise ConfigError(f"at_least must not be negative, but is {self.at_least}.")
 
     def shorten(self) -> "Phases":
         """Return the phases for a load that is still warm: one short window, without waiting for a steady state."""
@@ -257,9 +260,8 @@ class _Run:
             self._stop.wait(self._phases.duration_s)
             if self._phases.at_least == 0:
                 return
-            count = self._phases.at_least + len(
-                self._tracks
-            )  # each sender waits for an earlier request at the start
+            # Each sender of a closed loop waits for an earlier request when the measurement starts.
+            count = self._phases.at_least + (len(self._tracks) if self._schedule is None else 0)
         while not self._stop.is_set() and self._count_done() - before < count:
             self._stop.wait(_POLL_S)
 

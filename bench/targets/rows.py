@@ -38,6 +38,7 @@ from bench.targets.model import (
 from bench.targets.serving import measure_serving, measure_swap
 from bench.targets.target import Measurement, TargetRow
 from contract.bundle import Bundle
+from contract.embedding import take_joint
 from contract.tensors import MODELS
 
 if TYPE_CHECKING:
@@ -197,13 +198,14 @@ def measure_agreement(model: Model, phases: Phases) -> list[TargetRow]:
 def compare_answers(
     reference: "InProcess", other: "InProcess", requests: Sequence[Arrays], bundle: Bundle
 ) -> tuple[float, int, int]:
-    """Return the lowest cosine of two embeddings of a case, the number of label flips, and the number of labels."""
+    """Return the lowest cosine in the joint space of a case's embeddings, the number of label flips, and of labels."""
     labels = bundle.decisions.of("study")
     thresholds = np.array([label.threshold for label in labels], np.float64)
     lowest, flips, decisions = 1.0, 0, 0
     for inputs in requests:
         first, second = (session.run(TENSORS, inputs) for session in (reference, other))
-        lowest = min(lowest, float((first["embedding"] * second["embedding"]).sum(-1).min()))
+        pair = [take_joint(answer["embedding"], bundle.label_part) for answer in (first, second)]
+        lowest = min(lowest, float((pair[0] * pair[1]).sum(-1).min()))
         decided = [answer["probabilities"] >= thresholds for answer in (first, second)]
         flips += int((decided[0] != decided[1]).sum())
         decisions += decided[0].size

@@ -165,7 +165,7 @@ def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
         fixed = prepare(InProcess(model.fused), TENSORS, model.read_cases(), length=LENGTH)
         sender = open_now.enter_context(send(stack, TENSORS, fixed))
         steady = measure([Subject("served", sender, ClosedLoop(1))], phases, repeats=1)[0]
-        swap = _Swap(lambda: _publish_again(model, repository, stack), phases.duration_s)
+        swap = _Swap(lambda: _publish_again(model, repository, stack))
         swapped = measure([Subject("served", sender, ClosedLoop(1), observer=swap)], phases, repeats=1)[0]
     p99, before = (row.samples[0].get_percentile(99) for row in (swapped, steady))
     failed = sum(swapped.samples[0].failed.values())
@@ -185,15 +185,11 @@ def measure_swap(model: Model, phases: Phases) -> list[TargetRow]:
 class _Swap:
     """Swaps in the background, from the start of the measurement."""
 
-    def __init__(self, swap: Callable[[], None], duration_s: float) -> None:
-        self._swap, self._duration_s = swap, duration_s
+    def __init__(self, swap: Callable[[], None]) -> None:
+        self._swap = swap
         self.seconds = float("inf")
+        self.ended = False  # whether the swap ended before the measurement
         self._error: Exception | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the swap ended before the measurement."""
-        return self.seconds <= self._duration_s
 
     def begin(self) -> None:
         """Start."""
@@ -202,6 +198,7 @@ class _Swap:
 
     def end(self) -> dict[str, Any]:
         """Wait for the end."""
+        self.ended = not self._thread.is_alive()
         self._thread.join()
         if self._error:
             raise self._error

@@ -25,9 +25,19 @@ def find_largest_difference(expected: Array, actual: Array) -> float:
     return float(difference.max()) if np.isfinite(difference).all() else float("nan")
 
 
-def compute_cosines(expected: Array, actual: Array) -> NDArray[np.float64]:
-    """Return the cosine (M,) of each pair of rows of two (M, D) arrays."""
-    first, second = expected.astype(np.float64), actual.astype(np.float64)
+def compute_cosines(expected: Array, actual: Array, label_part: int = 0) -> NDArray[np.float64]:
+    """Return the cosine (M,) in the joint space of each pair of rows of two (M, D) arrays of embeddings.
+
+    The label part (`contract.embedding`) repeats the probabilities, which have limits of their own. In the whole cosine
+    it would hide most of an error of the joint space.
+
+    Args:
+        expected: (M, D) embeddings.
+        actual: (M, D) embeddings of the same cases.
+        label_part: Length of their label part.
+    """
+    size = expected.shape[-1] - label_part
+    first, second = expected[..., :size].astype(np.float64), actual[..., :size].astype(np.float64)
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return (first * second).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
 

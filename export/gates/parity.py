@@ -240,6 +240,7 @@ class _Runner:
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, Path]) -> None:
         self._model: CxrModel = load_model(bundle).eval()
+        self._label_part = bundle.label_part
         self._run_graph = bind_sessions(open_graphs(bundle, graphs, {}))
 
     def compare(self, batch: Request, record: "_Record") -> None:
@@ -247,7 +248,7 @@ class _Runner:
         expected = self._run_model(batch)
         for graph, outputs in walk_graphs(list_graphs(batch.kind), self._run_graph, batch.inputs).items():
             for output, actual in outputs.items():
-                difference = _measure(output, expected[output], actual, batch.inputs)
+                difference = _measure(output, expected[output], actual, batch.inputs, self._label_part)
                 record.add(graph, output, difference, batch)
 
     def _run_model(self, batch: Request) -> Arrays:
@@ -310,7 +311,9 @@ class _Record:
         return ParityReport(fingerprint, cases, sizes, lengths, versions, outputs, drawn_pixels)
 
 
-def _measure(output: str, expected: NDArray[Any], actual: NDArray[Any], inputs: Arrays) -> float:
+def _measure(
+    output: str, expected: NDArray[Any], actual: NDArray[Any], inputs: Arrays, label_part: int
+) -> float:
     """Return the difference in the measure of this output: NaN if a value is not finite, inf for another shape."""
     if expected.shape != actual.shape:
         return float("inf")
@@ -321,7 +324,7 @@ def _measure(output: str, expected: NDArray[Any], actual: NDArray[Any], inputs: 
     if not np.isfinite(expected).all() or not np.isfinite(actual).all():
         return float("nan")
     if output == "embedding":
-        return float(np.max(np.maximum(1.0 - compute_cosines(expected, actual), 0.0)))
+        return float(np.max(np.maximum(1.0 - compute_cosines(expected, actual, label_part), 0.0)))
     difference = float(np.abs(expected - actual).max())
     relative = output in ("image_tokens", "text_tokens")
     return difference / max(float(np.abs(expected).max()), 1e-12) if relative else difference

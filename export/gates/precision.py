@@ -153,6 +153,7 @@ class Gate:
                     size,
                     answers,
                     [self.cases[case] for case in answers.cases],
+                    self._bundle.label_part,
                 )
                 for (size, kind), answers in record.list_answers()
             ),
@@ -163,7 +164,7 @@ class Gate:
     def find_worst(self, kind: Kind, limits: Limits, count: int) -> list[ParityCase]:
         """Return the cases with the largest differences in a batch of the last measurement, largest first."""
         answers = self._record.answers[MAX_BATCH_SIZE, kind]
-        order = np.argsort(-answers.compare(limits))[:count]
+        order = np.argsort(-answers.compare(limits, self._bundle.label_part))[:count]
         return [self.cases[answers.cases[row]] for row in order]
 
     def _list_expected(self) -> Iterator[tuple[int, "Batch", Answers]]:
@@ -307,9 +308,9 @@ class _Answers:
         """Return the expected and the actual array of an output, both (M, ...)."""
         return np.concatenate(self._parts["expected", output]), np.concatenate(self._parts["actual", output])
 
-    def compare(self, limits: Limits) -> NDArray[np.float64]:
+    def compare(self, limits: Limits, label_part: int) -> NDArray[np.float64]:
         """Return the difference of each case (M,); see `measure_distances`."""
-        return measure_distances(limits, *(self.read(output) for output in ("probabilities", "embedding")))
+        return measure_distances(limits, self.read("probabilities"), self.read("embedding"), label_part)
 
 
 class _Record:

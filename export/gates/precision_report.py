@@ -47,7 +47,7 @@ class KindPrecision:
         flips: Number of decisions that changed from present to absent or back.
         probability_difference: Largest absolute difference of a probability.
         mean_difference: Mean absolute difference of a probability.
-        embedding_cosine: Smallest cosine of a case's two embeddings.
+        embedding_cosine: Smallest cosine of a case's two embeddings in the joint space.
         mean_cosine: Mean cosine.
         scored_labels: Number of labels in the means of AUROC and AP: those with positive and negative cases.
         auroc_change: Absolute change of the macro AUROC.
@@ -239,6 +239,7 @@ def measure_kind(
     batch_size: int,
     answers: Answers,
     cases: Sequence[ParityCase],
+    label_part: int = 0,
 ) -> KindPrecision:
     """Measure the answers to one kind of request.
 
@@ -249,10 +250,11 @@ def measure_kind(
             AUROC, AP and common neighbours.
         answers: `probabilities` (M, K) and `embedding` (M, D) of both sides.
         cases: The M cases. Their known labels are used for AUROC and AP.
+        label_part: Length of the label part of the embeddings.
     """
     expected, actual = answers.read("probabilities")
     embeddings = answers.read("embedding")
-    cosines = compute_cosines(*embeddings)
+    cosines = compute_cosines(*embeddings, label_part)
     whole = batch_size > 1
     auroc, ap, scored = _measure_scores(cases, expected, actual) if whole else (None, None, 0)
     return KindPrecision(
@@ -272,7 +274,9 @@ def measure_kind(
     )
 
 
-def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> NDArray[np.float64]:
+def measure_distances(
+    limits: Limits, probabilities: Pair, embeddings: Pair, label_part: int = 0
+) -> NDArray[np.float64]:
     """Return the difference of each case (M,) as a multiple of a profile's limits; above 1 is beyond the limits.
 
     It is the larger of two ratios: the cosine distance over the largest allowed one, and the square of the largest
@@ -283,9 +287,10 @@ def measure_distances(limits: Limits, probabilities: Pair, embeddings: Pair) -> 
         limits: Limits of the profile.
         probabilities: Expected and actual (M, K).
         embeddings: Expected and actual (M, D).
+        label_part: Length of the label part of the embeddings.
     """
     tiny = float(np.finfo(np.float64).tiny)
-    distances = (1 - compute_cosines(*embeddings)) / max(1 - limits.embedding_cosine, tiny)
+    distances = (1 - compute_cosines(*embeddings, label_part)) / max(1 - limits.embedding_cosine, tiny)
     differences = np.abs(probabilities[0].astype(np.float64) - probabilities[1]).max(axis=1)
     squares = (differences / max(limits.probability_difference, tiny)) ** 2
     return np.nan_to_num(np.maximum(distances, squares), nan=np.inf, posinf=np.inf)

@@ -197,6 +197,7 @@ def compare_answers(
     answers: Mapping[str, NDArray[np.float32]],
     decisions: Decisions,
     server: str,
+    label_part: int = 0,
 ) -> Agreement:
     """Compare the answers of a server with the stored answers.
 
@@ -205,15 +206,20 @@ def compare_answers(
         answers: Kind -> (M, K + D), as `collect_answers` returns it.
         decisions: Decisions of the served model.
         server: Description of the server's runtime.
+        label_part: Length of the label part of the embeddings.
 
     Raises:
         ServerError: The answers have another shape than the stored answers.
     """
-    return Agreement(server, stored.profile, stored.limits, tuple(_compare(stored, answers, decisions)))
+    kinds = tuple(_compare(stored, answers, decisions, label_part))
+    return Agreement(server, stored.profile, stored.limits, kinds)
 
 
 def _compare(
-    stored: StoredAnswers, answers: Mapping[str, NDArray[np.float32]], decisions: Decisions
+    stored: StoredAnswers,
+    answers: Mapping[str, NDArray[np.float32]],
+    decisions: Decisions,
+    label_part: int,
 ) -> Iterator[KindAgreement]:
     for kind, expected in stored.answers.items():
         actual = answers[kind]
@@ -231,5 +237,7 @@ def _compare(
             decisions=probabilities[0].size,
             flips=count_flips(labels, *probabilities),
             probability_difference=find_largest_difference(*probabilities),
-            embedding_cosine=float(compute_cosines(*embeddings).min()) if finite else float("nan"),
+            embedding_cosine=(
+                float(compute_cosines(*embeddings, label_part).min()) if finite else float("nan")
+            ),
         )

@@ -103,7 +103,7 @@ def check_server(
     """
     requests = [request for request in draw_requests_for(bundle) if request.kind in stored.answers]
     answers = collect_answers(partial(run_request, served.run, layout=served.layout), requests)
-    agreement = compare_answers(stored, answers, bundle.decisions, served.runtime)
+    agreement = compare_answers(stored, answers, bundle.decisions, served.runtime, bundle.label_part)
     chosen = sorted(cases, key=lambda case: (case.pixels is None) + (not case.has_text))[:MOST_CASES]
     precision = measure_precision(bundle, graphs, profile, chosen, reference=reference, served=served)
     return ServerCheck(agreement, precision)

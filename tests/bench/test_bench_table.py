@@ -69,7 +69,7 @@ class Answers:
 
 # Two labels, as a study is decided.
 TWO = (SimpleNamespace(threshold=0.5),) * 2
-BUNDLE = SimpleNamespace(decisions=SimpleNamespace(of=lambda way: {"study": TWO}[way]))
+BUNDLE = SimpleNamespace(decisions=SimpleNamespace(of=lambda way: {"study": TWO}[way]), label_part=0)
 
 
 def test_flips_and_cosine_are_counted():

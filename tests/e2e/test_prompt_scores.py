@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cli.evaluate import ServedPredictor
+from contract.embedding import take_joint
 from contract.errors import InputError
 from contract.prompts import average_prompts, make_prompts
 from training.data.rows import get_image, get_report
@@ -41,10 +42,13 @@ def test_batched_sentences_are_those_asked_one_by_one(client, row):
             (prompts.present, score.similarity_present),
             (prompts.absent, score.similarity_absent),
         ):
-            asked = ServedPredictor(client).ask([Case("prompt", text=text) for text in side])
-            assert found == pytest.approx(
-                float(average_prompts(asked.embeddings) @ prediction.embedding), abs=1e-4
+            predictor = ServedPredictor(client)
+            asked = predictor.ask([Case("prompt", text=text) for text in side])
+            sentences, case = (
+                take_joint(values, predictor.label_part)
+                for values in (asked.embeddings, prediction.embedding)
             )
+            assert found == pytest.approx(float(average_prompts(sentences) @ case), abs=1e-4)
 
 
 def test_a_sentence_scores_for_what_it_says_after_any_training(client):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from client import CaseInput, CxrClient
+from contract.embedding import take_joint
 from contract.errors import InputError, TensorError
 from contract.image.png import encode_png
 from contract.image.read import load_pixels
@@ -46,7 +47,7 @@ def images() -> list[bytes]:
 
 
 def answer_in_torch(bundle, images: list[bytes], report: str | None):
-    """Return probabilities, embedding and image attention as training computes them for the views of one study."""
+    """Return probabilities, joint embedding and image attention as training computes them for views of one study."""
     model, config = load_model(bundle).eval(), bundle.config
     pixels = [torch.from_numpy(load_pixels(data, size=config["sizes"]["S"])[None]) for data in images]
     with torch.inference_mode():
@@ -72,7 +73,9 @@ def test_images_are_answered_as_pytorch_answers_them(client, model, images, repo
     found = [finding.probability for finding in served.findings]
     np.testing.assert_allclose(found, probabilities, atol=1e-4)
     np.testing.assert_allclose(served.image_attention, attention, atol=1e-4)
-    assert float(served.embedding @ embedding) > 0.9999
+    assert float(take_joint(served.embedding, bundle.label_part) @ embedding) > 0.9999
+    labels = served.embedding[-bundle.label_part :]
+    np.testing.assert_allclose(labels / np.linalg.norm(labels), found / np.linalg.norm(found), atol=1e-5)
     alone = [client.predict(image, report) for image in images[:count]]
     assert np.abs(np.array(found) - [x.probability for x in alone[0].findings]).max() > 1e-3
     assert [image.lateral for image in served.images] == pytest.approx([x.lateral for x in alone], abs=1e-4)

@@ -271,8 +271,10 @@ class Fusion(nn.Module):
         probabilities = self.calibrate(out.logits, kind)
         if not self.label_share:
             return probabilities, out.embedding
-        # The calibration of a label that no training study states has scale 0 (`training.validate.calibrate`).
-        stated = (getattr(self, f"scale_{kind}") > 0).to(probabilities.dtype)
+        # The calibration of a label that no training study states has scale 0 (`training.validate.calibrate`) in the
+        # ways that were fitted. It is left out in all, because a search compares the embeddings of different ways.
+        fitted = [getattr(self, f"scale_{name}") > 0 for name in ("study", *KINDS)]
+        stated = torch.stack(fitted).all(0).to(probabilities.dtype)
         labels = _scale_to_unit(probabilities * stated)
         parts = (1 - self.label_share) ** 0.5 * out.embedding, self.label_share**0.5 * labels
         return probabilities, torch.cat(parts, dim=-1)

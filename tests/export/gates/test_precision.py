@@ -395,3 +395,12 @@ def test_a_slower_profile_is_not_published(bundle, graphs, cases):
         require_faster(SpeedReport("int8", "fp32", "study", 32, {"a": 2.0}, {"a": 1.5}))
     with pytest.raises(ConfigError, match=r"an image and a report"):
         compare_speed(bundle, [(profile, graphs), (profile, graphs)], cases[2:], rounds=3)
+
+
+def test_the_cosine_of_embeddings_is_that_of_the_joint_space():
+    """The label part is the longer one and does not change, and hides the angle in the joint space."""
+    labels = np.full((1, 3), 5.0)
+    first = np.concatenate([np.array([[1.0, 0.0]]), labels], axis=1)
+    second = np.concatenate([np.array([[1.0, 1.0]]), labels], axis=1)
+    assert compute_cosines(first, second)[0] > 0.98
+    np.testing.assert_allclose(compute_cosines(first, second, 3), [0.5**0.5])

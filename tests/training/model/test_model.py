@@ -234,3 +234,17 @@ def test_mean_pooling_gives_every_label_the_same_attention(small_config):
     torch.testing.assert_close(out.image_attention, torch.full_like(out.image_attention, 1 / 49))
     torch.testing.assert_close(out.text_attention[0, :, :16], torch.full((22, 16), 1 / 16))
     assert (out.text_attention[0, :, 16:] == 0).all()
+
+
+def test_a_label_that_one_way_leaves_out_is_left_out_in_all(small_config):
+    """A run on images alone fits the calibration of images alone; the others stay as the start bundle's were."""
+    torch.manual_seed(0)
+    model = CxrModel(small_config).eval()
+    drawn = _draw(model, 2, 32)
+    model.fusion.scale_image[3] = model.fusion.bias_image[3] = 0
+    with torch.inference_mode():
+        text = model.fusion.forward_text(drawn["text_tokens"], drawn["input_ids"], drawn["attention_mask"])[1]
+        image = model.fusion.forward_image(drawn["image_tokens"])[1]
+    assert text[:, 16 + 3].eq(0).all()
+    assert image[:, 16 + 3].eq(0).all()
+    assert (text[:, 16:] > 0).sum(1).eq(len(LABELS) - 1).all()
