@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/installed ## install into .venv and run the whole path once (6 minutes after the install)
+demo: .venv/installed ## install into .venv and run the whole path once (6 to 11 minutes after the install)
 	$(BIN)/cxr demo
 
 # Tests that watch the clock (marked alone) come after the others, one by one.
