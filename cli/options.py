@@ -89,6 +89,8 @@ Timeout = Annotated[
     ),
 ]
 Table = Annotated[Path, typer.Argument(help="Studies table (Parquet), made by `cxr data table`.")]
+Cache = Annotated[Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")]
+Resamples = Annotated[int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")]
 
 
 def make_console(as_json: bool) -> CommandConsole:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cli.console import Table as RichTable
 from cli.console import escape
-from cli.options import Json, Table, make_console
+from cli.options import Cache, Json, Table, make_console
 
 if TYPE_CHECKING:
     from training.recalibrate import Recalibrated
@@ -19,9 +19,7 @@ def calibrate(
     bundle: Annotated[Path, typer.Argument(help="Bundle to calibrate. It is not changed.")],
     table: Table,
     out: Annotated[Path, typer.Option(help="Bundle directory to write. Must not exist.")],
-    cache: Annotated[
-        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
-    ] = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Fit a model's calibration, thresholds and uncertainty bands on your own labelled studies; write a new bundle.

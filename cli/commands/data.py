@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.console import escape
-from cli.options import Json, Table, make_console
+from cli.options import Cache, Json, Table, make_console
 from contract.errors import ConfigError
 
 data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets.")
@@ -111,7 +111,7 @@ def order_data(
     table: Table,
     bundle: Annotated[Path, typer.Argument(help="Bundle of the model whose view head is used.")],
     out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
-    cache: Annotated[Path | None, typer.Option(help="Image cache of the table (`cxr data cache`).")] = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Put the frontal image of each study first. A model decides where the header does not state the view reliably.

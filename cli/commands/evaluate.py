@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.console import escape
-from cli.options import TRITON, Json, Table, Timeout, TritonUrl, make_console
+from cli.options import TRITON, Cache, Json, Resamples, Table, Timeout, TritonUrl, make_console
 from contract.errors import ConfigError
 
 
@@ -27,9 +27,7 @@ def evaluate(
             "if the bundle's split names none of the studies. Needs --out.",
         ),
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
-    ] = None,
+    cache: Cache = None,
     served: Annotated[
         bool, typer.Option("--served", help="Query the served model too, and report its results.")
     ] = False,
@@ -41,9 +39,7 @@ def evaluate(
             "--keep-duplicates", help="Split by patient only, so equal reports may be in two parts."
         ),
     ] = False,
-    resamples: Annotated[
-        int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")
-    ] = 1000,
+    resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed for splits, controls and resamples.")] = 0,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 30.0,

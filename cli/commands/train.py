@@ -12,7 +12,7 @@ from rich.console import Console
 from cli.console import Table as RichTable
 from cli.console import escape
 from cli.default_command import DefaultCommandGroup
-from cli.options import Json, Table, make_console
+from cli.options import Cache, Json, Resamples, Table, make_console
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
@@ -64,9 +64,7 @@ def train(
         Path | None,
         typer.Option(help="Published split: JSON with train, validation and test, or CSV with id and split."),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
-    ] = None,
+    cache: Cache = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Directory for checkpoints and metrics of the run.", show_default="OUT.run"),
@@ -193,12 +191,8 @@ def show_series(
     bundles: Annotated[
         list[Path], typer.Argument(help="Bundles of one config, trained on this table with several splits.")
     ],
-    cache: Annotated[
-        Path | None, typer.Option(help="Image cache of the table, made by `cxr data cache`.")
-    ] = None,
-    resamples: Annotated[
-        int, typer.Option(min=0, help="Number of bootstrap resamples of the patients.")
-    ] = 1000,
+    cache: Cache = None,
+    resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed for the resamples.")] = 0,
     as_json: Json = False,
 ) -> None:
