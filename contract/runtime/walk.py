@@ -127,20 +127,10 @@ def walk_graphs(
     Returns:
         Graph -> its outputs by name.
     """
-    answers: dict[str, Mapping[str, T]] = {}
-
-    def make_step(graph: str) -> Step[T]:
-        def run_graph(inputs: dict[str, T]) -> Mapping[str, T]:
-            answers[graph] = run(graph, inputs)
-            return answers[graph]
-
-        inputs, outputs = (
-            {tensor.name: tensor.name for tensor in entries}
-            for entries in (_SPECS[graph].inputs, _SPECS[graph].outputs)
-        )
-        return Step(graph, run_graph, inputs, outputs)
-
-    walk([[make_step(graph)] for graph in graphs], tensors)
+    values, answers = dict(tensors), dict[str, Mapping[str, T]]()
+    for graph in graphs:
+        answers[graph] = run(graph, {tensor.name: values[tensor.name] for tensor in _SPECS[graph].inputs})
+        values.update(answers[graph])
     return answers
 
 
