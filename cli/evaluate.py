@@ -198,7 +198,7 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
     from training.evaluation.measure import measure_ways
 
     try:
-        gaps = compare_answers(ours, theirs)
+        gaps = compare_answers(ours, theirs, bundle.label_part)
     except ConfigError as error:
         raise ServerError(str(error)) from error
     sides = (ours, _keep_ties(ours, theirs))

@@ -38,8 +38,8 @@ from bench.targets.model import (
 from bench.targets.serving import measure_serving, measure_swap
 from bench.targets.target import Measurement, TargetRow
 from contract.bundle import Bundle
-from contract.embedding import take_joint
 from contract.tensors import MODELS
+from export.gates.measures import compute_cosines
 
 if TYPE_CHECKING:
     from serving.inprocess import InProcess
@@ -204,8 +204,8 @@ def compare_answers(
     lowest, flips, decisions = 1.0, 0, 0
     for inputs in requests:
         first, second = (session.run(TENSORS, inputs) for session in (reference, other))
-        pair = [take_joint(answer["embedding"], bundle.label_part) for answer in (first, second)]
-        lowest = min(lowest, float((pair[0] * pair[1]).sum(-1).min()))
+        cosines = compute_cosines(first["embedding"], second["embedding"], bundle.label_part)
+        lowest = min(lowest, float(cosines.min()))
         decided = [answer["probabilities"] >= thresholds for answer in (first, second)]
         flips += int((decided[0] != decided[1]).sum())
         decisions += decided[0].size

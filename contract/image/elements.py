@@ -64,9 +64,8 @@ _LONGEST_VALUE: Final = 4096  # bytes of an element that holds neither pixels no
 _LONGEST_TABLE: Final = 2**20
 _MOST_ITEMS: Final = 1000
 _ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little and big endian
-_LARGEST_NUMBER: Final = (
-    1e9  # a larger number of a window, a rescale or a table is an error, and might overflow
-)
+# A larger number of a window, a rescale or a table is an error, and might overflow.
+_LARGEST_NUMBER: Final = 1e9
 _FARTHEST_PLACE: Final = 2**15  # rows or columns from the first one
 _OPENINGS: Final[tuple[Opening, ...]] = ("RECTANGULAR", "CIRCULAR", "POLYGONAL")
 _FUNCTIONS: Final[dict[str, VoiFunction]] = {
@@ -355,9 +354,8 @@ def read_table(elements: Elements, sequence: str, kind: str) -> LookupTable | No
 
 
 def _holds_table(item: "Dataset") -> bool:
-    parts = (
-        item.get(name) for name in ("LUTDescriptor", "LUTData")
-    )  # reading the data may fail if the descriptor is empty
+    # Reading the data may fail if the descriptor is empty, so the descriptor comes first.
+    parts = (item.get(name) for name in ("LUTDescriptor", "LUTData"))
     return all(part is not None and part not in ("", [0, 0, 0]) for part in parts)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.decisions import ServedLabel
+from contract.embedding import take_joint
 
 Array = NDArray[np.floating[Any]]
 NEIGHBOURS: Final = 10
@@ -36,10 +37,7 @@ def compute_cosines(expected: Array, actual: Array, label_part: int = 0) -> NDAr
         actual: (M, D) embeddings of the same cases.
         label_part: Length of their label part.
     """
-    size = expected.shape[-1] - label_part
-    first, second = expected[..., :size].astype(np.float64), actual[..., :size].astype(np.float64)
-    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    return (first * second).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return np.asarray((take_joint(expected, label_part) * take_joint(actual, label_part)).sum(-1))
 
 
 def count_flips(labels: Sequence[ServedLabel], expected: Array, actual: Array) -> int:

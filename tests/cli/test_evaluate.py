@@ -94,7 +94,7 @@ def make_asked(shift: float | np.ndarray = 0.0, refused: bool = False, tied: boo
 
 
 def test_served_answers_that_differ_are_an_error():
-    bundle = SimpleNamespace(decisions=DECISIONS)
+    bundle = SimpleNamespace(decisions=DECISIONS, label_part=0)
     gaps = evaluate.compare(make_asked(), make_asked(5e-6), bundle)
     assert gaps["probabilities"] == pytest.approx(5e-6, rel=0.1)
     with pytest.raises(ParityError, match=r"probabilities differ from PyTorch by 1\.0e-02"):
@@ -105,7 +105,7 @@ def test_served_answers_that_differ_are_an_error():
 
 def test_rounding_that_breaks_a_tie_moves_no_average_but_a_difference_does():
     """All studies have the same words, so all tie; those with the finding come first by a hair."""
-    bundle = SimpleNamespace(decisions=DECISIONS)
+    bundle = SimpleNamespace(decisions=DECISIONS, label_part=0)
     first = np.where(np.arange(20) < 10, 1, 0)[:, None]
     rounding, real = (
         evaluate.compare(make_asked(tied=True), make_asked(size * first, tied=True), bundle)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.embedding import take_joint
 from contract.errors import ConfigError
 from training.evaluation.labels import RESAMPLES
 from training.evaluation.plan import (
@@ -144,8 +145,13 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
     return Asked(test, gallery, answers, gallery_answers, unreadable=unreadable)
 
 
-def compare_answers(first: Asked, second: Asked) -> dict[str, float]:
+def compare_answers(first: Asked, second: Asked, label_part: int = 0) -> dict[str, float]:
     """Return the largest differences between two models' predictions for the same studies.
+
+    Args:
+        first: The predictions of one model.
+        second: The predictions of the other one.
+        label_part: Length of the label part of their embeddings, which repeats the probabilities and is left out.
 
     Returns:
         "probabilities" (largest absolute difference), "embeddings" (largest cosine distance), "cases".
@@ -165,7 +171,8 @@ def compare_answers(first: Asked, second: Asked) -> dict[str, float]:
             if (rows != second_answers[way].answered).any():
                 raise ConfigError(f"The two models refused different studies ({way.title}).")
             gap = np.abs(answers.probabilities[rows] - second_answers[way].probabilities[rows])
-            cosine = (answers.embeddings[rows] * second_answers[way].embeddings[rows]).sum(1)
+            pair = [x.embeddings[rows] for x in (answers, second_answers[way])]
+            cosine = (take_joint(pair[0], label_part) * take_joint(pair[1], label_part)).sum(1)
             probabilities = max(probabilities, float(gap.max(initial=0)))
             embeddings = max(embeddings, float((1 - cosine).max(initial=0)))
             cases += int(rows.sum())
