@@ -36,29 +36,63 @@ _PALETTE_ELEMENTS: Final = tuple(
 _TABLE_ELEMENTS: Final = ("ModalityLUTSequence", "VOILUTSequence", *_PALETTE_ELEMENTS)
 # Elements that are needed to read an image correctly. A broken one is an error.
 _STRICT_ELEMENTS: Final = (
-    *("PixelData", "Modality", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
-    *("PlanarConfiguration", "ModalityLUTSequence", "VOILUTSequence", "RescaleSlope", "RescaleIntercept"),
-    *("VOILUTFunction", "PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape"),
+    "PixelData",
+    "Modality",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTFunction",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
     *_PALETTE_ELEMENTS,
+)
+_SHUTTER_ELEMENTS: Final = tuple(
+    f"{part}{name}"
+    for part in ("Shutter", "Collimator")
+    for name in (
+        "Shape",
+        "LeftVerticalEdge",
+        "RightVerticalEdge",
+        "UpperHorizontalEdge",
+        "LowerHorizontalEdge",
+    )
+)
+_ROUND_SHUTTER_ELEMENTS: Final = tuple(
+    f"{start}{part}"
+    for part in ("Shutter", "Collimator")
+    for start in ("CenterOfCircular", "RadiusOfCircular", "VerticesOfThePolygonal")
 )
 # Optional elements. A broken one counts as absent.
 _HINTS: Final = (
-    *("WindowCenter", "WindowWidth"),
-    *("SOPClassUID", "ViewPosition", "ImageLaterality", "Laterality", "BodyPartExamined", "ViewCodeSequence"),
-    *("PatientOrientation", "AcquisitionDeviceProcessingCode", "PostprocessingFunction", "Manufacturer"),
-    *("PlateType", "Exposure", "ExposureInuAs"),
-    *(f"{part}Shape" for part in ("Shutter", "Collimator")),
-    *(
-        f"{part}{side}Edge"
-        for part in ("Shutter", "Collimator")
-        for side in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
-    ),
-    *(
-        f"{start}{part}"
-        for part in ("Shutter", "Collimator")
-        for start in ("CenterOfCircular", "RadiusOfCircular", "VerticesOfThePolygonal")
-    ),
+    "WindowCenter",
+    "WindowWidth",
+    "SOPClassUID",
+    "ViewPosition",
+    "ImageLaterality",
+    "Laterality",
+    "BodyPartExamined",
+    "ViewCodeSequence",
+    "PatientOrientation",
+    "AcquisitionDeviceProcessingCode",
+    "PostprocessingFunction",
+    "Manufacturer",
+    "PlateType",
+    "Exposure",
+    "ExposureInuAs",
+    *_SHUTTER_ELEMENTS,
+    *_ROUND_SHUTTER_ELEMENTS,
 )
 _LONGEST_VALUE: Final = 4096  # bytes of an element that holds neither pixels nor a table
 _LONGEST_TABLE: Final = 2**20

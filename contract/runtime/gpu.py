@@ -19,17 +19,35 @@ _RENAMED: Final = {
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
 }
 _PASSED: Final = frozenset(
-    f"trt_{name}"
-    for name in (
-        *("max_partition_iterations", "min_subgraph_size", "dla_enable", "dla_core"),
-        *("engine_cache_enable", "engine_cache_path", "engine_cache_prefix", "dump_subgraphs"),
-        *("force_sequential_engine_build", "context_memory_sharing_enable", "layer_norm_fp32_fallback"),
-        *("timing_cache_enable", "timing_cache_path", "force_timing_cache", "detailed_build_log"),
-        *("build_heuristics_enable", "sparsity_enable", "builder_optimization_level", "auxiliary_streams"),
-        *("tactic_sources", "extra_plugin_lib_paths", "profile_min_shapes", "profile_max_shapes"),
-        *("profile_opt_shapes", "cuda_graph_enable", "dump_ep_context_model", "ep_context_file_path"),
-        "ep_context_embed_mode",
-    )
+    {
+        "trt_max_partition_iterations",
+        "trt_min_subgraph_size",
+        "trt_dla_enable",
+        "trt_dla_core",
+        "trt_engine_cache_enable",
+        "trt_engine_cache_path",
+        "trt_engine_cache_prefix",
+        "trt_dump_subgraphs",
+        "trt_force_sequential_engine_build",
+        "trt_context_memory_sharing_enable",
+        "trt_timing_cache_enable",
+        "trt_timing_cache_path",
+        "trt_force_timing_cache",
+        "trt_detailed_build_log",
+        "trt_build_heuristics_enable",
+        "trt_sparsity_enable",
+        "trt_builder_optimization_level",
+        "trt_auxiliary_streams",
+        "trt_tactic_sources",
+        "trt_extra_plugin_lib_paths",
+        "trt_profile_min_shapes",
+        "trt_profile_max_shapes",
+        "trt_profile_opt_shapes",
+        "trt_cuda_graph_enable",
+        "trt_dump_ep_context_model",
+        "trt_ep_context_file_path",
+        "trt_ep_context_embed_mode",
+    }
 )
 _PRECISIONS: Final = ("FP32", "FP16", "BF16", "INT8")
 _CACHES: Final = ("trt_engine_cache_path", "trt_timing_cache_path")

@@ -26,7 +26,7 @@ def find_largest_difference(expected: Array, actual: Array) -> float:
     return float(difference.max()) if np.isfinite(difference).all() else float("nan")
 
 
-def compute_cosines(expected: Array, actual: Array, label_part: int = 0) -> NDArray[np.float64]:
+def compute_cosines(expected: Array, actual: Array, label_part: int) -> NDArray[np.float64]:
     """Return the cosine (M,) in the joint space of each pair of rows of two (M, D) arrays of embeddings.
 
     The label part (`contract.embedding`) repeats the probabilities, which have limits of their own. In the whole cosine

@@ -239,7 +239,7 @@ def measure_kind(
     batch_size: int,
     answers: Answers,
     cases: Sequence[ParityCase],
-    label_part: int = 0,
+    label_part: int,
 ) -> KindPrecision:
     """Measure the answers to one kind of request.
 
@@ -275,7 +275,7 @@ def measure_kind(
 
 
 def measure_distances(
-    limits: Limits, probabilities: Pair, embeddings: Pair, label_part: int = 0
+    limits: Limits, probabilities: Pair, embeddings: Pair, label_part: int
 ) -> NDArray[np.float64]:
     """Return the difference of each case (M,) as a multiple of a profile's limits; above 1 is beyond the limits.
 

@@ -197,7 +197,7 @@ def compare_answers(
     answers: Mapping[str, NDArray[np.float32]],
     decisions: Decisions,
     server: str,
-    label_part: int = 0,
+    label_part: int,
 ) -> Agreement:
     """Compare the answers of a server with the stored answers.
 

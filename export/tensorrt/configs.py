@@ -127,13 +127,12 @@ def make_container_command(request: PlanRequest, out: Path) -> list[str]:
         plan=f"/out/{request.plan.relative_to(out).as_posix()}",
         timing_cache=f"/out/{request.timing_cache.relative_to(out).as_posix()}",
     )
-    user = ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
-    return [
-        *("docker", "run", "--rm", "--gpus", "all", *user),
-        *("--mount", f"type=bind,source={request.graph.parent},target=/graph,readonly"),
-        *("--mount", f"type=bind,source={out},target=/out"),
-        *(CONTAINER, "trtexec", *arguments),
-    ]
+    command = ["docker", "run", "--rm", "--gpus", "all"]
+    if hasattr(os, "getuid"):
+        command += ["--user", f"{os.getuid()}:{os.getgid()}"]
+    command += ["--mount", f"type=bind,source={request.graph.parent},target=/graph,readonly"]
+    command += ["--mount", f"type=bind,source={out},target=/out"]
+    return [*command, CONTAINER, "trtexec", *arguments]
 
 
 def _copy(config: Any) -> Any:

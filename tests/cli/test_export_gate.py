@@ -186,7 +186,7 @@ def make_check(models, repository):
             partial(run_request, served.run, layout=served.layout), draw_requests_for(bundle)
         )
         report = compare_answers(
-            StoredAnswers.read(given, source="x"), found, bundle.decisions, served.runtime
+            StoredAnswers.read(given, source="x"), found, bundle.decisions, served.runtime, bundle.label_part
         )
         return SimpleNamespace(
             passed=report.passed,

@@ -145,7 +145,7 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
     return Asked(test, gallery, answers, gallery_answers, unreadable=unreadable)
 
 
-def compare_answers(first: Asked, second: Asked, label_part: int = 0) -> dict[str, float]:
+def compare_answers(first: Asked, second: Asked, label_part: int) -> dict[str, float]:
     """Return the largest differences between two models' predictions for the same studies.
 
     Args:

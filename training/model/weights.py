@@ -28,7 +28,11 @@ from training.model.weight_files import find_file, read_tensors
 _TABLE: Final = "relative_position_bias_table"
 _POSITIONS: Final = "pos_embed"
 _COMPUTED: Final = (
-    *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids"),
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "position_ids",
+    "token_type_ids",
 )
 _LAYER: Final = re.compile(r"(layers|stages|blocks|encoder\.layer)\.\d+\.")
 

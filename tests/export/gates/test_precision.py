@@ -253,7 +253,7 @@ def test_enough_cases_with_labels_are_scored(change, moved, bundle):
         cases = [
             ParityCase(None, "clear", truth if row < count else None) for row, truth in enumerate(targets)
         ]
-        return measure_kind(bundle.decisions.of("text"), "text", size, Answers(change), cases)
+        return measure_kind(bundle.decisions.of("text"), "text", size, Answers(change), cases, 0)
 
     row = measure(55)
     assert row.scored_labels == K
@@ -379,7 +379,7 @@ def test_overlap_allows_ties_and_sees_other_neighbours():
 def test_differences_and_cosines():
     assert find_largest_difference(np.array([0.1, 0.5]), np.array([0.1, 0.2])) == pytest.approx(0.3)
     assert np.isnan(find_largest_difference(np.array([0.1]), np.array([np.inf])))
-    np.testing.assert_allclose(compute_cosines(np.eye(2), np.array([[2, 0], [1, 1]])), [1, 0.5**0.5])
+    np.testing.assert_allclose(compute_cosines(np.eye(2), np.array([[2, 0], [1, 1]]), 0), [1, 0.5**0.5])
 
 
 def test_a_slower_profile_is_not_published(bundle, graphs, cases):
@@ -402,5 +402,5 @@ def test_the_cosine_of_embeddings_is_that_of_the_joint_space():
     labels = np.full((1, 3), 5.0)
     first = np.concatenate([np.array([[1.0, 0.0]]), labels], axis=1)
     second = np.concatenate([np.array([[1.0, 1.0]]), labels], axis=1)
-    assert compute_cosines(first, second)[0] > 0.98
+    assert compute_cosines(first, second, 0)[0] > 0.98
     np.testing.assert_allclose(compute_cosines(first, second, 3), [0.5**0.5])

@@ -117,7 +117,9 @@ def test_stored_answers_come_back_as_they_were(stored):
 
 def test_the_graphs_themselves_pass_split_and_fused(bundle, graphs, stored, tmp_path):
     for layout, files in (("split", graphs), ("fused", fuse_graphs(graphs, tmp_path))):
-        report = compare_answers(stored, ask(bundle, serve(files), layout), bundle.decisions, "ORT")
+        report = compare_answers(
+            stored, ask(bundle, serve(files), layout), bundle.decisions, "ORT", bundle.label_part
+        )
         assert report.passed, report.to_markdown()
         assert [row.kind for row in report.kinds] == list(WAYS)
         assert "| limit |" in report.to_markdown()
@@ -127,7 +129,9 @@ def test_the_graphs_themselves_pass_split_and_fused(bundle, graphs, stored, tmp_
 
 @pytest.mark.parametrize("how", ["exchanged", "rounded"])
 def test_other_weights_are_seen(how, bundle, spoilt, stored):
-    report = compare_answers(stored, ask(bundle, serve(spoilt[how])), bundle.decisions, "ORT")
+    report = compare_answers(
+        stored, ask(bundle, serve(spoilt[how])), bundle.decisions, "ORT", bundle.label_part
+    )
     assert not report.passed
     assert "probability_difference of study" in report.failures[0]
     assert report.to_markdown().count("FAILED") == 3
@@ -138,14 +142,16 @@ def test_other_weights_are_seen(how, bundle, spoilt, stored):
 )
 def test_one_rounded_graph_is_enough(graph, bundle, graphs, spoilt, stored):
     mixed = {**graphs, graph: spoilt["rounded"][graph]}
-    assert not compare_answers(stored, ask(bundle, serve(mixed)), bundle.decisions, "ORT").passed
+    assert not compare_answers(
+        stored, ask(bundle, serve(mixed)), bundle.decisions, "ORT", bundle.label_part
+    ).passed
 
 
 def test_answers_that_are_no_numbers_fail(bundle, stored):
     found = {kind: rows.copy() for kind, rows in stored.answers.items()}
     found["text"][0, 3] = np.nan
     found["image"][0, -1] = np.inf
-    report = compare_answers(stored, found, bundle.decisions, "ORT")
+    report = compare_answers(stored, found, bundle.decisions, "ORT", bundle.label_part)
     assert [row.kind for row in report.kinds if row.list_failures(FP32.limits)] == ["image", "text"]
     assert json.dumps(report.to_dict(), allow_nan=False)
 
@@ -158,14 +164,18 @@ def test_flips_are_counted(bundle, stored):
     threshold = bundle.decisions.of("text")[0].threshold
     rows = found["text"][:2, 0]
     found["text"][:2, 0] = np.where(rows >= threshold, 0.0, 1.0)
-    report = compare_answers(wide, found, bundle.decisions, "ORT")
+    report = compare_answers(wide, found, bundle.decisions, "ORT", bundle.label_part)
     assert report.failures == [f"2 of {report.kinds[2].decisions} decisions of text flip"]
 
 
 def test_answers_of_another_shape_are_the_server_s_fault(bundle, stored):
     with pytest.raises(ServerError, match=r"answers to study requests have the shape"):
         compare_answers(
-            stored, {k: rows[:, :-1] for k, rows in stored.answers.items()}, bundle.decisions, "ORT"
+            stored,
+            {k: rows[:, :-1] for k, rows in stored.answers.items()},
+            bundle.decisions,
+            "ORT",
+            bundle.label_part,
         )
     one_row = {"probabilities": np.zeros((1, 22), np.float32), "embedding": np.zeros((1, 8), np.float32)}
     with pytest.raises(ServerError, match=r"a request of 4 cases with tensors of shape \[1, 22\], \[1, 8\]"):

@@ -375,13 +375,13 @@ def test_a_model_of_phantoms_says_so_first(results):
 
 
 def test_two_predictors_are_compared(parts, asked):
-    same = compare_answers(asked, ask_model(parts, RulePredictor(), OPTIONS))
+    same = compare_answers(asked, ask_model(parts, RulePredictor(), OPTIONS), 0)
     assert (same["probabilities"], same["embeddings"]) == (0, 0)
     assert same["cases"] == sum(int(found.answered.sum()) for found in asked.answers.values()) + 3 * 60
-    other = compare_answers(asked, ask_model(parts, RulePredictor(noise=0.01), OPTIONS))
+    other = compare_answers(asked, ask_model(parts, RulePredictor(noise=0.01), OPTIONS), 0)
     assert other["probabilities"] == pytest.approx(0.01, abs=1e-6)
     with pytest.raises(ConfigError, match="different studies"):
-        compare_answers(asked, ask_model(parts, RulePredictor(refused=["100.dcm"]), OPTIONS))
+        compare_answers(asked, ask_model(parts, RulePredictor(refused=["100.dcm"]), OPTIONS), 0)
 
 
 def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_path):
