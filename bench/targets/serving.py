@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ _MANY: Final = 32  # clients, like those of two hosts
 _SERVED: Final = "served"
 
 
-def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
-    """Compare serving with the fastest way to run the same weights in this process."""
+def measure_serving(model: Model, phases: Phases) -> Iterator[TargetRow]:
+    """Compare serving with the fastest way to run the same weights in this process. Yield rows as they are measured."""
     with ExitStack() as open_now:
         stack, ready_s = open_now.enter_context(model.serve(model.fused))
         ways = Ways({"split": model.split, "fused": model.fused})
@@ -54,13 +54,11 @@ def measure_serving(model: Model, phases: Phases) -> list[TargetRow]:
         mixed = prepare(ways.first, TENSORS, cases)
         raw = prepare(ways.first, RAW, cases)
         load = _Load(open_now, stack, ways, phases)
-        return [
-            load.measure_latency(fixed),
-            *load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97),
-            *load.measure_throughput(mixed, "texts of mixed lengths", None),
-            *load.measure_files(raw),
-            TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up"),
-        ]
+        yield TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up")
+        yield load.measure_latency(fixed)
+        yield from load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97)
+        yield from load.measure_throughput(mixed, "texts of mixed lengths", None)
+        yield from load.measure_files(raw)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Every figure is a ratio of two measurements that were made in turn on the same m
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,14 +55,26 @@ def measure_table(
             continue
         before, measured = list(report["rows"]), []
         for run in range(runs):
-            with console.status(f"Measuring: {name}, run {run + 1} of {runs}"):
-                measured.append(part())
-            rows = merge_runs(measured)
-            report["rows"] = before + [row.to_dict() for row in rows]
+            title = f"{name}, run {run + 1} of {runs}"
+            measured.append(_show_rows(console, title, part()))
+            report["rows"] = before + [row.to_dict() for row in merge_runs(measured)]
             write_table(report, out)
-        for row in rows:
-            console.print(f"{row.name}: {_show_value(row)} ({row.verdict})", highlight=False, markup=False)
     return report
+
+
+def _show_rows(console: Console, title: str, rows: Iterable[TargetRow]) -> list[TargetRow]:
+    """Print each row as soon as it is measured, with its seconds. Return all of them."""
+    shown = []
+    console.print(f"Measuring: {title}", highlight=False, markup=False)
+    with console.status(f"Measuring: {title}"):
+        started = time.perf_counter()
+        for row in rows:
+            seconds = time.perf_counter() - started
+            line = f"  {row.name}: {_show_value(row)} ({row.verdict}, {seconds:.0f} s)"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            shown.append(row)
+            started = time.perf_counter()
+    return shown
 
 
 def write_table(report: dict[str, Any], out: Path) -> None:

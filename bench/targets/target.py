@@ -1,6 +1,6 @@
 """One row of `cxr bench table`: the target, the measured value, and the verdict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,4 +71,4 @@ def _merge_row(rows: Sequence[TargetRow]) -> TargetRow:
     return replace(measured[len(measured) // 2], conditions=conditions, runs=values)
 
 
-Measurement = Callable[[], Sequence[TargetRow]]
+Measurement = Callable[[], Iterable[TargetRow]]  # yields each row as soon as it is measured

@@ -1,6 +1,7 @@
 """`cxr bench table`: verdicts, files and errors; the figures themselves are `make bench`."""
 
 import json
+from io import StringIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,6 +106,20 @@ def test_the_range_of_the_runs_stands_beside_the_median(tmp_path, monkeypatch):
     report = measure_table(Console(quiet=True), tmp_path, tmp_path / "out", seconds=1, runs=3)
     assert report["rows"][0]["runs"] == [1.3, 1.1, 1.2]
     assert "| a | - | 1.2x (1.1 to 1.3) | no target |  |" in to_markdown(report)
+
+
+def test_each_row_is_printed_before_the_next_is_measured(tmp_path, monkeypatch):
+    console = Console(file=StringIO(), width=200)
+
+    def measure():
+        yield TargetRow("served / in-process", "at most", 1.05, 1.2)
+        raise ConfigError(console.file.getvalue())
+
+    monkeypatch.setattr(bench_rows, "list_parts", lambda *_: {"serving": measure})
+    with pytest.raises(
+        ConfigError, match=r"Measuring: serving, run 1 of 1\n  served / in-process: 1.2x \(FAIL, 0 s\)\n"
+    ):
+        measure_table(console, tmp_path, tmp_path, seconds=1)
 
 
 def test_an_interrupt_loses_the_run_that_it_ends_and_no_other(tmp_path, monkeypatch):
