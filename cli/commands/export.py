@@ -133,7 +133,7 @@ def tensorrt(
     ],
     out: Annotated[Path, typer.Option(help="Directory for the plans: new, empty, or from an earlier run.")],
     precision: Annotated[
-        str, typer.Option(help="Precision: fp32, fp16 or bf16. A converted graph keeps its own precision.")
+        str, typer.Option(help="Precision: fp32, fp16 or bf16. A float32 graph is converted first.")
     ] = "fp16",
     typical_batch: Annotated[int, typer.Option(help="Batch size to tune the plans for, 1 to 32.")] = 8,
     workspace_mib: Annotated[int, typer.Option(help="GPU memory that the builder may use, in MiB.")] = 4096,

@@ -91,7 +91,7 @@ def convert_graphs(
         if profile.conversion == "int8":
             quantize_to_int8(source, paths[name], kept=(kept or {}).get(name, ()))
         else:
-            _CONVERSIONS[profile.conversion](source, paths[name])
+            CONVERSIONS[profile.conversion](source, paths[name])
         seal_graph(paths[name], MODELS[name], read_sizes(bundle), bundle.fingerprint)
     if progress:
         progress(len(chosen), len(chosen))
@@ -243,7 +243,7 @@ def _cast_narrow(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     return cast.outputs[0]
 
 
-_CONVERSIONS: Final[dict[str, Callable[[Path, Path], None]]] = {
+CONVERSIONS: Final[dict[str, Callable[[Path, Path], None]]] = {
     "bf16": convert_to_bfloat16,
     "fp16": convert_to_float16,
 }

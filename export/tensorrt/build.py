@@ -5,12 +5,10 @@
     OUT/models/<model>/<N>/model.plan.json   the record of the build, which `check_plan` reads
     OUT/timing-<release>-sm<capability>.cache    the builder's timing cache, which makes the next build faster
     OUT/tensorrt.json                        the summary of this command
-    OUT/graphs/<model>.onnx                  the graphs, if the source is a bundle
+    OUT/graphs/<model>.onnx                  the graphs in float32, if the source is a bundle
+    OUT/graphs/<model>.<precision>.onnx      the graphs of the plans, where they were converted
 
-Without TensorRT or a GPU nothing is built, and two more outputs are written:
-
-    OUT/build.sh                             builds the plans in NVIDIA's container
-    OUT/accelerated/<model>/config.pbtxt     makes Triton's ONNX Runtime backend build engines itself
+Without TensorRT or a GPU nothing is built. OUT/build.sh then builds the plans in NVIDIA's container.
 
 A plan runs only on the TensorRT release and the kind of GPU that built it. It has not passed the parity gate.
 """
@@ -35,15 +33,13 @@ from export.tensorrt.configs import (
     CONTAINER_RELEASE,
     PLAN_NAME,
     make_container_command,
-    to_accelerated_config,
     to_plan_config,
 )
 from export.tensorrt.graph import (
     PRECISIONS,
     PlanRequest,
     Precision,
-    choose_precision,
-    find_fp32_nodes,
+    convert_graph,
 )
 from export.tensorrt.operators import RELEASE, Version, require_operators
 from export.tensorrt.shapes import make_profiles
@@ -135,8 +131,8 @@ class PlanExport:
         else:
             head = (
                 f"Nothing was built, because {self.reason}. Run {self.out / _SCRIPT} on a machine with an NVIDIA GPU "
-                f"and Docker. Or serve with the configs in {self.out / 'accelerated'}: Triton then builds engines at "
-                "its first start."
+                "and Docker. Or publish with `cxr export --target tensorrt`: Triton then builds engines at its first "
+                "start."
             )
         return [head, *self.notes]
 
@@ -171,17 +167,16 @@ def export_plans(
         sources, fingerprint = _read_sources(source, out)
         for item in sources:
             require_operators(item.graph, version)
-        requests = {item.name: _make_request(item, out, settings, version, gpu) for item in sources}
+        requests = {item.name: _make_request(item, out, settings, builder, gpu) for item in sources}
     _write_configs(sources, requests, out, cuda_graphs=settings.cuda_graphs)
     if builder and gpu:
         (out / _SCRIPT).unlink(missing_ok=True)  # of an earlier run that could not build
-        shutil.rmtree(out / "accelerated", ignore_errors=True)
         kept = _build_all(builder, gpu, requests, fingerprint, progress)
         plans = {name: request.plan for name, request in requests.items()}
         notes = (*_find_mismatch(builder.version), _NOT_CHECKED)
         result = PlanExport(out, fingerprint, plans, kept, builder.name, "", (), notes)
     else:
-        commands = _write_instructions(sources, requests, out)
+        commands = _write_script(sources, requests, out)
         result = PlanExport(out, fingerprint, {}, (), "", reason, commands, (_NOT_CHECKED,))
     write_json(out / _SUMMARY, result.to_dict())
     return result
@@ -290,18 +285,17 @@ def _read_repository(repository: Path) -> tuple[list[PlanSource], str]:
 
 
 def _make_request(
-    item: PlanSource, out: Path, settings: PlanSettings, version: Version, gpu: Gpu | None
+    item: PlanSource, out: Path, settings: PlanSettings, builder: PlanBuilder | None, gpu: Gpu | None
 ) -> PlanRequest:
-    precision, strongly_typed = choose_precision(item.graph, settings.precision, version)
-    name = f"-{_format(version)}-sm{_format(gpu.capability, '')}" if gpu else f"-{CONTAINER_RELEASE}"
+    converted = out / "graphs" / f"{item.name}.{settings.precision}.onnx"
+    graph, precision = convert_graph(item.graph, settings.precision, converted)
+    here = f"{_format(builder.version)}-sm{_format(gpu.capability, '')}" if builder and gpu else ""
     request = PlanRequest(
-        graph=item.graph,
+        graph=graph,
         plan=out / "models" / item.name / str(item.version) / PLAN_NAME,
-        timing_cache=out / f"timing{name}.cache",
+        timing_cache=out / f"timing-{here or CONTAINER_RELEASE}.cache",
         profiles=make_profiles(item.config, settings.typical_batch),
         precision=precision,
-        strongly_typed=strongly_typed,
-        fp32_nodes=() if strongly_typed else find_fp32_nodes(item.graph),
         workspace_mib=settings.workspace_mib,
     )
     if gpu:
@@ -348,8 +342,6 @@ def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerpri
         "gpu": gpu.name,
         "compute_capability": _format(gpu.capability),
         "precision": request.precision,
-        "strongly_typed": request.strongly_typed,
-        "fp32_nodes": list(request.fp32_nodes),
         "workspace_mib": request.workspace_mib,
         "profiles": profiles,
         "parity": "not checked",
@@ -386,13 +378,11 @@ def _write_configs(
         write_file(out / "models" / item.name / CONFIG_NAME, text)
 
 
-def _write_instructions(
+def _write_script(
     sources: list[PlanSource], requests: Mapping[str, PlanRequest], out: Path
 ) -> tuple[str, ...]:
-    """Write the accelerated configs and the script; return the commands of the script, one for each graph."""
+    """Write the script; return its commands, one for each graph."""
     for item in sources:
-        text = format_config(to_accelerated_config(item.config, requests[item.name]))
-        write_file(out / "accelerated" / item.name / CONFIG_NAME, text)
         version = out / "models" / item.name / str(item.version)
         try:
             version.mkdir(parents=True, exist_ok=True)  # the container writes into it

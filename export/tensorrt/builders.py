@@ -1,14 +1,14 @@
 """Builders of TensorRT plans: the Python API if it is installed, otherwise the program `trtexec`.
 
-The API is that of TensorRT 10: https://docs.nvidia.com/deeplearning/tensorrt/api/python_api/. The options of trtexec
-are those of release 10.5.
+They use what the Python API and trtexec of TensorRT 10 and 11 have in common:
+https://docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/tensorrt-10x-to-11x.html. Every network is strongly
+typed. Release 10 needs a flag for it, which release 11 accepts and ignores.
 """
 
 import importlib
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,7 +22,6 @@ from export.tensorrt.shapes import format_shapes
 
 _BF16_SINCE: Final = (8, 0)  # compute capability of Ampere
 _PART: Final = ".part"  # suffix of an unfinished plan
-_SENSITIVE_LAYERS: Final = ("NORMALIZATION", "SOFTMAX", "REDUCE")  # of tensorrt.LayerType
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,9 @@ class PythonBuilder:
         errors: list[str] = []
         builder = self._trt.Builder(self._make_logger(errors))
         strongly_typed = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-        network = builder.create_network(1 << int(strongly_typed) if request.strongly_typed else 0)
+        network = builder.create_network(1 << int(strongly_typed))
         self._parse(network, request.graph, errors)
-        config = self._configure(builder, network, request)
+        config = self._configure(builder, request)
         cache = self._load_timing_cache(config, request.timing_cache)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -143,35 +142,18 @@ class PythonBuilder:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise ArtifactError(f"TensorRT cannot read {graph}: {reason}{more}.")
 
-    def _configure(self, builder: Any, network: Any, request: PlanRequest) -> Any:
+    def _configure(self, builder: Any, request: PlanRequest) -> Any:
         trt = self._trt
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
         if request.precision == "fp32":
             config.clear_flag(trt.BuilderFlag.TF32)  # TF32 has only 10 bits of mantissa
-        elif not request.strongly_typed:
-            config.set_flag(getattr(trt.BuilderFlag, request.precision.upper()))
-            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            self._keep_fp32(network, request.fp32_nodes)
         for ranges in request.profiles:
             profile = builder.create_optimization_profile()
             for name, shapes in ranges.items():
                 profile.set_shape(name, *shapes)
             config.add_optimization_profile(profile)
         return config
-
-    def _keep_fp32(self, network: Any, nodes: Sequence[str]) -> None:
-        trt, named = self._trt, set(nodes)
-        kinds = {getattr(trt.LayerType, kind) for kind in _SENSITIVE_LAYERS}
-        floating = (trt.DataType.FLOAT, trt.DataType.HALF)
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
-            if layer.num_outputs == 0 or layer.get_output(0).dtype not in floating:
-                continue  # only floating point has several precisions
-            if layer.type in kinds or layer.name in named:
-                layer.precision = trt.DataType.FLOAT
-                for output in range(layer.num_outputs):
-                    layer.set_output_type(output, trt.DataType.FLOAT)
 
     def _load_timing_cache(self, config: Any, path: Path) -> Any:
         """Return the cache that the build fills. It is empty if the file comes from another release or GPU."""
@@ -274,14 +256,8 @@ def make_trtexec_arguments(
         ),
         f"--memPoolSize=workspace:{request.workspace_mib}M",
         "--skipInference",
+        "--stronglyTyped",
     ]
-    if request.strongly_typed:
-        arguments.append("--stronglyTyped")
     if request.precision == "fp32":
         arguments.append("--noTF32")
-    elif not request.strongly_typed:
-        kept = ",".join(f"{name}:fp32" for name in request.fp32_nodes)
-        arguments += [f"--{request.precision}", "--precisionConstraints=obey"]
-        if kept:
-            arguments += [f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
     return arguments

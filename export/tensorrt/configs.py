@@ -1,27 +1,23 @@
 """Make Triton configs for TensorRT, and the command that builds a plan in NVIDIA's container.
 
-Triton's TensorRT backend serves a plan (`platform: "tensorrt_plan"`). Without plans the ONNX Runtime backend of
-NVIDIA's image builds engines itself, if the config has the execution accelerator "tensorrt":
-https://github.com/triton-inference-server/onnxruntime_backend#onnx-runtime-with-tensorrt-optimization
+Triton's TensorRT backend serves a plan (`platform: "tensorrt_plan"`).
 """
 
 import os
 from pathlib import Path
 from typing import Any, Final
 
-from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from contract.errors import ConfigError
+from contract.ngc import DEFAULT
 from contract.tensors import MAX_BATCH_SIZE
-from export.targets import make_optimization
 from export.tensorrt.builders import make_trtexec_arguments
 from export.tensorrt.graph import PlanRequest
-from export.tensorrt.shapes import format_profile
 
-# A plan runs only on the TensorRT release that built it, so serve it with `NGC_RELEASE=25.12`. The images of 26.06 and
-# later have TensorRT 11, which no longer chooses data types itself.
-CONTAINER_RELEASE: Final = "25.12"
+# A plan runs only on the TensorRT release that built it. The image that serves and the image that builds have the same
+# release of NVIDIA's, and so the same TensorRT.
+CONTAINER_RELEASE: Final = DEFAULT.tag
 CONTAINER: Final = f"nvcr.io/nvidia/tensorrt:{CONTAINER_RELEASE}-py3"
 PLAN_NAME: Final = "model.plan"
 _PLATFORM: Final = "tensorrt_plan"
@@ -89,28 +85,6 @@ def to_plan_config(
         _capture_graphs(changed)
     if version is not None:
         changed.version_policy.specific.versions[:] = [version]
-    return changed
-
-
-def to_accelerated_config(config: Any, request: PlanRequest) -> Any:
-    """Return a config with which the ONNX Runtime backend builds an engine when it loads the graph.
-
-    Args:
-        config: The `ModelConfig` of the published graph. It is not changed.
-        request: The plan that the engine replaces. bf16 becomes FP32, because the backend refuses BF16 before release
-            26.02.
-    """
-    optimization = make_optimization("tensorrt")
-    entry = optimization["execution_accelerators"]["gpu_execution_accelerator"][0]
-    entry["parameters"] |= {
-        "precision_mode": "FP16" if request.precision == "fp16" else "FP32",
-        "max_workspace_size_bytes": str(request.workspace_mib << 20),
-        **format_profile(request.profiles[0]),
-    }
-    changed = _copy(config)
-    changed.optimization.ClearField("execution_accelerators")
-    json_format.ParseDict(optimization, changed.optimization)
-    _use_gpu(changed)
     return changed
 
 

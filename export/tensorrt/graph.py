@@ -1,30 +1,22 @@
-"""Read from an ONNX graph the facts for a TensorRT build: its data types, and the nodes that stay in fp32."""
+"""The ONNX graph of a TensorRT plan, in the precision that the plan computes in.
 
-from collections.abc import Iterator
+TensorRT 11 takes the data types of a plan from its graph, and TensorRT 10 can do so too (a strongly typed network). So
+the graph is converted first, by the same functions that convert graphs for ONNX Runtime. TensorRT chooses no data type.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
-import onnx
-
-from contract.errors import ArtifactError, ConfigError
 from export.graphs.checks import load_graph
-from export.tensorrt.operators import Version, infer_types, name_node
+from export.graphs.convert import CONVERSIONS
+from export.tensorrt.operators import Version, infer_types
 from export.tensorrt.shapes import Profile
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
 OLDEST_RELEASE: Final[Version] = (10,)  # the first with INT64 inputs and opset 18
-# From this release on builders have no precision flags, so the data types come from the graph.
-_STRONG_ONLY_SINCE: Final[Version] = (11,)
-
-# In half precision the variance of a LayerNorm and long sums lose digits or overflow (TensorRT issues 1262 and 4493).
-_SENSITIVE: Final = frozenset({"Softmax", "LogSoftmax", "Pow", "CumSum"})
-_SENSITIVE_WORDS: Final = ("Normalization", "Reduce")
-_FP16_LARGEST: Final = float(np.finfo(np.float16).max)
-_FP16_SMALLEST: Final = float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
@@ -32,13 +24,11 @@ class PlanRequest:
     """All settings of one plan, so that a builder decides nothing.
 
     Attributes:
-        graph: The ONNX file.
+        graph: The ONNX file. The plan has its data types.
         plan: The new file.
         timing_cache: The builder's timing cache.
         profiles: The ranges of shapes of the plan, each with the shape that it is tuned for.
-        precision: Precision of the plan.
-        strongly_typed: Whether the plan has the data types of the graph. Otherwise the builder chooses them.
-        fp32_nodes: ONNX nodes that stay in fp32 if the builder chooses the data types.
+        precision: Precision of the graph.
         workspace_mib: Workspace of the builder in MiB.
     """
 
@@ -47,37 +37,31 @@ class PlanRequest:
     timing_cache: Path
     profiles: tuple[Profile, ...]
     precision: Precision
-    strongly_typed: bool
-    fp32_nodes: tuple[str, ...]
     workspace_mib: int
 
 
-def choose_precision(graph: Path, wanted: Precision, version: Version) -> tuple[Precision, bool]:
-    """Return the precision of a plan, and whether its network is strongly typed.
+def convert_graph(graph: Path, wanted: Precision, out: Path) -> tuple[Path, Precision]:
+    """Convert a float32 graph to the precision of its plan. A graph in half precision keeps its own.
 
-    A converted graph, which has tensors in half precision, decides its data types itself. For a graph in fp32 the plan
-    `fp32` is strongly typed too. For `fp16` and `bf16` the builder chooses data types, which TensorRT 11 cannot do.
+    LayerNorm, Softmax and sums stay in float32, because a variance or a long sum loses digits or overflows in float16
+    (TensorRT issues 1262 and 4493).
 
     Args:
         graph: The ONNX file.
         wanted: The precision that the user chose.
-        version: The TensorRT release.
+        out: The new file.
+
+    Returns:
+        The file of the plan's graph, which is `graph` if nothing was converted, and its precision.
 
     Raises:
-        ConfigError: This TensorRT cannot build the wanted precision from this graph.
+        ArtifactError: The graph cannot be read, or the disk refused the write.
     """
     precision = read_precision(graph)
-    if precision != "fp32":
-        return precision, True
-    if wanted == "fp32":
-        return "fp32", True
-    if version >= _STRONG_ONLY_SINCE:
-        release = ".".join(map(str, version))
-        raise ConfigError(
-            f"TensorRT {release} takes data types from the graph, and {graph} is in fp32. Build with --precision fp32, "
-            "or use a repository that was published with --target tensorrt --profile fp16."
-        )
-    return wanted, False
+    if precision != "fp32" or wanted == "fp32":
+        return graph, precision
+    CONVERSIONS[wanted](graph, out)
+    return out, wanted
 
 
 def read_precision(graph: Path) -> Precision:
@@ -86,41 +70,3 @@ def read_precision(graph: Path) -> Precision:
     if "FLOAT16" in types:
         return "fp16"
     return "bf16" if "BFLOAT16" in types else "fp32"
-
-
-def find_fp32_nodes(graph: Path) -> tuple[str, ...]:
-    """Return the nodes of an fp32 graph that need fp32, in the order of the graph.
-
-    They are normalisations, softmax, sums over an axis, powers, and nodes with a constant that fp16 cannot hold. In
-    fp16 a divisor of 1e-12 would be 0, and a mask of -1e9 would be minus infinity.
-
-    Raises:
-        ArtifactError: One of them has no name. Builders identify nodes by name.
-    """
-    model = load_graph(graph)
-    types, extreme = infer_types(model), set(_find_extreme_constants(model))
-    names = []
-    for node in model.graph.node:
-        sensitive = node.op_type in _SENSITIVE or any(word in node.op_type for word in _SENSITIVE_WORDS)
-        if types.get(node.output[0]) == "FLOAT" and (sensitive or extreme.intersection(node.input)):
-            if not node.name:
-                raise ArtifactError(
-                    f"{graph}: the node {name_node(node)} needs a name, because it stays in fp32."
-                )
-            names.append(node.name)
-    return tuple(names)
-
-
-def _find_extreme_constants(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield the float constants that fp16 cannot hold: any element too large, or a single number too close to 0."""
-    tensors = {weight.name: weight for weight in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            tensors.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
-    for name, tensor in tensors.items():
-        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            continue
-        magnitudes = np.abs(onnx.numpy_helper.to_array(tensor))
-        vanishes = magnitudes.size == 1 and 0 < magnitudes.item() < _FP16_SMALLEST
-        if vanishes or (magnitudes.size and magnitudes.max() > _FP16_LARGEST):
-            yield name

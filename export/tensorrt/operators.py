@@ -27,7 +27,7 @@ from export.tensorrt.operator_table import (
 
 Version = tuple[int, ...]
 
-RELEASE: Final[Version] = (10, 14)  # TensorRT of Triton's image 25.12 (compatibility.md, torch nv25.12)
+RELEASE: Final[Version] = (11, 1)  # of NVIDIA's images 26.07: TRT_VERSION=11.1.0.106
 _ONNX_DOMAINS: Final = ("", "ai.onnx")
 _BOUNDARY_TYPES: Final = frozenset(
     {"FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "UINT8", "INT8", "BOOL"}

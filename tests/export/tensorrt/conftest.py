@@ -16,28 +16,6 @@ from export.tensorrt.graph import PlanRequest
 from export.tensorrt.shapes import ShapeRange
 
 
-class FakeLayer(SimpleNamespace):
-    """A layer with one output."""
-
-    def get_output(self, index: int) -> Any:
-        return SimpleNamespace(dtype=self.dtype)
-
-    def set_output_type(self, index: int, dtype: str) -> None:
-        self.output_type = dtype
-
-
-class FakeNetwork:
-    """A network of what the test put into the module."""
-
-    def __init__(self, trt: Any, flags: int) -> None:
-        self.layers = trt.layers
-        self.num_layers = len(self.layers)
-        trt.calls["network_flags"] = flags
-
-    def get_layer(self, index: int) -> FakeLayer:
-        return self.layers[index]
-
-
 class FakeConfig:
     """Records what a builder config is told."""
 
@@ -46,9 +24,6 @@ class FakeConfig:
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         self.trt.calls["workspace"] = (pool, size)
-
-    def set_flag(self, flag: str) -> None:
-        self.trt.calls.setdefault("flags", []).append(flag)
 
     def clear_flag(self, flag: str) -> None:
         self.trt.calls.setdefault("cleared", []).append(flag)
@@ -76,13 +51,11 @@ class FakeProfile:
 
 
 class FakeTensorrt(ModuleType):
-    """The part of the tensorrt 10 module that a build calls."""
+    """The part of the tensorrt module that a build calls. It has what both TensorRT 10 and 11 have."""
 
     NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0, STRONGLY_TYPED=1)
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
-    BuilderFlag = SimpleNamespace(FP16="fp16", BF16="bf16", TF32="tf32", OBEY_PRECISION_CONSTRAINTS="obey")
-    LayerType = SimpleNamespace(NORMALIZATION="norm", SOFTMAX="softmax", REDUCE="reduce")
-    DataType = SimpleNamespace(FLOAT="float", HALF="half")
+    BuilderFlag = SimpleNamespace(TF32="tf32")
 
     class ILogger:
         """The base class of loggers."""
@@ -95,16 +68,10 @@ class FakeTensorrt(ModuleType):
         super().__init__("tensorrt")
         self.__version__ = version
         self.calls: dict[str, Any] = {}
-        self.layers: list[FakeLayer] = []
         self.parser_errors: list[Any] = []
         self.plan: bytes | None = b"plan"
         self.log_errors: list[str] = []
         self.builds = 0
-
-    def make_layer(self, name: str, kind: str, dtype: str, outputs: int = 1) -> FakeLayer:
-        """Add a layer to the network that the parser makes."""
-        self.layers.append(FakeLayer(name=name, type=kind, dtype=dtype, num_outputs=outputs))
-        return self.layers[-1]
 
     def Builder(self, logger: Any) -> Any:
         def build(network: Any, config: Any) -> bytes | None:
@@ -114,7 +81,7 @@ class FakeTensorrt(ModuleType):
             return memoryview(self.plan) if self.plan is not None else None
 
         return SimpleNamespace(
-            create_network=lambda flags: FakeNetwork(self, flags),
+            create_network=lambda flags: self.calls.update(network_flags=flags),
             create_builder_config=lambda: FakeConfig(self),
             create_optimization_profile=FakeProfile,
             build_serialized_network=build,
@@ -190,8 +157,6 @@ def make_request(tmp_path: Path) -> Callable[..., PlanRequest]:
                 },
             ),
             "precision": "fp16",
-            "strongly_typed": False,
-            "fp32_nodes": ("norm", "softmax"),
             "workspace_mib": 512,
         }
         return PlanRequest(**(values | changes))

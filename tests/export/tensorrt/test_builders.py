@@ -11,66 +11,55 @@ from onnx import TensorProto
 
 from contract.errors import ArtifactError, ConfigError
 from export.tensorrt.builders import PythonBuilder, make_trtexec_arguments, read_gpu, read_trtexec_version
-from export.tensorrt.graph import PlanRequest, choose_precision, find_fp32_nodes
+from export.tensorrt.graph import PlanRequest, Precision, convert_graph
+from export.tensorrt.operators import check_operators, infer_types
 
 Request = Callable[..., PlanRequest]
 
 
-def test_sums_and_normalisations_stay_in_fp32(graphs: dict[str, Path]) -> None:
-    model = onnx.load(graphs["fusion_study"])
-    operators = {node.name: node.op_type for node in model.graph.node}
-    kept = {operators[name] for name in find_fp32_nodes(graphs["fusion_study"])}
-    assert kept == {"LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Pow", "Clip"}
-    norms = [name for name, operator in operators.items() if operator == "LayerNormalization"]
-    assert set(norms) <= set(find_fp32_nodes(graphs["fusion_study"]))
-    assert "ReduceMax" in operators.values()  # of integers: they have one precision
-
-
-def test_a_converted_graph_states_its_own_types(
-    write_graph: Callable[..., Path], graphs: dict[str, Path]
+@pytest.mark.parametrize(("wanted", "narrow"), [("fp16", "FLOAT16"), ("bf16", "BFLOAT16")])
+def test_a_float32_graph_is_converted_before_tensorrt_reads_it(
+    wanted: Precision, narrow: str, graphs: dict[str, Path], tmp_path: Path
 ) -> None:
-    half, single = write_graph("Relu", "relu", TensorProto.FLOAT16), graphs["fusion_image"]
-    assert choose_precision(half, "fp32", (11, 0, 0)) == ("fp16", True)
-    assert choose_precision(single, "fp32", (10, 5, 0)) == ("fp32", True)
-    assert choose_precision(single, "bf16", (10, 5, 0)) == ("bf16", False)
-    text = r"TensorRT 11\.0\.0 takes data types from the graph.*--precision fp32, or .*--profile fp16"
-    with pytest.raises(ConfigError, match=text):
-        choose_precision(single, "fp16", (11, 0, 0))
+    graph, precision = convert_graph(graphs["fusion_study"], wanted, tmp_path / "narrow.onnx")
+    assert (graph, precision) == (tmp_path / "narrow.onnx", wanted)
+    model, before = onnx.load(graph), onnx.load(graphs["fusion_study"])
+    types = infer_types(model)
+    computed = {
+        operator: {types[node.output[0]] for node in model.graph.node if node.op_type == operator}
+        for operator in ("MatMul", "LayerNormalization", "Softmax", "ReduceSum")
+    }
+    assert narrow in computed.pop("MatMul")
+    assert set().union(*computed.values()) <= {
+        "FLOAT",
+        "INT64",
+        "INT32",
+    }  # a sum of lengths counts in integers
+    assert (model.graph.input, model.graph.output) == (before.graph.input, before.graph.output)
+    assert check_operators(graph, (11, 1)) == check_operators(graph, (10, 14)) == []
 
 
-def test_a_node_that_must_stay_needs_a_name(write_graph: Callable[..., Path]) -> None:
-    with pytest.raises(ArtifactError, match="the node y needs a name"):
-        find_fp32_nodes(write_graph("Softmax", ""))
+def test_a_graph_keeps_the_precision_that_it_has(
+    write_graph: Callable[..., Path], graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    half, single, out = (
+        write_graph("Relu", "relu", TensorProto.FLOAT16),
+        graphs["fusion_image"],
+        tmp_path / "o",
+    )
+    assert convert_graph(half, "fp32", out) == (half, "fp16")
+    assert convert_graph(half, "bf16", out) == (half, "fp16")
+    assert convert_graph(single, "fp32", out) == (single, "fp32")
+    assert not out.exists()
 
 
-def test_a_constant_that_fp16_cannot_hold_stays_in_fp32(tmp_path: Path) -> None:
-    text = """<ir_version: 8, opset_import: ["" : 18]>
-    g (float[batch, 4] x) => (float[batch, 4] y) <float mask = {-1e9}, float tiny = {1e-12}, float two = {2}> {
-        [large] a = Mul(x, mask)
-        [small] b = Max(a, tiny)
-        [plain] y = Mul(b, two)
-    }"""
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "g.onnx")
-    assert find_fp32_nodes(tmp_path / "g.onnx") == ("large", "small")
-
-
-def test_the_python_builder_keeps_layers_in_fp32(make_request: Request, trt: Any) -> None:
-    layers = [
-        trt.make_layer("a", "norm", "float", 1),
-        trt.make_layer("softmax", "shuffle", "half", 1),
-        trt.make_layer("matmul", "matmul", "half", 1),
-        trt.make_layer("largest", "reduce", "int64", 1),
-        trt.make_layer("assertion", "assertion", "", 0),
-    ]
+def test_the_python_builder_takes_data_types_from_the_graph(make_request: Request, trt: Any) -> None:
     request = make_request()
     PythonBuilder(trt).build(request)
-    pinned = [layer.name for layer in layers if getattr(layer, "precision", None) == "float"]
-    assert pinned == [layer.name for layer in layers if hasattr(layer, "output_type")] == ["a", "softmax"]
     assert trt.calls == {
-        "network_flags": 0,
+        "network_flags": 1 << 1,
         "parsed": str(request.graph),
         "workspace": ("workspace", 512 << 20),
-        "flags": ["fp16", "obey"],
         "profiles": [
             {name: tuple(bounds) for name, bounds in profile.items()} for profile in request.profiles
         ],
@@ -80,19 +69,11 @@ def test_the_python_builder_keeps_layers_in_fp32(make_request: Request, trt: Any
     assert request.timing_cache.read_bytes() == b"+timed"
 
 
-def test_fp32_is_strongly_typed_and_without_tf32(make_request: Request, trt: Any) -> None:
-    layer = trt.make_layer("a", "norm", "float")
-    PythonBuilder(trt).build(make_request(precision="fp32", strongly_typed=True, fp32_nodes=()))
-    assert trt.calls["network_flags"] == 1 << 1
+def test_fp32_is_computed_without_tf32(make_request: Request, trt: Any) -> None:
+    PythonBuilder(trt).build(make_request(precision="fp32"))
     assert trt.calls["cleared"] == ["tf32"]
-    assert "flags" not in trt.calls
-    assert not hasattr(layer, "precision")
-
-
-def test_a_typed_graph_sets_no_precision_flag(make_request: Request, trt: Any) -> None:
-    PythonBuilder(trt).build(make_request(strongly_typed=True, fp32_nodes=()))
-    assert "flags" not in trt.calls
-    assert "cleared" not in trt.calls
+    PythonBuilder(trt).build(make_request(precision="bf16"))
+    assert trt.calls["cleared"] == ["tf32"]
 
 
 @pytest.mark.parametrize(
@@ -159,16 +140,10 @@ def test_the_arguments_of_trtexec(make_request: Request, tmp_path: Path) -> None
         *("--optShapes=ids:1x128,x:1x4", "--maxShapes=ids:1x256,x:1x4"),
         "--memPoolSize=workspace:512M",
         "--skipInference",
+        "--stronglyTyped",
     ]
-    kept = "norm:fp32,softmax:fp32"
-    constraints = ["--precisionConstraints=obey", f"--layerPrecisions={kept}", f"--layerOutputTypes={kept}"]
-    assert make_trtexec_arguments(request) == [*head, "--fp16", *constraints]
-    bf16 = make_request(precision="bf16", fp32_nodes=())
-    assert make_trtexec_arguments(bf16) == [*head, "--bf16", "--precisionConstraints=obey"]
-    fp32 = make_request(precision="fp32", strongly_typed=True)
-    assert make_trtexec_arguments(fp32) == [*head, "--stronglyTyped", "--noTF32"]
-    typed = make_request(strongly_typed=True)
-    assert make_trtexec_arguments(typed) == [*head, "--stronglyTyped"]
+    assert make_trtexec_arguments(request) == make_trtexec_arguments(make_request(precision="bf16")) == head
+    assert make_trtexec_arguments(make_request(precision="fp32")) == [*head, "--noTF32"]
 
 
 @pytest.mark.parametrize(

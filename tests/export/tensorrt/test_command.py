@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
-from contract.tensors import GRAPHS, MODELS
+from contract.tensors import GRAPHS
 from export.publish import publish
 from export.tensorrt.build import PlanSettings, check_plan, export_plans
 from export.tensorrt.builders import Gpu
@@ -94,7 +94,7 @@ def test_plans_of_a_bundle(
     assert sorted(result.plans) == sorted(GRAPHS)
     assert result.fingerprint == bundle.fingerprint
     assert trt.calls["parsed"].startswith(str(tmp_path / "out" / "graphs"))
-    assert trt.calls["flags"][:2] == ["bf16", "obey"]
+    assert trt.calls["parsed"].endswith(".bf16.onnx")
 
 
 def test_plans_by_trtexec(
@@ -120,7 +120,7 @@ def test_a_failing_trtexec_gives_its_first_error(
         'echo "[11/25/2026-10:00:00] [E] [TRT] ModelImporter.cpp:948: while parsing node [Mod]" >&2\nexit 1',
     )
     with pytest.raises(
-        ArtifactError, match=r"could not build a plan of .*/model\.onnx: ModelImporter\.cpp:948: while"
+        ArtifactError, match=r"could not build a plan of .*\.fp16\.onnx: ModelImporter\.cpp:948: while"
     ):
         export_plans(repository, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("model.plan*"))
@@ -139,12 +139,12 @@ def test_without_tensorrt_nothing_is_built_and_that_is_said(
     assert not list(out.rglob("model.plan"))
     words = shlex.split(next(command for command in result.commands if "image_encoder" in command))
     assert words[:5] == ["docker", "run", "--rm", "--gpus", "all"]
-    assert f"type=bind,source={repository}/image_encoder/1,target=/graph,readonly" in words
+    assert f"type=bind,source={out}/graphs,target=/graph,readonly" in words
     assert f"type=bind,source={out},target=/out" in words
     command = words[words.index(CONTAINER) :]
     assert command[1:4] == [
         "trtexec",
-        "--onnx=/graph/model.onnx",
+        "--onnx=/graph/image_encoder.fp16.onnx",
         "--saveEngine=/out/models/image_encoder/1/model.plan",
     ]
     assert f"--timingCacheFile=/out/timing-{CONTAINER_RELEASE}.cache" in command
@@ -153,23 +153,6 @@ def test_without_tensorrt_nothing_is_built_and_that_is_said(
     script = (out / "build.sh").read_text().splitlines()
     assert script[-len(GRAPHS) :] == list(result.commands)
     assert (out / "build.sh").stat().st_mode & 0o100
-
-
-def test_without_tensorrt_the_accelerator_is_configured(
-    repository: Path, tmp_path: Path, no_tensorrt: None
-) -> None:
-    export_plans(repository, tmp_path / "out")
-    for name in GRAPHS:
-        text = (tmp_path / "out" / "accelerated" / name / "config.pbtxt").read_text()
-        config = text_format.Parse(text, model_config_pb2.ModelConfig())
-        (entry,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-        assert (config.backend, entry.name) == ("onnxruntime", "tensorrt")
-        assert entry.parameters["precision_mode"] == "FP16"
-        assert entry.parameters["max_workspace_size_bytes"] == str(4096 << 20)
-        assert entry.parameters["trt_layer_norm_fp32_fallback"] == "true"
-        assert f"{MODELS[name].inputs[0].name}:32x" in entry.parameters["trt_profile_max_shapes"]
-    text = (tmp_path / "out" / "accelerated" / "text_encoder" / "config.pbtxt").read_text()
-    assert "input_ids:32x256,attention_mask:32x256" in text
 
 
 def test_tensorrt_without_a_gpu_builds_nothing(
@@ -181,7 +164,6 @@ def test_tensorrt_without_a_gpu_builds_nothing(
     programs("nvidia-smi", "echo 'NVIDIA A100, 8.0'")
     assert export_plans(repository, tmp_path / "out").plans
     assert not (tmp_path / "out" / "build.sh").exists()
-    assert not (tmp_path / "out" / "accelerated").exists()
 
 
 def test_another_release_than_triton_has_is_said(
@@ -189,7 +171,7 @@ def test_another_release_than_triton_has_is_said(
 ) -> None:
     trt.__version__ = "10.9.0.34"
     result = export_plans(repository, tmp_path / "out")
-    assert any("need TensorRT 10.9.0. Triton 25.12 has 10.14" in note for note in result.notes)
+    assert any("need TensorRT 10.9.0. Triton 26.07 has 11.1" in note for note in result.notes)
 
 
 def test_an_old_tensorrt_is_a_config_error(repository: Path, tmp_path: Path, trt: Any, gpu: None) -> None:

@@ -1,6 +1,5 @@
-"""The configs with which Triton serves a plan, or lets ONNX Runtime build an engine."""
+"""The configs with which Triton serves a plan."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,8 +12,7 @@ from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.tensors import GRAPHS, MODELS
 from export.configs import Deployment, fill_config
-from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE, to_accelerated_config, to_plan_config
-from export.tensorrt.graph import PlanRequest
+from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE, to_plan_config
 from export.tensorrt.operators import RELEASE
 
 EXPORT_PAGE = Path(__file__).resolve().parents[3] / "docs" / "export.md"
@@ -70,18 +68,8 @@ class TestPlanConfig:
             to_plan_config(config)
 
 
-def test_bf16_is_fp32_for_the_onnxruntime_backend(
-    bundle: Bundle, make_request: Callable[..., PlanRequest]
-) -> None:
-    config = fill_config(bundle, MODELS["fusion_image"])
-    changed = to_accelerated_config(config, make_request(precision="bf16"))
-    (entry,) = changed.optimization.execution_accelerators.gpu_execution_accelerator
-    assert entry.parameters["precision_mode"] == "FP32"
-
-
-def test_the_container_is_of_a_release_that_the_triton_image_can_be_built_on() -> None:
-    assert CONTAINER_RELEASE in {release.tag for release in ngc.RELEASES}
+def test_the_image_that_builds_and_the_image_that_serves_have_one_tensorrt() -> None:
+    assert ngc.DEFAULT.tag == CONTAINER_RELEASE
     assert CONTAINER.endswith(f"/tensorrt:{CONTAINER_RELEASE}-py3")
-    # docs/introduction/compatibility.md of triton-inference-server/server: what torch nv25.12 comes with
-    assert (CONTAINER_RELEASE, RELEASE) == ("25.12", (10, 14))
-    assert f"NGC_RELEASE={CONTAINER_RELEASE}" in EXPORT_PAGE.read_text(encoding="utf-8")
+    assert (CONTAINER_RELEASE, RELEASE) == ("26.07", (11, 1))  # TRT_VERSION=11.1.0.106 in that image
+    assert f"NGC {CONTAINER_RELEASE} (TensorRT 11.1)" in EXPORT_PAGE.read_text(encoding="utf-8")

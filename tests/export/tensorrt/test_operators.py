@@ -74,7 +74,7 @@ def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "g.onnx", [node])
     check_one(path, "Det", "does not support")
     with pytest.raises(
-        ArtifactError, match=r"TensorRT 10\.14 cannot read .*g\.onnx: node bad \(Det\): .*support"
+        ArtifactError, match=r"TensorRT 11\.1 cannot read .*g\.onnx: node bad \(Det\): .*support"
     ):
         require_operators(path)
 
