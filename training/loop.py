@@ -179,14 +179,7 @@ class Trainer:
         generator = np.random.default_rng([config.seed, epoch])
         order = draw_order(self.examined.split["train"], studies, config.loop.batch_size, generator)
         for rows in order:
-            draw = draw_batch(
-                studies,
-                rows,
-                config.data,
-                generator,
-                compare_words=config.loss.spare_alike,
-                with_headings=config.loss.headings_weight > 0,
-            )
+            draw = draw_batch(studies, rows, config.data, generator, compare_words=config.loss.spare_alike)
             if len(rows) >= self.accelerator.num_processes:
                 yield draw
 
@@ -227,7 +220,6 @@ class Trainer:
         values = {name: float(value) for name, value in losses.items()}
         self.watcher.on_step(
             StepReport(
-                stage="training",
                 step=self.step,
                 steps=self.steps,
                 epoch=epoch,

@@ -11,24 +11,32 @@ from typing import Any, Final
 
 from contract.bundle import SPLIT, Bundle
 from contract.errors import ConfigError
-from training.config.settings import ModelConfig, PretrainingConfig, TrainConfig
+from training.config.removed import list_used
+from training.config.settings import ModelConfig, TrainConfig
 from training.config.toml_file import read_model_config, read_train_config
 from training.data.openi import read_collection
 from training.model.model import CxrModel, load_model
 
 # Settings of `ModelConfig` that are not part of the architecture, and those that the bundle's vocabulary decides.
 _FREE: Final = frozenset(["dropout", "image_drop_path", "label_share", "vocabulary_size"])
+_BEFORE: Final = "pretraining."  # settings of a removed step, which came before the training of the weights
 
 
 def read_start_config(start: Bundle) -> TrainConfig:
-    """Return the config of a bundle's run, without its pretrained weights and pre-training, for a new run.
+    """Return the config of a bundle's run, without its pretrained weights, for a new run.
 
     Raises:
-        ConfigError: The bundle does not record its config.
+        ConfigError: The bundle does not record its config, or it was trained in a way that was removed.
     """
     config = read_train_config(start.config)
+    used = [name for name in list_used(start.config["training"]) if not name.startswith(_BEFORE)]
+    if used:
+        raise ConfigError(
+            f"{start.path} was trained with {used[0]}, which does not exist any more. Name the config of the new run: "
+            "--config."
+        )
     weights = replace(config.weights, image=None, text=None, freeze=())
-    return replace(config, weights=weights, pretraining=PretrainingConfig())
+    return replace(config, weights=weights)
 
 
 def fit_config(config: TrainConfig, start: Bundle) -> TrainConfig:

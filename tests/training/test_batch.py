@@ -30,7 +30,6 @@ def studies() -> StudySet:
         texts=TEXTS,
         impressions=IMPRESSIONS,
         indications=("cough", "fever", "pain", "fall"),
-        headings=("pleural effusion left.", "normal.", "cardiomegaly.", ""),
         wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
         laterals=((False, True), (None,), (), (False,)),
@@ -159,34 +158,6 @@ def test_words_are_compared_where_asked_for(studies):
     assert len(set(compared.wordings.tolist())) == 3
     assert compared.texts == plain.texts
     np.testing.assert_array_equal(compared.changes, plain.changes)
-
-
-def test_headings_are_read_where_asked_for(studies, tokenizer):
-    changed = replace(studies, headings=("normal.", "normal.", "cardiomegaly.", ""))
-    rows = np.arange(4)
-    plain = draw_batch(changed, rows, PLAIN, np.random.default_rng(0))
-    found = draw_batch(changed, rows, PLAIN, np.random.default_rng(0), with_headings=True)
-    assert found.texts == plain.texts
-    assert plain.headings == choose_batch(changed, rows, PLAIN).headings == ("", "", "", "")
-    assert found.heading_groups[0] == found.heading_groups[1] != found.heading_groups[2]
-    hidden = replace(PLAIN, word_dropout=1.0)
-    batch = make_batch(changed, tokenizer, found, hidden)
-    assert batch.heading_rows.tolist() == [
-        True,
-        False,
-        True,
-        False,
-    ]  # the second has no text, the last no headings
-    expected = tokenizer.encode(["normal.", "cardiomegaly."])
-    assert batch.heading_mask.sum() == expected.attention_mask.sum()
-    assert batch.heading_ids.tolist() == expected.input_ids[:, : batch.heading_ids.shape[1]].tolist()
-    silent = make_batch(
-        changed, tokenizer, replace(found, silent=np.array([True, False, False, False])), PLAIN
-    )
-    assert silent.heading_rows.tolist() == [False, False, True, False]
-    none = make_batch(changed, tokenizer, plain, PLAIN)
-    assert not none.heading_rows.any()
-    assert len(none.heading_ids) == len(none.heading_mask) == 0
 
 
 def test_shares_of_a_draw_are_the_draw(studies, tokenizer):

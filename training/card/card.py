@@ -381,13 +381,9 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
         "Adapters: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
         "Calibration: Platt 1999, Probabilistic Outputs for Support Vector Machines",
     ]
-    if loss.labels == "asymmetric":
-        lines.append(
-            "Loss: Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification, arXiv:2009.14119"
-        )
-    elif loss.bce_share < 1:
+    if loss.bce_share < 1:
         lines.append("Loss: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002")
-    if loss.contrastive_weight or loss.headings_weight:
+    if loss.contrastive_weight:
         lines.append(
             "Contrastive loss: Radford et al. 2021, CLIP, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362"
         )

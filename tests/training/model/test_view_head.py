@@ -33,7 +33,6 @@ def make_studies(laterals=(False, True), *, texts=None) -> StudySet:
         texts=words,
         impressions=words,
         indications=words,
-        headings=words,
         wordings=(words, words),
         views=tuple((2 * number, 2 * number + 1) for number in range(COUNT)),
         laterals=(tuple(laterals),) * COUNT,
