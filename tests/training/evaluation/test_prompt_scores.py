@@ -10,6 +10,7 @@ from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.prompts import clean_findings
+from training.data.mesh import map_heading
 from training.evaluation.ask import Options, ask_model
 from training.evaluation.labels import evaluate_labels
 from training.evaluation.measure import measure
@@ -87,6 +88,17 @@ def test_every_label_has_sentences_of_its_own():
     assert len(set(sentences)) == len(sentences)
     for phrases in LABEL_PHRASES.values():
         assert clean_findings(phrases) == phrases
+
+
+def test_wedged_vertebrae_are_asked_for_where_the_headings_put_them():
+    [key] = map_heading("Deformity/thoracic vertebrae")
+    wedges = {
+        name: [phrase for phrase in phrases if "wedg" in phrase] for name, phrases in LABEL_PHRASES.items()
+    }
+    assert {name: len(found) for name, found in wedges.items() if found} == {key: 2}
+    sentences = PROMPTS[LABEL_INDEX[key]]
+    assert "There is a wedge deformity." in sentences.present
+    assert "There is no vertebral wedging." in sentences.absent
 
 
 def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
