@@ -145,6 +145,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
                 label.uncertain_low,
                 label.uncertain_high,
                 unmeasured=label.key in model.unmeasured,
+                held_out=label.key in model.held_out,
             )
             for label, probability in zip(labels, probabilities, strict=True)
         ),

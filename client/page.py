@@ -24,7 +24,6 @@ from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.read import load_pixels
 from contract.labels import LABEL_NAMES
 from contract.notes import ImageNotes
-from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
     from client.explanation import Explanation, WordAttribution
@@ -187,7 +186,7 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
     if not predictions:
         return ""
     columns = list(predictions.values())
-    ranked = sorted(columns[0].findings, key=lambda finding: -finding.probability)
+    ranked = sorted(columns[0].findings, key=lambda finding: (finding.held_out, -finding.probability))
     by_key = [{finding.key: finding for finding in prediction.findings} for prediction in columns]
     head = "".join(f'<th scope="col">{escape(_KIND_TITLES.get(kind, kind))}</th>' for kind in predictions)
     rows = []
@@ -198,8 +197,8 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
         )
         is_label = finding.key in truth
         tag = ' <span class="tag truth">labelled</span>' if is_label else ""
-        unmeasured = f' <span class="note">{UNMEASURED}</span>' if finding.unmeasured else ""
-        name = f'<th scope="row">{escape(finding.name)}{tag}{unmeasured}</th>'
+        remark = f' <span class="note">{escape(finding.remark)}</span>' if finding.remark else ""
+        name = f'<th scope="row">{escape(finding.name)}{tag}{remark}</th>'
         rows.append(f'<tr class="{"truth" if is_label else "other"}">{name}{cells}</tr>')
     has_band = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
     band = " The hatched band marks the probabilities that are uncertain." if has_band else ""

@@ -13,8 +13,10 @@ from contract.decisions import Decision, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import (
+    HELD_OUT,
     UNDECIDED_WARNING,
     UNKNOWN,
+    UNMEASURED,
     WAYS,
     warn_of_training,
     warn_of_views,
@@ -45,6 +47,8 @@ class Finding:
         uncertain_low: Lower edge of the band of uncertain probabilities; None from a model without a band.
         uncertain_high: Upper edge of the band, the first probability above it; None from a model without a band.
         unmeasured: Whether the test split of the model has too few cases of this finding.
+        held_out: Whether the finding was held out of training. Its probability, 0.5, means nothing, and the decision is
+            "uncertain".
     """
 
     key: str
@@ -54,6 +58,7 @@ class Finding:
     uncertain_low: float | None = None
     uncertain_high: float | None = None
     unmeasured: bool = False
+    held_out: bool = False
 
     def __repr__(self) -> str:
         return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
@@ -62,6 +67,11 @@ class Finding:
     def present(self) -> bool | None:
         """Whether the probability reaches the threshold; None without a threshold."""
         return None if self.threshold is None else self.probability >= self.threshold
+
+    @property
+    def remark(self) -> str:
+        """A short text for a finding that the model did not learn, or that was not measured; else ""."""
+        return HELD_OUT if self.held_out else UNMEASURED if self.unmeasured else ""
 
     @property
     def confidence(self) -> float | None:

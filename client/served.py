@@ -23,7 +23,7 @@ from contract.tensors import ADDED_OUTPUTS, LATERAL, MODELS
 from contract.training_data import (
     UNKNOWN,
     WAYS,
-    parse_unmeasured,
+    parse_keys,
     parse_ways,
     read_trained_on,
     warn_of_training,
@@ -52,6 +52,7 @@ class ServedModel:
         required_backend: The only Triton backend that runs the graphs as they were tested; "" for any backend.
         image_reading: Number of the code that reads images on the server (`contract.shrink`); None if not stated.
         unmeasured: Keys of the labels with too few cases in the test split.
+        held_out: Keys of the labels that were held out of training.
         tells_view: Whether answers contain `lateral`; None from a model that reads no image.
         most_views: Largest number of images of one study that the model reads together.
         trained_views: Largest number of images of one study that the model was trained on.
@@ -73,6 +74,7 @@ class ServedModel:
     required_backend: str = ""
     image_reading: int | None = None
     unmeasured: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
     tells_view: bool | None = None
     most_views: int = 1
     trained_views: int = 1
@@ -227,7 +229,8 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),
             trained_ways=parse_ways(values.get("trained_ways")),
-            unmeasured=parse_unmeasured(values.get("unmeasured")),
+            unmeasured=parse_keys(values.get("unmeasured")),
+            held_out=parse_keys(values.get("held_out")),
             vocabulary_size=_parse_optional(values, "vocabulary_size"),
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),

@@ -82,6 +82,16 @@ def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) 
             )
 
 
+def check_held_out(start: Bundle, keys: Sequence[str]) -> None:
+    """Raise ConfigError if a bundle was trained with one of the labels (`keys`) that a new run holds out."""
+    trained = [key for key in keys if key not in start.held_out]
+    if trained:
+        raise ConfigError(
+            f"{start.path} was trained with {', '.join(trained)}, so data.held_out cannot name it. Start from a model "
+            "that held it out, too."
+        )
+
+
 def load_start(model: CxrModel, start: Bundle) -> str:
     """Load a bundle's weights into a model; return one line about it.
 

@@ -28,7 +28,7 @@ from training.config.settings import TrainConfig
 from training.data.openi import read_table
 from training.data.split import follow_split, split_studies
 from training.data.split_file import find_split_rows
-from training.data.studies import StudySet, forget_undeniable, read_studies
+from training.data.studies import StudySet, forget_undeniable, hold_out, read_studies
 from training.fit_views import fit_views, measure_views
 from training.loop import Trainer, make_accelerator
 from training.model.adopt_image import adopt_image_model
@@ -43,7 +43,7 @@ from training.model.weights import (
     save_text_tokenizer,
 )
 from training.save import describe_origin, write_bundle
-from training.start import check_split, describe_start, fit_config, load_start
+from training.start import check_held_out, check_split, describe_start, fit_config, load_start
 from training.trackers import Tracker, track_run
 from training.validate import Examined, calibrate, measure, predict_part
 from training.watch import Silent, Watcher
@@ -106,6 +106,8 @@ def train(
         split_ids = {part: [studies.study_ids[row] for row in rows] for part, rows in split.items()}
         if start is not None:
             check_split(start, table, split_ids)
+            check_held_out(start, config.data.held_out)
+        studies = hold_out(studies, config.data.held_out)  # after the split, which is the same as without it
         studies, undeniable = forget_undeniable(studies, split["train"])
         directory = RunDirectory(run or name_run(out))
         origin = {"table": files.compute_sha256(table), "split": hash_split(split_ids)}
@@ -118,6 +120,8 @@ def train(
             config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
         examined = Examined(config, studies, tokenizer, split)
         with track_run(watcher, trackers, directory.path, asdict(config)) as watching:
+            if config.data.held_out:
+                watching.on_note(f"Held out of training: {', '.join(config.data.held_out)}.")
             if undeniable:
                 watching.on_note(
                     f"Not learned, because the table states no negative studies for them: {', '.join(undeniable)}."

@@ -3,10 +3,12 @@
 A named config is a file in `training/configs/`. Its header states the training time and the results.
 """
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.labels import LABEL_KEYS
 from contract.report.text import TEXT_MODES, TextMode
 
 SWIN: Final = "swin"  # the backbone that the image_* sizes describe
@@ -154,6 +156,9 @@ class DataConfig:
     word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
     silent_share: float = 0.0  # how often the text beside an image is shortened, or is another patient's
     text_dropout: float = 0.0  # share of batches in which only the images are used (modality dropout)
+    held_out: tuple[
+        str, ...
+    ] = ()  # labels that count as unknown in training, to measure zero-shot scores of them
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -161,6 +166,7 @@ class DataConfig:
             self.text_mode in TEXT_MODES,
             f"data.text_mode must be one of {', '.join(TEXT_MODES)}, not {self.text_mode!r}.",
         )
+        self._check_held_out()
         _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
         shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
         _require_shares("data", self, *shares, "silent_share", "text_dropout")
@@ -169,6 +175,13 @@ class DataConfig:
             f"data.views 2 needs a data.lateral_share below 0.5, not {self.lateral_share}. Each "
             "view is used alone with that share, and both with the rest.",
         )
+
+    def _check_held_out(self) -> None:
+        for key in self.held_out:
+            near = difflib.get_close_matches(key, LABEL_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else f". Labels are {', '.join(LABEL_KEYS)}."
+            _require(key in LABEL_KEYS, f"data.held_out names {key!r}, which is no label{hint}")
+        _require(len(set(self.held_out)) < len(LABEL_KEYS), "data.held_out leaves no label to train on.")
 
 
 @dataclass(frozen=True)

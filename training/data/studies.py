@@ -1,7 +1,7 @@
 """The studies table in memory: pixels (uint8, decoded or from a cache), texts, targets."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,6 +210,17 @@ def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[Study
     still_known = studies.known & ~undeniable
     keys = tuple(LABELS[k].key for k in np.flatnonzero(undeniable))
     return replace(studies, known=still_known, targets=studies.targets & still_known), keys
+
+
+def hold_out(studies: StudySet, keys: Collection[str]) -> StudySet:
+    """Mark labels as unknown in every study, so that neither losses nor calibration, thresholds or scores use them.
+
+    Args:
+        studies: Any studies.
+        keys: Keys of the labels; see `DataConfig.held_out`.
+    """
+    kept = np.array([label.key not in keys for label in LABELS])  # (K,)
+    return replace(studies, known=studies.known & kept, targets=studies.targets & kept)
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:

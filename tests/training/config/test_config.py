@@ -79,6 +79,7 @@ BAD_SETTINGS = {
     "data.text_dropout": 1.5,
     "data.impression_share": -0.1,
     "data.max_length": 1000,
+    "data.held_out": ["cardaic"],
     "data.text_mode": "poem",
     "model.image_stem": "linear",
     "model.image_size": 100,

@@ -23,6 +23,7 @@ from training.evaluation.prompt_scores import (
     measure_prompt_scores,
 )
 from training.evaluation.report import write_report
+from training.evaluation.zero_shot import hide_labels, measure_zero_shot
 
 from .conftest import RulePredictor, draw_pixels, make_studies
 
@@ -169,3 +170,26 @@ def test_report_shows_it(image):
     assert ("| image | 60 | 1.000 (1.000-1.000) |" in block) == image
     assert "| findings | 60 | 1.000 (1.000-1.000) |" in block
     assert "| Cardiomegaly / Heart Failure | 20 |" in block
+
+
+def test_zero_shot_scores_stand_beside_their_controls(parts):
+    hidden = hide_labels(parts, ["cardiac"])
+    assert not hidden["test"].known[:, LABEL_INDEX["cardiac"]].any()
+    assert parts["test"].known.all()
+    tables = {}
+    for blind in (False, True):
+        predictor = PromptPredictor(blind=blind)
+        asked = ask_model(hidden, predictor, OPTIONS)
+        found = measure_zero_shot(asked, hidden, predictor, ["cardiac"], OPTIONS)
+        rows = {row["title"]: row for row in found["rows"]}
+        assert {key for row in found["rows"] for key in row["labels"]} == {"cardiac"}
+        assert found["prevalence"] == {"cardiac": pytest.approx(1 / 3)}
+        tables[blind] = rows
+    assert tables[False]["image"]["macro"]["auroc"]["value"] == 1
+    assert tables[True]["image"]["macro"]["auroc"]["value"] == 0.5
+    words = tables[False]["TF-IDF, findings"]
+    assert words["kind"] == "control"
+    assert words["macro"]["auroc"]["value"] == 1  # "heart" is a word of the reports and of the sentences
+    assert measure_zero_shot(asked, hidden, predictor, [], OPTIONS) == {}
+    masked = PromptPredictor(mode="findings_masked")
+    assert measure_zero_shot(asked, hidden, masked, ["cardiac"], OPTIONS) == {}
