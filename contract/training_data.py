@@ -20,9 +20,8 @@ from contract.labels import LABEL_KEYS
 WAYS: Final = ("study", "image", "text")  # ways to read a study: both, the image alone, the report alone
 UNKNOWN: Final = "unknown"
 UNMEASURED: Final = "too few test cases to be measured"  # text for a label; see `read_unmeasured`
-HELD_OUT: Final = (
-    "held out of training: this probability means nothing"  # text for a label; see `read_held_out`
-)
+# Text for a label; see `read_held_out`.
+HELD_OUT: Final = "held out of training: this probability means nothing"
 PHANTOM: Final = "phantom"
 PHANTOM_WARNING: Final = (
     "This model was trained on drawn phantoms. Its answers about real radiographs mean nothing."

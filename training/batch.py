@@ -80,6 +80,37 @@ class Batch:
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
+def draw_rows(
+    rows: NDArray[np.int64], studies: StudySet, rare_share: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw the studies of an epoch: as many as there are, those with rare labels more often.
+
+    A study counts as often as its rarest label asks for: sqrt(rare_share / share of the studies with the label), at
+    least 1. This is the repeat factor of Gupta et al. 2019 (LVIS, arXiv:1908.03195), section 4. The epoch keeps its
+    length, so common studies are drawn a little less often. A study is drawn as often as its share of the counts says,
+    rounded up or down at random.
+
+    Args:
+        rows: (N,) rows of the training studies.
+        studies: All studies. Unknown labels count neither as rare nor as common.
+        rare_share: Share, 0 to 1, below which a label is rare; 0: every study once.
+        generator: Source of the random choices.
+
+    Returns:
+        (N,) rows in their old order, some of them several times.
+    """
+    if not rare_share:
+        return rows
+    known = studies.known[rows]
+    targets = studies.targets[rows] & known  # (N, K)
+    shares = targets.sum(0) / known.sum(0).clip(min=1)
+    factors = np.sqrt(rare_share / shares.clip(min=1e-9)).clip(min=1.0)  # (K,)
+    counts = np.where(targets, factors, 1.0).max(1)  # (N,)
+    edges = np.cumsum(counts / counts.sum())
+    points = (np.arange(len(rows)) + generator.random()) / len(rows)
+    return np.asarray(rows[np.searchsorted(edges, points).clip(max=len(rows) - 1)], np.int64)
+
+
 def draw_order(
     rows: NDArray[np.int64], studies: StudySet, batch_size: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:

@@ -156,9 +156,11 @@ class DataConfig:
     word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
     silent_share: float = 0.0  # how often the text beside an image is shortened, or is another patient's
     text_dropout: float = 0.0  # share of batches in which only the images are used (modality dropout)
-    held_out: tuple[
-        str, ...
-    ] = ()  # labels that count as unknown in training, to measure zero-shot scores of them
+    # Share of the training studies below which a label is rare. Studies with rare labels are drawn more often. With 0,
+    # all are drawn once per epoch.
+    rare_share: float = 0.0
+    # Labels that count as unknown in training, to measure zero-shot scores of them.
+    held_out: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -169,7 +171,7 @@ class DataConfig:
         self._check_held_out()
         _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
         shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
-        _require_shares("data", self, *shares, "silent_share", "text_dropout")
+        _require_shares("data", self, *shares, "silent_share", "text_dropout", "rare_share")
         _require(
             self.views == 1 or self.lateral_share < 0.5,
             f"data.views 2 needs a data.lateral_share below 0.5, not {self.lateral_share}. Each "

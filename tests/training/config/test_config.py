@@ -5,6 +5,7 @@ import shlex
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from contract.errors import ConfigError
 from training.config.removed import REMOVED
@@ -20,6 +21,8 @@ from training.config.toml_file import (
     read_train_config,
 )
 from training.model.backbone import read_layout, read_sizes
+from training.model.model import CxrModel
+from training.optimizer import describe_rates, make_optimizers
 
 
 @pytest.fixture
@@ -54,12 +57,47 @@ def test_every_config_opens_with_the_command_that_runs_it(name):
     assert any(prose)
 
 
-def test_base_has_the_sizes_of_the_published_model():
-    model = load_config("base").model
+def test_the_published_sizes_are_those_of_the_published_model():
+    model = load_config("published").model
     assert (model.image_size, model.image_patch, model.image_stem, model.image_window) == (224, 4, "patch", 7)
     assert (model.image_width, model.image_depths, model.image_heads) == (128, (2, 2, 18, 2), (4, 8, 16, 32))
     assert (model.text_width, model.text_layers, model.text_positions) == (768, 12, 512)
     assert (model.width, model.fusion_layers, model.fusion_heads, read_sizes(model)["N"]) == (1024, 5, 8, 49)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("base", 7), ("base-384", 12)])
+def test_base_can_fine_tune_its_encoders(name, grid):
+    """Peak rates by the optimizer's own code. Swin and BERT are fine-tuned with 2e-5 to 5e-5, lower at their inputs."""
+    config = load_config(name)
+    with torch.device("meta"):
+        model = CxrModel(config.model)
+    rates = {layer.name: layer.rate for layer in describe_rates(model, config)}
+    assert rates["rest"] == max(rates.values())
+    assert 1e-4 <= rates["rest"] <= 1e-3
+    for top, bottom in (
+        ("backbone.norm", "backbone.patch_embed"),
+        ("bert.encoder.layer.11", "bert.embeddings"),
+    ):
+        assert 2e-5 <= rates[top] <= 5e-5
+        assert 1e-5 <= rates[bottom] < rates[top]
+    groups = [group for optimizer in make_optimizers(model, config) for group in optimizer.param_groups]
+    assert {group["lr"] for group in groups} == set(rates.values())
+    assert sum(weight.numel() for group in groups for weight in group["params"]) > 200e6
+    assert sum(weight.numel() for weight in model.fusion.parameters()) < 15e6
+    assert (config.model.fusion_layers, config.model.width, model.sizes["N"]) == (2, 512, grid**2)
+    assert config.data.text_dropout > 0
+    assert config.data.rare_share > 0
+    assert config.optimizer.ema_decay > 0
+
+
+def test_the_published_sizes_are_no_recipe():
+    """What `base` was: nothing but the head would learn, and that from few studies."""
+    config = load_config("published")
+    with torch.device("meta"):
+        model = CxrModel(config.model)
+    rates = {layer.name: layer.rate for layer in describe_rates(model, config)}
+    assert rates["backbone.patch_embed"] < 2e-6
+    assert sum(weight.numel() for weight in model.fusion.parameters()) > 100e6
 
 
 def test_512_tokens_can_be_chosen():
