@@ -215,7 +215,7 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
 def _make_bar(finding: Finding | None) -> str:
     if finding is None:
         return '<span class="quiet">no prediction</span>'
-    decision = finding.decision
+    decision, share = finding.decision, finding.image_share
     limit = "no threshold" if finding.threshold is None else f"threshold {finding.threshold:.3f}"
     return (
         f'<div class="probability {decision}" title="probability {finding.probability:.3f}, {limit}">'
@@ -224,7 +224,12 @@ def _make_bar(finding: Finding | None) -> str:
         f"{_make_band(finding)}{_make_threshold(finding)}</div>"
         f'<span class="value">{finding.probability:.2f}</span>'
         f'<span class="state">{_DECISION_TEXTS[decision]}</span></div>'
+        + ("" if share is None else f'<span class="note">{_tell_share(share)}</span>')
     )
+
+
+def _tell_share(share: float) -> str:
+    return f"The image has {share:.0%} of this finding's attention."
 
 
 def _to_percent(probability: float) -> str:
@@ -282,11 +287,12 @@ def _make_maps(explanation: "Explanation") -> str:
     attended = _make_image(
         render_attention(explanation), f"Attention of the label {name} over the radiograph"
     )
+    share = "" if explanation.image_share is None else f" {_tell_share(explanation.image_share)}"
     return (
         f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_LEGEND}</figcaption>'
         f"</figure><figure>{attended}<figcaption>Attention of the label to each patch, as in the "
         f"served prediction: {float(attention.max()):.1%} in the strongest patch. Even attention would be "
-        f"{1 / attention.size:.1%}."
+        f"{1 / attention.size:.1%}.{share}"
         "</figcaption></figure></div>"
     )
 
