@@ -82,7 +82,7 @@ BENCH := $(RESULTS)/bench
 BEST ?= --profile int8
 SHORT := --set loop.epochs=1 --set loop.batch_size=8 --set loop.precision=fp32 --set weights.checkpointing=true
 
-bench: $(foreach name,tiny/fp32 tiny/split tiny/fused base/fp32 base/fused,$(BENCH)/$(name)/.published.json) ## measure serving against its targets, with models of the published sizes (an hour)
+bench: $(foreach name,tiny/fp32 tiny/split tiny/fused published/fp32 published/fused,$(BENCH)/$(name)/.published.json) ## measure serving against its targets, with models of the published sizes (an hour)
 	$(CXR) bench table $(BENCH)
 
 $(BENCH)/studies.parquet: | .venv/installed

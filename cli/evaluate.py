@@ -101,10 +101,12 @@ def evaluate_bundle(
     from training.evaluation.prompt_scores import measure_prompt_scores
     from training.evaluation.sentences import measure_sentences
     from training.evaluation.view_head import measure_view_head
+    from training.evaluation.zero_shot import hide_labels, measure_zero_shot
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
     parts = read_external(table) if external else read_parts(table, split)
+    parts = hide_labels(parts, bundle.held_out)
     with show_progress(console, "Predicting with PyTorch") as progress:
         torch_predictor = TorchPredictor(bundle, read_pixels=read_pixels)
         answers = ask_model(parts, torch_predictor, options, progress)
@@ -126,6 +128,9 @@ def evaluate_bundle(
         results = measure(answers, parts, bundle, torch_predictor.read_pixels, options)
     reads_text = "text" in bundle.trained_ways
     results["prompt_scores"] = measure_prompt_scores(answers, predictor, options) if reads_text else []
+    held_out = bundle.held_out if reads_text else ()
+    results["zero_shot"] = measure_zero_shot(answers, parts, predictor, held_out, options)
+    results["held_out"] = list(bundle.held_out)
     results["sentences"] = measure_sentences(answers, parts, predictor, options) if reads_text else {}
     results["parts"] = measure_parts(answers, torch_predictor, options)
     results["view_head"] = measure_view_head(parts, torch_predictor)

@@ -11,7 +11,6 @@ from rich.console import Console
 from cli.console import Table, escape
 from contract import notes
 from contract.errors import FingerprintError, ServiceError
-from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
     from client.cases import IndexResult, SimilarCase
@@ -52,7 +51,7 @@ def print_prediction(
         ("", "left"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    ranked = sorted(prediction.findings, key=lambda finding: -finding.probability)
+    ranked = sorted(prediction.findings, key=lambda finding: (finding.held_out, -finding.probability))
     for finding in ranked[:top]:
         table.add_row(
             escape(finding.name),
@@ -60,8 +59,8 @@ def print_prediction(
             "-" if finding.threshold is None else f"{finding.threshold:.3f}",
             _mark_decision(finding),
         )
-        if finding.unmeasured:
-            table.add_row(f"  [dim]{UNMEASURED}[/dim]")
+        if finding.remark:
+            table.add_row(f"  [dim]{finding.remark}[/dim]")
     console.print(table)
     _print_set(console, prediction)
     for number, image in enumerate(prediction.images, start=1):

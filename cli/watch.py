@@ -1,6 +1,6 @@
 """Show a training run on the terminal: a bar with figures, and one line for each validated epoch."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -35,7 +35,7 @@ class _Bars(Progress):
 class TrainingDisplay:
     """A `training.watch.Watcher` that prints. Without a terminal it prints only lines, no bar."""
 
-    def __init__(self, console: Console, bars: _Bars, epochs: Mapping[str, int]) -> None:
+    def __init__(self, console: Console, bars: _Bars, epochs: int) -> None:
         """Take a started display; see `show_training`."""
         self._console, self._bars, self._epochs = console, bars, epochs
         self._task = bars.add_task("Preparing", total=None, rate="")
@@ -50,13 +50,11 @@ class TrainingDisplay:
 
     def on_step(self, report: StepReport) -> None:
         """Move the bar and set its figures."""
-        self._enter(report.stage, report.steps)
-        epochs = self._epochs.get(report.stage)
-        of = f"/{epochs}" if epochs else ""
+        self._enter("Training", report.steps)
         self._bars.figures = self._describe_step(report)
         self._bars.update(
             self._task,
-            description=f"{report.stage.capitalize()}  epoch {report.epoch}{of}",
+            description=f"Training  epoch {report.epoch}/{self._epochs}",
             completed=report.step,
             total=report.steps,
             rate=f"{report.studies_per_s:.0f} studies/s",
@@ -94,8 +92,6 @@ class TrainingDisplay:
         return tuple(lines)
 
     def _describe_epoch(self, report: EpochReport, best: bool) -> str:
-        epochs = self._epochs.get("training")
-        of = f"/{epochs}" if epochs else ""
         parts = [
             f"{name.removesuffix('/auroc')} {value:.3f}"
             for name, value in report.validation.items()
@@ -109,19 +105,19 @@ class TrainingDisplay:
         if report.rates.get("waiting_share", 0.0) > _LONG_WAIT:
             details.append(f"{report.rates['waiting_share']:.0%} of it waiting for images")
         return (
-            f"Epoch {report.epoch:>3}{of}  loss {report.loss:.3f}  "
+            f"Epoch {report.epoch:>3}/{self._epochs}  loss {report.loss:.3f}  "
             f"validation {f'[bold]{score}[/bold] best' if best else f'{score}     '}"
             f"  [dim]{escape('  '.join(details))}[/dim]"
         )
 
 
 @contextmanager
-def show_training(console: Console, epochs: Mapping[str, int]) -> Iterator[TrainingDisplay]:
+def show_training(console: Console, epochs: int) -> Iterator[TrainingDisplay]:
     """Show a run while the body trains.
 
     Args:
         console: The console. The bar is drawn only on a terminal.
-        epochs: Stage ("pretraining", "training") -> its epochs.
+        epochs: Number of epochs of the run.
     """
     columns = (
         SpinnerColumn(),

@@ -21,6 +21,7 @@ from contract.tensors import (
     IMAGE_ATTENTION,
     IMAGE_BYTES,
     IMAGE_NOTES,
+    IMAGE_SHARE,
     INPUT_IDS,
     LATERAL,
     MAX_BATCH_SIZE,
@@ -117,6 +118,7 @@ def read_batch(kind: Kind, model: ServedModel, answer: Arrays) -> BatchPredictio
         image_attention=answer.get(IMAGE_ATTENTION.name),
         text_attention=answer.get(TEXT_ATTENTION.name),
         lateral=answer[LATERAL.name][:, 0] if LATERAL.name in answer else None,
+        image_share=answer.get(IMAGE_SHARE.name),
     )
 
 
@@ -133,6 +135,7 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
     """
     first: dict[str, Any] = {name: array[0] for name, array in answer.items()}
     probabilities = first[PROBABILITIES.name].tolist()
+    shares = first[IMAGE_SHARE.name].tolist() if IMAGE_SHARE.name in first else [None] * len(probabilities)
     labels = model.decisions.of(kind)
     return Prediction(
         kind=kind,
@@ -145,8 +148,10 @@ def read_answer(kind: Kind, model: ServedModel, answer: Arrays) -> Prediction:
                 label.uncertain_low,
                 label.uncertain_high,
                 unmeasured=label.key in model.unmeasured,
+                held_out=label.key in model.held_out,
+                image_share=share,
             )
-            for label, probability in zip(labels, probabilities, strict=True)
+            for label, probability, share in zip(labels, probabilities, shares, strict=True)
         ),
         embedding=first[EMBEDDING.name],
         fingerprint=model.fingerprint,

@@ -154,6 +154,7 @@ def explain(
         trained_on=bundle.trained_on,
         trained_ways=bundle.trained_ways,
         lateral=lateral,
+        image_share=None if output.image_share is None else float(output.image_share[0, index]),
     )
 
 

@@ -63,6 +63,7 @@ class Explanation:
         trained_on: The collection that the model was trained on: "phantom", "openi", another name, or "unknown".
         trained_ways: The kinds of input that the model was trained on: some of "study", "image" and "text".
         lateral: Probability that the image is a lateral view, from the model, 0 to 1; None without an image.
+        image_share: Share of the finding's attention that the image has, 0 to 1; None without an image or a report.
     """
 
     kind: Kind
@@ -86,6 +87,7 @@ class Explanation:
     trained_on: str = UNKNOWN
     trained_ways: tuple[str, ...] = WAYS
     lateral: float | None = None
+    image_share: float | None = None
 
     def __repr__(self) -> str:
         return (
@@ -167,6 +169,7 @@ class Explanation:
             "fingerprint": self.fingerprint,
             "trained_on": self.trained_on,
             "lateral": None if self.lateral is None else round(self.lateral, 6),
+            "image_share": None if self.image_share is None else round(self.image_share, 6),
             "image_notes": None if self.image_notes is None else self.image_notes.to_dict(),
             "report_notes": None if self.report_notes is None else self.report_notes.to_dict(),
             "warnings": list(self.warnings),

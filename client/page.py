@@ -24,7 +24,6 @@ from contract.image.dicom_file import MAX_IMAGE_BYTES
 from contract.image.read import load_pixels
 from contract.labels import LABEL_NAMES
 from contract.notes import ImageNotes
-from contract.training_data import UNMEASURED
 
 if TYPE_CHECKING:
     from client.explanation import Explanation, WordAttribution
@@ -187,7 +186,7 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
     if not predictions:
         return ""
     columns = list(predictions.values())
-    ranked = sorted(columns[0].findings, key=lambda finding: -finding.probability)
+    ranked = sorted(columns[0].findings, key=lambda finding: (finding.held_out, -finding.probability))
     by_key = [{finding.key: finding for finding in prediction.findings} for prediction in columns]
     head = "".join(f'<th scope="col">{escape(_KIND_TITLES.get(kind, kind))}</th>' for kind in predictions)
     rows = []
@@ -198,8 +197,8 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
         )
         is_label = finding.key in truth
         tag = ' <span class="tag truth">labelled</span>' if is_label else ""
-        unmeasured = f' <span class="note">{UNMEASURED}</span>' if finding.unmeasured else ""
-        name = f'<th scope="row">{escape(finding.name)}{tag}{unmeasured}</th>'
+        remark = f' <span class="note">{escape(finding.remark)}</span>' if finding.remark else ""
+        name = f'<th scope="row">{escape(finding.name)}{tag}{remark}</th>'
         rows.append(f'<tr class="{"truth" if is_label else "other"}">{name}{cells}</tr>')
     has_band = any(_make_band(finding) for prediction in columns for finding in prediction.findings)
     band = " The hatched band marks the probabilities that are uncertain." if has_band else ""
@@ -216,7 +215,7 @@ def _make_findings(predictions: Mapping[str, Prediction], truth: tuple[str, ...]
 def _make_bar(finding: Finding | None) -> str:
     if finding is None:
         return '<span class="quiet">no prediction</span>'
-    decision = finding.decision
+    decision, share = finding.decision, finding.image_share
     limit = "no threshold" if finding.threshold is None else f"threshold {finding.threshold:.3f}"
     return (
         f'<div class="probability {decision}" title="probability {finding.probability:.3f}, {limit}">'
@@ -225,7 +224,12 @@ def _make_bar(finding: Finding | None) -> str:
         f"{_make_band(finding)}{_make_threshold(finding)}</div>"
         f'<span class="value">{finding.probability:.2f}</span>'
         f'<span class="state">{_DECISION_TEXTS[decision]}</span></div>'
+        + ("" if share is None else f'<span class="note">{_tell_share(share)}</span>')
     )
+
+
+def _tell_share(share: float) -> str:
+    return f"The image has {share:.0%} of this finding's attention."
 
 
 def _to_percent(probability: float) -> str:
@@ -283,11 +287,12 @@ def _make_maps(explanation: "Explanation") -> str:
     attended = _make_image(
         render_attention(explanation), f"Attention of the label {name} over the radiograph"
     )
+    share = "" if explanation.image_share is None else f" {_tell_share(explanation.image_share)}"
     return (
         f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_LEGEND}</figcaption>'
         f"</figure><figure>{attended}<figcaption>Attention of the label to each patch, as in the "
         f"served prediction: {float(attention.max()):.1%} in the strongest patch. Even attention would be "
-        f"{1 / attention.size:.1%}."
+        f"{1 / attention.size:.1%}.{share}"
         "</figcaption></figure></div>"
     )
 

@@ -13,8 +13,10 @@ from contract.decisions import Decision, ServedLabel, decide
 from contract.labels import LABEL_KEYS, LABEL_NAMES
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import (
+    HELD_OUT,
     UNDECIDED_WARNING,
     UNKNOWN,
+    UNMEASURED,
     WAYS,
     warn_of_training,
     warn_of_views,
@@ -45,6 +47,10 @@ class Finding:
         uncertain_low: Lower edge of the band of uncertain probabilities; None from a model without a band.
         uncertain_high: Upper edge of the band, the first probability above it; None from a model without a band.
         unmeasured: Whether the test split of the model has too few cases of this finding.
+        held_out: Whether the finding was held out of training. Its probability, 0.5, means nothing, and the decision is
+            "uncertain".
+        image_share: Share of the finding's attention that the images of a study have, 0 to 1; the report has the rest.
+            None without an image or without a report, or from a model that an older version published.
     """
 
     key: str
@@ -54,6 +60,8 @@ class Finding:
     uncertain_low: float | None = None
     uncertain_high: float | None = None
     unmeasured: bool = False
+    held_out: bool = False
+    image_share: float | None = None
 
     def __repr__(self) -> str:
         return f"Finding({self.key!r}, {self.probability:.3f}, {self.decision!r})"
@@ -62,6 +70,11 @@ class Finding:
     def present(self) -> bool | None:
         """Whether the probability reaches the threshold; None without a threshold."""
         return None if self.threshold is None else self.probability >= self.threshold
+
+    @property
+    def remark(self) -> str:
+        """A short text for a finding that the model did not learn, or that was not measured; else ""."""
+        return HELD_OUT if self.held_out else UNMEASURED if self.unmeasured else ""
 
     @property
     def confidence(self) -> float | None:
@@ -230,6 +243,8 @@ class BatchPrediction:
         text_attention: (B, K, L) float32. Each row sums to 1 and is 0 on padding. None without reports.
         lateral: (B,) float32, probability that the image is a lateral view, 0 to 1; None without images, or from a
             model that an older version published.
+        image_share: (B, K) float32, share of each label's attention that the image has, 0 to 1; None without images or
+            without reports, or from a model that an older version published.
     """
 
     kind: Kind
@@ -239,6 +254,7 @@ class BatchPrediction:
     image_attention: NDArray[np.float32] | None = None
     text_attention: NDArray[np.float32] | None = None
     lateral: NDArray[np.float32] | None = None
+    image_share: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         return f"BatchPrediction({self.kind!r}, cases={len(self.probabilities)}, model={self.fingerprint[:12]!r})"

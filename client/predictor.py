@@ -90,7 +90,7 @@ class Predictor:
     def _infer(
         self, name: str, inputs: Arrays, outputs: Sequence[str], deadline: Deadline, calls: Calls | None
     ) -> Answer:
-        """Run one of `predict_*`, without `ADDED_OUTPUTS` if the server went back to an older repository.
+        """Run one of `predict_*`. If the server went back to an older repository, leave out the outputs that it lacks.
 
         An older repository reads one image of a study only. A request with several images is then refused.
         """
@@ -99,10 +99,12 @@ class Predictor:
         except InputError as error:
             if count_images(inputs) > 1:
                 self._require_views(inputs, deadline)
-            refused = any(f"'{output}'" in str(error) for output in ADDED_OUTPUTS if output in outputs)
-            if not refused or self.models.read_latest(deadline.left()).tells_view:
+            if not any(f"'{output}'" in str(error) for output in ADDED_OUTPUTS if output in outputs):
                 raise
-            older = [output for output in outputs if output not in ADDED_OUTPUTS]
+            known = list_outputs(name, self.models.read_latest(deadline.left()))
+            older = [output for output in outputs if output in known]
+            if older == list(outputs):
+                raise
             return self._triton.infer(name, inputs, older, deadline.left(), calls=calls)
 
     def _require_views(self, inputs: Arrays, deadline: Deadline) -> ServedModel:

@@ -19,11 +19,11 @@ from contract.embedding import LABELS_PARAMETER
 from contract.errors import ArtifactError, BusyError, ServerError, UnavailableError
 from contract.runtime.embedded import REQUIRED_BACKEND
 from contract.shrink import IMAGE_READING_PARAMETER
-from contract.tensors import ADDED_OUTPUTS, LATERAL, MODELS
+from contract.tensors import ADDED_OUTPUTS, IMAGE_SHARE, LATERAL, MODELS
 from contract.training_data import (
     UNKNOWN,
     WAYS,
-    parse_unmeasured,
+    parse_keys,
     parse_ways,
     read_trained_on,
     warn_of_training,
@@ -52,7 +52,9 @@ class ServedModel:
         required_backend: The only Triton backend that runs the graphs as they were tested; "" for any backend.
         image_reading: Number of the code that reads images on the server (`contract.shrink`); None if not stated.
         unmeasured: Keys of the labels with too few cases in the test split.
+        held_out: Keys of the labels that were held out of training.
         tells_view: Whether answers contain `lateral`; None from a model that reads no image.
+        tells_share: Whether answers contain `image_share`; None from a model that reads no image, or no report.
         most_views: Largest number of images of one study that the model reads together.
         trained_views: Largest number of images of one study that the model was trained on.
         label_part: Length of the label part of an embedding (`contract.embedding`).
@@ -73,7 +75,9 @@ class ServedModel:
     required_backend: str = ""
     image_reading: int | None = None
     unmeasured: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
     tells_view: bool | None = None
+    tells_share: bool | None = None
     most_views: int = 1
     trained_views: int = 1
     label_part: int = 0
@@ -176,14 +180,17 @@ def parse_model(name: str, config: Mapping[str, Any], *, source: str) -> ServedM
     expected = {tensor.name for tensor in MODELS[name].outputs} - set(ADDED_OUTPUTS)
     if missing := sorted(expected - outputs):
         raise _make_old_error(source, f"{name} without the outputs {', '.join(missing)}")
-    reads_images = LATERAL in MODELS[name].outputs
-    return replace(model, tells_view=LATERAL.name in outputs if reads_images else None)
+    stated = [tensor.name for tensor in MODELS[name].outputs]
+    tells_view, tells_share = (
+        tensor.name in outputs if tensor.name in stated else None for tensor in (LATERAL, IMAGE_SHARE)
+    )
+    return replace(model, tells_view=tells_view, tells_share=tells_share)
 
 
 def list_outputs(name: str, model: ServedModel) -> list[str]:
     """Return the names of the outputs of one of `predict_*`, without those that the served model lacks."""
-    missing = ADDED_OUTPUTS if model.tells_view is False else ()
-    return [tensor.name for tensor in MODELS[name].outputs if tensor.name not in missing]
+    told = {LATERAL.name: model.tells_view, IMAGE_SHARE.name: model.tells_share}
+    return [tensor.name for tensor in MODELS[name].outputs if told.get(tensor.name) is not False]
 
 
 def require_views(count: int, model: ServedModel, *, source: str) -> None:
@@ -227,7 +234,8 @@ def _parse_parameters(config: Mapping[str, Any], source: str) -> ServedModel:
             temperature=float(values["temperature"]) if "temperature" in values else None,
             trained_on=read_trained_on(values.get("trained_on")),
             trained_ways=parse_ways(values.get("trained_ways")),
-            unmeasured=parse_unmeasured(values.get("unmeasured")),
+            unmeasured=parse_keys(values.get("unmeasured")),
+            held_out=parse_keys(values.get("held_out")),
             vocabulary_size=_parse_optional(values, "vocabulary_size"),
             profile=values.get("profile", ""),
             required_backend=values.get(REQUIRED_BACKEND, ""),

@@ -25,7 +25,7 @@ from contract.embedding import count_label_part
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
-from contract.training_data import WAYS, read_trained_on, read_trained_ways, read_unmeasured
+from contract.training_data import WAYS, read_held_out, read_trained_on, read_trained_ways, read_unmeasured
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -82,8 +82,14 @@ class Bundle:
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
-        """Keys of the labels with too few test cases to be measured."""
-        return read_unmeasured(_read_json(self.path / METRICS))
+        """Keys of the labels with too few test cases to be measured; without those that were held out."""
+        keys = read_unmeasured(_read_json(self.path / METRICS))
+        return tuple(key for key in keys if key not in self.held_out)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Keys of the labels that were held out of training, in the order of the logits."""
+        return read_held_out(self.config)
 
     @property
     def split(self) -> dict[str, list[str]]:

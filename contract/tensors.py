@@ -79,6 +79,7 @@ TOLERANCES: Final[dict[str, float]] = {
     "image_attention": 1e-4,
     "text_attention": 1e-4,
     "lateral": 1e-4,
+    "image_share": 1e-4,
 }
 
 IMAGE_BYTES: Final = TensorSpec(
@@ -102,8 +103,10 @@ TEXT_ATTENTION: Final = TensorSpec("text_attention", "FP32", ("K", "L"))  # rows
 # Probability that an image is a lateral view, of each by itself; 0.5 of every image from a model without a fitted view
 # head.
 LATERAL: Final = TensorSpec("lateral", "FP32", ("V",))
+# Of each label, the part of its attention that lies on the images of a study; the rest lies on the report.
+IMAGE_SHARE: Final = TensorSpec("image_share", "FP32", ("K",))
 # A repository of an older version lacks these outputs and is served all the same.
-ADDED_OUTPUTS: Final = (LATERAL.name,)
+ADDED_OUTPUTS: Final = (LATERAL.name, IMAGE_SHARE.name)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class ModelSpec:
 
 
 _TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK)
-_STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION, LATERAL)
+_STUDY_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, TEXT_ATTENTION, LATERAL, IMAGE_SHARE)
 _IMAGE_OUTPUTS = (PROBABILITIES, EMBEDDING, IMAGE_ATTENTION, LATERAL)
 _TEXT_OUTPUTS = (PROBABILITIES, EMBEDDING, TEXT_ATTENTION)
 # What preprocessing says beside what later steps read. No step may read these: Triton 2.51 prunes a step whose

@@ -7,6 +7,8 @@ config.json (training.data.views) -> number of images of a study that the model 
                                  trained_views of the served predict_* models -> client -> every result
 metrics.json (test) -> the labels with too few test cases -> parameter unmeasured of the served
                                  predict_* models -> client -> every finding
+config.json (training.data.held_out) -> the labels that were held out of training -> parameter held_out of the served
+                                 predict_* models -> client -> every finding
 """
 
 import re
@@ -18,6 +20,8 @@ from contract.labels import LABEL_KEYS
 WAYS: Final = ("study", "image", "text")  # ways to read a study: both, the image alone, the report alone
 UNKNOWN: Final = "unknown"
 UNMEASURED: Final = "too few test cases to be measured"  # text for a label; see `read_unmeasured`
+# Text for a label; see `read_held_out`.
+HELD_OUT: Final = "held out of training: this probability means nothing"
 PHANTOM: Final = "phantom"
 PHANTOM_WARNING: Final = (
     "This model was trained on drawn phantoms. Its answers about real radiographs mean nothing."
@@ -85,7 +89,23 @@ def read_unmeasured(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key in LABEL_KEYS if key not in measured) if measured else ()
 
 
-def parse_unmeasured(value: object) -> tuple[str, ...]:
+def read_held_out(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of the labels that were held out of training, in the order of the logits.
+
+    Args:
+        config: Content of config.json.
+
+    Returns:
+        The keys; none if config.json records nothing usable.
+    """
+    try:
+        named = config["training"]["data"]["held_out"]
+    except (KeyError, TypeError):
+        return ()
+    return tuple(key for key in LABEL_KEYS if key in named) if isinstance(named, list | tuple) else ()
+
+
+def parse_keys(value: object) -> tuple[str, ...]:
     """Return the labels that a served model states, such as "malignancy,air_leak"; none if it states nothing."""
     named = value.split(",") if isinstance(value, str) else []
     return tuple(key for key in LABEL_KEYS if key in named)

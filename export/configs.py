@@ -146,6 +146,8 @@ def _make_parameters(
         }
         if bundle.unmeasured:
             values["unmeasured"] = ",".join(bundle.unmeasured)
+        if bundle.held_out:
+            values["held_out"] = ",".join(bundle.held_out)
         if needs_embedded({"optimization": deployment.optimization}):
             values[REQUIRED_BACKEND] = EMBEDDED
     temperature = bundle.config.get("training", {}).get("loss", {}).get("temperature")

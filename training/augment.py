@@ -1,4 +1,4 @@
-"""Random augmentation of radiographs in training: geometry, exposure, noise, occlusion.
+"""Random augmentation of radiographs in training: geometry, exposure, noise.
 
 The changes to an image depend only on its own row of random numbers (`draws`), which the caller gives. So every
 process of a data-parallel run changes an image as a single process would. Only the values of added noise differ.
@@ -19,11 +19,8 @@ from training.config.settings import AugmentConfig
 COLUMNS: Final = (  # meaning of the numbers in a row of draws
     *("turn", "zoom", "right", "down"),
     *("gamma", "gain", "noise", "mirrored"),
-    *("covered", "side", "aspect", "left", "top"),
 )
 DRAWS: Final[int] = len(COLUMNS)  # random numbers per image
-_COVERED_SHARE: Final = 0.5  # the probability p of random erasing
-_LARGEST_ASPECT: Final = 1 / 0.3  # r_2 = 1 / r_1 of random erasing
 _WHITE: Final = 255.0
 
 
@@ -40,11 +37,7 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Tensor, generator: tor
       and 1 + `scale`, then shifted in x and y by up to `shift` of the side either way, uniformly; one bilinear
       interpolation. The area outside the old image is black, like the padding of `contract.image.read.load_pixels`.
     - `noise`: Gaussian, independent in every pixel, with a standard deviation uniform between 0 and `noise` of the
-      range. Black pixels (padding, occlusion) stay black.
-    - `occlusion`: with probability 0.5 a rectangle inside the image becomes black. Its longer side is uniform between
-      0 and `occlusion` of the image's side, its aspect ratio log-uniform between 0.3 and 1 / 0.3, its position uniform.
-      Rectangle, probability and ratios are those of random erasing (Zhong et al. 2017, arXiv:1708.04896), filled
-      with one value as in Cutout (DeVries and Taylor 2017, arXiv:1708.04552).
+      range. Black pixels (padding) stay black.
 
     A change whose setting is 0 (False) is not computed, so without any change the values stay as they are. The code
     never synchronises with a GPU, and torch.compile makes one graph of it unless there is noise.
@@ -74,8 +67,6 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Tensor, generator: tor
         deviation = _spread(_WHITE * config.noise * drawn["noise"]).float()
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         images = noise.mul_(deviation).mul_(images > 0).add_(images).clamp_(0.0, _WHITE)
-    if config.occlusion > 0:
-        images.masked_fill_(_cover(images.shape[-1], config, drawn), 0.0)
     return images
 
 
@@ -124,18 +115,6 @@ def _move(images: Tensor, config: AugmentConfig, drawn: Mapping[str, Tensor]) ->
     columns, rows = torch.stack([across_x, along_x], 1), torch.stack([-along_y, across_y], 1)  # (B, 2, S)
     grid = (columns[:, :, None, :] + rows[:, :, :, None]).permute(0, 2, 3, 1)  # (B, S, S, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _cover(size: int, config: AugmentConfig, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Return (B, 1, S, S) bool: whether the centre of a pixel is in the rectangle."""
-    longer = config.occlusion * drawn["side"] * (drawn["covered"] < _COVERED_SHARE)
-    aspect = _LARGEST_ASPECT ** _sign(drawn["aspect"])  # height to width
-    height, width = longer * aspect.clamp(max=1.0), longer / aspect.clamp(min=1.0)
-    top, left = drawn["top"] * (1.0 - height), drawn["left"] * (1.0 - width)
-    centres = _centre(size, longer.device)
-    rows = (centres >= top[:, None]) & (centres < (top + height)[:, None])  # (B, S)
-    columns = (centres >= left[:, None]) & (centres < (left + width)[:, None])
-    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def _centre(size: int, device: torch.device) -> Tensor:

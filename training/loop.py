@@ -22,7 +22,7 @@ from torch import Tensor, nn, optim
 
 from contract.errors import ArtifactError, ConfigError
 from training.augment import augment
-from training.batch import Batch, Draw, draw_batch, draw_order, make_batch
+from training.batch import Batch, Draw, draw_batch, draw_order, draw_rows, make_batch
 from training.checkpoint import RunDirectory
 from training.config.settings import LoopConfig, TrainConfig
 from training.evaluation.labels import MIN_POSITIVES
@@ -177,16 +177,10 @@ class Trainer:
         """Draw the batches of an epoch, the same ones in every process."""
         config, studies = self.config, self.examined.studies
         generator = np.random.default_rng([config.seed, epoch])
-        order = draw_order(self.examined.split["train"], studies, config.loop.batch_size, generator)
+        drawn = draw_rows(self.examined.split["train"], studies, config.data.rare_share, generator)
+        order = draw_order(drawn, studies, config.loop.batch_size, generator)
         for rows in order:
-            draw = draw_batch(
-                studies,
-                rows,
-                config.data,
-                generator,
-                compare_words=config.loss.spare_alike,
-                with_headings=config.loss.headings_weight > 0,
-            )
+            draw = draw_batch(studies, rows, config.data, generator, compare_words=config.loss.spare_alike)
             if len(rows) >= self.accelerator.num_processes:
                 yield draw
 
@@ -227,7 +221,6 @@ class Trainer:
         values = {name: float(value) for name, value in losses.items()}
         self.watcher.on_step(
             StepReport(
-                stage="training",
                 step=self.step,
                 steps=self.steps,
                 epoch=epoch,

@@ -1,4 +1,4 @@
-"""Losses: BCE with focal loss, or the asymmetric loss, on the labels; InfoNCE between the embeddings.
+"""Losses: BCE with focal loss on the labels; InfoNCE between the embeddings.
 
 Both are exact under data-parallel training, where every process has its own rows and the gradients of all processes are
 averaged: `label_loss` uses `count`, and `contrastive_loss` uses rows from `training.gather.gather_rows`.
@@ -48,35 +48,6 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     return _focus(-torch.expm1(-entropy), gamma) * entropy
 
 
-def asymmetric_loss(logits: Tensor, targets: Tensor, gammas: tuple[float, float], clip: float) -> Tensor:
-    """Return focal loss with separate focusing parameters for positives and negatives, ignoring the easiest negatives.
-
-    Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification (arXiv:2009.14119): with p the probability,
-    a positive costs -(1 - p)^gamma_positive log(p), and a negative -p_m^gamma_negative log(1 - p_m) of the shifted
-    probability p_m = max(p - clip, 0) ("asymmetric focusing" and "probability shifting" in its section 2). Gradients
-    flow through the focusing weights too, as the paper derives them and its code (Alibaba-MIIL/ASL) does by default.
-    Equal gammas with a clip of 0 give focal loss. Gammas of 0 with a clip of 0 give BCE.
-
-    `timm.loss.AsymmetricLossMultiLabel` is the same for logits between -18 and 18. Beyond, its clamp of p removes the
-    gradient of the worst mistakes. This function computes the logarithms from the logits.
-
-    Args:
-        logits: (B, K) float.
-        targets: (B, K) float of 0 and 1.
-        gammas: Focusing parameters of positives and of negatives, at least 0.
-        clip: Probability, 0 to 1, up to which a negative has no loss.
-
-    Returns:
-        (B, K) of the logits' dtype.
-    """
-    positive = _focus(torch.sigmoid(-logits), gammas[0]) * -F.logsigmoid(logits)
-    # log(1 - p_m) = log(min((1 - p) + clip, 1)); 1 - p alone would round to 0 for large logits
-    margin = logits.new_tensor(clip).log()
-    log_rest = torch.logaddexp(F.logsigmoid(-logits), margin).clamp(max=0.0)
-    negative = _focus(torch.sigmoid(logits) - clip, gammas[1]) * -log_rest
-    return targets * positive + (1.0 - targets) * negative
-
-
 def _focus(share: Tensor, gamma: float) -> Tensor:
     """Return share^gamma. A share of 0 is raised a little, because a power below 1 has an infinite gradient there."""
     return share.clamp(min=torch.finfo(share.dtype).tiny) ** gamma
@@ -97,20 +68,17 @@ def label_loss(
         logits: (B, K) float32.
         targets: (B, K) float of 0 and 1.
         known: (B, K) bool; unknown labels are ignored and are not negatives.
-        weights: (K,) weight of the positives in BCE; unused by the asymmetric loss.
-        config: The kind of loss, and its settings.
+        weights: (K,) weight of the positives in BCE.
+        config: The share of BCE, and the focus of the focal loss.
         count: () number of known labels of all processes divided by the number of processes, so that the mean of the
             processes' losses and gradients is that of the whole batch. None: the known labels of this process.
 
     Returns:
         () loss; 0 if no label is known.
     """
-    if config.labels == "asymmetric":
-        entries = asymmetric_loss(logits, targets, config.asymmetric_gammas, config.asymmetric_clip)
-    else:
-        entropy = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
-        focal = focal_loss(logits, targets, config.focal_gamma)
-        entries = config.bce_share * entropy + (1.0 - config.bce_share) * focal
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+    focal = focal_loss(logits, targets, config.focal_gamma)
+    entries = config.bce_share * entropy + (1.0 - config.bce_share) * focal
     counted = known.to(entries.dtype)
     if count is None:
         count = counted.sum()

@@ -3,10 +3,7 @@
 A study with an image and a report is read in three ways: both together, the image alone and the report alone. So one
 set of weights serves all three. A study without an image trains only the report side, and vice versa. A study without
 known labels takes part only in the contrastive loss. The positives of that loss are studies with equal reports,
-whatever their labels. The labels only decide which studies are not negatives.
-
-That loss needs images. With `loss.headings_weight`, each report is also contrasted with its MeSH headings, which trains
-the embedding of studies without images. The headings are a target, like the labels that come from them.
+whatever their labels. The labels only decide which studies are not negatives. Without images there is no such loss.
 """
 
 from itertools import combinations
@@ -121,9 +118,6 @@ class Objective(nn.Module):
         if self.config.contrastive_weight:
             parts["contrastive"] = share * self._contrast(readings, batch)
             total = total + self.config.contrastive_weight * parts["contrastive"]
-        if self.config.headings_weight:
-            parts["headings"] = share * self._contrast_headings(readings, batch)
-            total = total + self.config.headings_weight * parts["headings"]
         return {"loss": total, **parts}
 
     def _contrast(self, readings: Reading, batch: Batch) -> Tensor:
@@ -147,29 +141,6 @@ class Objective(nn.Module):
             for a, b in combinations(WAYS, 2)
         ]
         return torch.stack(losses).mean()
-
-    def _contrast_headings(self, readings: Reading, batch: Batch) -> Tensor:
-        """Return InfoNCE between the embeddings of reports and of their MeSH headings, over all processes.
-
-        Equal headings are positives; studies of equal reports with other headings are spared.
-        """
-        rows = batch.heading_rows
-        groups = gather_rows(batch.heading_groups[rows])
-        if len(groups) < 2:
-            return batch.targets.new_zeros(())
-        texts = headings = batch.targets.new_zeros((0, self.model.config.embedding_size))
-        if rows.any():
-            out, read = readings["text"]
-            texts = out.embedding.float()[rows[read]]
-            tokens = self.model.text_encoder(batch.heading_ids, batch.heading_mask)
-            headings = self.model.fusion(None, tokens, batch.heading_mask).embedding.float()
-        words = gather_rows(batch.groups[rows])
-        alike = words[:, None] == words[None, :]
-        if self.config.spare_alike:
-            alike = alike | self._find_alike(batch, rows)
-        return contrastive_loss(
-            gather_rows(texts), gather_rows(headings), groups, self.config.temperature, alike
-        )
 
     def _find_alike(self, batch: Batch, rows: Tensor) -> Tensor:
         """Return `find_alike` of the chosen rows (B,) of all processes."""

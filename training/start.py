@@ -11,24 +11,32 @@ from typing import Any, Final
 
 from contract.bundle import SPLIT, Bundle
 from contract.errors import ConfigError
-from training.config.settings import ModelConfig, PretrainingConfig, TrainConfig
+from training.config.removed import list_used
+from training.config.settings import ModelConfig, TrainConfig
 from training.config.toml_file import read_model_config, read_train_config
 from training.data.openi import read_collection
 from training.model.model import CxrModel, load_model
 
 # Settings of `ModelConfig` that are not part of the architecture, and those that the bundle's vocabulary decides.
 _FREE: Final = frozenset(["dropout", "image_drop_path", "label_share", "vocabulary_size"])
+_BEFORE: Final = "pretraining."  # settings of a removed step, which came before the training of the weights
 
 
 def read_start_config(start: Bundle) -> TrainConfig:
-    """Return the config of a bundle's run, without its pretrained weights and pre-training, for a new run.
+    """Return the config of a bundle's run, without its pretrained weights, for a new run.
 
     Raises:
-        ConfigError: The bundle does not record its config.
+        ConfigError: The bundle does not record its config, or it was trained in a way that was removed.
     """
     config = read_train_config(start.config)
+    used = [name for name in list_used(start.config["training"]) if not name.startswith(_BEFORE)]
+    if used:
+        raise ConfigError(
+            f"{start.path} was trained with {used[0]}, which does not exist any more. Name the config of the new run: "
+            "--config."
+        )
     weights = replace(config.weights, image=None, text=None, freeze=())
-    return replace(config, weights=weights, pretraining=PretrainingConfig())
+    return replace(config, weights=weights)
 
 
 def fit_config(config: TrainConfig, start: Bundle) -> TrainConfig:
@@ -72,6 +80,16 @@ def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) 
                 f"{start.path} was trained on {len(common)} of the {len(split[part])} {part} studies. Use the bundle's "
                 f"split: --split-file {start.path / SPLIT}."
             )
+
+
+def check_held_out(start: Bundle, keys: Sequence[str]) -> None:
+    """Raise ConfigError if a bundle was trained with one of the labels (`keys`) that a new run holds out."""
+    trained = [key for key in keys if key not in start.held_out]
+    if trained:
+        raise ConfigError(
+            f"{start.path} was trained with {', '.join(trained)}, so data.held_out cannot name it. Start from a model "
+            "that held it out, too."
+        )
 
 
 def load_start(model: CxrModel, start: Bundle) -> str:

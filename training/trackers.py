@@ -205,7 +205,7 @@ class TrackingWatcher:
             "studies_per_s": report.studies_per_s,
             "epoch": report.epoch,
         }
-        self._log({f"{report.stage}/{name}": float(value) for name, value in values.items()})
+        self._log({f"training/{name}": float(value) for name, value in values.items()})
 
     def on_epoch(self, report: EpochReport) -> None:
         """Log the means, rates and validation scores of an epoch, at its last step."""

@@ -28,9 +28,9 @@ from training.config.settings import TrainConfig
 from training.data.openi import read_table
 from training.data.split import follow_split, split_studies
 from training.data.split_file import find_split_rows
-from training.data.studies import StudySet, forget_undeniable, read_studies
+from training.data.studies import StudySet, forget_undeniable, hold_out, read_studies
 from training.fit_views import fit_views, measure_views
-from training.loop import Trainer, choose_precision, make_accelerator
+from training.loop import Trainer, make_accelerator
 from training.model.adopt_image import adopt_image_model
 from training.model.lexical import fit_lexical
 from training.model.model import CxrModel
@@ -42,9 +42,8 @@ from training.model.weights import (
     load_text_weights,
     save_text_tokenizer,
 )
-from training.pretrain import pretrain_text
 from training.save import describe_origin, write_bundle
-from training.start import check_split, describe_start, fit_config, load_start
+from training.start import check_held_out, check_split, describe_start, fit_config, load_start
 from training.trackers import Tracker, track_run
 from training.validate import Examined, calibrate, measure, predict_part
 from training.watch import Silent, Watcher
@@ -107,6 +106,8 @@ def train(
         split_ids = {part: [studies.study_ids[row] for row in rows] for part, rows in split.items()}
         if start is not None:
             check_split(start, table, split_ids)
+            check_held_out(start, config.data.held_out)
+        studies = hold_out(studies, config.data.held_out)  # after the split, which is the same as without it
         studies, undeniable = forget_undeniable(studies, split["train"])
         directory = RunDirectory(run or name_run(out))
         origin = {"table": files.compute_sha256(table), "split": hash_split(split_ids)}
@@ -119,11 +120,13 @@ def train(
             config = replace(config, model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size))
         examined = Examined(config, studies, tokenizer, split)
         with track_run(watcher, trackers, directory.path, asdict(config)) as watching:
+            if config.data.held_out:
+                watching.on_note(f"Held out of training: {', '.join(config.data.held_out)}.")
             if undeniable:
                 watching.on_note(
                     f"Not learned, because the table states no negative studies for them: {', '.join(undeniable)}."
                 )
-            model = _make_model(examined, accelerator, watching, start, fresh=checkpoint is None)
+            model = _make_model(config, watching, start, fresh=checkpoint is None)
             trainer = Trainer(examined, model, accelerator, directory, watching)
             trainer.fit(checkpoint)
         metrics: dict[str, Any] = {}
@@ -208,11 +211,8 @@ def _prepare_tokenizer(
     return ReportTokenizer.load(path)
 
 
-def _make_model(
-    examined: Examined, accelerator: Accelerator, watcher: Watcher, start: Bundle | None, *, fresh: bool
-) -> CxrModel:
-    """Return the model with its first weights: random, loaded, or pre-trained on the reports."""
-    config = examined.config
+def _make_model(config: TrainConfig, watcher: Watcher, start: Bundle | None, *, fresh: bool) -> CxrModel:
+    """Return the model with its first weights: random or loaded."""
     model = CxrModel(config.model)
     if fresh and start is not None:
         watcher.on_note(load_start(model, start))
@@ -222,30 +222,8 @@ def _make_model(
         watcher.on_note(load_text_weights(model, config.weights.text).describe())
     if config.weights.checkpointing:
         enable_checkpointing(model, config.weights.freeze)
-    if fresh and config.pretraining.epochs:
-        _pretrain(examined, model, accelerator, watcher)
     freeze_encoders(model, config.weights)
     return model
-
-
-def _pretrain(examined: Examined, model: CxrModel, accelerator: Accelerator, watcher: Watcher) -> None:
-    config, tokenizer = examined.config, examined.tokenizer
-    texts = [text for row in examined.split["train"] if (text := examined.studies.texts[row])]
-    if not texts:
-        raise ConfigError("Pre-training needs reports with text, and the training split has none.")
-    encoded = tokenizer.encode(texts, config.data.max_length)
-    pretrain_text(
-        model.text_encoder,
-        torch.from_numpy(encoded.input_ids),
-        torch.from_numpy(encoded.attention_mask),
-        config,
-        special_ids=(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
-        mask_id=tokenizer.mask_id,
-        vocabulary_size=config.model.vocabulary_size,
-        device=accelerator.device,
-        watcher=watcher,
-        bfloat16=choose_precision(config.loop.precision) == "bf16",
-    )
 
 
 def _fit_lexical(examined: Examined, model: CxrModel) -> None:

@@ -10,17 +10,15 @@ class StepReport:
     """One optimizer step.
 
     Attributes:
-        stage: "pretraining" (masked-language) or "training".
-        step: Number of steps done in this stage, from 1.
-        steps: Total number of steps of the stage.
+        step: Number of steps done, from 1.
+        steps: Total number of steps.
         epoch: The current epoch, from 1.
         loss: Loss of this step.
-        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive", "headings".
+        losses: Its parts, unweighted: "labels/image", "labels/text", "labels/study", "contrastive".
         learning_rate: Learning rate outside the encoders.
         studies_per_s: Mean since the epoch began.
     """
 
-    stage: str
     step: int
     steps: int
     epoch: int

@@ -31,7 +31,7 @@ class Settings:
     """
 
     device: Device = "cuda"
-    size: str = "base"
+    size: str = "published"
     length: int = 128
     seconds: float = 0.5
     batches: tuple[int, ...] = BATCHES

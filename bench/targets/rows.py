@@ -61,11 +61,11 @@ _MAX_FLIPS: Final = 0.001
 def list_parts(root: Path, seconds: float) -> dict[str, Measurement]:
     """Return name -> function that measures that part of the table, in the order of the table."""
     phases = Phases(duration_s=seconds, warmup_max_s=10.0, at_least=_FEWEST)
-    tiny, base = Model(root, "tiny"), Model(root, "base")
+    tiny, published = Model(root, "tiny"), Model(root, "published")
     return {
         "serving": lambda: measure_serving(tiny, phases),
         "precision": lambda: measure_precision(tiny, phases),
-        "base": lambda: measure_base(base, phases),
+        "published": lambda: measure_published(published, phases),
         "perf_analyzer": lambda: measure_agreement(tiny, phases),
         "swap": lambda: measure_swap(tiny, phases),
     }
@@ -113,7 +113,7 @@ def measure_precision(model: Model, phases: Phases) -> list[TargetRow]:
     ]
 
 
-def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
+def measure_published(model: Model, phases: Phases) -> list[TargetRow]:
     """Compare the published size, served here, with the published way to run it, and measure each step in between."""
     from serving.inprocess import InProcess
 
@@ -133,7 +133,7 @@ def measure_base(model: Model, phases: Phases) -> list[TargetRow]:
         rows = measure(subjects, phases, repeats=REPEATS)
     lengths = sorted({inputs["input_ids"].shape[1] for inputs in real_length})
     whole = TargetRow(
-        f"served base (Swin-B, real length bucket) / the published way (text padded to {PUBLISHED_LENGTH}, "
+        f"served published size (Swin-B, real length bucket) / the published way (text padded to {PUBLISHED_LENGTH}, "
         "torch eager fp32), times faster",
         "at least",
         8.0,

@@ -27,7 +27,7 @@ def measure_table(
 
     Args:
         console: Console for the progress.
-        root: Directory of `make bench`: studies.parquet, tiny/ and base/ with bundle and repositories.
+        root: Directory of `make bench`: studies.parquet, tiny/ and published/ with bundle and repositories.
         out: Directory for table.json and table.md.
         seconds: Seconds to measure each load.
         runs: How often each part is measured, each time with new servers.

@@ -238,8 +238,8 @@ def gpu(
         Literal["cuda", "cpu"], typer.Option(help="Device to measure. cpu tries the command without a GPU.")
     ] = "cuda",
     size: Annotated[
-        str, typer.Option(help="Size of the model: a training config such as base or demo.")
-    ] = "base",
+        str, typer.Option(help="Size of the model: a training config such as published or demo.")
+    ] = "published",
     minutes: Annotated[
         float, typer.Option(min=0.1, help="Longest duration of the whole run, in minutes.")
     ] = 8.0,

@@ -118,8 +118,7 @@ def train(
 
     from training.train import train as train_model  # a slow import, so a wrong setting is reported before it
 
-    stages = {"pretraining": chosen.pretraining.epochs, "training": chosen.loop.epochs}
-    with show_training(console, stages) as watcher:
+    with show_training(console, chosen.loop.epochs) as watcher:
         result = train_model(
             chosen,
             table,

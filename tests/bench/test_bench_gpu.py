@@ -178,8 +178,8 @@ def test_a_part_that_hangs_is_stopped(tmp_path, console, monkeypatch):
 
 def test_figures_of_two_settings_are_not_mixed(tmp_path, console):
     run_gpu(console, tmp_path, SMALL, minutes=0.01)
-    with pytest.raises(ConfigError, match="holds figures of size demo, not base"):
-        run_gpu(console, tmp_path, Settings("cpu", "base"), minutes=0.01)
+    with pytest.raises(ConfigError, match="holds figures of size demo, not published"):
+        run_gpu(console, tmp_path, Settings("cpu", "published"), minutes=0.01)
     with pytest.raises(ConfigError, match="no part magic"):
         run_gpu(console, tmp_path, SMALL, minutes=0.01, only=("magic",))
 
@@ -202,7 +202,7 @@ def test_one_failure_does_not_end_a_part_but_a_series(tmp_path):
 
 def test_the_report_has_a_table_and_the_reasons():
     report = {
-        "settings": {"size": "base", "length": 128, "device": "cuda"},
+        "settings": {"size": "published", "length": 128, "device": "cuda"},
         "machine": {"gpus": ["A GPU"], "cpu": "A processor", "versions": {"torch": "2"}, "commit": "abc"},
         "parts": {
             "peak": {

@@ -186,7 +186,7 @@ def test_compare_refuses_a_damaged_run(runs):
     assert "neither a bundle" in result.stderr
 
 
-STEP = StepReport("training", 3, 9, 2, 0.5, {"labels/image": 0.25}, 1e-3, 12.0)
+STEP = StepReport(3, 9, 2, 0.5, {"labels/image": 0.25}, 1e-3, 12.0)
 EPOCH = EpochReport(
     epoch=2,
     loss=0.75,
@@ -199,7 +199,7 @@ EPOCH = EpochReport(
 
 def watch(reports, *, terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, _environ={"TERM": "xterm"})
-    with show_training(console, {"pretraining": 0, "training": 4}) as watcher:
+    with show_training(console, 4) as watcher:
         for report in reports:
             if isinstance(report, StepReport):
                 watcher.on_step(report)
@@ -241,8 +241,7 @@ def test_on_a_terminal_a_bar_shows_the_step_and_its_figures():
     assert "\x1b" in text
 
 
-def test_images_move_the_bar_and_every_stage_begins_anew():
+def test_images_move_the_bar_and_training_begins_anew():
     assert "Reading images" in watch([(1, 2)], terminal=True)
-    pretraining = replace(STEP, stage="pretraining", step=9)
-    text = watch([pretraining, STEP], terminal=True)
+    text = watch([(8, 8), STEP], terminal=True)
     assert "3/9" in text

@@ -20,7 +20,16 @@ from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError, ServerError
 from contract.labels import LABELS
 from contract.notes import ImageNotes, ReportNotes
-from contract.tensors import IMAGE_BYTES, INPUT_IDS, LATERAL, MAX_BATCH_SIZE, MODELS, NUMPY_DTYPES, REPORT
+from contract.tensors import (
+    IMAGE_BYTES,
+    IMAGE_SHARE,
+    INPUT_IDS,
+    LATERAL,
+    MAX_BATCH_SIZE,
+    MODELS,
+    NUMPY_DTYPES,
+    REPORT,
+)
 
 TOKENS = 9  # of every report
 FINGERPRINT = "ab" * 32
@@ -140,8 +149,10 @@ class FakeTriton:
             raise self.read_error
         if version not in ("", self.version):
             raise ServerError("no such version")
-        # The configuration of a model without images says nothing about views.
-        return self.model if LATERAL in MODELS[model].outputs else replace(self.model, tells_view=None)
+        # The configuration of a model without an output says nothing about it.
+        outputs = MODELS[model].outputs
+        silent = {"tells_view": LATERAL, "tells_share": IMAGE_SHARE}
+        return replace(self.model, **{name: None for name, spec in silent.items() if spec not in outputs})
 
     def infer(self, model, inputs, outputs, timeout_s, *, calls=None) -> Answer:
         assert timeout_s > 0
@@ -152,8 +163,12 @@ class FakeTriton:
         self.calls.append(call)
         if len(call.images) > self.model.most_views:
             raise InputError(f"unexpected shape for input 'image_bytes' for model '{model}'")
-        if LATERAL.name in outputs and self.model.tells_view is False:
-            raise InputError(f"unexpected inference output 'lateral' for model '{model}'")
+        for name, tells in (
+            (LATERAL.name, self.model.tells_view),
+            (IMAGE_SHARE.name, self.model.tells_share),
+        ):
+            if name in outputs and tells is False:
+                raise InputError(f"unexpected inference output '{name}' for model '{model}'")
         self.refuse(call)
         answer = Answer({name: self._make_output(name, call) for name in outputs}, self.version)
         if self.switches:

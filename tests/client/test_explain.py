@@ -91,6 +91,11 @@ def test_the_logit_is_that_of_the_label_before_calibration(bundle, image, study)
     np.testing.assert_allclose(
         study.patch_attention.ravel(), output.image_attention[0, index].numpy(), atol=1e-6
     )
+    assert study.image_share == pytest.approx(float(output.image_share[0, index]), abs=1e-6)
+    assert study.to_dict()["image_share"] == pytest.approx(study.image_share, abs=1e-6)
+    alone = explain(bundle, image=image, label="pleural", steps=2)
+    assert alone.image_share is None
+    assert alone.to_dict()["image_share"] is None
 
 
 def test_the_calibration_is_that_of_the_inputs(bundle, image):

@@ -14,8 +14,11 @@ from client.exchange import read_answer
 from client.health import Health
 from client.prediction import Prediction
 from client.served import parse_model
+from contract.decisions import ServedLabel
+from contract.labels import LABELS
 from contract.tensors import EMBEDDING, PROBABILITIES
-from contract.training_data import PHANTOM_WARNING, UNMEASURED
+from contract.training_data import HELD_OUT, PHANTOM_WARNING, UNMEASURED, WAYS
+from training.evaluation.selective import mark_unlearned
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,29 @@ def test_a_served_model_says_what_it_was_trained_on(said, trained_on, warnings):
 )
 def test_a_served_model_says_what_it_was_trained_to_read(said, ways):
     assert parse_model("predict_study", make_config(**said), source="Triton").trained_ways == ways
+
+
+def test_a_label_that_was_held_out_is_not_decided_and_stands_last():
+    served = tuple(ServedLabel(label.key, label.name, 0.4) for label in LABELS)
+    learned = np.array([label.key != "cardiac" for label in LABELS])
+    labels = [label.describe() for label in mark_unlearned(served, learned)]
+    said = {"held_out": "cardiac", "decisions": json.dumps(dict.fromkeys(WAYS, labels))}
+    model = parse_model("predict_text", make_config("predict_text", **said), source="Triton")
+    assert model.held_out == ("cardiac",)
+    assert parse_model("predict_text", make_config("predict_text"), source="Triton").held_out == ()
+    probabilities = np.full((1, 22), 0.1, np.float32)
+    probabilities[0, ~learned] = 0.5
+    answer = {PROBABILITIES.name: probabilities, EMBEDDING.name: np.ones((1, 7), np.float32)}
+    prediction = read_answer("text", model, answer)
+    [finding] = [finding for finding in prediction.findings if finding.held_out]
+    assert (finding.key, finding.decision, finding.remark) == ("cardiac", "uncertain", HELD_OUT)
+    assert [entry["held_out"] for entry in prediction.to_dict()["findings"]].count(True) == 1
+    console = make_console()
+    print_prediction(console, prediction, top=22)
+    lines = console.export_text().splitlines()
+    [place] = [number for number, line in enumerate(lines) if HELD_OUT in line]
+    names = [number for number, line in enumerate(lines) if any(label.name in line for label in LABELS)]
+    assert place == names[-1] + 1  # its 0.5 is above all others, and comes behind them
 
 
 @pytest.mark.parametrize(

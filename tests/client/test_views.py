@@ -16,7 +16,7 @@ from contract.notes import ImageNotes
 from contract.tensors import MODELS
 
 NEW = make_model(vocabulary_size=120, tells_view=True)
-OLD = replace(NEW, tells_view=False)
+OLD = replace(NEW, tells_view=False, tells_share=False)
 SEEN = "The model sees a lateral radiograph (0.97) where the header says PA: one of the two is wrong."
 
 

@@ -12,7 +12,8 @@ from contract.training_data import (
     PHANTOM_WARNING,
     WAYS,
     describe_training,
-    parse_unmeasured,
+    parse_keys,
+    read_held_out,
     read_trained_on,
     read_trained_ways,
     read_unmeasured,
@@ -77,8 +78,23 @@ def test_a_label_without_a_result_was_not_measured():
     ways = {"image": {"labels": {"cardiac": {}}}, "text": {"labels": {"pleural": {}, "cardiac": {}}}}
     expected = tuple(key for key in LABEL_KEYS if key not in {"cardiac", "pleural"})
     assert read_unmeasured({"test": ways}) == expected
-    assert parse_unmeasured(",".join(expected)) == expected
+    assert parse_keys(",".join(expected)) == expected
     assert read_unmeasured({"test": {"text": {"labels": dict.fromkeys(LABEL_KEYS)}}}) == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        ({"training": {"data": {"held_out": ["pleural", "cardiac"]}}}, ("cardiac", "pleural")),
+        ({"training": {"data": {"held_out": []}}}, ()),
+        ({"training": {"data": {}}}, ()),  # of an older version
+        ({"training": {"data": {"held_out": "cardiac"}}}, ()),
+        ({"training": None}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_bundle_says_which_labels_were_held_out(config, keys):
+    assert read_held_out(config) == keys
 
 
 @pytest.mark.parametrize(
@@ -90,7 +106,7 @@ def test_where_nothing_was_measured_nothing_is_said(metrics):
 
 @pytest.mark.parametrize("said", [None, "", "unknown", 7])
 def test_a_server_that_names_no_label_says_nothing(said):
-    assert parse_unmeasured(said) == ()
+    assert parse_keys(said) == ()
 
 
 def test_only_phantoms_are_warned_of():

@@ -149,6 +149,14 @@ def test_labels_that_were_not_measured_travel_with_it(bundle, tmp_path):
     assert parameters["unmeasured"].string_value == "malignancy,air_leak"
 
 
+def test_labels_that_were_held_out_travel_with_it(bundle):
+    data = {"held_out": ["pleural", "cardiac"]}
+    held = replace(bundle, config={**bundle.config, "training": {"data": data}})
+    parameters = fill_config(held, MODELS["predict_text"]).parameters
+    assert parameters["held_out"].string_value == "cardiac,pleural"
+    assert "held_out" not in fill_config(bundle, MODELS["predict_text"]).parameters
+
+
 def test_what_a_label_states_travels_with_it(bundle):
     stated = {
         "uncertain_low": 0.1,

@@ -4,14 +4,16 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, ImageError, TensorError
+from contract.labels import LABELS
 from contract.steps import pack
-from contract.tensors import MODELS
+from contract.tensors import ADDED_OUTPUTS, MODELS
 from serving.inprocess import InProcess, read_config
 
 pytest.importorskip("onnx")
@@ -76,31 +78,32 @@ def test_every_ensemble_answers_what_the_table_says(model, files, name):
         assert len(answer[tensor.name]) == 2
 
 
-def forget_view(repository: Path) -> None:
-    """Make of a repository what an older version published: neither graphs nor configs know of a view."""
+def forget_outputs(repository: Path, lacking: Collection[str]) -> None:
+    """Make of a repository what an older version published: neither graphs nor configs know of some outputs."""
     onnx = pytest.importorskip("onnx")
     for path in repository.glob("*/config.pbtxt"):
-        named = r'\s*output(_map)? \{\s*(name|key): "lateral"[^{}]*\}'
+        named = rf'\s*output(_map)? \{{\s*(name|key): "({"|".join(lacking)})"[^{{}}]*\}}'
         path.write_text(re.sub(named, "", path.read_text()))
-        assert "lateral" not in path.read_text()
+        assert not any(name in path.read_text() for name in lacking)
     for path in repository.glob("fusion_*/*/model.onnx"):
         graph = onnx.load(path)
-        kept = [output for output in graph.graph.output if output.name != "lateral"]
+        kept = [output for output in graph.graph.output if output.name not in lacking]
         del graph.graph.output[:]
         graph.graph.output.extend(kept)
         onnx.save(graph, path)
 
 
-def test_a_repository_of_an_older_version_answers_without_the_view(model, own_copy, files):
-    forget_view(own_copy)
+@pytest.mark.parametrize("lacking", [ADDED_OUTPUTS, ("image_share",)], ids=["the oldest", "with views"])
+def test_a_repository_of_an_older_version_answers_without_what_it_lacks(model, own_copy, files, lacking):
+    forget_outputs(own_copy, lacking)
     older = InProcess(own_copy)
     for name in ("predict_image", "predict_study", "predict_study_tensors"):
         inputs = make_inputs(name, files)
         found, expected = older.run(name, inputs), model.run(name, inputs)
-        assert set(expected) - set(found) == {"lateral"}
+        assert set(expected) - set(found) == set(lacking) & set(expected)
         np.testing.assert_array_equal(found["probabilities"], expected["probabilities"])
     tokens = model.run("image_encoder", {"pixels": make_inputs("predict_image_tensors", files)["pixels"]})
-    assert "lateral" not in older.run("fusion_image", tokens)
+    assert not set(lacking) & set(older.run("fusion_image", tokens))
 
 
 def test_the_view_is_that_of_the_image_alone_and_of_the_study(model, files):
@@ -109,6 +112,13 @@ def test_the_view_is_that_of_the_image_alone_and_of_the_study(model, files):
         model.run("predict_study", make_inputs("predict_study", files))["lateral"], alone
     )
     assert alone[0] != alone[1]
+
+
+def test_the_share_of_the_image_is_served_with_a_study(model, files):
+    found = model.run("predict_study", make_inputs("predict_study", files))["image_share"]
+    assert found.shape == (2, len(LABELS))
+    assert ((found > 0) & (found < 1)).all()
+    assert not np.allclose(found[0], found[1])  # the reports differ in length
 
 
 def test_raw_and_tensor_ensembles_agree_and_preprocessing_is_the_contract(model, repository, files):

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +11,7 @@ from training.config.settings import AugmentConfig
 
 SIZE = 64
 OFF = {"rotation_degrees": 0.0, "scale": 0.0, "shift": 0.0, "gamma": 0.0, "gain": 0.0}
-STRONG = AugmentConfig(30.0, 0.5, 0.3, 1.0, 0.8, noise=0.3, occlusion=0.8, flip=True)
+STRONG = AugmentConfig(30.0, 0.5, 0.3, 1.0, 0.8, noise=0.3, flip=True)
 HIGHEST = 1.0 - 2.0**-24  # the largest float32 below 1
 EACH = {
     "rotation_degrees": 10.0,
@@ -21,7 +20,6 @@ EACH = {
     "gamma": 0.5,
     "gain": 0.3,
     "noise": 0.1,
-    "occlusion": 0.5,
     "flip": True,
 }
 
@@ -163,46 +161,11 @@ def test_noise_alone_uses_the_generator():
     pixels, draws = make_images(2), draw(2)
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
-    augment(pixels, AugmentConfig(occlusion=0.5, flip=True), draws, generator)
+    augment(pixels, AugmentConfig(flip=True), draws, generator)
     assert torch.equal(generator.get_state(), before)
     first, again, other = (change(pixels, only(noise=0.2), draws, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-def find_rectangles(occlusion, count=600) -> list[tuple[int, int, int, int]]:
-    """Top, left, height, width of what is blackened of white images, where anything is."""
-    white = torch.full((count, 1, SIZE, SIZE), 255, dtype=torch.uint8)
-    found = []
-    for image in change(white, only(occlusion=occlusion), draw(count))[:, 0].numpy():
-        assert np.isin(image, (0.0, 255.0)).all()
-        rows, columns = np.nonzero((image == 0).any(1))[0], np.nonzero((image == 0).any(0))[0]
-        if len(rows):
-            assert (image == 0).sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-            found.append((rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1))
-    return found
-
-
-@pytest.mark.parametrize("occlusion", [0.1, 0.4, 1.0])
-def test_occlusion_blackens_one_rectangle_no_longer_than_its_bound(occlusion):
-    found = find_rectangles(occlusion)
-    sides = [side for _, _, height, width in found for side in (height, width)]
-    assert max(sides) <= math.ceil(occlusion * SIZE)
-    assert max(sides) >= 0.9 * occlusion * SIZE
-
-
-def test_occlusion_covers_half_of_the_images_anywhere_in_any_shape():
-    found = find_rectangles(0.4)
-    assert 0.4 < len(found) / 600 < 0.6
-    top, left, height, width = np.array(found).T
-    for first, side in ((top, height), (left, width)):
-        assert first.min() <= 2
-        assert (first + side).max() >= SIZE - 2
-    large = np.maximum(height, width) >= 16
-    aspect = np.log(height[large] / width[large])
-    limit = math.log(1 / 0.3)
-    assert abs(aspect.mean()) < 0.2
-    assert 0.85 * limit < np.abs(aspect).max() < limit + 0.25  # whole pixels of sides of 5 or more
 
 
 def test_flip_mirrors_half_of_the_images():
@@ -217,7 +180,7 @@ def test_flip_mirrors_half_of_the_images():
 @pytest.mark.parametrize("size", [1, 5, 40])
 def test_an_image_is_changed_equally_in_any_batch(size):
     """To the last bit, though a processor computes cosines and powers of few numbers otherwise than of many."""
-    config = AugmentConfig(20.0, 0.2, 0.1, 0.5, 0.3, occlusion=0.5, flip=True)
+    config = AugmentConfig(20.0, 0.2, 0.1, 0.5, 0.3, flip=True)
     pixels, draws = make_images(1000, size=16), draw(1000)
     parts = zip(pixels.split(size), draws.split(size), strict=True)
     alone = torch.cat([change(part, config, drawn) for part, drawn in parts])
@@ -226,14 +189,16 @@ def test_an_image_is_changed_equally_in_any_batch(size):
 
 def test_switching_one_change_off_leaves_the_others():
     pixels, draws = make_images(8), draw(8)
-    both = change(pixels, only(gamma=0.5, occlusion=0.5), draws)
-    shown = change(pixels, only(gamma=0.5), draws)
-    assert torch.equal(both[both > 0], shown[both > 0])
+    both = change(pixels, only(gamma=0.5, flip=True), draws)
+    exposed, mirrored = (change(values, only(gamma=0.5), draws) for values in (pixels, pixels.flip(-1)))
+    flipped = draws[:, COLUMNS.index("mirrored")] < 0.5
+    assert 0 < flipped.sum() < len(flipped)
+    assert torch.equal(both, torch.where(flipped[:, None, None, None], mirrored, exposed))
 
 
 def test_the_strongest_changes_stay_in_range():
     draws = torch.cat([draw(16), torch.zeros(1, DRAWS), torch.full((1, DRAWS), HIGHEST)])
-    config = AugmentConfig(45.0, 1.0, 1.0, 2.0, 1.0, noise=1.0, occlusion=1.0, flip=True)
+    config = AugmentConfig(45.0, 1.0, 1.0, 2.0, 1.0, noise=1.0, flip=True)
     for settings in (STRONG, config):
         changed = change(make_images(18), settings, draws)
         assert torch.isfinite(changed).all()
@@ -265,7 +230,7 @@ def test_wrong_shapes_and_types_are_refused(pixels, draws, message):
 def test_nothing_reads_a_value_back():
     """Tensors of the meta device have no values: whatever would make the program wait for a GPU fails on them."""
     pixels = torch.empty((4, 1, 32, 32), dtype=torch.uint8, device="meta")
-    config = AugmentConfig(occlusion=0.5, flip=True)
+    config = AugmentConfig(flip=True)
     changed = augment(pixels, config, torch.empty((4, DRAWS), device="meta"), torch.Generator())
     assert changed.shape == pixels.shape
 
@@ -278,7 +243,7 @@ def test_autocast_does_not_blur_the_places():
 
 
 def test_compile_makes_one_graph():
-    config = AugmentConfig(occlusion=0.5, flip=True)
+    config = AugmentConfig(flip=True)
     pixels, draws = make_images(4, size=32), draw(4)
     compiled = torch.compile(augment, fullgraph=True, backend="aot_eager")
     found = compiled(pixels, config, draws, torch.Generator())

@@ -1,12 +1,13 @@
 """Studies become batches: which views, which text, and what is left out."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from contract.report.text import ReportTokenizer, train_tokenizer
-from training.batch import choose_batch, draw_batch, draw_order, iterate_in_order, make_batch
+from training.batch import choose_batch, draw_batch, draw_order, draw_rows, iterate_in_order, make_batch
 from training.config.settings import DataConfig
 from training.data.studies import StudySet
 
@@ -30,7 +31,6 @@ def studies() -> StudySet:
         texts=TEXTS,
         impressions=IMPRESSIONS,
         indications=("cough", "fever", "pain", "fall"),
-        headings=("pleural effusion left.", "normal.", "cardiomegaly.", ""),
         wordings=(TEXTS, TEXTS),
         views=((0, 1), (2,), (), (3,)),
         laterals=((False, True), (None,), (), (False,)),
@@ -161,32 +161,24 @@ def test_words_are_compared_where_asked_for(studies):
     np.testing.assert_array_equal(compared.changes, plain.changes)
 
 
-def test_headings_are_read_where_asked_for(studies, tokenizer):
-    changed = replace(studies, headings=("normal.", "normal.", "cardiomegaly.", ""))
-    rows = np.arange(4)
-    plain = draw_batch(changed, rows, PLAIN, np.random.default_rng(0))
-    found = draw_batch(changed, rows, PLAIN, np.random.default_rng(0), with_headings=True)
-    assert found.texts == plain.texts
-    assert plain.headings == choose_batch(changed, rows, PLAIN).headings == ("", "", "", "")
-    assert found.heading_groups[0] == found.heading_groups[1] != found.heading_groups[2]
-    hidden = replace(PLAIN, word_dropout=1.0)
-    batch = make_batch(changed, tokenizer, found, hidden)
-    assert batch.heading_rows.tolist() == [
-        True,
-        False,
-        True,
-        False,
-    ]  # the second has no text, the last no headings
-    expected = tokenizer.encode(["normal.", "cardiomegaly."])
-    assert batch.heading_mask.sum() == expected.attention_mask.sum()
-    assert batch.heading_ids.tolist() == expected.input_ids[:, : batch.heading_ids.shape[1]].tolist()
-    silent = make_batch(
-        changed, tokenizer, replace(found, silent=np.array([True, False, False, False])), PLAIN
-    )
-    assert silent.heading_rows.tolist() == [False, False, True, False]
-    none = make_batch(changed, tokenizer, plain, PLAIN)
-    assert not none.heading_rows.any()
-    assert len(none.heading_ids) == len(none.heading_mask) == 0
+def test_studies_with_a_rare_label_are_drawn_more_often():
+    """Of 1000 studies 4 have the first label, known of 400; 40 have the second one, and 500 the third."""
+    targets, known = np.zeros((1000, 22), bool), np.ones((1000, 22), bool)
+    targets[:4, 0] = targets[100:140, 1] = targets[500:, 2] = True
+    known[400:, 0] = False
+    targets[900, 0] = True  # unknown, so it does not count
+    studies = SimpleNamespace(targets=targets, known=known)
+    rows = np.arange(1000)
+    drawn = [draw_rows(rows, studies, 0.04, np.random.default_rng(seed)) for seed in range(200)]
+    assert all(len(one) == 1000 and (np.diff(one) >= 0).all() for one in drawn)
+    counts = np.stack([np.bincount(one, minlength=1000) for one in drawn])
+    # A share of 1 % against 4 % is drawn twice as often, the rest once: 1004 in all for 1000 places.
+    expected = np.where(rows < 4, 2.0, 1.0) / 1004 * 1000
+    assert np.abs(counts.mean(0) - expected).max() < 0.15
+    assert counts.max() == 2
+    assert draw_rows(rows, studies, 0.0, np.random.default_rng(0)) is rows
+    again = draw_rows(rows, studies, 0.04, np.random.default_rng(3))
+    assert (again == drawn[3]).all()
 
 
 def test_shares_of_a_draw_are_the_draw(studies, tokenizer):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LABELLED = torch.tensor([False, True, True, False, True])
 GROUPS = torch.tensor([0, 1, 2, 1, 3])  # rows 1 and 3 have equal reports, and never share a process
 SPLITS = {"uneven": (3, 2), "one without rows": (5, 0), "the other without rows": (0, 5)}
-CONFIGS = {"bce": LossConfig(), "asymmetric": LossConfig(labels="asymmetric")}
+CONFIGS = {"BCE and focal loss": LossConfig(), "BCE": LossConfig(bce_share=1.0)}
 
 
 class Towers(nn.Module):

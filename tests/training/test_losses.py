@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from training.config.settings import LossConfig
 from training.losses import (
-    asymmetric_loss,
     compute_positive_weights,
     contrastive_loss,
     find_alike,
@@ -70,68 +68,16 @@ def test_focal_loss_without_focus_is_cross_entropy(batch):
     assert_same(lambda x: focal_loss(x, targets, 0.0), lambda x: cross_entropy(x, targets), logits)
 
 
-def test_asymmetric_loss_without_focus_is_cross_entropy(batch):
-    logits, targets = batch
-    for values in (logits, EXTREME):
-        truth = targets if values is logits else torch.ones_like(values)
-        for wanted in (truth, 1 - truth):
-            assert_same(
-                lambda x, y=wanted: asymmetric_loss(x, y, (0.0, 0.0), 0.0),
-                lambda x, y=wanted: cross_entropy(x, y),
-                values,
-            )
-
-
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
-def test_asymmetric_loss_of_equal_gammas_is_focal_loss(batch, gamma):
-    logits, targets = batch
-    assert_same(
-        lambda x: asymmetric_loss(x, targets, (gamma, gamma), 0.0),
-        lambda x: focal_loss(x, targets, gamma),
-        logits,
-    )
-
-
-@pytest.mark.parametrize(("gammas", "clip"), [((1.0, 4.0), 0.05), ((0.0, 2.0), 0.0), ((2.0, 1.0), 0.2)])
-def test_asymmetric_loss_is_that_of_timm(batch, gammas, clip):
-    logits, targets = batch
-    reference = AsymmetricLossMultiLabel(
-        gamma_pos=gammas[0], gamma_neg=gammas[1], clip=clip, disable_torch_grad_focal_loss=False
-    )
-    values, gradient = differentiate(lambda x: asymmetric_loss(x, targets, gammas, clip), logits)
-    for row, column in np.ndindex(*logits.shape):  # of one entry, every version's sum is the entry
-        one = (slice(row, row + 1), slice(column, column + 1))
-        expected = differentiate(lambda x, one=one: reference(x, targets[one]), logits[one])
-        torch.testing.assert_close(values[row, column], expected[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(gradient[one], expected[1], rtol=1e-4, atol=1e-6)
-
-
-def test_asymmetric_loss_spares_negatives_below_the_clip():
-    logits = torch.logit(torch.tensor([[0.04, 0.06]]))
-    values, gradient = differentiate(
-        lambda x: asymmetric_loss(x, torch.zeros(1, 2), (0.0, 1.0), 0.05), logits
-    )
-    assert values[0, 0] == 0
-    assert gradient[0, 0] == 0
-    torch.testing.assert_close(values[0, 1], torch.tensor(-0.01 * np.log(0.99), dtype=torch.float32))
-    assert gradient[0, 1] > 0
-
-
 @pytest.mark.parametrize("target", [0.0, 1.0])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 4.0])
-@pytest.mark.parametrize("clip", [0.0, 1e-9, 0.05, 1.0])
-def test_losses_of_extreme_logits_are_finite(target, gamma, clip):
+def test_losses_of_extreme_logits_are_finite(target, gamma):
     targets = torch.full_like(EXTREME, target)
-    for function in (
-        lambda x: asymmetric_loss(x, targets, (gamma, gamma), clip),
-        lambda x: focal_loss(x, targets, gamma),
-    ):
-        for found in differentiate(function, EXTREME):
-            assert found.isfinite().all()
+    for found in differentiate(lambda x: focal_loss(x, targets, gamma), EXTREME):
+        assert found.isfinite().all()
 
 
 def test_the_worst_mistakes_keep_their_gradient():
-    _, gradient = differentiate(lambda x: asymmetric_loss(x, torch.ones(1, 7), (1.0, 4.0), 0.05), EXTREME)
+    _, gradient = differentiate(lambda x: focal_loss(x, torch.ones(1, 7), 2.0), EXTREME)
     torch.testing.assert_close(gradient[0, :2], torch.tensor([-1.0, -1.0]))
 
 
@@ -147,9 +93,8 @@ def test_unlabelled_studies_give_neither_loss_nor_gradient():
     assert label_loss(logits[:0], targets[:0], nobody[:0], weights, LossConfig()) == 0
 
 
-@pytest.mark.parametrize("labels", ["bce_focal", "asymmetric"])
-def test_unknown_labels_give_neither_loss_nor_gradient(labels, batch):
-    config = LossConfig(labels=labels)
+def test_unknown_labels_give_neither_loss_nor_gradient(batch):
+    config = LossConfig()
     logits, targets = batch
     known = torch.rand(5, 22, generator=torch.Generator().manual_seed(3)) > 0.4
     weights = torch.linspace(1, 5, 22)
@@ -161,7 +106,7 @@ def test_unknown_labels_give_neither_loss_nor_gradient(labels, batch):
     turned = torch.where(known, targets, 1 - targets)
     assert compute(logits, turned) == found
     assert (gradient[~known] == 0).all()
-    assert labels == "asymmetric" or (gradient[known] != 0).all()  # that one is deaf to easy negatives
+    assert (gradient[known] != 0).all()
     each = [
         label_loss(logits, targets, one.reshape(5, 22), weights, config)
         for one in torch.eye(110, dtype=torch.bool)[known.flatten()]
@@ -187,15 +132,6 @@ def test_label_loss_mixes_weighted_cross_entropy_and_focal_loss(batch):
     config = LossConfig(bce_share=0.6, focal_gamma=1.5)
     everybody = mark_known([True] * 5)
     torch.testing.assert_close(label_loss(logits, targets, everybody, weights, config), expected)
-
-
-def test_label_loss_can_be_asymmetric(batch):
-    logits, targets = batch
-    config = LossConfig(labels="asymmetric", asymmetric_gammas=(0.5, 3.0), asymmetric_clip=0.1)
-    labelled = mark_known([True, True, False, True, False])
-    found = label_loss(logits, targets, labelled, torch.full((22,), 9.0), config)
-    expected = asymmetric_loss(logits, targets, (0.5, 3.0), 0.1)[labelled].mean()
-    torch.testing.assert_close(found, expected)
 
 
 def test_a_count_below_one_is_taken_as_it_is(batch):

@@ -105,6 +105,19 @@ def test_what_cannot_fit_is_refused_in_one_sentence(bundle, table, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bundle_of_an_older_version_is_started_from_unless_it_was_trained_otherwise(bundle):
+    def change(section, **settings):
+        training = bundle.config["training"]
+        changed = {**training, section: {**training.get(section, {}), **settings}}
+        return replace(bundle, config={**bundle.config, "training": changed})
+
+    plain = read_start_config(bundle)
+    assert read_start_config(change("loss", labels="bce_focal", asymmetric_clip=0.05)) == plain
+    assert read_start_config(change("pretraining", epochs=3)) == plain  # its weights hold what that brought
+    with pytest.raises(ConfigError, match=r"was trained with loss\.labels, which .* --config\.$"):
+        read_start_config(change("loss", labels="asymmetric"))
+
+
 def test_studies_that_the_bundle_was_trained_on_are_not_tested_with(bundle, table, tmp_path):
     config = change_config(read_start_config(bundle), {"seed": 9})
     with pytest.raises(ConfigError, match=r"trained on \d+ of the \d+ validation studies.*--split-file"):

@@ -54,8 +54,8 @@ class Record:
         self._call("finish")
 
 
-def step(number, steps=20, stage="training"):
-    return StepReport(stage, number, steps, 1, 0.5, {"labels/image": 0.25}, 1e-3, 12.0)
+def step(number, steps=20):
+    return StepReport(number, steps, 1, 0.5, {"labels/image": 0.25}, 1e-3, 12.0)
 
 
 EPOCH = EpochReport(
@@ -163,7 +163,7 @@ def fake_wandb(monkeypatch):
 
 def test_wandb_gets_settings_and_figures_with_a_step_of_their_own(fake_wandb, tmp_path):
     with track_run(Silent(), make_trackers(["wandb"]), tmp_path, CONFIG) as tracking:
-        tracking.on_step(step(20, stage="pretraining"))
+        tracking.on_step(step(20))
         tracking.on_step(step(10))  # a smaller one: W&B's own step would drop it
     name, given = fake_wandb[0]
     assert (name, given["name"], given["dir"]) == ("init", tmp_path.name, str(tmp_path))
@@ -171,7 +171,7 @@ def test_wandb_gets_settings_and_figures_with_a_step_of_their_own(fake_wandb, tm
     assert ("axis", "*", "step") in fake_wandb
     logged = [call[1] for call in fake_wandb if call[0] == "log"]
     assert [values["step"] for values in logged] == [20, 10]
-    assert logged[0]["pretraining/loss"] == logged[1]["training/loss"] == 0.5
+    assert logged[0]["training/loss"] == logged[1]["training/loss"] == 0.5
     assert fake_wandb[-1] == ("finish",)
 
 

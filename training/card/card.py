@@ -62,7 +62,7 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_use(),
         _write_data(metrics, source),
         _write_results(metrics),
-        _write_labels(metrics),
+        _write_labels(config, metrics),
         _write_view_head(metrics),
         _write_doubts(source),
         _write_calibration(details),
@@ -220,7 +220,7 @@ def _write_results(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _write_labels(metrics: Mapping[str, Any]) -> str:
+def _write_labels(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
     """Return the results of each label, for the first tested way."""
     names = [name for name in _list_measured(metrics) if name in _HUB_METRICS]
     way, result = next(iter(_list_ways(metrics)), ("study", {}))
@@ -233,7 +233,9 @@ def _write_labels(metrics: Mapping[str, Any]) -> str:
     for key, name in LABEL_NAMES.items():
         values = measured.get(key, {})
         cells = " | ".join(_cell(values.get(name)) for name in names)
-        count = "not stated" if key in unlearned else trained.get(key, 0)
+        count = trained.get(key, 0)
+        if key in unlearned:
+            count = "held out" if key in config.data.held_out else "not stated"
         rows.append(f"| {name} | {count} | {values.get('positives', '-')} | {cells} |\n")
     head = " | ".join(_METRICS[name] for name in names)
     return (
@@ -317,8 +319,13 @@ def _write_recalibration(again: Mapping[str, Any]) -> str:
 
 def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Source) -> str:
     known = metrics["training_positives"]
-    unlearned = _list_unlearned(metrics)
-    unseen = [name for key, name in LABEL_NAMES.items() if known.get(key, 0) < RARE and key not in unlearned]
+    held_out = [key for key in LABEL_NAMES if key in config.data.held_out]
+    unlearned = [key for key in _list_unlearned(metrics) if key not in held_out]
+    unseen = [
+        name
+        for key, name in LABEL_NAMES.items()
+        if known.get(key, 0) < RARE and key not in (*unlearned, *held_out)
+    ]
     lines = [
         source.limit,
         f"The text model reads `{config.data.text_mode}` of the report. A report can state its labels in words, so "
@@ -337,6 +344,12 @@ def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Sourc
         lines.append(
             f"**Never learned, because the training data do not state where they are absent: {names}.** The model "
             "always answers 0.5 and uncertain to each of them."
+        )
+    if held_out:
+        names = ", ".join(LABEL_NAMES[key] for key in held_out)
+        lines.append(
+            f"**Held out of training on purpose (`data.held_out`): {names}.** The model always answers 0.5 and "
+            "uncertain to each of them. Only scores of free-text findings say something about them."
         )
     if unseen:
         lines.append(
@@ -381,13 +394,9 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
         "Adapters: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
         "Calibration: Platt 1999, Probabilistic Outputs for Support Vector Machines",
     ]
-    if loss.labels == "asymmetric":
-        lines.append(
-            "Loss: Ridnik et al. 2021, Asymmetric Loss for Multi-Label Classification, arXiv:2009.14119"
-        )
-    elif loss.bce_share < 1:
+    if loss.bce_share < 1:
         lines.append("Loss: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002")
-    if loss.contrastive_weight or loss.headings_weight:
+    if loss.contrastive_weight:
         lines.append(
             "Contrastive loss: Radford et al. 2021, CLIP, arXiv:2103.00020; Khosla et al. 2020, arXiv:2004.11362"
         )

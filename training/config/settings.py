@@ -3,10 +3,12 @@
 A named config is a file in `training/configs/`. Its header states the training time and the results.
 """
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.labels import LABEL_KEYS
 from contract.report.text import TEXT_MODES, TextMode
 
 SWIN: Final = "swin"  # the backbone that the image_* sizes describe
@@ -154,6 +156,11 @@ class DataConfig:
     word_dropout: float = 0.0  # share of word pieces replaced by [MASK]
     silent_share: float = 0.0  # how often the text beside an image is shortened, or is another patient's
     text_dropout: float = 0.0  # share of batches in which only the images are used (modality dropout)
+    # Share of the training studies below which a label is rare. Studies with rare labels are drawn more often. With 0,
+    # all are drawn once per epoch.
+    rare_share: float = 0.0
+    # Labels that count as unknown in training, to measure zero-shot scores of them.
+    held_out: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
@@ -161,14 +168,22 @@ class DataConfig:
             self.text_mode in TEXT_MODES,
             f"data.text_mode must be one of {', '.join(TEXT_MODES)}, not {self.text_mode!r}.",
         )
+        self._check_held_out()
         _require(self.views in {1, 2}, f"data.views must be 1 or 2, not {self.views}.")
         shares = ("lateral_share", "impression_share", "masked_share", "shuffled_share", "word_dropout")
-        _require_shares("data", self, *shares, "silent_share", "text_dropout")
+        _require_shares("data", self, *shares, "silent_share", "text_dropout", "rare_share")
         _require(
             self.views == 1 or self.lateral_share < 0.5,
             f"data.views 2 needs a data.lateral_share below 0.5, not {self.lateral_share}. Each "
             "view is used alone with that share, and both with the rest.",
         )
+
+    def _check_held_out(self) -> None:
+        for key in self.held_out:
+            near = difflib.get_close_matches(key, LABEL_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else f". Labels are {', '.join(LABEL_KEYS)}."
+            _require(key in LABEL_KEYS, f"data.held_out names {key!r}, which is no label{hint}")
+        _require(len(set(self.held_out)) < len(LABEL_KEYS), "data.held_out leaves no label to train on.")
 
 
 @dataclass(frozen=True)
@@ -184,12 +199,11 @@ class AugmentConfig:
     gamma: float = 0.25  # exposure: an exponent between exp(-0.25) and exp(0.25)
     gain: float = 0.1
     noise: float = 0.0  # largest standard deviation of added noise, of the range 0 to 1
-    occlusion: float = 0.0  # largest side of a blackened rectangle, of the image's side
     flip: bool = False  # left-right; only for labels without a side
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
-        _require_shares("augment", self, "scale", "shift", "gain", "noise", "occlusion")
+        _require_shares("augment", self, "scale", "shift", "gain", "noise")
         _require(
             0 <= self.rotation_degrees <= 45,
             f"augment.rotation_degrees must lie between 0 and 45, not {self.rotation_degrees}.",
@@ -201,37 +215,25 @@ class AugmentConfig:
 class LossConfig:
     """The losses for every way to read a batch (`training.losses`).
 
-    "bce_focal": BCE with positive weights, weighted by `bce_share`, and focal loss with the rest. "asymmetric": the
-    asymmetric loss. `contrastive_weight` times InfoNCE between the image, text and study embeddings is added, and
-    `headings_weight` times InfoNCE between the embeddings of a report and of its MeSH headings. The labels come from
-    the headings. Like the labels, they are a target, and never an input of evaluation or serving.
+    On the labels: BCE with positive weights, weighted by `bce_share`, and focal loss with the rest. Added to it:
+    `contrastive_weight` times InfoNCE between the image, text and study embeddings.
     """
 
-    labels: str = "bce_focal"
     bce_share: float = 0.7
     positive_weight_limit: float = 5.0
     focal_gamma: float = 2.0
-    asymmetric_gammas: tuple[float, float] = (1.0, 4.0)  # of positives and of negatives
-    asymmetric_clip: float = 0.05
     contrastive_weight: float = 0.1
-    headings_weight: float = 0.0  # also trains the embedding of studies without images
     # studies with the same labels or nearly the same words are not negatives of InfoNCE
     spare_alike: bool = False
     temperature: float = 0.125
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
-        _require(
-            self.labels in {"bce_focal", "asymmetric"},
-            f"loss.labels must be bce_focal or asymmetric, not {self.labels!r}.",
-        )
-        _require_shares("loss", self, "bce_share", "asymmetric_clip")
+        _require_shares("loss", self, "bce_share")
         _require_positive("loss", self, "positive_weight_limit", "temperature")
         _require(
-            min(self.contrastive_weight, self.headings_weight, self.focal_gamma, *self.asymmetric_gammas)
-            >= 0,
-            "loss.contrastive_weight, loss.headings_weight, loss.focal_gamma and loss.asymmetric_gammas must not be "
-            "negative.",
+            min(self.contrastive_weight, self.focal_gamma) >= 0,
+            "loss.contrastive_weight and loss.focal_gamma must not be negative.",
         )
 
 
@@ -286,21 +288,6 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class PretrainingConfig:
-    """Masked-language pre-training of the text encoder on the training split's reports."""
-
-    epochs: int = 0  # 0: none
-    learning_rate: float = 1e-3
-    masked_share: float = 0.15  # of the word pieces
-
-    def check(self) -> None:
-        """Raise ConfigError for a value out of its range."""
-        _require(self.epochs >= 0, f"pretraining.epochs must not be negative, but is {self.epochs}.")
-        _require_positive("pretraining", self, "learning_rate", "masked_share")
-        _require_shares("pretraining", self, "masked_share")
-
-
-@dataclass(frozen=True)
 class LexicalConfig:
     """How the lexical part is fitted (`training.model.lexical`), if `model.lexical_buckets` is above 0."""
 
@@ -336,7 +323,6 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
     view_head: ViewHeadConfig = field(default_factory=ViewHeadConfig)
 
@@ -359,7 +345,6 @@ SECTIONS: Final = (
     "loss",
     "optimizer",
     "loop",
-    "pretraining",
     "lexical",
     "view_head",
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from contract.errors import ConfigError
+from training.config.removed import drop_removed, refuse_removed
 from training.config.settings import SECTIONS, ModelConfig, TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -57,7 +58,7 @@ def change_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfi
         values = {last: value}
         for section in reversed(sections):
             values = {section: values}
-        config = change_settings(config, values)
+        config = change_settings(config, refuse_removed(values))
     config.check()
     return config
 
@@ -141,15 +142,16 @@ def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def read_train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """Return the training config that a bundle's config.json records.
+    """Return the training config that a bundle's config.json records, without settings of older versions.
 
     Raises:
-        ConfigError: There is no training config, or it is from another version of this software.
+        ConfigError: There is no training config, or it is from a newer version of this software.
     """
     if not isinstance(values.get("training"), Mapping):
         raise ConfigError("The bundle's config.json does not record how the model was trained.")
     model = asdict(read_model_config(values["model"]))
-    config: TrainConfig = change_settings(TrainConfig(), {**values["training"], "model": model})
+    training = drop_removed(values["training"])
+    config: TrainConfig = change_settings(TrainConfig(), {**training, "model": model})
     return config
 
 
@@ -203,7 +205,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> TrainConfig:
         if parent is not None and not isinstance(parent, str):
             raise ConfigError("extends must name one config.")
         base = _read(_find(parent, path.parent), (*seen, resolved)) if parent else TrainConfig()
-        config: TrainConfig = change_settings(replace(base, name=name), values)
+        config: TrainConfig = change_settings(replace(base, name=name), refuse_removed(values))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config

@@ -145,13 +145,3 @@ def map_headings(major: Sequence[str]) -> frozenset[str]:
 def is_labelled(major: Sequence[str]) -> bool:
     """Whether the headings label the study. "No Indexing", or no heading, does not."""
     return any(split_heading(heading)[0] not in UNMAPPED for heading in major)
-
-
-def write_headings(major: Sequence[str]) -> str:
-    """Return the headings of a report as sentences, such as "opacity lung left." for "Opacity/lung/left".
-
-    "" for a report that is not labelled; heads that give no category are left out. The labels come from the headings:
-    a model may be trained towards them, as towards labels, but must never read them when it is measured or served.
-    """
-    parts = [split_heading(heading) for heading in major]
-    return " ".join(f"{' '.join([head, *qualifiers])}." for head, qualifiers in parts if head not in UNMAPPED)

@@ -1,7 +1,7 @@
 """The studies table in memory: pixels (uint8, decoded or from a cache), texts, targets."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from contract.labels import LABEL_INDEX, LABELS
 from contract.report.text import TextMode
 from training.data.cache import open_cache
 from training.data.decode import DecodedFile, decode_file
-from training.data.mesh import write_headings
 from training.data.openi import read_table, read_text
 
 Progress = Callable[[int, int], None]
@@ -34,8 +33,6 @@ class StudySet:
         texts: The part of each report that the model reads; "" if it has no words.
         impressions: The same part, read as if the report had no findings section. It is often short, like a query.
         indications: The reason for each examination; "" if it is not stated.
-        headings: The MeSH headings of each report as sentences; "" without any. Like the labels that come from them,
-            they are a target of training, and never an input.
         wordings: Two lists of M texts, from `read_wordings`.
         views: For each study its rows of `pixels`, frontal first; empty without images.
         laterals: For each study whether each of its `views` is a lateral; None without a trusted header.
@@ -50,7 +47,6 @@ class StudySet:
     texts: tuple[str, ...]
     impressions: tuple[str, ...]
     indications: tuple[str, ...]
-    headings: tuple[str, ...]
     wordings: tuple[tuple[str, ...], ...]
     views: tuple[tuple[int, ...], ...]
     laterals: tuple[tuple[bool | None, ...], ...]
@@ -111,7 +107,6 @@ def read_studies(
         texts=tuple(row["text"] for row in rows),
         impressions=tuple(read_text({**row, "findings": ""}, mode) for row in rows),
         indications=tuple(read_text(row, "indication") for row in rows),
-        headings=tuple(write_headings(row["mesh_major"]) for row in rows),
         wordings=read_wordings(rows),
         views=tuple(tuple(pixel_row for pixel_row in study if pixel_row is not None) for study in views),
         laterals=tuple(
@@ -215,6 +210,17 @@ def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[Study
     still_known = studies.known & ~undeniable
     keys = tuple(LABELS[k].key for k in np.flatnonzero(undeniable))
     return replace(studies, known=still_known, targets=studies.targets & still_known), keys
+
+
+def hold_out(studies: StudySet, keys: Collection[str]) -> StudySet:
+    """Mark labels as unknown in every study, so that neither losses nor calibration, thresholds or scores use them.
+
+    Args:
+        studies: Any studies.
+        keys: Keys of the labels; see `DataConfig.held_out`.
+    """
+    kept = np.array([label.key not in keys for label in LABELS])  # (K,)
+    return replace(studies, known=studies.known & kept, targets=studies.targets & kept)
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:

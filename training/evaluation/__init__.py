@@ -3,6 +3,7 @@
 labels.py      AUROC, average precision, F1, Brier score and calibration error, with patient-bootstrap intervals
 ranking.py     precision, recall, AP, MRR and nDCG of ranked cases; recall between images and reports
 sentences.py   search by a sentence that states a label
+zero_shot.py   scores of labels in words that were held out of training
 parts.py       the transformer and the lexical part of a model, each alone
 view_head.py   accuracy of a model's view head (lateral or frontal)
 paired.py      paired tests of model against control
@@ -13,5 +14,6 @@ predict.py     predictions of a bundle's PyTorch model; the `cxr` command adds t
 ask.py         all predictions for an evaluation; comparison of two models' predictions
 measure.py     predictions -> results
 splits.py      only the controls, over several splits of a table
-report.py      results -> Markdown, with report_search.py and markdown.py;  plots.py  results -> pictures
+report.py      results -> Markdown, with report_prompts.py, report_search.py and markdown.py
+plots.py       results -> pictures
 """

@@ -45,7 +45,7 @@ LABEL_PHRASES: Final[dict[str, tuple[str, ...]]] = {
     "lymphadenopathy": ("lymphadenopathy", "enlarged lymph nodes"),
     "pleural": ("pleural effusion", "pleural thickening", "blunting of the costophrenic angle"),
     "air_leak": ("pneumothorax", "subcutaneous emphysema"),
-    "msk_trauma": ("rib fracture", "fracture"),
+    "msk_trauma": ("rib fracture", "fracture", "a wedge deformity", "vertebral wedging"),
     "msk_degenerative": ("degenerative changes of the spine", "osteophytes", "spondylosis"),
     "msk_other": ("scoliosis", "kyphosis", "osteopenia"),
     "hernia_diaphragm": ("hiatal hernia", "an elevated hemidiaphragm", "eventration of the diaphragm"),

@@ -7,6 +7,7 @@ from contract.labels import LABEL_NAMES
 from contract.training_data import describe_training, warn_of_training
 from training.evaluation.image_control import TITLES as IMAGE_CONTROLS
 from training.evaluation.markdown import format_difference, format_interval, format_table
+from training.evaluation.report_prompts import write_prompt_scores, write_zero_shot
 from training.evaluation.report_search import (
     write_as_published,
     write_leads,
@@ -44,7 +45,8 @@ def write_report(results: Mapping[str, Any]) -> str:
         _write_micro(results),
         _write_labels(results),
         write_abstention(results),
-        _write_prompt_scores(results),
+        write_prompt_scores(results),
+        write_zero_shot(results),
         _write_subgroups(results),
         _write_view_head(results),
         write_retrieval(results),
@@ -64,6 +66,7 @@ def write_summary(results: Mapping[str, Any], folder: str) -> str:
         write_classification(results),
         _write_paired(results),
         _write_parts(results),
+        write_zero_shot(results),
         _write_view_head(results),
         write_retrieval(results, brief=True),
         write_leads(results),
@@ -271,36 +274,6 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _write_prompt_scores(results: Mapping[str, Any]) -> str:
-    """Return the tables of `training.evaluation.prompt_scores`; "" if it was not measured."""
-    rows = results.get("prompt_scores")
-    if not rows:
-        return ""
-    metrics = ("auroc", "ap")
-    averages = [
-        [row["title"], str(row["studies"]), *(format_interval(row["macro"].get(name)) for name in metrics)]
-        for row in rows
-    ]
-    labels = [
-        [
-            LABEL_NAMES[key],
-            str(found["positives"]),
-            *(format_interval(row["labels"][key]["auroc"]) for row in rows),
-        ]
-        for key, found in rows[0]["labels"].items()
-    ]
-    return (
-        "## Prompt scores\n\n"
-        "Labels put into words: a study scores by how much nearer its embedding is to sentences that state the label "
-        "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. They are "
-        "no zero-shot figures: the model was trained on these labels. A report states its own findings: the row of "
-        "the image alone is the one to read.\n\n"
-        + format_table(["read", "studies", *(TITLES[name] for name in metrics)], averages)
-        + "\n### AUROC of the prompt scores per label\n\n"
-        + format_table(["label", "positive", *(row["title"] for row in rows)], labels)
-    )
-
-
 def _write_subgroups(results: Mapping[str, Any]) -> str:
     rows = results["subgroups"]
     if not rows:
@@ -338,11 +311,14 @@ def _write_plots(folder: str) -> str:
 def _name_averaged(results: Mapping[str, Any]) -> str:
     """Return the number of averaged labels, and the reason for leaving out the others."""
     widest = max((row["averaged"] for row in results["classification"]), key=len)
-    unstated = results.get("unstated", ())
-    few = [name for key, name in LABEL_NAMES.items() if key not in {*widest, *unstated}]
+    held_out = results.get("held_out", ())
+    unstated = [key for key in results.get("unstated", ()) if key not in held_out]
+    few = [name for key, name in LABEL_NAMES.items() if key not in {*widest, *unstated, *held_out}]
     parts = [f"{len(widest)} of {len(LABEL_NAMES)}"]
     if few:
         parts.append(f"{TOO_FEW} of {', '.join(few)}")
     if unstated:
         parts.append(f"no test study states {', '.join(LABEL_NAMES[key] for key in unstated)}")
+    if held_out:
+        parts.append(f"held out of training: {', '.join(LABEL_NAMES[key] for key in held_out)}")
     return "; ".join(parts)

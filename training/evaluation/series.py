@@ -30,6 +30,7 @@ from training.evaluation.labels import (
 from training.evaluation.markdown import format_difference, format_interval, format_table
 from training.evaluation.plan import Case, Studies, read_parts
 from training.evaluation.predict import ReadPixels, TorchPredictor, read_from_cache
+from training.evaluation.zero_shot import hide_labels
 
 MODEL: Final = "model"
 _METRICS: Final = {"auroc": compute_auroc, "ap": compute_ap}
@@ -92,7 +93,7 @@ def ask_members(bundles: Sequence[Bundle], table: Path, *, cache: Path | None = 
     for bundle in bundles:
         reader = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
         predictor = TorchPredictor(bundle, read_pixels=reader)
-        parts = read_parts(table, bundle.path / SPLIT)
+        parts = hide_labels(read_parts(table, bundle.path / SPLIT), bundle.held_out)
         members.append(_ask_member(parts, predictor, predictor.read_pixels))
     return members
 

@@ -30,6 +30,9 @@ class FusionOutput(NamedTuple):
     embedding: Tensor  # (B, embedding size), unit length, in the joint space: without the label part
     image_attention: Tensor | None  # (B, K, N), of V views (B, K, V N)
     text_attention: Tensor | None  # (B, K, L)
+    image_share: (
+        Tensor | None
+    )  # (B, K), the share of the image in the attention to both; None without one of them
 
 
 class Attention(nn.Module):
@@ -143,14 +146,22 @@ class LabelPooling(nn.Module):
             scores = torch.zeros_like(scores)
         return scores if tokens.mask is None else scores + tokens.mask.squeeze(1)
 
-    def forward(self, state: dict[str, Tokens]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits (B, K) and, per kind, the attention (B, K, T), each row summing to 1."""
+    def forward(self, state: dict[str, Tokens]) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Pool the tokens of one kind or of both.
+
+        Returns:
+            Logits (B, K); per kind the attention (B, K, T), each row summing to 1; and the share (B, K) of the image in
+            the attention to both kinds, 0 to 1, None with one kind alone.
+        """
         scores = {kind: self.score(tokens) for kind, tokens in state.items()}
         weights = torch.cat(list(scores.values()), dim=-1).softmax(dim=-1)  # (B, K, N + L)
         values = torch.cat([self.value(tokens.values) for tokens in state.values()], dim=1)
         logits = ((weights @ values) * self.weight).sum(-1) + self.bias
         # The softmax within one kind is the joint one, renormalised.
-        return logits, {kind: score.softmax(dim=-1) for kind, score in scores.items()}
+        attention = {kind: score.softmax(dim=-1) for kind, score in scores.items()}
+        if len(scores) < len(KINDS):
+            return logits, attention, None
+        return logits, attention, weights[..., : scores["image"].shape[-1]].sum(-1)
 
 
 class Fusion(nn.Module):
@@ -209,11 +220,11 @@ class Fusion(nn.Module):
         for block in self.blocks:
             state = block(state)
         state = {kind: Tokens(self.norm[kind](tokens.values), tokens.mask) for kind, tokens in state.items()}
-        logits, attention = self.pooling(state)
+        logits, attention, image_share = self.pooling(state)
         if self.lexical is not None and text_tokens is not None and input_ids is not None:
             logits = logits + self.lexical(input_ids, attention_mask)
         embedding = self._embed({kind: average(tokens.values, masks[kind]) for kind, tokens in state.items()})
-        return FusionOutput(logits, embedding, attention.get("image"), attention.get("text"))
+        return FusionOutput(logits, embedding, attention.get("image"), attention.get("text"), image_share)
 
     def join_views(self, first: Tensor, second: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Put the tokens of two views of each study one behind the other.
@@ -244,12 +255,13 @@ class Fusion(nn.Module):
 
     def forward_study(
         self, image_tokens: Tensor, text_tokens: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return probabilities, embedding, image attention, text attention and views of both modalities together."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return probabilities, embedding, image attention, text attention, views and the image's share of both."""
         views = self._split_views(image_tokens)
         out = self(self.mark_views(views), text_tokens, attention_mask, input_ids=input_ids)
         probabilities, embedding = self._answer(out, "study")
-        return probabilities, embedding, out.image_attention, out.text_attention, self._tell_views(views)
+        attention = out.image_attention, out.text_attention
+        return probabilities, embedding, *attention, self._tell_views(views), out.image_share
 
     def forward_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return probabilities, embedding, image attention and views of the images alone."""

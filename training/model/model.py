@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
         return self.project(self.read_hidden(embeddings, attention_mask))
 
     def read_hidden(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
-        """Run BERT's layers over (B, L, text width) embedded tokens; pre-training predicts words from the result."""
+        """Run BERT's layers over (B, L, text width) embedded tokens."""
         mask = make_additive_mask(attention_mask, embeddings.dtype)  # (B, 1, 1, L)
         hidden = embeddings
         for layer in self.bert.encoder.layer:

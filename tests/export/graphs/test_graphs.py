@@ -67,7 +67,7 @@ def test_graph_reads_the_views_of_each_study_as_the_model_does(name, target, gra
             probabilities = model.fusion.calibrate(out.logits, name.removeprefix("fusion_"))
             labels = 0.75**0.5 * probabilities / probabilities.norm(dim=1, keepdim=True)
             embedding = torch.cat([0.5 * out.embedding, labels], dim=1)
-            given = (embedding, out.image_attention, out.text_attention, laterals)
+            given = (embedding, out.image_attention, out.text_attention, laterals, out.image_share)
             expected = (probabilities, *(part for part in given if part is not None))
     wanted = {tensor.name for tensor in MODELS[name].inputs}
     answers = session.run(None, {key: value for key, value in feed.items() if key in wanted})

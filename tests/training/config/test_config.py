@@ -1,11 +1,14 @@
 """Settings: every config file fits together and comes back as written, and a wrong setting is named."""
 
+import json
 import shlex
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from contract.errors import ConfigError
+from training.config.removed import REMOVED
 from training.config.settings import DataConfig, ModelConfig, TrainConfig
 from training.config.toml_file import (
     flatten_settings,
@@ -15,8 +18,11 @@ from training.config.toml_file import (
     parse_settings,
     read_header,
     read_model_config,
+    read_train_config,
 )
 from training.model.backbone import read_layout, read_sizes
+from training.model.model import CxrModel
+from training.optimizer import describe_rates, make_optimizers
 
 
 @pytest.fixture
@@ -51,12 +57,47 @@ def test_every_config_opens_with_the_command_that_runs_it(name):
     assert any(prose)
 
 
-def test_base_has_the_sizes_of_the_published_model():
-    model = load_config("base").model
+def test_the_published_sizes_are_those_of_the_published_model():
+    model = load_config("published").model
     assert (model.image_size, model.image_patch, model.image_stem, model.image_window) == (224, 4, "patch", 7)
     assert (model.image_width, model.image_depths, model.image_heads) == (128, (2, 2, 18, 2), (4, 8, 16, 32))
     assert (model.text_width, model.text_layers, model.text_positions) == (768, 12, 512)
     assert (model.width, model.fusion_layers, model.fusion_heads, read_sizes(model)["N"]) == (1024, 5, 8, 49)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("base", 7), ("base-384", 12)])
+def test_base_can_fine_tune_its_encoders(name, grid):
+    """Peak rates by the optimizer's own code. Swin and BERT are fine-tuned with 2e-5 to 5e-5, lower at their inputs."""
+    config = load_config(name)
+    with torch.device("meta"):
+        model = CxrModel(config.model)
+    rates = {layer.name: layer.rate for layer in describe_rates(model, config)}
+    assert rates["rest"] == max(rates.values())
+    assert 1e-4 <= rates["rest"] <= 1e-3
+    for top, bottom in (
+        ("backbone.norm", "backbone.patch_embed"),
+        ("bert.encoder.layer.11", "bert.embeddings"),
+    ):
+        assert 2e-5 <= rates[top] <= 5e-5
+        assert 1e-5 <= rates[bottom] < rates[top]
+    groups = [group for optimizer in make_optimizers(model, config) for group in optimizer.param_groups]
+    assert {group["lr"] for group in groups} == set(rates.values())
+    assert sum(weight.numel() for group in groups for weight in group["params"]) > 200e6
+    assert sum(weight.numel() for weight in model.fusion.parameters()) < 15e6
+    assert (config.model.fusion_layers, config.model.width, model.sizes["N"]) == (2, 512, grid**2)
+    assert config.data.text_dropout > 0
+    assert config.data.rare_share > 0
+    assert config.optimizer.ema_decay > 0
+
+
+def test_the_published_sizes_are_no_recipe():
+    """What `base` was: nothing but the head would learn, and that from few studies."""
+    config = load_config("published")
+    with torch.device("meta"):
+        model = CxrModel(config.model)
+    rates = {layer.name: layer.rate for layer in describe_rates(model, config)}
+    assert rates["backbone.patch_embed"] < 2e-6
+    assert sum(weight.numel() for weight in model.fusion.parameters()) > 100e6
 
 
 def test_512_tokens_can_be_chosen():
@@ -76,6 +117,7 @@ BAD_SETTINGS = {
     "data.text_dropout": 1.5,
     "data.impression_share": -0.1,
     "data.max_length": 1000,
+    "data.held_out": ["cardaic"],
     "data.text_mode": "poem",
     "model.image_stem": "linear",
     "model.image_size": 100,
@@ -83,8 +125,8 @@ BAD_SETTINGS = {
     "model.image_depths": 3,
     "model.image_arguments": "depth=2",
     "model.image_backbone": 3,
-    "loss.asymmetric_gammas": [1.0],
-    "loss.headings_weight": -0.1,
+    "loss.focal_gamma": -0.1,
+    "loss.contrastive_weight": -0.1,
     "optimizer.learning_rate": float("inf"),
     "weights.image": 3,
 }
@@ -104,9 +146,9 @@ def test_two_views_need_a_share_that_leaves_some_to_both():
 
 
 UNKNOWN = {
-    "ephocs": "did you mean loop.epochs or pretraining.epochs?",
-    "lerning_rate": "did you mean optimizer.learning_rate or pretraining.learning_rate?",
-    "optimizer.epochs": "did you mean loop.epochs or pretraining.epochs?",
+    "ephocs": "did you mean loop.epochs?",
+    "lerning_rate": "did you mean optimizer.learning_rate?",
+    "optimizer.epochs": "did you mean loop.epochs?",
     "model.imagesize": "did you mean model.image_size?",
     "optimiser.name": "did you mean optimizer?",
     "sead": "did you mean seed?",
@@ -218,3 +260,67 @@ def test_flattened_settings_have_dotted_names():
 def test_a_bundle_gives_back_its_model_config():
     stored = {**vars(ModelConfig()), "image_depths": [2, 2], "image_heads": [4, 8]}  # JSON knows no tuples
     assert read_model_config(stored) == ModelConfig()
+
+
+OLDER = {
+    "augment": {"occlusion": 0.0},
+    "loss": {
+        "labels": "bce_focal",
+        "asymmetric_gammas": [1.0, 4.0],
+        "asymmetric_clip": 0.05,
+        "headings_weight": 0.0,
+    },
+    "pretraining": {"epochs": 0, "learning_rate": 1e-3, "masked_share": 0.15},
+}
+USED = {
+    "augment.occlusion": 0.3,
+    "loss.labels": "asymmetric",
+    "loss.headings_weight": 0.1,
+    "pretraining.epochs": 2,
+}
+
+
+def nest(name, value):
+    section, setting = name.split(".")
+    return {section: {**OLDER[section], setting: value}}
+
+
+def test_a_config_of_an_older_version_is_read_where_its_removed_settings_were_off(write_config):
+    text = format_config(load_config("demo"))
+    for section, settings in OLDER.items():
+        lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+        header = f"[{section}]"
+        text = (
+            text.replace(header, f"{header}\n{lines}") if header in text else f"{text}\n{header}\n{lines}\n"
+        )
+    assert load_config(write_config(text)) == load_config("demo")
+    flat = flatten_settings(OLDER)
+    assert load_config("demo", flat) == load_config("demo")
+    assert set(flat) == set(REMOVED)
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_removed_setting_that_is_switched_on_is_refused_by_its_name(name, write_config):
+    message = rf"The setting {name} was removed \(docs/training.md says why\)\. Leave it out\.$"
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", {name: USED[name]})
+    section, setting = name.split(".")
+    with pytest.raises(ConfigError, match=rf"mine\.toml: {message}"):
+        load_config(write_config(f"[{section}]\n{setting} = {json.dumps(USED[name])}\n"))
+
+
+def test_a_bundle_of_an_older_version_is_read_whatever_it_was_trained_with():
+    config = load_config("demo")
+    recorded = {name: value for name, value in asdict(config).items() if name != "model"}
+    older = {**recorded, "pretraining": OLDER["pretraining"]}
+    for name in ("augment", "loss"):
+        older[name] = {**recorded[name], **OLDER[name]}
+    stored = {"model": asdict(config.model), "training": older}
+    assert read_train_config(stored) == config
+    for name, value in USED.items():
+        section, _ = name.split(".")
+        changed = {**older, section: {**older[section], **nest(name, value)[section]}}
+        assert read_train_config({**stored, "training": changed}) == config
+    older["loss"]["from_the_future"] = 1
+    with pytest.raises(ConfigError, match=r"There is no setting loss\.from_the_future"):
+        read_train_config(stored)

@@ -21,7 +21,6 @@ from training.data.mesh import (
     map_headings,
     read_rows,
     split_heading,
-    write_headings,
 )
 
 # Places that the table foresees and the collection never names together with the head.
@@ -280,19 +279,6 @@ def test_unknown_head_is_named(heading):
 def test_report(major, keys, labelled):
     assert map_headings(major) == set(keys.split())
     assert is_labelled(major) is labelled
-
-
-@pytest.mark.parametrize(
-    ("major", "words"),
-    [
-        ([], ""),
-        (["No Indexing"], ""),
-        (["normal", "No Indexing"], "normal."),
-        (["Opacity/lung/ left", "Cardiomegaly"], "opacity lung left. cardiomegaly."),
-    ],
-)
-def test_headings_become_sentences(major, words):
-    assert write_headings(major) == words
 
 
 def test_a_report_that_nobody_indexed_is_neither_normal_nor_labelled(real_studies):

@@ -10,6 +10,7 @@ from contract.decisions import Decisions, ServedLabel
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.prompts import clean_findings
+from training.data.mesh import map_heading
 from training.evaluation.ask import Options, ask_model
 from training.evaluation.labels import evaluate_labels
 from training.evaluation.measure import measure
@@ -22,6 +23,7 @@ from training.evaluation.prompt_scores import (
     measure_prompt_scores,
 )
 from training.evaluation.report import write_report
+from training.evaluation.zero_shot import hide_labels, measure_zero_shot
 
 from .conftest import RulePredictor, draw_pixels, make_studies
 
@@ -87,6 +89,17 @@ def test_every_label_has_sentences_of_its_own():
     assert len(set(sentences)) == len(sentences)
     for phrases in LABEL_PHRASES.values():
         assert clean_findings(phrases) == phrases
+
+
+def test_wedged_vertebrae_are_asked_for_where_the_headings_put_them():
+    [key] = map_heading("Deformity/thoracic vertebrae")
+    wedges = {
+        name: [phrase for phrase in phrases if "wedg" in phrase] for name, phrases in LABEL_PHRASES.items()
+    }
+    assert {name: len(found) for name, found in wedges.items() if found} == {key: 2}
+    sentences = PROMPTS[LABEL_INDEX[key]]
+    assert "There is a wedge deformity." in sentences.present
+    assert "There is no vertebral wedging." in sentences.absent
 
 
 def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
@@ -157,3 +170,26 @@ def test_report_shows_it(image):
     assert ("| image | 60 | 1.000 (1.000-1.000) |" in block) == image
     assert "| findings | 60 | 1.000 (1.000-1.000) |" in block
     assert "| Cardiomegaly / Heart Failure | 20 |" in block
+
+
+def test_zero_shot_scores_stand_beside_their_controls(parts):
+    hidden = hide_labels(parts, ["cardiac"])
+    assert not hidden["test"].known[:, LABEL_INDEX["cardiac"]].any()
+    assert parts["test"].known.all()
+    tables = {}
+    for blind in (False, True):
+        predictor = PromptPredictor(blind=blind)
+        asked = ask_model(hidden, predictor, OPTIONS)
+        found = measure_zero_shot(asked, hidden, predictor, ["cardiac"], OPTIONS)
+        rows = {row["title"]: row for row in found["rows"]}
+        assert {key for row in found["rows"] for key in row["labels"]} == {"cardiac"}
+        assert found["prevalence"] == {"cardiac": pytest.approx(1 / 3)}
+        tables[blind] = rows
+    assert tables[False]["image"]["macro"]["auroc"]["value"] == 1
+    assert tables[True]["image"]["macro"]["auroc"]["value"] == 0.5
+    words = tables[False]["TF-IDF, findings"]
+    assert words["kind"] == "control"
+    assert words["macro"]["auroc"]["value"] == 1  # "heart" is a word of the reports and of the sentences
+    assert measure_zero_shot(asked, hidden, predictor, [], OPTIONS) == {}
+    masked = PromptPredictor(mode="findings_masked")
+    assert measure_zero_shot(asked, hidden, masked, ["cardiac"], OPTIONS) == {}

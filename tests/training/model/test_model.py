@@ -80,6 +80,31 @@ def test_attention_sums_to_one_within_each_modality_and_skips_padding(model):
     torch.testing.assert_close(out.embedding.norm(dim=-1), torch.ones(3))
 
 
+def test_the_share_of_the_image_joins_both_attentions_into_the_one_of_the_logit(model):
+    drawn = _draw(model, 3, 32)
+    seen = []
+    with torch.inference_mode():
+        hook = model.fusion.pooling.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        out = model(drawn["pixels"], drawn["input_ids"], drawn["attention_mask"])
+        hook.remove()
+        [state], pooling = seen, model.fusion.pooling
+        means = {
+            "image": out.image_attention @ pooling.value(state["image"].values),
+            "text": out.text_attention @ pooling.value(state["text"].values),
+        }  # (B, K, C)
+        share = out.image_share[..., None]
+        mixed = share * means["image"] + (1 - share) * means["text"]
+        logits = (mixed * pooling.weight).sum(-1) + pooling.bias
+        logits += (
+            model.fusion.lexical(drawn["input_ids"], drawn["attention_mask"]) if model.fusion.lexical else 0
+        )
+    assert out.image_share.shape == (3, 22)
+    assert ((out.image_share > 0) & (out.image_share < 1)).all()
+    torch.testing.assert_close(logits, out.logits, atol=1e-5, rtol=1e-5)
+    assert model(drawn["pixels"]).image_share is None
+    assert model(None, drawn["input_ids"], drawn["attention_mask"]).image_share is None
+
+
 def test_padding_and_neighbours_change_nothing(model):
     drawn = _draw(model, 2, 32)
     short = {name: drawn[name][:1, :16] for name in ("input_ids", "attention_mask")}
@@ -87,6 +112,7 @@ def test_padding_and_neighbours_change_nothing(model):
         padded = model(drawn["pixels"], drawn["input_ids"], drawn["attention_mask"])
         alone = model(drawn["pixels"][:1], **short)
     torch.testing.assert_close(padded.logits[:1], alone.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(padded.image_share[:1], alone.image_share, atol=1e-5, rtol=0)
     torch.testing.assert_close(padded.embedding[:1], alone.embedding, atol=1e-5, rtol=0)
 
 
@@ -145,7 +171,7 @@ def test_bundle_weights_load_into_an_equal_model(model, tmp_path):
 def test_named_configs_have_a_square_grid_of_tokens_and_come_back_from_a_bundle():
     for name in list_configs():
         model = load_config(name).model
-        assert read_sizes(model)["N"] == (37**2 if name == "dinov2" else 7**2)
+        assert read_sizes(model)["N"] == {"dinov2": 37, "base-384": 12}.get(name, 7) ** 2
         assert read_model_config(asdict(model)) == model
 
 

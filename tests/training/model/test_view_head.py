@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from contract import bundle as files
 from contract.errors import ConfigError
 from contract.labels import LABELS
+from contract.tensors import MODELS
 from training.config.toml_file import load_config
 from training.data.studies import StudySet, read_laterals
 from training.evaluation.view_scores import FEWEST, describe_score, score_views
@@ -33,7 +34,6 @@ def make_studies(laterals=(False, True), *, texts=None) -> StudySet:
         texts=words,
         impressions=words,
         indications=words,
-        headings=words,
         wordings=(words, words),
         views=tuple((2 * number, 2 * number + 1) for number in range(COUNT)),
         laterals=(tuple(laterals),) * COUNT,
@@ -118,7 +118,11 @@ def test_both_image_graphs_tell_the_view(model):
     torch.testing.assert_close(modules["fusion_image"](tokens)[-1], expected)
     ids, mask = torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64)
     text_tokens = modules["text_encoder"](ids, mask)
-    torch.testing.assert_close(modules["fusion_study"](tokens, text_tokens, ids, mask)[-1], expected)
+    outputs = modules["fusion_study"](tokens, text_tokens, ids, mask)
+    answers = {
+        tensor.name: value for tensor, value in zip(MODELS["fusion_study"].outputs, outputs, strict=True)
+    }
+    torch.testing.assert_close(answers["lateral"], expected)
     assert len(modules["fusion_text"](text_tokens, ids, mask)) == 3
 
 
