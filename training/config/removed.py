@@ -54,7 +54,5 @@ def refuse_removed(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A removed setting is switched on.
     """
     if used := list_used(values):
-        raise ConfigError(
-            f"The setting {used[0]} was removed (docs/training.md says why). Leave it out."
-        )
+        raise ConfigError(f"The setting {used[0]} was removed (docs/training.md says why). Leave it out.")
     return drop_removed(values)
