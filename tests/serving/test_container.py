@@ -118,7 +118,7 @@ def test_cxr_serve_names_its_server():
     """Its backend directory holds the embedded backend and nothing else of that name."""
     nowhere = Path("/nowhere")
     installation = TritonInstallation("0", *[nowhere] * 5)
-    command = build_command(installation, nowhere, nowhere, TritonAddresses(1, 2, 3), "p", "key")
+    command = build_command(installation, nowhere, nowhere, TritonAddresses(1, 2, 3), "p")
     assert f"--id={SERVER_NAME}" in command
     backends = Path(container.__file__).parent / "backends"
     assert is_embedded(backends)
