@@ -14,6 +14,7 @@ import typer
 from cli.command import CommandGroup, open_streams, run, take_interrupts
 from cli.commands.bench import bench_app
 from cli.commands.calibrate import calibrate
+from cli.commands.certs import certs_app
 from cli.commands.data import data_app
 from cli.commands.demo import demo
 from cli.commands.doctor import doctor
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
+app.add_typer(certs_app, name="certs")
 app.command()(demo)
 app.command()(evaluate)
 app.command()(calibrate)
