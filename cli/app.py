@@ -27,6 +27,7 @@ from cli.commands.search import search
 from cli.commands.serve import serve
 from cli.commands.train import train_app
 from cli.options import print_version
+from contract.connection import quiet_grpc
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -75,6 +76,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP stop its child processes and clean up, as Ctrl-C does."""
     open_streams()
+    quiet_grpc()
     run(_start)
 
 

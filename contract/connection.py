@@ -14,7 +14,7 @@ import configparser
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -199,6 +199,17 @@ def resolve_connection(
     if token is None:
         token = _find_token(values, file)
     return Connection(tls or None, token or None)
+
+
+def quiet_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let gRPC write no line for each failed handshake, unless the environment says how much it writes.
+
+    A stranger could fill a disk with such lines. gRPC reads the variable when it is imported.
+
+    Args:
+        environment: Environment variables of the program, which are changed.
+    """
+    environment.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def is_token(text: str) -> bool:

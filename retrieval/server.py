@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
 from contract.protection import add_arguments, read_arguments
 
@@ -31,6 +32,7 @@ _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar until a signal stops it; return the exit code."""
     options = parse_arguments(arguments)
+    quiet_grpc()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         maintain(options) if options.forget or options.remove_damaged else serve(options)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final
 
 from contract.address import CHANNEL_OPTIONS
-from contract.connection import PLAIN, Connection, is_local_host
+from contract.connection import PLAIN, Connection, is_local_host, quiet_grpc
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
 from contract.protection import UNPROTECTED, Protection
@@ -371,11 +371,13 @@ class Stack:
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())}
+        quiet_grpc(environment)
         return ChildProcess(
             name,
             [sys.executable, "-P", "-m", module, *options],
             log_path=self.log_dir / log,
-            environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
+            environment=environment,
             keep_log=self._ready,
         )
 

@@ -1,8 +1,12 @@
 """Clients and attackers at a real sidecar and a stand-in for Triton: one typed error, one sentence each."""
 
 import datetime
+import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
@@ -25,6 +29,7 @@ from retrieval.indexes import CaseIndexes
 from retrieval.listener import SidecarServer
 from retrieval.service import RetrievalService
 
+ROOT = Path(__file__).parents[2]
 MODEL = "ab" * 32
 VECTOR = np.eye(8, dtype=np.float32)[0]
 CASE = StoredCase("a", "study-a", VECTOR, ("normal",), "Report.", "a.dcm")
@@ -176,6 +181,30 @@ def test_a_tls_client_at_a_plain_port_is_told(open_sidecar, open_transport, cert
     url = open_sidecar()
     with refused(r"speaks plain text, not TLS: start it with --tls-dir, or unset tls"):
         open_transport(url, make_tls(certificates / "good", None)).read_info(5)
+
+
+def test_a_command_says_one_sentence(open_sidecar, certificates, tmp_path):
+    """Without the lines that gRPC writes about a failed handshake."""
+    url = open_sidecar(tls_dir=certificates / "good")
+    options = [
+        "--triton",
+        "127.0.0.1:9",
+        "--retrieval",
+        url,
+        "--tls-ca",
+        str(certificates / "other" / "ca.crt"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "cxr", "doctor", *options, "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 4
+    assert "not signed by an authority" in json.loads(done.stdout)["servers"]["retrieval"]
+    assert done.stderr == ""
 
 
 def test_old_versions_of_tls_are_refused(open_sidecar, certificates):
