@@ -14,6 +14,7 @@ import typer
 from cli.command import CommandGroup, open_streams, run, take_interrupts
 from cli.commands.bench import bench_app
 from cli.commands.calibrate import calibrate
+from cli.commands.certs import certs_app
 from cli.commands.data import data_app
 from cli.commands.demo import demo
 from cli.commands.doctor import doctor
@@ -26,6 +27,7 @@ from cli.commands.search import search
 from cli.commands.serve import serve
 from cli.commands.train import train_app
 from cli.options import print_version
+from contract.connection import quiet_grpc
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -38,6 +40,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
+app.add_typer(certs_app, name="certs")
 app.command()(demo)
 app.command()(evaluate)
 app.command()(calibrate)
@@ -73,6 +76,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command. SIGTERM and SIGHUP stop its child processes and clean up, as Ctrl-C does."""
     open_streams()
+    quiet_grpc()
     run(_start)
 
 

@@ -85,7 +85,9 @@ class Demo:
             with self.steps.step("Start Triton and the sidecar") as step:
                 stack.wait_ready()
                 step.say(f"Triton {stack.triton_url}, sidecar {stack.retrieval_url}")
-            with CxrClient(stack.triton_url, stack.retrieval_url, timeout_s=30.0) as client:
+            with CxrClient(
+                stack.triton_url, stack.retrieval_url, timeout_s=30.0, tls=False, token=""
+            ) as client:
                 self._index(bundle, client)
                 row = self._choose_held_out(bundle)
                 predictions = self._predict(client, row)

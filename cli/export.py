@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cli.progress import show_progress
 from contract.bundle import Bundle, load_bundle
+from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError, CxrError, ParityError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Publication:
     load: str | None = None
     admin_key: Path | None = None
     cores: int | None = None
+    connection: Connection = PLAIN
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,13 @@ def export_bundle(
 
 
 def roll_back(
-    console: Console, repository: Path, *, to: int | None = None, load: str | None, admin_key: Path
+    console: Console,
+    repository: Path,
+    *,
+    to: int | None = None,
+    load: str | None,
+    admin_key: Path,
+    connection: Connection = PLAIN,
 ) -> RolledBack:
     """Switch to another version, on disk and in the running server. If that fails, neither changes.
 
@@ -139,6 +147,7 @@ def roll_back(
         to: The version to switch to. None: the oldest kept version.
         load: gRPC address of the server that serves this repository.
         admin_key: File with the server's key.
+        connection: TLS and token of that server.
 
     Raises:
         ConfigError: The version or the admin key does not exist, or the server serves another repository.
@@ -151,11 +160,11 @@ def roll_back(
     from serving.triton import read_admin_key
 
     before = read_published(repository).version
-    served_version = check_server(load, repository, read_admin_key(admin_key)) if load else None
+    served_version = check_server(load, repository, read_admin_key(admin_key), connection) if load else None
     published = rollback(repository, to)
     previous = before if served_version is None else served_version
     undo = (lambda: rollback(repository, previous)) if previous in published.versions else None
-    loaded = _load(console, repository, load, admin_key, undo=undo) if load else None
+    loaded = _load(console, repository, load, admin_key, undo=undo, connection=connection) if load else None
     changed = (before if served_version is None else served_version) != published.version
     return RolledBack(published, loaded, changed)
 
@@ -172,7 +181,10 @@ def _prepare_load(repository: Path, publication: Publication) -> None:
 
     settle(repository)
     served_version = check_server(
-        str(publication.load), repository, read_admin_key(_require_key(publication))
+        str(publication.load),
+        repository,
+        read_admin_key(_require_key(publication)),
+        publication.connection,
     )
     if served_version not in (None, read_published(repository).version):
         rollback(repository, served_version)
@@ -251,7 +263,9 @@ def take_version(
 
     key, url = _require_key(publication), str(publication.load)
     undo = partial(withdraw, repository, version)
-    loaded = _load(console, repository, url, key, undo=undo, before_switch=run_gate)
+    loaded = _load(
+        console, repository, url, key, undo=undo, before_switch=run_gate, connection=publication.connection
+    )
     return Taken(loaded, reports[0])
 
 
@@ -280,6 +294,7 @@ def _load(
     *,
     undo: Callable[[], object] | None,
     before_switch: "Callable[[ServedGraphs], None] | None" = None,
+    connection: Connection = PLAIN,
 ) -> "Reload":
     """Let the server at `url` load the repository's current version. On failure call `undo` and load again.
 
@@ -292,7 +307,7 @@ def _load(
     try:
         words = Text(f"Loading into Triton at {url}")
         with contextlib.nullcontext() if before_switch else console.status(words):
-            return reload_models(url, repository, key, before_switch=before_switch)
+            return reload_models(url, repository, key, before_switch=before_switch, connection=connection)
     except BaseException as error:
         if undo is None:
             raise
@@ -300,7 +315,7 @@ def _load(
         with contextlib.suppress(
             CxrError
         ):  # the server has the old version; this makes it report ready again
-            reload_models(url, repository, key)
+            reload_models(url, repository, key, connection=connection)
         if not isinstance(error, CxrError):
             raise
         raise type(error)(f"{error} The change was undone, and the version before it answers.") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from contract.connection import PLAIN, Connection
 from contract.errors import ArtifactError, ConfigError, ParityError
 from contract.runtime.session import read_parameter
 from contract.training_data import WAYS
@@ -53,7 +54,7 @@ class Retired:
         return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
 
 
-def verify_server(console: Console, url: str) -> Verified:
+def verify_server(console: Console, url: str, connection: Connection = PLAIN) -> Verified:
     """Send the random requests to the ensembles of a running Triton; compare the answers with those in its configs.
 
     The result says whether the server passed.
@@ -69,7 +70,7 @@ def verify_server(console: Console, url: str) -> Verified:
     from serving.served_graphs import ServedGraphs, connect, find_version
 
     source = f"Triton at {url}"
-    with connect(url, "the address") as client, console.status(Text(f"Querying {source}")):
+    with connect(url, "the address", connection) as client, console.status(Text(f"Querying {source}")):
         served = ServedGraphs(client, url, find_version(client, url, "predict_study_tensors"))
         configs = {kind: served.read_config(f"predict_{kind}_tensors") for kind in WAYS}
         model = parse_model("predict_study_tensors", configs["study"], source=source)
@@ -112,7 +113,13 @@ def require_passed(verified: Verified) -> None:
 
 
 def retire_version(
-    console: Console, repository: Path, *, version: int | None, load: str | None, admin_key: Path
+    console: Console,
+    repository: Path,
+    *,
+    version: int | None,
+    load: str | None,
+    admin_key: Path,
+    connection: Connection = PLAIN,
 ) -> Retired:
     """Remove the version that does not answer. The running server unloads it first.
 
@@ -127,25 +134,32 @@ def retire_version(
         return Retired(published, gone, None)
     reloads: list[Reload] = []
     published, gone = retire(
-        repository, version, partial(_unload, console, repository, load, admin_key, reloads)
+        repository, version, partial(_unload, console, repository, load, admin_key, connection, reloads)
     )
     return Retired(published, gone, reloads[0])
 
 
-def _unload(console: Console, repository: Path, url: str, admin_key: Path, reloads: "list[Reload]") -> None:
+def _unload(
+    console: Console,
+    repository: Path,
+    url: str,
+    admin_key: Path,
+    connection: Connection,
+    reloads: "list[Reload]",
+) -> None:
     """Let the server reload the repository, if it answers with the version that is kept."""
     from contract.repository import read_published
     from serving.reload import check_server, reload_models
     from serving.triton import read_admin_key
 
     key = read_admin_key(admin_key)
-    if check_server(url, repository, key) != read_published(repository).version:
+    if check_server(url, repository, key, connection) != read_published(repository).version:
         raise ConfigError(
             f"Triton at {url} answers with another version than {repository} states. First run `cxr export rollback "
             f"{repository} --to VERSION --load {url}`."
         )
     with console.status(Text(f"Unloading from Triton at {url}")):
-        reloads.append(reload_models(url, repository, key))
+        reloads.append(reload_models(url, repository, key, connection=connection))
 
 
 def print_verified(console: Console, verified: Verified) -> None:

@@ -10,6 +10,8 @@ from cli.console import escape
 from cli.options import make_console
 from cli.show import print_json
 from client import CxrClient
+from contract.connection import is_local
+from contract.protection import Protection
 from contract.repository import MARKER
 from export.versions import settle
 from serving.stack import Ports, Stack
@@ -22,11 +24,13 @@ def serve_until_stopped(
     ports: tuple[int, int, int, int],
     *,
     http_inference: bool,
+    host: str,
+    protection: Protection,
     as_json: bool,
 ) -> None:
     """Start both servers, print their addresses, and keep them running.
 
-    `ports` are the ports of HTTP, gRPC, metrics and the sidecar.
+    `ports` are the ports of HTTP, gRPC, metrics and the sidecar; `host` and `protection` are as in `Stack`.
 
     Raises:
         ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
@@ -35,7 +39,16 @@ def serve_until_stopped(
     if os.access(repository / MARKER, os.W_OK):
         settle(repository)  # undo an interrupted publication before Triton reads the repository
     console = make_console(as_json)
-    with Stack(repository, store, ports=chosen, log_dir=logs, http_inference=http_inference) as stack:
+    servers = Stack(
+        repository,
+        store,
+        ports=chosen,
+        log_dir=logs,
+        http_inference=http_inference,
+        host=host,
+        protection=protection,
+    )
+    with servers as stack:
         with console.status("Starting Triton and the sidecar"):
             seconds = stack.wait_ready()
         if as_json:
@@ -43,12 +56,23 @@ def serve_until_stopped(
             sys.stdout.flush()
         for name, address in stack.describe().items():
             console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
-        with CxrClient(stack.triton_url, stack.retrieval_url) as client:
-            # The index may be damaged or belong to another model. Predictions still work.
-            if trouble := client.health().retrieval:
-                console.print(escape(trouble), soft_wrap=True)
+        for sentence in (*protection.find_warnings(), *_find_index_trouble(stack)):
+            console.print(escape(sentence), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.")
         stack.wait(_tell)
+
+
+def _find_index_trouble(stack: Stack) -> list[str]:
+    """Return what is wrong with the index, if anything: it may be damaged or belong to another model.
+
+    Predictions still work. A token does not travel as plain text, not even to another address of this machine.
+    """
+    connection = stack.connection
+    if connection.tls is None and not is_local(stack.triton_url):
+        return []
+    with CxrClient(stack.triton_url, stack.retrieval_url, **connection.as_arguments()) as client:
+        trouble = client.health().retrieval
+    return [trouble] if trouble else []
 
 
 def _tell(sentence: str) -> None:

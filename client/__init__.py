@@ -15,8 +15,9 @@ from client.health import Health
 from client.prediction import BatchPrediction, ConformalSet, Finding, Prediction
 from client.prompt_scores import FindingScore
 from client.served import ServedModel
+from contract.connection import TLS
 
-__all__ = [
+__all__ = [  # noqa: RUF022  in the order of sorted()
     "BatchPrediction",
     "CaseInput",
     "ConformalSet",
@@ -29,4 +30,5 @@ __all__ = [
     "SearchResult",
     "ServedModel",
     "SimilarCase",
+    "TLS",
 ]

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from tritonclient import grpc as triton
 
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection
 from contract.errors import CancelledError, ConfigError
 from contract.tensors import ModelSpec
 
@@ -38,11 +38,13 @@ class ChannelSettings:
         keepalive_s: Seconds between pings of an idle connection, at least 10. Pings keep a connection in the table of a
             firewall. Triton closes a connection with pings more often than every 300 s ("too many pings"), unless
             its option `--grpc-http2-min-recv-ping-interval-without-data` is smaller. None: no pings.
+        connection: TLS and token.
     """
 
     carrier: Carrier = "auto"
     compression: Compression = "none"
     keepalive_s: float | None = None
+    connection: Connection = PLAIN
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a setting is not valid."""
@@ -88,7 +90,8 @@ class Lane:
 
     def __init__(self, url: str, settings: ChannelSettings) -> None:
         """Set the address. The first request connects."""
-        self.client = triton.InferenceServerClient(url, channel_args=settings.make_channel_arguments())
+        options = settings.make_channel_arguments()
+        self.client = settings.connection.open_triton(triton.InferenceServerClient, url, options)
         self.closed = False
         self._requests: dict[tuple[object, ...], Request] = {}
 
@@ -189,17 +192,6 @@ class Calls:
             lanes, self._lanes = self._lanes, set()
         for lane in lanes:
             lane.close()
-
-
-def is_local(url: str) -> bool:
-    """Whether an address (host:port or unix:path) belongs to this host."""
-    if url.startswith("unix:"):
-        return True
-    host = url.rpartition(":")[0].strip("[]") or url
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def holds_bytes(arrays: Sequence[NDArray[Any]]) -> bool:

@@ -9,7 +9,7 @@ Every call has a deadline, which all requests of the call share. Errors are thos
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from client.retrieval import IndexInfo, RetrievalTransport, check_search
 from client.served import ServedModel, list_outputs, require_unchanged
 from client.triton import Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
+from contract.connection import TLS, resolve_connection
 from contract.errors import InputError
 from contract.report.tokens import TokenLimits
 
@@ -51,6 +52,8 @@ class CxrClient:
         compression: Compression = "none",
         keepalive_s: float | None = None,
         shrink: bool = True,
+        tls: TLS | Literal[False] | None = None,
+        token: str | None = None,
     ) -> None:
         """Set the addresses. The first call connects.
 
@@ -67,13 +70,20 @@ class CxrClient:
             shrink: Whether to read large images here and to send only the pixels that the model reads
                 (`client.shrink`). The answer is the same. This needs the `image` extra; without it, or with False,
                 the client sends whole files.
+            tls: How to check the servers, and this client's certificate. None: as the environment says
+                (`contract.connection`), else plain text. False: plain text in any case.
+            token: Token for both servers. None: as the environment says, else none. "": none in any case. It is sent
+                only over TLS or to this host.
 
         Raises:
-            ConfigError: A setting does not exist, an address is not valid, or the time-out is not a number above 0.
+            ConfigError: A setting does not exist, an address is not valid, the time-out is not a number above 0, a file
+                of TLS cannot be used, or the token would travel to another host as plain text.
         """
         self._timeout_s = check_timeout(timeout_s)
-        self._triton = TritonTransport(triton_url, ChannelSettings(transport, compression, keepalive_s))
-        self._retrieval = RetrievalTransport(retrieval_url)
+        connection = resolve_connection(tls, token)
+        settings = ChannelSettings(transport, compression, keepalive_s, connection)
+        self._triton = TritonTransport(triton_url, settings)
+        self._retrieval = RetrievalTransport(retrieval_url, connection)
         self._predictor = Predictor(self._triton, shrink=shrink)
 
     def __repr__(self) -> str:

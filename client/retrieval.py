@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from client.cases import SimilarCase
 from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
+from contract.connection import PLAIN, Connection
 from contract.errors import InputError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from contract.strings import require_strings, require_text
+from contract.tls_trouble import find_tls_error
 
 MAX_K: Final = 1000  # as contract/proto/retrieval.proto states it
 _SERVER: Final = "the retrieval sidecar"
@@ -62,9 +64,15 @@ class Stored(NamedTuple):
 class RetrievalTransport:
     """A connection to one sidecar. Several threads may use it at once."""
 
-    def __init__(self, url: str) -> None:
-        """Set the address, host:port. The first request connects. ConfigError: the address is not valid."""
+    def __init__(self, url: str, connection: Connection = PLAIN) -> None:
+        """Set the address, host:port, with TLS and token. The first request connects.
+
+        Raises:
+            ConfigError: The address is not valid, a file of TLS cannot be used, or a token would travel as plain text.
+        """
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8005")
+        connection.require_private(url, _SETTING)
+        self._connection = connection
         self._connect()
 
     def add(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Stored:
@@ -93,7 +101,7 @@ class RetrievalTransport:
         ]
         request = retrieval_pb2.AddCasesRequest(fingerprint=fingerprint, cases=messages)
         with self._translate_errors(timeout_s):
-            answer = self._stub.AddCases(request, timeout=timeout_s)
+            answer = self._stub.AddCases(request, timeout=timeout_s, metadata=self._connection.metadata)
         return Stored(int(answer.added), int(answer.replaced))
 
     def search(
@@ -126,7 +134,7 @@ class RetrievalTransport:
             exclude_study_ids=excluded,
         )
         with self._translate_errors(timeout_s):
-            answer = self._stub.Search(request, timeout=timeout_s)
+            answer = self._stub.Search(request, timeout=timeout_s, metadata=self._connection.metadata)
         return [
             SimilarCase(
                 id=hit.case.id,
@@ -143,14 +151,16 @@ class RetrievalTransport:
         """Delete stored cases; return how many there were. InputError: `ids` is empty or not a list of strings."""
         request = retrieval_pb2.DeleteCasesRequest(ids=_check_ids(ids, "ids"))
         with self._translate_errors(timeout_s):
-            answer = self._stub.DeleteCases(request, timeout=timeout_s)
+            answer = self._stub.DeleteCases(request, timeout=timeout_s, metadata=self._connection.metadata)
         return int(answer.deleted)
 
     def read_info(self, timeout_s: float, fingerprint: str = "") -> IndexInfo:
         """Return facts about the index of a model. Without such an index: about the default index of the sidecar."""
         with self._translate_errors(timeout_s):
             answer = self._stub.GetInfo(
-                retrieval_pb2.GetInfoRequest(fingerprint=fingerprint), timeout=timeout_s
+                retrieval_pb2.GetInfoRequest(fingerprint=fingerprint),
+                timeout=timeout_s,
+                metadata=self._connection.metadata,
             )
         return IndexInfo(
             answer.fingerprint,
@@ -165,7 +175,7 @@ class RetrievalTransport:
         self._channel.close()
 
     def _connect(self) -> None:
-        self._channel = grpc.insecure_channel(self.url, options=CHANNEL_OPTIONS)
+        self._channel = self._connection.open_channel(self.url, CHANNEL_OPTIONS)
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
 
     @contextmanager
@@ -179,6 +189,9 @@ class RetrievalTransport:
                 # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has
                 # no option for that. It closes when the requests of other threads on it have ended.
                 self._connect()
+                trouble = find_tls_error(self.url, self._connection, _SERVER)
+                if trouble is not None:
+                    raise trouble from error
             if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and speaks_http1(self.url)):
                 raise make_wrong_service_error(self.url, _SERVER, _SETTING) from error
             raise make_error(

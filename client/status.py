@@ -5,6 +5,7 @@ The code alone decides on the error, never the text of the message.
 
 from typing import Final
 
+from contract.connection import TOKEN_SETTING
 from contract.errors import (
     BusyError,
     CancelledError,
@@ -27,6 +28,8 @@ ERRORS: Final[dict[str, type[CxrError]]] = {
     "CANCELLED": CancelledError,
     "UNAVAILABLE": UnavailableError,  # for Triton's full queue see `contract.grpc_status.resolve_unavailable`
     "RESOURCE_EXHAUSTED": BusyError,
+    "UNAUTHENTICATED": ConfigError,
+    "PERMISSION_DENIED": ConfigError,
 }
 _MAX_CHARS: Final = 400
 
@@ -55,7 +58,8 @@ def make_error(status: str | None, message: str, *, server: str, url: str, timeo
         return make_cancelled_error(url)
     if kind is ServerError:
         return ServerError(f"{server} at {url} failed: {text}")
-    return kind(f"{server} refused the request: {text}")
+    what = f"at {url} wants another {TOKEN_SETTING}" if kind is ConfigError else "refused the request"
+    return kind(f"{server} {what}: {text}")
 
 
 def make_cancelled_error(url: str) -> CancelledError:

@@ -25,17 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, is_local, set_data, set_region
+from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, set_data, set_region
 from client.layout import align, lay_out, lay_out_outputs, measure
 from client.served import ServedModel, parse_model
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion
 from client.status import make_cancelled_error, make_error, make_wrong_service_error
 from client.triton_call import Call
 from contract.address import check_address, speaks_http1
+from contract.connection import is_local
 from contract.errors import ArtifactError, ConfigError, CxrError, UnavailableError
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.tensors import FUSED, MODELS, NUMPY_DTYPES
+from contract.tls_trouble import find_tls_error
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -63,9 +65,14 @@ class TritonTransport:
     """
 
     def __init__(self, url: str, settings: ChannelSettings | None = None) -> None:
-        """Set the address, host:port. The first request connects. ConfigError: the address is not valid."""
+        """Set the address, host:port. The first request connects.
+
+        Raises:
+            ConfigError: The address is not valid, or a token would travel to it as plain text.
+        """
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
         self.settings = settings or ChannelSettings()
+        self.settings.connection.require_private(url, _SETTING)
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
         self._idle: list[Lane] = []
@@ -118,7 +125,7 @@ class TritonTransport:
                     answer = self._infer_plain(lane, call)
             except InferenceServerException as error:
                 explained = self._explain(error, timeout_s, call)
-                if isinstance(explained, UnavailableError):
+                if isinstance(explained, UnavailableError | ConfigError):
                     lane.close()  # a new channel resolves the host name again; see `_explain`
                 raise explained from error
             except ValueError as error:  # raised by gRPC for a closed channel
@@ -301,6 +308,10 @@ class TritonTransport:
                 code = resolve_unavailable(code, partial(self._serves, call.spec.name))
                 if code == "RESOURCE_EXHAUSTED" and time.monotonic() >= call.deadline:
                     code = "DEADLINE_EXCEEDED"
+        if code == "UNAVAILABLE":
+            trouble = find_tls_error(self.url, self.settings.connection, "Triton")
+            if trouble is not None:
+                return trouble
         if self._is_other_service(code):
             return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)

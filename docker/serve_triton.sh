@@ -5,13 +5,21 @@
 # models, logging or tracing. Without CXR_ADMIN_KEY the key is random, so nobody can change them.
 # HTTP: Triton's own HTTP service is off, because one ordinary POST can end Triton 2.51. CXR_HTTP_INFERENCE=1 opens it. Use
 # that only for trusted callers.
+# Network: with CXR_TLS_DIR the gRPC port speaks TLS, and with CXR_TLS_REQUIRE_CLIENT=1 it requires client certificates. The
+# folder is as `cxr certs` makes it. Triton knows no tokens. The calls about shared memory need the admin key, because
+# whoever makes them could take away the regions of other clients; CXR_SHARED_MEMORY=1 opens them, for clients that share
+# the container's /dev/shm.
 # Health: serving.container refuses a repository that this image's backend would run differently than at the gates. It
 # watches Triton with real inferences, and exits when Triton hangs, so that the container is started again.
 set -eu
 
 models="${CXR_MODELS:-/models}"
 key="${CXR_ADMIN_KEY:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
-restricted="model-repository,logging,trace:cxr-admin-key=$key"
+protocols=model-repository,logging,trace
+if [ "${CXR_SHARED_MEMORY:-0}" != 1 ]; then
+  protocols="$protocols,shared-memory"
+fi
+restricted="$protocols:cxr-admin-key=$key"
 rate_limit=off
 if grep -q '"rate_limited": true' "$models/.published.json"; then
   rate_limit=execution_count
@@ -19,6 +27,18 @@ fi
 http=false
 if [ "${CXR_HTTP_INFERENCE:-0}" = 1 ]; then
   http=true
+fi
+if [ -n "${CXR_TLS_DIR:-}" ]; then
+  mutual=false
+  if [ "${CXR_TLS_REQUIRE_CLIENT:-0}" = 1 ]; then
+    mutual=true
+  fi
+  if [ "$http" = true ]; then
+    echo "CXR_HTTP_INFERENCE=1 and CXR_TLS_DIR exclude each other: Triton's HTTP service has no TLS." >&2
+    exit 2
+  fi
+  set -- --grpc-use-ssl=true "--grpc-use-ssl-mutual=$mutual" "--grpc-server-cert=$CXR_TLS_DIR/server.crt" \
+    "--grpc-server-key=$CXR_TLS_DIR/server.key" "--grpc-root-cert=$CXR_TLS_DIR/ca.crt" "$@"
 fi
 unset CXR_ADMIN_KEY # the models do not need it
 python3 -m contract.repository "$models" # fails unless every file is as published

@@ -1,35 +1,81 @@
-"""The sidecar's gRPC server, with its health service (grpc.health.v1)."""
+"""The sidecar's gRPC server, with its health service (grpc.health.v1), TLS and roles.
+
+    Search, GetCase, GetInfo    read
+    AddCases, DeleteCases       write
+    any other call              admin, so that a new one is closed until it is listed here
+
+The health service needs no token: it says only whether the sidecar serves.
+"""
 
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from contract.access import Access, Role
 from contract.errors import ConfigError
+from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
 from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
 _WORKERS: Final = 64  # twice the number of waiting searches, so that health checks are answered meanwhile
 _MAX_RPCS: Final = 512
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_ROLES: Final = {
+    f"/{SERVICE_NAME}/{name}": role
+    for role, names in {
+        Role.READ: ("Search", "GetCase", "GetInfo"),
+        Role.WRITE: ("AddCases", "DeleteCases"),
+    }.items()
+    for name in names
+}
+
+
+class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls whose token lacks the role, before their handler reads the message."""
+
+    def __init__(self, access: Access) -> None:
+        """Take what decides about tokens."""
+        self._access = access
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Return the handler of a call, or one that refuses it. None: there is no such call."""
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith(_HEALTH):
+            return handler
+        needed = _ROLES.get(method, Role.ADMIN)
+        denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
+        if denial is None:
+            return handler
+
+        def refuse(_: bytes, context: Any) -> None:
+            context.abort(grpc.StatusCode[denial.code], denial.message)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 class SidecarServer:
     """The gRPC server with the retrieval and the health service. It listens at once."""
 
-    def __init__(self, service: RetrievalService, address: str) -> None:
+    def __init__(self, service: RetrievalService, address: str, protection: Protection = UNPROTECTED) -> None:
         """Listen on `address` ("host:port"; port 0 chooses a free one), with the state NOT_SERVING.
 
         Raises:
-            ConfigError: The address is in use or does not belong to this machine.
+            ConfigError: The address is in use or does not belong to this machine, a file of `protection` is missing or
+                wrong, or a network can reach the address and it lacks TLS or tokens.
         """
         host = require_usable(address)
+        protection.check(host.strip("[]"))
+        credentials = protection.make_credentials()
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rpc")
         self._server = grpc.server(
             self._workers,
             maximum_concurrent_rpcs=_MAX_RPCS,
+            interceptors=[RoleInterceptor(protection.make_access())],
             options=[
                 ("grpc.so_reuseport", 0),  # otherwise a second server would share the port without an error
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -43,7 +89,11 @@ class SidecarServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, self._server)
         try:
-            port = self._server.add_insecure_port(address)
+            port = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
         except RuntimeError as error:
             raise ConfigError(f"Cannot listen on {address}. Is the address in use?") from error
         if not port:  # gRPC before 1.60 reports the failure like this

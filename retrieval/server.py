@@ -3,8 +3,9 @@
     python -m retrieval.server --store DIRECTORY --address 127.0.0.1:8005
 
 It listens at once, reports SERVING (grpc.health.v1) when its index is built from the store, and shuts down cleanly
-on SIGTERM or SIGINT. Exit codes: 0 stopped; 2 a setting is wrong (address or store in use, no GPU); 3 the store is
-damaged. A directory holds an index for each model (`retrieval.indexes`). While no server uses the directory,
+on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes: 0 stopped; 2 a setting is wrong
+(address or store in use, no GPU); 3 the store is damaged. A directory holds an index for each model
+(`retrieval.indexes`). While no server uses the directory,
 
     python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them
     python -m retrieval.server --store DIRECTORY --remove-damaged         removes damaged rows
@@ -20,7 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
+from contract.protection import add_arguments, read_arguments
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
@@ -29,6 +32,7 @@ _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar until a signal stops it; return the exit code."""
     options = parse_arguments(arguments)
+    quiet_grpc()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         maintain(options) if options.forget or options.remove_damaged else serve(options)
@@ -62,7 +66,7 @@ def serve(options: argparse.Namespace) -> None:
             threads=options.threads,
         ) as indexes,
     ):
-        server = SidecarServer(RetrievalService(indexes), options.address)
+        server = SidecarServer(RetrievalService(indexes), options.address, read_arguments(options))
         try:
             built = indexes.start()
             built.add_done_callback(lambda _: os.write(tell, _BUILT))
@@ -127,6 +131,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="Remove the index of the model with this fingerprint (8 or more digits), and exit.",
     )
     parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -22,6 +22,7 @@ from contract.errors import ConfigError, CxrError
 from contract.probe_case import PROBED
 from contract.repository import read_published
 from contract.runtime.embedded import SERVER_NAME, explain_refusal, is_embedded
+from serving.probe import make_own_connection
 from serving.reload import find_embedded_only
 from serving.watch import TritonWatch
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     port = _find_option(command, "grpc-port", "8001")
     try:
         command += _name_server(command)
+        tls_dir = os.environ.get("CXR_TLS_DIR")
+        connection = make_own_connection(Path(tls_dir) if tls_dir else None)
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 127  # like a shell
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.terminate())
-    watch = TritonWatch(f"127.0.0.1:{port}", process.pid, PROBED, up=False)
+    watch = TritonWatch(f"127.0.0.1:{port}", process.pid, PROBED, up=False, connection=connection)
     try:
         while (code := process.poll()) is None:
             if watch.verdict is not None:

@@ -26,7 +26,7 @@ EXTRAS: Final[dict[str, str]] = {
         "matplotlib accelerate tensorboard huggingface_hub mapie"
     ),
     "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
-    "serve": "nvidia-pytriton tokenizers",
+    "serve": "nvidia-pytriton tokenizers cryptography",
     "retrieval": "grpcio grpcio-health-checking faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",
     "explain": "captum",
     "openvino": "openvino",

@@ -1,4 +1,7 @@
-"""Health over HTTP: four paths, only GET.
+"""Health over HTTP or HTTPS: four paths, only GET.
+
+HTTPS asks for no client certificate, because load balancers and Kubernetes have none. The answers hold only whether the
+models infer.
 
 One ordinary POST can crash the HTTP front end of Triton 2.51, so this server replaces it on the HTTP port:
 
@@ -11,6 +14,7 @@ One ordinary POST can crash the HTTP front end of Triton 2.51, so this server re
 import contextlib
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -31,19 +35,28 @@ Answers = Callable[
 
 
 class HealthServer:
-    """Answers health requests on loopback from a few threads until `close`."""
+    """Answers health requests from a few threads until `close`."""
 
-    def __init__(self, port: int, answers: Answers) -> None:
+    def __init__(
+        self, port: int, answers: Answers, *, host: str = LOOPBACK, context: ssl.SSLContext | None = None
+    ) -> None:
         """Listen.
+
+        Args:
+            port: TCP port.
+            answers: Says whether a model infers.
+            host: Address to listen on.
+            context: TLS; None: plain HTTP.
 
         Raises:
             ConfigError: The port cannot be used.
         """
         handler = type("Handler", (_Handler,), {"answers": staticmethod(answers)})
         try:
-            self._server = _Server((LOOPBACK, port), handler)
+            make = _Server if ":" not in host else _Server6
+            self._server = make((host, port), handler, context)
         except OSError as error:
-            raise ConfigError(f"Port {port} on {LOOPBACK} cannot be used: {error.strerror}.") from error
+            raise ConfigError(f"Port {port} on {host} cannot be used: {error.strerror}.") from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.2,), name="cxr-health", daemon=True
         )
@@ -59,7 +72,8 @@ class HealthServer:
 class _Server(HTTPServer):
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: Any, context: ssl.SSLContext | None) -> None:
+        self._context = context
         self._open: list[Any] = []  # connections, the oldest first
         self._lock = threading.Lock()
         super().__init__(address, handler)
@@ -68,7 +82,15 @@ class _Server(HTTPServer):
         socket.socket.bind(
             self.socket, self.server_address
         )  # HTTPServer's own method would look up the host name
-        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, address = super().get_request()
+        if self._context is None:
+            return request, address
+        request.settimeout(_TIMEOUT_S)
+        # The handshake comes with the first read, in the connection's own thread.
+        return self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False), address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -95,6 +117,10 @@ class _Server(HTTPServer):
                 if request in self._open:
                     self._open.remove(request)
             self.shutdown_request(request)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Handler(BaseHTTPRequestHandler):

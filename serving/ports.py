@@ -1,5 +1,6 @@
-"""The TCP ports of one stack, all on loopback."""
+"""The TCP ports of one stack: on loopback, or on the address that `cxr serve --host` names."""
 
+import errno
 import socket
 from dataclasses import astuple, dataclass
 from typing import Final
@@ -11,7 +12,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports on loopback."""
+    """TCP ports of one stack."""
 
     http: int = 8000
     grpc: int = 8001
@@ -39,21 +40,26 @@ class Ports:
             for entry in sockets:
                 entry.close()
 
-    def require_free(self) -> None:
-        """Raise ConfigError with the port if one is in use."""
+    def require_free(self, host: str = LOOPBACK) -> None:
+        """Raise ConfigError with the port if one is in use. The metrics are always on loopback."""
         for port in astuple(self):
-            require_free(port)
+            require_free(port, LOOPBACK if port == self.metrics else host)
 
 
-def require_free(port: int) -> None:
-    """Raise ConfigError if another process listens on this loopback port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+def require_free(port: int, host: str = LOOPBACK) -> None:
+    """Raise ConfigError if another process listens on this port, or the address is not one of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(
+                    f"The address {host} (--host) cannot be used: {error.strerror or error}."
+                ) from error
             raise ConfigError(
-                f"Port {port} on {LOOPBACK} is in use ({error.strerror}). Stop the process that listens there or "
+                f"Port {port} on {host} is in use ({error.strerror}). Stop the process that listens there or "
                 "choose another port."
             ) from error
 

@@ -8,8 +8,10 @@ ever, also reports ready. The exit code is 0 if `predict_study`, `predict_image`
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,9 +19,11 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection
 from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.probe_case import PROBE_INPUTS, PROBED
+from contract.protection import HEALTH, Protection
 from contract.tensors import MODELS
 
 _CONTROL_TIMEOUT_S: Final = 1.0
@@ -51,9 +55,9 @@ def ask(client: Any, model: str, timeout_s: float, inputs: Sequence[str] | None 
         raise ServerError(f"{model} answers without finite numbers.")
 
 
-def is_triton_ready(url: str) -> bool:
+def is_triton_ready(url: str, connection: Connection = PLAIN) -> bool:
     """Return whether Triton and all its models are ready (KServe v2, ServerReady)."""
-    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+    client = connection.open_triton(triton.InferenceServerClient, url, CHANNEL_OPTIONS)
     try:
         return bool(client.is_server_ready(client_timeout=_CONTROL_TIMEOUT_S))
     except InferenceServerException:
@@ -62,18 +66,32 @@ def is_triton_ready(url: str) -> bool:
         client.close()
 
 
-def ask_all(url: str, timeout_s: float, models: Sequence[str] = PROBED) -> None:
+def ask_all(
+    url: str, timeout_s: float, models: Sequence[str] = PROBED, connection: Connection = PLAIN
+) -> None:
     """Run one real inference of each model.
 
     Raises:
+        ConfigError: A file of TLS cannot be used.
         ServiceError: The error of the first model that fails; see `ask`.
     """
-    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+    client = connection.open_triton(triton.InferenceServerClient, url, CHANNEL_OPTIONS)
     try:
         for model in models:
             ask(client, model, timeout_s)
     finally:
         client.close()
+
+
+def make_own_connection(tls_dir: Path | None) -> Connection:
+    """Return how to check a Triton of this host: with its folder of TLS, and the client certificate that lies there.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    has_client = tls_dir is not None and (tls_dir / f"{HEALTH}.crt").is_file()
+    required = os.environ.get("CXR_TLS_REQUIRE_CLIENT") == "1"
+    return Protection(tls_dir, require_client=has_client or required).make_connection()
 
 
 def _make_input(name: str) -> Any:
@@ -110,9 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--triton", default="127.0.0.1:8001", help="host:port of Triton's gRPC service. (%(default)s)"
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="Seconds for each model. (%(default)s)")
+    parser.add_argument(
+        "--tls-dir",
+        type=Path,
+        default=os.environ.get("CXR_TLS_DIR") or None,
+        help="Folder of TLS of that Triton (`contract.protection`). Default: CXR_TLS_DIR.",
+    )
     options = parser.parse_args(arguments)
     try:
-        ask_all(options.triton, options.timeout)
+        ask_all(options.triton, options.timeout, connection=make_own_connection(options.tls_dir))
     except BusyError:
         return 0  # a full queue means that the server works
     except CxrError as error:

@@ -8,22 +8,35 @@ request 466). So Triton finishes every call that it started, and the relay drops
 call that is cancelled while it waits in the relay never reaches Triton.
 
 Messages are forwarded as bytes. The number of running inferences is limited, and the others wait here, also limited.
+
+The relay also ends TLS and decides who may call what, because Triton's socket is closed to everybody else. So neither
+Triton nor its command line holds a key or a token. `find_role` says which call needs which role. Calls about shared
+memory are answered only on this host: others share no memory with Triton, and could take away the regions of its
+clients.
 """
 
 import argparse
 import asyncio
+import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
+from contract.access import SECRET_HEADERS, Access, Denial, Role
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection, is_local_host
+from contract.errors import ConfigError
+from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
 from serving.triton import EXIT_TIMEOUT_S
 
-INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
-STREAM: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
+_TRITON: Final = "/inference.GRPCInferenceService/"
+INFER: Final = f"{_TRITON}ModelInfer"
+STREAM: Final = f"{_TRITON}ModelStreamInfer"
 PING: Final = "/cxr.Relay/Ping"  # answered here
 MOST_RUNNING: Final = 64  # inferences in Triton at once, if it has no queue policy: two full batches
 QUEUED_BY_TRITON: Final = 1280  # with a queue policy (`throughput`): the capacity of its queues
@@ -35,6 +48,26 @@ _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_me
 _TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
 # Headers that gRPC sets again for each connection.
 _HOP: Final = frozenset({"user-agent", "te", "content-type"})
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_READ: Final = frozenset(
+    f"{_TRITON}{name}"
+    for name in (
+        "ServerLive",
+        "ServerReady",
+        "ServerMetadata",
+        "ModelReady",
+        "ModelMetadata",
+        "ModelConfig",
+        "ModelStatistics",
+        "ModelInfer",
+        "ModelStreamInfer",
+    )
+)
+_SHARED_MEMORY: Final = frozenset(
+    f"{_TRITON}{kind}SharedMemory{action}"
+    for kind in ("System", "Cuda")
+    for action in ("Status", "Register", "Unregister")
+)
 
 Call = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -76,18 +109,24 @@ class Turns:
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Forwards every unary call by its name."""
 
-    def __init__(self, channel: grpc.aio.Channel, turns: Turns) -> None:
-        """Take the channel to Triton."""
-        self._channel, self._turns = channel, turns
+    def __init__(self, channel: grpc.aio.Channel, turns: Turns, access: Access | None = None) -> None:
+        """Take the channel to Triton, and what decides about tokens (None: nobody is an admin)."""
+        self._channel, self._turns, self._access = channel, turns, access or Access()
         self._running: set[asyncio.Task[bytes]] = set()
 
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler for a call."""
         method: str = handler_call_details.method
-        if method == STREAM:
-            return grpc.stream_stream_rpc_method_handler(_refuse_stream)
         if method == PING:
             return grpc.unary_unary_rpc_method_handler(_answer_ping)
+        if (needed := find_role(method)) is not None:
+            denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
+            if denial is not None:
+                return grpc.unary_unary_rpc_method_handler(_make_refusal(denial))
+        if method == STREAM:
+            return grpc.stream_stream_rpc_method_handler(_refuse_stream)
+        if method in _SHARED_MEMORY:
+            return grpc.unary_unary_rpc_method_handler(self._call_on_this_host(method))
         if method == INFER:
             return grpc.unary_unary_rpc_method_handler(self._infer)
         return grpc.unary_unary_rpc_method_handler(self._make_call(method))
@@ -95,6 +134,19 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _make_call(self, method: str) -> Call:
         async def call(request: bytes, context: Any) -> bytes:
             return await self._wait(self._start(method, request, context), context)
+
+        return call
+
+    def _call_on_this_host(self, method: str) -> Call:
+        forward = self._make_call(method)
+
+        async def call(request: bytes, context: Any) -> bytes:
+            if not _is_on_this_host(context.peer()):
+                await context.abort(
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    "Shared memory is restricted to clients on Triton's own host.",
+                )
+            return await forward(request, context)
 
         return call
 
@@ -124,7 +176,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         metadata = [
             (name, value)
             for name, value in context.invocation_metadata() or ()
-            if name not in _HOP and not name.startswith(("grpc-", ":"))
+            if name not in _HOP and name not in SECRET_HEADERS and not name.startswith(("grpc-", ":"))
         ]
         task = asyncio.ensure_future(self._ask(method, request, metadata))
         self._running.add(task)
@@ -155,6 +207,29 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             task.exception()  # retrieve the exception, so that asyncio does not report it
 
 
+def find_role(method: str) -> Role | None:
+    """Return the role that a call needs; None: it is open. A call of Triton that is not listed above needs admin."""
+    if method == PING or method.startswith(_HEALTH):
+        return None
+    if method.startswith(_TRITON) and method not in _READ and method not in _SHARED_MEMORY:
+        return Role.ADMIN
+    return Role.READ
+
+
+def _is_on_this_host(peer: str) -> bool:
+    """Whether a peer, as gRPC names it ("ipv4:127.0.0.1:5000"), is on this host."""
+    kind, _, address = peer.partition(":")
+    return kind == "unix" or is_local_host(unquote(address).rpartition(":")[0].strip("[]"))
+
+
+def _make_refusal(denial: Denial) -> Call:
+    async def refuse(_: bytes, context: Any) -> bytes:
+        await context.abort(grpc.StatusCode[denial.code], denial.message)
+        raise AssertionError  # abort raises
+
+    return refuse
+
+
 async def _answer_ping(request: bytes, _: Any) -> bytes:
     return request
 
@@ -163,16 +238,18 @@ async def _refuse_stream(_: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Streams are not supported. Call ModelInfer.")
 
 
-def is_up(url: str) -> bool:
+def is_up(url: str, connection: Connection = PLAIN) -> bool:
     """Return whether a relay answers, without a call to Triton."""
-    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+    with connection.open_channel(url, CHANNEL_OPTIONS) as channel:
         try:
             return bool(channel.unary_unary(PING)(b"up", timeout=_PING_TIMEOUT_S) == b"up")
         except grpc.RpcError:
             return False
 
 
-async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event) -> None:
+async def serve(
+    listen: str, triton: str, turns: Turns, *, ended: asyncio.Event, protection: Protection = UNPROTECTED
+) -> None:
     """Run the relay until `ended` is set.
 
     Args:
@@ -180,24 +257,32 @@ async def serve(listen: str, triton: str, turns: Turns, *, ended: asyncio.Event)
         triton: Triton's gRPC address, as gRPC writes it ("unix:/path" or host:port).
         turns: Limits for inferences.
         ended: Event that stops the relay.
+        protection: TLS and tokens.
 
     Raises:
         RuntimeError: The port cannot be used.
+        ConfigError: A file of `protection` is missing or wrong, or a network can reach the address and it lacks TLS or
+            tokens.
     """
+    protection.check(listen.rpartition(":")[0].strip("[]"))
+    credentials = protection.make_credentials()
     server = grpc.aio.server(
         options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=_MOST_CALLS,
     )
     async with grpc.aio.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
-        server.add_generic_rpc_handlers((Relay(channel, turns),))
-        server.add_insecure_port(listen)
+        server.add_generic_rpc_handlers((Relay(channel, turns, protection.make_access()),))
+        if credentials is None:
+            server.add_insecure_port(listen)
+        else:
+            server.add_secure_port(listen, credentials)
         await server.start()
         await ended.wait()
         await server.stop(grace=EXIT_TIMEOUT_S)  # the same time that Triton gives running calls
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the relay, as a process that `serving.stack` starts."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the relay, as a process that `serving.stack` starts; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.relay", description="Forward gRPC calls to Triton."
     )
@@ -206,16 +291,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--running", type=int, default=MOST_RUNNING, help="largest number of inferences in Triton at once"
     )
+    add_arguments(parser)
     options = parser.parse_args(arguments)
-    asyncio.run(_serve_until_signal(options.listen, options.triton, Turns(running=options.running)))
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    turns, protection = Turns(running=options.running), read_arguments(options)
+    try:
+        asyncio.run(_serve_until_signal(options.listen, options.triton, turns, protection))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
-async def _serve_until_signal(listen: str, triton: str, turns: Turns) -> None:
+async def _serve_until_signal(listen: str, triton: str, turns: Turns, protection: Protection) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await serve(listen, triton, turns, ended=ended)
+    await serve(listen, triton, turns, ended=ended, protection=protection)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +20,14 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from contract.access import TRITON_HEADER
+from contract.address import check_address
+from contract.connection import PLAIN, Connection, is_local, is_token
 from contract.errors import ArtifactError, ConfigError, DeadlineError, FingerprintError, ServerError
 from contract.repository import FINGERPRINT, REPOSITORY_ID, Published, read_published, verify
 from contract.runtime.embedded import BACKEND, needs_embedded
 from serving.served_graphs import PROBE_TIMEOUT_S, ServedGraphs, connect, shorten
-from serving.triton import ADMIN_HEADER
 
-_GRPC_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts this before restricted headers
 _SETTING: Final = "--load"
 
 
@@ -48,6 +49,7 @@ def reload_models(
     admin_key: str,
     timeout_s: float = 300.0,
     *,
+    connection: Connection = PLAIN,
     before_switch: Callable[[ServedGraphs], None] | None = None,
 ) -> Reload:
     """Make a running Triton serve the current version of the repository.
@@ -57,6 +59,7 @@ def reload_models(
         repository: The published repository as this process sees it (a container may see it elsewhere).
         admin_key: The key that the server was started with (`serving.triton.read_admin_key`).
         timeout_s: Seconds for all loads together.
+        connection: TLS and token.
         before_switch: Called with the newest version after it is loaded and before an ensemble switches. It may change
             the repository's current version. If it raises, the ensembles do not change.
 
@@ -74,8 +77,9 @@ def reload_models(
     state = verify(repository)
     shared, switches = find_models(repository)
     deadline = time.monotonic() + timeout_s
-    headers = {_GRPC_HEADER: admin_key}
-    with connect(triton_url, _SETTING) as client:
+    headers = {TRITON_HEADER: admin_key}
+    connection = _take_key(connection, admin_key, triton_url)
+    with connect(triton_url, _SETTING, connection) as client:
         _require_access(client, triton_url, headers)
         _find_served(client, switches, state, triton_url)
         seconds = _load_all(client, shared, headers, deadline)
@@ -90,7 +94,9 @@ def reload_models(
     return Reload(state.fingerprint, seconds)
 
 
-def check_server(triton_url: str, repository: Path, admin_key: str) -> int | None:
+def check_server(
+    triton_url: str, repository: Path, admin_key: str, connection: Connection = PLAIN
+) -> int | None:
     """Check, without changing anything, that a running server can load a change of this repository.
 
     Returns:
@@ -102,8 +108,9 @@ def check_server(triton_url: str, repository: Path, admin_key: str) -> int | Non
     """
     state = read_published(repository)
     _, switches = find_models(repository)
-    with connect(triton_url, _SETTING) as client:
-        _require_access(client, triton_url, {_GRPC_HEADER: admin_key})
+    connection = _take_key(connection, admin_key, triton_url)
+    with connect(triton_url, _SETTING, connection) as client:
+        _require_access(client, triton_url, {TRITON_HEADER: admin_key})
         versions = _find_served(client, switches, state, triton_url)
     (version, *other_versions) = versions
     return version if not other_versions and version in state.versions else None
@@ -144,6 +151,25 @@ def _read_config(path: Path) -> Any:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ArtifactError(f"{path} is not a valid Triton config.") from error
+
+
+def _take_key(connection: Connection, admin_key: str, url: str) -> Connection:
+    """Return the connection with the admin key as its token, if it has none.
+
+    Raises:
+        ConfigError: The address is not valid, or the key would travel to another host as plain text.
+    """
+    check_address(url, server="Triton's gRPC service", setting=_SETTING, example="127.0.0.1:8001")
+    if connection.tls is None and not is_local(url):
+        raise ConfigError(
+            f"The admin key is not sent to {url} ({_SETTING}) without TLS, because others on the network could read "
+            "it: set --tls-ca (CXR_TLS_CA) too."
+        )
+    return (
+        replace(connection, token=admin_key)
+        if connection.token is None and is_token(admin_key)
+        else connection
+    )
 
 
 def _require_access(client: Any, url: str, headers: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
+from contract.connection import PLAIN, TOKEN_SETTING, Connection
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -23,6 +24,7 @@ from contract.errors import (
 from contract.grpc_status import strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal, needs_embedded
 from contract.tensors import ADDED_OUTPUTS, FUSED, MODELS, ModelSpec
+from contract.tls_trouble import find_tls_error
 
 Arrays = dict[str, NDArray[Any]]
 PROBE_TIMEOUT_S: Final = 5.0
@@ -138,30 +140,37 @@ def find_version(client: Any, url: str, model: str) -> int:
 
 
 @contextmanager
-def connect(url: str, setting: str) -> Iterator[Any]:
+def connect(url: str, setting: str, connection: Connection = PLAIN) -> Iterator[Any]:
     """Open a client of a Triton that answers, and close it at the end.
 
     Args:
         url: Triton's gRPC address, host:port.
         setting: Name of the setting with the address, such as "--load".
+        connection: TLS and token.
 
     Raises:
-        ConfigError: The address is not valid, or another service answers there.
+        ConfigError: The address is not valid, another service answers there, the settings of TLS do not fit the server,
+            or the server wants another token.
         UnavailableError: Nothing answers.
     """
     check_address(url, server=_SERVER, setting=setting, example="127.0.0.1:8001")
-    client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+    connection.require_private(url, setting)
+    client = connection.open_triton(triton.InferenceServerClient, url, CHANNEL_OPTIONS)
     try:
-        _require_live(client, url, setting)
+        _require_live(client, url, setting, connection)
         yield client
     finally:
         client.close()
 
 
-def _require_live(client: Any, url: str, setting: str) -> None:
+def _require_live(client: Any, url: str, setting: str, connection: Connection) -> None:
     try:
         client.is_server_live(client_timeout=PROBE_TIMEOUT_S)
     except InferenceServerException as error:
+        if (error.status() or "").endswith("UNAUTHENTICATED"):
+            raise ConfigError(f"Triton at {url} wants another {TOKEN_SETTING}: {error.message()}") from error
+        if (trouble := find_tls_error(url, connection, "Triton")) is not None:
+            raise trouble from error
         if (error.status() or "").endswith("UNIMPLEMENTED") or speaks_http1(url):
             raise ConfigError(
                 f"The service at {url} is not {_SERVER}. Give {setting} the address that "

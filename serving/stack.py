@@ -5,7 +5,8 @@
         ...  # clients use stack.triton_url and stack.retrieval_url
         stack.wait()  # restarts servers that end (serving.supervisor), until Ctrl-C
 
-All servers listen only on 127.0.0.1 and end with this process, however it ends.
+The servers listen on 127.0.0.1, or on another address with TLS and tokens (`contract.protection`). Triton itself and
+its metrics stay on this machine. All servers end with this process, however it ends.
 """
 
 import os
@@ -13,14 +14,17 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection, is_local_host, quiet_grpc
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
+from contract.protection import UNPROTECTED, Protection
 from contract.repository import read_published, verify
 from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
@@ -74,6 +78,8 @@ class Stack:
         ports: Ports | None = None,
         log_dir: Path,
         http_inference: bool = False,
+        host: str = LOOPBACK,
+        protection: Protection = UNPROTECTED,
     ) -> None:
         """Set up the stack; `start` starts it.
 
@@ -84,31 +90,36 @@ class Stack:
             log_dir: Directory for triton.log, relay.log, retrieval.log and the admin key. It is created if needed, and
                 only one running stack may use it.
             http_inference: Open Triton's own HTTP front end on the HTTP port, only for trusted callers (see
-                `serving.triton.build_command`). Without it the port answers only health requests.
+                `serving.triton.build_command`). Without it the port answers only health requests. It is plain text on
+                loopback.
+            host: Address that the relay, the sidecar and the health service listen on.
+            protection: TLS, client certificates and tokens.
         """
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
         self.ports = ports or Ports()
         self.log_dir = Path(log_dir).resolve()
         self.http_inference = http_inference
+        self.host = host
+        self.protection = replace(protection.resolve(), admin_key=self.admin_key_path)
+        self.connection = PLAIN
         self._children: list[ChildProcess] = []
         self._parts: list[Part] = []
         self._lock: LogsLock | None = None
         self._health: HealthServer | None = None
         self._assembly: Assembly | None = None
-        self._admin_key = ""
         self._ready = False
         self._aborts = 0
 
     @property
     def triton_url(self) -> str:
-        """Address of Triton's gRPC service, host:port."""
-        return f"{LOOPBACK}:{self.ports.grpc}"
+        """Address of Triton's gRPC service for programs on this machine, host:port."""
+        return self._join(self._near_host, self.ports.grpc)
 
     @property
     def http_url(self) -> str:
         """Address of the HTTP health service, host:port; with `http_inference`, of Triton's own HTTP service."""
-        return f"{LOOPBACK}:{self.ports.http}"
+        return self._join(self._near_host, self.ports.http)
 
     @property
     def metrics_url(self) -> str:
@@ -117,8 +128,8 @@ class Stack:
 
     @property
     def retrieval_url(self) -> str:
-        """Address of the sidecar's gRPC service, host:port."""
-        return f"{LOOPBACK}:{self.ports.retrieval}"
+        """Address of the sidecar's gRPC service for programs on this machine, host:port."""
+        return self._join(self._near_host, self.ports.retrieval)
 
     @property
     def fingerprint(self) -> str:
@@ -131,12 +142,17 @@ class Stack:
         return self.log_dir / "runtime" / ADMIN_KEY_FILE
 
     def describe(self) -> dict[str, str]:
-        """Return the addresses, the model and the logs of the stack."""
+        """Return the addresses, the protection, the model and the logs of the stack."""
+        scheme = "http" if self.protection.tls_dir is None else "https"
         return {
             "triton": self.triton_url,
-            ("triton_http" if self.http_inference else "health"): f"http://{self.http_url}/v2/health/ready",
+            (
+                "triton_http" if self.http_inference else "health"
+            ): f"{scheme}://{self.http_url}/v2/health/ready",
             "metrics": self.metrics_url,
             "retrieval": self.retrieval_url,
+            "listens_on": self.host,
+            "protection": self.protection.describe(),
             "fingerprint": self.fingerprint,
             "logs": show_path(self.log_dir),
             "admin_key": show_path(self.admin_key_path),
@@ -164,7 +180,12 @@ class Stack:
                 self._children[-1].start()
             self._note_children()
             if not self.http_inference:
-                self._health = HealthServer(self.ports.http, self._answers_health)
+                self._health = HealthServer(
+                    self.ports.http,
+                    self._answers_health,
+                    host=self.host,
+                    context=self.protection.make_context(),
+                )
         except BaseException:
             self.stop()
             raise
@@ -195,7 +216,7 @@ class Stack:
                     raise DeadlineError(f"{names} not ready after {timeout_s:g} s; see {logs}.")
             self.check()  # a foreign server may have taken the port and answered
             protect_regions(name_regions(self.log_dir))
-            ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed())
+            ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed(), self.connection)
             self._ready = True
         except BaseException:
             self.stop()
@@ -292,12 +313,18 @@ class Stack:
         """Lock the logs folder, end the servers of a killed stack, and prepare the folder that Triton runs from."""
         installation = find_triton()
         _ = self.fingerprint  # raises if this is not a published repository
+        replace(self.protection, admin_key=None).check(self.host)
+        self.protection.make_connection().make_credentials()
+        if self.http_inference and (self.protection.tls_dir is not None or not is_local_host(self.host)):
+            raise ConfigError(
+                "--http-inference works only on loopback and without --tls-dir: Triton's HTTP has no TLS."
+            )
         self._lock = LogsLock(self.log_dir)
         self._lock.end_leftovers()
         self._remove_regions()
-        self.ports.require_free()
+        self.ports.require_free(self.host)
         self._assembly = assemble(installation)
-        self._admin_key = make_admin_key(self.admin_key_path)
+        self.connection = self.protection.make_connection(make_admin_key(self.admin_key_path))
 
     def _build_triton(self) -> ChildProcess:
         assert self._assembly is not None
@@ -314,7 +341,6 @@ class Stack:
                 self._assembly.backends,
                 TritonAddresses(self._assembly.socket, self.ports.http, self.ports.metrics),
                 name_regions(self.log_dir),
-                self._admin_key,
                 rate_limited=published.rate_limited,
                 http_inference=self.http_inference,
             ),
@@ -329,25 +355,29 @@ class Stack:
             "--store",
             str(self.store),
             "--address",
-            self.retrieval_url,
+            self._join(self.host, self.ports.retrieval),
             "--fingerprint",
             self.fingerprint,
+            *self.protection.to_arguments(),
         ]
         return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
 
     def _build_relay(self) -> ChildProcess:
         queues = read_published(self.repository).to_dict().get("variant") == "throughput"
-        options = ["--listen", self.triton_url, "--triton", self._own_url]
+        options = ["--listen", self._join(self.host, self.ports.grpc), "--triton", self._own_url]
+        options += self.protection.to_arguments()
         options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
         return self._build_python(_RELAY, "serving.relay", options, "relay.log")
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())}
+        quiet_grpc(environment)
         return ChildProcess(
             name,
             [sys.executable, "-P", "-m", module, *options],
             log_path=self.log_dir / log,
-            environment={**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())},
+            environment=environment,
             keep_log=self._ready,
         )
 
@@ -369,11 +399,11 @@ class Stack:
         )
 
     def _make_sidecar_part(self) -> Part:
-        is_ready = partial(is_sidecar_ready, self.retrieval_url)
+        is_ready = partial(is_sidecar_ready, self.retrieval_url, self.connection)
         return self._make_python_part(self._children[1], self._build_sidecar, is_ready, self.ports.retrieval)
 
     def _make_relay_part(self) -> Part:
-        is_ready = partial(is_up, self.triton_url)
+        is_ready = partial(is_up, self.triton_url, self.connection)
         return self._make_python_part(self._children[2], self._build_relay, is_ready, self.ports.grpc)
 
     @staticmethod
@@ -388,6 +418,15 @@ class Stack:
             ports=[port],
             clean=lambda: None,
         )
+
+    @property
+    def _near_host(self) -> str:
+        """The address at which programs on this machine reach the servers."""
+        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+    @staticmethod
+    def _join(host: str, port: int) -> str:
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def _own_url(self) -> str:
@@ -411,9 +450,9 @@ class Stack:
 
     def _answers(self, child: ChildProcess) -> bool:
         if child.name == _SIDECAR:
-            return is_sidecar_ready(self.retrieval_url)
+            return is_sidecar_ready(self.retrieval_url, self.connection)
         if child.name == _RELAY:
-            return is_up(self.triton_url)
+            return is_up(self.triton_url, self.connection)
         return is_triton_ready(self._own_url) and (not self.http_inference or is_listening(self.ports.http))
 
     def _note_children(self) -> None:
@@ -440,18 +479,18 @@ class Stack:
             lock.release()
 
 
-def is_sidecar_ready(url: str) -> bool:
+def is_sidecar_ready(url: str, connection: Connection = PLAIN) -> bool:
     """Return whether the sidecar is serving (grpc.health.v1).
 
     Raises:
-        ConfigError: gRPC is not installed.
+        ConfigError: gRPC is not installed, or a file of TLS cannot be used.
     """
     try:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
     except ImportError as error:
         raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.") from error
-    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+    with connection.open_channel(url, CHANNEL_OPTIONS) as channel:
         try:
             request = health_pb2.HealthCheckRequest()
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_TIMEOUT_S)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from contract.access import ADMIN_HEADER
 from contract.errors import ConfigError
 from contract.repository import read_published
 from contract.runtime.embedded import SERVER_NAME
 
 INSTALL_HINT: Final = "pip install 'cxr-serving[serve,cpu]'"
-ADMIN_HEADER: Final = "cxr-admin-key"
 ADMIN_KEY_FILE: Final = "admin_key"  # in the runtime directory of a stack
 EXIT_TIMEOUT_S: Final = 3  # for running requests; unloading python models one by one would take about 10 s
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
@@ -40,6 +40,8 @@ _NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
 _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 _STUB: Final = "triton_python_backend_stub"
 _SOCKET_PORT: Final = 1
+# Triton compares a header with this value, which no HTTP header can hold.
+_CLOSED: Final = f"model-repository,logging,trace:{ADMIN_HEADER}=closed\n"
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,6 @@ def build_command(
     backends: Path,
     addresses: TritonAddresses,
     region_prefix: str,
-    admin_key: str,
     *,
     rate_limited: bool = False,
     http_inference: bool = False,
@@ -181,11 +182,10 @@ def build_command(
     """Return the command line of a Triton that listens only on this machine and serves every model or exits.
 
     Model control is "explicit": every model of the repository is loaded at the start, and a new version when
-    `serving.reload` requests it. Such requests need the key: model-repository calls are restricted over gRPC and
-    HTTP, so clients cannot change models. Calls that change the log or tracing are restricted too, because a client
-    could fill the disk or hide errors. (A user of this machine who may read the command lines of other processes can
-    read the key there. Triton has no other way to receive it.) The configs are complete, so auto-complete is off,
-    which also saves one start of Python per model.
+    `serving.reload` requests it. Triton's gRPC socket is in a folder of this user alone, and the relay in front of it
+    decides who may change models, the log or tracing (`serving.relay`). So no key is on this command line, where other
+    users could read it. Over HTTP nobody may change them. The configs are complete, so auto-complete is off, which also
+    saves one start of Python per model.
 
     Args:
         installation: Paths of the wheel.
@@ -193,12 +193,10 @@ def build_command(
         backends: Directory of `assemble_backends`.
         addresses: Addresses to listen on.
         region_prefix: Prefix of the shared-memory regions (`name_regions`).
-        admin_key: The key for changing models (`make_admin_key`).
         rate_limited: Whether the configs have rate limits (`contract.repository.Published.rate_limited`).
         http_inference: Whether Triton's own HTTP front end listens too, only for trusted callers. Triton 2.51 crashes
             with SIGSEGV on a POST of some megabytes that is a form (curl's default) or has a million chunks.
     """
-    restricted = f"model-repository,logging,trace:{ADMIN_HEADER}={admin_key}"
     return [
         str(installation.server),
         f"--id={SERVER_NAME}",
@@ -209,8 +207,7 @@ def build_command(
         f"--backend-config=onnxruntime,shm-region-prefix-name={region_prefix}",
         "--model-control-mode=explicit",
         "--load-model=*",
-        f"--grpc-restricted-protocol={restricted}",
-        f"--http-restricted-api={restricted}",
+        f"--http-restricted-api={_CLOSED}",
         f"--rate-limit={'execution_count' if rate_limited else 'off'}",
         "--disable-auto-complete-config",
         "--exit-on-error=true",

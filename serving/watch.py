@@ -21,6 +21,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection
 from contract.errors import BusyError, CxrError
 from contract.probe_case import PROBE_INPUTS
 from serving.flow import BUSY, COPYING, SERVER, Flow
@@ -116,7 +117,9 @@ class _Counts:
 class TritonWatch:
     """Watches one Triton in its own thread until `close`."""
 
-    def __init__(self, url: str, pid: int, models: Sequence[str], *, up: bool) -> None:
+    def __init__(
+        self, url: str, pid: int, models: Sequence[str], *, up: bool, connection: Connection = PLAIN
+    ) -> None:
         """Start watching.
 
         Args:
@@ -124,12 +127,16 @@ class TritonWatch:
             pid: Triton's process on this machine.
             models: The models of `contract.probe_case.PROBED` that it serves.
             up: Whether it has answered already. A starting server may be silent for long.
+            connection: TLS of that Triton.
+
+        Raises:
+            ConfigError: A file of TLS cannot be used.
         """
         self.verdict: str | None = None
         self._pid, self._models, self._up = pid, tuple(models), up
         self._began = time.monotonic()
         self._silent_since = self._began if up else None
-        self._client = triton.InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+        self._client = connection.open_triton(triton.InferenceServerClient, url, CHANNEL_OPTIONS)
         self._sweeper = RegionSweeper(self._client)
         self._flow = Flow()
         self._questions: dict[str, Question] = {}

@@ -327,3 +327,59 @@ def _write_bundle(
     (directory / parts.MODEL_CARD).write_text("Random weights, for tests.\n")
     parts.seal_bundle(directory, {})
     return parts.load_bundle(directory)
+
+
+@pytest.fixture(scope="session")
+def certificates(make_once: Callable[..., Path]) -> Path:
+    """Folders of TLS: `good`, with the clients lab and gone, whose certificate has expired; and `other`, of a stranger.
+
+    Besides: `expired`, whose server certificate has expired; `elsewhere`, whose server is not localhost. Both belong to
+    authorities of their own.
+    """
+    return make_once("certificates", _make_certificates)
+
+
+def _make_certificates(root: Path) -> None:
+    import datetime
+
+    from serving import certificates
+
+    past = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=2)
+    certificates.make_certificates(root / "good", ["triton.lab"], ["lab"])
+    certificates.make_certificates(root / "good", clients=["gone"], days=1, now=past)
+    certificates.make_certificates(root / "other", clients=["lab"])
+    certificates.make_certificates(root / "expired", clients=["lab"], days=1, now=past)
+    names, certificates.LOCAL_NAMES = certificates.LOCAL_NAMES, ()
+    try:
+        certificates.make_certificates(root / "elsewhere", ["triton.lab"], ["lab"])
+    finally:
+        certificates.LOCAL_NAMES = names
+
+
+@pytest.fixture
+def write_tokens(tmp_path: Path) -> "Callable[..., tuple[Path, dict[str, str]]]":
+    """A function: roles -> a tokens file with one token of each, and role -> token."""
+    from contract.access import append_token, make_token
+
+    def write(*roles: str, name: str = "tokens.jsonl") -> tuple[Path, dict[str, str]]:
+        tokens = {}
+        for role in roles:
+            tokens[role], entry = make_token(f"{role} user", role)
+            append_token(tmp_path / name, entry)
+        return tmp_path / name, tokens
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own servers reaches a test."""
+    for name in (
+        "CXR_TLS_CA",
+        "CXR_TLS_CERT",
+        "CXR_TLS_KEY",
+        "CXR_TLS_SERVER_NAME",
+        "CXR_TOKEN",
+        "CXR_TOKEN_FILE",
+    ):
+        monkeypatch.delenv(name, raising=False)

@@ -182,7 +182,9 @@ class GoodClients:
         record: Record,
         stop: threading.Event,
     ) -> None:
-        with CxrClient(self._url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False) as client:
+        with CxrClient(
+            self._url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False, tls=False, token=""
+        ) as client:
             number = 0
             while not stop.wait(_PAUSE_S):
                 index, number = number % len(cases), number + 1

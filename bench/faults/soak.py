@@ -106,7 +106,7 @@ def run_soak(
         swaps = _add_version(copy, repository, bundle)
         with ServedProcess(copy, Path(scratch) / "serve") as served:
             served.wait_ready()
-            with CxrClient(served.triton_url, timeout_s=30.0, shrink=False) as client:
+            with CxrClient(served.triton_url, timeout_s=30.0, shrink=False, tls=False, token="") as client:
                 expected = ask_expected(client, cases)
             traffic = prepare_traffic(served.triton_url, cases, *_read_served(copy))
             good = GoodClients(served.triton_url, cases, expected)

@@ -4,15 +4,19 @@ from typing import Annotated
 
 import typer
 
+from cli.connection import takes_connection
 from cli.options import RETRIEVAL, TRITON, Json, RetrievalUrl, TritonUrl, make_console
+from contract.connection import PLAIN, Connection
 
 
+@takes_connection
 def doctor(
     local: Annotated[
         bool, typer.Option("--local", help="Check only this machine and its packages; contact no server.")
     ] = False,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Check this machine and the servers: what is missing and how to install it, and whether inference and search work.
@@ -26,7 +30,8 @@ def doctor(
     if not local:
         from client import CxrClient
 
-        with CxrClient(triton, retrieval, timeout_s=10.0) as client:  # three real inferences
+        with CxrClient(triton, retrieval, timeout_s=10.0, **connection.as_arguments()) as client:
+            # three real inferences
             health = client.health()
     if as_json:
         servers = health.to_dict() if health else None

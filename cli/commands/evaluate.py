@@ -2,15 +2,18 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cli.connection import takes_connection
 from cli.console import escape
 from cli.options import TRITON, Cache, Json, Resamples, Table, Timeout, TritonUrl, make_console
+from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 
 
+@takes_connection
 def evaluate(
     table: Table,
     bundle: Annotated[
@@ -43,6 +46,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed for splits, controls and resamples.")] = 0,
     triton: TritonUrl = TRITON,
     timeout: Timeout = 30.0,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model, or only the controls, on the test split: findings, calibration, search."""
@@ -71,7 +75,8 @@ def evaluate(
     loaded = load_bundle(bundle)
     external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
     # Send whole files, because the server's reading of them is to be measured too.
-    with CxrClient(triton, timeout_s=timeout, shrink=False) if served else nullcontext() as client:
+    settings: dict[str, Any] = {"timeout_s": timeout, "shrink": False, **connection.as_arguments()}
+    with CxrClient(triton, **settings) if served else nullcontext() as client:
         answers, results = evaluate_bundle(
             console,
             loaded,

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, make_console
+from contract.connection import PLAIN, Connection
 
 Load = Annotated[
     str | None,
@@ -15,7 +17,11 @@ Load = Annotated[
     ),
 ]
 AdminKey = Annotated[
-    Path, typer.Option(help="Admin key file of that Triton; `cxr serve` writes it into its logs directory.")
+    Path,
+    typer.Option(
+        help="Admin key of that Triton: the file that `cxr serve` writes into its logs directory, or one with a token "
+        "of the role admin."
+    ),
 ]
 ADMIN_KEY = Path("logs") / "runtime" / "admin_key"
 
@@ -27,6 +33,7 @@ export_app = typer.Typer(
 
 
 @export_app.command(DefaultCommandGroup.default, hidden=True)
+@takes_connection
 def export(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory, made by `cxr train`.")],
     table: Annotated[Path | None, typer.Option(help="Studies table with cases for the parity gate.")] = None,
@@ -57,6 +64,7 @@ def export(
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Convert a bundle to ONNX, compare it with PyTorch on real cases, publish it for Triton or the hub."""
@@ -64,7 +72,7 @@ def export(
     from cli.show import print_json
 
     console = make_console(as_json)
-    publication = Publication(target, variant, profile, graphs, replace, load, admin_key, cores)
+    publication = Publication(target, variant, profile, graphs, replace, load, admin_key, cores, connection)
     result = export_bundle(
         console, bundle, table=table, repository=repository, hub_folder=hub_folder, publication=publication
     )
@@ -72,6 +80,7 @@ def export(
 
 
 @export_app.command("rollback")
+@takes_connection
 def rollback(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
     to: Annotated[
@@ -80,6 +89,7 @@ def rollback(
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Switch back to an earlier version. A second call changes nothing."""
@@ -87,13 +97,15 @@ def rollback(
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = roll_back(console, repository, to=to, load=load, admin_key=admin_key)
+    result = roll_back(console, repository, to=to, load=load, admin_key=admin_key, connection=connection)
     print_json(result.to_dict()) if as_json else print_rollback(console, result)
 
 
 @export_app.command("verify")
+@takes_connection
 def verify(
     triton: Annotated[str, typer.Argument(metavar="HOST:PORT", help="gRPC address of a running Triton.")],
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Compare the answers of a running Triton with those at publication. Exit code 3: they differ."""
@@ -101,12 +113,13 @@ def verify(
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = verify_server(console, triton)
+    result = verify_server(console, triton, connection)
     print_json(result.to_dict()) if as_json else print_verified(console, result)
     require_passed(result)
 
 
 @export_app.command("retire")
+@takes_connection
 def retire(
     repository: Annotated[Path, typer.Argument(help="Model repository, published by `cxr export`.")],
     version: Annotated[
@@ -115,6 +128,7 @@ def retire(
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Remove the version that does not answer. A running server unloads it and frees its memory."""
@@ -122,7 +136,9 @@ def retire(
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = retire_version(console, repository, version=version, load=load, admin_key=admin_key)
+    result = retire_version(
+        console, repository, version=version, load=load, admin_key=admin_key, connection=connection
+    )
     print_json(result.to_dict()) if as_json else print_retired(console, result)
 
 

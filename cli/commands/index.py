@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.connection import takes_connection
 from cli.options import (
     RETRIEVAL,
     TRITON,
@@ -18,9 +19,11 @@ from cli.options import (
     TritonUrl,
     make_console,
 )
+from contract.connection import PLAIN, Connection
 from contract.errors import InputError
 
 
+@takes_connection
 def index_cases(
     table: Table,
     split: Annotated[
@@ -32,6 +35,7 @@ def index_cases(
     transport: Transport = "auto",
     compression: Compression = "none",
     shrink: Shrink = True,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Embed every study of a table through the served model and store it for search."""
@@ -46,7 +50,13 @@ def index_cases(
         rows = choose_rows(rows, split, "train")
     console = make_console(as_json)
     connected = CxrClient(
-        triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
+        triton,
+        retrieval,
+        timeout,
+        transport=transport,
+        compression=compression,
+        shrink=shrink,
+        **connection.as_arguments(),
     )
     with connected as client, show_progress(console, "Indexing") as progress:
         text_mode = client.info().text_mode

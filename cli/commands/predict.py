@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.connection import takes_connection
 from cli.options import (
     TRITON,
     Compression,
@@ -18,8 +19,10 @@ from cli.options import (
     Views,
     make_console,
 )
+from contract.connection import PLAIN, Connection
 
 
+@takes_connection
 def predict(
     images: Images = None,
     view: Views = None,
@@ -39,6 +42,7 @@ def predict(
     transport: Transport = "auto",
     compression: Compression = "none",
     shrink: Shrink = True,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Predict the 22 finding categories from a radiograph, a report, or both; or from many radiographs.
@@ -72,7 +76,12 @@ def predict(
         require_input(image, report)
     findings = read_findings(finding)
     with CxrClient(
-        triton, timeout_s=timeout, transport=transport, compression=compression, shrink=shrink
+        triton,
+        timeout_s=timeout,
+        transport=transport,
+        compression=compression,
+        shrink=shrink,
+        **connection.as_arguments(),
     ) as client:
         if cases is not None:
             exit_with(predict_all(client, cases, out=out, as_json=as_json))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cli.connection import takes_connection
 from cli.options import (
     RETRIEVAL,
     TRITON,
@@ -19,8 +20,10 @@ from cli.options import (
     Views,
     make_console,
 )
+from contract.connection import PLAIN, Connection
 
 
+@takes_connection
 def search(
     image: Image = None,
     view: Views = None,
@@ -33,6 +36,7 @@ def search(
     transport: Transport = "auto",
     compression: Compression = "none",
     shrink: Shrink = True,
+    connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Find the cases most similar to a radiograph, a report, a sentence, or a whole study."""
@@ -42,7 +46,13 @@ def search(
 
     require_input(image, report)
     with CxrClient(
-        triton, retrieval, timeout, transport=transport, compression=compression, shrink=shrink
+        triton,
+        retrieval,
+        timeout,
+        transport=transport,
+        compression=compression,
+        shrink=shrink,
+        **connection.as_arguments(),
     ) as client:
         result = client.search(
             read_images(image, view), read_report(report), k=k, exclude_studies=tuple(exclude or ())

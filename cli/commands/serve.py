@@ -27,13 +27,47 @@ def serve(
             "crash Triton 2.51.",
         ),
     ] = False,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. One that a network can reach needs --tls-dir and --tokens."),
+    ] = "127.0.0.1",
+    tls_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CXR_TLS_DIR",
+            help="Folder with server.crt, server.key and ca.crt (`cxr certs`): all ports speak TLS.",
+        ),
+    ] = None,
+    tls_require_client: Annotated[
+        bool,
+        typer.Option(
+            "--tls-require-client", help="Require a client certificate that ca.crt signed (mutual TLS)."
+        ),
+    ] = False,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Tokens file (`cxr certs token`). Without it no call needs a token.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow a --host on a network without --tls-dir or without --tokens."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
+    from contract.protection import Protection
     from serving.process import TerminationGuard
 
     with TerminationGuard():
         from cli.serve import serve_until_stopped
 
         ports = (http_port, grpc_port, metrics_port, retrieval_port)
-        serve_until_stopped(repository, store, logs, ports, http_inference=http_inference, as_json=as_json)
+        serve_until_stopped(
+            repository,
+            store,
+            logs,
+            ports,
+            http_inference=http_inference,
+            host=host,
+            protection=Protection(tls_dir, tls_require_client, tokens, insecure=insecure),
+            as_json=as_json,
+        )

@@ -24,7 +24,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> FakeTriton:
 def retrieval(monkeypatch: pytest.MonkeyPatch) -> FakeRetrieval:
     """The sidecar of every client that a test makes."""
     retrieval = FakeRetrieval()
-    monkeypatch.setattr("client.client.RetrievalTransport", lambda _url: retrieval)
+    monkeypatch.setattr("client.client.RetrievalTransport", lambda _url, _connection: retrieval)
     return retrieval
 
 

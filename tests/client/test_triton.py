@@ -10,8 +10,9 @@ import pytest
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
 
-from client.channel import Calls, ChannelSettings, is_local
+from client.channel import Calls, ChannelSettings
 from client.triton import TritonTransport
+from contract.connection import is_local
 from contract.errors import (
     BusyError,
     CancelledError,

@@ -10,8 +10,10 @@ import tomllib
 import yaml
 
 from contract.image.dicom_file import MAX_IMAGE_BYTES
+from contract.protection import read_arguments
 from contract.tensors import GRAPHS, IMAGE_BYTES, MODELS
 from export.targets import SETTINGS
+from retrieval.server import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -114,3 +116,87 @@ def test_servers_write_nowhere_else_and_listen_on_loopback(services):
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
         assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
+
+
+class Loader(yaml.SafeLoader):
+    """Reads Docker Compose's tag for a value that replaces that of the file before."""
+
+
+Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+@pytest.fixture(scope="module")
+def secure():
+    return yaml.load((ROOT / "docker" / "compose.tls.yaml").read_text(), Loader)
+
+
+def test_on_a_network_every_server_has_tls_and_asks_who_calls(secure, services):
+    mounted = {}
+    for name in ("triton", "triton-gpu", "retrieval", "retrieval-gpu"):
+        service = secure["services"][name]
+        mounted[name] = {entry["target"]: entry["source"] for entry in service["secrets"]}
+        assert set(mounted[name].values()) <= set(secure["secrets"])
+        open_ports = [port for port in service["ports"] if not port.startswith("127.0.0.1:")]
+        own = services[name]["ports"][0].rpartition(":")[2]
+        assert open_ports == [f"${{CXR_LISTEN:-127.0.0.1}}:{own}:{own}"]
+    for name in ("triton", "triton-gpu"):
+        environment = secure["services"][name]["environment"]
+        assert environment == {"CXR_TLS_DIR": "/run/secrets/tls", "CXR_TLS_REQUIRE_CLIENT": "1"}
+        names = ("server.crt", "server.key", "ca.crt", "health.crt", "health.key")
+        assert set(mounted[name]) == {f"/run/secrets/tls/{file}" for file in names}
+    for name in ("retrieval", "retrieval-gpu"):
+        options = parse_arguments(["--store", "/store", *secure["services"][name]["command"]])
+        protection = read_arguments(options)
+        assert protection.require_client
+        assert not protection.insecure
+        for place in (protection.tls_dir / "server.key", protection.tls_dir / "ca.crt", protection.tokens):
+            assert str(place) in mounted[name]
+
+
+def test_no_key_is_in_a_file_of_compose_and_the_authority_stays_outside(secure):
+    for name, secret in secure["secrets"].items():
+        assert list(secret) == ["file"], name
+        assert secret["file"].startswith(("${CXR_TLS:?", "${CXR_TOKENS:?"))
+    assert "ca.key" not in [secret["file"].rpartition("/")[2] for secret in secure["secrets"].values()]
+
+
+def test_without_tls_the_sidecar_is_told_that_its_network_is_closed(services):
+    for name in ("retrieval", "retrieval-gpu"):
+        options = parse_arguments(["--store", "/store", *services[name]["command"]])
+        assert read_arguments(options).insecure
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "code"),
+    [
+        ({}, {"--allow-http=false"}, 0),
+        (
+            {"CXR_TLS_DIR": "/t", "CXR_TLS_REQUIRE_CLIENT": "1"},
+            {"--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", "--grpc-server-key=/t/server.key"},
+            0,
+        ),
+        ({"CXR_TLS_DIR": "/t"}, {"--grpc-use-ssl=true", "--grpc-use-ssl-mutual=false"}, 0),
+        ({"CXR_TLS_DIR": "/t", "CXR_HTTP_INFERENCE": "1"}, set(), 2),
+    ],
+)
+def test_the_image_passes_tls_to_triton(tmp_path, given, words, code):
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\n[ "$2" = serving.container ] && echo "$@" > {tmp_path}/started\nexit 0\n')
+    python.chmod(0o755)
+    (tmp_path / ".published.json").write_text("{}")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "CXR_MODELS": str(tmp_path),
+        "CXR_ADMIN_KEY": "k",
+        **given,
+    }
+    ended = subprocess.run(
+        [ROOT / "docker" / "serve_triton.sh"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == code, ended.stderr
+    started = tmp_path / "started"
+    said = started.read_text().split() if started.exists() else []
+    assert words <= set(said)
+    protocols = "model-repository,logging,trace,shared-memory:cxr-admin-key=k"
+    assert (f"--grpc-restricted-protocol={protocols}" in said) is (code == 0)

@@ -1,10 +1,16 @@
-"""A small published repository that the real servers run: a python step, a graph, an ensemble of both."""
+"""A small published repository that the real servers run: a python step, a graph, an ensemble of both; and relays.
+
+Modules beside the tests are imported by name.
+"""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 FINGERPRINT = "f" * 64
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -104,3 +110,33 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory, mark_published) -
 def own_repository(small_repository: Path, tmp_path: Path) -> Path:
     """A copy of the small repository that a test may break."""
     return Path(shutil.copytree(small_repository, tmp_path / "repository"))
+
+
+@pytest.fixture
+def triton(tmp_path: Path):
+    """A stand-in for Triton on a socket file."""
+    pytest.importorskip("grpc")
+    from relay_thread import Triton, start_triton
+
+    handler = Triton()
+    server = start_triton(handler, f"unix:{tmp_path}/triton")
+    yield handler
+    handler.go_on.set()
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def make_relay(triton, tmp_path: Path):
+    """A function that starts a relay in front of `triton`, with a protection and limits."""
+    from relay_thread import Running
+
+    made: list[Running] = []
+
+    def make(*protection, **room: int) -> Running:
+        made.append(Running(f"unix:{tmp_path}/triton", *protection, **room))
+        return made[-1]
+
+    yield make
+    triton.go_on.set()
+    for relay in made:
+        relay.close()

@@ -5,15 +5,32 @@ import shutil
 import site
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from contract.connection import TLS, Connection
 from contract.errors import ConfigError
 from contract.runtime.embedded import SERVER_NAME, is_embedded
+from contract.tls_trouble import find_tls_error
 from serving import container
-from serving.reload import find_embedded_only
-from serving.triton import TritonAddresses, TritonInstallation, build_command
+from serving.ports import Ports
+from serving.probe import is_triton_ready, make_own_connection
+from serving.process import ChildProcess, wait_until
+from serving.reload import check_server, find_embedded_only
+from serving.triton import (
+    TritonAddresses,
+    TritonInstallation,
+    assemble_backends,
+    assemble_python,
+    build_command,
+    build_environment,
+    find_triton,
+    list_import_paths,
+)
+
+grpc_client = pytest.importorskip("tritonclient.grpc")
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENVINO = """
@@ -118,7 +135,52 @@ def test_cxr_serve_names_its_server():
     """Its backend directory holds the embedded backend and nothing else of that name."""
     nowhere = Path("/nowhere")
     installation = TritonInstallation("0", *[nowhere] * 5)
-    command = build_command(installation, nowhere, nowhere, TritonAddresses(1, 2, 3), "p", "key")
+    command = build_command(installation, nowhere, nowhere, TritonAddresses(1, 2, 3), "p")
     assert f"--id={SERVER_NAME}" in command
     backends = Path(container.__file__).parent / "backends"
     assert is_embedded(backends)
+
+
+@pytest.mark.e2e
+def test_the_image_serves_mutual_tls_and_keeps_its_calls_closed(small_repository, certificates, tmp_path):
+    """With the bundled Triton; its options are those of the images."""
+    pytest.importorskip("pytriton")
+    installation, ports, folder = find_triton(), Ports.free(), certificates / "good"
+    assemble_backends(installation, tmp_path / "backends")
+    python = assemble_python(tmp_path / "python", list_import_paths())
+    environment = build_environment(installation, python)
+    environment["PATH"] = f"{installation.server.parent}:{environment['PATH']}"
+    environment |= {"PYTHONPATH": str(ROOT), "CXR_MODELS": str(small_repository), "CXR_ADMIN_KEY": "k" * 20}
+    environment |= {"CXR_TLS_DIR": str(folder), "CXR_TLS_REQUIRE_CLIENT": "1"}
+    options = (f"--backend-directory={tmp_path / 'backends'}", f"--cache-directory={installation.caches}")
+    addresses = [f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")]
+    addresses += [f"--{name}-port={getattr(ports, name)}" for name in ("http", "grpc", "metrics")]
+    command = [str(ROOT / "docker" / "serve_triton.sh"), *options, *addresses]
+    server = ChildProcess("Triton", command, log_path=tmp_path / "triton.log", environment=environment)
+    server.start()
+    url, connection = f"127.0.0.1:{ports.grpc}", make_own_connection(folder)
+    try:
+        deadline = time.monotonic() + 60
+        while not is_triton_ready(url, connection):
+            assert server.running, server.read_tail()
+            assert wait_until(deadline), server.read_tail()
+        stranger = Connection(TLS(folder / "ca.crt"))
+        assert not is_triton_ready(url)
+        assert not is_triton_ready(url, stranger)
+        assert "speaks TLS" in str(find_tls_error(url, Connection(), "Triton"))
+        assert "requires a client certificate" in str(find_tls_error(url, stranger, "Triton"))
+        client = connection.open_triton(grpc_client.InferenceServerClient, url, ())
+        for call in (
+            client.get_model_repository_index,
+            client.get_system_shared_memory_status,
+            client.get_log_settings,
+            client.get_trace_settings,
+        ):
+            with pytest.raises(grpc_client.InferenceServerException, match="restricted"):
+                call()
+        client.close()
+        assert check_server(url, small_repository, "k" * 20, connection) is None
+        with pytest.raises(ConfigError, match="does not accept this admin key"):
+            check_server(url, small_repository, "x" * 20, connection)
+    finally:
+        server.stop()

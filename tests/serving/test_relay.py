@@ -1,146 +1,29 @@
 """The relay in front of Triton, against a stand-in for Triton's gRPC service that notes what reaches it."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import pytest
 
 grpc = pytest.importorskip("grpc")
 
+from relay_thread import READY, SECONDS, UNLIMITED, Running, Triton, start_triton, wait  # noqa: E402
+
 from serving.ports import Ports  # noqa: E402
-from serving.process import wait_until  # noqa: E402
-from serving.relay import INFER, STREAM, Turns, is_up, serve  # noqa: E402
+from serving.relay import INFER, STREAM, is_up  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-READY = "/inference.GRPCInferenceService/ServerReady"
-SECONDS = 60.0
-UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-
-
-class Triton(grpc.GenericRpcHandler):
-    """Answers with the request behind "answer to "; holds requests that begin with "slow" until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-        self.ended: list[bytes] = []
-        self.given_up: list[bytes] = []
-        self.limits: list[float | None] = []
-        self.metadata: dict[str, str] = {}
-        self.go_on = threading.Event()
-
-    def service(self, details):
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: self._answer(details.method, request, context)
-        )
-
-    def _answer(self, method, request, context):
-        self.seen.append(request)
-        self.limits.append(context.time_remaining())
-        self.metadata = dict(context.invocation_metadata())
-        context.add_callback(lambda: request in self.ended or self.given_up.append(request))
-        if request.startswith(b"slow"):
-            assert self.go_on.wait(SECONDS)
-        self.ended.append(request)
-        if request.startswith(b"bad"):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "preprocess_image: not an image")
-        return b"answer to " + request
-
-
-def start_triton(handler: Triton, address: str) -> "grpc.Server":
-    server = grpc.server(futures.ThreadPoolExecutor(64), handlers=(handler,), options=UNLIMITED)
-    assert server.add_insecure_port(address)
-    server.start()
-    return server
-
-
-@pytest.fixture
-def triton(tmp_path) -> Iterator[Triton]:
-    handler = Triton()
-    server = start_triton(handler, f"unix:{tmp_path}/triton")
-    yield handler
-    handler.go_on.set()
-    server.stop(0).wait()
-
-
-class Running:
-    """A relay in a thread of this process."""
-
-    def __init__(self, triton: str, **room: int) -> None:
-        self.url = f"127.0.0.1:{Ports.free().grpc}"
-        self.turns: Turns | None = None
-        self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, args=(triton, room))
-        self._thread.start()
-        deadline = time.monotonic() + SECONDS
-        while not is_up(self.url):
-            assert wait_until(deadline)
-        self.channel = grpc.insecure_channel(self.url, options=UNLIMITED)
-
-    def _run(self, triton: str, room: dict[str, int]) -> None:
-        async def run() -> None:
-            self.turns = Turns(**room)
-            await serve(self.url, triton, self.turns, ended=self._ended)
-
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(run())
-
-    def call(self, method: str, request: bytes, timeout: float = SECONDS, **options):
-        return self.channel.unary_unary(method)(request, timeout=timeout, **options)
-
-    def start(self, request: bytes, timeout: float = SECONDS):
-        return self.channel.unary_unary(INFER).future(request, timeout=timeout)
-
-    def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self.end()
-        self.channel.close()
-        self._thread.join()
-        self._loop.close()
-
-
-@pytest.fixture
-def make_relay(triton, tmp_path):
-    made: list[Running] = []
-
-    def make(**room: int) -> Running:
-        made.append(Running(f"unix:{tmp_path}/triton", **room))
-        return made[-1]
-
-    yield make
-    triton.go_on.set()
-    for relay in made:
-        relay.close()
-
-
-def wait(condition) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not condition() and wait_until(deadline):
-        pass
-    return bool(condition())
 
 
 def test_bytes_metadata_and_errors_pass_as_they_are(triton, make_relay):
     relay = make_relay()
     blob = bytes(range(256)) * 100_000  # 25 MB, beyond gRPC's usual limit
     assert relay.call(INFER, blob) == b"answer to " + blob
-    sent = {
-        "triton-grpc-protocol-cxr-admin-key": "x",
-        "tenant": "y",
-        "traceparent": "z",
-        "blob-bin": b"\0\xff",
-    }
+    sent = {"tenant": "y", "traceparent": "z", "blob-bin": b"\0\xff"}
     assert relay.call(READY, b"", metadata=tuple(sent.items())) == b"answer to "
     assert triton.metadata.items() >= sent.items()
     with pytest.raises(grpc.RpcError) as caught:

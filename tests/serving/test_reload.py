@@ -1,9 +1,11 @@
 """A running Triton takes a new version, only from who has the key, and keeps the old one if it must."""
 
+import contextlib
 import http.client
 import http.server
 import json
 import shutil
+import socket
 import stat
 import threading
 from concurrent import futures
@@ -146,14 +148,24 @@ def test_models_change_only_with_the_key(served, tmp_path, mark_published):
     with pytest.raises(ConfigError, match="does not accept this admin key"):
         reload_models(stack.triton_url, stack.repository, f"{key}x")
     connection = http.client.HTTPConnection(stack.http_url, timeout=5)
-    for headers, refused in (({}, True), ({ADMIN_HEADER: "x"}, True), ({ADMIN_HEADER: key}, False)):
-        for action in ("load", "index") if refused else ("index",):
-            path = f"/v2/repository/models/graph/{action}" if action == "load" else "/v2/repository/index"
+    for headers in ({}, {ADMIN_HEADER: "x"}, {ADMIN_HEADER: key}, {ADMIN_HEADER: "closed"}):
+        for path in ("/v2/repository/models/graph/load", "/v2/repository/index", "/v2/logging"):
             connection.request("POST", path, body="{}", headers=headers)
             response = connection.getresponse()
             response.read()
-            assert (response.status != http.HTTPStatus.OK) is refused, (action, headers)
+            assert response.status != http.HTTPStatus.OK, (path, headers)
     connection.close()
+    # With obsolete line folding too.
+    for value in (b"closed\n", b"closed\r\n ", b"closed\r\n\t\n", b"closed\\n", b"closed%0A"):
+        head = (
+            f"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{ADMIN_HEADER}: ".encode()
+        )
+        with socket.create_connection(("127.0.0.1", stack.ports.http), timeout=5) as raw:
+            raw.settimeout(2)
+            raw.sendall(head + value + b"\r\n\r\n{}")
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                assert b" 200 " not in raw.recv(100), value
+    assert key not in Path(f"/proc/{stack.pids['Triton']}/cmdline").read_text()
     assert ask(client) == (9, "1")
     other = tmp_path / "other"
     shutil.copytree(stack.repository, other)

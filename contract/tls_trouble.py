@@ -1,0 +1,144 @@
+"""Why a client and a server do not come together over TLS, in one sentence.
+
+gRPC reports every such failure as UNAVAILABLE with a text of its own. This module asks the server once more with
+Python's own TLS, whose errors have codes.
+"""
+
+import re
+import socket
+import ssl
+from typing import Final
+
+from contract.connection import TLS, Connection
+from contract.errors import ConfigError
+
+_HOST_AND_PORT: Final = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
+)
+_TIMEOUT_S: Final = 1.0
+_PREFACE: Final = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+)  # and empty settings
+_SETTINGS_FRAME: Final = 4
+# Codes of OpenSSL (X509_V_ERR_*).
+_EXPIRED: Final = 10
+_NOT_YET_VALID: Final = 9
+_OTHER_NAME: Final = (62, 64)  # host name, IP address
+
+
+def find_tls_error(url: str, connection: Connection, server: str) -> ConfigError | None:
+    """Return the error for a server that can be reached, but not with these settings of TLS; None if TLS is not why.
+
+    Args:
+        url: host:port of the server that did not answer.
+        connection: The settings that were used.
+        server: "Triton" or "the retrieval sidecar".
+    """
+    match = _HOST_AND_PORT.fullmatch(url)
+    if match is None:
+        return None
+    address = match["host"].strip("[]"), int(match["port"])
+    try:
+        if connection.tls is None:
+            return _find_for_plain(address, f"{server} at {url}")
+        return _find_for_tls(address, connection.tls, f"{server} at {url}")
+    except (OSError, UnicodeError):  # nothing listens there, or it is too slow
+        return None
+
+
+def _find_for_plain(address: tuple[str, int], who: str) -> ConfigError | None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+        try:
+            context.wrap_socket(plain, server_hostname=address[0]).close()
+        except ssl.SSLError:
+            return None
+    return ConfigError(
+        f"{_begin(who)} speaks TLS: set tls (--tls-ca, CXR_TLS_CA) to the certificate of its authority."
+    )
+
+
+def _find_for_tls(address: tuple[str, int], tls: TLS, who: str) -> ConfigError | None:
+    context = tls.make_context()
+    with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=tls.server_name or address[0]) as secure:
+                secure.sendall(_PREFACE)
+                if secure.recv(1):
+                    return None
+        except ssl.SSLCertVerificationError as error:
+            return ConfigError(_explain_server(error, tls, address[0], who))
+        except ssl.SSLError as error:
+            if _speaks_plain(address):
+                return ConfigError(
+                    f"{_begin(who)} speaks plain text, not TLS: start it with --tls-dir, or unset tls (--tls-ca, "
+                    "CXR_TLS_CA)."
+                )
+            return _explain_client(error.reason or "", tls, who)
+        except ConnectionError:  # a server that closes without a word refuses the client's certificate
+            return _explain_client("", tls, who)
+    return _explain_client("", tls, who)
+
+
+def _explain_server(error: ssl.SSLCertVerificationError, tls: TLS, host: str, who: str) -> str:
+    if error.verify_code == _EXPIRED:
+        return f"The certificate of {who} has expired: give the server a new one (`cxr certs`)."
+    if error.verify_code == _NOT_YET_VALID:
+        return f"The certificate of {who} is not valid yet: check the clocks of both machines."
+    if error.verify_code in _OTHER_NAME:
+        return (
+            f"The certificate of {who} is not for the name {tls.server_name or host}: use a name that it holds as "
+            "address or as tls.server_name (--tls-server-name, CXR_TLS_SERVER_NAME), or make one with "
+            "`cxr certs --host`."
+        )
+    return (
+        f"The certificate of {who} was not signed by an authority in {tls.ca or 'the public list'}: set tls.ca "
+        "(--tls-ca, CXR_TLS_CA) to the ca.crt of that server."
+    )
+
+
+def _explain_client(reason: str, tls: TLS, who: str) -> ConfigError:
+    setting = "tls.cert and tls.key (--tls-cert, --tls-key; CXR_TLS_CERT, CXR_TLS_KEY)"
+    if tls.cert is None:
+        return ConfigError(f"{_begin(who)} requires a client certificate: set {setting}.")
+    if "EXPIRED" in reason or _has_expired(tls):
+        return ConfigError(
+            f"The client certificate {tls.cert} has expired: set {setting} to a new one (`cxr certs`)."
+        )
+    return ConfigError(
+        f"{_begin(who)} does not accept the client certificate {tls.cert}: set {setting} to one that its authority "
+        "signed."
+    )
+
+
+def _begin(who: str) -> str:
+    """Return the name of a server as the beginning of a sentence."""
+    return who[0].upper() + who[1:]
+
+
+def _has_expired(tls: TLS) -> bool:
+    """Whether the client's certificate has expired, by the clock of this machine; False if unknown."""
+    try:
+        from cryptography import x509
+    except ImportError:
+        return False
+    import datetime
+
+    try:
+        certificate = x509.load_pem_x509_certificate(tls.cert.read_bytes() if tls.cert else b"")
+    except (OSError, ValueError):
+        return False
+    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.timezone.utc)
+
+
+def _speaks_plain(address: tuple[str, int]) -> bool:
+    """Whether a server speaks HTTP/2 without TLS."""
+    try:
+        with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+            plain.sendall(_PREFACE)
+            head = plain.recv(9, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(head) == 9 and head[3] == _SETTINGS_FRAME

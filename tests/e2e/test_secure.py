@@ -1,0 +1,245 @@
+"""The real `cxr serve` with TLS, client certificates and tokens: all that clients do, and what others cannot do."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.cases import make_cases
+from client import TLS, CxrClient
+from contract.access import append_token, make_token
+from contract.connection import Connection
+from contract.errors import ConfigError
+from serving.certificates import make_certificates
+from serving.ports import Ports
+from serving.reload import check_server, reload_models
+from serving.triton import read_admin_key
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+
+
+class Served:
+    """`cxr serve --tls-dir --tls-require-client --tokens` as its own process."""
+
+    def __init__(self, repository: Path, place: Path) -> None:
+        pytest.importorskip("pytriton")
+        self.place, self.ports, self.folder = place, Ports.free(), place / "tls"
+        self.repository, self.logs = repository, place / "logs"
+        make_certificates(self.folder, ["triton.lab"], ["lab"])
+        self.tokens = {}
+        for role in ("read", "write", "admin"):
+            self.tokens[role], entry = make_token(f"{role} user", role)
+            append_token(place / "tokens.jsonl", entry)
+            (place / f"{role}.token").write_text(self.tokens[role])
+        ports = ("http", "grpc", "metrics", "retrieval")
+        options = [f"--{name}-port={getattr(self.ports, name)}" for name in ports]
+        options += [
+            "--tls-dir",
+            str(self.folder),
+            "--tls-require-client",
+            "--tokens",
+            str(place / "tokens.jsonl"),
+        ]
+        places = ["--repository", str(repository), "--store", str(place / "store"), "--logs", str(self.logs)]
+        command = ["serve", *places, *options, "--host", "0.0.0.0", "--json"]
+        self.process = self.start(*command, stdout=subprocess.PIPE, stderr=(place / "errors").open("w"))
+        line = ""
+        for line in self.process.stdout:
+            if line.startswith("}"):
+                break
+        assert line, (place / "errors").read_text()
+
+    @staticmethod
+    def start(*command: str, **options) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "cxr", *command], env=environment, text=True, **options
+        )
+
+    def connect(self, role: str | None = None, *, plain: bool = False, certificate: bool = True) -> CxrClient:
+        own = {"cert": self.folder / "lab.crt", "key": self.folder / "lab.key"} if certificate else {}
+        tls = False if plain else TLS(self.folder / "ca.crt", **own)
+        urls = (f"127.0.0.1:{self.ports.grpc}", f"127.0.0.1:{self.ports.retrieval}")
+        return CxrClient(*urls, timeout_s=30, tls=tls, token=self.tokens[role] if role else "")
+
+    def run(self, *command: str, role: str | None = "read") -> "subprocess.CompletedProcess[str]":
+        """Run a command of `cxr` with the options of this server."""
+        names = ("ca", "cert", "key")
+        files = [self.folder / name for name in ("ca.crt", "lab.crt", "lab.key")]
+        options = [
+            word for name, file in zip(names, files, strict=True) for word in (f"--tls-{name}", str(file))
+        ]
+        options += ["--token-file", str(self.place / f"{role}.token")] if role else []
+        process = self.start(*command, *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, errors = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+    def list_words(self) -> str:
+        """Return the command lines of this server and all that it started."""
+        pids = {self.process.pid}
+        for _ in range(4):
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                try:
+                    fields = path.read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[1]) in pids:
+                    pids.add(int(path.parent.name))
+        return "\n".join(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids)
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory):
+    server = Served(trained.repository, tmp_path_factory.mktemp("secure"))
+    yield server
+    server.close()
+
+
+def test_everything_works_over_mutual_tls_with_tokens(served, trained):
+    cases = list(make_cases(trained.train_rows[:6], trained.bundle.config["text_mode"]))
+    with served.connect("write") as writer:
+        assert writer.health().ready
+        assert writer.index(cases).indexed == 6
+        assert len(writer.predict(None, "Small left effusion.").findings) == 22
+    with served.connect("read") as reader:
+        found = reader.search(cases[0].image, cases[0].report, k=3)
+        assert len(found) == 3
+        with pytest.raises(
+            ConfigError, match="The token of read user has the role read, and this call needs write"
+        ):
+            reader.delete([cases[0].id])
+        assert reader.index_info().case_count == 6
+    with served.connect("write") as writer:
+        assert writer.delete([cases[0].id]) == 1
+        assert writer.index_info().case_count == 5
+
+
+def test_strangers_get_nothing(served):
+    for settings, words in (
+        ({"plain": True}, "speaks TLS"),
+        ({"certificate": False, "role": "write"}, "requires a client certificate"),
+        ({}, "This call needs a token"),
+    ):
+        with served.connect(**settings) as stranger:
+            for call in (lambda: stranger.predict(None, "Effusion."), stranger.index_info):
+                with pytest.raises(ConfigError, match=words):
+                    call()
+    trust = ssl.create_default_context(cafile=served.folder / "ca.crt")
+    web = http.client.HTTPSConnection("localhost", served.ports.http, timeout=10, context=trust)
+    web.request("GET", "/v2/health/ready")
+    assert web.getresponse().status == 200
+    web.close()
+    for port in (served.ports.http, served.ports.grpc, served.ports.retrieval):
+        with pytest.raises((http.client.HTTPException, OSError)):
+            ask_plainly(port)
+
+
+@pytest.mark.parametrize(
+    "name", ["../predict_text", "predict_text/../../x", "/etc/passwd", "predict_text\n", "..", ""]
+)
+def test_the_name_of_a_model_is_no_path(served, name):
+    from tritonclient.utils import InferenceServerException
+
+    def ask(call) -> str:
+        try:
+            return str(call(name))
+        except InferenceServerException as error:
+            return error.status()
+
+    with served.connect("read") as client:
+        control = client._triton._client()
+        calls = (control.get_model_config, control.get_model_metadata, control.is_model_ready)
+        answers = {ask(call) for call in calls}
+    assert answers <= {"False", "StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT"}
+
+
+def test_triton_is_closed_for_readers(served):
+    from tritonclient.utils import InferenceServerException
+
+    with served.connect("write") as client:
+        control = client._triton._client()
+        for call in (
+            control.get_model_repository_index,
+            lambda: control.load_model("predict_text"),
+            lambda: control.unload_model("predict_text"),
+            lambda: control.update_log_settings({"log_verbose_level": 5}),
+            lambda: control.update_trace_settings("predict_text", {"trace_level": ["TENSORS"]}),
+        ):
+            with pytest.raises(
+                InferenceServerException, match="has the role write, and this call needs admin"
+            ):
+                call()
+
+
+def ask_plainly(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v2/health/live")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_commands_take_the_same_settings(served):
+    doctor = served.run(
+        "doctor",
+        "--json",
+        "--triton",
+        f"127.0.0.1:{served.ports.grpc}",
+        "--retrieval",
+        f"127.0.0.1:{served.ports.retrieval}",
+    )
+    assert json.loads(doctor.stdout)["servers"]["ready"], doctor.stderr
+    verified = served.run("export", "verify", f"127.0.0.1:{served.ports.grpc}", "--json")
+    assert verified.returncode == 0, verified.stderr
+    outside = served.run(
+        "predict", "--report", "Normal.", "--triton", f"127.0.0.1:{served.ports.grpc}", role=None
+    )
+    assert outside.returncode == 2
+    assert "This call needs a token" in outside.stderr
+
+
+def test_models_are_loaded_with_an_admin_token_alone(served):
+    own = (served.folder / "lab.crt", served.folder / "lab.key")
+    connection = Connection(TLS(served.folder / "ca.crt", *own))
+    url = f"127.0.0.1:{served.ports.grpc}"
+    with pytest.raises(ConfigError, match="does not accept this admin key"):
+        check_server(url, served.repository, served.tokens["read"], connection)
+    loaded = reload_models(url, served.repository, served.tokens["admin"], connection=connection)
+    assert "predict_study" in loaded.seconds
+    key = read_admin_key(served.logs / "runtime" / "admin_key")
+    assert check_server(url, served.repository, key, connection) == 1
+
+
+def test_no_key_and_no_token_is_written_anywhere(served):
+    secrets = [*served.tokens.values(), (served.logs / "runtime" / "admin_key").read_text().strip()]
+    secrets += [
+        re.sub(r"-----.*?-----|\s", "", path.read_text())[:40] for path in served.folder.glob("*.key")
+    ]
+    assert len(secrets) == 8
+    words = served.list_words()
+    assert words.count("tritonserver") >= 1
+    metrics = http.client.HTTPConnection("127.0.0.1", served.ports.metrics, timeout=10)
+    metrics.request("GET", "/metrics")
+    page = metrics.getresponse().read().decode()
+    metrics.close()
+    places = {path: path.read_text(errors="replace") for path in served.logs.glob("*.log")}
+    places |= {"ps": words, "metrics": page, "stderr": (served.place / "errors").read_text()}
+    assert len(places) == 6
+    for place, text in places.items():
+        assert not [secret for secret in secrets if secret in text], place
+        assert "Handshake failed" not in text, place  # a stranger could fill the disk
+    assert "nv_inference" in page
