@@ -14,6 +14,7 @@ from client.client import CxrClient
 from client.health import Health
 from client.prediction import BatchPrediction, ConformalSet, Finding, Prediction
 from client.prompt_scores import FindingScore
+from client.search_options import SearchOptions
 from client.served import ServedModel
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Health",
     "IndexResult",
     "Prediction",
+    "SearchOptions",
     "SearchResult",
     "ServedModel",
     "SimilarCase",
