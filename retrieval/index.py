@@ -30,10 +30,11 @@ _MAX_GPU_K: Final = 2048  # FAISS refuses more on GPU
 _SCORED_AT_ONCE: Final = 8192  # rows
 _FEW_ROWS: Final = 1 / 8  # share of the rows; a search of fewer compares just these
 # From so many queries on, FAISS multiplies matrices. Its own threshold (128,000 in 1.15) keeps it from that, and a
-# batch of 32 then takes several times as long (docs/benchmarks.md).
-_BLAS_FROM: Final = 2
-# From so many queries with the same filter on, one product of matrices is faster than reading the codes for each.
-_SCAN_FROM: Final = 24
+# batch of 32 then takes four times as long (docs/benchmarks.md). With fewer queries its threads wait for each other.
+_BLAS_FROM: Final = 16
+# From so many queries with the same filter on, products of matrices are faster than reading the codes for each query.
+# On a machine that other programs use too, they are not with 32: each waits for the slowest of its threads.
+_SCAN_FROM: Final = 64
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,10 @@ class FlatIndex:
         """Leave out rows whose scores in float32 are too low to be among the best."""
         if len(rows) <= 2 * depth + _SPARE:
             return rows
-        scores = np.concatenate([self._index.reconstruct_batch(part) @ embedding for part in _cut(rows)])
+        # Not a product of matrices: its threads would cost more than they save on a few hundred rows.
+        scores = np.concatenate(
+            [np.einsum("ij,j->i", self._index.reconstruct_batch(part), embedding) for part in _cut(rows)]
+        )
         least = np.partition(scores, len(scores) - depth)[len(scores) - depth] - self._bound_rounding()
         kept: NDArray[np.int64] = rows[scores >= least]
         return kept
