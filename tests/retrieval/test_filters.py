@@ -177,7 +177,7 @@ def test_diverse_cases_are_the_nearest_first_and_then_others(sidecar, make):
 
     assert find(0.0) == ["0", "1", "2"]
     assert find(0.3)[:2] == ["0", "3"]
-    assert find(1.0) == ["0", "4", "2"]
+    assert find(1.0) == ["0", "4", "3"]
 
 
 def test_diversity_follows_its_definition():
