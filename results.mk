@@ -1,6 +1,6 @@
 # The figures of docs/training.md, docs/evaluation.md and docs/benchmarks.md, each from one command. `make` lists them.
 # RESULTS is where models and tables go. Each is made once, so an interrupted series continues.
-.PHONY: ablation phantoms reports real bench gpu
+.PHONY: ablation phantoms reports real bench bench-retrieval gpu
 
 RESULTS ?= results
 REPORTS ?= ../shared/data/openi/NLMCXR_reports.tgz
@@ -101,6 +101,11 @@ $(BENCH)/%/split/.published.json: $(BENCH)/%/bundle/manifest.json
 
 $(BENCH)/%/fused/.published.json: $(BENCH)/%/bundle/manifest.json
 	$(CXR) export $(<D) --table $(BENCH)/studies.parquet --repository $(@D) --replace $(BEST) --graphs fused
+
+CASES ?= 100000
+
+bench-retrieval: | .venv/installed ## measure the sidecar against raw FAISS and the disk (CASES=100000; 10 minutes)
+	$(CXR) bench retrieval $(RESULTS)/retrieval --cases $(CASES)
 
 # No network, at most 8 minutes; the same again goes on where it stopped. WHEELS: a folder of packages that are missing.
 GPU_OUT ?= $(RESULTS)/gpu

@@ -111,18 +111,20 @@ def print_warnings(console: Console, warnings: Sequence[str]) -> None:
 
 
 def print_cases(console: Console, cases: Sequence["SimilarCase"], *, title: str = "Similar cases") -> None:
-    """Print cases, best first, with their labels and the start of their reports."""
+    """Print cases in their order, with their labels (✓: the query has it too) and a part of their reports.
+
+    The part is the sentence that fits the query's text best; without one, the start.
+    """
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("Case")
     table.add_column("Similarity", justify="right", no_wrap=True)
     table.add_column("Labels")
     table.add_column("Report")
     for case in cases:
-        report = " ".join(case.report.split())
+        report = " ".join((case.excerpt or case.report).split())
         excerpt = report if len(report) <= 110 else report[:107] + "..."
-        table.add_row(
-            escape(case.id), f"{case.score:.3f}", escape(", ".join(case.labels) or "-"), escape(excerpt)
-        )
+        labels = ", ".join(f"✓ {key}" if key in case.shared_labels else key for key in case.labels)
+        table.add_row(escape(case.id), f"{case.score:.3f}", escape(labels or "-"), escape(excerpt))
     console.print(table)
 
 

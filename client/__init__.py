@@ -14,6 +14,7 @@ from client.client import CxrClient
 from client.health import Health
 from client.prediction import BatchPrediction, ConformalSet, Finding, Prediction
 from client.prompt_scores import FindingScore
+from client.search_options import SearchOptions
 from client.served import ServedModel
 from contract.connection import TLS
 
@@ -27,6 +28,7 @@ __all__ = [  # noqa: RUF022  in the order of sorted()
     "Health",
     "IndexResult",
     "Prediction",
+    "SearchOptions",
     "SearchResult",
     "ServedModel",
     "SimilarCase",

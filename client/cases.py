@@ -94,7 +94,24 @@ class IndexResult:
 
 @dataclass(frozen=True)
 class SimilarCase:
-    """A stored case. `score` is the cosine similarity to the query, -1 to 1."""
+    """A stored case that a search returned, and why.
+
+    Attributes:
+        id: As in `CaseInput`.
+        study_id: As in `CaseInput`.
+        score: Cosine similarity to the query, -1 to 1.
+        labels: As in `CaseInput`.
+        report: Text of the report; "" without one.
+        image_ref: As in `CaseInput`.
+        view: View of the first image by its header: "PA", "AP", "FRONTAL" (one of these), "LATERAL" or "UNKNOWN"; ""
+            without an image.
+        embedding_kind: What the embedding was made from: "study" (image and report), "image" or "text"; "" of a case
+            that an earlier version indexed.
+        shared_labels: Labels of the case that are in `SearchOptions.query_labels` too.
+        excerpt: The sentence of the report with most different words in common with the query's text, case and common
+            words such as "the" aside. "" without such a word, for a query without text, and after the first 100
+            results.
+    """
 
     id: str
     study_id: str
@@ -102,13 +119,17 @@ class SimilarCase:
     labels: tuple[str, ...]
     report: str
     image_ref: str
+    view: str = ""
+    embedding_kind: str = ""
+    shared_labels: tuple[str, ...] = ()
+    excerpt: str = ""
 
     def __repr__(self) -> str:
         return f"SimilarCase({shorten(self.id)!r}, {self.score:.3f}, labels={name_first(self.labels)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""
-        return {**asdict(self), "labels": list(self.labels)}
+        return {**asdict(self), "labels": list(self.labels), "shared_labels": list(self.shared_labels)}
 
 
 @dataclass(frozen=True)

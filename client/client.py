@@ -19,18 +19,20 @@ from client.channel import Calls, Carrier, ChannelSettings, Compression
 from client.deadline import Deadline, check_timeout
 from client.exchange import check_tensors, read_batch
 from client.health import Health, check_health
-from client.indexing import index_cases
-from client.inputs import ImageSource, ReportSource, StudyImages
+from client.indexing import decode_report, index_cases
+from client.inputs import ImageSource, ReportSource, StudyImages, read_report
 from client.many import predict_in_order
 from client.prediction import BatchPrediction, Prediction
 from client.predictor import Predictor
 from client.prompt_scores import FindingScore, score_findings
-from client.retrieval import IndexInfo, RetrievalTransport, check_search
+from client.retrieval import NO_OPTIONS, IndexInfo, RetrievalTransport, check_search
+from client.search_options import SearchOptions
 from client.served import ServedModel, list_outputs, require_unchanged
 from client.triton import Arrays, TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
 from contract.connection import TLS, resolve_connection
 from contract.errors import InputError
+from contract.report.text import MAX_REPORT_CHARS
 from contract.report.tokens import TokenLimits
 
 if TYPE_CHECKING:
@@ -187,6 +189,7 @@ class CxrClient:
         *,
         k: int = 5,
         exclude_studies: Sequence[str] = (),
+        options: SearchOptions = NO_OPTIONS,
         timeout_s: float | None = None,
     ) -> SearchResult:
         """Find the stored cases that are most similar to radiographs, a report, a sentence, or a whole study.
@@ -196,6 +199,7 @@ class CxrClient:
             report: As in `predict`; may be a single sentence.
             k: Largest number of cases, 1 to 1000.
             exclude_studies: Ids of studies that the search leaves out, such as the study of the query.
+            options: Which of the other cases count: labels, views, smallest similarity, diversity.
             timeout_s: Deadline of the prediction and the search together, in seconds. None: the deadline of the client.
 
         Returns:
@@ -207,9 +211,14 @@ class CxrClient:
             ServiceError: As in `predict`; also of the sidecar.
         """
         deadline = self._start(timeout_s)
-        excluded = check_search(k, exclude_studies)  # before anything is sent
+        excluded = check_search(k, exclude_studies, options)  # before anything is sent
+        if report is not None and not isinstance(report, str):
+            report = read_report(report)  # a pipe can be read only once
         query = self._predictor.predict(image, report, deadline)
-        cases = self._retrieval.search(query.fingerprint, query.embedding, k, excluded, deadline.left())
+        text = decode_report(report)[:MAX_REPORT_CHARS].encode(errors="replace").decode()
+        cases = self._retrieval.search(
+            query.fingerprint, query.embedding, k, excluded, deadline.left(), options, text
+        )
         return SearchResult(tuple(cases), query.warnings, query.trained_on)
 
     def search_embedding(
@@ -219,6 +228,7 @@ class CxrClient:
         fingerprint: str,
         k: int = 5,
         exclude_studies: Sequence[str] = (),
+        options: SearchOptions = NO_OPTIONS,
         timeout_s: float | None = None,
     ) -> list[SimilarCase]:
         """Find the stored cases that are most similar to an embedding.
@@ -228,6 +238,7 @@ class CxrClient:
             fingerprint: Fingerprint of the model that made the embedding.
             k: As in `search`.
             exclude_studies: As in `search`.
+            options: As in `search`. There is no text of the query, so the results have no excerpt.
             timeout_s: Deadline in seconds. None: the deadline of the client.
 
         Raises:
@@ -235,7 +246,7 @@ class CxrClient:
             FingerprintError, ServiceError: As in `search`.
         """
         limit_s = self._limit(timeout_s)
-        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit_s)
+        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit_s, options)
 
     def score_findings(
         self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
@@ -320,7 +331,7 @@ class CxrClient:
         return self._predictor.models.read_latest(self._limit(timeout_s))
 
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
-        """Return the number of cases in the index, and the fingerprint of its model. ServiceError: as in `search`."""
+        """Return what the index is: its model, its cases by kind, its memory. ServiceError: as in `search`."""
         return self._retrieval.read_info(self._limit(timeout_s))
 
     def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from client.cases import CaseInput, IndexResult
-from client.inputs import read_report
+from client.inputs import ReportSource, read_report
 from client.many import require_series
 from client.prediction import Prediction
 from client.retrieval import Stored, StoredCase
@@ -113,14 +113,21 @@ def _read_reports(cases: Iterable[CaseInput]) -> Iterator[CaseInput]:
 
 
 def _make_stored_case(case: CaseInput, prediction: Prediction) -> StoredCase:
-    report = case.report or ""
-    if not isinstance(report, str):
-        report = read_report(report).decode("utf-8-sig", errors="replace")
+    notes = prediction.image_notes
     return StoredCase(
         id=case.id,
         study_id=case.study_id,
         embedding=prediction.embedding,
         labels=case.labels,
-        report=report,
+        report=decode_report(case.report),
         image_ref=case.image_ref,
+        view="" if notes is None else notes.view,
+        embedding_kind=prediction.kind,
     )
+
+
+def decode_report(report: ReportSource | None) -> str:
+    """Return the text of a report, or the content of its file as text; "" without one."""
+    if report is None or isinstance(report, str):
+        return report or ""
+    return read_report(report).decode("utf-8-sig", errors="replace")

@@ -355,12 +355,21 @@ def _make_card(case: SimilarCase, truth: tuple[str, ...]) -> str:
         f"{escape(LABEL_NAMES.get(key, key))}</li>"
         for key in case.labels
     )
-    report = escape(case.report.strip()) or '<span class="quiet">The index has no report of this case.</span>'
+    report = _mark(case.report.strip(), case.excerpt) or (
+        '<span class="quiet">The index has no report of this case.</span>'
+    )
     return (
         f'<article class="case"><div>{_make_thumbnail(case)}</div><div><h4>{escape(case.id)}</h4>'
         f'<div class="quiet">similarity {case.score:.3f}</div><ul class="labels">{labels}</ul>'
         f'<p class="report" tabindex="0">{report}</p></div></article>'
     )
+
+
+def _mark(report: str, excerpt: str) -> str:
+    """Return a report as HTML, with the sentence that fits the query marked."""
+    before, found, after = report.partition(excerpt) if excerpt else (report, "", "")
+    marked = f"<mark>{escape(found)}</mark>" if found else ""
+    return f"{escape(before)}{marked}{escape(after)}"
 
 
 def _make_thumbnail(case: SimilarCase) -> str:

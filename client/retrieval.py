@@ -1,6 +1,6 @@
 """Requests to the retrieval sidecar over gRPC. Each has a deadline and raises errors of this project."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.cases import SimilarCase
+from client.search_options import SearchOptions
 from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.connection import PLAIN, Connection
@@ -19,6 +20,7 @@ from contract.strings import require_strings, require_text
 from contract.tls_trouble import find_tls_error
 
 MAX_K: Final = 1000  # as contract/proto/retrieval.proto states it
+NO_OPTIONS: Final = SearchOptions()
 _SERVER: Final = "the retrieval sidecar"
 _SETTING: Final = "retrieval_url (--retrieval)"
 
@@ -33,6 +35,8 @@ class StoredCase:
     labels: tuple[str, ...]
     report: str = field(repr=False)
     image_ref: str
+    view: str = field(default="", repr=False)
+    embedding_kind: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,13 @@ class IndexInfo:
         fingerprint: Fingerprint of the model that made the embeddings; "" for an empty index.
         case_count: Number of cases that a search can return.
         dimension: D; 0 for an empty index.
-        index_kind: Kind of the FAISS index.
+        index_kind: How the index searches: "flat", or "flat, 8-bit codes". Both compare exactly.
         damaged_count: Number of stored cases with damaged rows, which a search does not return.
+        vector_bytes: Memory of the embeddings.
+        code_bytes: Memory of the codes.
+        store_bytes: Size of the stored cases on the disk.
+        cases_by_kind: What embeddings were made from ("study", "image", "text", or "" if nobody stated it) -> number of
+            cases.
     """
 
     fingerprint: str
@@ -52,6 +61,10 @@ class IndexInfo:
     dimension: int
     index_kind: str
     damaged_count: int = 0
+    vector_bytes: int = 0
+    code_bytes: int = 0
+    store_bytes: int = 0
+    cases_by_kind: Mapping[str, int] = field(default_factory=dict)
 
 
 class Stored(NamedTuple):
@@ -96,6 +109,8 @@ class RetrievalTransport:
                 labels=case.labels,
                 report=case.report,
                 image_ref=case.image_ref,
+                view=case.view,
+                embedding_kind=case.embedding_kind,
             )
             for case in cases
         ]
@@ -111,6 +126,8 @@ class RetrievalTransport:
         k: int,
         exclude_studies: Sequence[str],
         timeout_s: float,
+        options: SearchOptions = NO_OPTIONS,
+        text: str = "",
     ) -> list[SimilarCase]:
         """Return the stored cases that are most similar to an embedding, best first.
 
@@ -120,18 +137,24 @@ class RetrievalTransport:
             k: Largest number of cases, 1 to 1000.
             exclude_studies: Ids of studies that the search leaves out.
             timeout_s: Deadline in seconds.
+            options: Which cases count.
+            text: Report of the query, for the excerpts of the results.
 
         Raises:
             FingerprintError: The store holds only cases of other models.
             InputError: `k`, the embedding or a study id is not valid.
             ServiceError: As in `add`.
         """
-        excluded = check_search(k, exclude_studies)
+        excluded = check_search(k, exclude_studies, options)
+        query = retrieval_pb2.Query(embedding=embedding.tolist(), labels=options.query_labels, text=text)
         request = retrieval_pb2.SearchRequest(
             fingerprint=fingerprint,
-            queries=[retrieval_pb2.Query(embedding=embedding.tolist())],
+            queries=[query],
             k=k,
             exclude_study_ids=excluded,
+            filter=_make_filter(options),
+            min_score=options.min_score,
+            diversity=options.diversity,
         )
         with self._translate_errors(timeout_s):
             answer = self._stub.Search(request, timeout=timeout_s, metadata=self._connection.metadata)
@@ -143,6 +166,10 @@ class RetrievalTransport:
                 labels=tuple(hit.case.labels),
                 report=hit.case.report,
                 image_ref=hit.case.image_ref,
+                view=hit.case.view,
+                embedding_kind=hit.case.embedding_kind,
+                shared_labels=tuple(hit.shared_labels),
+                excerpt=hit.excerpt,
             )
             for hit in answer.results[0].hits
         ]
@@ -168,6 +195,10 @@ class RetrievalTransport:
             int(answer.dimension),
             answer.index_kind,
             int(answer.damaged_count),
+            int(answer.vector_bytes),
+            int(answer.code_bytes),
+            int(answer.store_bytes),
+            {entry.embedding_kind: int(entry.case_count) for entry in answer.kinds},
         )
 
     def close(self) -> None:
@@ -203,13 +234,27 @@ class RetrievalTransport:
             ) from error
 
 
-def check_search(k: int, exclude_studies: Sequence[str]) -> tuple[str, ...]:
-    """Return the excluded study ids. Raise InputError if they are not a list of strings, or `k` is not 1 to 1000."""
+def check_search(
+    k: int, exclude_studies: Sequence[str], options: SearchOptions = NO_OPTIONS
+) -> tuple[str, ...]:
+    """Return the excluded study ids. Raise InputError if they are not a list of strings, or `k` is out of its range."""
     is_whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
     if not is_whole or not 1 <= k <= MAX_K:
         value = k if is_whole or isinstance(k, float) else f"of type {type(k).__name__}"
         raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {value}.")
+    options.check_k(int(k))
     return _check_ids(exclude_studies, "exclude_studies")
+
+
+def _make_filter(options: SearchOptions) -> retrieval_pb2.Filter:
+    return retrieval_pb2.Filter(
+        labels_any=options.labels_any,
+        labels_all=options.labels_all,
+        labels_none=options.labels_none,
+        views=options.views,
+        embedding_kinds=options.embedding_kinds,
+        exclude_ids=options.exclude_ids,
+    )
 
 
 def _check_ids(ids: Iterable[str], name: str) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """Exact cosine search over cases, with FAISS on CPU or GPU; answers are the same on both.
 
-FAISS proposes candidates. Its scores have rounding errors that depend on the batch size. So the candidates'
-scores are computed again in double precision: equal embeddings have equal scores, ties are in the order of the
-case ids, and a result never depends on other queries of the batch.
+FAISS proposes candidates: by codes of 8 bits with a proven bound (`retrieval.codes`), or by its scores in float32,
+whose rounding errors depend on the batch size. The candidates' scores are computed again in double precision: equal
+embeddings have equal scores, ties are in the order of the case ids, and a result never depends on other queries of the
+batch, nor on how its candidates were found.
 
-A row of the FAISS index is never changed. Replaced, deleted and excluded cases stay in the index and are skipped.
-A query with too few hits left is repeated with more candidates.
+A row of the FAISS index is never changed. Replaced and deleted cases stay in the index and are skipped.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from retrieval.store import CaseVectors
+from retrieval.cases import CaseVectors
+from retrieval.codes import FINAL_ROUNDING, MIN_ROWS, ByteCodes, code_rows
+from retrieval.diversity import count_candidates, diversify
+from retrieval.rows import EVERYTHING, CaseFilter, RowTable
 
 Device = Literal["cpu", "gpu"]
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
@@ -25,16 +28,37 @@ _GROWTH: Final = 4
 _MAX_CANDIDATES: Final = 2**22  # of all queries of one FAISS search together: 12 bytes each
 _MAX_GPU_K: Final = 2048  # FAISS refuses more on GPU
 _SCORED_AT_ONCE: Final = 8192  # rows
-_SPARE_DEAD: Final = 1024
+_FEW_ROWS: Final = 1 / 8  # share of the rows; a search of fewer compares just these
+# From so many queries on, FAISS multiplies matrices. Its own threshold (128,000 in 1.15) keeps it from that, and a
+# batch of 32 then takes four times as long (docs/benchmarks.md). With fewer queries its threads wait for each other.
+_BLAS_FROM: Final = 16
+# From so many queries with the same filter on, products of matrices are faster than reading the codes for each query.
+# On a machine that other programs use too, they are not with 32: each waits for the slowest of its threads.
+_SCAN_FROM: Final = 64
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query for the k cases nearest to `embedding`, (D,) float32 of unit length, without the excluded studies."""
+    """A query for the k cases nearest to an embedding.
+
+    Attributes:
+        embedding: (D,) float32 of unit length.
+        k: Largest number of cases, at least 1.
+        filter: The cases that count.
+        min_score: Smallest cosine similarity of a match, -1 to 1.
+        diversity: 0 for the nearest cases; up to 1 for cases that differ from each other (`retrieval.diversity`).
+    """
 
     embedding: NDArray[np.float32] = field(repr=False)
     k: int
-    excluded_study_ids: frozenset[str] = field(default=frozenset(), repr=False)
+    filter: CaseFilter = EVERYTHING
+    min_score: float = -1.0
+    diversity: float = 0.0
+
+    @property
+    def depth(self) -> int:
+        """Number of nearest cases that the answer is chosen from."""
+        return count_candidates(self.k) if self.diversity else self.k
 
 
 @dataclass(frozen=True)
@@ -45,11 +69,35 @@ class Match:
     score: float
 
 
-class FlatIndex:
-    """Compares every embedding with every query. Only one thread at a time may use it."""
+@dataclass(frozen=True)
+class IndexFacts:
+    """What an index holds.
 
-    def __init__(self, device: Device = "cpu") -> None:
+    Attributes:
+        kind: How it searches, in words.
+        rows: Number of cases that a search may return.
+        vector_bytes: Memory of the embeddings.
+        code_bytes: Memory of the codes; 0 without them.
+        rows_by_kind: What embeddings were made from -> number of cases; "" where nobody stated it.
+    """
+
+    kind: str = "flat"
+    rows: int = 0
+    vector_bytes: int = 0
+    code_bytes: int = 0
+    rows_by_kind: dict[str, int] = field(default_factory=dict)
+
+
+class FlatIndex:
+    """Finds the nearest of all embeddings. Only one thread at a time may use it."""
+
+    def __init__(self, device: Device = "cpu", *, codes: bool = True) -> None:
         """Make an empty index.
+
+        Args:
+            device: Where FAISS searches.
+            codes: Whether to keep codes of 8 bits beside the embeddings, on CPU: a quarter more memory, and a single
+                query takes a fraction of the time.
 
         Raises:
             ConfigError: FAISS is not installed, or `device` is "gpu" and FAISS finds no GPU.
@@ -57,15 +105,13 @@ class FlatIndex:
         self._device = device
         self._faiss, self._resources = _load_faiss(device)
         self._index: Any = None  # until the first case sets the dimension
-        self._ids: list[str] = []
-        self._sequences: list[int] = []
-        self._row_of: dict[str, int] = {}
-        self._study_of: list[str] = []
-        self._rows_of_study: dict[str, set[int]] = {}
-        self._alive = np.zeros(0, dtype=bool)
+        self._rows = RowTable()
+        self._keeps_codes = codes and device == "cpu"
+        self._codes: ByteCodes | None = None  # until there are `MIN_ROWS` rows
+        self._coded_first = 0  # rows when mean and step of the codes were chosen
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return self._rows.alive_count
 
     @property
     def dimension(self) -> int:
@@ -75,7 +121,18 @@ class FlatIndex:
     @property
     def is_wasteful(self) -> bool:
         """Whether so many rows are skipped that the index should be rebuilt."""
-        return len(self._ids) - len(self) > _SPARE_DEAD + len(self) // 2
+        return self._rows.is_wasteful
+
+    @property
+    def facts(self) -> IndexFacts:
+        """What the index holds now."""
+        return IndexFacts(
+            kind="flat" if self._codes is None else "flat, 8-bit codes",
+            rows=len(self),
+            vector_bytes=4 * len(self._rows) * self.dimension,
+            code_bytes=0 if self._codes is None else self._codes.byte_count,
+            rows_by_kind=self._rows.count_kinds(),
+        )
 
     @staticmethod
     def limit_threads(count: int) -> None:
@@ -87,73 +144,122 @@ class FlatIndex:
         """Add cases. A case replaces the one with the same id."""
         if self._index is None:
             self._index = self._make_index(cases.embeddings.shape[1])
-        self._index.add(np.ascontiguousarray(cases.embeddings, dtype=np.float32))
-        self._grow(len(self._ids) + len(cases.ids))
-        for case_id, study_id, sequence in zip(cases.ids, cases.study_ids, cases.sequences, strict=True):
-            self.remove([case_id])
-            row = len(self._ids)
-            self._ids.append(case_id)
-            self._sequences.append(sequence)
-            self._study_of.append(study_id)
-            self._row_of[case_id] = row
-            self._rows_of_study.setdefault(study_id, set()).add(row)
-            self._alive[row] = True
+        embeddings = np.ascontiguousarray(cases.embeddings, dtype=np.float32)
+        self._index.add(embeddings)
+        self._rows.append(cases)
+        self._put_codes(embeddings)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove cases; unknown ids are ignored."""
-        for case_id in ids:
-            row = self._row_of.pop(case_id, None)
-            if row is None:
-                continue
-            self._alive[row] = False
-            study = self._rows_of_study[self._study_of[row]]
-            study.discard(row)
-            if not study:
-                del self._rows_of_study[self._study_of[row]]
+        self._rows.remove(ids)
 
     def search(self, queries: Sequence[Query]) -> list[list[Match]]:
-        """Return for each query its min(k, allowed cases) nearest cases, best first, ties by case id."""
+        """Return for each query its min(k, allowed cases) nearest cases, best first, ties by case id.
+
+        With a `diversity`, they are ordered as they were chosen.
+        """
         results: list[list[Match]] = [[] for _ in queries]
         if not len(self):
             return results
-        excluded = [self._find_rows(query.excluded_study_ids) for query in queries]
-        sizes = {number: self._limit(query.k + _SPARE) for number, query in enumerate(queries)}
-        while sizes:
-            size = min(sizes.values())
-            for part in self._split([number for number in sizes if sizes[number] == size], size):
-                scores, rows = self._propose(np.stack([queries[number].embedding for number in part]), size)
-                for number, its_scores, its_rows in zip(part, scores, rows, strict=True):
-                    matches = self._choose(queries[number], excluded[number], its_scores, its_rows)
-                    if matches is None:
-                        sizes[number] = self._limit(size * _GROWTH)
-                    else:
-                        results[number] = matches
-                        del sizes[number]
+        groups: dict[tuple[CaseFilter, int], list[int]] = {}
+        for number, query in enumerate(queries):
+            groups.setdefault((query.filter, query.depth), []).append(number)
+        for (wanted, depth), numbers in groups.items():
+            allowed = self._rows.allow(wanted)
+            part = [queries[number] for number in numbers]
+            for number, rows in zip(numbers, self._find(part, depth, allowed), strict=True):
+                results[number] = self._answer(queries[number], rows)
         return results
+
+    def _find(
+        self, queries: Sequence[Query], depth: int, allowed: NDArray[np.bool_] | None
+    ) -> list[NDArray[np.int64]]:
+        """Return for each query rows that hold its `depth` best allowed ones."""
+        embeddings = np.stack([query.embedding for query in queries])
+        if allowed is not None and (few := self._list_few(allowed, depth)) is not None:
+            return [few] * len(queries)
+        kept = 1.0 if allowed is None else float(np.mean(allowed))
+        found: list[NDArray[np.int64] | None] = [None] * len(queries)
+        if self._codes is not None and kept * len(queries) < _SCAN_FROM:
+            found = self._codes.find(embeddings, depth, allowed)
+        rest = [number for number, rows in enumerate(found) if rows is None]
+        scanned = dict(zip(rest, self._scan(embeddings[rest], depth, allowed), strict=True))
+        return [scanned[number] if rows is None else rows for number, rows in enumerate(found)]
+
+    def _list_few(self, allowed: NDArray[np.bool_], depth: int) -> NDArray[np.int64] | None:
+        """Return the allowed rows, if it is best to compare just these with each query."""
+        count = int(np.count_nonzero(allowed))
+        limit = 2 * depth if self._codes is not None else max(2 * depth, _FEW_ROWS * len(self._rows))
+        return np.flatnonzero(allowed) if count <= limit else None
+
+    def _scan(
+        self, embeddings: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None
+    ) -> list[NDArray[np.int64]]:
+        """Compare every row in float32. A query with too few candidates left is repeated with more."""
+        results: dict[int, NDArray[np.int64]] = {}
+        kept = 1.0 if allowed is None else float(np.mean(allowed))
+        size, left = self._limit(int((depth + _SPARE) / kept)), list(range(len(embeddings)))
+        while left:
+            for part in self._split(left, size):
+                for number, scores, rows in zip(part, *self._propose(embeddings[part], size), strict=True):
+                    chosen = self._choose(depth, allowed, scores, rows)
+                    if chosen is not None:
+                        results[number] = chosen
+            left = [number for number in left if number not in results]
+            size = self._limit(size * _GROWTH)
+        return [results[number] for number in range(len(embeddings))]
 
     def _choose(
         self,
-        query: Query,
-        excluded: NDArray[np.int64],
+        depth: int,
+        allowed: NDArray[np.bool_] | None,
         scores: NDArray[np.float32],
         rows: NDArray[np.int64],
-    ) -> list[Match] | None:
-        """Select the matches from FAISS's candidates; None if a better match may be beyond them."""
-        allowed = self._alive[rows] & ~np.isin(rows, excluded)
-        best, best_rows = scores[allowed], rows[allowed]
+    ) -> NDArray[np.int64] | None:
+        """Select the rows among FAISS's candidates; None if a better row may be beyond them."""
+        best, best_rows = (scores, rows) if allowed is None else (scores[allowed[rows]], rows[allowed[rows]])
         margin = self._bound_rounding()
-        is_all = len(rows) == len(self._ids)
-        if not is_all and (len(best) < query.k or scores[-1] >= best[query.k - 1] - margin):
+        is_all = len(rows) == len(self._rows)
+        if not is_all and (len(best) < depth or scores[-1] >= best[depth - 1] - margin):
             return None
         if not len(best):
-            return []
-        best_rows = best_rows[best >= best[min(query.k, len(best)) - 1] - margin]
-        exact = self._score(query.embedding, best_rows)
-        ranked = sorted(zip((-exact).tolist(), best_rows.tolist(), strict=True), key=self._rank)
-        return [Match(self._sequences[row], -negative) for negative, row in ranked[: query.k]]
+            return best_rows
+        kept: NDArray[np.int64] = best_rows[best >= best[min(depth, len(best)) - 1] - margin]
+        return kept
 
-    def _rank(self, entry: tuple[float, int]) -> tuple[float, str]:
-        return entry[0], self._ids[entry[1]]
+    def _answer(self, query: Query, rows: NDArray[np.int64]) -> list[Match]:
+        """Score the candidates exactly and return the best."""
+        ranked = self._rank(query.embedding, self._thin_out(query.embedding, rows, query.depth))[
+            : query.depth
+        ]
+        ranked = [(score, row) for score, row in ranked if score >= query.min_score]
+        if query.diversity:
+            vectors = self._index.reconstruct_batch(np.array([row for _, row in ranked], dtype=np.int64))
+            scores = np.array([score for score, _ in ranked])
+            ranked = [ranked[place] for place in diversify(scores, vectors, query.k, query.diversity)]
+        return [Match(self._rows.sequences[row], score) for score, row in ranked]
+
+    def _thin_out(
+        self, embedding: NDArray[np.float32], rows: NDArray[np.int64], depth: int
+    ) -> NDArray[np.int64]:
+        """Leave out rows whose scores in float32 are too low to be among the best."""
+        if len(rows) <= 2 * depth + _SPARE:
+            return rows
+        # Not a product of matrices: its threads would cost more than they save on a few hundred rows.
+        scores = np.concatenate(
+            [np.einsum("ij,j->i", self._index.reconstruct_batch(part), embedding) for part in _cut(rows)]
+        )
+        least = np.partition(scores, len(scores) - depth)[len(scores) - depth] - self._bound_rounding()
+        kept: NDArray[np.int64] = rows[scores >= least]
+        return kept
+
+    def _rank(self, embedding: NDArray[np.float32], rows: NDArray[np.int64]) -> list[tuple[float, int]]:
+        """Return (score, row), best first, ties by case id."""
+        if not len(rows):
+            return []
+        ids = self._rows.ids
+        scored = zip(self._score(embedding, rows).tolist(), rows.tolist(), strict=True)
+        return sorted(scored, key=lambda entry: (-entry[0], ids[entry[1]]))
 
     def _score(self, embedding: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute cosine similarities, (len(rows),). Each one depends only on its two embeddings."""
@@ -161,7 +267,7 @@ class FlatIndex:
         query = embedding.astype(np.float64)
         sums = [
             (self._index.reconstruct_batch(part).astype(np.float64) * query).sum(axis=1)
-            for part in np.split(rows, range(_SCORED_AT_ONCE, len(rows), _SCORED_AT_ONCE))
+            for part in _cut(rows)
         ]
         similarities: NDArray[np.float32] = np.clip(np.concatenate(sums), -1.0, 1.0).astype(np.float32)
         return similarities
@@ -170,9 +276,9 @@ class FlatIndex:
         """Return the largest rounding error of the difference of two float32 inner products of unit vectors.
 
         Each one has an error of at most D * 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-        section 3.1), so the difference has twice that. 2^-20 allows for lengths that are not exactly 1.
+        section 3.1), so the difference has twice that.
         """
-        return float(self.dimension * 2.0**-23 + 2.0**-20)
+        return float(self.dimension * 2.0**-23 + FINAL_ROUNDING)
 
     def _propose(
         self, embeddings: NDArray[np.float32], size: int
@@ -184,19 +290,21 @@ class FlatIndex:
         scores, rows = index.search(np.ascontiguousarray(embeddings), size)
         return scores, rows
 
+    def _put_codes(self, embeddings: NDArray[np.float32]) -> None:
+        """Code new rows; choose mean and step when there are enough rows, and again when too many do not fit."""
+        count = len(self._rows)
+        if self._codes is not None:
+            self._codes.add(embeddings)
+            if not self._codes.is_unfit or count < 2 * self._coded_first:
+                return
+        elif not self._keeps_codes or count < MIN_ROWS:
+            return
+        self._codes = None  # two sets of codes may not fit into memory
+        self._codes, self._coded_first = code_rows(self._faiss, self._index), count
+
     def _limit(self, size: int) -> int:
-        """Round up to a power of two, so that queries can share a FAISS search; at most the number of rows."""
-        return min(1 << (size - 1).bit_length(), len(self._ids))
-
-    def _find_rows(self, study_ids: frozenset[str]) -> NDArray[np.int64]:
-        rows = [row for study_id in study_ids for row in self._rows_of_study.get(study_id, ())]
-        return np.array(rows, dtype=np.int64)
-
-    def _grow(self, size: int) -> None:
-        if size > len(self._alive):
-            longer = np.zeros(max(size, 2 * len(self._alive)), dtype=bool)
-            longer[: len(self._alive)] = self._alive
-            self._alive = longer
+        """Round up to a power of two, so that a repeated search asks for enough; at most the number of rows."""
+        return min(1 << (size - 1).bit_length(), len(self._rows))
 
     def _make_index(self, dimension: int) -> Any:
         index = self._faiss.IndexFlatIP(dimension)
@@ -209,6 +317,10 @@ class FlatIndex:
             yield numbers[start : start + step]
 
 
+def _cut(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.split(rows, range(_SCORED_AT_ONCE, len(rows), _SCORED_AT_ONCE))
+
+
 def _load_faiss(device: Device) -> tuple[Any, Any]:
     """Return the FAISS module and, on GPU, the resources for an index."""
     try:
@@ -218,6 +330,7 @@ def _load_faiss(device: Device) -> tuple[Any, Any]:
             f"FAISS is not installed: pip install 'cxr-serving[retrieval,faiss-{device}]'."
         ) from error
     if device == "cpu":
+        faiss.cvar.distance_compute_blas_threshold = _BLAS_FROM  # of this process
         return faiss, None
     if not hasattr(faiss, "StandardGpuResources"):
         raise ConfigError(

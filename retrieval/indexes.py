@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
+from retrieval.cases import CaseRecord, UnknownCaseError
+from retrieval.directory import DATABASE
 from retrieval.index import Device
-from retrieval.store import DATABASE, CaseRecord, CaseStore, UnknownCaseError
+from retrieval.store import CaseStore
 from retrieval.worker import MAX_WAITING, IndexThread
 
 MODELS: Final = "models"
@@ -56,6 +58,7 @@ class CaseIndexes:
         device: Device = "cpu",
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
+        codes: bool = True,
     ) -> None:
         """Open the stores of all models, or create an empty one.
 
@@ -65,6 +68,7 @@ class CaseIndexes:
             device: Where FAISS searches.
             threads: OpenMP threads of FAISS on CPU. None: OpenMP's default, one per core.
             max_waiting: Largest number of waiting search requests, for each model.
+            codes: As in `retrieval.index.FlatIndex`.
 
         Raises:
             ConfigError: Another server has the directory open, or it cannot be used.
@@ -74,7 +78,7 @@ class CaseIndexes:
         self._directory = Path(directory)
         self._served = fingerprint
         self._device: Device = device
-        self._threads, self._max_waiting = threads, max_waiting
+        self._threads, self._max_waiting, self._codes = threads, max_waiting, codes
         self._lock = threading.Lock()
         self._closed = False
         self._broken: dict[str, ArtifactError] = {}  # fingerprint -> why
@@ -230,7 +234,11 @@ class CaseIndexes:
 
     def _add(self, store: CaseStore, cleanup: contextlib.ExitStack) -> ModelIndex:
         index = IndexThread(
-            store.read_vectors, device=self._device, threads=self._threads, max_waiting=self._max_waiting
+            store.read_vectors,
+            device=self._device,
+            threads=self._threads,
+            max_waiting=self._max_waiting,
+            codes=self._codes,
         )
         entry = ModelIndex(store, index)
         cleanup.callback(entry.close)

@@ -3,6 +3,7 @@
 An error names a case by its position in the request ("case 3"), never by its id.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -10,10 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import InputError
+from contract.image.view import VIEWS
 from contract.labels import LABEL_INDEX
 from contract.report.text import MAX_REPORT_CHARS
+from contract.training_data import WAYS
+from retrieval.cases import CaseRecord
+from retrieval.diversity import MAX_DIVERSE_K
+from retrieval.evidence import Asked, list_words
 from retrieval.index import Query
-from retrieval.store import LENGTH_TOLERANCE, CaseRecord
+from retrieval.rows import CaseFilter
+from retrieval.store import LENGTH_TOLERANCE
 
 MAX_CASES: Final = 4096  # to add or delete per request
 MAX_QUERIES: Final = 256
@@ -49,12 +56,7 @@ def parse_cases(messages: Sequence[Any], dimension: int) -> tuple[list[CaseRecor
     records = [_parse_record(message, f"Case {number}") for number, message in enumerate(messages, 1)]
     if len({record.id for record in records}) < len(records):
         raise InputError("Two cases of the request have the same id.")
-    dimension = dimension or len(messages[0].embedding)
-    rows = [
-        _parse_embedding(message.embedding, dimension, f"Case {number}")
-        for number, message in enumerate(messages, 1)
-    ]
-    return records, np.stack(rows)
+    return records, _parse_embeddings(messages, dimension, "Case")
 
 
 def parse_queries(request: Any, dimension: int) -> list[Query]:
@@ -66,12 +68,25 @@ def parse_queries(request: Any, dimension: int) -> list[Query]:
         raise InputError(
             f"The request asks for more than {MAX_HITS} hits. Send fewer queries or a smaller k."
         )
-    if len(request.exclude_study_ids) > MAX_EXCLUDED:
-        raise InputError(f"The request excludes more than {MAX_EXCLUDED} studies.")
-    excluded = frozenset(_parse_ids(request.exclude_study_ids, "An excluded study id"))
-    dimension = dimension or len(request.queries[0].embedding)
+    if not -1 <= request.min_score <= 1:
+        raise InputError(f"The smallest score is {request.min_score:.4g}; it must be -1 to 1.")
+    if not 0 <= request.diversity <= 1:
+        raise InputError(f"The diversity is {request.diversity:.4g}; it must be 0 to 1.")
+    if request.diversity and request.k > MAX_DIVERSE_K:
+        raise InputError(f"k is {request.k}; with a diversity it must be 1 to {MAX_DIVERSE_K}.")
+    wanted = _parse_filter(request)
+    least = request.min_score if request.HasField("min_score") else -1.0
+    embeddings = _parse_embeddings(request.queries, dimension, "Query")
+    return [Query(embedding, request.k, wanted, least, request.diversity) for embedding in embeddings]
+
+
+def parse_asked(request: Any) -> list[Asked]:
+    """Check what a `SearchRequest` tells of its queries beside their embeddings. May raise InputError."""
     return [
-        Query(_parse_embedding(query.embedding, dimension, f"Query {number}"), request.k, excluded)
+        Asked(
+            _parse_labels(query.labels, f"Query {number}: its labels"),
+            list_words(_parse_text(query.text, f"Query {number}: its text", MAX_REPORT_CHARS)),
+        )
         for number, query in enumerate(request.queries, 1)
     ]
 
@@ -95,30 +110,71 @@ def require_dimension(dimension: int, stored: int) -> None:
 
 def _parse_record(message: Any, name: str) -> CaseRecord:
     labels = tuple(message.labels)
-    if any(label not in LABEL_INDEX for label in labels) or len(set(labels)) < len(labels):
+    if len(_parse_labels(labels, f"{name}: its labels")) < len(labels):
         raise InputError(f"{name}: its labels must be different keys of the {len(LABEL_INDEX)} categories.")
+    _parse_names([message.view] if message.view else (), VIEWS, f"{name}: its view")
+    _parse_names([message.embedding_kind] if message.embedding_kind else (), WAYS, f"{name}: its kind")
     return CaseRecord(
         id=_parse_text(message.id, f"{name}: its id", MAX_ID_CHARS, required=True),
         study_id=_parse_text(message.study_id, f"{name}: its study id", MAX_ID_CHARS, required=True),
         labels=labels,
         report=_parse_text(message.report, f"{name}: its report", MAX_REPORT_CHARS),
         image_ref=_parse_text(message.image_ref, f"{name}: its image reference", MAX_IMAGE_REF_CHARS),
+        view=message.view,
+        kind=message.embedding_kind,
     )
 
 
-def _parse_embedding(values: Sequence[float], dimension: int, name: str) -> NDArray[np.float32]:
-    """Return (D,) float32, scaled to length 1 exactly, so that inner products are cosines."""
-    if not 1 <= len(values) <= MAX_DIMENSION:
-        raise InputError(f"{name}: its embedding has {len(values)} values; 1 to {MAX_DIMENSION} are allowed.")
-    if len(values) != dimension:
-        raise InputError(f"{name}: its embedding has {len(values)} values instead of {dimension}.")
-    embedding = np.array(values, dtype=np.float64)
-    length = float(np.linalg.norm(embedding))
-    if not np.isfinite(length):
-        raise InputError(f"{name}: its embedding holds values that are not finite numbers.")
-    if abs(length - 1) > LENGTH_TOLERANCE:
-        raise InputError(f"{name}: its embedding has length {length:.4g} instead of 1.")
-    unit: NDArray[np.float32] = (embedding / length).astype(np.float32)
+def _parse_filter(request: Any) -> CaseFilter:
+    wanted = request.filter
+    if len(request.exclude_study_ids) > MAX_EXCLUDED:
+        raise InputError(f"The request excludes more than {MAX_EXCLUDED} studies.")
+    if len(wanted.exclude_ids) > MAX_EXCLUDED:
+        raise InputError(f"The request excludes more than {MAX_EXCLUDED} cases.")
+    return CaseFilter(
+        labels_any=_parse_labels(wanted.labels_any, "The labels of the filter"),
+        labels_all=_parse_labels(wanted.labels_all, "The labels of the filter"),
+        labels_none=_parse_labels(wanted.labels_none, "The labels of the filter"),
+        views=_parse_names(wanted.views, VIEWS, "A view of the filter"),
+        kinds=_parse_names(wanted.embedding_kinds, WAYS, "A kind of the filter"),
+        excluded_ids=frozenset(_parse_ids(wanted.exclude_ids, "An excluded case id")),
+        excluded_study_ids=frozenset(_parse_ids(request.exclude_study_ids, "An excluded study id")),
+    )
+
+
+def _parse_labels(labels: Iterable[str], name: str) -> frozenset[str]:
+    found = frozenset(labels)
+    if not found <= LABEL_INDEX.keys():
+        raise InputError(f"{name} must be different keys of the {len(LABEL_INDEX)} categories.")
+    return found
+
+
+def _parse_names(names: Iterable[str], known: Sequence[str], name: str) -> frozenset[str]:
+    found = frozenset(names)
+    if not found <= set(known):
+        raise InputError(f"{name} must be one of {', '.join(known)}.")
+    return found
+
+
+def _parse_embeddings(messages: Sequence[Any], dimension: int, name: str) -> NDArray[np.float32]:
+    """Return (N, D) float32, scaled to length 1 exactly, so that inner products are cosines."""
+    dimension = dimension or len(messages[0].embedding)
+    for number, message in enumerate(messages, 1):
+        count = len(message.embedding)
+        if not 1 <= count <= MAX_DIMENSION:
+            raise InputError(
+                f"{name} {number}: its embedding has {count} values; 1 to {MAX_DIMENSION} are allowed."
+            )
+        if count != dimension:
+            raise InputError(f"{name} {number}: its embedding has {count} values instead of {dimension}.")
+    embeddings = np.array([list(message.embedding) for message in messages], dtype=np.float64)
+    lengths = np.linalg.norm(embeddings, axis=1)
+    for number, length in enumerate(lengths.tolist(), 1):
+        if not math.isfinite(length):
+            raise InputError(f"{name} {number}: its embedding holds values that are not finite numbers.")
+        if abs(length - 1) > LENGTH_TOLERANCE:
+            raise InputError(f"{name} {number}: its embedding has length {length:.4g} instead of 1.")
+    unit: NDArray[np.float32] = (embeddings / lengths[:, None]).astype(np.float32)
     return unit
 
 

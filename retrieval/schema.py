@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any, Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x63787273  # "cxrs", in the file's header (SQLite: PRAGMA application_id)
 SCHEMA: Final = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -21,20 +21,22 @@ SCHEMA: Final = (
         embedding BLOB NOT NULL
     )""",
 )
-# The column that version 2 added. A new store is created in the same two steps, so that both schemas are identical.
+# The column that version 2 added, and the two of version 3. A new store is created in the same steps, so that all
+# schemas are identical.
 ADD_CHECKSUM: Final = "ALTER TABLE cases ADD COLUMN checksum BLOB NOT NULL DEFAULT x''"
-FILL_CHECKSUM: Final = (
-    "UPDATE cases SET checksum = "
-    "cxr_checksum(sequence, id, study_id, fingerprint, labels, report, image_ref, embedding)"
+ADD_FACTS: Final = (
+    "ALTER TABLE cases ADD COLUMN view TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE cases ADD COLUMN kind TEXT NOT NULL DEFAULT ''",
 )
-INSERT: Final = (
-    "INSERT INTO cases (sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-SELECT: Final = (
-    "SELECT sequence, id, study_id, fingerprint, labels, report, image_ref, embedding, checksum "
-    "FROM cases WHERE "
-)
+STEPS: Final = (*SCHEMA, ADD_CHECKSUM, *ADD_FACTS)
+_FIRST_COLUMNS: Final = "sequence, id, study_id, fingerprint, labels, report, image_ref"
+_COLUMNS: Final = f"{_FIRST_COLUMNS}, view, kind, embedding, checksum"
+INSERT: Final = f"INSERT INTO cases ({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608 - no value in it
+SELECT: Final = f"SELECT {_COLUMNS} FROM cases WHERE "  # noqa: S608
+# The rows of version 2.
+SELECT_SECOND: Final = f"SELECT {_FIRST_COLUMNS}, embedding, checksum FROM cases WHERE "  # noqa: S608
+FILL_CHECKSUM: Final = f"UPDATE cases SET checksum = cxr_checksum({_FIRST_COLUMNS}, embedding)"  # noqa: S608
+PAGE: Final = "sequence > ? ORDER BY sequence LIMIT ?"
 COUNT_ROWS: Final = "SELECT COUNT(*), COALESCE(SUM(sequence), 0) FROM cases"
 FIRST_ROW: Final = -(2**63)  # the smallest number a row can have, even after a flipped bit
 _CHECKSUM_BYTES: Final = 8
@@ -68,6 +70,6 @@ def read_schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
 def make_schema() -> list[tuple[str, ...]]:
     """Return the schema of a new store, to detect flipped bits: one in a column's type changes how ids compare."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in (*SCHEMA, ADD_CHECKSUM):
+        for statement in STEPS:
             connection.execute(statement)
         return read_schema(connection)

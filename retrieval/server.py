@@ -64,6 +64,7 @@ def serve(options: argparse.Namespace) -> None:
             fingerprint=_check_fingerprint(options.fingerprint),
             device=options.device,
             threads=options.threads,
+            codes=options.codes,
         ) as indexes,
     ):
         server = SidecarServer(RetrievalService(indexes), options.address, read_arguments(options))
@@ -124,6 +125,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--threads", type=_parse_threads, help="OpenMP threads of FAISS on CPU. Default: one per core."
+    )
+    parser.add_argument(
+        "--codes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Keep codes of 8 bits beside the embeddings, on CPU: a quarter more memory, faster single queries, the "
+        "same answers. (--codes)",
     )
     parser.add_argument(
         "--forget",

@@ -23,9 +23,12 @@ from contract.errors import (
     UnavailableError,
 )
 from contract.proto import retrieval_pb2
+from retrieval.cases import CaseRecord, UnknownCaseError
+from retrieval.evidence import MAX_EXCERPT_CHARS, MAX_EXCERPTS, Asked
 from retrieval.index import Match, Query
 from retrieval.indexes import CaseIndexes, ModelIndex
 from retrieval.requests import (
+    parse_asked,
     parse_cases,
     parse_fingerprint,
     parse_id,
@@ -33,13 +36,11 @@ from retrieval.requests import (
     parse_queries,
     require_dimension,
 )
-from retrieval.store import CaseRecord, UnknownCaseError
 
 SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
-INDEX_KIND: Final = "flat"
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 MAX_SEARCH_S: Final = 30.0  # for callers without a deadline
-_HIT_BYTES: Final = 32  # at most, around each case in an answer
+_HIT_BYTES: Final = 32 + 22 * 24 + 4 * MAX_EXCERPT_CHARS  # at most, around each case in an answer
 
 # Errors -> status codes. The most specific class counts; every other error is INTERNAL.
 STATUS_CODES: Final[dict[type[BaseException], Any]] = {
@@ -114,10 +115,10 @@ class RetrievalService:
         """Return the k nearest cases of each query."""
         self._require_ready()
         entry = self._indexes.find(parse_fingerprint(request.fingerprint))
-        queries = parse_queries(request, entry.store.dimension)
+        queries, asked = parse_queries(request, entry.store.dimension), parse_asked(request)
         remaining_s = context.time_remaining()
         timeout_s = MAX_SEARCH_S if remaining_s is None else min(remaining_s, MAX_SEARCH_S)
-        return _build_answer(*_find(entry, queries, time.monotonic() + timeout_s))
+        return _build_answer(*_find(entry, queries, time.monotonic() + timeout_s), asked)
 
     @_end_with_status
     def GetCase(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -134,14 +135,22 @@ class RetrievalService:
     def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return counts and facts of the index of the named model, or of the default index."""
         entry = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
-        store = (entry or self._indexes.default).store
+        entry = entry or self._indexes.default
+        store, facts = entry.store, entry.index.facts
         return retrieval_pb2.GetInfoResponse(
             fingerprint=store.fingerprint,
             case_count=store.count(),
             dimension=store.dimension,
-            index_kind=INDEX_KIND,
+            index_kind=facts.kind,
             damaged_count=len(store.damaged),
             fingerprints=self._indexes.fingerprints,
+            vector_bytes=facts.vector_bytes,
+            code_bytes=facts.code_bytes,
+            kinds=[
+                retrieval_pb2.KindCount(embedding_kind=kind, case_count=count)
+                for kind, count in sorted(facts.rows_by_kind.items())
+            ],
+            store_bytes=store.measure_file(),
         )
 
     def _require_ready(self) -> None:
@@ -162,7 +171,7 @@ def _find(
         return matches, entry.store.get_versions(match.sequence for row in matches for match in row)
 
 
-def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord]) -> Any:
+def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord], asked: Sequence[Asked]) -> Any:
     cases = {sequence: _build_case(record) for sequence, record in records.items()}
     size = sum(cases[match.sequence].ByteSize() + _HIT_BYTES for row in matches for match in row)
     if size > MAX_MESSAGE_BYTES:
@@ -170,12 +179,20 @@ def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord]) ->
             f"The answer would exceed {MAX_MESSAGE_BYTES >> 20} MiB. Send fewer queries or a smaller k."
         )
     results = [
-        retrieval_pb2.Hits(
-            hits=[retrieval_pb2.Hit(case=cases[match.sequence], score=match.score) for match in row]
-        )
-        for row in matches
+        retrieval_pb2.Hits(hits=_build_hits(row, cases, query))
+        for row, query in zip(matches, asked, strict=True)
     ]
     return retrieval_pb2.SearchResponse(results=results)
+
+
+def _build_hits(matches: list[Match], cases: dict[int, Any], query: Asked) -> list[Any]:
+    hits = []
+    for place, match in enumerate(matches):
+        case = cases[match.sequence]
+        excerpt = query.find_excerpt(case.report) if place < MAX_EXCERPTS else ""
+        shared = query.list_shared(case.labels)
+        hits.append(retrieval_pb2.Hit(case=case, score=match.score, shared_labels=shared, excerpt=excerpt))
+    return hits
 
 
 def _build_case(record: CaseRecord) -> Any:
@@ -185,4 +202,6 @@ def _build_case(record: CaseRecord) -> Any:
         labels=record.labels,
         report=record.report,
         image_ref=record.image_ref,
+        view=record.view,
+        embedding_kind=record.kind,
     )

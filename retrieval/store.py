@@ -11,13 +11,10 @@ row is left out and reported; the other rows are served.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,57 +22,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import require_same_fingerprint
-from contract.errors import ArtifactError, ConfigError, InputError
+from contract.errors import ArtifactError
 from contract.strings import require_strings
+from retrieval.cases import CaseRecord, CaseVectors, UnknownCaseError
+from retrieval.directory import DATABASE, lock_directory
+from retrieval.migration import migrate
 from retrieval.schema import (
-    ADD_CHECKSUM,
     APPLICATION_ID,
     COUNT_ROWS,
-    FILL_CHECKSUM,
     FIRST_ROW,
     INSERT,
-    SCHEMA,
+    PAGE,
     SCHEMA_VERSION,
     SELECT,
+    STEPS,
     compute_checksum,
     decode_text,
     hash_meta,
     make_schema,
     read_schema,
 )
+from retrieval.table import (
+    MAX_PARAMETERS,
+    delete_rows,
+    find_next_sequence,
+    join_cases,
+    make_record,
+    make_row,
+    make_vectors,
+)
 
-DATABASE: Final = "cases.sqlite"
-LOCK: Final = "lock"
 LENGTH_TOLERANCE: Final = 1e-3  # allowed difference of an embedding's length from 1
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_CASES: Final = 1024
-_MAX_PARAMETERS: Final = 500  # SQLite before 3.32 allows 999 in one statement
 _SHOWN: Final = 5  # damaged rows in a message
-
-
-class UnknownCaseError(InputError):
-    """No case with this id is stored."""
-
-
-@dataclass(frozen=True)
-class CaseRecord:
-    """The data of a case except its embedding. It is never printed, because it is patient data."""
-
-    id: str = field(repr=False)
-    study_id: str = field(repr=False)
-    labels: tuple[str, ...] = field(default=(), repr=False)
-    report: str = field(default="", repr=False)
-    image_ref: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True)
-class CaseVectors:
-    """The data of N cases for the index; `embeddings` is (N, D) float32 of unit length."""
-
-    sequences: Sequence[int]
-    ids: Sequence[str] = field(repr=False)
-    study_ids: Sequence[str] = field(repr=False)
-    embeddings: NDArray[np.float32] = field(repr=False)
 
 
 class CaseStore:
@@ -103,7 +83,7 @@ class CaseStore:
         self._changes = 0
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         with contextlib.ExitStack() as cleanup:
-            lock = _lock_directory(self.directory)
+            lock = lock_directory(self.directory)
             cleanup.callback(os.close, lock)
             with self._translate("opened"):
                 self._writer = cleanup.enter_context(contextlib.closing(self._connect()))
@@ -146,6 +126,11 @@ class CaseStore:
         """Return the number of stored cases without the known damaged ones."""
         with self._read_lock, self._translate("read"):
             return int(self._reader.execute("SELECT COUNT(*) FROM cases").fetchone()[0]) - len(self._damaged)
+
+    def measure_file(self) -> int:
+        """Return the size of the store's file and of its WAL, in bytes."""
+        paths = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(path.stat().st_size for path in paths if path.exists())
 
     @property
     def damaged(self) -> tuple[int, ...]:
@@ -192,16 +177,17 @@ class CaseStore:
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
         with self._write_lock, self._translate("written"), self._transaction() as writer:
-            replaced = self._delete(writer, [case.id for case in cases])
-            first = _find_next_sequence(writer)
-            for sequence, (case, blob) in enumerate(zip(cases, blobs, strict=True), first):
-                _insert(writer, sequence, fingerprint, case, blob)
+            replaced = delete_rows(writer, [case.id for case in cases])
+            first = find_next_sequence(writer)
             sequences = list(range(first, first + len(cases)))
+            rows = zip(sequences, cases, blobs, strict=True)
+            writer.executemany(
+                INSERT, (make_row(number, fingerprint, case, blob) for number, case, blob in rows)
+            )
             self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
         self._forget_damage()
         self._fingerprint, self._dimension = fingerprint, int(embeddings.shape[1])
-        ids, study_ids = [case.id for case in cases], [case.study_id for case in cases]
-        return CaseVectors(sequences, ids, study_ids, embeddings), len(replaced)
+        return join_cases(sequences, cases, embeddings), len(replaced)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete all cases, or none, and return the number of deleted ones. Unknown ids are ignored.
@@ -212,7 +198,7 @@ class CaseStore:
         named = require_strings(ids, "ids")
         with self._write_lock, self._translate("written"):
             with self._transaction() as writer:
-                deleted = self._delete(writer, named)
+                deleted = delete_rows(writer, named)
                 self._write_meta(removed=deleted)
             self._forget_damage()
             # The WAL still holds the deleted reports. If this checkpoint fails, the next one or `close` removes them.
@@ -232,8 +218,8 @@ class CaseStore:
         """Return the cases with these sequence numbers, without those that were replaced or deleted meanwhile."""
         numbers = sorted(set(sequences))
         records: dict[int, CaseRecord] = {}
-        for start in range(0, len(numbers), _MAX_PARAMETERS):
-            part = numbers[start : start + _MAX_PARAMETERS]
+        for start in range(0, len(numbers), MAX_PARAMETERS):
+            part = numbers[start : start + MAX_PARAMETERS]
             statement = SELECT + f"sequence IN ({','.join('?' * len(part))})"
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, part).fetchall()
@@ -246,7 +232,7 @@ class CaseStore:
         Raises:
             ArtifactError: Cases are missing, or the file cannot be read.
         """
-        statement = SELECT + "sequence > ? ORDER BY sequence LIMIT ?"
+        statement = SELECT + PAGE
         changes, last, damaged = self._changes, FIRST_ROW, set[int]()
         while True:
             with self._read_lock, self._translate("read"):
@@ -256,7 +242,7 @@ class CaseStore:
             intact = [row for row in rows if self._is_intact(row)]
             damaged |= {row[0] for row in rows} - {row[0] for row in intact}
             if intact:
-                yield _make_vectors(intact)
+                yield make_vectors(intact)
             last = rows[-1][0]
         if changes == self._changes:
             self._damaged = damaged
@@ -300,34 +286,22 @@ class CaseStore:
         self._writer.execute("PRAGMA journal_mode = WAL")
         with self._transaction() as writer:
             writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            for statement in (*SCHEMA, ADD_CHECKSUM):
+            for statement in STEPS:
                 writer.execute(statement)
             self._write_meta()
 
     def _migrate(self) -> None:
-        """Give the rows of a store of version 1 their checksums, in one transaction: all or none."""
+        """Give a store of an earlier version the columns of this one, in one transaction: all or none."""
         meta = dict(self._writer.execute("SELECT key, value FROM meta"))
-        if meta.get("schema_version") == "1":
+        version = meta.get("schema_version")
+        if version in ("1", "2"):
             self._read_model(meta)
-            self._writer.create_function("cxr_checksum", 8, self._compute_first_checksum, deterministic=True)
             with self._transaction() as writer:
-                writer.execute(ADD_CHECKSUM)
-                writer.execute(FILL_CHECKSUM)
-                rows, intact = writer.execute(
-                    "SELECT COUNT(*), COUNT(NULLIF(checksum, x'')) FROM cases"
-                ).fetchone()
-                if rows and not intact:  # all checksums fail, so the model's fingerprint in `meta` is damaged
+                if not migrate(writer, version, self._is_plausible):
                     raise self._report_damage("its cases do not belong to the model that it names")
                 self._write_meta()
-        if (
-            meta.get("schema_version") in ("1", str(SCHEMA_VERSION))
-            and read_schema(self._writer) != make_schema()
-        ):
+        if version in ("1", "2", str(SCHEMA_VERSION)) and read_schema(self._writer) != make_schema():
             raise self._report_damage("its schema differs from what was written")
-
-    def _compute_first_checksum(self, *values: Any) -> bytes:
-        """Return the checksum of a row that had none; an invalid, empty one if the row is obviously damaged."""
-        return compute_checksum(values) if self._is_plausible(values) else b""
 
     def _write_meta(
         self,
@@ -419,17 +393,6 @@ class CaseStore:
         except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
             raise self._report_damage("its schema differs from what was written") from error
 
-    @staticmethod
-    def _delete(writer: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
-        """Delete cases; return their sequence numbers."""
-        rows = [
-            row[0]
-            for case_id in set(ids)
-            for row in writer.execute("SELECT sequence FROM cases WHERE id = ?", (case_id,)).fetchall()
-        ]
-        writer.executemany("DELETE FROM cases WHERE sequence = ?", [(row,) for row in rows])
-        return rows
-
     def _is_intact(self, row: tuple[Any, ...]) -> bool:
         *values, checksum = row
         return bool(compute_checksum(values) == checksum) and self._is_plausible(values)
@@ -446,11 +409,11 @@ class CaseStore:
         return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false if a value is NaN
 
     def _parse_record(self, row: tuple[Any, ...]) -> CaseRecord:
-        if not self._is_intact(row):
+        *values, checksum = row
+        if compute_checksum(values) != checksum:
             raise self._report_damage(f"row {row[0]} differs from what was written")
-        _, case_id, study_id, _, labels, report, image_ref, *_ = row
         try:
-            return CaseRecord(case_id, study_id, tuple(json.loads(labels)), report, image_ref)
+            return make_record(row)
         except (TypeError, ValueError) as error:
             raise self._report_damage() from error
 
@@ -459,45 +422,3 @@ class CaseStore:
             f"The case store {self._path} is damaged ({detail}). Restore it, or stop the sidecar, move the file "
             "elsewhere and index the cases again."
         )
-
-
-def _insert(
-    writer: sqlite3.Connection, sequence: int, fingerprint: str, case: CaseRecord, blob: bytes
-) -> None:
-    labels = json.dumps(case.labels)
-    values = (sequence, case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, blob)
-    writer.execute(INSERT, (*values, compute_checksum(values)))
-
-
-def _find_next_sequence(writer: sqlite3.Connection) -> int:
-    """Return the number that SQLite would give the next row, greater than all earlier numbers."""
-    (highest,) = writer.execute("SELECT COALESCE(MAX(sequence), 0) FROM cases").fetchone()
-    (last,) = writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchone() or (0,)
-    return max(int(highest), int(last)) + 1
-
-
-def _make_vectors(rows: Sequence[tuple[Any, ...]]) -> CaseVectors:
-    columns = list(zip(*rows, strict=True))
-    blobs = b"".join(columns[7])
-    embeddings = np.frombuffer(blobs, dtype="<f4").reshape(len(rows), -1).astype(np.float32)
-    return CaseVectors(columns[0], columns[1], columns[2], embeddings)
-
-
-def _lock_directory(directory: Path) -> int:
-    """Create the directory if needed and lock it for this process; return the descriptor of the lock file."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its other files the mode of this one. No other user may read reports.
-        os.close(os.open(directory / DATABASE, os.O_RDWR | os.O_CREAT, 0o600))
-        lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError(f"The case store {directory} cannot be opened: {error.strerror}.") from error
-    try:
-        # The kernel releases the lock however the process ends.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise ConfigError(
-            f"The case store {directory} is in use by another server. Stop it or choose another directory."
-        ) from error
-    return lock

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from contract.errors import BusyError, CxrError, DeadlineError, InputError, ServerError, UnavailableError
-from retrieval.index import Device, FlatIndex, Match, Query
-from retrieval.store import CaseVectors
+from retrieval.cases import CaseVectors
+from retrieval.index import Device, FlatIndex, IndexFacts, Match, Query
 
 MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
@@ -47,6 +47,7 @@ class IndexThread:
         device: Device = "cpu",
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
+        codes: bool = True,
     ) -> None:
         """Set up the index; `start` starts the thread.
 
@@ -55,15 +56,18 @@ class IndexThread:
             device: Where FAISS searches.
             threads: OpenMP threads of FAISS on CPU; None leaves it to OpenMP (one per core).
             max_waiting: Largest number of waiting search requests.
+            codes: As in `FlatIndex`.
         """
         self._read_vectors = read_vectors
         self._device: Device = device
         self._threads = threads
         self._max_waiting = max_waiting
+        self._codes = codes
         self._condition = threading.Condition()
         self._waiting: deque[_Search | _Change] = deque()
         self._closing = False
         self._index: FlatIndex | None = None  # None: built from the store before the next use
+        self._facts = IndexFacts()
         self._built: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
 
@@ -71,6 +75,11 @@ class IndexThread:
     def ready(self) -> bool:
         """Whether the index is built and accepts requests."""
         return self._built.done() and self._built.exception() is None and not self._closing
+
+    @property
+    def facts(self) -> IndexFacts:
+        """What the index held after the last change."""
+        return self._facts
 
     def start(self) -> "Future[None]":
         """Start building the index.
@@ -169,6 +178,7 @@ class IndexThread:
                 index.remove(job.removed)
                 if job.added is not None:
                     index.put(job.added)
+                self._facts = index.facts
                 if index.is_wasteful:
                     self._build()
             except Exception as error:  # after any error, rebuild the index from the store
@@ -205,12 +215,12 @@ class IndexThread:
 
     def _build(self) -> None:
         self._index = None  # free the old index first, because two may not fit into memory
-        index = FlatIndex(self._device)
+        index = FlatIndex(self._device, codes=self._codes)
         for vectors in self._read_vectors():
             if self._closing:
                 raise UnavailableError(_STOPS)
             index.put(vectors)
-        self._index = index
+        self._index, self._facts = index, index.facts
 
     def _limit_threads(self) -> None:
         if self._threads is not None:

@@ -17,6 +17,9 @@ _PACKAGES: Final = (
     "torch",
     "tritonclient",
     "grpcio",
+    "protobuf",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
     "nvidia-pytriton",
 )
 

@@ -229,6 +229,29 @@ def table(
     print_json(report) if as_json else print_table(console, report)
 
 
+@bench_app.command("retrieval")
+def retrieval(
+    out: Annotated[
+        Path, typer.Argument(help="Directory for table.json and table.md, and for stores meanwhile.")
+    ],
+    cases: Annotated[int, typer.Option(min=1000, help="Number of stored cases.")] = 100_000,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds to measure each load.")] = 6.0,
+    runs: Annotated[int, typer.Option(min=1, help="How often each row is measured.")] = 3,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Part: random, mixture or writes. Repeatable. Default: all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the retrieval sidecar with raw FAISS and with the disk, with pass or fail for each row."""
+    from bench.retrieval.table import measure_retrieval
+    from cli.show import print_json
+    from cli.show_bench import print_table
+
+    console = make_console(as_json)
+    report = measure_retrieval(console, out, cases=cases, seconds=seconds, runs=runs, only=only or ())
+    print_json(report) if as_json else print_table(console, report)
+
+
 @bench_app.command("gpu")
 def gpu(
     out: Annotated[

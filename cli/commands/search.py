@@ -30,6 +30,38 @@ def search(
     report: ReportText = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of cases to return.")] = 5,
     exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out. Repeatable.")] = None,
+    exclude_case: Annotated[list[str] | None, typer.Option(help="Case id to leave out. Repeatable.")] = None,
+    with_any: Annotated[
+        list[str] | None, typer.Option(help="Only cases with one of these labels. Repeatable.")
+    ] = None,
+    with_all: Annotated[
+        list[str] | None, typer.Option(help="Only cases with all of these labels. Repeatable.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Only cases with none of these labels. Repeatable.")
+    ] = None,
+    case_view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only cases whose first image has this view: PA, AP, FRONTAL, LATERAL. Repeatable."
+        ),
+    ] = None,
+    case_kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only cases indexed from this: study (image and report), image, text. Repeatable."),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Smallest similarity of a case.")
+    ] = None,
+    diversity: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="0: the nearest cases; up to 1: near ones that differ from each other."
+        ),
+    ] = 0.0,
+    query_label: Annotated[
+        list[str] | None, typer.Option(help="Label of the query, to mark where a case shares it. Repeatable.")
+    ] = None,
     triton: TritonUrl = TRITON,
     retrieval: RetrievalUrl = RETRIEVAL,
     timeout: Timeout = 10.0,
@@ -42,9 +74,20 @@ def search(
     """Find the cases most similar to a radiograph, a report, a sentence, or a whole study."""
     from cli.inputs import read_images, read_report, require_input
     from cli.show import NOTICE, print_cases, print_json, print_warnings
-    from client import CxrClient
+    from client import CxrClient, SearchOptions
 
     require_input(image, report)
+    options = SearchOptions(
+        labels_any=tuple(with_any or ()),
+        labels_all=tuple(with_all or ()),
+        labels_none=tuple(without or ()),
+        views=tuple(case_view or ()),
+        embedding_kinds=tuple(case_kind or ()),
+        exclude_ids=tuple(exclude_case or ()),
+        min_score=min_score,
+        diversity=diversity,
+        query_labels=tuple(query_label or ()),
+    )
     with CxrClient(
         triton,
         retrieval,
@@ -55,7 +98,11 @@ def search(
         **connection.as_arguments(),
     ) as client:
         result = client.search(
-            read_images(image, view), read_report(report), k=k, exclude_studies=tuple(exclude or ())
+            read_images(image, view),
+            read_report(report),
+            k=k,
+            exclude_studies=tuple(exclude or ()),
+            options=options,
         )
     if as_json:
         print_json({**result.to_dict(), "notice": NOTICE})

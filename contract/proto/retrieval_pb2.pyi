@@ -6,20 +6,24 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Case(_message.Message):
-    __slots__ = ("id", "study_id", "embedding", "labels", "report", "image_ref")
+    __slots__ = ("id", "study_id", "embedding", "labels", "report", "image_ref", "view", "embedding_kind")
     ID_FIELD_NUMBER: _ClassVar[int]
     STUDY_ID_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_REF_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_KIND_FIELD_NUMBER: _ClassVar[int]
     id: str
     study_id: str
     embedding: _containers.RepeatedScalarFieldContainer[float]
     labels: _containers.RepeatedScalarFieldContainer[str]
     report: str
     image_ref: str
-    def __init__(self, id: _Optional[str] = ..., study_id: _Optional[str] = ..., embedding: _Optional[_Iterable[float]] = ..., labels: _Optional[_Iterable[str]] = ..., report: _Optional[str] = ..., image_ref: _Optional[str] = ...) -> None: ...
+    view: str
+    embedding_kind: str
+    def __init__(self, id: _Optional[str] = ..., study_id: _Optional[str] = ..., embedding: _Optional[_Iterable[float]] = ..., labels: _Optional[_Iterable[str]] = ..., report: _Optional[str] = ..., image_ref: _Optional[str] = ..., view: _Optional[str] = ..., embedding_kind: _Optional[str] = ...) -> None: ...
 
 class AddCasesRequest(_message.Message):
     __slots__ = ("fingerprint", "cases")
@@ -38,30 +42,60 @@ class AddCasesResponse(_message.Message):
     def __init__(self, added: _Optional[int] = ..., replaced: _Optional[int] = ...) -> None: ...
 
 class Query(_message.Message):
-    __slots__ = ("embedding",)
+    __slots__ = ("embedding", "labels", "text")
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     embedding: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, embedding: _Optional[_Iterable[float]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    text: str
+    def __init__(self, embedding: _Optional[_Iterable[float]] = ..., labels: _Optional[_Iterable[str]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("labels_any", "labels_all", "labels_none", "views", "embedding_kinds", "exclude_ids")
+    LABELS_ANY_FIELD_NUMBER: _ClassVar[int]
+    LABELS_ALL_FIELD_NUMBER: _ClassVar[int]
+    LABELS_NONE_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_KINDS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_IDS_FIELD_NUMBER: _ClassVar[int]
+    labels_any: _containers.RepeatedScalarFieldContainer[str]
+    labels_all: _containers.RepeatedScalarFieldContainer[str]
+    labels_none: _containers.RepeatedScalarFieldContainer[str]
+    views: _containers.RepeatedScalarFieldContainer[str]
+    embedding_kinds: _containers.RepeatedScalarFieldContainer[str]
+    exclude_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, labels_any: _Optional[_Iterable[str]] = ..., labels_all: _Optional[_Iterable[str]] = ..., labels_none: _Optional[_Iterable[str]] = ..., views: _Optional[_Iterable[str]] = ..., embedding_kinds: _Optional[_Iterable[str]] = ..., exclude_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("fingerprint", "queries", "k", "exclude_study_ids")
+    __slots__ = ("fingerprint", "queries", "k", "exclude_study_ids", "filter", "min_score", "diversity")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_STUDY_IDS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     queries: _containers.RepeatedCompositeFieldContainer[Query]
     k: int
     exclude_study_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, fingerprint: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., k: _Optional[int] = ..., exclude_study_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    filter: Filter
+    min_score: float
+    diversity: float
+    def __init__(self, fingerprint: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., k: _Optional[int] = ..., exclude_study_ids: _Optional[_Iterable[str]] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., min_score: _Optional[float] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("case", "score")
+    __slots__ = ("case", "score", "shared_labels", "excerpt")
     CASE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_LABELS_FIELD_NUMBER: _ClassVar[int]
+    EXCERPT_FIELD_NUMBER: _ClassVar[int]
     case: Case
     score: float
-    def __init__(self, case: _Optional[_Union[Case, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    shared_labels: _containers.RepeatedScalarFieldContainer[str]
+    excerpt: str
+    def __init__(self, case: _Optional[_Union[Case, _Mapping]] = ..., score: _Optional[float] = ..., shared_labels: _Optional[_Iterable[str]] = ..., excerpt: _Optional[str] = ...) -> None: ...
 
 class Hits(_message.Message):
     __slots__ = ("hits",)
@@ -100,17 +134,33 @@ class GetInfoRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind", "damaged_count", "fingerprints")
+    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind", "damaged_count", "fingerprints", "vector_bytes", "code_bytes", "kinds", "store_bytes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CASE_COUNT_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     INDEX_KIND_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_COUNT_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     case_count: int
     dimension: int
     index_kind: str
     damaged_count: int
     fingerprints: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ..., damaged_count: _Optional[int] = ..., fingerprints: _Optional[_Iterable[str]] = ...) -> None: ...
+    vector_bytes: int
+    code_bytes: int
+    kinds: _containers.RepeatedCompositeFieldContainer[KindCount]
+    store_bytes: int
+    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ..., damaged_count: _Optional[int] = ..., fingerprints: _Optional[_Iterable[str]] = ..., vector_bytes: _Optional[int] = ..., code_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[KindCount, _Mapping]]] = ..., store_bytes: _Optional[int] = ...) -> None: ...
+
+class KindCount(_message.Message):
+    __slots__ = ("embedding_kind", "case_count")
+    EMBEDDING_KIND_FIELD_NUMBER: _ClassVar[int]
+    CASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    embedding_kind: str
+    case_count: int
+    def __init__(self, embedding_kind: _Optional[str] = ..., case_count: _Optional[int] = ...) -> None: ...

@@ -70,6 +70,17 @@ def print_everything(value: str) -> dict[str, str]:
     }
 
 
+def test_a_case_is_printed_with_its_evidence():
+    fields = {"labels": ("cardiac", "pleural"), "report": "The heart is large. Right effusion."}
+    shown = print_to(
+        show.print_cases, [make_case("1", **fields, shared_labels=("pleural",), excerpt="Right effusion.")]
+    )
+    assert "cardiac, ✓ pleural" in shown
+    assert "Right effusion." in shown
+    assert "The heart" not in shown
+    assert "The heart is large. Right effusion." in print_to(show.print_cases, [make_case("1", **fields)])
+
+
 def print_step(console: CommandConsole, value: str) -> None:
     with progress.Steps(console, 1).step(value) as step:
         step.say(value)

@@ -131,6 +131,19 @@ def page(tmp_path: Path, explanation, cases) -> str:
     return write(tmp_path / "out" / "report.html", explanation, cases)
 
 
+def test_the_excerpt_is_marked_in_its_report(tmp_path, explanation):
+    reports = ("Heart <b>large</b>. Right effusion. End.", "Another report.")
+    cases = [
+        SimilarCase("1", "s", 0.9, (), report, "", excerpt=excerpt)
+        for report, excerpt in zip(
+            reports, ("Heart <b>large</b>.", "A sentence of another version."), strict=True
+        )
+    ]
+    page = write(tmp_path / "report.html", explanation, cases)
+    assert "<mark>Heart &lt;b&gt;large&lt;/b&gt;.</mark> Right effusion. End.</p>" in page
+    assert 'tabindex="0">Another report.</p>' in page
+
+
 def read_outline(page: str) -> Outline:
     outline = Outline()
     outline.feed(page)

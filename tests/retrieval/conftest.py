@@ -12,10 +12,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
+from retrieval.cases import CaseRecord
 from retrieval.indexes import CaseIndexes
 from retrieval.listener import SidecarServer
 from retrieval.service import RetrievalService
-from retrieval.store import CaseRecord
 
 ROOT = Path(__file__).parents[2]
 MODEL = "a" * 64

@@ -15,7 +15,7 @@ CASES = 60
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     """A file with cases that were added, replaced and deleted, closed cleanly."""
-    from retrieval.store import CaseRecord
+    from retrieval.cases import CaseRecord
 
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(CASES, 64))

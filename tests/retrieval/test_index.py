@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import ConfigError
+from retrieval.cases import CaseVectors
 from retrieval.index import FlatIndex, Query
-from retrieval.store import CaseVectors
+from retrieval.rows import CaseFilter
 
 
 def normalise(rows) -> np.ndarray:
@@ -65,11 +66,12 @@ def test_answers_are_those_of_a_full_comparison(vectors, again, removed, queries
     left = [case for name, case in cases.items() if int(name[5:]) not in removed]
     assert len(index) == len(left)
     names = frozenset(f"study-{number}" for number in excluded)
+    wanted = CaseFilter(excluded_study_ids=names)
     units = normalise(queries)
     expected = [compare_all(left, unit, k, names) for unit in units]
-    assert ask(index, [Query(unit, k, names) for unit in units]) == expected
+    assert ask(index, [Query(unit, k, wanted) for unit in units]) == expected
     # The answer to one query does not depend on the others.
-    assert ask(index, [Query(units[0], k, names)]) == expected[:1]
+    assert ask(index, [Query(units[0], k, wanted)]) == expected[:1]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])  # FAISS takes another path from 20 queries on
@@ -87,7 +89,9 @@ def test_random_vectors_at_full_size(batch, k, make):
     allowed = [number for number in range(3000) if studies[number] not in excluded]
     scores = np.clip(queries.astype(np.float64) @ vectors.T.astype(np.float64), -1, 1).astype(np.float32)
     for answer, row in zip(
-        index.search([Query(query, k, excluded) for query in queries]), scores, strict=True
+        index.search([Query(query, k, CaseFilter(excluded_study_ids=excluded)) for query in queries]),
+        scores,
+        strict=True,
     ):
         order = sorted(allowed, key=lambda number: (-row[number], ids[number]))[:k]
         assert [match.sequence for match in answer] == order
@@ -108,7 +112,9 @@ def test_an_empty_index_finds_nothing(make):
     assert index.search([Query(make.vectors(1)[0], 5)]) == [[]]
     assert index.dimension == 0
     put(index, ["one"], ["s"], make.vectors(1))
-    assert index.search([Query(make.vectors(1)[0], 5, frozenset({"s"}))]) == [[]]
+    assert index.search([Query(make.vectors(1)[0], 5, CaseFilter(excluded_study_ids=frozenset({"s"})))]) == [
+        []
+    ]
     index.remove(["one", "unknown"])
     assert index.search([Query(make.vectors(1)[0], 5)]) == [[]]
     assert len(index) == 0
@@ -185,6 +191,7 @@ def gpu_faiss(monkeypatch):
     """A faiss module with one pretended GPU."""
     module = types.ModuleType("faiss")
     module.IndexFlatIP = faiss.IndexFlatIP
+    module.cvar = types.SimpleNamespace()
     module.StandardGpuResources = object
     module.get_num_gpus = lambda: 1
     module.index_cpu_to_gpu = lambda resources, device, index: FakeGpuIndex(index)
@@ -202,7 +209,8 @@ def test_gpu_index_answers_as_the_cpu_index(excluded, gpu_faiss, make):
     cpu, gpu = FlatIndex("cpu"), FlatIndex("gpu")
     put(cpu, ids, studies, vectors)
     put(gpu, ids, studies, vectors)
-    queries = [Query(vector, k, excluded) for vector in vectors[[0, 3000]] for k in (5, 1000)]
+    wanted = CaseFilter(excluded_study_ids=excluded)
+    queries = [Query(vector, k, wanted) for vector in vectors[[0, 3000]] for k in (5, 1000)]
     assert ask(gpu, queries) == ask(cpu, queries)
     assert ask(gpu, queries)[0][0] == ((2500, 1.0) if excluded else (0, 1.0))
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
-from retrieval.store import CaseRecord, CaseStore, UnknownCaseError
+from retrieval.cases import CaseRecord, UnknownCaseError
+from retrieval.schema import compute_checksum, hash_meta
+from retrieval.store import CaseStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +191,7 @@ def test_another_programs_database_is_not_a_store(tmp_path):
 
 def test_another_version_is_named(filled):
     change(filled, "UPDATE meta SET value = '7' WHERE key = 'schema_version'")
-    with pytest.raises(ArtifactError, match=r"version 7.*version 2"):
+    with pytest.raises(ArtifactError, match=r"version 7.*version 3"):
         CaseStore(filled.parent)
 
 
@@ -291,7 +293,8 @@ def test_a_row_that_is_gone_is_damage(filled, statement, make):
 
 def downgrade(path: Path) -> None:
     """Make a store what version 1 of the schema was."""
-    change(path, "ALTER TABLE cases DROP COLUMN checksum")
+    for column in ("view", "kind", "checksum"):
+        change(path, f"ALTER TABLE cases DROP COLUMN {column}")
     change(path, "DELETE FROM meta WHERE key IN ('rows', 'checksum')")
     change(path, "UPDATE meta SET value = '1' WHERE key = 'schema_version'")
 
@@ -312,6 +315,49 @@ def test_a_store_without_checksums_gets_them_when_it_is_opened(filled, make):
     with CaseStore(filled.parent) as store:
         assert read_all(store)[0] == list("bcdef")
         assert store.damaged == (1,)
+
+
+def downgrade_to_second(path: Path) -> None:
+    """Make a store what version 2 of the schema was, with its checksums."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute(
+        "SELECT sequence, id, study_id, fingerprint, labels, report, image_ref, embedding FROM cases"
+    ).fetchall()
+    connection.executemany(
+        "UPDATE cases SET checksum = ? WHERE sequence = ?", [(compute_checksum(row), row[0]) for row in rows]
+    )
+    for column in ("view", "kind"):
+        connection.execute(f"ALTER TABLE cases DROP COLUMN {column}")
+    meta = dict(connection.execute("SELECT key, value FROM meta WHERE key != 'checksum'"))
+    meta["schema_version"] = "2"
+    connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'checksum'", (hash_meta(meta),))
+    connection.commit()
+    connection.close()
+
+
+def test_a_store_of_the_second_version_gets_views_and_kinds(filled, make):
+    downgrade_to_second(filled)
+    change(filled, "UPDATE cases SET report = 'Other.' WHERE id = 'd'")  # damage of before stays damage
+    with CaseStore(filled.parent) as store:
+        ids, vectors = read_all(store)
+        assert (ids, store.damaged) == (list("abce"), (4,))
+        np.testing.assert_array_equal(vectors, make.vectors(5)[[0, 1, 2, 4]])
+        assert store.get("a") == make.records("a")[0]
+        record = CaseRecord("f", "s", view="PA", kind="study")
+        store.put(make.MODEL, [record], make.vectors(1))
+    with CaseStore(filled.parent) as store:
+        assert store.get("f") == record
+        (last,) = list(store.read_vectors())
+        assert (last.views[-2:], last.kinds[-2:], last.labels[-2:]) == (
+            ("", "PA"),
+            ("", "study"),
+            [("normal",), ()],
+        )
+    change(filled, "UPDATE cases SET view = 'AP' WHERE id = 'f'")
+    with CaseStore(filled.parent) as store:
+        read_all(store)
+        assert store.damaged == (4, 6)
 
 
 def test_a_store_without_checksums_that_names_another_model_is_left_as_it_is(filled):

@@ -9,8 +9,8 @@ import pytest
 
 import retrieval.worker
 from contract.errors import ArtifactError, BusyError, DeadlineError, InputError, ServerError, UnavailableError
+from retrieval.cases import CaseVectors
 from retrieval.index import FlatIndex, Query
-from retrieval.store import CaseVectors
 from retrieval.worker import IndexThread
 
 
@@ -230,7 +230,7 @@ def test_much_replacing_builds_the_index_anew(open_index, cases, make):
     cases.parts = [cases.part(vectors, 0)]
     while cases.reads == 1:
         index.change(added=cases.parts[0])
-    assert len(index._index._ids) == 600
+    assert len(index._index._rows) == 600
     assert len(index.search([Query(vectors[0], 1000)], 10)[0]) == 600
 
 

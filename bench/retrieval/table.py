@@ -1,0 +1,97 @@
+"""The table of `cxr bench retrieval`, with a verdict for each row."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from bench.report.machine import describe_command, describe_machine
+from bench.retrieval.searches import QUERIES, measure_searches, open_raw
+from bench.retrieval.sidecar import fill_store, run_sidecar
+from bench.retrieval.vectors import STRUCTURES, Structure, draw_vectors
+from bench.retrieval.writes import measure_restart, measure_upserts
+from bench.targets.table import write_table
+from bench.targets.target import Measurement, TargetRow, merge_runs
+from contract.errors import ConfigError
+
+PARTS: Final = (*STRUCTURES, "writes")
+_UPSERTED: Final = 51_200  # cases
+_RESTART_S: Final = 15.0  # with `_RESTART_CASES`
+_RESTART_CASES: Final = 1_000_000
+
+
+def measure_retrieval(
+    console: Console, out: Path, *, cases: int, seconds: float, runs: int, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure all rows and write them after each part.
+
+    Args:
+        console: Console for the progress.
+        out: Directory for table.json and table.md. The stores are beside them while it runs: 4.5 KB for each case.
+        cases: Number of stored cases.
+        seconds: Seconds of each load.
+        runs: How often each row is measured, each time with a new server.
+        only: Some of `PARTS`; empty for all.
+
+    Raises:
+        ConfigError: A part is unknown.
+    """
+    if unknown := sorted(set(only) - set(PARTS)):
+        raise ConfigError(f"There is no part {unknown[0]}. Choose from {', '.join(PARTS)}.")
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {
+        "command": describe_command(),
+        "machine": describe_machine(),
+        "vectors": {name: text for name, text in STRUCTURES.items() if not only or name in only},
+        "seconds": seconds,
+        "runs": runs,
+        "rows": [],
+    }
+    for part in PARTS:
+        if only and part not in only:
+            continue
+        work = Path(tempfile.mkdtemp(prefix="stores-", dir=out))
+        try:
+            with console.status(f"Preparing: {part}"):
+                measure = _prepare(part, work, cases, seconds)
+            measured = []
+            for run in range(runs):
+                with console.status(f"Measuring: {part}, run {run + 1} of {runs}"):
+                    measured.append(measure())
+        finally:
+            shutil.rmtree(work)
+        rows = merge_runs(measured)
+        report["rows"] += [row.to_dict() for row in rows]
+        write_table(report, out)
+        for row in rows:
+            console.print(f"{row.name}: {row.value:.4g} ({row.verdict})", highlight=False, markup=False)
+    return report
+
+
+def _prepare(part: str, work: Path, cases: int, seconds: float) -> Measurement:
+    """Fill what a part searches; return the function that measures it."""
+    structure: Structure = "mixture" if part == "mixture" else "random"
+    vectors = draw_vectors(structure, cases, QUERIES, seed=1)
+    store = work / "store"
+    fill_store(store, vectors.stored)
+    if part == "writes":
+        return lambda: _measure_writes(work, store, cases)
+    raw = open_raw(vectors)
+
+    def measure() -> list[TargetRow]:
+        with run_sidecar(store) as sidecar:
+            return measure_searches(sidecar, vectors, raw, seconds, work)
+
+    return measure
+
+
+def _measure_writes(work: Path, store: Path, cases: int) -> list[TargetRow]:
+    drawn = draw_vectors("random", min(cases, _UPSERTED), 1, seed=2)
+    limit = _RESTART_S if cases >= _RESTART_CASES else None
+    return [
+        measure_upserts(work, drawn.stored),
+        measure_restart(store, drawn.queries[0], cases, limit),
+    ]
