@@ -12,7 +12,7 @@ _WORD: Final = re.compile(r"\w+")
 _TAG: Final = re.compile(r"<[^<>]*>")  # a stored report may be a file of XML
 # Words that say nothing of what a sentence is about.
 _COMMON: Final = frozenset(
-    (
+    {
         "a",
         "an",
         "and",
@@ -30,8 +30,18 @@ _COMMON: Final = frozenset(
         "is",
         "it",
         "its",
-    )
-    + ("of", "on", "or", "that", "the", "there", "this", "to", "was", "were", "with")
+        "of",
+        "on",
+        "or",
+        "that",
+        "the",
+        "there",
+        "this",
+        "to",
+        "was",
+        "were",
+        "with",
+    }
 )
 
 

@@ -13,7 +13,7 @@ from bench.retrieval.searches import QUERIES, measure_searches, open_raw
 from bench.retrieval.sidecar import fill_store, run_sidecar
 from bench.retrieval.vectors import STRUCTURES, Structure, draw_vectors
 from bench.retrieval.writes import measure_restart, measure_upserts
-from bench.targets.table import write_table
+from bench.targets.table import show_rows, write_table
 from bench.targets.target import Measurement, TargetRow, merge_runs
 from contract.errors import ConfigError
 
@@ -59,15 +59,11 @@ def measure_retrieval(
                 measure = _prepare(part, work, cases, seconds)
             measured = []
             for run in range(runs):
-                with console.status(f"Measuring: {part}, run {run + 1} of {runs}"):
-                    measured.append(measure())
+                measured.append(show_rows(console, f"{part}, run {run + 1} of {runs}", measure()))
         finally:
             shutil.rmtree(work)
-        rows = merge_runs(measured)
-        report["rows"] += [row.to_dict() for row in rows]
+        report["rows"] += [row.to_dict() for row in merge_runs(measured)]
         write_table(report, out)
-        for row in rows:
-            console.print(f"{row.name}: {row.value:.4g} ({row.verdict})", highlight=False, markup=False)
     return report
 
 

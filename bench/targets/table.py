@@ -56,13 +56,13 @@ def measure_table(
         before, measured = list(report["rows"]), []
         for run in range(runs):
             title = f"{name}, run {run + 1} of {runs}"
-            measured.append(_show_rows(console, title, part()))
+            measured.append(show_rows(console, title, part()))
             report["rows"] = before + [row.to_dict() for row in merge_runs(measured)]
             write_table(report, out)
     return report
 
 
-def _show_rows(console: Console, title: str, rows: Iterable[TargetRow]) -> list[TargetRow]:
+def show_rows(console: Console, title: str, rows: Iterable[TargetRow]) -> list[TargetRow]:
     """Print each row as soon as it is measured, with its seconds. Return all of them."""
     shown = []
     console.print(f"Measuring: {title}", highlight=False, markup=False)
