@@ -57,9 +57,9 @@ def measure_retrieval(
         try:
             with console.status(f"Preparing: {part}"):
                 measure = _prepare(part, work, cases, seconds)
-            measured = []
-            for run in range(runs):
-                measured.append(show_rows(console, f"{part}, run {run + 1} of {runs}", measure()))
+            measured = [
+                show_rows(console, f"{part}, run {run + 1} of {runs}", measure()) for run in range(runs)
+            ]
         finally:
             shutil.rmtree(work)
         report["rows"] += [row.to_dict() for row in merge_runs(measured)]
