@@ -378,3 +378,8 @@ def test_a_server_error_stays_a_server_error(open_sidecar, open_transport, certi
         retrieval_pb2_grpc.RetrievalStub(transport._channel).GetCase(
             retrieval_pb2.GetCaseRequest(id="none"), timeout=5
         )
+
+
+def test_the_sidecar_itself_refuses_a_network_without_protection():
+    with refused("A network can reach 0.0.0.0.*--tls-dir and --tokens"):
+        SidecarServer(RetrievalService(None), "0.0.0.0:0", Protection())
