@@ -89,8 +89,11 @@ def to_markdown(report: dict[str, Any]) -> str:
     description = ", ".join(
         f"{key} {value}" for key, value in machine.items() if isinstance(value, str | int)
     )
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     lines = [
         f"`{report['command']}`, {report['seconds']:g} s a load, median of {report['runs']} runs; {description}",
+        *([f"Versions: {versions}."] if versions else []),
+        *(f"Vectors, {text}." for text in report.get("vectors", {}).values()),
         "",
         "| | wanted | found | | |",
         "|---|---|---|---|---|",

@@ -94,6 +94,7 @@ def test_files_are_written_after_each_part(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "table.md").read_text()
     assert text == to_markdown(written)
     assert "| served / in-process | at most 1.05x | 1.2x | FAIL | 12 ms / 10 ms |" in text
+    assert "\nVersions: " in text
 
 
 def test_the_range_of_the_runs_stands_beside_the_median(tmp_path, monkeypatch):
