@@ -13,11 +13,14 @@ help: ## print this list
 demo: .venv/installed ## install into .venv and run the whole path once (6 to 11 minutes after the install)
 	$(BIN)/cxr demo
 
-# Tests that watch the clock (marked alone) come after the others, one by one.
+# Tests that watch the clock (marked alone) come after the others, one by one. Both find the models that the first of
+# them made.
 define TESTS
-OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not (slow or alone)'
-$(BIN)/python -m pytest -m 'alone and not slow'
+rm -rf build/made-once
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ONCE) -n logical --maxprocesses 4 --dist loadfile -m 'not (slow or alone)'
+$(BIN)/python -m pytest $(ONCE) -m 'alone and not slow'
 endef
+ONCE := --made-once build/made-once
 
 # Needs no network. The variable turns off a notice about another version of mkdocs.
 DOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -34,6 +34,15 @@ SMALL_TEXTS = (
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --made-once."""
+    parser.addoption(
+        "--made-once",
+        metavar="DIRECTORY",
+        help="Keep what `make_once` makes here, and take from here what an earlier run of the same code made.",
+    )
+
+
 def _require_data(name: str, what: str) -> Path:
     """Return a directory of real files; where CI=true they must be there, elsewhere the test is skipped."""
     directory = DATA / name
@@ -125,16 +134,19 @@ def _find_nearest(version: str, known: Sequence[str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str, Callable[[Path], object]], Path]":
+def make_once(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> "Callable[[str, Callable[[Path], object]], Path]":
     """A function that fills a directory once for all processes of this run: its name, what fills it -> the directory.
 
-    Whoever asks later finds the files that the first one made, and changes none of them.
+    Whoever asks later finds the files that the first one made, and changes none of them. With --made-once later runs
+    find them too.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # a worker has a directory of its own below that of the run
-    root = root / "made-once"
-    root.mkdir(exist_ok=True)
+    root = Path(pytestconfig.getoption("--made-once") or root / "made-once").absolute()
+    root.mkdir(parents=True, exist_ok=True)
 
     def make(name: str, fill: Callable[[Path], object]) -> Path:
         place, whole = root / name, root / f"{name}.whole"

@@ -330,7 +330,18 @@ def test_bundle_without_a_setting_is_refused(change, bundle, graphs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_goes_the_whole_way_and_leaves_no_scratch(bundle, cases, tmp_path, monkeypatch):
+@pytest.mark.parametrize("exports", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_export_goes_the_whole_way_and_leaves_no_scratch(
+    exports, bundle, graphs, cases, tmp_path, monkeypatch
+):
+    def copy_graphs(_bundle, out, progress):
+        """Stand for the exporter, which takes a minute."""
+        progress(0, 1)
+        out.mkdir(exist_ok=True)
+        return {name: Path(shutil.copy(path, out)) for name, path in graphs.items()}
+
+    if not exports:
+        monkeypatch.setattr("export.graphs.from_torch.export_graphs", copy_graphs)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "tmp"))
     seen = []

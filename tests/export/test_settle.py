@@ -99,9 +99,28 @@ def test_a_share_of_the_products_is_the_most_that_stays(bundle, graphs, some, tm
     assert "stay in float32" not in report.to_markdown()
 
 
+def list_asked(graphs):
+    """Return the products that take part in the answers to reports."""
+    return [x for x in list_products(graphs) if x.graph in ("text_encoder", "fusion_text")]
+
+
+def test_the_ranking_is_exact_where_the_differences_add_up(bundle, graphs, some, tmp_path, monkeypatch):
+    sensitivity = Sensitivity(bundle, graphs, WIDE, {"text": some[:4]}, tmp_path)
+    products = list_asked(graphs)
+    together, *parts = (sensitivity.measure(part) for part in (products[:2], products[:1], products[1:2]))
+    assert min(parts) > 0
+    assert together == pytest.approx(sum(parts), rel=0.7)  # nearly the sum
+    drawn = np.random.default_rng(3).permutation(len(products)).tolist()
+    costs = dict(zip(products, drawn, strict=True))
+    monkeypatch.setattr(sensitivity, "measure", lambda segment: sum(costs[product] for product in segment))
+    ranked = list(sensitivity.rank(list_products(graphs)))  # the image's are not asked
+    assert ranked == sorted(products, key=costs.__getitem__, reverse=True)
+
+
+@pytest.mark.slow
 def test_the_ranking_finds_what_trying_each_product_finds(bundle, graphs, some, tmp_path):
     sensitivity = Sensitivity(bundle, graphs, WIDE, {"text": some[:4]}, tmp_path)
-    products = [x for x in list_products(graphs) if x.graph in ("text_encoder", "fusion_text")]
+    products = list_asked(graphs)
     ranked = list(sensitivity.rank(list_products(graphs)))
     assert sorted(map(str, ranked)) == sorted(map(str, products))  # each once; the image's are not asked
     alone = {product: sensitivity.measure([product]) for product in products}

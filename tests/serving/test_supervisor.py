@@ -32,7 +32,6 @@ from serving.runtime import LogsLock, PrivateFolder, find_stub_trouble, list_bas
 from serving.stubs import Process, Stub, read_process
 from serving.supervisor import Part
 
-pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 
@@ -326,6 +325,7 @@ def test_other_requests_are_refused(health, data):
     assert ask(health, b"GET /v2/health/live HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
 
 
+@pytest.mark.alone
 def test_a_client_that_sends_a_byte_a_second_is_cut_off(health):
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", health), timeout=10) as slow:
@@ -338,6 +338,7 @@ def test_a_client_that_sends_a_byte_a_second_is_cut_off(health):
     assert time.monotonic() - began < 6
 
 
+@pytest.mark.alone
 def test_many_clients_that_send_a_byte_at_a_time_keep_nobody_out(health):
     """They come again as soon as they are cut off; every question between them is answered."""
     end = time.monotonic() + 3
@@ -509,6 +510,7 @@ def test_a_folder_from_which_no_program_runs_is_passed_over(tmp_path, monkeypatc
         assembly.assemble(find_triton())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("command", "stands_still"), [("sleep 30", True), ("while :; do :; done", False)])
 def test_a_start_that_stands_still_gets_a_verdict_and_one_that_works_does_not(
     command, stands_still, monkeypatch

@@ -52,25 +52,33 @@ def round_weights(source, path) -> None:
     onnx.save(model, path)
 
 
+def exchange_weights(source, path) -> None:
+    """Write a graph whose matrices hold their values in another order: weights as another seed draws them."""
+    model, generator = onnx.load(source), np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor)
+            mixed = generator.permutation(values.ravel()).reshape(values.shape)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(mixed, tensor.name))
+    onnx.save(model, path)
+
+
 @pytest.fixture(scope="module")
 def stored(bundle, graphs):
     return store_answers(bundle, graphs, FP32)
 
 
 @pytest.fixture(scope="module")
-def spoilt(bundle, graphs, other_graphs, tmp_path_factory):
+def spoilt(graphs, tmp_path_factory):
     """Graphs that say that they are of the bundle: with other weights, and with rounded weights."""
     root = tmp_path_factory.mktemp("spoilt")
-    for name, path in graphs.items():
-        round_weights(path, root / f"{name}.onnx")
-    rounded = {name: root / f"{name}.onnx" for name in graphs}
-    (root / "exchanged").mkdir()
-    exchanged = {name: root / "exchanged" / f"{name}.onnx" for name in graphs}
-    for name, path in exchanged.items():
-        model = onnx.load(other_graphs[name])
-        onnx.helper.set_model_props(model, {"fingerprint": bundle.fingerprint})
-        onnx.save(model, path)
-    return {"exchanged": exchanged, "rounded": rounded}
+    found = {}
+    for how, spoil in (("exchanged", exchange_weights), ("rounded", round_weights)):
+        (root / how).mkdir()
+        found[how] = {name: root / how / f"{name}.onnx" for name in graphs}
+        for name, path in graphs.items():
+            spoil(path, found[how][name])
+    return found
 
 
 def ask(bundle, run, layout="split"):
