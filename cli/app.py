@@ -18,7 +18,7 @@ from cli.commands.certs import certs_app
 from cli.commands.data import data_app
 from cli.commands.demo import demo
 from cli.commands.doctor import doctor
-from cli.commands.evaluate import evaluate
+from cli.commands.evaluate import evaluate_app
 from cli.commands.explain import explain
 from cli.commands.export import export_app
 from cli.commands.index import index_cases
@@ -38,11 +38,11 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
 app.add_typer(certs_app, name="certs")
 app.command()(demo)
-app.command()(evaluate)
 app.command()(calibrate)
 app.command()(serve)
 app.command("index")(index_cases)

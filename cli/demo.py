@@ -229,7 +229,7 @@ class Demo:
         searches: dict[str, Sequence["SimilarCase"]],
     ) -> None:
         from client.explain import explain
-        from client.overlay import write_overlay
+        from client.explain.overlay import write_overlay
         from client.page import write_report_page
 
         image = get_image(row)

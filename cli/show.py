@@ -203,6 +203,10 @@ def print_explanation(console: Console, explanation: "Explanation", overlay: str
         f"{explanation.steps} steps",
         highlight=False,
     )
+    for found in explanation.maps:
+        console.print(f"  map: {found.title}", highlight=False)
+    for remark in explanation.remarks:
+        console.print(f"  {escape(remark)}", highlight=False, soft_wrap=True)
     print_warnings(console, explanation.warnings)
     if overlay:
         console.print(f"  overlay: {escape(overlay)}", highlight=False, soft_wrap=True)

@@ -310,7 +310,8 @@ class CxrClient:
         report: ReportSource | None = None,
         *,
         label: str | None = None,
-        steps: int = 32,
+        steps: int | None = None,
+        methods: Sequence[str] | None = None,
     ) -> "Explanation":
         """Explain one finding with the bundle of the served model; see `client.explain.explain`.
 
@@ -324,7 +325,7 @@ class CxrClient:
         require_same_fingerprint(
             served, bundle.fingerprint, expected_from="the served model", found_from=str(bundle.path)
         )
-        return explain(bundle, image=image, report=report, label=label, steps=steps)
+        return explain(bundle, image=image, report=report, label=label, steps=steps, methods=methods)
 
     def info(self, *, timeout_s: float | None = None) -> ServedModel:
         """Return the facts about the model that is served now. Errors as in `predict`."""

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.attribution import find_hottest_box
+from client.explain.maps import find_hottest_box, pool_patches
 from client.prediction import Kind
+from contract.image.frame import Frame
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
 
@@ -25,6 +26,7 @@ class WordAttribution:
         attribution: What the word adds to the logit, in logits. A negative value speaks against the finding.
         attention: Share of the label's attention to the text, 0 to 1, as in the served prediction. The tokens [CLS] and
             [SEP] have the rest.
+        section: Section of the report: "indication", "findings", "impression", or "" if it cannot be told.
     """
 
     text: str
@@ -32,11 +34,37 @@ class WordAttribution:
     end: int
     attribution: float
     attention: float
+    section: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMap:
+    """The map of one method for one finding, over the square that the model reads.
+
+    Attributes:
+        method: Key of the method, as in `client.explain.METHODS`.
+        title: Its display name.
+        values: (H, H) float32, row by row; H is the side of the pixels that the model reads, or of its patches.
+        signed: Whether a value below 0 speaks against the finding. The values of other maps are 0 or more.
+        unit: Unit of the values.
+        seconds: Time that the map took.
+        delta: Share of the difference of the logits that the sum of the map misses; None if the method promises no sum.
+        caveat: One sentence that says why the map must not be read as a reason; "" if there is no such sentence.
+    """
+
+    method: str
+    title: str
+    values: Array
+    signed: bool
+    unit: str
+    seconds: float
+    delta: float | None = None
+    caveat: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why the model gives one finding its logit. Sides: S model pixels, G patches, R display pixels.
+    r"""Why the model gives one finding its logit. Sides: S model pixels, G patches, R display pixels.
 
     Attributes:
         kind: The inputs: "study", "image" or "text".
@@ -64,6 +92,12 @@ class Explanation:
         trained_ways: The kinds of input that the model was trained on: some of "study", "image" and "text".
         lateral: Probability that the image is a lateral view, from the model, 0 to 1; None without an image.
         image_share: Share of the finding's attention that the image has, 0 to 1; None without an image or a report.
+        maps: The maps to show, one for each method. A bundle whose maps were measured and did not pass has none, unless
+            the caller asked for them.
+        remarks: What to know about the maps, one sentence each: whether they were checked, and how accurate they are.
+        original: (rows, columns) uint8, the radiograph at full resolution, as it is displayed; None without an image.
+        frame: Where the radiograph lies in the square that the model reads; None without an image.
+        orientation: DICOM Patient Orientation of the image, such as `L\F`; "" if the file does not state it.
     """
 
     kind: Kind
@@ -88,6 +122,11 @@ class Explanation:
     trained_ways: tuple[str, ...] = WAYS
     lateral: float | None = None
     image_share: float | None = None
+    maps: tuple[ImageMap, ...] = ()
+    remarks: tuple[str, ...] = ()
+    original: NDArray[np.uint8] | None = None
+    frame: Frame | None = None
+    orientation: str = ""
 
     def __repr__(self) -> str:
         return (
@@ -138,9 +177,7 @@ class Explanation:
         """
         sizes = {}
         if self.pixel_attribution is not None and self.patch_attention is not None:
-            grid = len(self.patch_attention)
-            side = len(self.pixel_attribution) // grid
-            patches = self.pixel_attribution.reshape(grid, side, grid, side).sum(axis=(1, 3))  # (G, G)
+            patches = pool_patches(self.pixel_attribution, len(self.patch_attention))
             sizes["image"] = float(np.abs(patches).sum())
         if self.words:
             sizes["text"] = sum(abs(word.attribution) for word in self.words)
@@ -165,6 +202,16 @@ class Explanation:
             "contributions": self.contributions,
             "shares": self.shares,
             "hottest_region": None if box is None else box.to_dict(),
+            "maps": [
+                {
+                    "method": found.method,
+                    "seconds": round(found.seconds, 3),
+                    "delta": found.delta,
+                    "caveat": found.caveat,
+                }
+                for found in self.maps
+            ],
+            "remarks": list(self.remarks),
             "words": [vars(word) for word in self.words],
             "fingerprint": self.fingerprint,
             "trained_on": self.trained_on,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.cases import SimilarCase
-from client.overlay import encode_png, render_attention, render_overlay
+from client.explain.maps import encode_png
 from client.prediction import Finding, Prediction
 from contract.decisions import Decision
 from contract.errors import ImageError
@@ -26,9 +26,10 @@ from contract.labels import LABEL_NAMES
 from contract.notes import ImageNotes
 
 if TYPE_CHECKING:
-    from client.explanation import Explanation, WordAttribution
+    from client.explanation import Explanation, ImageMap, WordAttribution
 
 THUMBNAIL_SIZE: Final = 208  # pixels, twice the displayed size: sharp on high-resolution screens
+MAP_SIDE: Final = 560  # pixels, longer side of a radiograph under a map
 STRONGEST_WORDS: Final = 8
 FOR_RGB: Final = "245, 150, 60"
 AGAINST_RGB: Final = "95, 160, 235"
@@ -279,22 +280,27 @@ def _make_explanation(explanation: "Explanation | None") -> str:
 
 
 def _make_maps(explanation: "Explanation") -> str:
-    if explanation.radiograph is None or explanation.patch_attention is None:
+    """Return the maps as figures, above them what is known about their quality."""
+    if explanation.radiograph is None:
         return '<p class="quiet">The explanation has no image.</p>'
-    attention = explanation.patch_attention
-    name = explanation.name
-    overlay = _make_image(render_overlay(explanation), f"Integrated Gradients for {name} over the radiograph")
-    attended = _make_image(
-        render_attention(explanation), f"Attention of the label {name} over the radiograph"
-    )
-    share = "" if explanation.image_share is None else f" {_tell_share(explanation.image_share)}"
-    return (
-        f'<div class="figures"><figure>{overlay}<figcaption>Integrated Gradients. {_LEGEND}</figcaption>'
-        f"</figure><figure>{attended}<figcaption>Attention of the label to each patch, as in the "
-        f"served prediction: {float(attention.max()):.1%} in the strongest patch. Even attention would be "
-        f"{1 / attention.size:.1%}.{share}"
-        "</figcaption></figure></div>"
-    )
+    remarks = "".join(f"<p><strong>{escape(remark)}</strong></p>" for remark in explanation.remarks)
+    if explanation.image_share is not None:
+        remarks += f"<p>{_tell_share(explanation.image_share)}</p>"
+    figures = "".join(_make_map(explanation, found) for found in explanation.maps)
+    return remarks + (f'<div class="figures">{figures}</div>' if figures else "")
+
+
+def _make_map(explanation: "Explanation", found: "ImageMap") -> str:
+    from client.explain.overlay import describe_colours, render_map
+
+    drawn = render_map(explanation, found, longest=MAP_SIDE)
+    picture = _make_image(drawn, f"{found.title} for {explanation.name} over the radiograph")
+    if found.signed:
+        meaning = _LEGEND
+    else:
+        _, low, high = describe_colours(found)
+        meaning = f"Dark violet: {escape(low)}; yellow: {escape(high)}."
+    return f"<figure>{picture}<figcaption>{escape(found.title)}. {meaning}</figcaption></figure>"
 
 
 def _make_words(explanation: "Explanation | None") -> str:
@@ -302,9 +308,14 @@ def _make_words(explanation: "Explanation | None") -> str:
         return ""
     text, words = explanation.report_text, explanation.words
     top = max((abs(word.attribution) for word in words), default=0.0)
-    parts, position = [], 0
+    parts, position, section = [], 0, ""
+    has_sections = len({word.section for word in words}) > 1
     for word in words:
-        parts += [escape(text[position : word.start]), _mark_word(word, top)]
+        parts.append(escape(text[position : word.start]))
+        if has_sections and word.section != section:
+            section = word.section
+            parts.append(f'<span class="tag">{escape(section.capitalize())}</span> ')
+        parts.append(_mark_word(word, top))
         position = word.end
     rest = escape(text[position:])
     if rest.strip():

@@ -6,13 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.commands.evaluate_explain import evaluate_explain
 from cli.connection import takes_connection
 from cli.console import escape
+from cli.default_command import DefaultCommandGroup
 from cli.options import TRITON, Cache, Json, Resamples, Table, Timeout, TritonUrl, make_console
 from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 
+evaluate_app = typer.Typer(
+    cls=DefaultCommandGroup, no_args_is_help=True, help="Evaluate a model, its controls, or its explanations."
+)
+evaluate_app.command("explain")(evaluate_explain)
 
+
+@evaluate_app.command(DefaultCommandGroup.default, hidden=True)
 @takes_connection
 def evaluate(
     table: Table,

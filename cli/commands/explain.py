@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.options import Image, Json, ReportText, make_console
+from contract.errors import ConfigError
 
 
 def explain(
@@ -14,29 +15,67 @@ def explain(
     bundle: Annotated[Path, typer.Option(help="Bundle of the model. No server is needed.")] = Path(
         "demo-output/bundle"
     ),
-    label: Annotated[
-        str | None, typer.Option(help="Category key to explain. Default: the top finding.")
+    finding: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--finding",
+            "--label",
+            help="Category key to explain; repeatable. Default: each finding that reaches its threshold.",
+        ),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="integrated_gradients, grad_cam, occlusion, attention, rollout or shapley; repeatable. Default: the "
+            "map that passed the checks of this bundle (`cxr evaluate explain`)."
+        ),
+    ] = None,
+    hit: Annotated[
+        str | None,
+        typer.Option(
+            help="Study id of a search hit: explain why the case is similar to it. Needs --table, where the files of "
+            "the hit are found."
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Studies table that holds the study of --hit.")] = None,
     out: Annotated[Path, typer.Option(help="PNG file for the overlay.")] = Path("explanation.png"),
-    steps: Annotated[int, typer.Option(min=4, max=512, help="Number of integration steps.")] = 32,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for each map at the full resolution of the image, and all values (maps.npz)."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=4, max=512, help="Number of integration steps.", show_default="as many as needed"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show which pixels and words support a finding (Integrated Gradients through the whole model)."""
+    """Show which pixels and words support a finding, through the whole model, or why a search hit is similar."""
+    from cli.explain import explain_case, explain_similarity
     from cli.inputs import read_image, read_report, require_input
-    from cli.show import NOTICE, print_explanation, print_json
-    from client.explain import explain as explain_case
-    from client.overlay import write_overlay
     from contract.bundle import load_bundle
 
     require_input(image, report)
-    loaded = load_bundle(bundle)
-    explanation = explain_case(
-        loaded, image=read_image(image), report=read_report(report), label=label, steps=steps
-    )
-    overlay = str(out) if write_overlay(explanation, out) else None
-    if as_json:
-        print_json({**explanation.to_dict(), "overlay": overlay, "notice": NOTICE})
+    if (hit is None) != (table is None):
+        raise ConfigError(
+            "--hit needs --table, and --table needs --hit: the table tells where the hit's files are."
+        )
+    loaded, console = load_bundle(bundle), make_console(as_json)
+    case = read_image(image), read_report(report)
+    if hit is not None and table is not None:
+        if finding or method or maps:
+            raise ConfigError("--hit explains a similarity: give it without --finding, --method and --maps.")
+        explain_similarity(console, loaded, case, hit, table, out=out, steps=steps, as_json=as_json)
         return
-    console = make_console(False)
-    print_explanation(console, explanation, overlay)
-    console.print(NOTICE)
+    explain_case(
+        console,
+        loaded,
+        case,
+        findings=finding,
+        methods=method,
+        out=out,
+        maps=maps,
+        steps=steps,
+        as_json=as_json,
+    )

@@ -20,6 +20,7 @@ from contract.image.contrast import list_remarks
 from contract.image.decode import decode_first_frame, expand_palette
 from contract.image.dicom_file import MAX_IMAGE_BYTES, is_picture, read_radiograph
 from contract.image.field import SAMPLE_SIDE, draw_shutter, find_range
+from contract.image.frame import Frame
 from contract.image.grey import (
     WHITE,
     Grey,
@@ -51,11 +52,13 @@ class Radiograph:
         pixels: (1, S, S) uint8.
         header: The header of the file.
         remarks: Remarks from reading the pixels, one sentence each.
+        frame: Where the radiograph lies in the square; None if the pixels were not read from a file.
     """
 
     pixels: NDArray[np.uint8]
     header: ImageHeader
     remarks: tuple[str, ...] = ()
+    frame: Frame | None = None
 
 
 def load_pixels(data: bytes, *, size: int) -> NDArray[np.uint8]:
@@ -90,9 +93,11 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
     else:
         image = read_radiograph(data)
         (grey, remarks), header = _decode_dicom(image), describe_dicom(image)
-    fitted = _fit(grey, size)
+    rows, columns = grey.values.shape
+    frame = Frame.fit(rows, columns, size)
+    fitted = _fit(grey, frame)
     remarks += list_remarks(fitted)
-    return Radiograph(_pad_square(fitted, size)[None], header, tuple(remarks))
+    return Radiograph(_pad_square(fitted, frame)[None], header, tuple(remarks), frame)
 
 
 def _decode_dicom(image: DicomImage) -> tuple[Grey, list[str]]:
@@ -148,8 +153,8 @@ def _make_table(
     return pack_table(grey, padding, inverted=inverted), overruled
 
 
-def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
-    """Scale an image so that its longer side is `size`, aspect ratio kept.
+def _fit(grey: Grey, frame: Frame) -> NDArray[np.uint8]:
+    """Scale an image to its height and width in the square.
 
     Averaging rows first and then columns gives the same averages in half the time.
     """
@@ -157,26 +162,21 @@ def _fit(grey: Grey, size: int) -> NDArray[np.uint8]:
         import cv2
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
-    rows, columns = grey.values.shape
     if grey.values.itemsize == 1:  # averages are whole numbers, which would be too coarse with 8 bits
         grey = Grey(grey.values * np.uint16(257), grey.black * 257, grey.white * 257)
-    scale = size / max(rows, columns)
-    height, width = (max(1, round(side * scale)) for side in (rows, columns))
-    if scale < 1:
-        fitted = cv2.resize(grey.values, (columns, height), interpolation=cv2.INTER_AREA)
-        fitted = cv2.resize(fitted, (width, height), interpolation=cv2.INTER_AREA)
+    if frame.size < max(frame.rows, frame.columns):
+        fitted = cv2.resize(grey.values, (frame.columns, frame.height), interpolation=cv2.INTER_AREA)
+        fitted = cv2.resize(fitted, (frame.width, frame.height), interpolation=cv2.INTER_AREA)
     else:
-        fitted = cv2.resize(grey.values, (width, height), interpolation=cv2.INTER_LINEAR)
+        fitted = cv2.resize(grey.values, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
     grey_values = (fitted.astype(np.float32) - np.float32(grey.black)) * np.float32(
         255 / (grey.white - grey.black)
     )
     return np.asarray(np.rint(np.clip(grey_values, 0, 255)).astype(np.uint8))
 
 
-def _pad_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Put an image in the middle of a black square."""
-    height, width = image.shape
-    square = np.zeros((size, size), np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = image
+def _pad_square(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """Put an image into its place in a black square."""
+    square = np.zeros((frame.size, frame.size), np.uint8)
+    square[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width] = image
     return square

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from client.cases import SimilarCase
-from client.explanation import Explanation, WordAttribution
+from client.explain.maps import encode_png
+from client.explanation import Explanation, ImageMap, WordAttribution
 from client.images import ReadImage
-from client.overlay import encode_png
 from client.page import write_report_page
 from client.prediction import ConformalSet, Finding, Prediction
 from contract.errors import ArtifactError
@@ -82,6 +82,11 @@ def explanation() -> Explanation:
         patch_attention=np.full((7, 7), 1 / 49, np.float32),
         words=words,
         report_text=TEXT,
+        maps=(
+            ImageMap("occlusion", "Occlusion", np.eye(56, dtype=np.float32), True, "logits", 0.1),
+            ImageMap("grad_cam", "Grad-CAM", np.eye(7, dtype=np.float32), False, "logits", 0.1),
+        ),
+        remarks=("It was not <checked>.",),
     )
 
 
@@ -218,6 +223,30 @@ def test_everything_from_outside_is_escaped(tmp_path: Path, explanation, cases):
     assert page.count("&lt;script&gt;") >= 10
 
 
+def test_each_map_stands_with_its_meaning_and_what_is_known_about_it(tmp_path: Path, page, explanation):
+    why = page[page.index("<h2>Why") : page.index("<h2>Words")]
+    assert re.findall(r'alt="([^"]+) for', why) == ["Occlusion", "Grad-CAM"]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", why)
+    assert "speaks for the finding" in captions[0]
+    assert "yellow: strongest" in captions[1]
+    assert "It was not &lt;checked&gt;." in why
+    none = write(tmp_path / "none.html", replace(explanation, maps=()), [])
+    why = none[none.index("<h2>Why") : none.index("<h2>Words")]
+    assert "<img" not in why
+    assert "It was not &lt;checked&gt;." in why
+
+
+def test_sections_of_the_report_are_kept(tmp_path: Path, explanation):
+    words = (
+        WordAttribution("No", 0, 2, -2.0, 0.25, "findings"),
+        WordAttribution("pleural", 3, 10, 0.5, 0.25, "impression"),
+    )
+    page = write(tmp_path / "page.html", replace(explanation, words=words), [])
+    read = page[page.index('<p class="read">') :]
+    places = [read.index(part) for part in (">Findings<", ">No<", ">Impression<", ">pleural<")]
+    assert places == sorted(places)
+
+
 def test_findings_of_each_kind_stand_side_by_side(page):
     table = page[page.index("<h2>Findings") : page.index("<h2>Why")]
     assert re.findall(r'<th scope="col">([^<]+)</th>', table) == [
@@ -296,7 +325,7 @@ def test_cases_show_their_image_or_say_why_not(page, cases):
 
 def test_page_without_image(tmp_path: Path, explanation, cases):
     text_only = replace(
-        explanation, kind="text", radiograph=None, pixel_attribution=None, patch_attention=None
+        explanation, kind="text", radiograph=None, pixel_attribution=None, patch_attention=None, maps=()
     )
     page = write(
         tmp_path / "text.html", text_only, cases[3:4], predictions={"text": predict("text", 0.6)}, searches={}

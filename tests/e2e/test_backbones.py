@@ -13,7 +13,7 @@ import torch
 from cli.cases import make_parity_cases
 from client import CxrClient
 from client.explain import explain
-from client.overlay import render_attention, render_overlay
+from client.explain.overlay import render_map
 from contract.bundle import load_bundle
 from contract.errors import ConfigError
 from contract.steps import pack
@@ -105,7 +105,8 @@ def test_it_is_served_and_explained_on_its_own_grid(served, rows):
     assert np.abs(explanation.pixel_attribution).max() > 0
     assert explanation.patch_attention.shape == (grid, grid)
     assert 0 < explanation.shares["image"] < 1
-    assert render_overlay(explanation).shape == render_attention(explanation).shape == (448, 448, 3)
+    for found in explanation.maps:
+        assert render_map(explanation, found).shape == (*explanation.original.shape, 3)
 
 
 def test_another_run_starts_from_its_bundle(served, table, tmp_path):

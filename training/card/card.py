@@ -21,6 +21,7 @@ from training.evaluation.view_scores import describe_score
 
 RARE: Final = 10  # labels with fewer training cases are listed in the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
+_MAP_MARKS: Final = ("<!-- maps -->", "<!-- end of maps -->")
 _WAYS: Final = {
     "study": "image + report",
     "image": "image only",
@@ -80,13 +81,24 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
 
 def insert_evaluation(card: str, summary: str) -> str:
     """Return a model card with the summary of an evaluation at its end. It replaces an earlier summary."""
-    start, end = _MARKS
+    note = "Written by `cxr evaluate`. The full report with plots is in `evaluation/`."
+    return _append_evaluation(_cut_out(card, _MARKS), f"{note}\n\n{summary.rstrip()}")
+
+
+def insert_maps(card: str, summary: str) -> str:
+    """Return a model card with the summary of `cxr evaluate explain` at its end. It replaces an earlier summary."""
+    start, end = _MAP_MARKS
+    note = "Written by `cxr evaluate explain`. The full report with plots is in `explanations/`."
+    text = f"{start}\n# Explanations\n\n{note}\n\n{summary.rstrip()}\n{end}\n"
+    return f"{_cut_out(card, _MAP_MARKS).rstrip()}\n\n{text}"
+
+
+def _cut_out(card: str, marks: tuple[str, str]) -> str:
+    """Return a card without the part between two marks, and without them."""
+    start, end = marks
     before, found, rest = card.partition(start)
     _, closed, after = rest.partition(end)
-    if found and closed:
-        card = before.rstrip() + "\n" + after
-    note = "Written by `cxr evaluate`. The full report with plots is in `evaluation/`."
-    return _append_evaluation(card, f"{note}\n\n{summary.rstrip()}")
+    return before.rstrip() + "\n" + after if found and closed else card
 
 
 def _append_evaluation(card: str, text: str) -> str:

@@ -1,5 +1,9 @@
-"""Maps of pixel attributions: smooth a map for display, and find the box around its strongest spot."""
+"""Attributions to what is shown: smooth a map, pool it by patch, and find the box around its strongest spot.
 
+What `smooth_map` gives is both drawn and measured by `cxr evaluate explain`.
+"""
+
+import io
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,6 +15,7 @@ from contract.errors import ConfigError
 SMOOTHING: Final = (
     0.02  # standard deviation of the Gaussian filter, as a share of the side of the attribution
 )
+_FEW_PIXELS: Final = 32  # side; a smaller map has one value for each patch
 STRONG_LEVEL: Final = 0.5  # lowest value in a strong spot, as a share of the highest value
 
 Array = NDArray[np.float32]
@@ -50,6 +55,31 @@ def smooth_attribution(attribution: Array, size: int) -> Array:
     return limited
 
 
+def smooth_map(values: Array, size: int) -> Array:
+    """Bring the map of any method to the size of the display, and scale it.
+
+    Args:
+        values: (H, H). A map of patches is interpolated; a map of pixels is smoothed as in `smooth_attribution`.
+        size: Side of the result.
+
+    Returns:
+        (size, size) float32, -1 to 1.
+    """
+    if len(values) < _FEW_PIXELS:
+        cv2 = import_cv2()
+        large = cv2.resize(values.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        scaled: Array = (large / max(float(np.abs(large).max()), 1e-12)).astype(np.float32)
+        return scaled
+    return smooth_attribution(values, size)
+
+
+def pool_patches(values: Array, grid: int) -> Array:
+    """Return the sums (G, G) of a map (S, S) over its patches; S must be a multiple of `grid`."""
+    side = len(values) // grid
+    pooled: Array = values.reshape(grid, side, grid, side).sum(axis=(1, 3))
+    return pooled
+
+
 def find_hottest_box(attribution: Array) -> Box | None:
     """Return the box around the spot that speaks most for the finding; None if no pixel speaks for it.
 
@@ -75,6 +105,17 @@ def import_cv2() -> Any:
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
     return cv2
+
+
+def encode_png(array: NDArray[np.uint8]) -> bytes:
+    """Encode (H, W) grey or (H, W, 3) RGB uint8 as a PNG file."""
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise make_missing_error() from error
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def make_missing_error() -> ConfigError:

@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
 
 from client.explain import attribute, choose_label, explain, group_pieces, read_inputs  # noqa: E402
-from client.overlay import encode_png  # noqa: E402
+from client.explain.maps import encode_png  # noqa: E402
 from training.model.model import load_model  # noqa: E402
 
 REPORT = "The heart is enlarged. Pneumoperitoneum, no x-ray sign of pleural effusion."
@@ -233,7 +233,8 @@ def test_warnings_are_those_of_the_served_answer(bundle, chest_files, name, word
 def test_the_command_prints_the_warnings(bundle, chest_files, tmp_path):
     image = tmp_path / "lateral.dcm"
     image.write_bytes(chest_files["lateral"])
-    given = ["explain", str(image), "--bundle", str(bundle.path), "--out", str(tmp_path / "why.png")]
+    chosen = ["--bundle", str(bundle.path), "--finding", "pleural"]
+    given = ["explain", str(image), *chosen, "--out", str(tmp_path / "why.png")]
     shown = CliRunner().invoke(app, [*given, "--steps", "4"])
     assert shown.exit_code == 0, shown.output
     assert any(line.startswith("Warning: The image is a lateral view") for line in shown.stdout.splitlines())
@@ -328,7 +329,7 @@ def test_bad_input(bundle, image):
 
 
 def test_missing_extra_names_its_install_command():
-    code = "import sys; sys.modules['torch'] = None; import client.explain"
+    code = "import sys; sys.modules['torch'] = None; from client.explain import explain"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert "ConfigError: Explanations need the 'explain' extra" in answer.stderr

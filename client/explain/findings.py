@@ -1,0 +1,337 @@
+"""Explanations of one or several findings of one case."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.explain.case import Inputs, read_inputs
+from client.explain.geometry import load_original
+from client.explain.gradients import IMAGE_BASELINE, TEXT_BASELINE, Attributions, attribute
+from client.explain.methods import METHODS, find_obstacle, make_map, require_method
+from client.explain.network import find_device, open_model
+from client.explain.words import find_sections, make_words
+from client.explanation import Explanation, ImageMap
+from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
+from client.prediction import Kind
+from contract.bundle import Bundle
+from contract.decisions import ServedLabel
+from contract.errors import ConfigError
+from contract.image.read import load_pixels
+from contract.labels import LABEL_INDEX, LABEL_KEYS
+from contract.map_checks import UNCHECKED, MapCheck, read_map_check
+
+try:
+    import torch
+
+    from training.model.fusion import FusionOutput
+    from training.model.model import CxrModel
+except (ModuleNotFoundError, ConfigError) as error:
+    raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
+
+Array = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+DISPLAY_SIZE: Final = 448  # side of the radiograph for display, in pixels
+UNMEASURED_METHODS: Final = ("integrated_gradients", "attention")  # shown for a bundle that was not measured
+_DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds
+
+
+class _Files(NamedTuple):
+    """The files of one case."""
+
+    image: bytes | None
+    report: bytes | None
+
+
+class _Answer(NamedTuple):
+    """What the model says about the case, and what was measured about its maps."""
+
+    output: FusionOutput
+    probabilities: Array  # (K,)
+    lateral: float | None
+    labels: Sequence[ServedLabel]
+    check: MapCheck | None
+
+
+def explain(
+    bundle: Bundle,
+    *,
+    image: ImageSource | None = None,
+    report: ReportSource | None = None,
+    label: str | None = None,
+    steps: int | None = None,
+    methods: Sequence[str] | None = None,
+) -> Explanation:
+    """Explain one finding of one case. Equal inputs give equal explanations.
+
+    The image baseline is black. Every radiograph has black borders in the square that the model reads, so the model
+    knows black as "nothing here". A blurred copy would retain large opacities and the size of the heart. The
+    disadvantage: a black pixel of the radiograph gets no attribution.
+
+    The text baseline replaces each token by [PAD], the embedding that stands for no word. It retains the positions,
+    [CLS] and [SEP]. [MASK] would be wrong, because it stands for a telling word in the text mode "findings_masked".
+
+    Args:
+        bundle: The model.
+        image: One image, as in `CxrClient.predict`.
+        report: As in `CxrClient.predict`.
+        label: Key of the finding. None: see `choose_label`.
+        steps: Number of points of the integral (Gauss-Legendre). None: as many as an accurate integral needs, 32 to
+            512.
+        methods: Keys of the methods whose maps are made. None: the default map of the bundle, which
+            `cxr evaluate explain` found; none if no map passed; Integrated Gradients and attention if nothing was
+            measured.
+
+    Raises:
+        ConfigError: There is neither an image nor a report, there are several images, the label or a method does not
+            exist, or `steps` is below 1.
+        ImageError: The image cannot be read.
+        ReportError: The report cannot be read.
+        ArtifactError: The bundle's weights or tokenizer are damaged.
+    """
+    labels = None if label is None else (label,)
+    found = _explain(bundle, image, report, labels, steps, methods, None, only_top=True)
+    return found[0]
+
+
+def explain_findings(
+    bundle: Bundle,
+    *,
+    image: ImageSource | None = None,
+    report: ReportSource | None = None,
+    labels: Sequence[str] | None = None,
+    steps: int | None = None,
+    methods: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Explanation, ...]:
+    """Explain several findings of one case; the image and the report are read once.
+
+    Args:
+        bundle: The model.
+        image: As in `explain`.
+        report: As in `explain`.
+        labels: Keys of the findings. None: each finding whose probability reaches its threshold; without one, the
+            finding of `choose_label`.
+        steps: As in `explain`.
+        methods: As in `explain`.
+        progress: Called with the number of finished maps and their total.
+
+    Raises:
+        ConfigError, ImageError, ReportError, ArtifactError: As in `explain`.
+    """
+    return _explain(bundle, image, report, labels, steps, methods, progress, only_top=False)
+
+
+def _explain(
+    bundle: Bundle,
+    image: ImageSource | None,
+    report: ReportSource | None,
+    labels: Sequence[str] | None,
+    steps: int | None,
+    methods: Sequence[str] | None,
+    progress: Progress | None,
+    *,
+    only_top: bool,
+) -> tuple[Explanation, ...]:
+    require_case(image, report)
+    _check_arguments(image, labels, steps, methods)
+    files = _Files(
+        None if image is None else read_image(image), None if report is None else read_report(report)
+    )
+    inputs = read_inputs(bundle, image=files.image, report=files.report)
+    model = open_model(bundle)
+    inputs = inputs.to(find_device(model))
+    answer = _ask(bundle, model, inputs)
+    indices = _choose_indices(answer, labels, only_top=only_top)
+    chosen = _choose_methods(model, inputs, answer.check, methods)
+    total, done, found = len(indices) * (1 + len(chosen)), 0, []
+    for index in indices:
+        parts = attribute(model, inputs, index, steps=steps)
+        maps = []
+        done = _report(progress, done + 1, total)
+        for key in chosen:
+            maps.append(_make_map(model, inputs, index, key, parts, answer.check))
+            done = _report(progress, done + 1, total)
+        found.append(_assemble(bundle, files, inputs, answer, index, parts, tuple(maps)))
+    return tuple(found)
+
+
+def _report(progress: Progress | None, done: int, total: int) -> int:
+    if progress is not None:
+        progress(done, total)
+    return done
+
+
+def _ask(bundle: Bundle, model: CxrModel, inputs: Inputs) -> _Answer:
+    with torch.inference_mode():
+        output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
+        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].cpu().numpy()
+        lateral = None
+        if inputs.pixels is not None:
+            lateral = float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
+    labels = bundle.decisions.of(inputs.kind)
+    return _Answer(output, probabilities, lateral, labels, read_map_check(bundle, inputs.kind))
+
+
+def _choose_indices(answer: _Answer, labels: Sequence[str] | None, *, only_top: bool) -> list[int]:
+    if labels is not None:
+        return [LABEL_INDEX[label] for label in dict.fromkeys(labels)]
+    top = choose_label(answer.labels, answer.probabilities)
+    if only_top:
+        return [top]
+    present = [
+        index
+        for index, (label, probability) in enumerate(zip(answer.labels, answer.probabilities, strict=True))
+        if label.threshold is not None and probability >= label.threshold
+    ]
+    return sorted(present, key=lambda index: -answer.probabilities[index]) or [top]
+
+
+def _choose_methods(
+    model: CxrModel, inputs: Inputs, check: MapCheck | None, methods: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the keys of the maps to make. A method that the caller names must be possible."""
+    if inputs.pixels is None:
+        return ()
+    if methods is not None:
+        for key in methods:
+            if obstacle := find_obstacle(model, key):
+                raise ConfigError(f"There is no map of {METHODS[key].title}, because {obstacle}.")
+        return tuple(dict.fromkeys(methods))
+    if check is None:
+        return UNMEASURED_METHODS
+    return () if check.default is None else (check.default,)
+
+
+def _make_map(
+    model: CxrModel, inputs: Inputs, index: int, key: str, parts: Attributions, check: MapCheck | None
+) -> ImageMap:
+    caveat = "" if check is None else check.describe(key, METHODS[key].title)
+    if key == "integrated_gradients" and parts.pixels is not None:  # they are there already
+        method = METHODS[key]
+        delta = parts.convergence_delta / max(abs(parts.logit - parts.baseline_logit), 1e-6)
+        return ImageMap(key, method.title, parts.pixels, method.signed, method.unit, 0.0, delta, caveat)
+    made = make_map(model, inputs, index, key)
+    return ImageMap(
+        made.method, made.title, made.values, made.signed, made.unit, made.seconds, made.delta, caveat
+    )
+
+
+def _assemble(
+    bundle: Bundle,
+    files: _Files,
+    inputs: Inputs,
+    answer: _Answer,
+    index: int,
+    parts: Attributions,
+    maps: tuple[ImageMap, ...],
+) -> Explanation:
+    attention, share = _read_attention(answer.output, index), answer.output.image_share
+    served = answer.labels[index]
+    image = files.image
+    words = ()
+    if inputs.text is not None and inputs.spans is not None and files.report is not None:
+        sections = find_sections(files.report, inputs.text, bundle.config["text_mode"])
+        words = make_words(inputs.text, inputs.spans, parts.tokens, attention["text"], sections)  # type: ignore[arg-type, assignment]
+    patches = attention["image"]
+    return Explanation(
+        kind=inputs.kind,
+        key=served.key,
+        name=served.name,
+        probability=float(answer.probabilities[index]),
+        threshold=served.threshold,
+        logit=parts.logit,
+        baseline_logit=parts.baseline_logit,
+        steps=parts.steps,
+        convergence_delta=parts.convergence_delta,
+        baseline=_describe_baseline(inputs.kind),
+        fingerprint=bundle.fingerprint,
+        radiograph=None if image is None else load_pixels(image, size=DISPLAY_SIZE)[0],
+        pixel_attribution=parts.pixels,
+        patch_attention=None if patches is None else patches.reshape((round(patches.size**0.5),) * 2),
+        words=words,
+        report_text=inputs.text,
+        image_notes=inputs.image_notes,
+        report_notes=inputs.report_notes,
+        trained_on=bundle.trained_on,
+        trained_ways=bundle.trained_ways,
+        lateral=answer.lateral,
+        image_share=None if share is None else float(share[0, index]),
+        maps=maps,
+        remarks=_make_remarks(parts, maps, answer.check, has_image=image is not None),
+        original=None if image is None or inputs.frame is None else load_original(image, inputs.frame),
+        frame=inputs.frame,
+        orientation=inputs.orientation,
+    )
+
+
+def _make_remarks(
+    parts: Attributions, maps: Sequence[ImageMap], check: MapCheck | None, *, has_image: bool
+) -> tuple[str, ...]:
+    remarks = []
+    if has_image:
+        if check is None:
+            remarks.append(UNCHECKED)
+        elif not maps:
+            remarks.append(check.refusal)
+        remarks += [found.caveat for found in maps if found.caveat]
+    if not parts.is_accurate:
+        remarks.append(
+            f"The integral of Integrated Gradients is not accurate: after {parts.steps} steps "
+            f"{parts.convergence_delta:.3g} logits of a difference of "
+            f"{abs(parts.logit - parts.baseline_logit):.3g} are unexplained."
+        )
+    return tuple(remarks)
+
+
+def _check_arguments(
+    image: object, labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None
+) -> None:
+    if isinstance(image, (list, tuple)):
+        raise ConfigError(
+            f"An explanation needs one image, but {len(image)} were given: explain the images of a study one by one."
+        )
+    for label in labels or ():
+        if label not in LABEL_INDEX:
+            raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {steps}.")
+    for key in methods or ():
+        require_method(key)
+
+
+def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
+    """Return the index of the label to explain if the caller names none.
+
+    This is the label whose probability is furthest above its threshold, as a share of the distance from the threshold
+    to 1. If no probability reaches its threshold, it is the label closest to its threshold. `normal` is chosen only if
+    no other label reaches its threshold. A model without thresholds for this kind of input gets the threshold 0.5.
+
+    Args:
+        labels: The K categories with their thresholds.
+        probabilities: (K,), calibrated.
+    """
+    thresholds = [_DEFAULT_THRESHOLD if label.threshold is None else label.threshold for label in labels]
+    limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
+    distances = probabilities - limits
+    margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
+    normal = LABEL_INDEX["normal"]
+    others = np.delete(margins, normal)
+    if margins[normal] >= 0 > others.max():
+        return normal
+    margins[normal] = -np.inf
+    return int(margins.argmax())
+
+
+def _read_attention(output: FusionOutput, index: int) -> dict[str, Array | None]:
+    attentions = {"image": output.image_attention, "text": output.text_attention}
+    return {
+        kind: None if attention is None else attention[0, index].cpu().numpy()
+        for kind, attention in attentions.items()
+    }
+
+
+def _describe_baseline(kind: Kind) -> str:
+    parts = {"image": IMAGE_BASELINE, "text": TEXT_BASELINE}
+    return parts.get(kind, " and ".join(parts.values()))

@@ -1,0 +1,133 @@
+"""Integrated Gradients of a class logit, or of a similarity, on pixels and word embeddings together.
+
+Sundararajan et al. 2017, arXiv:1703.01365. With an image and a report, the integral follows one straight path through
+both. So the attributions of pixels and words have the same unit, and their sum is the value minus the baseline value.
+
+The lexical part (`training.model.lexical`) adds a sum over n-grams to a logit. The share of each token in this sum is
+exact and needs no integral. Its baseline is a text without n-grams.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.explain.case import Inputs
+from client.explain.network import Points, fuse_points, make_path_ends
+from contract.errors import ConfigError
+
+try:
+    import torch
+    from captum.attr import IntegratedGradients
+    from torch import Tensor
+
+    from training.model.model import CxrModel
+except (ModuleNotFoundError, ConfigError) as error:
+    raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
+
+Array = NDArray[np.float32]
+CHUNK: Final = 8  # points of the path in one batch, which limits the memory
+FIRST_STEPS: Final = 32
+MOST_STEPS: Final = 512
+TOLERANCE: Final = (
+    0.01  # of |value - baseline value|; the convergence delta of an accurate integral is below it
+)
+LEAST_DELTA: Final = (
+    1e-3  # in the unit of the value; a smaller delta is accurate however small the difference is
+)
+IMAGE_BASELINE: Final = "a black image"
+TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
+
+
+class Attributions(NamedTuple):
+    """Integrated Gradients of one value, in its unit: logits for the logit of a label."""
+
+    pixels: Array | None  # (S, S)
+    tokens: Array | None  # (L,); 0 on padding, [CLS] and [SEP], which the baseline has too
+    logit: float
+    baseline_logit: float
+    steps: int
+
+    @property
+    def convergence_delta(self) -> float:
+        """|sum of all attributions - (logit - baseline_logit)|, which is 0 for an exact integral."""
+        parts = (part for part in (self.pixels, self.tokens) if part is not None)
+        total = sum(float(part.sum(dtype=np.float64)) for part in parts)
+        return abs(total - (self.logit - self.baseline_logit))
+
+    @property
+    def is_accurate(self) -> bool:
+        """Whether the convergence delta is below the tolerance."""
+        return self.convergence_delta <= max(TOLERANCE * abs(self.logit - self.baseline_logit), LEAST_DELTA)
+
+
+def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int | None = None) -> Attributions:
+    """Integrate the gradient of one logit from the baseline to the inputs.
+
+    Args:
+        model: The model, in evaluation mode.
+        inputs: The case, on the device of the model.
+        index: Index of the label, 0 to K - 1.
+        steps: Number of points of the integral (Gauss-Legendre). None: `FIRST_STEPS`, doubled until the convergence
+            delta is below the tolerance, at most `MOST_STEPS`.
+    """
+
+    def compute_logit(*points: Tensor) -> Tensor:
+        return fuse_points(model, inputs, points).logits[:, index]  # (B,)
+
+    parts = integrate(compute_logit, model, inputs, steps=steps)
+    if inputs.input_ids is None or parts.tokens is None:
+        return parts
+    words, bias = _attribute_words(model, inputs, index)
+    return parts._replace(
+        tokens=parts.tokens + words,
+        logit=parts.logit + float(words.sum(dtype=np.float64)) + bias,
+        baseline_logit=parts.baseline_logit + bias,
+    )
+
+
+def integrate(
+    compute: Callable[..., Tensor], model: CxrModel, inputs: Inputs, *, steps: int | None = None
+) -> Attributions:
+    """Integrate the gradient of any value of a case.
+
+    Args:
+        compute: Points -> (B,).
+        model: The model, in evaluation mode.
+        inputs: The case, on the device of the model.
+        steps: As in `attribute`.
+    """
+    values, baselines = make_path_ends(model, inputs)
+    with torch.no_grad():
+        value, baseline_value = float(compute(*values)), float(compute(*baselines))
+    count = FIRST_STEPS if steps is None else steps
+    while True:
+        parts = _integrate_once(compute, inputs, values, baselines, count)
+        found = Attributions(*parts, value, baseline_value, count)
+        if steps is not None or found.is_accurate or 2 * count > MOST_STEPS:
+            return found
+        count *= 2
+
+
+def _integrate_once(
+    compute: Callable[..., Tensor], inputs: Inputs, values: Points, baselines: Points, steps: int
+) -> tuple[Array | None, Array | None]:
+    """Return the attributions of pixels (S, S) and tokens (L,)."""
+    method = IntegratedGradients(compute)
+    found = iter(method.attribute(values, baselines, n_steps=steps, internal_batch_size=CHUNK))
+    pixels = None if inputs.pixels is None else next(found)[0, 0].cpu().numpy().astype(np.float32)
+    if inputs.input_ids is None:
+        return pixels, None
+    return pixels, next(found)[0].sum(-1).cpu().numpy().astype(np.float32)
+
+
+def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float]:
+    """Return what the lexical part adds to a logit: (L,) for each token, and a number for a text without words."""
+    lexical = model.fusion.lexical
+    if lexical is None:
+        return np.zeros((), np.float32), 0.0
+    with torch.no_grad():
+        added = lexical.attribute(inputs.input_ids, inputs.attention_mask)[0, :, index]  # (L,)
+        bias = lexical.find_bias(inputs.input_ids)[0, index]
+    return added.cpu().numpy().astype(np.float32), float(bias)
