@@ -4,6 +4,7 @@ The whole is run on the processor with the smallest model; the figures themselve
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from bench.gpu import run as gpu_run
 from bench.gpu.__main__ import install_wheels, main
-from bench.gpu.log import Log, Settings
+from bench.gpu.log import Log, Settings, read_entries
+from bench.gpu.model import BUNDLE
 from bench.gpu.part import PARTS, run_part
 from bench.gpu.report import to_markdown
 from bench.gpu.run import run_gpu
@@ -62,18 +64,15 @@ def run_small(out: Path, size: Path, *parts: str) -> dict:
     return json.loads(done.stdout)
 
 
-def test_the_whole_runs_on_a_processor_and_goes_on(small_size, tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxruntime")
-    out = tmp_path / "gpu"
-    parts = run_small(out, small_size)["parts"]
+def check_parts(parts: dict, batches: tuple[int, ...]) -> None:
+    """See that every part has its figures, or the reason why a processor has none."""
     assert list(parts) == list(PARTS)
     for name in ("peak", "model", "torch", "onnx", "gates"):
         assert parts[name]["figures"], parts[name]
     for runner, precision in (("torch", "bf16"), ("torch", "fp16"), ("onnx", "fp16")):
         figures = parts[runner]["figures"]
         for model in ("image_encoder", "text_encoder", "fusion_study", "study"):
-            for batch in (1, 2):
+            for batch in batches:
                 entry = figures[f"{model} {precision} batch {batch}"]
                 assert entry["p50_ms"] <= entry["p99_ms"]
                 assert entry["cases_per_s"] == pytest.approx(1e3 * batch / entry["p50_ms"], rel=0.01)
@@ -86,6 +85,38 @@ def test_the_whole_runs_on_a_processor_and_goes_on(small_size, tmp_path):
         served = parts["shared memory"]
         assert set(served["figures"]) == {"served study, grpc", "served study, shared_memory"}
         assert served["reasons"] == {"served study, cuda_shared_memory": "CUDA shared memory needs a GPU."}
+
+
+def test_every_part_measures_on_a_processor(small_size, make_model, tmp_path):
+    """In this process, with graphs that exist already and a batch of 1."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    bundle, graphs = make_model(1)
+    shutil.copytree(bundle.path, tmp_path / BUNDLE)
+    shutil.copytree(graphs["image_encoder"].parent, tmp_path / "model" / "plain")
+    (tmp_path / "model" / "plain" / "done").touch()
+    settings = replace(SMALL, size=str(small_size), batches=(1,))
+    assert all(run_part(name, tmp_path, time.time() + 300, settings) for name in PARTS)
+    check_parts({name: read_entries(tmp_path / "parts" / f"{name}.json") for name in PARTS}, settings.batches)
+
+
+def test_what_was_measured_is_kept_and_the_rest_is_measured(small_size, tmp_path):
+    out = tmp_path / "gpu"
+    first = run_small(out, small_size, "peak", "faiss")["parts"]
+    assert list(first) == ["peak", "faiss"]
+    before = (out / "parts" / "faiss.json").read_text()
+    (out / "parts" / "peak.json").unlink()
+    again = run_small(out, small_size, "peak", "faiss")["parts"]
+    assert again["faiss"] == json.loads(before)  # nothing is measured twice
+    assert len(again["peak"]["figures"]) == 3
+
+
+@pytest.mark.slow
+def test_the_whole_runs_on_a_processor_and_goes_on(small_size, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "gpu"
+    check_parts(run_small(out, small_size)["parts"], (1, 2))
     assert "Compiled PyTorch" in (out / "gpu.md").read_text()
     before = (out / "parts" / "torch.json").read_text()
     (out / "parts" / "peak.json").unlink()

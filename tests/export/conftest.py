@@ -81,11 +81,6 @@ def graphs(bundle: Bundle, make_graphs: Callable[[Bundle], dict[str, Path]]) -> 
 
 
 @pytest.fixture(scope="session")
-def other_graphs(other_bundle: Bundle, make_graphs: Callable[[Bundle], dict[str, Path]]) -> dict[str, Path]:
-    return make_graphs(other_bundle)
-
-
-@pytest.fixture(scope="session")
 def cases() -> list:
     return make_cases()
 

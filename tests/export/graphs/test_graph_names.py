@@ -32,9 +32,8 @@ def read_provider_key(path: Path) -> tuple[str, tuple]:
     return session.get_modelmeta().graph_name, (path.name, inputs, outputs)
 
 
-def test_two_versions_share_everything_but_the_name_of_the_graph(
-    bundle, graphs, other_bundle, other_graphs, tmp_path
-):
+def test_two_versions_share_everything_but_the_name_of_the_graph(make_model, tmp_path):
+    (bundle, graphs), (other_bundle, other_graphs) = make_model(1), make_model(2)
     repository = publish(bundle, graphs, tmp_path / "repository", Deployment(target="tensorrt"))
     publish(other_bundle, other_graphs, repository, Deployment(target="tensorrt"))
     for name in graphs:
@@ -45,7 +44,8 @@ def test_two_versions_share_everything_but_the_name_of_the_graph(
             assert re.fullmatch(rf"{name}_{given.fingerprint[:12]}_[0-9a-f]{{12}}", found)
 
 
-def test_fused_graphs_have_names_of_their_own(bundle, graphs, other_bundle, other_graphs, tmp_path):
+def test_fused_graphs_have_names_of_their_own(make_model, tmp_path):
+    (bundle, graphs), (other_bundle, other_graphs) = make_model(1), make_model(2)
     one, two = fuse_graphs(graphs, tmp_path / "1"), fuse_graphs(other_graphs, tmp_path / "2")
     for name in one:
         first, second = read_provider_key(one[name]), read_provider_key(two[name])
