@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -120,13 +121,15 @@ def list_methods(model: Any, methods: Sequence[str]) -> tuple[list["MethodFacts"
     return facts, obstacles
 
 
-def make_measured_map(model: Any, inputs: "Inputs", label: int, key: str) -> "Map":
+def make_measured_map(
+    model: Any, inputs: "Inputs", label: int, key: str, *, steps: int | None = None
+) -> "Map":
     """Make a map as `cxr explain` does, with what it draws."""
     from client.explain.maps import smooth_map
     from client.explain.methods import make_map
     from training.evaluation.maps.subject import Map
 
-    found = make_map(model, inputs, label, key)
+    found = make_map(model, inputs, label, key, steps=steps)
     size = int(inputs.pixels.shape[-1])  # type: ignore[union-attr]
     return Map(found.values, smooth_map(found.values, size), found.seconds, found.delta)
 
@@ -141,6 +144,7 @@ def _make_task(
     findings: int,
 ) -> "Task | None":
     from client.explain.case import lengthen
+    from client.explain.gradients import FIRST_STEPS
     from client.explain.network import Probe
     from training.evaluation.maps.measure import Task
     from training.evaluation.maps.twin import make_twin
@@ -164,8 +168,9 @@ def _make_task(
         return lengthen(inputs, longest) if longest > length else None
 
     make: MakeMap = make_measured_map
+    quick: MakeMap = partial(make_measured_map, steps=FIRST_STEPS)
     hits = find_hits(bundle, rows, subjects, way, model)
-    return Task(model, subjects, facts, make, Probe, read_twin, pad, hits)
+    return Task(model, subjects, facts, make, quick, Probe, read_twin, pad, hits)
 
 
 def make_subjects(

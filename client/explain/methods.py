@@ -38,8 +38,9 @@ class Method:
         cost: Passes through the model for one map.
         signed: Whether a value below 0 speaks against the finding. Other maps have no sign.
         unit: Unit of the values.
-        compute: The map (S, S) or (G, G) of a case with an image, and the convergence delta as a share of the
-            difference of the logits (None where the method promises no sum).
+        compute: Model, case with an image, label, steps of the integral (None: as many as needed; other methods ignore
+            it) -> the map (S, S) or (G, G), and the convergence delta as a share of the difference of the logits (None
+            where the method promises no sum).
         is_slow: Whether it is the reference that takes many times as long as the others.
     """
 
@@ -49,12 +50,14 @@ class Method:
     cost: str
     signed: bool
     unit: str
-    compute: Callable[[CxrModel, Inputs, int], tuple[Array, float | None]]
+    compute: Callable[[CxrModel, Inputs, int, int | None], tuple[Array, float | None]]
     is_slow: bool = False
 
 
-def _run_gradients(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float | None]:
-    parts = attribute(model, inputs, index)
+def _run_gradients(
+    model: CxrModel, inputs: Inputs, index: int, steps: int | None
+) -> tuple[Array, float | None]:
+    parts = attribute(model, inputs, index, steps=steps)
     if parts.pixels is None:
         raise ConfigError("A map needs an image, and the case has none.")
     difference = abs(parts.logit - parts.baseline_logit)
@@ -62,13 +65,13 @@ def _run_gradients(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, 
 
 
 def _run_probe(compute: Callable[[Probe], Array]) -> Callable[..., tuple[Array, float | None]]:
-    def run(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float | None]:
+    def run(model: CxrModel, inputs: Inputs, index: int, _: int | None) -> tuple[Array, float | None]:
         return compute(Probe(model, inputs, index)), None
 
     return run
 
 
-def _run_shapley(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float | None]:
+def _run_shapley(model: CxrModel, inputs: Inputs, index: int, _: int | None) -> tuple[Array, float | None]:
     probe = Probe(model, inputs, index)
     found = compute_shapley(probe)
     with torch.no_grad():
@@ -139,7 +142,7 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 
-def make_map(model: CxrModel, inputs: Inputs, index: int, key: str) -> ImageMap:
+def make_map(model: CxrModel, inputs: Inputs, index: int, key: str, *, steps: int | None = None) -> ImageMap:
     """Make the map of one method for one label of one case.
 
     Args:
@@ -147,13 +150,14 @@ def make_map(model: CxrModel, inputs: Inputs, index: int, key: str) -> ImageMap:
         inputs: A case with an image, on the device of the model.
         index: Index of the label, 0 to K - 1.
         key: Key of the method, as in `METHODS`.
+        steps: Number of points of the integral of Integrated Gradients. None: as many as needed.
 
     Raises:
         ConfigError: The method does not exist, or the model has not what it needs.
     """
     method = require_method(key)
     started = time.perf_counter()
-    values, delta = method.compute(model, inputs, index)
+    values, delta = method.compute(model, inputs, index, steps)
     seconds = time.perf_counter() - started
     return ImageMap(method.key, method.title, values, method.signed, method.unit, seconds, delta)
 

@@ -57,6 +57,7 @@ class Task:
         subjects: M findings with boxes.
         methods: The methods, in the order in which they are preferred.
         make_map: Makes the maps.
+        make_quick_map: Makes them with fewer steps, where maps are only compared with each other.
         probe: Model, case, label -> the function from pixels (B, 1, S, S) to logits (B,).
         read_twin: A subject -> the same case read from the MONOCHROME1 twin of its file; None if it has none.
         lengthen: A case -> the same case with more padding; None for a case without a report.
@@ -67,6 +68,7 @@ class Task:
     subjects: Sequence[Subject]
     methods: Sequence[MethodFacts]
     make_map: MakeMap
+    make_quick_map: MakeMap
     probe: Callable[[Any, Any, int], Callable[[Any], Any]]
     read_twin: Callable[[Subject], Any]
     lengthen: Callable[[Any], Any]
@@ -195,7 +197,9 @@ def _measure_sensitivity(task: Task, sizes: Sizes, weights: Floats, bar: _Bar) -
             continue
         values = np.full(len(task.subjects), np.nan)
         for place in _spread(len(task.subjects), sizes.sensitive):
-            values[place] = measure_sensitivity(task.model, task.subjects[place], task.make_map, method.key)
+            values[place] = measure_sensitivity(
+                task.model, task.subjects[place], task.make_quick_map, method.key
+            )
         found[method.key] = _summarise_one(values, weights)
     return found
 
@@ -230,7 +234,7 @@ def _measure_sanity(
     for method in task.methods:
         few = sizes.randomised // 4 if method.is_slow else sizes.randomised
         chosen = [task.subjects[place] for place in _spread(len(task.subjects), max(few, 1))]
-        names, table = cascade(task.model, chosen, task.make_map, method.key, seed=sizes.seed)
+        names, table = cascade(task.model, chosen, task.make_quick_map, method.key, seed=sizes.seed)
         cascades[method.key] = {"parts": names, "ssim": [round(float(x), 4) for x in table.mean(0)]}
         checks[method.key] = {
             "randomised": round(float(table[:, -1].mean()), 4),
@@ -260,7 +264,9 @@ def _measure_forms(task: Task, method: MethodFacts, sizes: Sizes) -> dict[str, f
         forms = {"padding": task.lengthen(subject.inputs), "inverted": task.read_twin(subject)}
         for name, other in forms.items():
             if other is not None:
-                changes[name].append(compare_inputs(task.model, subject, task.make_map, method.key, other))
+                changes[name].append(
+                    compare_inputs(task.model, subject, task.make_quick_map, method.key, other)
+                )
     return {name: round(max(values), 6) if values else None for name, values in changes.items()}
 
 
