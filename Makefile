@@ -17,7 +17,7 @@ demo: .venv/installed ## install into .venv and run the whole path once (6 to 11
 # them made.
 define TESTS
 rm -rf build/made-once
-OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ONCE) -n logical --maxprocesses 4 --dist loadfile -m 'not (slow or alone)'
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ONCE) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not (slow or alone)'
 $(BIN)/python -m pytest $(ONCE) -m 'alone and not slow'
 endef
 ONCE := --made-once build/made-once

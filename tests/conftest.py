@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ SMALL_TEXTS = (
     "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
     "The heart is enlarged. Lungs are clear. There is a small left effusion.",
 )
+LONG_TEXTS = ("the heart is enlarged and there is a left effusion",)
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -274,6 +275,26 @@ def make_model(
         return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def long_model(
+    write_bundle: "Callable[..., Bundle]", small_config: "ModelConfig", make_once: Callable[..., Path]
+) -> "tuple[Bundle, dict[str, Path]]":
+    """A bundle of the smallest model that has a lexical part and reads 512 tokens, and its graphs."""
+    pytest.importorskip("onnxscript")
+    from contract.bundle import load_bundle
+    from contract.labels import LABELS
+    from contract.tensors import GRAPHS
+    from export.graphs.from_torch import export_graphs
+
+    def fill(place: Path) -> None:
+        config = replace(small_config, text_positions=512, lexical_buckets=97)
+        given = {"seed": 2, "texts": LONG_TEXTS, "thresholds": [0.5] * len(LABELS), "longest": 512}
+        export_graphs(write_bundle(place / "bundle", config, **given), place / "graphs")
+
+    place = make_once("long-model", fill)
+    return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
 
 
 def _write_bundle(

@@ -16,7 +16,7 @@ from bench.load.requests import BytesSender, serialise
 from contract.errors import InputError
 from contract.tensors import FUSED, LAYOUTS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = pytest.mark.e2e
 
 GOOD_CLIENTS = 8
 BAD_LOOPS = 2
@@ -169,6 +169,7 @@ def run_bad_loops(url: str, path: str):
             loop.communicate()
 
 
+@pytest.mark.alone
 def test_two_bad_loops_leave_the_others_most_of_their_rate(stack, values, tmp_path):
     """A fifth of it was left before, and a line of the log for each bad call."""
     call = Call("good", "predict_study_tensors", pick("predict_study_tensors", values))

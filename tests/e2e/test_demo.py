@@ -17,11 +17,19 @@ from contract.training_data import PHANTOM_WARNING
 ROOT = Path(__file__).parents[2]
 
 
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    # A session of its own, so that a signal to its group is what Ctrl-C is in a terminal.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import cxr; cxr.main()"
+# A session of its own, so that a signal to its group is what Ctrl-C is in a terminal.
+COMMAND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import cxr; cxr.main()"
+# The demo trains for 32 epochs. After one it goes on as after 32.
+ONE_EPOCH = """
+from training.config import toml_file
+load = toml_file.load_config
+toml_file.load_config = lambda name, changes: load(name, {**changes, "loop.epochs": 1})
+"""
+
+
+def start(place: Path, *arguments: str, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", code, "demo", *arguments],
+        [sys.executable, "-u", "-c", before + COMMAND, "demo", *arguments],
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -53,8 +61,13 @@ def read_command(entry: Path) -> str:
         return ""  # it has ended
 
 
-def test_the_whole_path_then_kept_up_until_ctrl_c(tmp_path: Path):
-    process = start(tmp_path, "--studies", "100", "--keep", "--out", str(tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("studies", "before"),
+    [pytest.param(80, ONE_EPOCH, id="one epoch"), pytest.param(100, "", id="whole", marks=pytest.mark.slow)],
+)
+def test_the_whole_path_then_kept_up_until_ctrl_c(studies: int, before: str, tmp_path: Path):
+    out = tmp_path / "out"
+    process = start(tmp_path, "--studies", str(studies), "--keep", "--out", str(out), before=before)
     try:
         text = read_until(process, "cxr search")
         triton, retrieval = re.findall(r"--triton (\S+) --retrieval (\S+)", text)[0]

@@ -128,8 +128,8 @@ def take(stack, version, check):
 
 
 def make_wrong(models, how: str):
-    """Return what exchanges the text encoder of the second model."""
-    (bundle, graphs), other = models[1], models[2][1]
+    """Return what exchanges the text encoder of the second model, perhaps for that of the first."""
+    (bundle, graphs), other = models[1], models[0][1]
     source, change = (other, lambda x: x) if how == "exchanged" else (graphs, round_weights)
     return lambda path: exchange(source["text_encoder"], path, bundle.fingerprint, change)
 

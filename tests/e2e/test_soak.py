@@ -63,8 +63,18 @@ def check(done: subprocess.CompletedProcess[str], report: dict, events: tuple[st
 
 
 @pytest.mark.timeout(500)
-def test_clients_see_typed_errors_and_right_answers(model, tmp_path):
-    ordered = ("stop a python process for 1.5 s", "kill Triton", "kill the sidecar", BAD, SWAP)
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        pytest.param(("kill Triton", BAD, SWAP), id="three events"),
+        pytest.param(
+            ("stop a python process for 1.5 s", "kill Triton", "kill the sidecar", BAD, SWAP),
+            id="five events",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_clients_see_typed_errors_and_right_answers(ordered, model, tmp_path):
     done, report = run_soak(model, tmp_path / "out", *ordered)
     check(done, report, ordered)
     kill = next(event for event in report["events"] if event["event"] == "kill Triton")

@@ -1,12 +1,10 @@
 """A model that reads 512 tokens: exported, held against PyTorch, published and asked in this process."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contract.labels import LABELS
 from contract.notes import ReportNotes
 from contract.steps import pack
 from serving.inprocess import InProcess, read_config
@@ -24,17 +22,13 @@ def make_report(words: int, last: str = "heart") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def repository(small_config, write_bundle, tmp_path_factory) -> Path:
+def repository(long_model, tmp_path_factory) -> Path:
     """The smallest model that has every part and reads 512 tokens, published."""
     from export.gates.parity import ParityCase, check_parity
-    from export.graphs.from_torch import export_graphs
     from export.publish import publish
 
     root = tmp_path_factory.mktemp("long")
-    config = replace(small_config, text_positions=512)
-    given = {"seed": 2, "texts": [" ".join(WORDS)], "thresholds": [0.5] * len(LABELS)}
-    bundle = write_bundle(root / "bundle", config, **given, longest=MOST)
-    graphs = export_graphs(bundle, root / "graphs")
+    bundle, graphs = long_model
     pixels = np.random.default_rng(0).integers(0, 256, (1, 56, 56), dtype=np.uint8)
     report = check_parity(bundle, graphs, [ParityCase(pixels, " ".join(WORDS))])
     assert report.passed

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,14 @@ RUN_GRAPHS = Path(__file__).with_name("run_graphs.py")
 
 
 @pytest.fixture(scope="module")
-def published(write_bundle, small_config, tmp_path_factory):
-    """A bundle that reads up to 256 tokens, and "target/graph" -> file of both layouts as `cxr export` makes them."""
+def published(long_model, tmp_path_factory):
+    """A bundle that reads long texts, and "target/graph" -> file of both layouts as `cxr export` makes them."""
     from export.graphs.convert import convert_graphs
-    from export.graphs.from_torch import export_graphs
     from export.graphs.fuse import fuse_graphs
     from export.profiles import load_profile
 
     root = tmp_path_factory.mktemp("published")
-    config = replace(small_config, text_positions=max(LENGTH_BUCKETS), lexical_buckets=97)
-    bundle = write_bundle(root / "bundle", config, seed=1, texts=["Lungs are clear."], thresholds=[0.5] * 22)
-    plain = export_graphs(bundle, root / "plain")
+    bundle, plain = long_model
     files = {}
     for target in TARGETS:
         paths = convert_graphs(bundle, plain, load_profile("fp32"), root / target, target=target).paths
