@@ -30,6 +30,7 @@ _PASSED: Final = frozenset(
         "trt_dump_subgraphs",
         "trt_force_sequential_engine_build",
         "trt_context_memory_sharing_enable",
+        "trt_layer_norm_fp32_fallback",
         "trt_timing_cache_enable",
         "trt_timing_cache_path",
         "trt_force_timing_cache",
