@@ -151,8 +151,8 @@ class Explanation:
         """The probability compared with the threshold, in words."""
         if self.threshold is None:
             return "without a threshold"
-        relation = "present" if self.probability >= self.threshold else "below its threshold"
-        return f"{relation} ({self.threshold:.3f})"
+        relation = "present" if self.probability >= self.threshold else "not present"
+        return f"{relation} (threshold {self.threshold:.3f})"
 
     @property
     def relative_delta(self) -> float:
