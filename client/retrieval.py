@@ -14,7 +14,7 @@ from client.search_options import SearchOptions
 from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.connection import PLAIN, Connection
-from contract.errors import InputError
+from contract.errors import InputError, ServerError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from contract.strings import require_strings, require_text
 from contract.tls_trouble import find_tls_error
@@ -143,6 +143,7 @@ class RetrievalTransport:
         Raises:
             FingerprintError: The store holds only cases of other models.
             InputError: `k`, the embedding or a study id is not valid.
+            ServerError: The sidecar is too old to know `options`.
             ServiceError: As in `add`.
         """
         excluded = check_search(k, exclude_studies, options)
@@ -158,6 +159,11 @@ class RetrievalTransport:
         )
         with self._translate_errors(timeout_s):
             answer = self._stub.Search(request, timeout=timeout_s, metadata=self._connection.metadata)
+        if options.chooses_cases and not answer.options_applied:
+            raise ServerError(
+                "The sidecar is older than this client and cannot choose cases by these options. Update the sidecar, "
+                "or search without them."
+            )
         return [
             SimilarCase(
                 id=hit.case.id,

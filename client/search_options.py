@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from contract.errors import InputError
@@ -57,6 +57,11 @@ class SearchOptions:
         if self.min_score is not None:
             _require_number(self.min_score, "min_score", -1)
         _require_number(self.diversity, "diversity", 0)
+
+    @property
+    def chooses_cases(self) -> bool:
+        """Whether a search with these options may return other cases, or in another order, than one without."""
+        return replace(self, query_labels=()) != SearchOptions()
 
     def check_k(self, k: int) -> None:
         """Raise InputError if so many different cases cannot be chosen."""

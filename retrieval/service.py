@@ -182,7 +182,7 @@ def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord], as
         retrieval_pb2.Hits(hits=_build_hits(row, cases, query))
         for row, query in zip(matches, asked, strict=True)
     ]
-    return retrieval_pb2.SearchResponse(results=results)
+    return retrieval_pb2.SearchResponse(results=results, options_applied=True)
 
 
 def _build_hits(matches: list[Match], cases: dict[int, Any], query: Asked) -> list[Any]:

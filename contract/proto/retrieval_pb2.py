@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontract/proto/retrieval.proto\x12\x10\x63xr.retrieval.v1\"\x90\x01\n\x04\x43\x61se\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x11\n\tembedding\x18\x03 \x03(\x02\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06report\x18\x05 \x01(\t\x12\x11\n\timage_ref\x18\x06 \x01(\t\x12\x0c\n\x04view\x18\x07 \x01(\t\x12\x16\n\x0e\x65mbedding_kind\x18\x08 \x01(\t\"M\n\x0f\x41\x64\x64\x43\x61sesRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12%\n\x05\x63\x61ses\x18\x02 \x03(\x0b\x32\x16.cxr.retrieval.v1.Case\"3\n\x10\x41\x64\x64\x43\x61sesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\r\x12\x10\n\x08replaced\x18\x02 \x01(\r\"8\n\x05Query\x12\x11\n\tembedding\x18\x01 \x03(\x02\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x82\x01\n\x06\x46ilter\x12\x12\n\nlabels_any\x18\x01 \x03(\t\x12\x12\n\nlabels_all\x18\x02 \x03(\t\x12\x13\n\x0blabels_none\x18\x03 \x03(\t\x12\r\n\x05views\x18\x04 \x03(\t\x12\x17\n\x0f\x65mbedding_kinds\x18\x05 \x03(\t\x12\x13\n\x0b\x65xclude_ids\x18\x06 \x03(\t\"\xd7\x01\n\rSearchRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12(\n\x07queries\x18\x02 \x03(\x0b\x32\x17.cxr.retrieval.v1.Query\x12\t\n\x01k\x18\x03 \x01(\r\x12\x19\n\x11\x65xclude_study_ids\x18\x04 \x03(\t\x12(\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x18.cxr.retrieval.v1.Filter\x12\x16\n\tmin_score\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tdiversity\x18\x07 \x01(\x02\x42\x0c\n\n_min_score\"b\n\x03Hit\x12$\n\x04\x63\x61se\x18\x01 \x01(\x0b\x32\x16.cxr.retrieval.v1.Case\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x15\n\rshared_labels\x18\x03 \x03(\t\x12\x0f\n\x07\x65xcerpt\x18\x04 \x01(\t\"+\n\x04Hits\x12#\n\x04hits\x18\x01 \x03(\x0b\x32\x15.cxr.retrieval.v1.Hit\"9\n\x0eSearchResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.cxr.retrieval.v1.Hits\"\x1c\n\x0eGetCaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x12\x44\x65leteCasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"&\n\x13\x44\x65leteCasesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r\"%\n\x0eGetInfoRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\xf9\x01\n\x0fGetInfoResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x12\n\ncase_count\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x12\n\nindex_kind\x18\x04 \x01(\t\x12\x15\n\rdamaged_count\x18\x05 \x01(\x04\x12\x14\n\x0c\x66ingerprints\x18\x06 \x03(\t\x12\x14\n\x0cvector_bytes\x18\x07 \x01(\x04\x12\x12\n\ncode_bytes\x18\x08 \x01(\x04\x12*\n\x05kinds\x18\t \x03(\x0b\x32\x1b.cxr.retrieval.v1.KindCount\x12\x13\n\x0bstore_bytes\x18\n \x01(\x04\"7\n\tKindCount\x12\x16\n\x0e\x65mbedding_kind\x18\x01 \x01(\t\x12\x12\n\ncase_count\x18\x02 \x01(\x04\x32\x9c\x03\n\tRetrieval\x12Q\n\x08\x41\x64\x64\x43\x61ses\x12!.cxr.retrieval.v1.AddCasesRequest\x1a\".cxr.retrieval.v1.AddCasesResponse\x12K\n\x06Search\x12\x1f.cxr.retrieval.v1.SearchRequest\x1a .cxr.retrieval.v1.SearchResponse\x12\x43\n\x07GetCase\x12 .cxr.retrieval.v1.GetCaseRequest\x1a\x16.cxr.retrieval.v1.Case\x12Z\n\x0b\x44\x65leteCases\x12$.cxr.retrieval.v1.DeleteCasesRequest\x1a%.cxr.retrieval.v1.DeleteCasesResponse\x12N\n\x07GetInfo\x12 .cxr.retrieval.v1.GetInfoRequest\x1a!.cxr.retrieval.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontract/proto/retrieval.proto\x12\x10\x63xr.retrieval.v1\"\x90\x01\n\x04\x43\x61se\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x11\n\tembedding\x18\x03 \x03(\x02\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0e\n\x06report\x18\x05 \x01(\t\x12\x11\n\timage_ref\x18\x06 \x01(\t\x12\x0c\n\x04view\x18\x07 \x01(\t\x12\x16\n\x0e\x65mbedding_kind\x18\x08 \x01(\t\"M\n\x0f\x41\x64\x64\x43\x61sesRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12%\n\x05\x63\x61ses\x18\x02 \x03(\x0b\x32\x16.cxr.retrieval.v1.Case\"3\n\x10\x41\x64\x64\x43\x61sesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\r\x12\x10\n\x08replaced\x18\x02 \x01(\r\"8\n\x05Query\x12\x11\n\tembedding\x18\x01 \x03(\x02\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x82\x01\n\x06\x46ilter\x12\x12\n\nlabels_any\x18\x01 \x03(\t\x12\x12\n\nlabels_all\x18\x02 \x03(\t\x12\x13\n\x0blabels_none\x18\x03 \x03(\t\x12\r\n\x05views\x18\x04 \x03(\t\x12\x17\n\x0f\x65mbedding_kinds\x18\x05 \x03(\t\x12\x13\n\x0b\x65xclude_ids\x18\x06 \x03(\t\"\xd7\x01\n\rSearchRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12(\n\x07queries\x18\x02 \x03(\x0b\x32\x17.cxr.retrieval.v1.Query\x12\t\n\x01k\x18\x03 \x01(\r\x12\x19\n\x11\x65xclude_study_ids\x18\x04 \x03(\t\x12(\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x18.cxr.retrieval.v1.Filter\x12\x16\n\tmin_score\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tdiversity\x18\x07 \x01(\x02\x42\x0c\n\n_min_score\"b\n\x03Hit\x12$\n\x04\x63\x61se\x18\x01 \x01(\x0b\x32\x16.cxr.retrieval.v1.Case\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x15\n\rshared_labels\x18\x03 \x03(\t\x12\x0f\n\x07\x65xcerpt\x18\x04 \x01(\t\"+\n\x04Hits\x12#\n\x04hits\x18\x01 \x03(\x0b\x32\x15.cxr.retrieval.v1.Hit\"R\n\x0eSearchResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.cxr.retrieval.v1.Hits\x12\x17\n\x0foptions_applied\x18\x02 \x01(\x08\"\x1c\n\x0eGetCaseRequest\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x12\x44\x65leteCasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"&\n\x13\x44\x65leteCasesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r\"%\n\x0eGetInfoRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\xf9\x01\n\x0fGetInfoResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x12\n\ncase_count\x18\x02 \x01(\x04\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x12\n\nindex_kind\x18\x04 \x01(\t\x12\x15\n\rdamaged_count\x18\x05 \x01(\x04\x12\x14\n\x0c\x66ingerprints\x18\x06 \x03(\t\x12\x14\n\x0cvector_bytes\x18\x07 \x01(\x04\x12\x12\n\ncode_bytes\x18\x08 \x01(\x04\x12*\n\x05kinds\x18\t \x03(\x0b\x32\x1b.cxr.retrieval.v1.KindCount\x12\x13\n\x0bstore_bytes\x18\n \x01(\x04\"7\n\tKindCount\x12\x16\n\x0e\x65mbedding_kind\x18\x01 \x01(\t\x12\x12\n\ncase_count\x18\x02 \x01(\x04\x32\x9c\x03\n\tRetrieval\x12Q\n\x08\x41\x64\x64\x43\x61ses\x12!.cxr.retrieval.v1.AddCasesRequest\x1a\".cxr.retrieval.v1.AddCasesResponse\x12K\n\x06Search\x12\x1f.cxr.retrieval.v1.SearchRequest\x1a .cxr.retrieval.v1.SearchResponse\x12\x43\n\x07GetCase\x12 .cxr.retrieval.v1.GetCaseRequest\x1a\x16.cxr.retrieval.v1.Case\x12Z\n\x0b\x44\x65leteCases\x12$.cxr.retrieval.v1.DeleteCasesRequest\x1a%.cxr.retrieval.v1.DeleteCasesResponse\x12N\n\x07GetInfo\x12 .cxr.retrieval.v1.GetInfoRequest\x1a!.cxr.retrieval.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,19 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_HITS']._serialized_start=840
   _globals['_HITS']._serialized_end=883
   _globals['_SEARCHRESPONSE']._serialized_start=885
-  _globals['_SEARCHRESPONSE']._serialized_end=942
-  _globals['_GETCASEREQUEST']._serialized_start=944
-  _globals['_GETCASEREQUEST']._serialized_end=972
-  _globals['_DELETECASESREQUEST']._serialized_start=974
-  _globals['_DELETECASESREQUEST']._serialized_end=1007
-  _globals['_DELETECASESRESPONSE']._serialized_start=1009
-  _globals['_DELETECASESRESPONSE']._serialized_end=1047
-  _globals['_GETINFOREQUEST']._serialized_start=1049
-  _globals['_GETINFOREQUEST']._serialized_end=1086
-  _globals['_GETINFORESPONSE']._serialized_start=1089
-  _globals['_GETINFORESPONSE']._serialized_end=1338
-  _globals['_KINDCOUNT']._serialized_start=1340
-  _globals['_KINDCOUNT']._serialized_end=1395
-  _globals['_RETRIEVAL']._serialized_start=1398
-  _globals['_RETRIEVAL']._serialized_end=1810
+  _globals['_SEARCHRESPONSE']._serialized_end=967
+  _globals['_GETCASEREQUEST']._serialized_start=969
+  _globals['_GETCASEREQUEST']._serialized_end=997
+  _globals['_DELETECASESREQUEST']._serialized_start=999
+  _globals['_DELETECASESREQUEST']._serialized_end=1032
+  _globals['_DELETECASESRESPONSE']._serialized_start=1034
+  _globals['_DELETECASESRESPONSE']._serialized_end=1072
+  _globals['_GETINFOREQUEST']._serialized_start=1074
+  _globals['_GETINFOREQUEST']._serialized_end=1111
+  _globals['_GETINFORESPONSE']._serialized_start=1114
+  _globals['_GETINFORESPONSE']._serialized_end=1363
+  _globals['_KINDCOUNT']._serialized_start=1365
+  _globals['_KINDCOUNT']._serialized_end=1420
+  _globals['_RETRIEVAL']._serialized_start=1423
+  _globals['_RETRIEVAL']._serialized_end=1835
 # @@protoc_insertion_point(module_scope)

@@ -104,10 +104,12 @@ class Hits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("results",)
+    __slots__ = ("results", "options_applied")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_APPLIED_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[Hits]
-    def __init__(self, results: _Optional[_Iterable[_Union[Hits, _Mapping]]] = ...) -> None: ...
+    options_applied: bool
+    def __init__(self, results: _Optional[_Iterable[_Union[Hits, _Mapping]]] = ..., options_applied: bool = ...) -> None: ...
 
 class GetCaseRequest(_message.Message):
     __slots__ = ("id",)

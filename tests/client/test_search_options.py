@@ -9,7 +9,7 @@ import pytest
 from client import CaseInput, CxrClient, SearchOptions
 from client.images import ReadImage
 from client.prediction import Prediction
-from contract.errors import InputError
+from contract.errors import InputError, ServerError
 from contract.notes import ImageNotes
 from retrieval import diversity
 from retrieval.indexes import CaseIndexes
@@ -135,3 +135,23 @@ def test_many_different_cases_are_refused(client):
     with pytest.raises(InputError, match="at most 100 with a diversity, not 101"):
         client.search(report="x", k=101, options=SearchOptions(diversity=0.1))
     assert len(client.search(report="x", k=100, options=SearchOptions(diversity=0.1))) == 3
+
+
+def test_an_older_sidecar_that_ignores_options_is_refused(client, monkeypatch):
+    from contract.proto import retrieval_pb2
+    from retrieval import service
+
+    build = service._build_answer
+    monkeypatch.setattr(
+        service,
+        "_build_answer",
+        lambda *given: retrieval_pb2.SearchResponse(results=build(*given).results),
+    )
+    assert len(client.search(report="x", options=SearchOptions(query_labels=["normal"]))) == 3
+    for options in (
+        SearchOptions(labels_any=["cardiac"]),
+        SearchOptions(min_score=0.0),
+        SearchOptions(diversity=0.5),
+    ):
+        with pytest.raises(ServerError, match="The sidecar is older than this client"):
+            client.search(report="x", options=options)

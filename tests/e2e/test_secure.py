@@ -49,7 +49,7 @@ class Served:
             str(place / "tokens.jsonl"),
         ]
         places = ["--repository", str(repository), "--store", str(place / "store"), "--logs", str(self.logs)]
-        command = ["serve", *places, *options, "--host", "0.0.0.0", "--json"]
+        command = ["serve", *places, *options, "--host", "127.0.0.1", "--json"]
         self.process = self.start(*command, stdout=subprocess.PIPE, stderr=(place / "errors").open("w"))
         line = ""
         for line in self.process.stdout:
