@@ -50,7 +50,8 @@ class Served:
         ]
         places = ["--repository", str(repository), "--store", str(place / "store"), "--logs", str(self.logs)]
         command = ["serve", *places, *options, "--host", "127.0.0.1", "--json"]
-        self.process = self.start(*command, stdout=subprocess.PIPE, stderr=(place / "errors").open("w"))
+        with (place / "errors").open("w") as errors:
+            self.process = self.start(*command, stdout=subprocess.PIPE, stderr=errors)
         line = ""
         for line in self.process.stdout:
             if line.startswith("}"):
