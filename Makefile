@@ -20,7 +20,7 @@ rm -rf build/made-once
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ONCE) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not (slow or alone)'
 $(BIN)/python -m pytest $(ONCE) -m 'alone and not slow'
 endef
-ONCE := --made-once build/made-once
+ONCE := --made-once=build/made-once
 
 # Needs no network. The variable turns off a notice about another version of mkdocs.
 DOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
