@@ -216,7 +216,7 @@ class _Limited:
 
 def _find_tokens(metadata: Iterable[Any]) -> Iterable[str]:
     for name, value in metadata:
-        if not isinstance(value, str) or len(value) > _MAX_TOKEN:
+        if not isinstance(value, str) or not value or len(value) > _MAX_TOKEN:
             continue
         if name == AUTHORIZATION and value[: len(_BEARER)].lower() == _BEARER:
             yield value[len(_BEARER) :].strip()
@@ -255,9 +255,18 @@ def _make_entry(values: Any) -> TokenEntry:
 
 def _read_key(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
+        key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The admin key {path} cannot be read: {type(error).__name__}.") from error
+    if not key:
+        raise ConfigError(f"The admin key {path} is empty. Restart the servers, which write a new one.")
+    return key
+
+
+def hide_bad_headers() -> None:
+    """Keep gRPC from logging headers that are no text: one of them may be a token, and a stranger can send many."""
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    logger.addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
 
 
 def _look(path: Path | None) -> tuple[int, ...]:
@@ -268,4 +277,4 @@ def _look(path: Path | None) -> tuple[int, ...]:
         state = os.stat(path)
     except OSError:
         return ()
-    return state.st_mtime_ns, state.st_size, state.st_ino
+    return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino

@@ -52,10 +52,10 @@ class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
         if denial is None:
             return handler
 
-        def refuse(_: bytes, context: Any) -> None:
+        def refuse(_: Any, context: Any) -> None:
             context.abort(grpc.StatusCode[denial.code], denial.message)
 
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(refuse)  # reads no message, however large it is
 
 
 class SidecarServer:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from contract.access import hide_bad_headers
 from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
 from contract.protection import add_arguments, read_arguments
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     quiet_grpc()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    hide_bad_headers()
     try:
         maintain(options) if options.forget or options.remove_damaged else serve(options)
     except CxrError as error:

@@ -26,7 +26,8 @@ CA_DAYS: Final = 3650
 MOST_DAYS: Final = 3650
 _CA_KEY: Final = "ca.key"
 _SKEW: Final = datetime.timedelta(minutes=5)  # clocks differ
-_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)+", re.ASCII)
+_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}\.?", re.ASCII)
 _CLIENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -84,6 +85,8 @@ def make_certificates(
             authority.ends,
         )
         files[_CA_KEY] = (authority.key_pem, "signs new certificates: keep it away from the servers", None)
+    if authority.ends <= moment:
+        raise ConfigError(f"The authority {directory / CA} has expired. Make a new one in another folder.")
     ends = min(moment + datetime.timedelta(days=days), authority.ends)
     if hosts or authority.is_new or not (directory / f"{SERVER}.crt").exists():
         names = list(dict.fromkeys([*LOCAL_NAMES, *hosts]))

@@ -18,16 +18,18 @@ clients.
 import argparse
 import asyncio
 import logging
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
-from contract.access import SECRET_HEADERS, Access, Denial, Role
+from contract.access import SECRET_HEADERS, Access, Denial, Role, hide_bad_headers
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
 from contract.errors import ConfigError
@@ -49,6 +51,9 @@ _TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_m
 # Headers that gRPC sets again for each connection.
 _HOP: Final = frozenset({"user-agent", "te", "content-type"})
 _HEALTH: Final = "/grpc.health.v1.Health/"
+_PONG: Final = b"up"
+_REMAKE_S: Final = 0.2  # given to a server that ended by itself
+_TEXT: Final = re.compile(r"[\x20-\x7e]*")  # what gRPC sends as the value of a header
 _READ: Final = frozenset(
     f"{_TRITON}{name}"
     for name in (
@@ -117,12 +122,13 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler for a call."""
         method: str = handler_call_details.method
-        if method == PING:
-            return grpc.unary_unary_rpc_method_handler(_answer_ping)
-        if (needed := find_role(method)) is not None:
-            denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
-            if denial is not None:
-                return grpc.unary_unary_rpc_method_handler(_make_refusal(denial))
+        needed = find_role(method)
+        if needed is None:
+            answer = _answer_ping if method == PING else self._make_question(method)
+            return grpc.stream_unary_rpc_method_handler(answer)
+        denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
+        if denial is not None:
+            return grpc.stream_stream_rpc_method_handler(_make_refusal(denial))
         if method == STREAM:
             return grpc.stream_stream_rpc_method_handler(_refuse_stream)
         if method in _SHARED_MEMORY:
@@ -136,6 +142,14 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             return await self._wait(self._start(method, request, context), context)
 
         return call
+
+    def _make_question(self, method: str) -> Callable[[Any, Any], Awaitable[bytes]]:
+        """Return the handler of a call whose message does not matter: it is not read, however large it is."""
+
+        async def ask(_: Any, context: Any) -> bytes:
+            return await self._wait(self._start(method, b"", context), context)
+
+        return ask
 
     def _call_on_this_host(self, method: str) -> Call:
         forward = self._make_call(method)
@@ -176,7 +190,10 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         metadata = [
             (name, value)
             for name, value in context.invocation_metadata() or ()
-            if name not in _HOP and name not in SECRET_HEADERS and not name.startswith(("grpc-", ":"))
+            if name not in _HOP
+            and name not in SECRET_HEADERS
+            and not name.startswith(("grpc-", ":"))
+            and (isinstance(value, bytes) or _TEXT.fullmatch(value))
         ]
         task = asyncio.ensure_future(self._ask(method, request, metadata))
         self._running.add(task)
@@ -222,16 +239,17 @@ def _is_on_this_host(peer: str) -> bool:
     return kind == "unix" or is_local_host(unquote(address).rpartition(":")[0].strip("[]"))
 
 
-def _make_refusal(denial: Denial) -> Call:
-    async def refuse(_: bytes, context: Any) -> bytes:
+def _make_refusal(denial: Denial) -> Callable[[Any, Any], Awaitable[None]]:
+    """Return a handler that refuses a call without reading its message, however large it is."""
+
+    async def refuse(_: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode[denial.code], denial.message)
-        raise AssertionError  # abort raises
 
     return refuse
 
 
-async def _answer_ping(request: bytes, _: Any) -> bytes:
-    return request
+async def _answer_ping(_: Any, __: Any) -> bytes:
+    return _PONG
 
 
 async def _refuse_stream(_: Any, context: Any) -> None:
@@ -242,7 +260,7 @@ def is_up(url: str, connection: Connection = PLAIN) -> bool:
     """Return whether a relay answers, without a call to Triton."""
     with connection.open_channel(url, CHANNEL_OPTIONS) as channel:
         try:
-            return bool(channel.unary_unary(PING)(b"up", timeout=_PING_TIMEOUT_S) == b"up")
+            return bool(channel.unary_unary(PING)(b"up", timeout=_PING_TIMEOUT_S) == _PONG)
         except grpc.RpcError:
             return False
 
@@ -266,19 +284,28 @@ async def serve(
     """
     protection.check(listen.rpartition(":")[0].strip("[]"))
     credentials = protection.make_credentials()
-    server = grpc.aio.server(
-        options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
-        maximum_concurrent_rpcs=_MOST_CALLS,
-    )
     async with grpc.aio.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
-        server.add_generic_rpc_handlers((Relay(channel, turns, protection.make_access()),))
-        if credentials is None:
-            server.add_insecure_port(listen)
-        else:
-            server.add_secure_port(listen, credentials)
-        await server.start()
-        await ended.wait()
-        await server.stop(grace=EXIT_TIMEOUT_S)  # the same time that Triton gives running calls
+        relay = Relay(channel, turns, protection.make_access())
+        # A call whose path is no text ends the server of grpc.aio. It is made again at once.
+        while not ended.is_set():
+            server = grpc.aio.server(
+                options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
+                maximum_concurrent_rpcs=_MOST_CALLS,
+            )
+            server.add_generic_rpc_handlers((relay,))
+            if credentials is None:
+                server.add_insecure_port(listen)
+            else:
+                server.add_secure_port(listen, credentials)
+            await server.start()
+            waits = [asyncio.ensure_future(wait) for wait in (ended.wait(), server.wait_for_termination())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            grace = EXIT_TIMEOUT_S if ended.is_set() else None  # the time that Triton gives running calls
+            with suppress(UnicodeDecodeError, asyncio.TimeoutError):  # of such a path
+                await asyncio.wait_for(server.stop(grace), None if ended.is_set() else _REMAKE_S)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -294,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    hide_bad_headers()
     turns, protection = Turns(running=options.running), read_arguments(options)
     try:
         asyncio.run(_serve_until_signal(options.listen, options.triton, turns, protection))

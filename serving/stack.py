@@ -38,6 +38,7 @@ from serving.triton import (
     ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
     INSTALL_HINT,
+    SECRETS,
     TritonAddresses,
     build_command,
     find_triton,
@@ -371,7 +372,8 @@ class Stack:
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(list_import_paths())}
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment["PYTHONPATH"] = os.pathsep.join(list_import_paths())
         quiet_grpc(environment)
         return ChildProcess(
             name,

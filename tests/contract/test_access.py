@@ -166,3 +166,22 @@ def test_an_unchanged_file_is_not_read_again(write_tokens, monkeypatch):
     monkeypatch.undo()
     os.utime(path, ns=(time.time_ns(), time.time_ns()))
     assert access.check(bearer(tokens["read"]), Role.READ, "/x") is None
+
+
+def test_an_empty_admin_key_is_refused_and_an_empty_token_is_none(tmp_path):
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        Access(None, tmp_path / "key")
+
+
+def test_a_file_that_was_opened_to_others_counts_again_after_chmod(tmp_path):
+    path = tmp_path / "tokens"
+    token, entry = make_token("a", "read")
+    append_token(path, entry)
+    access = Access(path)
+    path.write_text("")
+    path.chmod(0o666)
+    metadata = [("authorization", f"Bearer {token}")]
+    assert access.check(metadata, Role.READ, "m") is None  # the damaged file is not believed
+    path.chmod(0o600)
+    assert access.check(metadata, Role.READ, "m") is not None

@@ -168,3 +168,57 @@ def test_failed_handshakes_do_not_fill_the_log(certificates):
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert said.count(b"\n") < 5, said[-1000:]
+
+
+def encode(text: bytes) -> bytes:
+    """Return a string of HPACK (RFC 7541, section 5.2) of less than 127 bytes."""
+    assert len(text) < 127
+    return bytes([len(text)]) + text
+
+
+def make_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+def send_raw(port: int, *headers: "tuple[bytes, bytes]") -> None:
+    """Send one gRPC call with headers that no client library would send, and wait for the answer or the end."""
+    usual = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"), (b"te", b"trailers")]
+    usual += [(b"content-type", b"application/grpc")]
+    # Names before a pseudo-header are an error, so the given ones that begin with ":" come first.
+    ordered = sorted([*usual, *headers], key=lambda pair: not pair[0].startswith(b":"))
+    block = b"".join(b"\0" + encode(name) + encode(value) for name, value in ordered)
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + make_frame(4, 0, 0, b""))
+        connection.sendall(make_frame(1, 4, 1, block) + make_frame(0, 1, 1, b"\0" * 5))
+        with contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_call_whose_path_is_no_text_does_not_end_the_relay(triton, make_relay):
+    relay = make_relay()
+    port = int(relay.url.rpartition(":")[2])
+    for _ in range(3):
+        send_raw(port, (b":path", b"/a\xff"))
+        wait(lambda: is_up(relay.url))
+    assert relay.call(INFER, b"x") == b"answer to x"
+
+
+def test_a_header_that_is_no_text_is_not_sent_on(triton, make_relay):
+    relay = make_relay()
+    send_raw(int(relay.url.rpartition(":")[2]), (b":path", INFER.encode()), (b"x-a", b"\x01"))
+    assert relay.call(INFER, b"x") == b"answer to x"
+    assert "x-a" not in triton.metadata
+
+
+def test_a_refused_call_and_a_question_about_health_read_no_message(triton, make_relay, tmp_path):
+    (tmp_path / "tokens").write_text("")
+    (tmp_path / "tokens").chmod(0o600)
+    relay = make_relay(Protection(tokens=tmp_path / "tokens"))
+    large = b"0" * 2**24
+    with pytest.raises(grpc.RpcError, match="needs a token"):
+        relay.call(INFER, large)
+    assert relay.call("/grpc.health.v1.Health/Check", large) == b"answer to "
+    assert triton.seen == [b""]
