@@ -378,6 +378,7 @@ def _make_card(case: SimilarCase, truth: tuple[str, ...]) -> str:
 
 def _mark(report: str, excerpt: str) -> str:
     """Return a report as HTML, with the sentence that fits the query marked."""
+    excerpt = excerpt if excerpt in report else excerpt.removesuffix("...")  # a long sentence is cut
     before, found, after = report.partition(excerpt) if excerpt else (report, "", "")
     marked = f"<mark>{escape(found)}</mark>" if found else ""
     return f"{escape(before)}{marked}{escape(after)}"

@@ -9,7 +9,8 @@ MAX_EXCERPT_CHARS: Final = 300
 MAX_EXCERPTS: Final = 100  # of the first hits of a query; a report may have 20,000 characters
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]*")
 _WORD: Final = re.compile(r"\w+")
-_TAG: Final = re.compile(r"<[^<>]*>")  # a stored report may be a file of XML
+# A stored report may be a file of XML. "Nodule <5 mm" is no tag.
+_TAG: Final = re.compile(r"</?[A-Za-z][^<>\n]*>|<[?!][^<>]*>")
 # Words that say nothing of what a sentence is about.
 _COMMON: Final = frozenset(
     {

@@ -295,11 +295,14 @@ class CaseStore:
         meta = dict(self._writer.execute("SELECT key, value FROM meta"))
         version = meta.get("schema_version")
         if version in ("1", "2"):
+            if version == "2":
+                self._require_checksum(meta)
             self._read_model(meta)
             with self._transaction() as writer:
                 if not migrate(writer, version, self._is_plausible):
                     raise self._report_damage("its cases do not belong to the model that it names")
-                self._write_meta()
+                # Version 2 states how many rows there are. Counted anew, a missing one would not be noticed.
+                self._write_meta(added=() if version == "2" else None)
         if version in ("1", "2", str(SCHEMA_VERSION)) and read_schema(self._writer) != make_schema():
             raise self._report_damage("its schema differs from what was written")
 
@@ -337,9 +340,7 @@ class CaseStore:
                 f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, but this "
                 f"software reads version {SCHEMA_VERSION}. Index the cases again into another directory."
             )
-        stated = meta.pop("checksum", "")
-        if hash_meta(meta) != stated:
-            raise self._report_damage("its metadata differs from what was written")
+        self._require_checksum(meta)
         self._read_model(meta)
         if self._fingerprint and self._required:
             require_same_fingerprint(
@@ -348,6 +349,11 @@ class CaseStore:
                 expected_from="the served one",
                 found_from=f"The case store {self.directory}",
             )
+
+    def _require_checksum(self, meta: dict[str, str]) -> None:
+        values = {name: value for name, value in meta.items() if name != "checksum"}
+        if hash_meta(values) != meta.get("checksum", ""):
+            raise self._report_damage("its metadata differs from what was written")
 
     def _read_model(self, meta: dict[str, str]) -> None:
         self._fingerprint = meta.get("fingerprint", "")

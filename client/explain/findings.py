@@ -306,7 +306,8 @@ def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
 
     This is the label whose probability is furthest above its threshold, as a share of the distance from the threshold
     to 1. If no probability reaches its threshold, it is the label closest to its threshold. `normal` is chosen only if
-    no other label reaches its threshold. A model without thresholds for this kind of input gets the threshold 0.5.
+    no other label reaches its threshold. A label that was held out of training is never chosen. A model without
+    thresholds for this kind of input gets the threshold 0.5.
 
     Args:
         labels: The K categories with their thresholds.
@@ -316,6 +317,8 @@ def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
     limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
     distances = probabilities - limits
     margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
+    unlearned = [(label.uncertain_low, label.uncertain_high) == (0.0, 1.0) for label in labels]
+    margins[unlearned] = -np.inf  # training has not seen such a label
     normal = LABEL_INDEX["normal"]
     others = np.delete(margins, normal)
     if margins[normal] >= 0 > others.max():

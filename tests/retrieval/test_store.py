@@ -360,6 +360,18 @@ def test_a_store_of_the_second_version_gets_views_and_kinds(filled, make):
         assert store.damaged == (4, 6)
 
 
+def test_damage_of_the_second_version_is_not_signed_by_the_migration(filled):
+    downgrade_to_second(filled)
+    whole = filled.read_bytes()
+    change(filled, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", ("d" * 64,))
+    with pytest.raises(ArtifactError, match="its metadata differs from what was written"):
+        CaseStore(filled.parent)
+    filled.write_bytes(whole)
+    change(filled, "DELETE FROM cases WHERE id = 'd'")
+    with CaseStore(filled.parent) as store, pytest.raises(ArtifactError, match="missing"):
+        read_all(store)
+
+
 def test_a_store_without_checksums_that_names_another_model_is_left_as_it_is(filled):
     downgrade(filled)
     change(filled, "UPDATE meta SET value = ? WHERE key = 'fingerprint'", ("d" * 64,))
@@ -374,7 +386,7 @@ def test_a_killed_migration_begins_anew(filled, monkeypatch):
     class Killed(BaseException):
         """The process is gone."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise Killed
 
     downgrade(filled)

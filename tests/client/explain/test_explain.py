@@ -295,6 +295,16 @@ def test_label_that_is_explained_by_default(probabilities, expected):
     assert LABEL_KEYS[choose_label(labels, values)] == expected
 
 
+def test_a_label_that_was_held_out_is_not_explained_by_default():
+    labels = [ServedLabel(label.key, label.name, 0.4, 0.3, 0.5) for label in LABELS]
+    held_out = LABEL_KEYS.index("cardiac")
+    labels[held_out] = ServedLabel("cardiac", "Cardiac", 1.0, 0.0, 1.0)
+    values = np.full(len(LABELS), 0.1, np.float32)
+    values[held_out] = 0.5
+    values[LABEL_KEYS.index("pleural")] = 0.19
+    assert LABEL_KEYS[choose_label(labels, values)] == "pleural"
+
+
 def test_default_label_is_used(bundle, image):
     probabilities = [explain(bundle, image=image, label=key, steps=1).probability for key in LABEL_KEYS]
     result = explain(bundle, image=image, steps=1)
