@@ -296,9 +296,9 @@ def test_label_that_is_explained_by_default(probabilities, expected):
 
 
 def test_a_label_that_was_held_out_is_not_explained_by_default():
-    labels = [ServedLabel(label.key, label.name, 0.4, 0.3, 0.5) for label in LABELS]
+    labels = [ServedLabel(label.key, label.name, 0.4) for label in LABELS]
     held_out = LABEL_KEYS.index("cardiac")
-    labels[held_out] = ServedLabel("cardiac", "Cardiac", 1.0, 0.0, 1.0)
+    labels[held_out] = ServedLabel("cardiac", "Heart", 1.0, uncertain_low=0.0, uncertain_high=1.0)
     values = np.full(len(LABELS), 0.1, np.float32)
     values[held_out] = 0.5
     values[LABEL_KEYS.index("pleural")] = 0.19
