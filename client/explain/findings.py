@@ -21,6 +21,7 @@ from contract.errors import ConfigError
 from contract.image.read import load_pixels
 from contract.labels import LABEL_INDEX, LABEL_KEYS
 from contract.map_checks import UNCHECKED, MapCheck, read_map_check
+from contract.training_data import HELD_OUT
 
 try:
     import torch
@@ -259,7 +260,10 @@ def _assemble(
         lateral=answer.lateral,
         image_share=None if share is None else float(share[0, index]),
         maps=maps,
-        remarks=_make_remarks(parts, maps, answer.check, has_image=image is not None),
+        remarks=(
+            *((f"{HELD_OUT.capitalize()}.",) if served.key in bundle.held_out else ()),
+            *_make_remarks(parts, maps, answer.check, has_image=image is not None),
+        ),
         original=None if image is None or inputs.frame is None else load_original(image, inputs.frame),
         frame=inputs.frame,
         orientation=inputs.orientation,

@@ -5,6 +5,7 @@ import datetime
 import json
 import ssl
 import stat
+import time
 
 import pytest
 from cryptography import x509
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from contract.access import Role, hash_token, read_tokens
 from contract.connection import TLS
+from contract.errors import ConfigError
 from contract.protection import Protection, read_server_name
+from serving.certificates import make_certificates
 
 
 def run(*arguments):
@@ -157,3 +160,26 @@ def test_a_token_is_shown_once_and_stored_as_a_hash(tmp_path):
     again = run("token", "--name", "ward-7", "--tokens", path)
     assert again.exit_code == 2
     assert "cxr_" not in again.output
+
+
+@pytest.mark.parametrize(
+    ("host", "valid"),
+    [
+        ("triton", True),
+        ("triton.lab", True),
+        ("*.triton.lab.", True),
+        ("a-b.c", True),
+        ("a" * 40 + "_", False),  # took minutes with a pattern that tried every way to divide it
+        ("-a", False),
+        ("a..b", False),
+        ("a" * 64, False),
+    ],
+)
+def test_what_is_a_host_name_is_known_at_once(host, valid, tmp_path):
+    started = time.process_time()
+    if valid:
+        make_certificates(tmp_path / "tls", [host], [])
+    else:
+        with pytest.raises(ConfigError, match="neither a host name nor an address"):
+            make_certificates(tmp_path / "tls", [host], [])
+    assert time.process_time() - started < 10

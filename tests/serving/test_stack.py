@@ -13,7 +13,7 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServiceError
 from serving.stack import Ports, Stack, find_reason, is_sidecar_ready, is_triton_ready
-from serving.triton import name_regions
+from serving.triton import build_environment, find_triton, name_regions
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -166,6 +166,15 @@ def test_port_in_use_is_named(small_repository, tmp_path):
 def test_impossible_ports_are_refused(ports):
     with pytest.raises(ConfigError, match="Port"):
         Ports(**ports)
+
+
+def test_no_server_inherits_the_token_of_a_client(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXR_TOKEN", "cxr_secret")
+    installation = find_triton()
+    assert "cxr_secret" not in build_environment(installation, tmp_path).values()
+    stack = Stack(tmp_path / "repository", tmp_path / "store", log_dir=tmp_path / "logs", ports=Ports.free())
+    process = stack._build_python("sidecar", "retrieval.server", [], "sidecar.log")
+    assert "cxr_secret" not in process._environment.values()
 
 
 def test_free_ports_differ():

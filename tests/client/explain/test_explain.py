@@ -305,6 +305,13 @@ def test_a_label_that_was_held_out_is_not_explained_by_default():
     assert LABEL_KEYS[choose_label(labels, values)] == "pleural"
 
 
+def test_an_explanation_of_a_label_that_was_held_out_says_so(bundle, image, monkeypatch):
+    said = "Held out of training: this probability means nothing."
+    assert said not in explain(bundle, image=image, label="pleural", steps=1).remarks
+    monkeypatch.setattr(Bundle, "held_out", ("pleural",))
+    assert said in explain(bundle, image=image, label="pleural", steps=1).remarks
+
+
 def test_default_label_is_used(bundle, image):
     probabilities = [explain(bundle, image=image, label=key, steps=1).probability for key in LABEL_KEYS]
     result = explain(bundle, image=image, steps=1)
