@@ -213,3 +213,11 @@ def test_excerpts():
     )
     long = "word " * 200 + "effusion."
     assert len(asked.find_excerpt(long)) == MAX_EXCERPT_CHARS
+
+
+def test_a_sign_for_less_than_is_no_tag():
+    report = "Nodule <5 mm in the right lung. Small left pneumothorax. Effusion >2 cm."
+    assert (
+        Asked(words=list_words("pneumothorax on the left")).find_excerpt(report) == "Small left pneumothorax."
+    )
+    assert {"nodule", "5", "pneumothorax"} <= list_words("nodule <5 mm, left pneumothorax >2 cm")

@@ -37,5 +37,6 @@ def test_base_trains_three_steps_and_loads(tmp_path):
     assert [report.step for report in listener.steps] == [1, 2, 3]
     assert all(0 < report.loss < 20 for report in listener.steps)
     model = load_model(load_bundle(result.bundle))
-    assert sum(weight.numel() for weight in model.parameters()) > 200e6
+    # Swin-B 87 M, BERT-base 86 M with its embeddings of a small vocabulary, fusion 13 M
+    assert 180e6 < sum(weight.numel() for weight in model.parameters()) < 190e6
     assert model.sizes == {"S": 224, "N": 49, "C": 512, "D": 534}
