@@ -1,5 +1,6 @@
 """The result of an offline explanation (`client.explain`): attributions of pixels and words, in logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,16 @@ class WordAttribution:
     attribution: float
     attention: float
     section: str = ""
+
+
+def sum_attributions(pixels: Array | None, words: Sequence[WordAttribution]) -> dict[str, float]:
+    """Return what "image" and "text" each add: the sum of the attributions (S, S) of pixels, and that of words."""
+    sums = {}
+    if pixels is not None:
+        sums["image"] = float(pixels.sum(dtype=np.float64))
+    if words:
+        sums["text"] = sum(word.attribution for word in words)
+    return sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +173,7 @@ class Explanation:
     @property
     def contributions(self) -> dict[str, float]:
         """What "image" and "text" each add to the logit: the sum of their attributions."""
-        sums = {}
-        if self.pixel_attribution is not None:
-            sums["image"] = float(self.pixel_attribution.sum(dtype=np.float64))
-        if self.words:
-            sums["text"] = sum(word.attribution for word in self.words)
-        return sums
+        return sum_attributions(self.pixel_attribution, self.words)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -70,6 +70,11 @@ class ServedLabel:
     include: float | None = None
     stated_recall: float | None = None
 
+    @property
+    def is_undecidable(self) -> bool:
+        """Whether every probability is uncertain, as for a label that no training study states."""
+        return (self.uncertain_low, self.uncertain_high) == (0.0, 1.0)
+
     def decide(self, probability: float) -> Decision:
         """Return the decision for a probability of this label; see `decide`."""
         return decide(probability, self.threshold, self.uncertain_low, self.uncertain_high)

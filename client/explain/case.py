@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from client.inputs import ImageSource, ReportSource, read_image, read_report
 from client.prediction import Kind
 from contract.bundle import Bundle
 from contract.errors import ConfigError
@@ -18,6 +19,13 @@ try:
     from torch import Tensor
 except ModuleNotFoundError as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
+
+
+class Files(NamedTuple):
+    """The files of one case."""
+
+    image: bytes | None
+    report: bytes | None
 
 
 class Inputs(NamedTuple):
@@ -46,6 +54,18 @@ class Inputs(NamedTuple):
         names = ("pixels", "input_ids", "attention_mask", "baseline_ids")
         moved = {name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None}
         return self._replace(**moved)
+
+
+def read_files(image: ImageSource | None, report: ReportSource | None) -> Files:
+    """Read the image and the report of a case, as in `CxrClient.predict`.
+
+    Raises:
+        ImageError: The image cannot be read.
+        ReportError: The report cannot be read.
+    """
+    return Files(
+        None if image is None else read_image(image), None if report is None else read_report(report)
+    )
 
 
 def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | None) -> Inputs:

@@ -6,14 +6,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.explain.case import Inputs, read_inputs
+from client.explain.case import Files, Inputs, read_files, read_inputs
 from client.explain.geometry import load_original
 from client.explain.gradients import IMAGE_BASELINE, TEXT_BASELINE, Attributions, attribute
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
 from client.explain.network import find_device, open_model
-from client.explain.words import find_sections, make_words
+from client.explain.words import make_case_words
 from client.explanation import Explanation, ImageMap
-from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
+from client.inputs import ImageSource, ReportSource, require_case
 from client.prediction import Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
@@ -38,11 +38,11 @@ UNMEASURED_METHODS: Final = ("integrated_gradients", "attention")  # shown for a
 _DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds
 
 
-class _Files(NamedTuple):
-    """The files of one case."""
+class _Pictures(NamedTuple):
+    """The radiograph for display, the same for all findings; None without an image."""
 
-    image: bytes | None
-    report: bytes | None
+    square: NDArray[np.uint8] | None  # (R, R)
+    original: NDArray[np.uint8] | None  # (rows, columns)
 
 
 class _Answer(NamedTuple):
@@ -137,15 +137,14 @@ def _explain(
 ) -> tuple[Explanation, ...]:
     require_case(image, report)
     _check_arguments(image, labels, steps, methods)
-    files = _Files(
-        None if image is None else read_image(image), None if report is None else read_report(report)
-    )
+    files = read_files(image, report)
     inputs = read_inputs(bundle, image=files.image, report=files.report)
     model = open_model(bundle)
     inputs = inputs.to(find_device(model))
     answer = _ask(bundle, model, inputs)
     indices = _choose_indices(answer, labels, only_top=only_top)
     chosen = _choose_methods(model, inputs, answer.check, methods)
+    pictures = _load_pictures(files, inputs)
     total, done, found = len(indices) * (1 + len(chosen)), 0, []
     for index in indices:
         parts = attribute(model, inputs, index, steps=steps)
@@ -154,7 +153,7 @@ def _explain(
         for key in chosen:
             maps.append(_make_map(model, inputs, index, key, parts, answer.check))
             done = _report(progress, done + 1, total)
-        found.append(_assemble(bundle, files, inputs, answer, index, parts, tuple(maps)))
+        found.append(_assemble(bundle, files, pictures, inputs, answer, index, parts, tuple(maps)))
     return tuple(found)
 
 
@@ -219,9 +218,17 @@ def _make_map(
     )
 
 
+def _load_pictures(files: Files, inputs: Inputs) -> _Pictures:
+    if files.image is None or inputs.frame is None:
+        return _Pictures(None, None)
+    square = load_pixels(files.image, size=DISPLAY_SIZE)[0]
+    return _Pictures(square, load_original(files.image, inputs.frame))
+
+
 def _assemble(
     bundle: Bundle,
-    files: _Files,
+    files: Files,
+    pictures: _Pictures,
     inputs: Inputs,
     answer: _Answer,
     index: int,
@@ -230,11 +237,6 @@ def _assemble(
 ) -> Explanation:
     attention, share = _read_attention(answer.output, index), answer.output.image_share
     served = answer.labels[index]
-    image = files.image
-    words = ()
-    if inputs.text is not None and inputs.spans is not None and files.report is not None:
-        sections = find_sections(files.report, inputs.text, bundle.config["text_mode"])
-        words = make_words(inputs.text, inputs.spans, parts.tokens, attention["text"], sections)  # type: ignore[arg-type, assignment]
     patches = attention["image"]
     return Explanation(
         kind=inputs.kind,
@@ -248,10 +250,10 @@ def _assemble(
         convergence_delta=parts.convergence_delta,
         baseline=_describe_baseline(inputs.kind),
         fingerprint=bundle.fingerprint,
-        radiograph=None if image is None else load_pixels(image, size=DISPLAY_SIZE)[0],
+        radiograph=pictures.square,
         pixel_attribution=parts.pixels,
         patch_attention=None if patches is None else patches.reshape((round(patches.size**0.5),) * 2),
-        words=words,
+        words=make_case_words(bundle, inputs, files.report, parts.tokens, attention["text"]),
         report_text=inputs.text,
         image_notes=inputs.image_notes,
         report_notes=inputs.report_notes,
@@ -262,9 +264,9 @@ def _assemble(
         maps=maps,
         remarks=(
             *((f"{HELD_OUT.capitalize()}.",) if served.key in bundle.held_out else ()),
-            *_make_remarks(parts, maps, answer.check, has_image=image is not None),
+            *_make_remarks(parts, maps, answer.check, has_image=files.image is not None),
         ),
-        original=None if image is None or inputs.frame is None else load_original(image, inputs.frame),
+        original=pictures.original,
         frame=inputs.frame,
         orientation=inputs.orientation,
     )
@@ -321,8 +323,7 @@ def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
     limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
     distances = probabilities - limits
     margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
-    unlearned = [(label.uncertain_low, label.uncertain_high) == (0.0, 1.0) for label in labels]
-    margins[unlearned] = -np.inf  # training has not seen such a label
+    margins[[label.is_undecidable for label in labels]] = -np.inf
     normal = LABEL_INDEX["normal"]
     others = np.delete(margins, normal)
     if margins[normal] >= 0 > others.max():

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.explain.case import Inputs, read_inputs
+from client.explain.case import Files, Inputs, read_files, read_inputs
 from client.explain.geometry import load_original
-from client.explain.gradients import Array, Attributions, integrate
+from client.explain.gradients import Array, integrate
 from client.explain.network import Points, encode_points, find_device, make_path_ends, open_model
-from client.explain.words import find_sections, make_words
-from client.explanation import WordAttribution
-from client.inputs import ImageSource, ReportSource, read_image, read_report, require_case
+from client.explain.words import make_case_words
+from client.explanation import WordAttribution, sum_attributions
+from client.inputs import ImageSource, ReportSource, require_case
 from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.image.frame import Frame
@@ -62,12 +62,7 @@ class Side:
     @property
     def contributions(self) -> dict[str, float]:
         """What "image" and "text" each add to the cosine."""
-        sums = {}
-        if self.pixel_attribution is not None:
-            sums["image"] = float(self.pixel_attribution.sum(dtype=np.float64))
-        if self.words:
-            sums["text"] = sum(word.attribution for word in self.words)
-        return sums
+        return sum_attributions(self.pixel_attribution, self.words)
 
     def describe(self) -> str:
         """Return in one clause how much image and report add, and how accurate the integral is."""
@@ -141,10 +136,8 @@ def explain_hit(bundle: Bundle, query: Case, hit: Case, *, steps: int | None = N
     files, inputs = [], []
     for case in (query, hit):
         require_case(case.image, case.report)
-        image = None if case.image is None else read_image(case.image)
-        report = None if case.report is None else read_report(case.report)
-        files.append((image, report))
-        inputs.append(read_inputs(bundle, image=image, report=report).to(device))
+        files.append(read_files(case.image, case.report))
+        inputs.append(read_inputs(bundle, image=files[-1].image, report=files[-1].report).to(device))
     with torch.no_grad():
         embeddings = [_embed(model, one, make_path_ends(model, one)[0]) for one in inputs]
     similarity = float((embeddings[0] * embeddings[1]).sum())
@@ -166,7 +159,7 @@ def _explain_side(
     bundle: Bundle,
     model: CxrModel,
     inputs: Inputs,
-    files: tuple[bytes | None, bytes | None],
+    files: Files,
     other: Tensor,
     steps: int | None,
 ) -> Side:
@@ -174,27 +167,18 @@ def _explain_side(
         return (_embed(model, inputs, points) * other).sum(-1)  # (B,), of unit vectors
 
     parts = integrate(compute_cosine, model, inputs, steps=steps)
-    image, report = files
+    attention = None if parts.tokens is None else np.zeros_like(parts.tokens)
     return Side(
         inputs.kind,
         parts.baseline_logit,
         parts.pixels,
-        _make_words(bundle, inputs, parts, report),
+        make_case_words(bundle, inputs, files.report, parts.tokens, attention),
         inputs.text,
-        None if image is None or inputs.frame is None else load_original(image, inputs.frame),
+        None if files.image is None or inputs.frame is None else load_original(files.image, inputs.frame),
         inputs.frame,
         parts.steps,
         parts.convergence_delta,
     )
-
-
-def _make_words(
-    bundle: Bundle, inputs: Inputs, parts: Attributions, report: bytes | None
-) -> tuple[WordAttribution, ...]:
-    if inputs.text is None or inputs.spans is None or parts.tokens is None or report is None:
-        return ()
-    sections = find_sections(report, inputs.text, bundle.config["text_mode"])
-    return make_words(inputs.text, inputs.spans, parts.tokens, np.zeros_like(parts.tokens), sections)
 
 
 def _embed(model: CxrModel, inputs: Inputs, points: Points) -> Tensor:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from client.explain.case import Inputs
 from client.explanation import WordAttribution
+from contract.bundle import Bundle
 from contract.errors import InputError
 from contract.report.label_words import mask_label_words
 from contract.report.text import TextMode, clean_text, parse_report
@@ -38,6 +40,30 @@ def make_words(
         section = next((name for name, begin, stop in sections if begin <= start < stop), "")
         words.append(WordAttribution(text[start:end], start, end, added, seen, section))
     return tuple(words)
+
+
+def make_case_words(
+    bundle: Bundle, inputs: Inputs, report: bytes | None, attribution: Array | None, attention: Array | None
+) -> tuple[WordAttribution, ...]:
+    """Return the words of a case, each with its section; () without a report.
+
+    Args:
+        bundle: The model.
+        inputs: The case.
+        report: The whole report.
+        attribution: (L,); None without a report.
+        attention: (L,), 0 to 1; None without a report.
+    """
+    if (
+        inputs.text is None
+        or inputs.spans is None
+        or report is None
+        or attribution is None
+        or attention is None
+    ):
+        return ()
+    sections = find_sections(report, inputs.text, bundle.config["text_mode"])
+    return make_words(inputs.text, inputs.spans, attribution, attention, sections)
 
 
 def group_pieces(text: str, spans: NDArray[np.int32]) -> list[tuple[int, int]]:
