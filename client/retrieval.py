@@ -159,7 +159,7 @@ class RetrievalTransport:
         )
         with self._translate_errors(timeout_s):
             answer = self._stub.Search(request, timeout=timeout_s, metadata=self._connection.metadata)
-        if options.chooses_cases and not answer.options_applied:
+        if not answer.options_applied and options.chooses_cases:
             raise ServerError(
                 "The sidecar is older than this client and cannot choose cases by these options. Update the sidecar, "
                 "or search without them."

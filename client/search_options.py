@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from contract.errors import InputError
@@ -61,7 +61,7 @@ class SearchOptions:
     @property
     def chooses_cases(self) -> bool:
         """Whether a search with these options may return other cases, or in another order, than one without."""
-        return replace(self, query_labels=()) != SearchOptions()
+        return self != SearchOptions(query_labels=self.query_labels)
 
     def check_k(self, k: int) -> None:
         """Raise InputError if so many different cases cannot be chosen."""

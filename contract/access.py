@@ -28,6 +28,7 @@ from contract.errors import ConfigError
 ADMIN_HEADER: Final = "cxr-admin-key"
 TRITON_HEADER: Final = f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts this before restricted headers
 AUTHORIZATION: Final = "authorization"
+HEALTH_CALLS: Final = "/grpc.health.v1.Health/"  # how its calls begin: they need no role
 SECRET_HEADERS: Final = frozenset({AUTHORIZATION, TRITON_HEADER, ADMIN_HEADER})
 _BEARER: Final = "bearer "
 _NAME: Final = re.compile(r"[A-Za-z0-9._@ -]{1,100}")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from contract.access import Access, Role
+from contract.access import HEALTH_CALLS, Access, Role
 from contract.errors import ConfigError
 from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
@@ -24,7 +24,6 @@ from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
 _WORKERS: Final = 64  # twice the number of waiting searches, so that health checks are answered meanwhile
 _MAX_RPCS: Final = 512
-_HEALTH: Final = "/grpc.health.v1.Health/"
 _ROLES: Final = {
     f"/{SERVICE_NAME}/{name}": role
     for role, names in {
@@ -45,7 +44,7 @@ class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the handler of a call, or one that refuses it. None: there is no such call."""
         handler, method = continuation(handler_call_details), handler_call_details.method
-        if handler is None or method.startswith(_HEALTH):
+        if handler is None or method.startswith(HEALTH_CALLS):
             return handler
         needed = _ROLES.get(method, Role.ADMIN)
         denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)

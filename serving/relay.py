@@ -29,7 +29,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from contract.access import SECRET_HEADERS, Access, Denial, Role, hide_bad_headers
+from contract.access import HEALTH_CALLS, SECRET_HEADERS, Access, Denial, Role, hide_bad_headers
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
 from contract.errors import ConfigError
@@ -50,7 +50,6 @@ _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_me
 _TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
 # Headers that gRPC sets again for each connection.
 _HOP: Final = frozenset({"user-agent", "te", "content-type"})
-_HEALTH: Final = "/grpc.health.v1.Health/"
 _PONG: Final = b"up"
 _REMAKE_S: Final = 0.2  # given to a server that ended by itself
 _TEXT: Final = re.compile(r"[\x20-\x7e]*")  # what gRPC sends as the value of a header
@@ -226,7 +225,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def find_role(method: str) -> Role | None:
     """Return the role that a call needs; None: it is open. A call of Triton that is not listed above needs admin."""
-    if method == PING or method.startswith(_HEALTH):
+    if method == PING or method.startswith(HEALTH_CALLS):
         return None
     if method.startswith(_TRITON) and method not in _READ and method not in _SHARED_MEMORY:
         return Role.ADMIN
@@ -288,16 +287,7 @@ async def serve(
         relay = Relay(channel, turns, protection.make_access())
         # A call whose path is no text ends the server of grpc.aio. It is made again at once.
         while not ended.is_set():
-            server = grpc.aio.server(
-                options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
-                maximum_concurrent_rpcs=_MOST_CALLS,
-            )
-            server.add_generic_rpc_handlers((relay,))
-            if credentials is None:
-                server.add_insecure_port(listen)
-            else:
-                server.add_secure_port(listen, credentials)
-            await server.start()
+            server = await _start_server(listen, relay, credentials)
             waits = [asyncio.ensure_future(wait) for wait in (ended.wait(), server.wait_for_termination())]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             grace = EXIT_TIMEOUT_S if ended.is_set() else None  # the time that Triton gives running calls
@@ -306,6 +296,20 @@ async def serve(
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _start_server(listen: str, relay: Relay, credentials: Any) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=_MOST_CALLS,
+    )
+    server.add_generic_rpc_handlers((relay,))
+    if credentials is None:
+        server.add_insecure_port(listen)
+    else:
+        server.add_secure_port(listen, credentials)
+    await server.start()
+    return server
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

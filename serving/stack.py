@@ -38,9 +38,9 @@ from serving.triton import (
     ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
     INSTALL_HINT,
-    SECRETS,
     TritonAddresses,
     build_command,
+    copy_environment,
     find_triton,
     list_import_paths,
     make_admin_key,
@@ -372,7 +372,7 @@ class Stack:
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
-        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment = copy_environment()
         environment["PYTHONPATH"] = os.pathsep.join(list_import_paths())
         quiet_grpc(environment)
         return ChildProcess(

@@ -38,7 +38,7 @@ _NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
 # is copied several times, and that took a quarter of the time of `preprocess_image`. With these settings a process
 # keeps up to 512 MiB of the memory that it used. (mallopt(3); 32 MiB is the highest threshold.)
 # Environment variables of a client that no server needs: its token stays with it.
-SECRETS: Final = frozenset({"CXR_TOKEN", "CXR_ADMIN_KEY"})
+_SECRETS: Final = frozenset({"CXR_TOKEN", "CXR_ADMIN_KEY"})
 _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 _STUB: Final = "triton_python_backend_stub"
 _SOCKET_PORT: Final = 1
@@ -158,9 +158,14 @@ def list_import_paths() -> list[str]:
     return list(dict.fromkeys([here, *own_paths]))
 
 
+def copy_environment() -> dict[str, str]:
+    """Return the environment of this process for a server: without the secrets of a client."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+
+
 def build_environment(installation: TritonInstallation, python: Path) -> dict[str, str]:
     """Return the environment for Triton: its libraries, libpython, and `python` (see `assemble_python`)."""
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment = copy_environment()
     libraries = [str(installation.libraries), str(sysconfig.get_config_var("LIBDIR") or "")]
     libraries.append(environment.get("LD_LIBRARY_PATH", ""))
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in libraries if path)
