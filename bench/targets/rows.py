@@ -35,7 +35,7 @@ from bench.targets.model import (
     say_ms,
     send,
 )
-from bench.targets.serving import measure_serving, measure_swap
+from bench.targets.serving import measure_files, measure_latency, measure_swap, measure_throughput
 from bench.targets.target import Measurement, TargetRow
 from contract.bundle import Bundle
 from contract.tensors import MODELS
@@ -63,7 +63,9 @@ def list_parts(root: Path, seconds: float) -> dict[str, Measurement]:
     phases = Phases(duration_s=seconds, warmup_max_s=10.0, at_least=_FEWEST)
     tiny, published = Model(root, "tiny"), Model(root, "published")
     return {
-        "serving": lambda: measure_serving(tiny, phases),
+        "latency": lambda: measure_latency(tiny, phases),
+        "throughput": lambda: measure_throughput(tiny, phases),
+        "files": lambda: measure_files(tiny, phases),
         "precision": lambda: measure_precision(tiny, phases),
         "published": lambda: measure_published(published, phases),
         "perf_analyzer": lambda: measure_agreement(tiny, phases),

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,33 +44,50 @@ _MANY: Final = 32  # clients, like those of two hosts
 _SERVED: Final = "served"
 
 
-def measure_serving(model: Model, phases: Phases) -> Iterator[TargetRow]:
-    """Compare serving with the fastest way to run the same weights in this process. Yield rows as they are measured."""
+def measure_latency(model: Model, phases: Phases) -> Iterator[TargetRow]:
+    """Compare one client at a time, which sends tensors, with the fastest way to run the same weights here."""
+    with _serve(model, phases) as load:
+        yield TargetRow(
+            "server ready after start", "at most", 10, load.ready_s, "s", "weights on disk, warmed up"
+        )
+        yield load.compare_latency(prepare(load.ways.first, TENSORS, model.read_cases(), length=LENGTH))
+
+
+def measure_throughput(model: Model, phases: Phases) -> Iterator[TargetRow]:
+    """Compare many clients at a time with a loop over batches here."""
+    with _serve(model, phases) as load:
+        cases = model.read_cases()
+        fixed = prepare(load.ways.first, TENSORS, cases, length=LENGTH)
+        yield from load.compare_throughput(fixed, f"{LENGTH} tokens", 0.97)
+        mixed = prepare(load.ways.first, TENSORS, cases)
+        yield from load.compare_throughput(mixed, "texts of mixed lengths", None)
+
+
+def measure_files(model: Model, phases: Phases) -> Iterator[TargetRow]:
+    """Compare one client at a time, which sends DICOM files, with reading and running them here."""
+    with _serve(model, phases) as load:
+        yield from load.compare_files(prepare(load.ways.first, RAW, model.read_cases()))
+
+
+@contextmanager
+def _serve(model: Model, phases: Phases) -> Iterator["_Load"]:
     with ExitStack() as open_now:
         stack, ready_s = open_now.enter_context(model.serve(model.fused))
         ways = Ways({"split": model.split, "fused": model.fused})
-        cases = model.read_cases()
-        fixed = prepare(ways.first, TENSORS, cases, length=LENGTH)
-        mixed = prepare(ways.first, TENSORS, cases)
-        raw = prepare(ways.first, RAW, cases)
-        load = _Load(open_now, stack, ways, phases)
-        yield TargetRow("server ready after start", "at most", 10, ready_s, "s", "weights on disk, warmed up")
-        yield load.measure_latency(fixed)
-        yield from load.measure_throughput(fixed, f"{LENGTH} tokens", 0.97)
-        yield from load.measure_throughput(mixed, "texts of mixed lengths", None)
-        yield from load.measure_files(raw)
+        yield _Load(open_now, stack, ready_s, ways, phases)
 
 
 @dataclass(frozen=True)
 class _Load:
-    """A server, and its in-process baseline."""
+    """A server, the seconds until it was ready, and its in-process baseline."""
 
     open_now: ExitStack
     stack: "Stack"
+    ready_s: float
     ways: Ways
     phases: Phases
 
-    def measure_latency(self, requests: Sequence[Arrays]) -> TargetRow:
+    def compare_latency(self, requests: Sequence[Arrays]) -> TargetRow:
         """Measure one client at a time with tensors."""
         fastest = self.ways.find_fastest(TENSORS, requests, self.phases)
         sender = self.open_now.enter_context(send(self.stack, TENSORS, requests))
@@ -83,7 +100,7 @@ class _Load:
             detail=_say_latency(served, here),
         )
 
-    def measure_throughput(
+    def compare_throughput(
         self, requests: Sequence[Arrays], what: str, limit: float | None
     ) -> list[TargetRow]:
         """Measure as many clients as fill the server, and many more."""
@@ -103,7 +120,7 @@ class _Load:
             for row in served
         ]
 
-    def measure_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
+    def compare_files(self, requests: Sequence[Arrays]) -> list[TargetRow]:
         """Measure one client at a time with files: as the client sends them by default, and as whole files."""
         fastest = self.ways.find_fastest(RAW, requests, self.phases)
         settings: list[tuple[str, float | None, bool, Carrier]] = [

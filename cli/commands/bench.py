@@ -216,7 +216,13 @@ def table(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="Seconds to measure each load.")] = 12.0,
     runs: Annotated[int, typer.Option(min=1, help="How often each part is measured.")] = 3,
-    only: Annotated[list[str] | None, typer.Option(help="Part to measure. Repeatable. Default: all.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part: latency, throughput, files, precision, published, perf_analyzer or swap. Repeatable. "
+            "Default: all."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare serving with its targets: ratios measured in one run, with pass or fail for each row."""
