@@ -130,7 +130,10 @@ def apply_settings(
     _set_batching(config.dynamic_batching, settings, role, machine[variant], variant)
     if spec.backend != "onnxruntime":
         return
-    _set_warm_up(config, spec, machine["warm_up"], sizes, max_length)
+    lengths = [max_length]
+    if target != "cpu" or optimization:
+        lengths += [bucket for bucket in reversed(LENGTH_BUCKETS) if bucket < max_length]
+    _set_warm_up(config, spec, machine["warm_up"], sizes, lengths)
     try:
         json_format.ParseDict(dict(optimization or {}), config.optimization)
     except json_format.ParseError as error:
@@ -185,15 +188,14 @@ def _set_policy(policy: Any, queue: Mapping[str, Any]) -> None:
 
 
 def _set_warm_up(
-    config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], max_length: int
+    config: Any, spec: ModelSpec, batch_sizes: list[int], sizes: Mapping[str, int], lengths: list[int]
 ) -> None:
     """Add a request of zeros for every batch size and length. The embedded backend counts these requests.
 
     The largest comes first, so that the memory grows only once and a lack of memory shows at once.
     """
     reads_text = any("L" in tensor.shape for tensor in spec.inputs)
-    buckets = [bucket for bucket in LENGTH_BUCKETS if bucket < max_length]
-    for length in [max_length, *reversed(buckets)] if reads_text else [0]:
+    for length in lengths if reads_text else [0]:
         for size in sorted(batch_sizes, reverse=True):
             name = f"batch {size}, length {length}" if reads_text else f"batch {size}"
             sample = config.model_warmup.add(name=name, batch_size=size)
