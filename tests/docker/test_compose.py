@@ -156,7 +156,7 @@ def test_on_a_network_every_server_has_tls_and_asks_who_calls(secure, services):
 def test_no_key_is_in_a_file_of_compose_and_the_authority_stays_outside(secure):
     for name, secret in secure["secrets"].items():
         assert list(secret) == ["file"], name
-        assert secret["file"].startswith(("${CXR_TLS:?", "${CXR_TOKENS:?"))
+        assert secret["file"].startswith(("${CXR_TLS:?", "${CXR_TOKENS:?", "${CXR_METRICS_TOKEN:-"))
     assert "ca.key" not in [secret["file"].rpartition("/")[2] for secret in secure["secrets"].values()]
 
 
