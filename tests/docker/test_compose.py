@@ -89,7 +89,8 @@ def test_engines_outlive_the_container_and_belong_to_its_user(compose, services)
     assert not any(place.startswith(path) for path in services["triton-gpu"]["tmpfs"])
     dockerfile = (ROOT / "docker" / "triton.Dockerfile").read_text()
     made = re.search(rf"install --directory --owner (\w+) --mode 700 {place}$", dockerfile, re.MULTILINE)
-    assert f"USER {made[1]}\n" in dockerfile
+    assert f"useradd --create-home --uid 10001 {made[1]} " in dockerfile
+    assert "USER 10001\n" in dockerfile
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-gpu"])
