@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,16 +22,17 @@ def serve_until_stopped(
     repository: Path,
     store: Path,
     logs: Path,
-    ports: tuple[int, int, int, int],
+    ports: Sequence[int],
     *,
     http_inference: bool,
     host: str,
+    metrics_host: str,
     protection: Protection,
     as_json: bool,
 ) -> None:
     """Start both servers, print their addresses, and keep them running.
 
-    `ports` are the ports of HTTP, gRPC, metrics and the sidecar; `host` and `protection` are as in `Stack`.
+    `ports` are in the order of `serving.ports.Ports`. The other arguments are as in `Stack`.
 
     Raises:
         ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
@@ -46,6 +48,7 @@ def serve_until_stopped(
         log_dir=logs,
         http_inference=http_inference,
         host=host,
+        metrics_host=metrics_host,
         protection=protection,
     )
     with servers as stack:
@@ -55,7 +58,7 @@ def serve_until_stopped(
             print_json({**stack.describe(), "ready_s": round(seconds, 2)})
             sys.stdout.flush()
         for name, address in stack.describe().items():
-            console.print(f"{name:<12} {escape(address)}", soft_wrap=True)
+            console.print(f"{name:<17} {escape(address)}", soft_wrap=True)
         for sentence in (*protection.find_warnings(), *_find_index_trouble(stack)):
             console.print(escape(sentence), soft_wrap=True)
         console.print(f"Ready after {seconds:.1f} s; Ctrl-C stops both.")

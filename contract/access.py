@@ -4,8 +4,9 @@ The file has one JSON object on each line, as `cxr certs token` prints it:
 
     {"name": "ward-7", "role": "read", "sha256": "64 hexadecimal digits"}
 
-A role includes those before it: read, write, admin. The admin key that `cxr serve` writes is a token with the role
-admin. A caller sends a token as the gRPC metadata `authorization: Bearer TOKEN`. No token is ever logged or sent on.
+A role includes those before it: metrics, read, write, admin. The admin key that `cxr serve` writes is a token with the
+role admin. A caller sends a token as the gRPC metadata or the HTTP header `authorization: Bearer TOKEN`. No token is
+ever logged or sent on.
 """
 
 import enum
@@ -41,6 +42,7 @@ _LOG_EVERY_S: Final = 1.0
 class Role(enum.IntEnum):
     """What a caller may do. A higher role includes the lower ones."""
 
+    METRICS = 0
     READ = 1
     WRITE = 2
     ADMIN = 3
@@ -134,7 +136,7 @@ def append_token(path: Path, entry: TokenEntry) -> None:
 class Access:
     """Decides about calls. It reads a tokens file again when the file has changed. Several threads may use it at once.
 
-    Without a tokens file everybody may read and write, and only the admin key allows the rest.
+    Without a tokens file everybody may read and write, and see the metrics. Only the admin key allows the rest.
     """
 
     def __init__(self, tokens: Path | None = None, admin_key: Path | None = None) -> None:

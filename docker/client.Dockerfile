@@ -7,5 +7,5 @@ COPY . .
 RUN pip install --no-cache-dir "."
 
 RUN useradd --create-home --uid 10001 cxr
-USER cxr
+USER 10001
 ENTRYPOINT ["cxr"]

@@ -12,7 +12,7 @@ COPY . .
 RUN pip install --no-cache-dir ".[retrieval,faiss-gpu]"
 
 RUN useradd --create-home --uid 10001 cxr && mkdir /store && chown cxr /store
-USER cxr
+USER 10001
 VOLUME /store
-EXPOSE 8005
+EXPOSE 8005 8006
 ENTRYPOINT ["python", "-m", "retrieval.server", "--store", "/store", "--address", "0.0.0.0:8005", "--device", "gpu"]

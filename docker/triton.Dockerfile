@@ -15,7 +15,7 @@ ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=536870912
 
 # A volume that is mounted over the directory of TensorRT engines gets its owner from this directory.
 RUN useradd --create-home --uid 10001 cxr && install --directory --owner cxr --mode 700 /var/cache/cxr-tensorrt
-USER cxr
+USER 10001
 EXPOSE 8001 8002
 # The check runs real inferences. Triton's own "ready" only means that the models were loaded once.
 HEALTHCHECK --interval=15s --timeout=50s --start-period=120s \

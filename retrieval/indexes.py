@@ -22,6 +22,7 @@ from contract.errors import ArtifactError, ConfigError, FingerprintError, Unavai
 from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.directory import DATABASE
 from retrieval.index import Device
+from retrieval.metrics import SidecarMetrics
 from retrieval.store import CaseStore
 from retrieval.worker import MAX_WAITING, IndexThread
 
@@ -79,6 +80,7 @@ class CaseIndexes:
         self._served = fingerprint
         self._device: Device = device
         self._threads, self._max_waiting, self._codes = threads, max_waiting, codes
+        self.metrics = SidecarMetrics()
         self._lock = threading.Lock()
         self._closed = False
         self._broken: dict[str, ArtifactError] = {}  # fingerprint -> why
@@ -91,6 +93,7 @@ class CaseIndexes:
             if fingerprint in self._broken:
                 raise self._broken[str(fingerprint)]
             self._cleanup = cleanup.pop_all()
+        self.metrics.watch(self)
 
     @property
     def ready(self) -> bool:
@@ -239,7 +242,9 @@ class CaseIndexes:
             threads=self._threads,
             max_waiting=self._max_waiting,
             codes=self._codes,
+            metrics=self.metrics,
         )
+        store.observe_commit = self.metrics.commit.observe
         entry = ModelIndex(store, index)
         cleanup.callback(entry.close)
         return entry

@@ -19,6 +19,7 @@ from contract.access import HEALTH_CALLS, Access, Role
 from contract.errors import ConfigError
 from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
+from retrieval.calls import CallInterceptor
 from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
@@ -32,6 +33,8 @@ _ROLES: Final = {
     }.items()
     for name in names
 }
+
+_NAMES: Final = {path: path.rpartition("/")[2] for path in _ROLES}  # in the metrics
 
 
 class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -74,7 +77,10 @@ class SidecarServer:
         self._server = grpc.server(
             self._workers,
             maximum_concurrent_rpcs=_MAX_RPCS,
-            interceptors=[RoleInterceptor(protection.make_access())],
+            interceptors=[
+                CallInterceptor(_NAMES, service.metrics),
+                RoleInterceptor(protection.make_access()),
+            ],
             options=[
                 ("grpc.so_reuseport", 0),  # otherwise a second server would share the port without an error
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -19,12 +19,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from contract.access import hide_bad_headers
 from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
+from contract.metrics_page import add_arguments as add_metrics_arguments
+from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
+
+if TYPE_CHECKING:
+    from retrieval.indexes import CaseIndexes
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
@@ -69,22 +74,28 @@ def serve(options: argparse.Namespace) -> None:
             codes=options.codes,
         ) as indexes,
     ):
-        server = SidecarServer(RetrievalService(indexes), options.address, read_arguments(options))
+        protection = read_arguments(options)
+        server = SidecarServer(RetrievalService(indexes), options.address, protection)
         try:
-            built = indexes.start()
-            built.add_done_callback(lambda _: os.write(tell, _BUILT))
-            if os.read(events, 1) == _BUILT:
-                built.result()
-                server.announce()
-                store = indexes.default.store
-                model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
-                _say(f"Ready on {server.address}: {store.count()} cases, {model}, index on {options.device}.")
-                for line in indexes.describe():
-                    print(line, file=sys.stderr, flush=True)
-                os.read(events, 1)
+            with open_page(options, indexes.metrics.registry, protection):
+                built = indexes.start()
+                built.add_done_callback(lambda _: os.write(tell, _BUILT))
+                if os.read(events, 1) == _BUILT:
+                    built.result()
+                    server.announce()
+                    _tell_ready(server.address, indexes, options.device)
+                    os.read(events, 1)
         finally:
             server.stop()
     _say("Stopped.")
+
+
+def _tell_ready(address: str, indexes: "CaseIndexes", device: str) -> None:
+    store = indexes.default.store
+    model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
+    _say(f"Ready on {address}: {store.count()} cases, {model}, index on {device}.")
+    for line in indexes.describe():
+        print(line, file=sys.stderr, flush=True)
 
 
 def maintain(options: argparse.Namespace) -> None:
@@ -142,6 +153,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
     add_arguments(parser)
+    add_metrics_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -94,6 +94,7 @@ class RetrievalService:
     def __init__(self, indexes: CaseIndexes) -> None:
         """Serve the cases of all models of one directory."""
         self._indexes = indexes
+        self.metrics = indexes.metrics
 
     @_end_with_status
     def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -106,7 +107,8 @@ class RetrievalService:
         with entry.change_lock:
             # Another request may have set the dimension meanwhile.
             require_dimension(embeddings.shape[1], entry.store.dimension)
-            vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
+            with self.metrics.time_write("upsert"):
+                vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
             entry.index.change(added=vectors)
         return retrieval_pb2.AddCasesResponse(added=len(cases) - replaced, replaced=replaced)
 
@@ -129,7 +131,10 @@ class RetrievalService:
     def DeleteCases(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Delete cases; unknown ids are ignored."""
         self._require_ready()
-        return retrieval_pb2.DeleteCasesResponse(deleted=self._indexes.delete(parse_ids(request.ids)))
+        ids = parse_ids(request.ids)
+        with self.metrics.time_write("delete"):
+            deleted = self._indexes.delete(ids)
+        return retrieval_pb2.DeleteCasesResponse(deleted=deleted)
 
     @_end_with_status
     def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -14,7 +14,8 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,7 @@ class CaseStore:
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
         self._damaged: set[int] = set()
+        self.observe_commit: Callable[[float], object] = lambda _: None  # receives the seconds of each commit
         # Number of changes so far; rows that are read while it changes are not one consistent state.
         self._changes = 0
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
@@ -384,7 +386,9 @@ class CaseStore:
         writer.execute("BEGIN IMMEDIATE")
         try:
             yield writer
+            began = time.monotonic()
             writer.execute("COMMIT")
+            self.observe_commit(time.monotonic() - began)
         except BaseException:
             if writer.in_transaction:  # a full disk may have ended the transaction already
                 writer.execute("ROLLBACK")

@@ -7,6 +7,7 @@ waiting searches up to the next change, and runs them in one FAISS search.
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -17,6 +18,7 @@ from typing import Final
 from contract.errors import BusyError, CxrError, DeadlineError, InputError, ServerError, UnavailableError
 from retrieval.cases import CaseVectors
 from retrieval.index import Device, FlatIndex, IndexFacts, Match, Query
+from retrieval.metrics import SidecarMetrics
 
 MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
@@ -28,6 +30,7 @@ _logger = logging.getLogger(__name__)
 class _Search:
     queries: Sequence[Query]
     future: "Future[list[list[Match]]]" = field(default_factory=Future)
+    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class IndexThread:
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
         codes: bool = True,
+        metrics: SidecarMetrics | None = None,
     ) -> None:
         """Set up the index; `start` starts the thread.
 
@@ -57,7 +61,9 @@ class IndexThread:
             threads: OpenMP threads of FAISS on CPU; None leaves it to OpenMP (one per core).
             max_waiting: Largest number of waiting search requests.
             codes: As in `FlatIndex`.
+            metrics: Where searches and builds are measured.
         """
+        self._metrics = metrics or SidecarMetrics()
         self._read_vectors = read_vectors
         self._device: Device = device
         self._threads = threads
@@ -80,6 +86,11 @@ class IndexThread:
     def facts(self) -> IndexFacts:
         """What the index held after the last change."""
         return self._facts
+
+    @property
+    def waiting(self) -> int:
+        """Number of searches and changes that wait for their turn."""
+        return len(self._waiting)
 
     def start(self) -> "Future[None]":
         """Start building the index.
@@ -197,7 +208,7 @@ class IndexThread:
         try:
             index = self._use_index()
             fitting = [job for job in live if _fits(job, index.dimension)]
-            matches = iter(index.search([query for job in fitting for query in job.queries]))
+            matches = iter(self._search(index, fitting))
             answers = [[next(matches) for _ in job.queries] for job in fitting]
         except Exception as error:  # passed to the requests
             self._index = None
@@ -207,6 +218,15 @@ class IndexThread:
         for job, answer in zip(fitting, answers, strict=True):
             job.future.set_result(answer)
 
+    def _search(self, index: FlatIndex, jobs: list[_Search]) -> list[list[Match]]:
+        queries, began = [query for job in jobs for query in job.queries], time.monotonic()
+        for job in jobs:
+            self._metrics.queue.observe(began - job.began)
+        matches = index.search(queries)
+        self._metrics.search.observe(time.monotonic() - began)
+        self._metrics.batch.observe(len(queries))
+        return matches
+
     def _use_index(self) -> FlatIndex:
         if self._index is None:
             self._build()
@@ -214,6 +234,7 @@ class IndexThread:
         return self._index
 
     def _build(self) -> None:
+        began = time.monotonic()
         self._index = None  # free the old index first, because two may not fit into memory
         index = FlatIndex(self._device, codes=self._codes)
         for vectors in self._read_vectors():
@@ -221,6 +242,7 @@ class IndexThread:
                 raise UnavailableError(_STOPS)
             index.put(vectors)
         self._index, self._facts = index, index.facts
+        self._metrics.build.observe(time.monotonic() - began)
 
     def _limit_threads(self) -> None:
         if self._threads is not None:

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Final
 
 from contract.errors import ConfigError
@@ -12,26 +12,28 @@ LOOPBACK: Final = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports of one stack."""
+    """TCP ports of one stack. `metrics` is Triton's; the metrics of the relay and the sidecar are off with port 0."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
     retrieval: int = 8005
+    relay_metrics: int = 0
+    retrieval_metrics: int = 0
 
     def __post_init__(self) -> None:
         """Raise ConfigError with the port if one is out of range or two are equal."""
-        ports: tuple[int, ...] = astuple(self)
-        for port in ports:
+        ports = self._list()
+        for port in (*ports, self.http, self.grpc, self.metrics, self.retrieval):
             if not 1 <= port <= 65535:
                 raise ConfigError(f"Port {port} is outside 1 to 65535.")
             if ports.count(port) > 1:
-                raise ConfigError(f"Port {port} is given twice. The four ports must differ.")
+                raise ConfigError(f"Port {port} is given twice. The ports must differ.")
 
     @classmethod
     def free(cls) -> "Ports":
-        """Choose four free ports. Another process may still take one before they are used."""
-        sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
+        """Choose free ports for everything. Another process may still take one before they are used."""
+        sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in fields(cls)]
         try:
             for entry in sockets:
                 entry.bind((LOOPBACK, 0))
@@ -40,10 +42,19 @@ class Ports:
             for entry in sockets:
                 entry.close()
 
-    def require_free(self, host: str = LOOPBACK) -> None:
-        """Raise ConfigError with the port if one is in use. The metrics are always on loopback."""
-        for port in astuple(self):
-            require_free(port, LOOPBACK if port == self.metrics else host)
+    def require_free(self, host: str = LOOPBACK, metrics_host: str = LOOPBACK) -> None:
+        """Raise ConfigError with the port if one is in use. Triton's metrics are always on loopback."""
+        hosts = {
+            self.metrics: LOOPBACK,
+            self.relay_metrics: metrics_host,
+            self.retrieval_metrics: metrics_host,
+        }
+        for port in self._list():
+            require_free(port, hosts.get(port, host))
+
+    def _list(self) -> list[int]:
+        """Return the ports that are on."""
+        return [port for port in astuple(self) if port]
 
 
 def require_free(port: int, host: str = LOOPBACK) -> None:

@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -33,7 +34,10 @@ from contract.access import HEALTH_CALLS, SECRET_HEADERS, Access, Denial, Role, 
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
 from contract.errors import ConfigError
+from contract.metrics_page import add_arguments as add_metrics_arguments
+from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
+from serving.relay_metrics import TRITON_PATH, Answer, RelayMetrics, read_page
 from serving.triton import EXIT_TIMEOUT_S
 
 _TRITON: Final = "/inference.GRPCInferenceService/"
@@ -72,6 +76,12 @@ _SHARED_MEMORY: Final = frozenset(
     for kind in ("System", "Cuda")
     for action in ("Status", "Register", "Unregister")
 )
+_CLASSES: Final = {
+    **dict.fromkeys(_READ, "question"),
+    **dict.fromkeys(_SHARED_MEMORY, "shared_memory"),
+    INFER: "infer",
+    STREAM: "stream",
+}
 
 Call = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -86,6 +96,7 @@ class Turns:
         self._free = asyncio.Semaphore(running)
         self._most, self._most_bytes = running + waiting, held_bytes
         self.calls = 0
+        self.running = 0
         self.held_bytes = 0
 
     def admit(self, size: int) -> bool:
@@ -104,37 +115,52 @@ class Turns:
     async def begin(self) -> None:
         """Wait for a turn."""
         await self._free.acquire()
+        self.running += 1
 
     def end(self) -> None:
         """Pass the turn to the next call."""
+        self.running -= 1
         self._free.release()
 
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Forwards every unary call by its name."""
 
-    def __init__(self, channel: grpc.aio.Channel, turns: Turns, access: Access | None = None) -> None:
-        """Take the channel to Triton, and what decides about tokens (None: nobody is an admin)."""
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        turns: Turns,
+        access: Access | None = None,
+        metrics: RelayMetrics | None = None,
+    ) -> None:
+        """Take the channel to Triton, what decides about tokens (None: nobody is an admin), and what counts calls."""
         self._channel, self._turns, self._access = channel, turns, access or Access()
+        self._metrics = metrics or RelayMetrics()
         self._running: set[asyncio.Task[bytes]] = set()
 
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler for a call."""
         method: str = handler_call_details.method
+        if method == PING:
+            return grpc.stream_unary_rpc_method_handler(_answer_ping)
+        make, answer = self._choose(method, handler_call_details.invocation_metadata or ())
+        return make(self._metrics.observe(find_class(method), answer))
+
+    def _choose(self, method: str, metadata: Sequence[Any]) -> tuple[Callable[[Answer], Any], Answer]:
+        """Return the kind of a call's handler, and the handler."""
         needed = find_role(method)
         if needed is None:
-            answer = _answer_ping if method == PING else self._make_question(method)
-            return grpc.stream_unary_rpc_method_handler(answer)
-        denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
+            return grpc.stream_unary_rpc_method_handler, self._make_question(method)
+        denial = self._access.check(metadata, needed, method)
         if denial is not None:
-            return grpc.stream_stream_rpc_method_handler(_make_refusal(denial))
+            return grpc.stream_stream_rpc_method_handler, _make_refusal(denial)
         if method == STREAM:
-            return grpc.stream_stream_rpc_method_handler(_refuse_stream)
+            return grpc.stream_stream_rpc_method_handler, _refuse_stream
         if method in _SHARED_MEMORY:
-            return grpc.unary_unary_rpc_method_handler(self._call_on_this_host(method))
+            return grpc.unary_unary_rpc_method_handler, self._call_on_this_host(method)
         if method == INFER:
-            return grpc.unary_unary_rpc_method_handler(self._infer)
-        return grpc.unary_unary_rpc_method_handler(self._make_call(method))
+            return grpc.unary_unary_rpc_method_handler, self._infer
+        return grpc.unary_unary_rpc_method_handler, self._make_call(method)
 
     def _make_call(self, method: str) -> Call:
         async def call(request: bytes, context: Any) -> bytes:
@@ -232,6 +258,15 @@ def find_role(method: str) -> Role | None:
     return Role.READ
 
 
+def find_class(method: str) -> str:
+    """Return the class of a call, for the metrics. There are seven."""
+    if method in _CLASSES:
+        return _CLASSES[method]
+    if method.startswith(HEALTH_CALLS):
+        return "health"
+    return "admin" if method.startswith(_TRITON) else "other"
+
+
 def _is_on_this_host(peer: str) -> bool:
     """Whether a peer, as gRPC names it ("ipv4:127.0.0.1:5000"), is on this host."""
     kind, _, address = peer.partition(":")
@@ -265,7 +300,13 @@ def is_up(url: str, connection: Connection = PLAIN) -> bool:
 
 
 async def serve(
-    listen: str, triton: str, turns: Turns, *, ended: asyncio.Event, protection: Protection = UNPROTECTED
+    listen: str,
+    triton: str,
+    turns: Turns,
+    *,
+    ended: asyncio.Event,
+    protection: Protection = UNPROTECTED,
+    metrics: RelayMetrics | None = None,
 ) -> None:
     """Run the relay until `ended` is set.
 
@@ -275,6 +316,7 @@ async def serve(
         turns: Limits for inferences.
         ended: Event that stops the relay.
         protection: TLS and tokens.
+        metrics: Counts the calls.
 
     Raises:
         RuntimeError: The port cannot be used.
@@ -284,7 +326,7 @@ async def serve(
     protection.check(listen.rpartition(":")[0].strip("[]"))
     credentials = protection.make_credentials()
     async with grpc.aio.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
-        relay = Relay(channel, turns, protection.make_access())
+        relay = Relay(channel, turns, protection.make_access(), metrics)
         # A call whose path is no text ends the server of grpc.aio. It is made again at once.
         while not ended.is_set():
             server = await _start_server(listen, relay, credentials)
@@ -322,24 +364,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--running", type=int, default=MOST_RUNNING, help="largest number of inferences in Triton at once"
     )
+    parser.add_argument(
+        "--triton-metrics", metavar="URL", help=f"Triton's page of metrics, passed on as {TRITON_PATH}."
+    )
     add_arguments(parser)
+    add_metrics_arguments(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     hide_bad_headers()
-    turns, protection = Turns(running=options.running), read_arguments(options)
     try:
-        asyncio.run(_serve_until_signal(options.listen, options.triton, turns, protection))
+        _run(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-async def _serve_until_signal(listen: str, triton: str, turns: Turns, protection: Protection) -> None:
+def _run(options: argparse.Namespace) -> None:
+    turns, protection, metrics = Turns(running=options.running), read_arguments(options), RelayMetrics()
+    metrics.watch(turns)
+    url = options.triton_metrics
+    passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
+    with open_page(options, metrics.registry, protection, passed_on):
+        asyncio.run(_serve_until_signal(options.listen, options.triton, turns, protection, metrics))
+
+
+async def _serve_until_signal(
+    listen: str, triton: str, turns: Turns, protection: Protection, metrics: RelayMetrics
+) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await serve(listen, triton, turns, ended=ended, protection=protection)
+    await serve(listen, triton, turns, ended=ended, protection=protection, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class Stack:
         log_dir: Path,
         http_inference: bool = False,
         host: str = LOOPBACK,
+        metrics_host: str = LOOPBACK,
         protection: Protection = UNPROTECTED,
     ) -> None:
         """Set up the stack; `start` starts it.
@@ -87,13 +88,14 @@ class Stack:
         Args:
             repository: A published model repository.
             store: Directory of the case store. The sidecar creates it if needed.
-            ports: Ports to listen on. None: 8000 to 8002 and 8005.
+            ports: Ports to listen on. None: 8000 to 8002 and 8005, no metrics of the relay and the sidecar.
             log_dir: Directory for triton.log, relay.log, retrieval.log and the admin key. It is created if needed, and
                 only one running stack may use it.
             http_inference: Open Triton's own HTTP front end on the HTTP port, only for trusted callers (see
                 `serving.triton.build_command`). Without it the port answers only health requests. It is plain text on
                 loopback.
             host: Address that the relay, the sidecar and the health service listen on.
+            metrics_host: Address of the metrics of the relay and the sidecar. The relay passes on Triton's there.
             protection: TLS, client certificates and tokens.
         """
         self.repository = Path(repository).resolve()
@@ -102,6 +104,7 @@ class Stack:
         self.log_dir = Path(log_dir).resolve()
         self.http_inference = http_inference
         self.host = host
+        self.metrics_host = metrics_host
         self.protection = replace(protection.resolve(), admin_key=self.admin_key_path)
         self.connection = PLAIN
         self._children: list[ChildProcess] = []
@@ -151,6 +154,7 @@ class Stack:
                 "triton_http" if self.http_inference else "health"
             ): f"{scheme}://{self.http_url}/v2/health/ready",
             "metrics": self.metrics_url,
+            **self._list_metrics(),
             "retrieval": self.retrieval_url,
             "listens_on": self.host,
             "protection": self.protection.describe(),
@@ -314,7 +318,8 @@ class Stack:
         """Lock the logs folder, end the servers of a killed stack, and prepare the folder that Triton runs from."""
         installation = find_triton()
         _ = self.fingerprint  # raises if this is not a published repository
-        replace(self.protection, admin_key=None).check(self.host)
+        for host in (self.host, self.metrics_host):
+            replace(self.protection, admin_key=None).check(host)
         self.protection.make_connection().make_credentials()
         if self.http_inference and (self.protection.tls_dir is not None or not is_local_host(self.host)):
             raise ConfigError(
@@ -323,7 +328,7 @@ class Stack:
         self._lock = LogsLock(self.log_dir)
         self._lock.end_leftovers()
         self._remove_regions()
-        self.ports.require_free(self.host)
+        self.ports.require_free(self.host, self.metrics_host)
         self._assembly = assemble(installation)
         self.connection = self.protection.make_connection(make_admin_key(self.admin_key_path))
 
@@ -360,6 +365,7 @@ class Stack:
             "--fingerprint",
             self.fingerprint,
             *self.protection.to_arguments(),
+            *self._choose_metrics(self.ports.retrieval_metrics),
         ]
         return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
 
@@ -367,8 +373,20 @@ class Stack:
         queues = read_published(self.repository).to_dict().get("variant") == "throughput"
         options = ["--listen", self._join(self.host, self.ports.grpc), "--triton", self._own_url]
         options += self.protection.to_arguments()
+        options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
         options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
         return self._build_python(_RELAY, "serving.relay", options, "relay.log")
+
+    def _choose_metrics(self, port: int) -> list[str]:
+        """Return the options of a server for its metrics."""
+        return ["--metrics-port", str(port), "--metrics-host", self.metrics_host]
+
+    def _list_metrics(self) -> dict[str, str]:
+        """Return the pages of metrics of the relay and the sidecar, as programs on this machine read them."""
+        scheme = "http" if self.protection.tls_dir is None else "https"
+        ports = {"relay_metrics": self.ports.relay_metrics, "retrieval_metrics": self.ports.retrieval_metrics}
+        host = self._find_near(self.metrics_host)
+        return {name: f"{scheme}://{self._join(host, port)}/metrics" for name, port in ports.items() if port}
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
@@ -402,29 +420,35 @@ class Stack:
 
     def _make_sidecar_part(self) -> Part:
         is_ready = partial(is_sidecar_ready, self.retrieval_url, self.connection)
-        return self._make_python_part(self._children[1], self._build_sidecar, is_ready, self.ports.retrieval)
+        ports = [self.ports.retrieval, self.ports.retrieval_metrics]
+        return self._make_python_part(self._children[1], self._build_sidecar, is_ready, ports)
 
     def _make_relay_part(self) -> Part:
         is_ready = partial(is_up, self.triton_url, self.connection)
-        return self._make_python_part(self._children[2], self._build_relay, is_ready, self.ports.grpc)
+        ports = [self.ports.grpc, self.ports.relay_metrics]
+        return self._make_python_part(self._children[2], self._build_relay, is_ready, ports)
 
     @staticmethod
     def _make_python_part(
-        child: ChildProcess, build: Callable[[], ChildProcess], is_ready: Callable[[], bool], port: int
+        child: ChildProcess, build: Callable[[], ChildProcess], is_ready: Callable[[], bool], ports: list[int]
     ) -> Part:
         return Part(
             child.name,
             child,
             build=build,
             watch=lambda child, up: HealthWatch(is_ready, child.pid or 0, up=up),
-            ports=[port],
+            ports=[port for port in ports if port],
             clean=lambda: None,
         )
 
     @property
     def _near_host(self) -> str:
         """The address at which programs on this machine reach the servers."""
-        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return self._find_near(self.host)
+
+    @staticmethod
+    def _find_near(host: str) -> str:
+        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
 
     @staticmethod
     def _join(host: str, port: int) -> str:

@@ -57,9 +57,10 @@ def certs(
 def token(
     name: Annotated[str, typer.Option(help="Whose token it is. The log shows this name.")],
     role: Annotated[
-        Literal["read", "write", "admin"],
+        Literal["metrics", "read", "write", "admin"],
         typer.Option(
-            help="read: predict and search. write: also index and delete. admin: also change models."
+            help="metrics: read the pages of metrics. read: also predict and search. write: also index and delete. "
+            "admin: also change models."
         ),
     ] = "read",
     tokens: Annotated[

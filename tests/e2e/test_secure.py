@@ -35,12 +35,12 @@ class Served:
         self.repository, self.logs = repository, place / "logs"
         make_certificates(self.folder, ["triton.lab"], ["lab"])
         self.tokens = {}
-        for role in ("read", "write", "admin"):
+        for role in ("metrics", "read", "write", "admin"):
             self.tokens[role], entry = make_token(f"{role} user", role)
             append_token(place / "tokens.jsonl", entry)
             (place / f"{role}.token").write_text(self.tokens[role])
-        ports = ("http", "grpc", "metrics", "retrieval")
-        options = [f"--{name}-port={getattr(self.ports, name)}" for name in ports]
+        ports = ("http", "grpc", "metrics", "retrieval", "relay_metrics", "retrieval_metrics")
+        options = [f"--{name.replace('_', '-')}-port={getattr(self.ports, name)}" for name in ports]
         options += [
             "--tls-dir",
             str(self.folder),
@@ -225,12 +225,42 @@ def test_models_are_loaded_with_an_admin_token_alone(served):
     assert check_server(url, served.repository, key, connection) == 1
 
 
+def test_metrics_need_tls_a_certificate_and_a_token(served):
+    """The relay passes on Triton's page, whose own port is plain text on loopback."""
+    context = ssl.create_default_context(cafile=served.folder / "ca.crt")
+
+    def ask(port: int, path: str, token: str) -> "tuple[int, str]":
+        connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    token, ports = served.tokens["metrics"], served.ports
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        ask(ports.relay_metrics, "/metrics", token)
+    context.load_cert_chain(served.folder / "lab.crt", served.folder / "lab.key")
+    for port, path, name in (
+        (ports.relay_metrics, "/metrics", "cxr_relay_calls_total"),
+        (ports.relay_metrics, "/triton/metrics", "nv_inference_count"),
+        (ports.retrieval_metrics, "/metrics", "cxr_retrieval_cases"),
+    ):
+        status, page = ask(port, path, token)
+        assert status == 200
+        assert name in page
+        assert ask(port, path, "wrong") == (401, "")
+    with served.connect("metrics") as client, pytest.raises(ConfigError, match="role metrics"):
+        client.predict(None, "Small left effusion.")
+
+
 def test_no_key_and_no_token_is_written_anywhere(served):
     secrets = [*served.tokens.values(), (served.logs / "runtime" / "admin_key").read_text().strip()]
     secrets += [
         re.sub(r"-----.*?-----|\s", "", path.read_text())[:40] for path in served.folder.glob("*.key")
     ]
-    assert len(secrets) == 8
+    assert len(secrets) == 9
     words = served.list_words()
     assert words.count("tritonserver") >= 1
     metrics = http.client.HTTPConnection("127.0.0.1", served.ports.metrics, timeout=10)
@@ -240,6 +270,8 @@ def test_no_key_and_no_token_is_written_anywhere(served):
     places = {path: path.read_text(errors="replace") for path in served.logs.glob("*.log")}
     places |= {"ps": words, "metrics": page, "stderr": (served.place / "errors").read_text()}
     assert len(places) == 6
+    names = (Path(__file__).parents[1] / "docker" / "triton_metrics.txt").read_text().split()
+    assert [name for name in names if f"# TYPE {name} " not in page and not name.startswith("nv_gpu")] == []
     for place, text in places.items():
         assert not [secret for secret in secrets if secret in text], place
         assert "Handshake failed" not in text, place  # a stranger could fill the disk

@@ -11,6 +11,7 @@ from contract.protection import UNPROTECTED, Protection
 from serving.ports import Ports
 from serving.process import wait_until
 from serving.relay import INFER, Turns, is_up, serve
+from serving.relay_metrics import RelayMetrics
 
 READY = "/inference.GRPCInferenceService/ServerReady"
 SECONDS = 60.0
@@ -62,6 +63,7 @@ class Running:
         self.protection, self.connection = protection, protection.make_connection()
         self.url = f"127.0.0.1:{Ports.free().grpc}"
         self.turns: Turns | None = None
+        self.metrics = RelayMetrics()
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, args=(triton, room))
@@ -74,7 +76,15 @@ class Running:
     def _run(self, triton: str, room: dict[str, int]) -> None:
         async def run() -> None:
             self.turns = Turns(**room)
-            await serve(self.url, triton, self.turns, ended=self._ended, protection=self.protection)
+            self.metrics.watch(self.turns)
+            await serve(
+                self.url,
+                triton,
+                self.turns,
+                ended=self._ended,
+                protection=self.protection,
+                metrics=self.metrics,
+            )
 
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(run())

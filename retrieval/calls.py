@@ -1,0 +1,61 @@
+"""Observes every call of the sidecar: how often, how long, and how it ended."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+
+from contract.access import HEALTH_CALLS
+from retrieval.metrics import OTHER, SidecarMetrics
+
+HEALTH: Final = "health"
+_Answer = Callable[[Any, Any], Any]
+
+
+class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Measures calls. It stands before all other interceptors, so that it sees what they refuse."""
+
+    def __init__(self, names: dict[str, str], metrics: SidecarMetrics) -> None:
+        """Take the known calls and where they are counted.
+
+        Args:
+            names: Path of each call -> its name in the metrics.
+            metrics: Counts the calls.
+        """
+        self._names, self._metrics = names, metrics
+        metrics.expect(names.values())
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Return the handler of a call with a clock around it. A stream of health states is not measured."""
+        method: str = handler_call_details.method
+        rpc = HEALTH if method.startswith(HEALTH_CALLS) else self._names.get(method, OTHER)
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self._metrics.count_call(rpc, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+        elif handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._observe(rpc, handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        elif handler.stream_stream is not None:  # a refusal that reads no message
+            return grpc.stream_stream_rpc_method_handler(self._observe(rpc, handler.stream_stream))
+        return handler
+
+    def _observe(self, rpc: str, answer: _Answer) -> _Answer:
+        def observe(request: Any, context: Any) -> Any:
+            began = time.monotonic()
+            status = grpc.StatusCode.UNKNOWN  # an exception that set none
+            try:
+                response = answer(request, context)
+                status = grpc.StatusCode.OK
+            except BaseException:
+                status = context.code() or status
+                raise
+            else:
+                return response
+            finally:
+                self._metrics.count_call(rpc, status.name, time.monotonic() - began)
+
+        return observe

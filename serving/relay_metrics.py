@@ -1,0 +1,139 @@
+"""What the relay counts and measures, for Prometheus. All names begin with `cxr_relay_`.
+
+Calls are counted by class, never by the name that a caller sends.
+"""
+
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, Protocol
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from contract.metrics_page import SECONDS
+
+NAMESPACE: Final = "cxr_relay"
+TRITON_PATH: Final = "/triton/metrics"
+# gRPC status -> why a call was refused: by the relay, or by a queue of Triton.
+REFUSALS: Final = {
+    "RESOURCE_EXHAUSTED": "queue_full",
+    "UNAUTHENTICATED": "access",
+    "PERMISSION_DENIED": "access",
+    "UNIMPLEMENTED": "unsupported",
+}
+_NUMBERS: Final = {code.value[0]: code.name for code in grpc.StatusCode}
+_PASS_ON_S: Final = 1.5
+
+Answer = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Room(Protocol):
+    """What the gauges show of the limits; `serving.relay.Turns` in the relay."""
+
+    running: int
+    calls: int
+    held_bytes: int
+
+
+class RelayMetrics:
+    """The metrics of one relay."""
+
+    def __init__(self) -> None:
+        """Make all metrics, at zero, in a registry of their own."""
+        self.registry = registry = CollectorRegistry()
+        self._calls = Counter(
+            "calls", "Calls by class and status.", ["class", "status"], namespace=NAMESPACE, registry=registry
+        )
+        self._seconds = Histogram(
+            "call_duration_seconds",
+            "Time of a call, from its message to its answer, with the wait for a turn.",
+            ["class"],
+            namespace=NAMESPACE,
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self._open = Gauge(
+            "open_calls",
+            "Calls that have begun and not ended.",
+            ["class"],
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "refused",
+            "Calls that were refused, by reason.",
+            ["reason"],
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        for reason in REFUSALS.values():
+            self._refused.labels(reason)
+        ProcessCollector(NAMESPACE, registry=registry)
+
+    def watch(self, room: Room) -> None:
+        """Show how many inferences run and wait whenever the metrics are read."""
+        self.registry.register(_Gauges(room))
+
+    def observe(self, kind: str, answer: Answer) -> Answer:
+        """Return the handler of a call with a clock around it.
+
+        Args:
+            kind: The class of the call.
+            answer: The handler, of any kind of message.
+        """
+
+        async def observed(request: Any, context: Any) -> Any:
+            began, status = time.monotonic(), "CANCELLED"
+            self._open.labels(kind).inc()
+            try:
+                response = await answer(request, context)
+                status = "OK"
+            except Exception:
+                status = _name_status(context.code())
+                raise
+            else:
+                return response
+            finally:
+                self._open.labels(kind).dec()
+                self._count(kind, status, time.monotonic() - began)
+
+        return observed
+
+    def _count(self, kind: str, status: str, seconds: float) -> None:
+        self._calls.labels(kind, status).inc()
+        self._seconds.labels(kind).observe(seconds)
+        if reason := REFUSALS.get(status):
+            self._refused.labels(reason).inc()
+
+
+def _name_status(code: Any) -> str:
+    """Return the name of a status, which older versions of grpc.aio give as a number, and none as None."""
+    return code.name if isinstance(code, grpc.StatusCode) else _NUMBERS.get(code or 2, "UNKNOWN")
+
+
+class _Gauges(Collector):
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        running, calls = self._room.running, self._room.calls
+        values = {
+            "running_inferences": (running, "Inferences in Triton."),
+            "pending_request_count": (max(0, calls - running), "Inferences that wait in the relay."),
+            "held_bytes": (self._room.held_bytes, "Messages of the running and waiting inferences."),
+        }
+        for name, (value, text) in values.items():
+            yield GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=float(value))
+
+
+def read_page(url: str) -> bytes | None:
+    """Return Triton's page of metrics; None if it does not answer in time."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # Triton is on this machine
+    try:
+        with opener.open(url, timeout=_PASS_ON_S) as answer:
+            return bytes(answer.read())
+    except (OSError, ValueError):
+        return None
