@@ -5,7 +5,7 @@ Calls are counted by class, never by the name that a caller sends.
 
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import grpc
@@ -24,14 +24,13 @@ REFUSALS: Final = {
     "PERMISSION_DENIED": "access",
     "UNIMPLEMENTED": "unsupported",
 }
-_NUMBERS: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 _PASS_ON_S: Final = 1.5
 
-Answer = Callable[[Any, Any], Awaitable[Any]]
+Answer = Callable[[Any, Any], Any]
 
 
 class Room(Protocol):
-    """What the gauges show of the limits; `serving.relay.Turns` in the relay."""
+    """What the gauges show of the limits; `serving.turns.Turns` in the relay."""
 
     running: int
     calls: int
@@ -85,18 +84,17 @@ class RelayMetrics:
             answer: The handler, of any kind of message.
         """
 
-        async def observed(request: Any, context: Any) -> Any:
-            began, status = time.monotonic(), "CANCELLED"
+        def observed(request: Any, context: Any) -> Any:
+            began, status = time.monotonic(), "OK"
             self._open.labels(kind).inc()
             try:
-                response = await answer(request, context)
-                status = "OK"
+                return answer(request, context)
             except Exception:
-                status = _name_status(context.code())
+                status = (context.code() or grpc.StatusCode.UNKNOWN).name
                 raise
-            else:
-                return response
             finally:
+                if not context.is_active():
+                    status = "CANCELLED"
                 self._open.labels(kind).dec()
                 self._count(kind, status, time.monotonic() - began)
 
@@ -107,11 +105,6 @@ class RelayMetrics:
         self._seconds.labels(kind).observe(seconds)
         if reason := REFUSALS.get(status):
             self._refused.labels(reason).inc()
-
-
-def _name_status(code: Any) -> str:
-    """Return the name of a status, which older versions of grpc.aio give as a number, and none as None."""
-    return code.name if isinstance(code, grpc.StatusCode) else _NUMBERS.get(code or 2, "UNKNOWN")
 
 
 class _Gauges(Collector):

@@ -31,7 +31,7 @@ from serving.health import HealthServer
 from serving.ports import LOOPBACK, Ports, is_listening
 from serving.probe import ask_all, is_triton_ready
 from serving.process import ChildProcess, wait_until
-from serving.relay import MOST_RUNNING, QUEUED_BY_TRITON, is_up
+from serving.relay import is_up
 from serving.runtime import LogsLock, show_path
 from serving.supervisor import Part, Say
 from serving.triton import (
@@ -50,6 +50,7 @@ from serving.triton import (
     remove_regions,
     write_socket_url,
 )
+from serving.turns import MOST_RUNNING, QUEUED_BY_TRITON
 from serving.watch import HealthWatch, TritonWatch
 
 __all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]

@@ -1,6 +1,5 @@
 """A relay in a thread of this process, and a stand-in for Triton's gRPC service that notes what reaches it."""
 
-import asyncio
 import threading
 import time
 from concurrent import futures
@@ -10,8 +9,9 @@ import grpc
 from contract.protection import UNPROTECTED, Protection
 from serving.ports import Ports
 from serving.process import wait_until
-from serving.relay import INFER, Turns, is_up, serve
+from serving.relay import INFER, is_up, serve
 from serving.relay_metrics import RelayMetrics
+from serving.turns import Turns
 
 READY = "/inference.GRPCInferenceService/ServerReady"
 SECONDS = 60.0
@@ -62,32 +62,19 @@ class Running:
     def __init__(self, triton: str, protection: Protection = UNPROTECTED, **room: int) -> None:
         self.protection, self.connection = protection, protection.make_connection()
         self.url = f"127.0.0.1:{Ports.free().grpc}"
-        self.turns: Turns | None = None
-        self.metrics = RelayMetrics()
-        self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, args=(triton, room))
+        self.turns, self.metrics = Turns(**room), RelayMetrics()
+        self.metrics.watch(self.turns)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(triton,))
         self._thread.start()
         deadline = time.monotonic() + SECONDS
         while not is_up(self.url, self.connection):
             assert wait_until(deadline)
         self.channel = self.connection.open_channel(self.url, UNLIMITED)
 
-    def _run(self, triton: str, room: dict[str, int]) -> None:
-        async def run() -> None:
-            self.turns = Turns(**room)
-            self.metrics.watch(self.turns)
-            await serve(
-                self.url,
-                triton,
-                self.turns,
-                ended=self._ended,
-                protection=self.protection,
-                metrics=self.metrics,
-            )
-
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(run())
+    def _run(self, triton: str) -> None:
+        options = {"protection": self.protection, "metrics": self.metrics}
+        serve(self.url, triton, self.turns, ended=self._ended, **options)
 
     def call(self, method: str, request: bytes, timeout: float = SECONDS, **options):
         return self.channel.unary_unary(method)(request, timeout=timeout, **options)
@@ -96,14 +83,13 @@ class Running:
         return self.channel.unary_unary(INFER).future(request, timeout=timeout)
 
     def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._ended.set()
 
     def close(self) -> None:
         if self._thread.is_alive():
             self.end()
         self.channel.close()
         self._thread.join()
-        self._loop.close()
 
 
 def wait(condition) -> bool:

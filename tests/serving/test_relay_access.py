@@ -196,14 +196,18 @@ def send_raw(port: int, *headers: "tuple[bytes, bytes]") -> None:
                 pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_call_whose_path_is_no_text_does_not_end_the_relay(triton, make_relay):
+def test_a_call_whose_path_is_no_text_harms_no_other_call(triton, make_relay, caplog):
     relay = make_relay()
     port = int(relay.url.rpartition(":")[2])
+    running = relay.start(b"slow one")
+    assert wait(lambda: triton.seen == [b"slow one"])
     for _ in range(3):
         send_raw(port, (b":path", b"/a\xff"))
-        wait(lambda: is_up(relay.url))
+        assert is_up(relay.url)
+    triton.go_on.set()
+    assert running.result() == b"answer to slow one"
     assert relay.call(INFER, b"x") == b"answer to x"
+    assert caplog.records == []
 
 
 def test_a_header_that_is_no_text_is_not_sent_on(triton, make_relay):
