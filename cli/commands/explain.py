@@ -30,6 +30,13 @@ def explain(
             "map that passed the checks of this bundle (`cxr evaluate explain`)."
         ),
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image baseline of Integrated Gradients: black, grey, blurred or uniform; repeatable, then the mean. "
+            "Default: black, with which the maps are checked."
+        ),
+    ] = None,
     hit: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +50,13 @@ def explain(
         Path | None,
         typer.Option(
             help="Directory for each map at the full resolution of the image, and all values (maps.npz)."
+        ),
+    ] = None,
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for DICOM objects of the image's study: Secondary Capture, Structured Report and, for each "
+            "map that may be shown, outlines (Presentation State). The image must be DICOM."
         ),
     ] = None,
     steps: Annotated[
@@ -64,8 +78,10 @@ def explain(
     loaded, console = load_bundle(bundle), make_console(as_json)
     case = read_image(image), read_report(report)
     if hit is not None and table is not None:
-        if finding or method or maps:
-            raise ConfigError("--hit explains a similarity: give it without --finding, --method and --maps.")
+        if finding or method or baseline or maps or dicom:
+            raise ConfigError(
+                "--hit explains a similarity: give it without --finding, --method, --baseline, --maps and --dicom."
+            )
         explain_similarity(console, loaded, case, hit, table, out=out, steps=steps, as_json=as_json)
         return
     explain_case(
@@ -74,8 +90,10 @@ def explain(
         case,
         findings=finding,
         methods=method,
+        baselines=baseline or ["black"],
         out=out,
         maps=maps,
+        dicom=dicom,
         steps=steps,
         as_json=as_json,
     )

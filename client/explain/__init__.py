@@ -16,6 +16,7 @@ words.py         tokens to words of the report and its sections
 maps.py          attributions to what is shown and measured
 geometry.py      maps back onto the radiograph, with markers of the sides
 overlay.py       pictures
+dicom/           Secondary Capture, Structured Report and Presentation State: `write_dicom`
 
 Importing the package is cheap. Its functions need the `explain` extra.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from client.explain.case import Inputs, read_inputs
+    from client.explain.dicom.write import write_dicom
     from client.explain.findings import choose_label, explain, explain_findings
     from client.explain.gradients import Attributions, attribute
     from client.explain.hit import explain_hit
@@ -42,6 +44,7 @@ _PLACES: Final = {
     "explain_hit": "hit",
     "group_pieces": "words",
     "read_inputs": "case",
+    "write_dicom": "dicom.write",
 }
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "explain_hit",
     "group_pieces",
     "read_inputs",
+    "write_dicom",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from client.explain.baselines import BLACK, draw_baseline
 from client.explain.case import Inputs
 from contract.bundle import Bundle
 from contract.errors import ConfigError
@@ -43,14 +44,19 @@ def find_device(model: CxrModel) -> torch.device:
     return device
 
 
-def make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[Points, Points]:
+def make_path_ends(model: CxrModel, inputs: Inputs, baseline: str = BLACK) -> tuple[Points, Points]:
     """Return both ends of a path, the case and the baseline: pixels, embedded tokens, or both.
 
-    The image baseline is black. The text baseline is [PAD] in the place of every word.
+    The text baseline is [PAD] in the place of every word.
+
+    Args:
+        model: The model.
+        inputs: The case.
+        baseline: Key of the baseline of the image, as in `client.explain.baselines`.
     """
     ends: list[tuple[Tensor, Tensor]] = []
     if inputs.pixels is not None:
-        ends.append((inputs.pixels, torch.zeros_like(inputs.pixels)))
+        ends.append((inputs.pixels, draw_baseline(inputs, baseline)))
     if inputs.input_ids is not None:
         embed = model.text_encoder.embed
         with torch.no_grad():

@@ -54,6 +54,29 @@ def render_map(explanation: Explanation, found: ImageMap, *, longest: int | None
     return _mark_sides(drawn, explanation.orientation)
 
 
+def render_plain(explanation: Explanation) -> Picture:
+    """Draw the radiograph without a map: (rows, columns, 3) uint8, with the sides of the patient if they are known.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    picture = _take_radiograph(explanation)[0]
+    return _mark_sides(picture[..., None].repeat(3, axis=2), explanation.orientation)
+
+
+def find_strong(explanation: Explanation, found: ImageMap) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return where a map speaks strongly for the finding, and where against it: (rows, columns) of the radiograph.
+
+    A map without a sign speaks against nothing, and one that is nearly even has no strong spot.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    _, frame = _take_radiograph(explanation)
+    strength = _measure_strength(found.values, frame, signed=found.signed)
+    return strength >= STRONG_LEVEL, strength <= -STRONG_LEVEL
+
+
 def render_values(
     picture: Picture, frame: Frame, values: Array, *, signed: bool, longest: int | None = None
 ) -> Picture:
@@ -68,9 +91,8 @@ def render_values(
     """
     picture = _resize(picture, longest)
     frame = replace(frame, rows=picture.shape[0], columns=picture.shape[1])
-    strength = unfit_map(smooth_map(values, frame.size), frame)
+    strength = _measure_strength(values, frame, signed=signed)
     if not signed:
-        strength = np.clip(strength, 0, 1) * _find_contrast(values)
         return _blend(picture, strength, _look_up("viridis", strength))
     drawn = _blend(
         picture, np.abs(strength) ** 1.5, _look_up("managua_r", (strength + 1) / 2)
@@ -172,6 +194,14 @@ def _take_radiograph(explanation: Explanation) -> tuple[Picture, Frame]:
     return square, Frame.fit(square.shape[0], square.shape[1], len(square))
 
 
+def _measure_strength(values: Array, frame: Frame, *, signed: bool) -> Array:
+    """Return how strongly a map speaks where: (rows, columns), -1 to 1; 0 to 1 without a sign."""
+    strength = unfit_map(smooth_map(values, frame.size), frame)
+    if signed:
+        return strength
+    return np.clip(strength, 0, 1) * _find_contrast(values)
+
+
 def _resize(picture: Picture, longest: int | None) -> Picture:
     """Scale a picture to a longer side, in pixels; None leaves it as it is."""
     if longest is None or longest == max(picture.shape):
@@ -226,13 +256,26 @@ def _mark_sides(picture: Picture, orientation: str) -> Picture:
     sides = find_sides(orientation)
     if sides is None:
         return picture
-    cv2 = import_cv2()
     rows, columns = picture.shape[:2]
-    scale, width = max(rows, columns) / 700, max(1, round(max(rows, columns) / 350))
+    scale = max(rows, columns) / 700
     for side, column in zip(sides, (round(12 * scale), columns - round(32 * scale)), strict=True):
-        place = (column, rows // 2)
-        for colour, thickness in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
-            cv2.putText(picture, side, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+        write_text(picture, side, (column, rows // 2), scale)
+    return picture
+
+
+def write_text(picture: Picture, text: str, place: tuple[int, int], scale: float) -> Picture:
+    """Write white text with a black edge into a picture (rows, columns, 3), and return the picture.
+
+    Args:
+        picture: It is changed.
+        text: ASCII.
+        place: Column and row of the lower left corner of the text.
+        scale: Size of the text; at 1, capitals are about 22 pixels high.
+    """
+    cv2 = import_cv2()
+    width = max(1, round(2 * scale))
+    for colour, thickness in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
     return picture
 
 
@@ -327,11 +370,15 @@ def _draw_legend_strip(explanation: Explanation, found: ImageMap, columns: int) 
     figure.text(0.01, 0.02, caption, fontsize=7.5, va="bottom", color="#333333")
     figure.canvas.draw()
     strip = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    return np.ascontiguousarray(strip[:, :columns]) if strip.shape[1] >= columns else _widen(strip, columns)
+    return widen(strip, columns)
 
 
-def _widen(strip: Picture, columns: int) -> Picture:
-    return np.pad(strip, ((0, 0), (0, columns - strip.shape[1]), (0, 0)), constant_values=255)
+def widen(strip: Picture, columns: int) -> Picture:
+    """Return a strip (H, any, 3) with exactly so many columns: white ones are added, or the last ones cut off."""
+    missing = max(0, columns - strip.shape[1])
+    return np.ascontiguousarray(
+        np.pad(strip[:, :columns], ((0, 0), (0, missing), (0, 0)), constant_values=255)
+    )
 
 
 def _make_caption(rows: Sequence[Explanation], columns: int) -> str:
