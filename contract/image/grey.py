@@ -96,7 +96,8 @@ def mirror_values(values: Values) -> Values:
     Args:
         values: Value of each word, with both ends of the range.
     """
-    return values.min() + values.max() - values
+    mirrored: Values = values.min() + values.max() - values
+    return mirrored
 
 
 def mirror_words(
