@@ -21,6 +21,7 @@ def explain_case(
     case: CaseFiles,
     *,
     findings: Sequence[str] | None,
+    further: Sequence[Path],
     methods: Sequence[str] | None,
     baselines: Sequence[str],
     out: Path,
@@ -35,22 +36,35 @@ def explain_case(
         ConfigError: DICOM objects are wanted without an image.
         ImageError: DICOM objects are wanted, and the image is no DICOM file that they can refer to.
     """
-    from client.explain import explain_findings, write_dicom
-    from client.explain.overlay import write_maps, write_overlay
+    from client.explain import explain_findings, explain_views, write_dicom
+    from client.explain.map_files import write_maps
+    from client.explain.overlay import write_overlay
 
     if dicom is not None:
         _check_source(case[0])
     with show_progress(console, "Explaining") as progress:
-        found = explain_findings(
-            bundle,
-            image=case[0],
-            report=case[1],
-            labels=findings or None,
-            methods=methods or None,
-            baselines=baselines,
-            steps=steps,
-            progress=progress,
-        )
+        if further and case[0] is not None:
+            found = explain_views(
+                bundle,
+                [case[0], *further],
+                report=case[1],
+                labels=findings or None,
+                methods=methods or None,
+                baselines=baselines,
+                steps=steps,
+                progress=progress,
+            )
+        else:
+            found = explain_findings(
+                bundle,
+                image=case[0],
+                report=case[1],
+                labels=findings or None,
+                methods=methods or None,
+                baselines=baselines,
+                steps=steps,
+                progress=progress,
+            )
     overlay = str(out) if write_overlay(found, out) else None
     written = [str(path) for path in write_maps(found, maps)] if maps is not None else []
     if dicom is not None and case[0] is not None:

@@ -127,6 +127,8 @@ class Explanation:
         frame: Where the radiograph lies in the square that the model reads; None without an image.
         orientation: DICOM Patient Orientation of the image, such as `L\F`; "" if the file does not state it.
         baselines: What each baseline of the image gave; empty without an image.
+        view: Number of the image among those of its study, from 1 on.
+        views: Number of images of the study that the model read together.
         findings: All K findings of the case, in the order of the labels, as the model answers them.
     """
 
@@ -158,6 +160,8 @@ class Explanation:
     frame: Frame | None = None
     orientation: str = ""
     baselines: tuple[BaselineResult, ...] = ()
+    view: int = 1
+    views: int = 1
     findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
@@ -223,6 +227,8 @@ class Explanation:
             "logit": self.logit,
             "baseline_logit": self.baseline_logit,
             "baseline": self.baseline,
+            "view": self.view,
+            "views": self.views,
             "baselines": [vars(one) for one in self.baselines],
             "steps": self.steps,
             "convergence_delta": self.convergence_delta,

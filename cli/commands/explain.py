@@ -30,6 +30,13 @@ def explain(
             "map that passed the checks of this bundle (`cxr evaluate explain`)."
         ),
     ] = None,
+    further: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Further image of the same study; repeatable, at most 3. The model reads all images together, and "
+            "each is explained while the others stay as they are. The first image should be the frontal one."
+        ),
+    ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,6 +82,10 @@ def explain(
         raise ConfigError(
             "--hit needs --table, and --table needs --hit: the table tells where the hit's files are."
         )
+    if further and (image is None or dicom or hit):
+        raise ConfigError(
+            "--further needs an image, and no --dicom and no --hit: these are made of one image."
+        )
     loaded, console = load_bundle(bundle), make_console(as_json)
     case = read_image(image), read_report(report)
     if hit is not None and table is not None:
@@ -89,6 +100,7 @@ def explain(
         loaded,
         case,
         findings=finding,
+        further=further or [],
         methods=method,
         baselines=baseline or ["black"],
         out=out,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from client.explain.baselines import BASELINES, BLACK, require_baselines
 from client.explain.case import Files, Inputs, read_files, read_inputs
+from client.explain.choice import choose_indices
 from client.explain.geometry import load_original
 from client.explain.gradients import TEXT_BASELINE, Attributions, attribute
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
@@ -42,7 +43,6 @@ OTHER_BASELINES: Final = (
     "Do not read the map of Integrated Gradients as a reason: it was checked with a black baseline, not with "
     "these."
 )
-_DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds
 
 
 class _Pictures(NamedTuple):
@@ -50,6 +50,16 @@ class _Pictures(NamedTuple):
 
     square: NDArray[np.uint8] | None  # (R, R)
     original: NDArray[np.uint8] | None  # (rows, columns)
+
+
+class Wanted(NamedTuple):
+    """What is explained, and how; see `explain_findings`."""
+
+    labels: Sequence[str] | None
+    steps: int | None
+    methods: Sequence[str] | None
+    baselines: Sequence[str]
+    only_top: bool  # without labels: only the finding of `choose_label`
 
 
 class _Answer(NamedTuple):
@@ -149,20 +159,46 @@ def _explain(
     only_top: bool,
 ) -> tuple[Explanation, ...]:
     require_case(image, report)
-    _check_arguments(image, labels, steps, methods)
+    if isinstance(image, (list, tuple)):
+        raise ConfigError(
+            f"An explanation needs one image, but {len(image)} were given: `explain_views` takes the images of a study."
+        )
+    check_arguments(labels, steps, methods)
     starts = require_baselines(baselines)
     files = read_files(image, report)
     inputs = read_inputs(bundle, image=files.image, report=files.report)
     model = open_model(bundle)
     inputs = inputs.to(find_device(model))
+    wanted = Wanted(labels, steps, methods, starts, only_top=only_top)
+    return explain_inputs(bundle, model, files, inputs, wanted, progress)
+
+
+def explain_inputs(
+    bundle: Bundle,
+    model: CxrModel,
+    files: Files,
+    inputs: Inputs,
+    wanted: Wanted,
+    progress: Progress | None,
+) -> tuple[Explanation, ...]:
+    """Explain the findings of a case that was read.
+
+    Args:
+        bundle: The model.
+        model: The model, in evaluation mode.
+        files: The files of the case.
+        inputs: The case, on the device of the model.
+        wanted: What is explained, and how.
+        progress: As in `explain_findings`.
+    """
     answer = _ask(bundle, model, inputs)
-    indices = _choose_indices(answer, labels, only_top=only_top)
-    chosen = _choose_methods(model, inputs, answer.check, methods)
+    indices = choose_indices(answer.labels, answer.probabilities, wanted.labels, only_top=wanted.only_top)
+    chosen = _choose_methods(model, inputs, answer.check, wanted.methods)
     pictures = _load_pictures(files, inputs)
     total, done, found = len(indices) * (1 + len(chosen)), 0, []
     for index in indices:
         started = time.perf_counter()
-        parts = attribute(model, inputs, index, steps=steps, baselines=starts)
+        parts = attribute(model, inputs, index, steps=wanted.steps, baselines=wanted.baselines)
         seconds = time.perf_counter() - started
         maps = []
         done = _report(progress, done + 1, total)
@@ -183,28 +219,18 @@ def _report(progress: Progress | None, done: int, total: int) -> int:
 
 
 def _ask(bundle: Bundle, model: CxrModel, inputs: Inputs) -> _Answer:
+    image = text = lateral = None
     with torch.inference_mode():
-        output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
-        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].cpu().numpy()
-        lateral = None
         if inputs.pixels is not None:
-            lateral = float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
+            image = model.image_encoder(inputs.pixels)
+            lateral = float(model.fusion.lateral(image)[0, 0])
+            image = image if inputs.views is None else inputs.views.join(model, image)
+        if inputs.input_ids is not None:
+            text = model.text_encoder(inputs.input_ids, inputs.attention_mask)
+        output = model.fusion(image, text, inputs.attention_mask, input_ids=inputs.input_ids)
+        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].cpu().numpy()
     labels = bundle.decisions.of(inputs.kind)
     return _Answer(output, probabilities, lateral, labels, read_map_check(bundle, inputs.kind))
-
-
-def _choose_indices(answer: _Answer, labels: Sequence[str] | None, *, only_top: bool) -> list[int]:
-    if labels is not None:
-        return [LABEL_INDEX[label] for label in dict.fromkeys(labels)]
-    top = choose_label(answer.labels, answer.probabilities)
-    if only_top:
-        return [top]
-    present = [
-        index
-        for index, (label, probability) in enumerate(zip(answer.labels, answer.probabilities, strict=True))
-        if label.threshold is not None and probability >= label.threshold
-    ]
-    return sorted(present, key=lambda index: -answer.probabilities[index]) or [top]
 
 
 def _choose_methods(
@@ -257,7 +283,8 @@ def _assemble(
     parts: Attributions,
     maps: tuple[ImageMap, ...],
 ) -> Explanation:
-    attention, share = _read_attention(answer.output, index), answer.output.image_share
+    attention, share = _read_attention(answer.output, inputs, index), answer.output.image_share
+    views = inputs.views
     served = answer.labels[index]
     patches = attention["image"]
     return Explanation(
@@ -292,6 +319,8 @@ def _assemble(
         original=pictures.original,
         frame=inputs.frame,
         orientation=inputs.orientation,
+        view=1 if views is None else views.place + 1,
+        views=1 if views is None else views.total,
         findings=_list_findings(bundle, answer),
     )
 
@@ -330,13 +359,8 @@ def _make_remarks(
     return tuple(remarks)
 
 
-def _check_arguments(
-    image: object, labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None
-) -> None:
-    if isinstance(image, (list, tuple)):
-        raise ConfigError(
-            f"An explanation needs one image, but {len(image)} were given: explain the images of a study one by one."
-        )
+def check_arguments(labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None) -> None:
+    """Raise ConfigError for a label or a method that does not exist, or `steps` below 1."""
     for label in labels or ():
         if label not in LABEL_INDEX:
             raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
@@ -346,33 +370,11 @@ def _check_arguments(
         require_method(key)
 
 
-def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
-    """Return the index of the label to explain if the caller names none.
-
-    This is the label whose probability is furthest above its threshold, as a share of the distance from the threshold
-    to 1. If no probability reaches its threshold, it is the label closest to its threshold. `normal` is chosen only if
-    no other label reaches its threshold. A label that was held out of training is never chosen. A model without
-    thresholds for this kind of input gets the threshold 0.5.
-
-    Args:
-        labels: The K categories with their thresholds.
-        probabilities: (K,), calibrated.
-    """
-    thresholds = [_DEFAULT_THRESHOLD if label.threshold is None else label.threshold for label in labels]
-    limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
-    distances = probabilities - limits
-    margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
-    margins[[label.is_undecidable for label in labels]] = -np.inf
-    normal = LABEL_INDEX["normal"]
-    others = np.delete(margins, normal)
-    if margins[normal] >= 0 > others.max():
-        return normal
-    margins[normal] = -np.inf
-    return int(margins.argmax())
-
-
-def _read_attention(output: FusionOutput, index: int) -> dict[str, Array | None]:
-    attentions = {"image": output.image_attention, "text": output.text_attention}
+def _read_attention(output: FusionOutput, inputs: Inputs, index: int) -> dict[str, Array | None]:
+    image = output.image_attention
+    if image is not None and inputs.views is not None:
+        image = inputs.views.cut(image)
+    attentions = {"image": image, "text": output.text_attention}
     return {
         kind: None if attention is None else attention[0, index].cpu().numpy()
         for kind, attention in attentions.items()

@@ -22,7 +22,7 @@ Points = tuple[Tensor, ...]  # pixels (B, 1, S, S), embedded tokens (B, L, text 
 class Tokens(NamedTuple):
     """What the encoders give for a batch of points."""
 
-    image: Tensor | None  # (B, N, C)
+    image: Tensor | None  # (B, N, C); of a study of several images (B, V N, C)
     text: Tensor | None  # (B, L, C)
     mask: Tensor | None  # (B, L) int64
 
@@ -69,6 +69,8 @@ def encode_points(model: CxrModel, inputs: Inputs, points: Points) -> Tokens:
     """Encode a batch of points between the baseline and the case."""
     parts = iter(points)
     image = None if inputs.pixels is None else model.image_encoder(next(parts))
+    if image is not None and inputs.views is not None:
+        image = inputs.views.join(model, image)
     if inputs.attention_mask is None:
         return Tokens(image, None, None)
     embeddings = next(parts)  # (B, L, text width)
@@ -83,7 +85,7 @@ def fuse_points(model: CxrModel, inputs: Inputs, points: Points) -> FusionOutput
 
 
 class Probe:
-    """The logit of one label as a function of the pixels alone. The report, if there is one, stays as it is.
+    """The logit of one label as a function of the pixels alone. The report and the other images stay as they are.
 
     The lexical part is left out: it reads no pixels.
     """
@@ -113,8 +115,10 @@ class Probe:
         return self.fuse(self.model.image_encoder(pixels)).logits[:, self.index]
 
     def fuse(self, image_tokens: Tensor) -> FusionOutput:
-        """Fuse image tokens (B, N, C) with the report."""
+        """Fuse image tokens (B, N, C) with the other images and the report."""
         count = len(image_tokens)
+        if self.inputs.views is not None:
+            image_tokens = self.inputs.views.join(self.model, image_tokens)
         text = mask = None
         if self._text is not None and self.inputs.attention_mask is not None:
             text = self._text.expand(count, -1, -1)

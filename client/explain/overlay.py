@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.explain.geometry import Picture, find_sides, unfit_map
-from client.explain.maps import STRONG_LEVEL, Array, encode_png, import_cv2, make_missing_error, smooth_map
+from client.explain.maps import STRONG_LEVEL, Array, import_cv2, make_missing_error, smooth_map
 from client.explanation import Explanation, ImageMap
 from contract.errors import ConfigError
 from contract.files import write_file
@@ -122,43 +122,6 @@ def write_overlay(explanations: Explanation | Sequence[Explanation], path: Path)
     return True
 
 
-def write_maps(explanations: Sequence[Explanation], directory: Path) -> list[Path]:
-    """Write each map at the full resolution of the radiograph, with its legend below, and all values as maps.npz.
-
-    The arrays of maps.npz are named finding/method, (H, H) float32 over the square that the model reads. `frame` holds
-    the rows and columns of the radiograph, the side of the square, and where the radiograph lies in it: top, left,
-    height, width.
-
-    Args:
-        explanations: Explanations of one case with an image.
-        directory: It is created if needed.
-
-    Returns:
-        The written files.
-
-    Raises:
-        ArtifactError: A file cannot be written.
-    """
-    written, arrays = [], {}
-    for explanation in explanations:
-        for found in explanation.maps:
-            arrays[f"{explanation.key}/{found.method}"] = found.values
-            picture = render_map(explanation, found)
-            legend = _draw_legend_strip(explanation, found, picture.shape[1])
-            path = directory / f"{explanation.key}-{found.method}.png"
-            write_file(path, encode_png(np.vstack([picture, legend])))
-            written.append(path)
-    if not arrays:
-        return []
-    frame = explanations[0].frame
-    if frame is not None:
-        arrays["frame"] = np.array(list(vars(frame).values()), np.int64)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(directory / "maps.npz", buffer.getvalue())
-    return [*written, directory / "maps.npz"]
-
-
 def describe_colours(found: ImageMap) -> tuple[str, str, str]:
     """Return the name of the colours of a map, and what their lower and their upper end mean."""
     if found.signed:
@@ -180,8 +143,12 @@ def describe_finding(explanation: Explanation) -> str:
     read = {"study": "image and report", "image": "the image alone", "text": "the report alone"}
     return (
         f"{explanation.name}: probability {explanation.probability:.3f}, {explanation.verdict}; "
-        f"read from {read[explanation.kind]}"
+        f"read from {read[explanation.kind]}{_name_view(explanation)}"
     )
+
+
+def _name_view(explanation: Explanation) -> str:
+    return f"; image {explanation.view} of {explanation.views}" if explanation.views > 1 else ""
 
 
 def _take_radiograph(explanation: Explanation) -> tuple[Picture, Frame]:
@@ -332,13 +299,16 @@ def _draw_row(figure: Any, explanation: Explanation, top: float, panel: tuple[fl
         axes.set_axis_off()
         if found is not None:
             bar = (left / width, (bottom - 0.2) / height, panel[0] / width, 0.1 / height)
-            _draw_legend(figure, found, bar, panel[0])
+            draw_legend(figure, found, bar, panel[0])
 
 
-def _draw_legend(
+def draw_legend(
     figure: Any, found: ImageMap, place: tuple[float, float, float, float], inches: float
 ) -> None:
-    """Draw the colours of a map with the meaning of both ends, and below them its caveat."""
+    """Draw the colours of a map with the meaning of both ends, and below them its caveat.
+
+    `place` is left, bottom, width, height, 0 to 1, and `inches` the width of the caveat.
+    """
     draw_colour_bar(figure, *describe_colours(found), place)
     if found.caveat:
         left, bottom, _, height = place
@@ -356,21 +326,6 @@ def draw_colour_bar(
     left, bottom, width, height = place
     figure.text(left, bottom - 0.4 * height, low, fontsize=8, va="top")
     figure.text(left + width, bottom - 0.4 * height, high, fontsize=8, va="top", ha="right")
-
-
-def _draw_legend_strip(explanation: Explanation, found: ImageMap, columns: int) -> Picture:
-    """Return the legend of one map as a strip (H, columns, 3) uint8."""
-    width, height = 7.0, 1.5
-    dpi = columns / width
-    figure = start_figure(width, height, dpi)
-    title = f"{describe_finding(explanation)}. {found.title}."
-    figure.text(0.01, 0.97, textwrap.fill(title, 100), fontsize=9, va="top", weight="bold")
-    _draw_legend(figure, found, (0.01, 0.56, 0.98, 0.08), 6.0)
-    caption = textwrap.fill(f"{LIMITS} Model {explanation.fingerprint[:12]}. {NOTICE}", 125)
-    figure.text(0.01, 0.02, caption, fontsize=7.5, va="bottom", color="#333333")
-    figure.canvas.draw()
-    strip = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    return widen(strip, columns)
 
 
 def widen(strip: Picture, columns: int) -> Picture:

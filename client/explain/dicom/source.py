@@ -149,9 +149,8 @@ def _make_reference(dataset: Any) -> Any:
     if not ("WindowCenter" in reference and "WindowWidth" in reference):
         for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
             reference.pop(name, None)
-        for name in ("VOILUTSequence",):
-            if dataset.get(name):
-                reference[name] = dataset[name]
+        if dataset.get("VOILUTSequence"):
+            reference["VOILUTSequence"] = dataset["VOILUTSequence"]
     if dataset.get("ModalityLUTSequence"):
         reference["ModalityLUTSequence"] = dataset["ModalityLUTSequence"]
     return reference

@@ -30,12 +30,15 @@ def write_dicom(explanations: Sequence[Explanation], image: bytes, directory: Pa
         The written files: secondary-capture*.dcm, structured-report.dcm, presentation-state-*.dcm.
 
     Raises:
-        ConfigError: There is no explanation with an image, or the `explain` extra is not installed.
+        ConfigError: There is no explanation with an image, they are of several images, or the `explain` extra is not
+            installed.
         ImageError: The image is no DICOM file, or it lacks what the objects refer to.
         ArtifactError: A file cannot be written.
     """
     if not explanations or explanations[0].original is None:
         raise ConfigError("DICOM outputs need an explanation of an image.")
+    if len({one.view for one in explanations}) > 1:
+        raise ConfigError("DICOM outputs are made of one image: give the explanations of one view.")
     source = read_source(image)
     with quiet_dicom():
         try:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,6 +293,12 @@ def test_a_picture_is_refused_in_one_sentence(explanations, tmp_path):
     with pytest.raises(ConfigError, match="explanation of an image"):
         write_dicom([], png, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_missing_extra_names_its_install_command(explanations, image, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ConfigError, match=r"pip install 'cxr-serving\[explain\]'"):
+        write_dicom(explanations, image, tmp_path)
 
 
 def test_nothing_of_the_patient_gets_into_logs_or_errors(

@@ -71,9 +71,8 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def _read_csv(path: Path) -> Boxes:
-    return read_table_boxes(
-        [{"boxes": found} for found in read_nih14_boxes(path, load_label_map("nih14")).values()]
-    )
+    found = read_nih14_boxes(path, load_label_map("nih14"))
+    return read_table_boxes([{"boxes": [vars(box) for box in boxes]} for boxes in found.values()])
 
 
 def _read_json(path: Path) -> Boxes:
