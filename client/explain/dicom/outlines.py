@@ -1,8 +1,9 @@
 """Outlines of the strong spots of a map as a Grayscale Softcopy Presentation State (DICOM PS3.3 A.33.1).
 
-A parametric map or a segmentation would need a frame of reference, which a radiograph does not have, and few viewers
-draw them over one. A presentation state counts in pixels of the radiograph, so its place is exact, and every viewer
-with presentation states draws it over the original grey values. It holds outlines; the values are in maps.npz.
+A parametric map would hold the values, but viewers place it by a frame of reference, which a radiograph does not have,
+and few draw it over one. A segmentation states what lies where, and a map does not. A presentation state counts in
+pixels of the radiograph, so its place is exact, and every viewer with presentation states draws it over the original
+grey values. It holds outlines; the values are in maps.npz.
 """
 
 from typing import Any, Final
