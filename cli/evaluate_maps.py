@@ -44,7 +44,7 @@ def measure_bundle(
         console: Shows the progress.
         bundle: A verified bundle.
         table: Studies table.
-        boxes_file: boxes.json of a phantom data set or a COCO file; None: the boxes of the table.
+        boxes_file: A file of boxes, as in `read_boxes`; None: the boxes of the table.
         ways: "image", "study" or both.
         methods: Keys of the methods.
         part: Part of the bundle's split, or "all".

@@ -21,28 +21,54 @@ def explain_case(
     case: CaseFiles,
     *,
     findings: Sequence[str] | None,
+    further: Sequence[Path],
     methods: Sequence[str] | None,
+    baselines: Sequence[str],
     out: Path,
     maps: Path | None,
+    dicom: Path | None,
     steps: int | None,
     as_json: bool,
 ) -> None:
-    """Explain findings, write the pictures, and print or return what was found."""
-    from client.explain import explain_findings
-    from client.explain.overlay import write_maps, write_overlay
+    """Explain findings, write the pictures and DICOM objects, and print or return what was found.
 
+    Raises:
+        ConfigError: DICOM objects are wanted without an image.
+        ImageError: DICOM objects are wanted, and the image is no DICOM file that they can refer to.
+    """
+    from client.explain import explain_findings, explain_views, write_dicom
+    from client.explain.map_files import write_maps
+    from client.explain.overlay import write_overlay
+
+    if dicom is not None:
+        _check_source(case[0])
     with show_progress(console, "Explaining") as progress:
-        found = explain_findings(
-            bundle,
-            image=case[0],
-            report=case[1],
-            labels=findings or None,
-            methods=methods or None,
-            steps=steps,
-            progress=progress,
-        )
+        if further and case[0] is not None:
+            found = explain_views(
+                bundle,
+                [case[0], *further],
+                report=case[1],
+                labels=findings or None,
+                methods=methods or None,
+                baselines=baselines,
+                steps=steps,
+                progress=progress,
+            )
+        else:
+            found = explain_findings(
+                bundle,
+                image=case[0],
+                report=case[1],
+                labels=findings or None,
+                methods=methods or None,
+                baselines=baselines,
+                steps=steps,
+                progress=progress,
+            )
     overlay = str(out) if write_overlay(found, out) else None
     written = [str(path) for path in write_maps(found, maps)] if maps is not None else []
+    if dicom is not None and case[0] is not None:
+        written += [str(path) for path in write_dicom(found, case[0], dicom)]
     if as_json:
         first = found[0].to_dict()
         others = [one.to_dict() for one in found[1:]]
@@ -51,8 +77,17 @@ def explain_case(
     for number, one in enumerate(found):
         print_explanation(console, one, overlay if number == len(found) - 1 else None)
     for path in written:
-        console.print(f"  map: {escape(path)}", highlight=False, soft_wrap=True)
+        console.print(f"  written: {escape(path)}", highlight=False, soft_wrap=True)
     console.print(NOTICE)
+
+
+def _check_source(image: bytes | None) -> None:
+    """Refuse an image that no DICOM object can refer to, before the explanation is computed."""
+    from client.explain.dicom.source import read_source
+
+    if image is None:
+        raise ConfigError("--dicom needs a DICOM image, because its objects belong to the image's study.")
+    read_source(image)
 
 
 def explain_similarity(

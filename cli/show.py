@@ -203,8 +203,15 @@ def print_explanation(console: Console, explanation: "Explanation", overlay: str
         f"{explanation.steps} steps",
         highlight=False,
     )
+    if len(explanation.baselines) > 1:
+        for one in explanation.baselines:
+            console.print(
+                f"    {one.key}: logit {one.logit:+.2f}, {one.convergence_delta:.3g} logits unexplained after "
+                f"{one.steps} steps",
+                highlight=False,
+            )
     for found in explanation.maps:
-        console.print(f"  map: {found.title}", highlight=False)
+        console.print(f"  map: {found.title} ({found.seconds:.2f} s)", highlight=False)
     for remark in explanation.remarks:
         console.print(f"  {escape(remark)}", highlight=False, soft_wrap=True)
     print_warnings(console, explanation.warnings)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.explain.maps import find_hottest_box, pool_patches
-from client.prediction import Kind
+from client.prediction import Finding, Kind
 from contract.image.frame import Frame
 from contract.notes import ImageNotes, ReportNotes, join_warnings, warn_of_view
 from contract.training_data import UNDECIDED_WARNING, UNKNOWN, WAYS, warn_of_training, warn_of_way
@@ -48,6 +48,23 @@ def sum_attributions(pixels: Array | None, words: Sequence[WordAttribution]) -> 
     return sums
 
 
+@dataclass(frozen=True)
+class BaselineResult:
+    """What Integrated Gradients found from one baseline of the image.
+
+    Attributes:
+        key: Key of the baseline, as in `client.explain.baselines`.
+        logit: Logit of the finding for the baseline, before calibration.
+        steps: Number of points of the integral.
+        convergence_delta: |sum of the attributions - difference of the logits|, in logits.
+    """
+
+    key: str
+    logit: float
+    steps: int
+    convergence_delta: float
+
+
 @dataclass(frozen=True, eq=False)
 class ImageMap:
     """The map of one method for one finding, over the square that the model reads.
@@ -85,10 +102,10 @@ class Explanation:
         threshold: Probability from which the finding counts as present; None if the model has no threshold for this
             kind of input.
         logit: Logit of the finding, before calibration.
-        baseline_logit: Logit of the finding for the baseline, before calibration.
-        steps: Number of points of the integral.
+        baseline_logit: Logit of the finding for the baseline, before calibration; the mean over several baselines.
+        steps: Number of points of the integral; the largest of several baselines.
         convergence_delta: |sum of all attributions - (logit - baseline_logit)|, in logits.
-        baseline: Description of the baseline.
+        baseline: Description of the baseline, or of all whose mean this is.
         fingerprint: Fingerprint of the model.
         radiograph: (R, R) uint8; None without an image.
         pixel_attribution: (S, S) float32, in logits; None without an image. A positive value speaks for the finding.
@@ -109,6 +126,10 @@ class Explanation:
         original: (rows, columns) uint8, the radiograph at full resolution, as it is displayed; None without an image.
         frame: Where the radiograph lies in the square that the model reads; None without an image.
         orientation: DICOM Patient Orientation of the image, such as `L\F`; "" if the file does not state it.
+        baselines: What each baseline of the image gave; empty without an image.
+        view: Number of the image among those of its study, from 1 on.
+        views: Number of images of the study that the model read together.
+        findings: All K findings of the case, in the order of the labels, as the model answers them.
     """
 
     kind: Kind
@@ -138,6 +159,10 @@ class Explanation:
     original: NDArray[np.uint8] | None = None
     frame: Frame | None = None
     orientation: str = ""
+    baselines: tuple[BaselineResult, ...] = ()
+    view: int = 1
+    views: int = 1
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -202,6 +227,9 @@ class Explanation:
             "logit": self.logit,
             "baseline_logit": self.baseline_logit,
             "baseline": self.baseline,
+            "view": self.view,
+            "views": self.views,
+            "baselines": [vars(one) for one in self.baselines],
             "steps": self.steps,
             "convergence_delta": self.convergence_delta,
             "relative_delta": self.relative_delta,

@@ -12,7 +12,7 @@ from contract.steps import read_radiograph
 
 # Raise this number whenever the same file gives other pixels than before. A client sends pixels only to a server with
 # the same number, and whole files to any other server.
-IMAGE_READING: Final = 1
+IMAGE_READING: Final = 2
 IMAGE_READING_PARAMETER: Final = "image_reading"  # parameter of the served ensembles
 _LEAST_FACTOR: Final = 4
 

@@ -33,7 +33,8 @@ def evaluate_explain(
     boxes: Annotated[
         Path | None,
         typer.Option(
-            help="Boxes of findings: boxes.json of a phantom data set, or a COCO file. Default: the boxes of the table."
+            help="Boxes of findings: boxes.json of a phantom data set, a COCO file, gt_annotations_*.json of "
+            "CheXlocalize, or BBox_List_2017.csv of ChestX-ray14. Default: the boxes of the table."
         ),
     ] = None,
     way: Annotated[

@@ -30,6 +30,20 @@ def explain(
             "map that passed the checks of this bundle (`cxr evaluate explain`)."
         ),
     ] = None,
+    further: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Further image of the same study; repeatable, at most 3. The model reads all images together, and "
+            "each is explained while the others stay as they are. The first image should be the frontal one."
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image baseline of Integrated Gradients: black, grey, blurred or uniform; repeatable, then the mean. "
+            "Default: black, with which the maps are checked."
+        ),
+    ] = None,
     hit: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +57,13 @@ def explain(
         Path | None,
         typer.Option(
             help="Directory for each map at the full resolution of the image, and all values (maps.npz)."
+        ),
+    ] = None,
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for DICOM objects of the image's study: Secondary Capture, Structured Report and, for each "
+            "map that may be shown, outlines (Presentation State). The image must be DICOM."
         ),
     ] = None,
     steps: Annotated[
@@ -61,11 +82,17 @@ def explain(
         raise ConfigError(
             "--hit needs --table, and --table needs --hit: the table tells where the hit's files are."
         )
+    if further and (image is None or dicom or hit):
+        raise ConfigError(
+            "--further needs an image, and no --dicom and no --hit: these are made of one image."
+        )
     loaded, console = load_bundle(bundle), make_console(as_json)
     case = read_image(image), read_report(report)
     if hit is not None and table is not None:
-        if finding or method or maps:
-            raise ConfigError("--hit explains a similarity: give it without --finding, --method and --maps.")
+        if finding or method or baseline or maps or dicom:
+            raise ConfigError(
+                "--hit explains a similarity: give it without --finding, --method, --baseline, --maps and --dicom."
+            )
         explain_similarity(console, loaded, case, hit, table, out=out, steps=steps, as_json=as_json)
         return
     explain_case(
@@ -73,9 +100,12 @@ def explain(
         loaded,
         case,
         findings=finding,
+        further=further or [],
         methods=method,
+        baselines=baseline or ["black"],
         out=out,
         maps=maps,
+        dicom=dicom,
         steps=steps,
         as_json=as_json,
     )

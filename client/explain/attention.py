@@ -29,12 +29,17 @@ Recorded = dict[nn.Module, Tensor]
 
 
 def compute_attention(probe: Probe) -> Array:
-    """Return the attention (G, G) of the label to the patches, as in the served prediction. It sums to 1."""
+    """Return the attention (G, G) of the label to the patches, as in the served prediction.
+
+    It sums to 1; that of one of several images of a study to the share of the image.
+    """
     with torch.no_grad():
         attention = probe.fuse(probe.model.image_encoder(probe.pixels)).image_attention
     if attention is None:
         raise ConfigError("The model gives no attention to an image.")
     grid = probe.model.image_encoder.layout.grid
+    if probe.inputs.views is not None:
+        attention = probe.inputs.views.cut(attention)
     array: Array = attention[0, probe.index].reshape(grid, grid).cpu().numpy().astype(np.float32)
     return array
 
@@ -60,6 +65,8 @@ def compute_rollout(probe: Probe) -> Array:
     with _record(probe.model) as recorded, torch.no_grad():
         probe.fuse(probe.model.image_encoder(probe.pixels))
         row = _roll_fusion(probe, recorded)
+        if probe.inputs.views is not None:
+            row = probe.inputs.views.cut(row)
     for block in reversed(_list_blocks(backbone)):
         row = _STEPS[_name_kind(block)](row, block, recorded)
     patches = _drop_prefix(row, backbone)

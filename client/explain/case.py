@@ -1,10 +1,11 @@
 """One case as tensors for the model, with its words and its place in the square."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.explain.views import Views
 from client.inputs import ImageSource, ReportSource, read_image, read_report
 from client.prediction import Kind
 from contract.bundle import Bundle
@@ -40,6 +41,7 @@ class Inputs(NamedTuple):
     image_notes: ImageNotes | None = None
     report_notes: ReportNotes | None = None
     frame: Frame | None = None
+    views: Views | None = None  # of a study of several images; None: the image is alone
     orientation: str = ""  # DICOM Patient Orientation, as in `contract.image.view_clues`
 
     @property
@@ -52,7 +54,11 @@ class Inputs(NamedTuple):
     def to(self, device: "torch.device | str") -> "Inputs":
         """Return the case with its tensors on a device."""
         names = ("pixels", "input_ids", "attention_mask", "baseline_ids")
-        moved = {name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None}
+        moved: dict[str, Any] = {
+            name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None
+        }
+        if self.views is not None:
+            moved["views"] = self.views._replace(tokens=self.views.tokens.to(device))
         return self._replace(**moved)
 
 
@@ -68,8 +74,16 @@ def read_files(image: ImageSource | None, report: ReportSource | None) -> Files:
     )
 
 
-def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | None) -> Inputs:
+def read_inputs(
+    bundle: Bundle, *, image: bytes | None, report: bytes | str | None, is_first: bool = True
+) -> Inputs:
     """Preprocess one case exactly as the served model does.
+
+    Args:
+        bundle: The model.
+        image: One image.
+        report: The report.
+        is_first: Whether the image is the first one of its study, which has other warnings.
 
     Raises:
         ImageError: The image cannot be read.
@@ -78,7 +92,7 @@ def read_inputs(bundle: Bundle, *, image: bytes | None, report: bytes | str | No
     """
     inputs = Inputs()
     if image is not None:
-        radiograph, notes = read_radiograph(image, size=bundle.config["sizes"]["S"])
+        radiograph, notes = read_radiograph(image, size=bundle.config["sizes"]["S"], is_first=is_first)
         inputs = Inputs(
             torch.from_numpy(radiograph.pixels[None]).float(),
             image_notes=notes,

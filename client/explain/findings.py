@@ -1,20 +1,24 @@
 """Explanations of one or several findings of one case."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.explain.baselines import BASELINES, BLACK, require_baselines
 from client.explain.case import Files, Inputs, read_files, read_inputs
+from client.explain.choice import choose_indices
 from client.explain.geometry import load_original
-from client.explain.gradients import IMAGE_BASELINE, TEXT_BASELINE, Attributions, attribute
+from client.explain.gradients import TEXT_BASELINE, Attributions, attribute
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
 from client.explain.network import find_device, open_model
 from client.explain.words import make_case_words
 from client.explanation import Explanation, ImageMap
 from client.inputs import ImageSource, ReportSource, require_case
-from client.prediction import Kind
+from client.prediction import Finding, Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError
@@ -35,7 +39,10 @@ Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 DISPLAY_SIZE: Final = 448  # side of the radiograph for display, in pixels
 UNMEASURED_METHODS: Final = ("integrated_gradients", "attention")  # shown for a bundle that was not measured
-_DEFAULT_THRESHOLD: Final = 0.5  # for a model without thresholds
+OTHER_BASELINES: Final = (
+    "Do not read the map of Integrated Gradients as a reason: it was checked with a black baseline, not with "
+    "these."
+)
 
 
 class _Pictures(NamedTuple):
@@ -43,6 +50,16 @@ class _Pictures(NamedTuple):
 
     square: NDArray[np.uint8] | None  # (R, R)
     original: NDArray[np.uint8] | None  # (rows, columns)
+
+
+class Wanted(NamedTuple):
+    """What is explained, and how; see `explain_findings`."""
+
+    labels: Sequence[str] | None
+    steps: int | None
+    methods: Sequence[str] | None
+    baselines: Sequence[str]
+    only_top: bool  # without labels: only the finding of `choose_label`
 
 
 class _Answer(NamedTuple):
@@ -63,12 +80,13 @@ def explain(
     label: str | None = None,
     steps: int | None = None,
     methods: Sequence[str] | None = None,
+    baselines: Sequence[str] = (BLACK,),
 ) -> Explanation:
     """Explain one finding of one case. Equal inputs give equal explanations.
 
-    The image baseline is black. Every radiograph has black borders in the square that the model reads, so the model
-    knows black as "nothing here". A blurred copy would retain large opacities and the size of the heart. The
-    disadvantage: a black pixel of the radiograph gets no attribution.
+    The usual image baseline is black. Every radiograph has black borders in the square that the model reads, so the
+    model knows black as "nothing here". A blurred copy would retain large opacities and the size of the heart. The
+    disadvantage: a black pixel of the radiograph gets no attribution. `baselines` chooses others.
 
     The text baseline replaces each token by [PAD], the embedding that stands for no word. It retains the positions,
     [CLS] and [SEP]. [MASK] would be wrong, because it stands for a telling word in the text mode "findings_masked".
@@ -83,16 +101,18 @@ def explain(
         methods: Keys of the methods whose maps are made. None: the default map of the bundle, which
             `cxr evaluate explain` found; none if no map passed; Integrated Gradients and attention if nothing was
             measured.
+        baselines: Keys of the image baselines of Integrated Gradients, whose mean is given: "black", "grey", "blurred",
+            "uniform".
 
     Raises:
-        ConfigError: There is neither an image nor a report, there are several images, the label or a method does not
-            exist, or `steps` is below 1.
+        ConfigError: There is neither an image nor a report, there are several images, the label, a method or a baseline
+            does not exist, or `steps` is below 1.
         ImageError: The image cannot be read.
         ReportError: The report cannot be read.
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
     labels = None if label is None else (label,)
-    found = _explain(bundle, image, report, labels, steps, methods, None, only_top=True)
+    found = _explain(bundle, image, report, labels, steps, methods, baselines, None, only_top=True)
     return found[0]
 
 
@@ -104,6 +124,7 @@ def explain_findings(
     labels: Sequence[str] | None = None,
     steps: int | None = None,
     methods: Sequence[str] | None = None,
+    baselines: Sequence[str] = (BLACK,),
     progress: Progress | None = None,
 ) -> tuple[Explanation, ...]:
     """Explain several findings of one case; the image and the report are read once.
@@ -116,12 +137,13 @@ def explain_findings(
             finding of `choose_label`.
         steps: As in `explain`.
         methods: As in `explain`.
+        baselines: As in `explain`.
         progress: Called with the number of finished maps and their total.
 
     Raises:
         ConfigError, ImageError, ReportError, ArtifactError: As in `explain`.
     """
-    return _explain(bundle, image, report, labels, steps, methods, progress, only_top=False)
+    return _explain(bundle, image, report, labels, steps, methods, baselines, progress, only_top=False)
 
 
 def _explain(
@@ -131,27 +153,60 @@ def _explain(
     labels: Sequence[str] | None,
     steps: int | None,
     methods: Sequence[str] | None,
+    baselines: Sequence[str],
     progress: Progress | None,
     *,
     only_top: bool,
 ) -> tuple[Explanation, ...]:
     require_case(image, report)
-    _check_arguments(image, labels, steps, methods)
+    if isinstance(image, (list, tuple)):
+        raise ConfigError(
+            f"An explanation needs one image, but {len(image)} were given: `explain_views` takes the images of a study."
+        )
+    check_arguments(labels, steps, methods)
+    starts = require_baselines(baselines)
     files = read_files(image, report)
     inputs = read_inputs(bundle, image=files.image, report=files.report)
     model = open_model(bundle)
     inputs = inputs.to(find_device(model))
+    wanted = Wanted(labels, steps, methods, starts, only_top=only_top)
+    return explain_inputs(bundle, model, files, inputs, wanted, progress)
+
+
+def explain_inputs(
+    bundle: Bundle,
+    model: CxrModel,
+    files: Files,
+    inputs: Inputs,
+    wanted: Wanted,
+    progress: Progress | None,
+) -> tuple[Explanation, ...]:
+    """Explain the findings of a case that was read.
+
+    Args:
+        bundle: The model.
+        model: The model, in evaluation mode.
+        files: The files of the case.
+        inputs: The case, on the device of the model.
+        wanted: What is explained, and how.
+        progress: As in `explain_findings`.
+    """
     answer = _ask(bundle, model, inputs)
-    indices = _choose_indices(answer, labels, only_top=only_top)
-    chosen = _choose_methods(model, inputs, answer.check, methods)
+    indices = choose_indices(answer.labels, answer.probabilities, wanted.labels, only_top=wanted.only_top)
+    chosen = _choose_methods(model, inputs, answer.check, wanted.methods)
     pictures = _load_pictures(files, inputs)
     total, done, found = len(indices) * (1 + len(chosen)), 0, []
     for index in indices:
-        parts = attribute(model, inputs, index, steps=steps)
+        started = time.perf_counter()
+        parts = attribute(model, inputs, index, steps=wanted.steps, baselines=wanted.baselines)
+        seconds = time.perf_counter() - started
         maps = []
         done = _report(progress, done + 1, total)
         for key in chosen:
-            maps.append(_make_map(model, inputs, index, key, parts, answer.check))
+            if key == "integrated_gradients" and parts.pixels is not None:
+                maps.append(_take_gradients(parts, parts.pixels, seconds, answer.check))
+            else:
+                maps.append(_make_map(model, inputs, index, key, answer.check))
             done = _report(progress, done + 1, total)
         found.append(_assemble(bundle, files, pictures, inputs, answer, index, parts, tuple(maps)))
     return tuple(found)
@@ -164,28 +219,18 @@ def _report(progress: Progress | None, done: int, total: int) -> int:
 
 
 def _ask(bundle: Bundle, model: CxrModel, inputs: Inputs) -> _Answer:
+    image = text = lateral = None
     with torch.inference_mode():
-        output = model(inputs.pixels, inputs.input_ids, inputs.attention_mask)
-        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].cpu().numpy()
-        lateral = None
         if inputs.pixels is not None:
-            lateral = float(model.fusion.lateral(model.image_encoder(inputs.pixels))[0, 0])
+            image = model.image_encoder(inputs.pixels)
+            lateral = float(model.fusion.lateral(image)[0, 0])
+            image = image if inputs.views is None else inputs.views.join(model, image)
+        if inputs.input_ids is not None:
+            text = model.text_encoder(inputs.input_ids, inputs.attention_mask)
+        output = model.fusion(image, text, inputs.attention_mask, input_ids=inputs.input_ids)
+        probabilities = model.fusion.calibrate(output.logits, inputs.kind)[0].cpu().numpy()
     labels = bundle.decisions.of(inputs.kind)
     return _Answer(output, probabilities, lateral, labels, read_map_check(bundle, inputs.kind))
-
-
-def _choose_indices(answer: _Answer, labels: Sequence[str] | None, *, only_top: bool) -> list[int]:
-    if labels is not None:
-        return [LABEL_INDEX[label] for label in dict.fromkeys(labels)]
-    top = choose_label(answer.labels, answer.probabilities)
-    if only_top:
-        return [top]
-    present = [
-        index
-        for index, (label, probability) in enumerate(zip(answer.labels, answer.probabilities, strict=True))
-        if label.threshold is not None and probability >= label.threshold
-    ]
-    return sorted(present, key=lambda index: -answer.probabilities[index]) or [top]
 
 
 def _choose_methods(
@@ -204,18 +249,21 @@ def _choose_methods(
     return () if check.default is None else (check.default,)
 
 
-def _make_map(
-    model: CxrModel, inputs: Inputs, index: int, key: str, parts: Attributions, check: MapCheck | None
-) -> ImageMap:
+def _make_map(model: CxrModel, inputs: Inputs, index: int, key: str, check: MapCheck | None) -> ImageMap:
     caveat = "" if check is None else check.describe(key, METHODS[key].title)
-    if key == "integrated_gradients" and parts.pixels is not None:  # they are there already
-        method = METHODS[key]
-        delta = parts.convergence_delta / max(abs(parts.logit - parts.baseline_logit), 1e-6)
-        return ImageMap(key, method.title, parts.pixels, method.signed, method.unit, 0.0, delta, caveat)
-    made = make_map(model, inputs, index, key)
-    return ImageMap(
-        made.method, made.title, made.values, made.signed, made.unit, made.seconds, made.delta, caveat
-    )
+    return replace(make_map(model, inputs, index, key), caveat=caveat)
+
+
+def _take_gradients(parts: Attributions, pixels: Array, seconds: float, check: MapCheck | None) -> ImageMap:
+    """Return the map of Integrated Gradients, which every explanation has already."""
+    method = METHODS["integrated_gradients"]
+    delta = parts.convergence_delta / max(abs(parts.logit - parts.baseline_logit), 1e-6)
+    caveat = ""
+    if check is not None:
+        caveat = check.describe(method.key, method.title)
+        if not caveat and [one.key for one in parts.baselines] != [BLACK]:
+            caveat = OTHER_BASELINES
+    return ImageMap(method.key, method.title, pixels, method.signed, method.unit, seconds, delta, caveat)
 
 
 def _load_pictures(files: Files, inputs: Inputs) -> _Pictures:
@@ -235,7 +283,8 @@ def _assemble(
     parts: Attributions,
     maps: tuple[ImageMap, ...],
 ) -> Explanation:
-    attention, share = _read_attention(answer.output, index), answer.output.image_share
+    attention, share = _read_attention(answer.output, inputs, index), answer.output.image_share
+    views = inputs.views
     served = answer.labels[index]
     patches = attention["image"]
     return Explanation(
@@ -248,7 +297,8 @@ def _assemble(
         baseline_logit=parts.baseline_logit,
         steps=parts.steps,
         convergence_delta=parts.convergence_delta,
-        baseline=_describe_baseline(inputs.kind),
+        baseline=_describe_baseline(inputs.kind, parts),
+        baselines=parts.baselines,
         fingerprint=bundle.fingerprint,
         radiograph=pictures.square,
         pixel_attribution=parts.pixels,
@@ -269,6 +319,24 @@ def _assemble(
         original=pictures.original,
         frame=inputs.frame,
         orientation=inputs.orientation,
+        view=1 if views is None else views.place + 1,
+        views=1 if views is None else views.total,
+        findings=_list_findings(bundle, answer),
+    )
+
+
+def _list_findings(bundle: Bundle, answer: _Answer) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            label.key,
+            label.name,
+            float(probability),
+            label.threshold,
+            label.uncertain_low,
+            label.uncertain_high,
+            held_out=label.key in bundle.held_out,
+        )
+        for label, probability in zip(answer.labels, answer.probabilities, strict=True)
     )
 
 
@@ -291,13 +359,8 @@ def _make_remarks(
     return tuple(remarks)
 
 
-def _check_arguments(
-    image: object, labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None
-) -> None:
-    if isinstance(image, (list, tuple)):
-        raise ConfigError(
-            f"An explanation needs one image, but {len(image)} were given: explain the images of a study one by one."
-        )
+def check_arguments(labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None) -> None:
+    """Raise ConfigError for a label or a method that does not exist, or `steps` below 1."""
     for label in labels or ():
         if label not in LABEL_INDEX:
             raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
@@ -307,39 +370,19 @@ def _check_arguments(
         require_method(key)
 
 
-def choose_label(labels: Sequence[ServedLabel], probabilities: Array) -> int:
-    """Return the index of the label to explain if the caller names none.
-
-    This is the label whose probability is furthest above its threshold, as a share of the distance from the threshold
-    to 1. If no probability reaches its threshold, it is the label closest to its threshold. `normal` is chosen only if
-    no other label reaches its threshold. A label that was held out of training is never chosen. A model without
-    thresholds for this kind of input gets the threshold 0.5.
-
-    Args:
-        labels: The K categories with their thresholds.
-        probabilities: (K,), calibrated.
-    """
-    thresholds = [_DEFAULT_THRESHOLD if label.threshold is None else label.threshold for label in labels]
-    limits = np.clip(thresholds, 1e-6, 1 - 1e-6)
-    distances = probabilities - limits
-    margins = np.where(distances >= 0, distances / (1 - limits), distances / limits)  # -1 to 1
-    margins[[label.is_undecidable for label in labels]] = -np.inf
-    normal = LABEL_INDEX["normal"]
-    others = np.delete(margins, normal)
-    if margins[normal] >= 0 > others.max():
-        return normal
-    margins[normal] = -np.inf
-    return int(margins.argmax())
-
-
-def _read_attention(output: FusionOutput, index: int) -> dict[str, Array | None]:
-    attentions = {"image": output.image_attention, "text": output.text_attention}
+def _read_attention(output: FusionOutput, inputs: Inputs, index: int) -> dict[str, Array | None]:
+    image = output.image_attention
+    if image is not None and inputs.views is not None:
+        image = inputs.views.cut(image)
+    attentions = {"image": image, "text": output.text_attention}
     return {
         kind: None if attention is None else attention[0, index].cpu().numpy()
         for kind, attention in attentions.items()
     }
 
 
-def _describe_baseline(kind: Kind) -> str:
-    parts = {"image": IMAGE_BASELINE, "text": TEXT_BASELINE}
-    return parts.get(kind, " and ".join(parts.values()))
+def _describe_baseline(kind: Kind, parts: Attributions) -> str:
+    images = [BASELINES[one.key] for one in parts.baselines]
+    image = images[0] if len(images) == 1 else f"the mean over {len(images)} baselines ({'; '.join(images)})"
+    described = {"image": image, "text": TEXT_BASELINE}
+    return described.get(kind, f"{image} and {TEXT_BASELINE}")

@@ -7,14 +7,16 @@ The lexical part (`training.model.lexical`) adds a sum over n-grams to a logit. 
 exact and needs no integral. Its baseline is a text without n-grams.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.explain.baselines import BLACK
 from client.explain.case import Inputs
 from client.explain.network import Points, fuse_points, make_path_ends
+from client.explanation import BaselineResult
 from contract.errors import ConfigError
 
 try:
@@ -36,18 +38,21 @@ TOLERANCE: Final = (
 LEAST_DELTA: Final = (
     1e-3  # in the unit of the value; a smaller delta is accurate however small the difference is
 )
-IMAGE_BASELINE: Final = "a black image"
 TEXT_BASELINE: Final = "a report of the same length whose every token is [PAD] between [CLS] and [SEP]"
 
 
 class Attributions(NamedTuple):
-    """Integrated Gradients of one value, in its unit: logits for the logit of a label."""
+    """Integrated Gradients of one value, in its unit: logits for the logit of a label.
+
+    Those of several baselines are their mean, and `baseline_logit` is the mean, too.
+    """
 
     pixels: Array | None  # (S, S)
     tokens: Array | None  # (L,); 0 on padding, [CLS] and [SEP], which the baseline has too
     logit: float
     baseline_logit: float
     steps: int
+    baselines: tuple[BaselineResult, ...] = ()  # of the image
 
     @property
     def convergence_delta(self) -> float:
@@ -62,7 +67,14 @@ class Attributions(NamedTuple):
         return self.convergence_delta <= max(TOLERANCE * abs(self.logit - self.baseline_logit), LEAST_DELTA)
 
 
-def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int | None = None) -> Attributions:
+def attribute(
+    model: CxrModel,
+    inputs: Inputs,
+    index: int,
+    *,
+    steps: int | None = None,
+    baselines: Sequence[str] = (BLACK,),
+) -> Attributions:
     """Integrate the gradient of one logit from the baseline to the inputs.
 
     Args:
@@ -71,13 +83,46 @@ def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int | None 
         index: Index of the label, 0 to K - 1.
         steps: Number of points of the integral (Gauss-Legendre). None: `FIRST_STEPS`, doubled until the convergence
             delta is below the tolerance, at most `MOST_STEPS`.
+        baselines: Keys of the baselines of the image, at least one; the result is the mean over them. A case without an
+            image has one baseline.
     """
 
     def compute_logit(*points: Tensor) -> Tensor:
         return fuse_points(model, inputs, points).logits[:, index]  # (B,)
 
-    parts = integrate(compute_logit, model, inputs, steps=steps)
-    if inputs.input_ids is None or parts.tokens is None:
+    keys = list(baselines) if inputs.pixels is not None else [BLACK]
+    runs = [integrate(compute_logit, model, inputs, steps=steps, baseline=key) for key in keys]
+    if inputs.input_ids is not None:
+        runs = [_add_words(model, inputs, index, run) for run in runs]
+    return _average(keys, runs, has_image=inputs.pixels is not None)
+
+
+def _average(keys: Sequence[str], runs: Sequence[Attributions], *, has_image: bool) -> Attributions:
+    """Return the mean over the baselines, and what each gave."""
+    results = tuple(
+        BaselineResult(key, run.baseline_logit, run.steps, run.convergence_delta)
+        for key, run in zip(keys, runs, strict=True)
+    )
+    mean = runs[0]
+    if len(runs) > 1:
+        mean = Attributions(
+            _average_arrays([run.pixels for run in runs]),
+            _average_arrays([run.tokens for run in runs]),
+            mean.logit,
+            float(np.mean([run.baseline_logit for run in runs])),
+            max(run.steps for run in runs),
+        )
+    return mean._replace(baselines=results if has_image else ())
+
+
+def _average_arrays(arrays: Sequence[Array | None]) -> Array | None:
+    stated = [array for array in arrays if array is not None]
+    return np.mean(stated, axis=0, dtype=np.float64).astype(np.float32) if stated else None
+
+
+def _add_words(model: CxrModel, inputs: Inputs, index: int, parts: Attributions) -> Attributions:
+    """Add what the lexical part adds to the logit."""
+    if parts.tokens is None:
         return parts
     words, bias = _attribute_words(model, inputs, index)
     return parts._replace(
@@ -88,7 +133,12 @@ def attribute(model: CxrModel, inputs: Inputs, index: int, *, steps: int | None 
 
 
 def integrate(
-    compute: Callable[..., Tensor], model: CxrModel, inputs: Inputs, *, steps: int | None = None
+    compute: Callable[..., Tensor],
+    model: CxrModel,
+    inputs: Inputs,
+    *,
+    steps: int | None = None,
+    baseline: str = BLACK,
 ) -> Attributions:
     """Integrate the gradient of any value of a case.
 
@@ -97,8 +147,9 @@ def integrate(
         model: The model, in evaluation mode.
         inputs: The case, on the device of the model.
         steps: As in `attribute`.
+        baseline: Key of the baseline of the image.
     """
-    values, baselines = make_path_ends(model, inputs)
+    values, baselines = make_path_ends(model, inputs, baseline)
     with torch.no_grad():
         value, baseline_value = float(compute(*values)), float(compute(*baselines))
     count = FIRST_STEPS if steps is None else steps

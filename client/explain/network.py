@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from client.explain.baselines import BLACK, draw_baseline
 from client.explain.case import Inputs
 from contract.bundle import Bundle
 from contract.errors import ConfigError
@@ -21,7 +22,7 @@ Points = tuple[Tensor, ...]  # pixels (B, 1, S, S), embedded tokens (B, L, text 
 class Tokens(NamedTuple):
     """What the encoders give for a batch of points."""
 
-    image: Tensor | None  # (B, N, C)
+    image: Tensor | None  # (B, N, C); of a study of several images (B, V N, C)
     text: Tensor | None  # (B, L, C)
     mask: Tensor | None  # (B, L) int64
 
@@ -43,14 +44,19 @@ def find_device(model: CxrModel) -> torch.device:
     return device
 
 
-def make_path_ends(model: CxrModel, inputs: Inputs) -> tuple[Points, Points]:
+def make_path_ends(model: CxrModel, inputs: Inputs, baseline: str = BLACK) -> tuple[Points, Points]:
     """Return both ends of a path, the case and the baseline: pixels, embedded tokens, or both.
 
-    The image baseline is black. The text baseline is [PAD] in the place of every word.
+    The text baseline is [PAD] in the place of every word.
+
+    Args:
+        model: The model.
+        inputs: The case.
+        baseline: Key of the baseline of the image, as in `client.explain.baselines`.
     """
     ends: list[tuple[Tensor, Tensor]] = []
     if inputs.pixels is not None:
-        ends.append((inputs.pixels, torch.zeros_like(inputs.pixels)))
+        ends.append((inputs.pixels, draw_baseline(inputs, baseline)))
     if inputs.input_ids is not None:
         embed = model.text_encoder.embed
         with torch.no_grad():
@@ -63,6 +69,8 @@ def encode_points(model: CxrModel, inputs: Inputs, points: Points) -> Tokens:
     """Encode a batch of points between the baseline and the case."""
     parts = iter(points)
     image = None if inputs.pixels is None else model.image_encoder(next(parts))
+    if image is not None and inputs.views is not None:
+        image = inputs.views.join(model, image)
     if inputs.attention_mask is None:
         return Tokens(image, None, None)
     embeddings = next(parts)  # (B, L, text width)
@@ -77,7 +85,7 @@ def fuse_points(model: CxrModel, inputs: Inputs, points: Points) -> FusionOutput
 
 
 class Probe:
-    """The logit of one label as a function of the pixels alone. The report, if there is one, stays as it is.
+    """The logit of one label as a function of the pixels alone. The report and the other images stay as they are.
 
     The lexical part is left out: it reads no pixels.
     """
@@ -107,8 +115,10 @@ class Probe:
         return self.fuse(self.model.image_encoder(pixels)).logits[:, self.index]
 
     def fuse(self, image_tokens: Tensor) -> FusionOutput:
-        """Fuse image tokens (B, N, C) with the report."""
+        """Fuse image tokens (B, N, C) with the other images and the report."""
         count = len(image_tokens)
+        if self.inputs.views is not None:
+            image_tokens = self.inputs.views.join(self.model, image_tokens)
         text = mask = None
         if self._text is not None and self.inputs.attention_mask is not None:
             text = self._text.expand(count, -1, -1)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.explain.geometry import Picture, find_sides, unfit_map
-from client.explain.maps import STRONG_LEVEL, Array, encode_png, import_cv2, make_missing_error, smooth_map
+from client.explain.maps import STRONG_LEVEL, Array, import_cv2, make_missing_error, smooth_map
 from client.explanation import Explanation, ImageMap
 from contract.errors import ConfigError
 from contract.files import write_file
@@ -54,6 +54,29 @@ def render_map(explanation: Explanation, found: ImageMap, *, longest: int | None
     return _mark_sides(drawn, explanation.orientation)
 
 
+def render_plain(explanation: Explanation) -> Picture:
+    """Draw the radiograph without a map: (rows, columns, 3) uint8, with the sides of the patient if they are known.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    picture = _take_radiograph(explanation)[0]
+    return _mark_sides(picture[..., None].repeat(3, axis=2), explanation.orientation)
+
+
+def find_strong(explanation: Explanation, found: ImageMap) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return where a map speaks strongly for the finding, and where against it: (rows, columns) of the radiograph.
+
+    A map without a sign speaks against nothing, and one that is nearly even has no strong spot.
+
+    Raises:
+        ConfigError: The explanation has no image.
+    """
+    _, frame = _take_radiograph(explanation)
+    strength = _measure_strength(found.values, frame, signed=found.signed)
+    return strength >= STRONG_LEVEL, strength <= -STRONG_LEVEL
+
+
 def render_values(
     picture: Picture, frame: Frame, values: Array, *, signed: bool, longest: int | None = None
 ) -> Picture:
@@ -68,9 +91,8 @@ def render_values(
     """
     picture = _resize(picture, longest)
     frame = replace(frame, rows=picture.shape[0], columns=picture.shape[1])
-    strength = unfit_map(smooth_map(values, frame.size), frame)
+    strength = _measure_strength(values, frame, signed=signed)
     if not signed:
-        strength = np.clip(strength, 0, 1) * _find_contrast(values)
         return _blend(picture, strength, _look_up("viridis", strength))
     drawn = _blend(
         picture, np.abs(strength) ** 1.5, _look_up("managua_r", (strength + 1) / 2)
@@ -100,43 +122,6 @@ def write_overlay(explanations: Explanation | Sequence[Explanation], path: Path)
     return True
 
 
-def write_maps(explanations: Sequence[Explanation], directory: Path) -> list[Path]:
-    """Write each map at the full resolution of the radiograph, with its legend below, and all values as maps.npz.
-
-    The arrays of maps.npz are named finding/method, (H, H) float32 over the square that the model reads. `frame` holds
-    the rows and columns of the radiograph, the side of the square, and where the radiograph lies in it: top, left,
-    height, width.
-
-    Args:
-        explanations: Explanations of one case with an image.
-        directory: It is created if needed.
-
-    Returns:
-        The written files.
-
-    Raises:
-        ArtifactError: A file cannot be written.
-    """
-    written, arrays = [], {}
-    for explanation in explanations:
-        for found in explanation.maps:
-            arrays[f"{explanation.key}/{found.method}"] = found.values
-            picture = render_map(explanation, found)
-            legend = _draw_legend_strip(explanation, found, picture.shape[1])
-            path = directory / f"{explanation.key}-{found.method}.png"
-            write_file(path, encode_png(np.vstack([picture, legend])))
-            written.append(path)
-    if not arrays:
-        return []
-    frame = explanations[0].frame
-    if frame is not None:
-        arrays["frame"] = np.array(list(vars(frame).values()), np.int64)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(directory / "maps.npz", buffer.getvalue())
-    return [*written, directory / "maps.npz"]
-
-
 def describe_colours(found: ImageMap) -> tuple[str, str, str]:
     """Return the name of the colours of a map, and what their lower and their upper end mean."""
     if found.signed:
@@ -158,8 +143,12 @@ def describe_finding(explanation: Explanation) -> str:
     read = {"study": "image and report", "image": "the image alone", "text": "the report alone"}
     return (
         f"{explanation.name}: probability {explanation.probability:.3f}, {explanation.verdict}; "
-        f"read from {read[explanation.kind]}"
+        f"read from {read[explanation.kind]}{_name_view(explanation)}"
     )
+
+
+def _name_view(explanation: Explanation) -> str:
+    return f"; image {explanation.view} of {explanation.views}" if explanation.views > 1 else ""
 
 
 def _take_radiograph(explanation: Explanation) -> tuple[Picture, Frame]:
@@ -170,6 +159,14 @@ def _take_radiograph(explanation: Explanation) -> tuple[Picture, Frame]:
         return explanation.original, explanation.frame
     square = explanation.radiograph
     return square, Frame.fit(square.shape[0], square.shape[1], len(square))
+
+
+def _measure_strength(values: Array, frame: Frame, *, signed: bool) -> Array:
+    """Return how strongly a map speaks where: (rows, columns), -1 to 1; 0 to 1 without a sign."""
+    strength = unfit_map(smooth_map(values, frame.size), frame)
+    if signed:
+        return strength
+    return np.clip(strength, 0, 1) * _find_contrast(values)
 
 
 def _resize(picture: Picture, longest: int | None) -> Picture:
@@ -226,13 +223,26 @@ def _mark_sides(picture: Picture, orientation: str) -> Picture:
     sides = find_sides(orientation)
     if sides is None:
         return picture
-    cv2 = import_cv2()
     rows, columns = picture.shape[:2]
-    scale, width = max(rows, columns) / 700, max(1, round(max(rows, columns) / 350))
+    scale = max(rows, columns) / 700
     for side, column in zip(sides, (round(12 * scale), columns - round(32 * scale)), strict=True):
-        place = (column, rows // 2)
-        for colour, thickness in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
-            cv2.putText(picture, side, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+        write_text(picture, side, (column, rows // 2), scale)
+    return picture
+
+
+def write_text(picture: Picture, text: str, place: tuple[int, int], scale: float) -> Picture:
+    """Write white text with a black edge into a picture (rows, columns, 3), and return the picture.
+
+    Args:
+        picture: It is changed.
+        text: ASCII.
+        place: Column and row of the lower left corner of the text.
+        scale: Size of the text; at 1, capitals are about 22 pixels high.
+    """
+    cv2 = import_cv2()
+    width = max(1, round(2 * scale))
+    for colour, thickness in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
     return picture
 
 
@@ -289,13 +299,16 @@ def _draw_row(figure: Any, explanation: Explanation, top: float, panel: tuple[fl
         axes.set_axis_off()
         if found is not None:
             bar = (left / width, (bottom - 0.2) / height, panel[0] / width, 0.1 / height)
-            _draw_legend(figure, found, bar, panel[0])
+            draw_legend(figure, found, bar, panel[0])
 
 
-def _draw_legend(
+def draw_legend(
     figure: Any, found: ImageMap, place: tuple[float, float, float, float], inches: float
 ) -> None:
-    """Draw the colours of a map with the meaning of both ends, and below them its caveat."""
+    """Draw the colours of a map with the meaning of both ends, and below them its caveat.
+
+    `place` is left, bottom, width, height, 0 to 1, and `inches` the width of the caveat.
+    """
     draw_colour_bar(figure, *describe_colours(found), place)
     if found.caveat:
         left, bottom, _, height = place
@@ -315,23 +328,12 @@ def draw_colour_bar(
     figure.text(left + width, bottom - 0.4 * height, high, fontsize=8, va="top", ha="right")
 
 
-def _draw_legend_strip(explanation: Explanation, found: ImageMap, columns: int) -> Picture:
-    """Return the legend of one map as a strip (H, columns, 3) uint8."""
-    width, height = 7.0, 1.5
-    dpi = columns / width
-    figure = start_figure(width, height, dpi)
-    title = f"{describe_finding(explanation)}. {found.title}."
-    figure.text(0.01, 0.97, textwrap.fill(title, 100), fontsize=9, va="top", weight="bold")
-    _draw_legend(figure, found, (0.01, 0.56, 0.98, 0.08), 6.0)
-    caption = textwrap.fill(f"{LIMITS} Model {explanation.fingerprint[:12]}. {NOTICE}", 125)
-    figure.text(0.01, 0.02, caption, fontsize=7.5, va="bottom", color="#333333")
-    figure.canvas.draw()
-    strip = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    return np.ascontiguousarray(strip[:, :columns]) if strip.shape[1] >= columns else _widen(strip, columns)
-
-
-def _widen(strip: Picture, columns: int) -> Picture:
-    return np.pad(strip, ((0, 0), (0, columns - strip.shape[1]), (0, 0)), constant_values=255)
+def widen(strip: Picture, columns: int) -> Picture:
+    """Return a strip (H, any, 3) with exactly so many columns: white ones are added, or the last ones cut off."""
+    missing = max(0, columns - strip.shape[1])
+    return np.ascontiguousarray(
+        np.pad(strip[:, :columns], ((0, 0), (0, missing), (0, 0)), constant_values=255)
+    )
 
 
 def _make_caption(rows: Sequence[Explanation], columns: int) -> str:

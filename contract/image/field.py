@@ -69,8 +69,8 @@ def _draw_opening(shutter: Shutter, opening: Opening, shape: tuple[int, int]) ->
     return canvas.astype(bool)
 
 
-def find_range(words: NDArray[Any], values: Values, seen: Mask, *, inverted: bool) -> tuple[float, float]:
-    """Return the values that become black and white (or white and black) in an image without window.
+def find_range(words: NDArray[Any], values: Values, seen: Mask) -> tuple[float, float]:
+    """Return the values that become black and white in an image without window.
 
     These are percentiles of the field. Borders at the edge of the image are left out, and so are single values with
     very many pixels, such as burnt-in labels. Both are constant areas, so no anatomy loses contrast.
@@ -82,13 +82,12 @@ def find_range(words: NDArray[Any], values: Values, seen: Mask, *, inverted: boo
 
     Args:
         words: (rows, columns) sample of the words of the image.
-        values: Value of each word, (2**bits,).
+        values: Value of each word, (2**bits,); small ones are dark.
         seen: (rows, columns), False where there is no image.
-        inverted: Whether small values are shown bright.
     """
     import cv2
 
-    shown = values[words] * np.float32(-1 if inverted else 1)
+    shown = values[words]
     if not seen.any():
         seen = np.ones_like(seen)
     dark, bright = _find_borders(shown, seen)
@@ -103,7 +102,7 @@ def find_range(words: NDArray[Any], values: Values, seen: Mask, *, inverted: boo
     air = shown[seen & ~field & (shown < low) & ~_find_lines(dark)]
     if air.size > _SPIKE_SHARE * seen.sum():
         low = max(float(np.median(air)), low - _AIR_SHARE * (high - low))
-    return (-high, -low) if inverted else (low, high)
+    return low, high
 
 
 def _find_borders(shown: Values, seen: Mask) -> tuple[Mask, Mask]:

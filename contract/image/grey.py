@@ -1,6 +1,6 @@
 """Map stored values to grey with a table that has an entry for every value a pixel can have.
 
-    bits of the word -> modality LUT or rescale -> VOI LUT, window or range -> inversion -> grey
+    bits of the word -> modality LUT or rescale -> inversion -> VOI LUT, window or range -> grey
     (DICOM PS3.3 C.7.6.3.1, C.11.1, C.11.2 and PS3.4 N.2)
 
 Each step maps one stored value to one grey. So only 256 or 65,536 values are computed instead of millions of pixels,
@@ -63,16 +63,60 @@ def apply_modality(values: NDArray[np.int32], image: DicomImage) -> Values:
 
 
 def list_displays(values: Values, image: DicomImage) -> Iterator[Values]:
-    """Yield grey 0..1 by the file's VOI LUT and by its first usable window, if it has them (DICOM PS3.3 C.11.2)."""
+    """Yield grey 0..1 by the file's VOI LUT and by its first usable window, if it has them (DICOM PS3.3 C.11.2).
+
+    0 is black, also in an inverted image.
+    """
+    inverted = is_inverted(image)
     if image.voi_lut is not None:
         entries = image.voi_lut.entries
         # Use the table's actual range, because many tables use fewer bits than their descriptor states.
-        yield stretch(_apply_lut(values, image.voi_lut), float(entries.min()), float(entries.max()))
+        low, high = float(entries.min()), float(entries.max())
+        found = _apply_lut(values, image.voi_lut)
+        yield stretch(low + high - found if inverted else found, low, high)
     smallest = 1.0 if image.function == "LINEAR" else 0.0
     for centre, width in image.windows:
         if centre is not None and width is not None and width > smallest:
-            yield _apply_window(values, centre, width, image.function)
+            if inverted:
+                ends = float(values.min()) + float(values.max())
+                mirrored = ends - centre + (0 if image.function in {"LINEAR_EXACT", "SIGMOID"} else 1)
+                yield _apply_window(mirror_values(values), mirrored, width, image.function)
+            else:
+                yield _apply_window(values, centre, width, image.function)
             return
+
+
+def mirror_values(values: Values) -> Values:
+    """Return the values of an inverted image mirrored in their range, so that the smallest one is black.
+
+    Both polarities then take the same path, and no rounding can tell them apart: for whole numbers these are exactly
+    the values that the image would have with the other polarity. A linear window shows v as
+    (v - (c - 0.5)) / (w - 1) + 0.5, so the centre of the mirrored one is low + high + 1 - c.
+
+    Args:
+        values: Value of each word, with both ends of the range.
+    """
+    mirrored: Values = values.min() + values.max() - values
+    return mirrored
+
+
+def mirror_words(
+    words: NDArray[Any], table: NDArray[np.uint16], bits: int
+) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+    """Return the words of an inverted image as those of the other polarity, and their table.
+
+    Averages of words are rounded to whole numbers, and halves to even ones. So averages of both polarities would differ
+    by rounding.
+
+    Args:
+        words: uint8 or uint16.
+        table: Grey of each word, as in `pack_table`.
+        bits: Bits Stored.
+    """
+    top = 2**bits - 1
+    if int(words.max()) > top:
+        top = len(table) - 1
+    return words.dtype.type(top) - words, table[: top + 1][::-1]
 
 
 def is_lost(shown: Values) -> bool:
@@ -94,10 +138,9 @@ def is_inverted(image: DicomImage) -> bool:
     return image.photometric == "MONOCHROME1" or image.inverse
 
 
-def pack_table(grey: Values, padding: NDArray[np.bool_], *, inverted: bool) -> NDArray[np.uint16]:
-    """Return grey 0..1 as 0..WHITE, inverted if `inverted`, with black padding."""
-    shown = 1 - grey if inverted else grey
-    return np.where(padding, 0, np.rint(np.clip(shown, 0, 1) * WHITE)).astype(np.uint16)
+def pack_table(grey: Values, padding: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Return grey 0..1 as 0..WHITE, with black padding."""
+    return np.where(padding, 0, np.rint(np.clip(grey, 0, 1) * WHITE)).astype(np.uint16)
 
 
 def find_ramp(table: NDArray[np.uint16]) -> Ramp | None:

@@ -30,6 +30,8 @@ from contract.image.grey import (
     is_lost,
     list_displays,
     measure_luminance,
+    mirror_values,
+    mirror_words,
     pack_table,
     stretch,
 )
@@ -116,6 +118,8 @@ def _decode_dicom(image: DicomImage) -> tuple[Grey, list[str]]:
         else:
             table, overruled = _make_table(image, words, stored)
             remarks += [_WINDOW_OVERRULED] if overruled else []
+            if is_inverted(image):
+                words, table = mirror_words(words, table, stored.bits)
         ramp = find_ramp(table[: int(words.max()) + 1])
         if ramp is not None and shutter is None:
             return Grey(np.clip(words, ramp.start, ramp.stop), ramp.black, ramp.white), remarks
@@ -135,22 +139,22 @@ def _make_table(
     """
     padding = stored.padding
     values = apply_modality(stored.values, image)
-    inverted = is_inverted(image)
     step = -(-max(words.shape) // SAMPLE_SIDE)
     sample = words[::step, ::step]
     overruled = False
     for grey in list_displays(values, image):
         if np.ptp(values[sample]) == 0 or not is_lost(grey[sample]):
-            return pack_table(grey, padding, inverted=inverted), overruled
+            return pack_table(grey, padding), overruled
         overruled = True
     visible = ~padding[sample]
     for part in (image.shutter, image.collimator):
         opening = draw_shutter(part, (image.rows, image.columns))
         if opening is not None:
             visible &= opening[::step, ::step]
-    low, high = find_range(sample, values, visible, inverted=inverted)
-    grey = stretch(values, low, high)
-    return pack_table(grey, padding, inverted=inverted), overruled
+    if is_inverted(image):
+        values = mirror_values(values)
+    low, high = find_range(sample, values, visible)
+    return pack_table(stretch(values, low, high), padding), overruled
 
 
 def _fit(grey: Grey, frame: Frame) -> NDArray[np.uint8]:

@@ -125,7 +125,7 @@ def test_ensembles_tell_a_client_how_to_read_the_answers(name, repository, bundl
         "trained_on": "unknown",  # the manifest of this bundle names no collection
         "trained_ways": "study,image,text",
         "profile": "fp32",
-        "image_reading": "1",
+        "image_reading": "2",
     }
 
 

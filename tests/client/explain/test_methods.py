@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
 
 from client.explain import METHODS, attribute, explain, explain_findings, explain_hit, read_inputs  # noqa: E402
+from client.explain.baselines import BASELINES, draw_baseline  # noqa: E402
 from client.explain.case import lengthen  # noqa: E402
 from client.explain.gradients import FIRST_STEPS, MOST_STEPS  # noqa: E402
 from client.explain.hit import Case, embed_cases  # noqa: E402
@@ -178,6 +179,52 @@ def test_an_inaccurate_integral_is_said(bundle, image):
     assert any("is not accurate: after 1 steps" in remark for remark in rough.remarks)
     fine = explain(bundle, image=image, report=REPORT)
     assert not any("is not accurate" in remark for remark in fine.remarks)
+
+
+def test_the_mean_over_baselines_is_that_of_each(bundle, image):
+    """Each baseline is reported with its delta, and the sum is the mean of the differences."""
+    keys = ["black", "grey", "blurred", "uniform"]
+    case = {"image": image, "report": REPORT, "label": "cardiac", "steps": 64}
+    single = [explain(bundle, **case, baselines=[key]) for key in keys]
+    joint = explain(bundle, **case, baselines=keys)
+    assert [one.key for one in joint.baselines] == keys
+    expected = np.mean([one.pixel_attribution for one in single], axis=0)
+    np.testing.assert_allclose(joint.pixel_attribution, expected, atol=1e-6)
+    assert np.abs(single[0].pixel_attribution - single[1].pixel_attribution).max() > 1e-4
+    for alone, part in zip(single, joint.baselines, strict=True):
+        assert part.logit == pytest.approx(alone.baseline_logit)
+        assert part.convergence_delta == pytest.approx(alone.convergence_delta, abs=1e-6)
+    assert joint.baseline_logit == pytest.approx(np.mean([one.baseline_logit for one in single]))
+    assert sum(joint.contributions.values()) == pytest.approx(joint.logit - joint.baseline_logit, rel=0.02)
+    assert "mean over 4 baselines" in joint.baseline
+    assert [one["key"] for one in joint.to_dict()["baselines"]] == keys
+    assert joint.maps[0].seconds > 0
+
+
+def test_the_padding_of_every_baseline_is_black(case):
+    inputs = case[1]
+    for key in BASELINES:
+        drawn = draw_baseline(inputs, key)[0, 0]
+        rows, columns = inputs.frame.cut(56)
+        assert not drawn[:, : columns.start].any()
+        assert torch.equal(drawn, draw_baseline(inputs, key)[0, 0])
+        assert bool(drawn[rows, columns].any()) == (key != "black")
+
+
+def test_other_baselines_are_not_those_that_were_checked(own_bundle, image):
+    rows = {"integrated_gradients": {"passed": True, "reason": ""}}
+    measured = write_checks(own_bundle, {"default": "integrated_gradients", "methods": rows, "findings": 9})
+    [usual] = explain(measured, image=image, label="cardiac", steps=4).maps
+    assert usual.caveat == ""
+    other = explain(measured, image=image, label="cardiac", steps=4, baselines=["blurred"])
+    assert "checked with a black baseline" in other.maps[0].caveat
+    assert other.maps[0].caveat in other.remarks
+
+
+def test_bad_baselines(bundle, image):
+    for keys, message in ((["white"], "no baseline 'white'"), ([], "at least one baseline")):
+        with pytest.raises(ConfigError, match=message):
+            explain(bundle, image=image, label="cardiac", baselines=keys)
 
 
 def test_several_findings_are_those_above_their_threshold(bundle, image):

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from client.explain.geometry import find_sides, unfit_map
+from client.explain.map_files import write_maps
 from client.explain.maps import encode_png, find_hottest_box, smooth_attribution, smooth_map
-from client.explain.overlay import render_map, write_maps, write_overlay
+from client.explain.overlay import render_map, write_overlay
 from client.explanation import Explanation, ImageMap, WordAttribution
 from contract.errors import ArtifactError, ConfigError
 from contract.image.frame import Frame

@@ -111,8 +111,8 @@ def test_air_stays_darker_than_the_patient(dicom, photometric, noise):
 
 def test_range_of_an_image_of_one_value():
     words, seen = np.full((40, 40), 7, np.uint16), np.ones((40, 40), bool)
-    assert find_range(words, np.arange(65536, dtype=np.float32), seen, inverted=False) == (7, 7)
-    assert find_range(words, np.arange(65536, dtype=np.float32), ~seen, inverted=True) == (7, 7)
+    assert find_range(words, np.arange(65536, dtype=np.float32), seen) == (7, 7)
+    assert find_range(words, np.arange(65536, dtype=np.float32), ~seen) == (7, 7)
 
 
 # --- windows that show nothing -----------------------------------------------------------------------------

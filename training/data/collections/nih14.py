@@ -77,9 +77,20 @@ def _read_findings(row: CsvRow, labels: LabelMap) -> list[str]:
 def _read_boxes(source: Path, labels: LabelMap) -> dict[str, list[Box]]:
     """Return image -> boxes, also for images that are not in the label file."""
     path = find_file(source, ("BBox_List_2017.csv",))
+    return {} if path is None else read_nih14_boxes(path, labels)
+
+
+def read_nih14_boxes(path: Path, labels: LabelMap) -> dict[str, list[Box]]:
+    """Read a file like BBox_List_2017.csv: image -> boxes, in pixels of 1024 x 1024.
+
+    Args:
+        path: The file.
+        labels: The table of the collection.
+
+    Raises:
+        InputError: The file is not as published; the message names file, line and column.
+    """
     boxes: dict[str, list[Box]] = defaultdict(list)
-    if path is None:
-        return boxes
     if read_columns(path)[2:6] != [*_CORNER, *_SIZE]:
         raise InputError(f"{path}, line 1: the columns 3 to 6 are not Bbox [x,y,w,h].")
     for row in read_csv_rows(path, ("Image Index", "Finding Label", *_CORNER, *_SIZE)):

@@ -1,4 +1,4 @@
-"""Boxes of findings, by image: those of phantoms, of a COCO file, or of a studies table."""
+"""Boxes of findings, by image: those of phantoms, COCO, CheXlocalize or ChestX-ray14, or of a studies table."""
 
 import json
 from collections import defaultdict
@@ -10,7 +10,13 @@ from typing import Any, Final
 from contract.errors import InputError
 from contract.image.frame import Corners, Frame
 from contract.labels import LABEL_INDEX, LABEL_NAMES
+from training.data.collections.mapping import load_label_map
+from training.data.collections.nih14 import read_nih14_boxes
 
+_SIZE: Final = "img_size"  # of CheXlocalize
+_CHEXPERT: Final = {
+    "Airspace Opacity": "Lung Opacity"
+}  # names of CheXlocalize that CheXpert writes otherwise
 _KEYS: Final = {name.lower(): key for key, name in LABEL_NAMES.items()} | {key: key for key in LABEL_INDEX}
 
 
@@ -42,30 +48,68 @@ Boxes = dict[str, list[FindingBox]]  # image id -> its boxes
 
 
 def read_boxes(path: Path) -> Boxes:
-    """Read a file of boxes: boxes.json of a phantom data set, or the annotations of a COCO file.
+    """Read a file of boxes.
 
-    The categories of a COCO file are keys or names of the labels. Its images are found by the name of their file
-    without its suffix. Boxes of other categories are left out.
+    - boxes.json of a phantom data set;
+    - the annotations of a COCO file, whose categories are keys or names of the labels, and whose images are found by
+      the name of their file without its suffix;
+    - gt_annotations_*.json of CheXlocalize (Saporta et al. 2022): each polygon becomes the box around it;
+    - BBox_List_2017.csv of ChestX-ray14.
+
+    Boxes of other categories are left out, and those of labels that stand for more than one category.
 
     Raises:
-        InputError: The file cannot be read, is neither of both, or has no box of a known category.
+        InputError: The file cannot be read, is none of these, or has no box of a known category.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as a file of boxes ({type(error).__name__}).") from error
-    try:
-        boxes = _read_coco(content) if "annotations" in content else _read_phantom(content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{path} is neither boxes.json of a phantom data set nor a COCO file with images, annotations and "
-            "categories."
-        ) from error
+    boxes = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     if not boxes:
         raise InputError(
             f"{path} has no box of a known category. Known are the keys of the labels, such as "
             f"{', '.join(list(LABEL_INDEX)[:3])}, and their names."
         )
+    return boxes
+
+
+def _read_csv(path: Path) -> Boxes:
+    found = read_nih14_boxes(path, load_label_map("nih14"))
+    return read_table_boxes([{"boxes": [vars(box) for box in boxes]} for boxes in found.values()])
+
+
+def _read_json(path: Path) -> Boxes:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as a file of boxes ({type(error).__name__}).") from error
+    try:
+        if "annotations" in content:
+            return _read_coco(content)
+        if any(_SIZE in entry for entry in content.values()):
+            return _read_chexlocalize(content)
+        return _read_phantom(content)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{path} is neither boxes.json of a phantom data set, nor a COCO file with images, annotations and "
+            "categories, nor gt_annotations_*.json of CheXlocalize."
+        ) from error
+
+
+def _read_chexlocalize(content: Mapping[str, Any]) -> Boxes:
+    """Return the boxes around the polygons of patient1_study1_view1_frontal -> finding -> polygons (x, y)."""
+    labels = load_label_map("chexpert")
+    boxes: Boxes = {}
+    for name, entry in content.items():
+        rows, columns = (float(side) for side in entry[_SIZE])
+        found = []
+        for finding, polygons in entry.items():
+            category = labels.find_category(_CHEXPERT.get(finding, finding))
+            if finding == _SIZE or category is None:
+                continue
+            for polygon in polygons:
+                across, down = zip(*((float(x), float(y)) for x, y in polygon), strict=True)
+                corners = (min(across), min(down), max(across), max(down))
+                found.append(FindingBox(category, corners, columns, rows))
+        if found:
+            boxes["/".join(name.split("_", 2))] = found  # as `training.data.collections.chexpert` names it
     return boxes
 
 

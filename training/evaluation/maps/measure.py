@@ -94,7 +94,7 @@ def measure_maps(task: Task, sizes: Sizes, progress: Progress | None = None) -> 
         "seconds": {key: float(np.median([found.seconds for found in rows])) for key, rows in maps.items()},
         "localisation": _summarise_all(places, weights),
         "leads": _compare_all(places, weights, (CENTRE, RANDOM)),
-        "labels": _measure_labels(task, places, weights),
+        "labels": _measure_labels(task, places, curves, weights),
         "faithfulness": _summarise_all(curves, weights, signed=True),
         "faithfulness_leads": _compare_all(curves, weights, (CENTRE, RANDOM)),
         "infidelity": _measure_infidelity(task, maps, sizes, weights, bar),
@@ -276,9 +276,16 @@ def _measure_missing(maps: Sequence[Map]) -> float | None:
 
 
 def _measure_labels(
-    task: Task, places: Mapping[str, Mapping[str, Floats]], weights: Floats
+    task: Task,
+    places: Mapping[str, Mapping[str, Floats]],
+    curves: Mapping[str, Mapping[str, Floats]],
+    weights: Floats,
 ) -> dict[str, dict[str, Any]]:
-    """Return, for each label with enough findings, the pointing game of each method and control."""
+    """Return, for each label with enough findings, its results.
+
+    These are the pointing game of each method and control, and the paired differences of deletion and insertion to a
+    random map ({} where too few findings of the label were measured).
+    """
     labels = np.array([subject.label for subject in task.subjects])
     found = {}
     for label in sorted(set(labels.tolist())):
@@ -291,8 +298,25 @@ def _measure_labels(
                 key: _summarise_one(metrics["pointing"][rows], weights[:, rows])
                 for key, metrics in places.items()
             },
+            "faithfulness_leads": _compare_label(curves, rows, weights),
         }
     return found
+
+
+def _compare_label(
+    curves: Mapping[str, Mapping[str, Floats]], rows: NDArray[np.bool_], weights: Floats
+) -> dict[str, dict[str, Any]]:
+    """Return method -> "deletion", "insertion" -> paired difference to a random map, on the findings of one label."""
+    measured = rows & ~np.isnan(curves[RANDOM]["deletion"])
+    if measured.sum() < LEAST_OF_LABEL:
+        return {}
+    chosen = {
+        key: {name: values[measured] for name, values in metrics.items()}
+        for key, metrics in curves.items()
+        if key != CENTRE
+    }
+    compared = _compare_all(chosen, weights[:, measured], (RANDOM,))
+    return {key: controls[RANDOM] for key, controls in compared.items()}
 
 
 def _spread(count: int, wanted: int) -> list[int]:

@@ -63,6 +63,8 @@ def _write_way(found: Mapping[str, Any], titles: Mapping[str, str], way: str) ->
         "In logits. Deletion is better the lower, insertion the higher it is. The difference is that of the same "
         "findings, against a random map.\n",
         _write_curves(found, titles),
+        "For each finding, ahead of a random map on the same pictures; p is that of the paired bootstrap.\n",
+        _write_label_curves(found, titles),
         "### Is it sane?\n",
         _write_sanity(found, titles),
         "### Do attention and attribution look alike?\n",
@@ -136,6 +138,17 @@ def _write_curves(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         "sensitivity",
     ]
     return format_table(head, lines)
+
+
+def _write_label_curves(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = [
+        [LABEL_NAMES[label], titles[key], *(format_difference(leads[name]) for name in CURVES)]
+        for label, row in found["labels"].items()
+        for key, leads in row["faithfulness_leads"].items()
+    ]
+    if not lines:
+        return "No label has 5 findings that were measured.\n"
+    return format_table(["finding", "map", *(f"{name} minus random" for name in CURVES.values())], lines)
 
 
 def _write_sanity(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:

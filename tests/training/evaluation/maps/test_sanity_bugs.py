@@ -1,0 +1,108 @@
+"""Each sanity check fails when the bug that it guards against is put back into the real methods."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.labels import LABEL_INDEX, LABELS
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("captum")
+
+from captum.attr import IntegratedGradients  # noqa: E402
+
+from cli.evaluate_maps import make_measured_map  # noqa: E402
+from client.explain.case import lengthen, read_inputs  # noqa: E402
+from client.explain.network import open_model  # noqa: E402
+from training.evaluation.maps.gate import find_fault  # noqa: E402
+from training.evaluation.maps.sanity import cascade, compare_findings, compare_inputs  # noqa: E402
+from training.evaluation.maps.subject import Map, Subject  # noqa: E402
+from training.evaluation.maps.twin import make_twin  # noqa: E402
+
+KEY = "integrated_gradients"
+REPORT = "The heart is enlarged. There is a small left effusion."
+
+
+@pytest.fixture(scope="module")
+def bundle(write_bundle, small_config, tmp_path_factory: pytest.TempPathFactory):
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "small",
+        small_config,
+        seed=5,
+        texts=[REPORT],
+        thresholds=[0.5] * len(LABELS),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
+    return open_model(bundle).cpu()
+
+
+make = partial(make_measured_map, steps=32)
+
+
+def measure(bundle, model, image: bytes, make_map=make) -> dict[str, float | None]:
+    """The sanity checks of `cxr evaluate explain` on one case."""
+    inputs, turned = (read_inputs(bundle, image=data, report=REPORT) for data in (image, make_twin(image)))
+    case = {"study_id": "1", "patient_id": "1", "inputs": inputs, "frame": inputs.frame}
+    subjects = [
+        Subject(**case, label=LABEL_INDEX[key], boxes=((1.0, 1.0, 9.0, 9.0),), image=Path("chest.dcm"))
+        for key in ("cardiac", "pleural")
+    ]
+    maps = [make_map(model, one.inputs, one.label, KEY) for one in subjects]
+    _, table = cascade(model, subjects, make_map, KEY)
+    compare = partial(compare_inputs, model, subjects[0], make_map, KEY)
+    return {
+        "randomised": float(table[:, -1].mean()),
+        "alike": compare_findings([found.shown for found in maps]),
+        "padding": compare(lengthen(inputs, 2 * inputs.input_ids.shape[1])),
+        "inverted": compare(turned),
+        "missing": maps[0].delta,
+    }
+
+
+def test_integrated_gradients_fail_no_check(bundle, model, chest_files):
+    found = measure(bundle, model, chest_files["frontal"])
+    assert find_fault(found) == ""
+    assert found["inverted"] == 0  # the reader tells the polarities apart by no rounding
+
+
+def ignore_weights(_model, inputs, _label, _key) -> Map:
+    values = np.abs(np.gradient(inputs.pixels[0, 0].numpy()))[0]
+    return Map(values, values / values.max(), 0.0)
+
+
+def ignore_finding(model, inputs, _label, key) -> Map:
+    return make(model, inputs, 0, key)
+
+
+def ignore_mask(model, inputs, label, key) -> Map:
+    return make(model, inputs._replace(attention_mask=torch.ones_like(inputs.attention_mask)), label, key)
+
+
+@pytest.mark.parametrize(
+    ("make_map", "reason"),
+    [
+        (ignore_weights, "the same when the weights of the model are random"),
+        (ignore_finding, "the same for different findings"),
+        (ignore_mask, "with the length of the padding"),
+    ],
+)
+def test_a_map_that_ignores_what_it_must_depend_on(bundle, model, chest_files, make_map, reason):
+    assert reason in find_fault(measure(bundle, model, chest_files["frontal"], make_map))
+
+
+def test_a_reader_that_ignores_the_polarity(bundle, model, chest_files, monkeypatch):
+    for place in ("contract.image.read", "contract.image.grey"):
+        monkeypatch.setattr(f"{place}.is_inverted", lambda _: False)
+    found = measure(bundle, model, chest_files["frontal"])
+    assert "when the image is stored inverted" in find_fault(found)
+
+
+def test_gradients_that_are_not_multiplied_by_the_path(bundle, model, chest_files, monkeypatch):
+    wrong = partial(IntegratedGradients, multiply_by_inputs=False)
+    monkeypatch.setattr("client.explain.gradients.IntegratedGradients", wrong)
+    assert "its sum misses" in find_fault(measure(bundle, model, chest_files["frontal"]))
