@@ -1,4 +1,4 @@
-"""Observes every call of the sidecar: how often, how long, and how it ended."""
+"""Observes every call of the sidecar: how often, how long, and how it ended; a log line and a span if asked for."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, Final
 import grpc
 
 from contract.access import HEALTH_CALLS
+from contract.telemetry import Observer
 from retrieval.metrics import OTHER, SidecarMetrics
 
 HEALTH: Final = "health"
@@ -16,14 +17,17 @@ _Answer = Callable[[Any, Any], Any]
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     """Measures calls. It stands before all other interceptors, so that it sees what they refuse."""
 
-    def __init__(self, names: dict[str, str], metrics: SidecarMetrics) -> None:
+    def __init__(
+        self, names: dict[str, str], metrics: SidecarMetrics, observer: Observer | None = None
+    ) -> None:
         """Take the known calls and where they are counted.
 
         Args:
             names: Path of each call -> its name in the metrics.
             metrics: Counts the calls.
+            observer: Writes lines and spans; None: there are none.
         """
-        self._names, self._metrics = names, metrics
+        self._names, self._metrics, self._observer = names, metrics, observer
         metrics.expect(names.values())
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
@@ -46,6 +50,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     def _observe(self, rpc: str, answer: _Answer) -> _Answer:
         def observe(request: Any, context: Any) -> Any:
             began = time.monotonic()
+            seen = self._observer.begin(rpc, context.invocation_metadata()) if self._observer else None
+            response = None
             status = grpc.StatusCode.UNKNOWN  # an exception that set none
             try:
                 response = answer(request, context)
@@ -57,5 +63,12 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
                 return response
             finally:
                 self._metrics.count_call(rpc, status.name, time.monotonic() - began)
+                if seen is not None:
+                    seen.end(status.name, _measure(request), _measure(response))
 
         return observe
+
+
+def _measure(message: Any) -> int:
+    """Return the size of a message in bytes; 0 if there is none, or it was not read."""
+    return int(message.ByteSize()) if hasattr(message, "ByteSize") else 0

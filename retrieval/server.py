@@ -12,7 +12,6 @@ on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -21,12 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from contract import telemetry
 from contract.access import hide_bad_headers
 from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
+from contract.telemetry import Observer, set_up_log
 
 if TYPE_CHECKING:
     from retrieval.indexes import CaseIndexes
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar until a signal stops it; return the exit code."""
     options = parse_arguments(arguments)
     quiet_grpc()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
         maintain(options) if options.forget or options.remove_damaged else serve(options)
@@ -75,7 +76,8 @@ def serve(options: argparse.Namespace) -> None:
         ) as indexes,
     ):
         protection = read_arguments(options)
-        server = SidecarServer(RetrievalService(indexes), options.address, protection)
+        observer = Observer("cxr-retrieval", telemetry.read_arguments(options))
+        server = SidecarServer(RetrievalService(indexes), options.address, protection, observer)
         try:
             with open_page(options, indexes.metrics.registry, protection):
                 built = indexes.start()
@@ -87,6 +89,7 @@ def serve(options: argparse.Namespace) -> None:
                     os.read(events, 1)
         finally:
             server.stop()
+            observer.close()
     _say("Stopped.")
 
 
@@ -154,6 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
     add_arguments(parser)
     add_metrics_arguments(parser)
+    telemetry.add_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,12 +17,11 @@ clients.
 
 import argparse
 import asyncio
-import logging
 import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -30,6 +29,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from contract import telemetry
 from contract.access import HEALTH_CALLS, SECRET_HEADERS, Access, Denial, Role, hide_bad_headers
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
@@ -37,6 +37,7 @@ from contract.errors import ConfigError
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
+from contract.telemetry import Observer, replace_traceparent, set_up_log
 from serving.relay_metrics import TRITON_PATH, Answer, RelayMetrics, read_page
 from serving.triton import EXIT_TIMEOUT_S
 
@@ -220,7 +221,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             and not name.startswith(("grpc-", ":"))
             and (isinstance(value, bytes) or _TEXT.fullmatch(value))
         ]
-        task = asyncio.ensure_future(self._ask(method, request, metadata))
+        task = asyncio.ensure_future(self._ask(method, request, replace_traceparent(metadata)))
         self._running.add(task)
         task.add_done_callback(self._forget)
         return task
@@ -369,8 +370,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add_metrics_arguments(parser)
+    telemetry.add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
         _run(options)
@@ -381,11 +383,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    turns, protection, metrics = Turns(running=options.running), read_arguments(options), RelayMetrics()
+    observer = Observer("cxr-relay", telemetry.read_arguments(options))
+    turns, protection, metrics = (
+        Turns(running=options.running),
+        read_arguments(options),
+        RelayMetrics(observer),
+    )
     metrics.watch(turns)
     url = options.triton_metrics
     passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
-    with open_page(options, metrics.registry, protection, passed_on):
+    with closing(observer), open_page(options, metrics.registry, protection, passed_on):
         asyncio.run(_serve_until_signal(options.listen, options.triton, turns, protection, metrics))
 
 
