@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -66,6 +66,7 @@ def serve(options: argparse.Namespace) -> None:
             f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
         ) from error
     with (
+        closing(Observer("cxr-retrieval", telemetry.read_arguments(options))) as observer,
         _open_events() as (events, tell),
         CaseIndexes(
             options.store,
@@ -76,7 +77,6 @@ def serve(options: argparse.Namespace) -> None:
         ) as indexes,
     ):
         protection = read_arguments(options)
-        observer = Observer("cxr-retrieval", telemetry.read_arguments(options))
         server = SidecarServer(RetrievalService(indexes), options.address, protection, observer)
         try:
             with open_page(options, indexes.metrics.registry, protection):
@@ -89,7 +89,6 @@ def serve(options: argparse.Namespace) -> None:
                     os.read(events, 1)
         finally:
             server.stop()
-            observer.close()
     _say("Stopped.")
 
 

@@ -122,7 +122,7 @@ def _measure(message: Any) -> int:
 
 def _name_status(code: Any) -> str:
     """Return the name of a status, which older versions of grpc.aio give as a number, and none as None."""
-    return code.name if isinstance(code, grpc.StatusCode) else _NUMBERS.get(code or 2, "UNKNOWN")
+    return str(code.name) if isinstance(code, grpc.StatusCode) else _NUMBERS.get(code or 2, "UNKNOWN")
 
 
 class _Gauges(Collector):
