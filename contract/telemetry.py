@@ -25,6 +25,7 @@ from contract.tracing import Span, Tracing
 REQUEST_ID: Final = "x-request-id"
 TRACEPARENT: Final = "traceparent"
 CALLS: Final = "cxr.calls"
+HEALTH: Final = "health"  # name of a call about health, in metrics
 _ID: Final = re.compile(r"[A-Za-z0-9.:-]{1,64}")  # no "_": a token begins with cxr_
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _FORMATS: Final = ("text", "json")
@@ -105,13 +106,13 @@ class Observer:
         self._second, self._written, self._left_out = 0, 0, 0
 
     def begin(self, rpc: str, metadata: Iterable[Any]) -> "Observation | None":
-        """Begin a call; None if nobody asked for lines or spans.
+        """Begin a call; None if nobody asked for lines or spans, or it only asks for health, as `cxr serve` often does.
 
         Args:
             rpc: Name of the call, of a fixed list.
             metadata: Pairs of name and value that came with it.
         """
-        if not self._most and self._tracing is None:
+        if rpc == HEALTH or (not self._most and self._tracing is None):
             return None
         sent = {name: value for name, value in metadata if name in (REQUEST_ID, TRACEPARENT)}
         return Observation(self, rpc, sent, self._tracing.start(rpc, sent) if self._tracing else None)

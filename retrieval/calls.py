@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
 from contract.access import HEALTH_CALLS
-from contract.telemetry import Observer
+from contract.telemetry import HEALTH, Observer
 from retrieval.metrics import OTHER, SidecarMetrics
 
-HEALTH: Final = "health"
 _Answer = Callable[[Any, Any], Any]
 
 

@@ -264,7 +264,7 @@ def find_class(method: str) -> str:
     if method in _CLASSES:
         return _CLASSES[method]
     if method.startswith(HEALTH_CALLS):
-        return "health"
+        return telemetry.HEALTH
     return "admin" if method.startswith(_TRITON) else "other"
 
 

@@ -58,6 +58,7 @@ def test_the_number_of_lines_in_a_second_is_limited(lines, monkeypatch):
     assert lines()[3]["left_out"] == 7
     assert "7 lines before it left out" in lines()[3]["message"]
     assert Observer("lab", Telemetry()).begin("Search", ()) is None
+    assert observer.begin("health", ()) is None
 
 
 def test_an_exception_is_logged_by_its_type_alone(lines):
