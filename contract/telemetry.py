@@ -112,6 +112,7 @@ class Observer:
             rpc: Name of the call, of a fixed list.
             metadata: Pairs of name and value that came with it.
         """
+        _onward.set(None)  # of the call before, in a thread that answers many
         if rpc == HEALTH or (not self._most and self._tracing is None):
             return None
         sent = {name: value for name, value in metadata if name in (REQUEST_ID, TRACEPARENT)}

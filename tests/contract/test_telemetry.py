@@ -77,6 +77,16 @@ def test_without_spans_a_traceparent_goes_on_as_it_came():
     assert replace_traceparent(sent) == sent
 
 
+def test_the_trace_of_a_call_does_not_stick_to_the_next_one():
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+    observer = Observer("lab", Telemetry(otlp="http://127.0.0.1:9"))
+    observer.begin("infer", [("traceparent", HEADER)]).end("OK", 0, 0)
+    assert TRACE in replace_traceparent([])[0][1]
+    observer.begin("health", [])
+    assert replace_traceparent([]) == []
+    observer.close()
+
+
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://", "ftp://a:1", "http://a:1/v1/traces"])
 def test_a_wrong_receiver_is_refused(endpoint):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
