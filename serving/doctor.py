@@ -31,7 +31,6 @@ EXTRAS: Final[dict[str, str]] = {
     "explain": "captum",
     "openvino": "openvino",
     "bench": "hdrhistogram psutil matplotlib",
-    "tracing": "opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc",
 }
 
 
