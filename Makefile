@@ -5,7 +5,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz check docs proto clean
+.PHONY: help demo test slow fuzz check audit sbom docs proto clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ check: .venv/installed-dev ## run what every change must pass: lint, format, typ
 	$(DOCS)
 	$(TESTS)
 
+audit: .venv/installed-audit ## look for known holes in the installed packages (needs a network) and for secrets in the files
+	git ls-files -z | grep -zv _pb2 | xargs -0 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline
+	$(BIN)/pip-audit --skip-editable
+
+sbom: .venv/installed-audit ## write the installed packages into build/sbom.json (CycloneDX)
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --output-file build/sbom.json $(BIN)/python
+
 docs: .venv/installed-dev ## build the documentation into build/docs; a dead link ends it
 	$(DOCS)
 
@@ -71,6 +79,10 @@ clean: ## remove .venv, demo-output and what builds leave
 	@echo 'Installing into .venv with the tools for tests ...'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/installed
+
+.venv/installed-audit: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=6' 'detect-secrets>=1.5'
+	@touch $@
 
 # The targets that make the figures of the documentation.
 include results.mk

@@ -14,6 +14,7 @@ from client import CxrClient
 from contract.connection import is_local
 from contract.protection import Protection
 from contract.repository import MARKER
+from contract.telemetry import Telemetry
 from export.versions import settle
 from serving.stack import Ports, Stack
 
@@ -27,6 +28,8 @@ def serve_until_stopped(
     http_inference: bool,
     host: str,
     metrics_host: str,
+    telemetry: Telemetry,
+    triton_otlp: str | None,
     protection: Protection,
     as_json: bool,
 ) -> None:
@@ -49,6 +52,8 @@ def serve_until_stopped(
         http_inference=http_inference,
         host=host,
         metrics_host=metrics_host,
+        telemetry=telemetry,
+        triton_otlp=triton_otlp,
         protection=protection,
     )
     with servers as stack:

@@ -133,6 +133,15 @@ def append_token(path: Path, entry: TokenEntry) -> None:
         raise ConfigError(f"The tokens file {path} cannot be written: {error.strerror}.") from error
 
 
+def write_token(path: Path, token: str) -> None:
+    """Write a token into a new file with mode 0600, and no line end. ConfigError: it exists, or cannot be written."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(token)
+    except OSError as error:
+        raise ConfigError(f"The token file {path} cannot be written: {error.strerror}.") from error
+
+
 class Access:
     """Decides about calls. It reads a tokens file again when the file has changed. Several threads may use it at once.
 

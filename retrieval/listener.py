@@ -19,6 +19,7 @@ from contract.access import HEALTH_CALLS, Access, Role
 from contract.errors import ConfigError
 from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
+from contract.telemetry import Observer
 from retrieval.calls import CallInterceptor
 from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 
@@ -63,8 +64,16 @@ class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
 class SidecarServer:
     """The gRPC server with the retrieval and the health service. It listens at once."""
 
-    def __init__(self, service: RetrievalService, address: str, protection: Protection = UNPROTECTED) -> None:
+    def __init__(
+        self,
+        service: RetrievalService,
+        address: str,
+        protection: Protection = UNPROTECTED,
+        observer: Observer | None = None,
+    ) -> None:
         """Listen on `address` ("host:port"; port 0 chooses a free one), with the state NOT_SERVING.
+
+        `observer` writes lines and spans of calls.
 
         Raises:
             ConfigError: The address is in use or does not belong to this machine, a file of `protection` is missing or
@@ -78,7 +87,7 @@ class SidecarServer:
             self._workers,
             maximum_concurrent_rpcs=_MAX_RPCS,
             interceptors=[
-                CallInterceptor(_NAMES, service.metrics),
+                CallInterceptor(_NAMES, service.metrics, observer),
                 RoleInterceptor(protection.make_access()),
             ],
             options=[

@@ -12,21 +12,22 @@ on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from contract import telemetry
 from contract.access import hide_bad_headers
 from contract.connection import quiet_grpc
 from contract.errors import ConfigError, CxrError
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
+from contract.telemetry import Observer, set_up_log
 
 if TYPE_CHECKING:
     from retrieval.indexes import CaseIndexes
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sidecar until a signal stops it; return the exit code."""
     options = parse_arguments(arguments)
     quiet_grpc()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
         maintain(options) if options.forget or options.remove_damaged else serve(options)
@@ -65,6 +66,7 @@ def serve(options: argparse.Namespace) -> None:
             f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
         ) from error
     with (
+        closing(Observer("cxr-retrieval", telemetry.read_arguments(options))) as observer,
         _open_events() as (events, tell),
         CaseIndexes(
             options.store,
@@ -75,7 +77,7 @@ def serve(options: argparse.Namespace) -> None:
         ) as indexes,
     ):
         protection = read_arguments(options)
-        server = SidecarServer(RetrievalService(indexes), options.address, protection)
+        server = SidecarServer(RetrievalService(indexes), options.address, protection, observer)
         try:
             with open_page(options, indexes.metrics.registry, protection):
                 built = indexes.start()
@@ -154,6 +156,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
     add_arguments(parser)
     add_metrics_arguments(parser)
+    telemetry.add_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,19 +17,20 @@ clients.
 """
 
 import argparse
-import logging
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
 import grpc
 
+from contract import telemetry
 from contract.access import HEALTH_CALLS, SECRET_HEADERS, Access, Denial, Role, hide_bad_headers
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
@@ -37,6 +38,7 @@ from contract.errors import ConfigError
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
+from contract.telemetry import Observer, replace_traceparent, set_up_log
 from serving.relay_metrics import TRITON_PATH, Answer, RelayMetrics, read_page
 from serving.triton import EXIT_TIMEOUT_S
 from serving.turns import MOST_BYTES, MOST_RUNNING, Turns
@@ -168,7 +170,8 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             and (isinstance(value, bytes) or _TEXT.fullmatch(value))
         ]
         try:
-            answer: bytes = self._channel.unary_unary(method)(request, metadata=metadata)
+            call = self._channel.unary_unary(method)
+            answer: bytes = call(request, metadata=replace_traceparent(metadata))
         except grpc.RpcError as error:
             context.abort(error.code(), self._explain(error))
             raise
@@ -199,7 +202,7 @@ def find_class(method: str) -> str:
     if method in _CLASSES:
         return _CLASSES[method]
     if method.startswith(HEALTH_CALLS):
-        return "health"
+        return telemetry.HEALTH
     return "admin" if method.startswith(_TRITON) else "other"
 
 
@@ -288,8 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add_metrics_arguments(parser)
+    telemetry.add_arguments(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
         _run(options)
@@ -300,11 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    turns, protection, metrics = Turns(running=options.running), read_arguments(options), RelayMetrics()
+    observer = Observer("cxr-relay", telemetry.read_arguments(options))
+    turns, protection = Turns(running=options.running), read_arguments(options)
+    metrics = RelayMetrics(observer)
     metrics.watch(turns)
     url = options.triton_metrics
     passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
-    with open_page(options, metrics.registry, protection, passed_on):
+    with closing(observer), open_page(options, metrics.registry, protection, passed_on):
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())

@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from contract.metrics_page import SECONDS
+from contract.telemetry import Observer
 
 NAMESPACE: Final = "cxr_relay"
 TRITON_PATH: Final = "/triton/metrics"
@@ -40,8 +41,9 @@ class Room(Protocol):
 class RelayMetrics:
     """The metrics of one relay."""
 
-    def __init__(self) -> None:
-        """Make all metrics, at zero, in a registry of their own."""
+    def __init__(self, observer: Observer | None = None) -> None:
+        """Make all metrics, at zero, in a registry of their own. `observer` writes lines and spans of calls."""
+        self._observer = observer
         self.registry = registry = CollectorRegistry()
         self._calls = Counter(
             "calls", "Calls by class and status.", ["class", "status"], namespace=NAMESPACE, registry=registry
@@ -87,8 +89,10 @@ class RelayMetrics:
         def observed(request: Any, context: Any) -> Any:
             began, status = time.monotonic(), "OK"
             self._open.labels(kind).inc()
+            seen = self._observer.begin(kind, context.invocation_metadata() or ()) if self._observer else None
+            response = None
             try:
-                return answer(request, context)
+                response = answer(request, context)
             except Exception:
                 status = (context.code() or grpc.StatusCode.UNKNOWN).name
                 raise
@@ -97,6 +101,9 @@ class RelayMetrics:
                     status = "CANCELLED"
                 self._open.labels(kind).dec()
                 self._count(kind, status, time.monotonic() - began)
+                if seen is not None:
+                    seen.end(status, _measure(request), _measure(response))
+            return response
 
         return observed
 
@@ -105,6 +112,11 @@ class RelayMetrics:
         self._seconds.labels(kind).observe(seconds)
         if reason := REFUSALS.get(status):
             self._refused.labels(reason).inc()
+
+
+def _measure(message: Any) -> int:
+    """Return the size of a message in bytes; 0 if there is none, or it was not read."""
+    return len(message) if isinstance(message, bytes) else 0
 
 
 class _Gauges(Collector):

@@ -26,6 +26,7 @@ from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError,
 from contract.probe_case import PROBED
 from contract.protection import UNPROTECTED, Protection
 from contract.repository import read_published, verify
+from contract.telemetry import Telemetry
 from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
 from serving.ports import LOOPBACK, Ports, is_listening
@@ -83,6 +84,8 @@ class Stack:
         host: str = LOOPBACK,
         metrics_host: str = LOOPBACK,
         protection: Protection = UNPROTECTED,
+        telemetry: Telemetry | None = None,
+        triton_otlp: str | None = None,
     ) -> None:
         """Set up the stack; `start` starts it.
 
@@ -98,7 +101,11 @@ class Stack:
             host: Address that the relay, the sidecar and the health service listen on.
             metrics_host: Address of the metrics of the relay and the sidecar. The relay passes on Triton's there.
             protection: TLS, client certificates and tokens.
+            telemetry: Log lines and spans of the relay and the sidecar. None: the defaults.
+            triton_otlp: Where Triton exports its spans, as in `serving.triton.build_command`.
         """
+        self.telemetry = telemetry or Telemetry()
+        self.triton_otlp = triton_otlp
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
         self.ports = ports or Ports()
@@ -350,6 +357,7 @@ class Stack:
                 name_regions(self.log_dir),
                 rate_limited=published.rate_limited,
                 http_inference=self.http_inference,
+                otlp=self.triton_otlp,
             ),
             log_path=self.log_dir / "triton.log",
             environment=self._assembly.environment,
@@ -367,13 +375,14 @@ class Stack:
             self.fingerprint,
             *self.protection.to_arguments(),
             *self._choose_metrics(self.ports.retrieval_metrics),
+            *self.telemetry.to_arguments(),
         ]
         return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
 
     def _build_relay(self) -> ChildProcess:
         queues = read_published(self.repository).to_dict().get("variant") == "throughput"
         options = ["--listen", self._join(self.host, self.ports.grpc), "--triton", self._own_url]
-        options += self.protection.to_arguments()
+        options += [*self.protection.to_arguments(), *self.telemetry.to_arguments()]
         options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
         options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
         return self._build_python(_RELAY, "serving.relay", options, "relay.log")

@@ -185,6 +185,7 @@ def build_command(
     *,
     rate_limited: bool = False,
     http_inference: bool = False,
+    otlp: str | None = None,
 ) -> list[str]:
     """Return the command line of a Triton that listens only on this machine and serves every model or exits.
 
@@ -203,6 +204,8 @@ def build_command(
         rate_limited: Whether the configs have rate limits (`contract.repository.Published.rate_limited`).
         http_inference: Whether Triton's own HTTP front end listens too, only for trusted callers. Triton 2.51 crashes
             with SIGSEGV on a POST of some megabytes that is a form (curl's default) or has a million chunks.
+        otlp: Where Triton exports the spans of all inferences: an OTLP receiver over HTTP, such as
+            http://127.0.0.1:4318/v1/traces. None: nowhere.
     """
     return [
         str(installation.server),
@@ -230,6 +233,16 @@ def build_command(
         f"--grpc-port={_SOCKET_PORT}",
         "--metrics-address=127.0.0.1",
         f"--metrics-port={addresses.metrics}",
+        *(
+            [
+                "--trace-config=mode=opentelemetry",
+                "--trace-config=level=TIMESTAMPS",
+                "--trace-config=rate=1",
+                f"--trace-config=opentelemetry,url={otlp}",
+            ]
+            if otlp
+            else []
+        ),
         "--log-verbose=0",
         "--log-info=true",
     ]

@@ -66,21 +66,32 @@ def token(
     tokens: Annotated[
         Path | None, typer.Option(help="Tokens file that gets the line. Created if missing, with mode 0600.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New file for the token, with mode 0600. Then it is not printed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print a new token once, and its line for the tokens file of `cxr serve --tokens`, which holds only a hash."""
     from cli.show import print_json
-    from contract.access import append_token, make_token
+    from contract.access import append_token, make_token, write_token
 
     value, entry = make_token(name, role)
+    if out is not None:
+        write_token(out, value)
     if tokens is not None:
         append_token(tokens, entry)
     if as_json:
-        print_json({"token": value, "name": entry.name, "role": entry.role.label, "line": entry.to_line()})
+        secret = {"token": value} if out is None else {"token_file": str(out)}
+        print_json({**secret, "name": entry.name, "role": entry.role.label, "line": entry.to_line()})
         return
     console = make_console(False)
-    console.print(f"Token of {escape(name)} ({role}), shown only now. Write it into a file for --token-file:")
-    typer.echo(value)
+    if out is None:
+        console.print(
+            f"Token of {escape(name)} ({role}), shown only now. Write it into a file for --token-file:"
+        )
+        typer.echo(value)
+    else:
+        console.print(f"Token of {escape(name)} ({role}) written to {escape(out)}.", soft_wrap=True)
     console.print(
         "Line for the tokens file:" if tokens is None else f"Added to {escape(tokens)}:", soft_wrap=True
     )

@@ -1,7 +1,7 @@
 """The command `cxr serve`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,6 +58,25 @@ def serve(
     tokens: Annotated[
         Path | None, typer.Option(help="Tokens file (`cxr certs token`). Without it no call needs a token.")
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="Form of the log lines of the relay and the sidecar.")
+    ] = "text",
+    log_calls: Annotated[
+        int,
+        typer.Option(min=0, max=100_000, help="Log each call, at most this many in a second; 0: no calls."),
+    ] = 0,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            help="Spans of relay and sidecar go to this OTLP receiver (gRPC), http://127.0.0.1:4317."
+        ),
+    ] = None,
+    triton_otlp: Annotated[
+        str | None,
+        typer.Option(
+            help="Spans of Triton go to this one (OTLP over HTTP), http://127.0.0.1:4318/v1/traces."
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option("--insecure", help="Allow a --host on a network without --tls-dir or without --tokens."),
@@ -66,6 +85,7 @@ def serve(
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
     from contract.protection import Protection
+    from contract.telemetry import Telemetry
     from serving.process import TerminationGuard
 
     with TerminationGuard():
@@ -87,6 +107,8 @@ def serve(
             http_inference=http_inference,
             host=host,
             metrics_host=metrics_host,
+            telemetry=Telemetry(log_format, log_calls, otlp),
+            triton_otlp=triton_otlp,
             protection=Protection(tls_dir, tls_require_client, tokens, insecure=insecure),
             as_json=as_json,
         )

@@ -146,6 +146,20 @@ def test_the_key_of_another_authority_is_refused(tmp_path):
     load_pem_private_key((tmp_path / "a" / "ca.key").read_bytes(), None)
 
 
+def test_a_token_goes_into_a_file_of_its_owner_alone(tmp_path):
+    path, out = tmp_path / "tokens.jsonl", tmp_path / "prometheus.token"
+    options = ("token", "--name", "prometheus", "--role", "metrics", "--tokens", path, "--out", out)
+    said = run(*options).stdout
+    [entry] = read_tokens(path)
+    assert (entry.role, entry.sha256) == (Role.METRICS, hash_token(out.read_text()))
+    assert out.read_text() not in said
+    assert out.stat().st_mode & 0o777 == 0o600
+    again = run(*options)
+    assert again.exit_code == 2
+    assert "cannot be written: File exists" in again.output
+    assert len(read_tokens(path)) == 1
+
+
 def test_a_token_is_shown_once_and_stored_as_a_hash(tmp_path):
     path = tmp_path / "tokens.jsonl"
     shown = json.loads(run("token", "--name", "ward-7", "--role", "write", "--tokens", path, "--json").stdout)

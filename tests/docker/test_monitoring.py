@@ -163,6 +163,7 @@ def test_the_dashboard_is_as_its_program_writes_it():
         ["test", "rules", "alerts_test.yaml"],
         ["check", "config", "--syntax-only", "prometheus.yaml"],
         ["check", "config", "--syntax-only", "prometheus.tls.yaml"],
+        ["check", "config", "--syntax-only", "prometheus.serve.yaml"],
     ],
     ids=" ".join,
 )

@@ -8,6 +8,9 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,10 +29,34 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
 
+class SpanReceiver(HTTPServer):
+    """An OTLP receiver over HTTP that keeps what Triton sends."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), SpanHandler)
+
+    def wait_for(self, word: bytes) -> bool:
+        deadline = time.monotonic() + 60
+        while not any(word in body for body in self.bodies) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return any(word in body for body in self.bodies)
+
+
+class SpanHandler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 class Served:
     """`cxr serve --tls-dir --tls-require-client --tokens` as its own process."""
 
-    def __init__(self, repository: Path, place: Path) -> None:
+    def __init__(self, repository: Path, place: Path, spans: "SpanReceiver") -> None:
         pytest.importorskip("pytriton")
         self.place, self.ports, self.folder = place, Ports.free(), place / "tls"
         self.repository, self.logs = repository, place / "logs"
@@ -48,6 +75,8 @@ class Served:
             "--tokens",
             str(place / "tokens.jsonl"),
         ]
+        options += ["--log-format", "json", "--log-calls", "1000"]
+        options += ["--triton-otlp", f"http://127.0.0.1:{spans.server_port}/v1/traces"]
         places = ["--repository", str(repository), "--store", str(place / "store"), "--logs", str(self.logs)]
         command = ["serve", *places, *options, "--host", "127.0.0.1", "--json"]
         with (place / "errors").open("w") as errors:
@@ -103,8 +132,19 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(trained, tmp_path_factory):
-    server = Served(trained.repository, tmp_path_factory.mktemp("secure"))
+def spans():
+    receiver = SpanReceiver()
+    thread = threading.Thread(target=receiver.serve_forever)
+    thread.start()
+    yield receiver
+    receiver.shutdown()
+    receiver.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory, spans):
+    server = Served(trained.repository, tmp_path_factory.mktemp("secure"), spans)
     yield server
     server.close()
 
@@ -223,6 +263,13 @@ def test_models_are_loaded_with_an_admin_token_alone(served):
     assert "predict_study" in loaded.seconds
     key = read_admin_key(served.logs / "runtime" / "admin_key")
     assert check_server(url, served.repository, key, connection) == 1
+
+
+def test_triton_exports_spans_without_the_report(served, spans):
+    with served.connect("read") as client:
+        client.predict(None, "Small left effusion of grade 4711.")
+    assert spans.wait_for(b"predict_text")
+    assert not [body for body in spans.bodies if b"4711" in body or served.tokens["read"].encode() in body]
 
 
 def test_metrics_need_tls_a_certificate_and_a_token(served):

@@ -3,11 +3,14 @@
 import re
 import signal
 import urllib.request
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from contract.proto import retrieval_pb2
+from retrieval import listener
+from retrieval.calls import CallInterceptor
 from retrieval.metrics import NAMESPACE
 from serving.ports import Ports
 
@@ -103,8 +106,7 @@ def test_a_call_without_a_token_is_counted_and_not_named(run_server, make, write
     assert not [word for word in (secret, *tokens.values(), str(path)) if word in page]
     counted = dict(re.findall(rf"^{NAMESPACE}_requests_total\{{(.*)\}} (\S+)$", page, re.MULTILINE))
     assert {name for name, value in counted.items() if value == "0.0"} == {
-        f'rpc="{rpc}",status="INTERNAL"'
-        for rpc in ("Search", "GetCase", "GetInfo", "AddCases", "DeleteCases")
+        f'rpc="{rpc}",status="INTERNAL"' for rpc in listener._NAMES.values()
     }
     assert {name: value for name, value in counted.items() if value != "0.0"} == {
         'rpc="Search",status="UNAUTHENTICATED"': "1.0",
@@ -129,3 +131,17 @@ def test_an_impossible_page_ends_the_start(run_server, options, words):
     assert (server.process.returncode, output) == (2, "")
     assert words in errors
     assert "Traceback" not in errors
+
+
+def test_a_stream_is_counted_when_it_ends_and_when_its_caller_leaves(sidecar):
+    interceptor = CallInterceptor({"/a/b": "Parts"}, sidecar.indexes.metrics)
+    handler = grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request] * 3))
+    details = SimpleNamespace(method="/a/b")
+    answer = interceptor.intercept_service(lambda _: handler, details).unary_stream
+    context = SimpleNamespace(code=lambda: None)
+    assert list(answer(b"x", context)) == [b"x"] * 3
+    left = answer(b"x", context)
+    next(left)
+    left.close()
+    assert read(sidecar, "requests_total", rpc="Parts", status="OK") == 1
+    assert read(sidecar, "requests_total", rpc="Parts", status="CANCELLED") == 1

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,16 @@ def test_port_in_use_is_named(small_repository, tmp_path):
     assert stack.pids == {}
 
 
-@pytest.mark.parametrize("ports", [{"http": 8001}, {"metrics": 0}, {"retrieval": 70000}])
+@pytest.mark.parametrize(
+    "ports",
+    [
+        {"http": 8001},
+        {"metrics": 0},
+        {"retrieval": 70000},
+        {"relay_metrics": 8001},
+        {"retrieval_metrics": -1},
+    ],
+)
 def test_impossible_ports_are_refused(ports):
     with pytest.raises(ConfigError, match="Port"):
         Ports(**ports)
@@ -180,7 +190,7 @@ def test_no_server_inherits_the_token_of_a_client(tmp_path, monkeypatch):
 def test_free_ports_differ():
     ports = Ports.free()
     ports.require_free()
-    assert len({ports.http, ports.grpc, ports.metrics, ports.retrieval}) == 4
+    assert len(set(astuple(ports))) == 6
 
 
 @pytest.mark.parametrize("marker", [None, "", "[]", "{}", json.dumps({"fingerprint": ""})])
