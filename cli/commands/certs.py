@@ -59,7 +59,7 @@ def token(
     role: Annotated[
         Literal["read", "write", "admin"],
         typer.Option(
-            help="read: predict and search. write: also index and delete. admin: also change models."
+            help="read: predict, search, list. write: also index, delete. admin: also change models, back up cases."
         ),
     ] = "read",
     tokens: Annotated[

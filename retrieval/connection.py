@@ -1,0 +1,38 @@
+"""Connections to the file of a case store, and transactions on them."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from retrieval.schema import decode_text
+
+# Of a new store: three rows with 512 values, where a page of 4096 bytes holds one. An older store keeps its pages.
+PAGE_BYTES: Final = 8192
+_WAL_PAGES: Final = 4096  # written into the file at once
+_BUSY_TIMEOUT_S: Final = 5.0
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection whose owner begins and ends its transactions. sqlite3.Error: the file cannot be used."""
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    # Damaged text marks its row as damaged instead of raising an error.
+    connection.text_factory = decode_text
+    connection.execute("PRAGMA synchronous = NORMAL")  # `retrieval.syncing` makes commits durable
+    connection.execute("PRAGMA secure_delete = ON")  # deleted content is overwritten with zeros
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    return connection
+
+
+@contextlib.contextmanager
+def begin(writer: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Begin a transaction; commit it in the end, or take it back after an error."""
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield writer
+        writer.execute("COMMIT")
+    except BaseException:
+        if writer.in_transaction:  # a full disk may have ended the transaction already
+            writer.execute("ROLLBACK")
+        raise
