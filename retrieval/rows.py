@@ -3,6 +3,7 @@
 A row is never changed. A case that is replaced or deleted leaves a dead row, which no search returns.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -193,5 +194,7 @@ def _make_bits(labels: Iterable[str]) -> np.uint32:
 
 
 def _encode_labels(labels: Sequence[Sequence[str]]) -> NDArray[np.uint32]:
-    known: dict[tuple[str, ...], np.uint32] = {}
-    return np.array([known.setdefault(key := tuple(row), _make_bits(key)) for row in labels], np.uint32)
+    return np.array([_make_known_bits(tuple(row)) for row in labels], np.uint32)
+
+
+_make_known_bits = functools.lru_cache(maxsize=4096)(_make_bits)
