@@ -6,8 +6,7 @@ so a sequence number always stands for one version of one case.
 
 SQLite checks the structure of its file but not the content, so it does not notice a flipped bit in a report or an
 embedding. So each row has a checksum (8 bytes of a SHA-256 over the whole row with its sequence number). It is checked
-when the index is built and whenever a case is returned. `meta` has a checksum too, and the number of rows. A damaged
-row is left out and reported; the other rows are served.
+when the index is built and whenever a case is returned. `meta` has a checksum too, and the number of rows.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from contract.errors import ArtifactError
 from contract.strings import require_strings
 from retrieval.cases import CaseRecord, CaseVectors, DamagedRowsError, UnknownCaseError
 from retrieval.checks import select_intact
-from retrieval.connection import PAGE_BYTES, begin, connect
+from retrieval.connection import PAGE_BYTES, begin, connect, empty_wal
 from retrieval.copying import copy_database
 from retrieval.damage import describe_rows, report_damage, report_row
 from retrieval.directory import DATABASE, lock_directory
@@ -197,9 +196,7 @@ class CaseStore:
                 deleted = delete_rows(writer, named)
                 self._write_meta(removed=deleted)
             self._forget_damage()
-            # The WAL still holds the deleted reports. If this checkpoint fails, the next one or `close` removes them.
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            empty_wal(self._writer)  # it still holds the deleted reports
             self._sync.note()
         return len(deleted)
 
@@ -282,7 +279,10 @@ class CaseStore:
             CancelledError: The copy is not wanted any more.
         """
         with self._translate("copied"), contextlib.closing(connect(self._path)) as source:
-            return copy_database(source, self.directory, is_wanted)
+            copy = copy_database(source, self.directory, is_wanted)
+        with self._write_lock:
+            empty_wal(self._writer)  # of what was deleted meanwhile
+            return copy
 
     def close(self) -> None:
         """Close the file, so that another server can open it. May be called repeatedly."""

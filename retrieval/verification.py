@@ -4,7 +4,6 @@ A store may be checked while the sidecar serves it: the check reads the store as
 """
 
 import contextlib
-import hashlib
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from contract.bundle import compute_sha256
 from contract.case_backup import MANIFEST, BackupFile, read_manifest
 from contract.errors import ConfigError
 from retrieval.checks import select_intact
@@ -95,8 +95,7 @@ def check_backup_file(folder: Path, file: BackupFile) -> StoreCheck:
     """Check a file of a backup: its hash first, and its content if the hash is right."""
     path = folder / file.name
     try:
-        with open(path, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = compute_sha256(path)
     except OSError as error:
         return StoreCheck(path, problems=(f"It cannot be read: {error.strerror}.",))
     if found != file.sha256:

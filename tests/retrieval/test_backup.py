@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from contract.case_backup import read_manifest
 from contract.connection import Connection
 from contract.errors import ArtifactError, BusyError, ConfigError, ServerError
 from contract.proto import retrieval_pb2
+from retrieval.connection import connect
 from retrieval.indexes import CaseIndexes
 from retrieval.restoring import restore
 from retrieval.store import CaseStore
@@ -145,6 +147,31 @@ def test_one_backup_at_a_time_and_one_that_is_given_up(sidecar, back_up, make, t
             pass
     assert check_folder(tmp_path / "backup")[0].rows == 50
     assert "partial" not in " ".join(list_names(tmp_path))
+
+
+def test_a_deletion_does_not_wait_for_a_backup_and_is_erased_after_it(sidecar, back_up, make, monkeypatch):
+    sidecar.client.add(make.vectors(3), report="Report zebra.")
+    copy = retrieval.copying.copy_database
+
+    def delete_meanwhile(source, directory, is_wanted):
+        held = connect(sidecar.store.directory / "cases.sqlite")
+        held.execute("BEGIN")
+        held.execute("SELECT COUNT(*) FROM cases").fetchone()  # as the copy does
+        began = time.monotonic()
+        assert sidecar.client.delete(["0", "1", "2"]) == 3
+        assert time.monotonic() - began < 4
+        assert holds_report(sidecar)
+        held.close()
+        return copy(source, directory, is_wanted)
+
+    monkeypatch.setattr("retrieval.store.copy_database", delete_meanwhile)
+    assert check_folder(back_up(sidecar))[0].rows == 0
+    assert not holds_report(sidecar)
+
+
+def holds_report(sidecar) -> bool:
+    files = [path for path in sidecar.store.directory.iterdir() if path.is_file()]
+    return any(b"Report zebra." in path.read_bytes() for path in files)
 
 
 def test_a_disk_that_takes_no_copy_leaves_a_working_server(sidecar, back_up, make, tmp_path, monkeypatch):
