@@ -31,7 +31,7 @@ from .crashing_server import POINTS
 ROOT = Path(__file__).parents[2]
 SENDERS = 3
 GROUPS = 12  # of each sender
-CASES = 8  # of a group
+CASES = 50  # of a group: more than SQLite gets with one statement
 MODEL = "a" * 64
 ADMIN_TOKEN = "cxr_" + "a" * 40
 TIMEOUT_S = 60.0
