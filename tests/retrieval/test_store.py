@@ -301,6 +301,20 @@ def test_a_row_that_is_gone_is_damage(filled, statement, make):
             assert store.put(make.MODEL, make.records("f"), make.vectors(1))[0].sequences == [6]
 
 
+def test_a_store_with_small_pages_keeps_them_and_its_cases(tmp_path, make, monkeypatch):
+    """As an earlier version wrote it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.store.PAGE_BYTES", 4096)
+        with CaseStore(tmp_path) as store:
+            store.put(make.MODEL, make.records("abc"), make.vectors(3))
+    with CaseStore(tmp_path) as store:
+        assert store._reader.execute("PRAGMA page_size").fetchone() == (4096,)
+        store.put(make.MODEL, make.records("cd"), make.vectors(2))
+        assert read_all(store)[0] == list("abcd")
+    with CaseStore(tmp_path / "new") as store:
+        assert store._reader.execute("PRAGMA page_size").fetchone() == (8192,)
+
+
 def downgrade(path: Path) -> None:
     """Make a store what version 1 of the schema was."""
     for column in ("view", "kind", "checksum"):
