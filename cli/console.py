@@ -36,6 +36,11 @@ def escape(value: object) -> str:
     return markup.escape(text)
 
 
+def show_plain(text: str) -> str:
+    """Return text for one line without markup, with control characters as codes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class Table(table.Table):
     """A table whose columns share the width: a long word is broken, and no column becomes empty."""
 

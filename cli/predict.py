@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from cli.console import CommandConsole
+from cli.console import CommandConsole, show_plain
 from cli.progress import show_progress
 from cli.show import NOTICE, print_json
 from contract.errors import ConfigError, ServiceError
@@ -161,17 +161,12 @@ def _print_line(row: "PredictionRow", *, general: Sequence[str]) -> None:
     ]
     warnings = [f"warning: {sentence}" for sentence in row.warnings if sentence not in general]
     answer = row.error or "; ".join([", ".join(decided) or "nothing present", *warnings])
-    sys.stdout.write(f"{_show(row.path)}\t{row.status}\t{_show(answer)}\n")
+    sys.stdout.write(f"{show_plain(row.path)}\t{row.status}\t{show_plain(answer)}\n")
     sys.stdout.flush()
 
 
-def _show(text: str) -> str:
-    """Return text for one line of a terminal, with control characters as codes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def _tell_rest(done: int, total: int, out: Path | None) -> None:
-    again = "" if out is None else f" Repeat the command to continue {_show(str(out))}."
+    again = "" if out is None else f" Repeat the command to continue {show_plain(str(out))}."
     typer.echo(f"{done} of {total} files done.{again}", err=True)
 
 
@@ -187,9 +182,9 @@ def _print_tally(tally: _Tally, cases: "CaseList", out: Path | None, *, as_json:
     parts += [f"{tally.warned} with a warning"] if tally.warned else []
     parts += [f"{tally.kept} of them from an earlier run"] if tally.kept else []
     parts += [f"{count_files(cases.skipped)} skipped"] if cases.skipped else []
-    lines = [f"{'' if out is None else f'{_show(str(out))}: '}{', '.join(parts)}."]
+    lines = [f"{'' if out is None else f'{show_plain(str(out))}: '}{', '.join(parts)}."]
     if out is not None:
-        lines += [f"  {_show(row.path)}: {_show(row.error)}" for row in tally.refused]
+        lines += [f"  {show_plain(row.path)}: {show_plain(row.error)}" for row in tally.refused]
         hidden = counts["refused"] + counts["failed"] - len(tally.refused)
         lines += [f"  {hidden} more; see the column error"] if hidden else []
     for line in [*lines, *tally.general, NOTICE]:

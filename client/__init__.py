@@ -9,7 +9,8 @@
 Explanations (`client.explain`) need no server but a bundle, and the `explain` extra.
 """
 
-from client.cases import CaseInput, IndexResult, SearchResult, SimilarCase
+from client.backup import Backup
+from client.cases import CaseInput, IndexResult, ListedCase, SearchResult, SimilarCase
 from client.client import CxrClient
 from client.health import Health
 from client.prediction import BatchPrediction, ConformalSet, Finding, Prediction
@@ -19,6 +20,7 @@ from client.served import ServedModel
 from contract.connection import TLS
 
 __all__ = [  # noqa: RUF022  in the order of sorted()
+    "Backup",
     "BatchPrediction",
     "CaseInput",
     "ConformalSet",
@@ -27,6 +29,7 @@ __all__ = [  # noqa: RUF022  in the order of sorted()
     "FindingScore",
     "Health",
     "IndexResult",
+    "ListedCase",
     "Prediction",
     "SearchOptions",
     "SearchResult",

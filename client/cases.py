@@ -93,6 +93,36 @@ class IndexResult:
 
 
 @dataclass(frozen=True)
+class ListedCase:
+    """A stored case as `CxrClient.list_cases` yields it.
+
+    Attributes:
+        id: As in `CaseInput`.
+        study_id: As in `CaseInput`.
+        labels: As in `CaseInput`.
+        view: As in `SimilarCase`.
+        embedding_kind: As in `SimilarCase`.
+        image_ref: As in `CaseInput`.
+        report: Text of the report; "" without one, and if reports were not asked for.
+    """
+
+    id: str
+    study_id: str
+    labels: tuple[str, ...] = ()
+    view: str = ""
+    embedding_kind: str = ""
+    image_ref: str = field(default="", repr=False)
+    report: str = field(default="", repr=False)
+
+    def __repr__(self) -> str:
+        return f"ListedCase({shorten(self.id)!r}, labels={name_first(self.labels)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
 class SimilarCase:
     """A stored case that a search returned, and why.
 

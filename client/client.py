@@ -8,13 +8,15 @@ Every call has a deadline, which all requests of the call share. Errors are thos
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cases import CaseInput, IndexResult, SearchResult, SimilarCase
+from client.backup import Backup
+from client.cases import CaseInput, IndexResult, ListedCase, SearchResult, SimilarCase
 from client.channel import Calls, Carrier, ChannelSettings, Compression
 from client.deadline import Deadline, check_timeout
 from client.exchange import check_tensors, read_batch
@@ -38,6 +40,7 @@ from contract.report.tokens import TokenLimits
 if TYPE_CHECKING:
     from client.explanation import Explanation
 
+_BACKUP_S: Final = 3600.0
 _IN_FLIGHT: Final = 8  # requests at once for many cases: enough to fill Triton's batches
 
 
@@ -334,6 +337,51 @@ class CxrClient:
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
         """Return what the index is: its model, its cases by kind, its memory. ServiceError: as in `search`."""
         return self._retrieval.read_info(self._limit(timeout_s))
+
+    def list_cases(
+        self,
+        *,
+        fingerprint: str = "",
+        exclude_studies: Sequence[str] = (),
+        options: SearchOptions = NO_OPTIONS,
+        reports: bool = False,
+        timeout_s: float | None = None,
+    ) -> Iterator[ListedCase]:
+        """Return an iterator over the stored cases of one model, in the order in which they were stored.
+
+        It reads page after page. A case that is replaced meanwhile may come twice; one that stays as it is comes once.
+
+        Args:
+            fingerprint: Fingerprint of the model. "": the served model, or else one that has cases.
+            exclude_studies: Ids of studies that are left out.
+            options: Which of the other cases count: labels, views, kinds, ids.
+            reports: Whether to return the reports, too.
+            timeout_s: Deadline of each page, in seconds. None: the deadline of the client.
+
+        Raises:
+            FingerprintError: The index holds only cases of other models.
+            InputError: An option needs a query (`min_score`, `diversity`, `query_labels`), or a study id is not text.
+            ServiceError: As in `search`.
+        """
+        limit_s = self._limit(timeout_s)
+        return self._retrieval.list_cases(limit_s, fingerprint, exclude_studies, options, reports=reports)
+
+    def back_up(self, out: Path | str, *, timeout_s: float = _BACKUP_S) -> Backup:
+        """Write a copy of all stored cases into a new folder, while the sidecar serves.
+
+        The copy of each model is as it was at one moment after the call began. So it holds all that was acknowledged
+        before. `retrieval.restoring.restore` makes a store of it.
+
+        Args:
+            out: The folder. It must not exist. It appears when the backup is complete, checked and on the disk.
+            timeout_s: Deadline in seconds.
+
+        Raises:
+            ConfigError: The folder exists.
+            ArtifactError: The folder cannot be written.
+            ServiceError: As in `search`. BusyError: another backup is running.
+        """
+        return self._retrieval.back_up(Path(out), check_timeout(timeout_s))
 
     def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Delete stored cases for good; return how many there were.

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cases import SimilarCase
+from client.backup import Backup, write_backup
+from client.cases import ListedCase, SimilarCase
 from client.search_options import SearchOptions
 from client.status import make_error, make_wrong_service_error
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
@@ -21,6 +23,7 @@ from contract.tls_trouble import find_tls_error
 
 MAX_K: Final = 1000  # as contract/proto/retrieval.proto states it
 NO_OPTIONS: Final = SearchOptions()
+_PAGE_CASES: Final = 500
 _SERVER: Final = "the retrieval sidecar"
 _SETTING: Final = "retrieval_url (--retrieval)"
 
@@ -102,10 +105,10 @@ class RetrievalTransport:
             ServiceError: The sidecar is down, busy, slow, or failed; see `client.status`.
         """
         messages = [
-            retrieval_pb2.Case(
+            retrieval_pb2.PackedCase(
                 id=case.id,
                 study_id=case.study_id,
-                embedding=case.embedding.tolist(),
+                embedding=case.embedding.astype("<f4").tobytes(),
                 labels=case.labels,
                 report=case.report,
                 image_ref=case.image_ref,
@@ -114,9 +117,9 @@ class RetrievalTransport:
             )
             for case in cases
         ]
-        request = retrieval_pb2.AddCasesRequest(fingerprint=fingerprint, cases=messages)
+        request = retrieval_pb2.PackedAddCasesRequest(fingerprint=fingerprint, cases=messages)
         with self._translate_errors(timeout_s):
-            answer = self._stub.AddCases(request, timeout=timeout_s, metadata=self._connection.metadata)
+            answer = self._add_cases(request, timeout=timeout_s, metadata=self._connection.metadata)
         return Stored(int(answer.added), int(answer.replaced))
 
     def search(
@@ -207,6 +210,69 @@ class RetrievalTransport:
             {entry.embedding_kind: int(entry.case_count) for entry in answer.kinds},
         )
 
+    def list_cases(
+        self,
+        timeout_s: float,
+        fingerprint: str = "",
+        exclude_studies: Sequence[str] = (),
+        options: SearchOptions = NO_OPTIONS,
+        *,
+        reports: bool = False,
+    ) -> Iterator[ListedCase]:
+        """Return an iterator over the cases of a model's index; see `CxrClient.list_cases`.
+
+        Args:
+            timeout_s: Deadline of each page in seconds.
+            fingerprint: Fingerprint of the model. "": the default index of the sidecar.
+            exclude_studies: Ids of studies that are left out.
+            options: Which cases count.
+            reports: Whether to return the reports.
+
+        Raises:
+            FingerprintError: The store holds only cases of other models.
+            InputError: A study id is not valid, or an option needs a query.
+            ServiceError: As in `add`.
+        """
+        options.require_filter()
+        request = retrieval_pb2.ListCasesRequest(
+            fingerprint=fingerprint,
+            page_size=_PAGE_CASES,
+            with_reports=reports,
+            filter=_make_filter(options),
+            exclude_study_ids=_check_ids(exclude_studies, "exclude_studies"),
+        )
+        return self._list_pages(request, timeout_s)
+
+    def _list_pages(self, request: retrieval_pb2.ListCasesRequest, timeout_s: float) -> Iterator[ListedCase]:
+        while True:
+            with self._translate_errors(timeout_s, is_new=True):
+                answer = self._stub.ListCases(request, timeout=timeout_s, metadata=self._connection.metadata)
+            for case in answer.cases:
+                yield ListedCase(
+                    case.id,
+                    case.study_id,
+                    tuple(case.labels),
+                    case.view,
+                    case.embedding_kind,
+                    case.image_ref,
+                    case.report,
+                )
+            if not answer.next_page_token:
+                return
+            # The default index may become another one meanwhile.
+            request.fingerprint, request.page_token = answer.fingerprint, answer.next_page_token
+
+    def back_up(self, out: Path, timeout_s: float) -> Backup:
+        """Write a copy of the whole store into a new folder; see `CxrClient.back_up`."""
+        with self._translate_errors(timeout_s, is_new=True):
+            parts = self._stub.Backup(
+                retrieval_pb2.BackupRequest(), timeout=timeout_s, metadata=self._connection.metadata
+            )
+            try:
+                return write_backup(parts, out)
+            finally:
+                parts.cancel()
+
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
@@ -214,10 +280,15 @@ class RetrievalTransport:
     def _connect(self) -> None:
         self._channel = self._connection.open_channel(self.url, CHANNEL_OPTIONS)
         self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
+        self._add_cases = self._channel.unary_unary(
+            "/cxr.retrieval.v1.Retrieval/AddCases",
+            request_serializer=retrieval_pb2.PackedAddCasesRequest.SerializeToString,
+            response_deserializer=retrieval_pb2.AddCasesResponse.FromString,
+        )
 
     @contextmanager
-    def _translate_errors(self, timeout_s: float) -> Iterator[None]:
-        """Turn errors of gRPC into those of `contract.errors`."""
+    def _translate_errors(self, timeout_s: float, *, is_new: bool = False) -> Iterator[None]:
+        """Turn errors of gRPC into those of `contract.errors`. `is_new`: an older sidecar does not know the call."""
         try:
             yield
         except grpc.RpcError as error:
@@ -229,6 +300,11 @@ class RetrievalTransport:
                 trouble = find_tls_error(self.url, self._connection, _SERVER)
                 if trouble is not None:
                     raise trouble from error
+            if code == "UNIMPLEMENTED" and is_new:
+                raise ServerError(
+                    f"The server at {self.url} does not know this call: the sidecar is older than this client, or "
+                    "another service answers there."
+                ) from error
             if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and speaks_http1(self.url)):
                 raise make_wrong_service_error(self.url, _SERVER, _SETTING) from error
             raise make_error(

@@ -68,6 +68,11 @@ class SearchOptions:
         if self.diversity and k > MAX_DIVERSE_K:
             raise InputError(f"k must be at most {MAX_DIVERSE_K} with a diversity, not {k}.")
 
+    def require_filter(self) -> None:
+        """Raise InputError unless these options only say which cases count. There is no query to compare them with."""
+        if self.min_score is not None or self.diversity or self.query_labels:
+            raise InputError("min_score, diversity and query_labels need a query. Leave them out.")
+
     def _set(self, name: str, known: Iterable[str]) -> None:
         values = require_strings(getattr(self, name), name)
         for value in values:

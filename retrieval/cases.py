@@ -6,11 +6,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import InputError
+from contract.errors import ArtifactError, InputError
 
 
 class UnknownCaseError(InputError):
     """No case with this id is stored."""
+
+
+class DamagedRowsError(ArtifactError):
+    """Rows differ from what was written. `rows` has their sequence numbers."""
+
+    def __init__(self, message: str, rows: frozenset[int]) -> None:
+        """Take the message and the sequence numbers."""
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _SIGMAS: Final = 5.5  # range of the codes in standard deviations: 1 normal valu
 _HEADROOM: Final = 1.25  # range of the codes beyond the largest value that was seen
 _SMALLEST_RANGE: Final = 1e-6
 _SAMPLE: Final = 65_536  # rows that mean and range are computed from
-_CODED_AT_ONCE: Final = 1024  # rows; 4 MiB of float64 at 512 dimensions
+_CODED_AT_ONCE: Final = 256  # rows; 1 MiB of float64 at 512 dimensions, which a cache may hold
 _REGULAR: Final = 2.0  # a residual up to so many times that of nearly all rows is regular
 _MAX_IRREGULAR: Final = 1 / 64  # share of the rows
 _MAX_CANDIDATES: Final = 1 / 8  # share of the rows; with more, a scan of the embeddings is as fast
@@ -215,11 +215,13 @@ class ByteCodes:
 
     def _encode(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Return codes (N, D) as whole numbers, and (2, N): e and |c|, both rounded up."""
-        rows = vectors.astype(np.float64)
-        rows -= self._mean
-        codes = np.clip(np.rint(rows / self._step), -_LARGEST_CODE, _LARGEST_CODE)
+        rows = vectors - self._mean
+        codes = rows / self._step
+        np.rint(codes, out=codes)
+        np.clip(codes, -_LARGEST_CODE, _LARGEST_CODE, out=codes)
         rows -= codes * self._step
-        lengths = np.stack([np.linalg.norm(rows, axis=1), np.linalg.norm(codes, axis=1)]).astype(np.float32)
+        squares = [np.einsum("ij,ij->i", values, values) for values in (rows, codes)]
+        lengths = np.sqrt(np.stack(squares)).astype(np.float32)
         # One digit of float32 is far more than the errors of float64.
         return codes, np.nextafter(lengths, np.float32(np.inf))
 

@@ -8,7 +8,7 @@ batch, nor on how its candidates were found.
 A row of the FAISS index is never changed. Replaced and deleted cases stay in the index and are skipped.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -152,6 +152,11 @@ class FlatIndex:
     def remove(self, ids: Iterable[str]) -> None:
         """Remove cases; unknown ids are ignored."""
         self._rows.remove(ids)
+
+    def remove_versions(self, sequences: Collection[int]) -> None:
+        """Remove the cases whose rows in the store have these numbers."""
+        if sequences:
+            self._rows.remove_versions(sequences)
 
     def search(self, queries: Sequence[Query]) -> list[list[Match]]:
         """Return for each query its min(k, allowed cases) nearest cases, best first, ties by case id.

@@ -20,13 +20,12 @@ from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
 from retrieval.cases import CaseRecord, UnknownCaseError
-from retrieval.directory import DATABASE
+from retrieval.directory import DATABASE, MODELS
 from retrieval.index import Device
 from retrieval.metrics import SidecarMetrics
 from retrieval.store import CaseStore
 from retrieval.worker import MAX_WAITING, IndexThread
 
-MODELS: Final = "models"
 MAX_MODELS: Final = 8  # each one keeps its embeddings in memory
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _SHORT: Final = 12
@@ -94,6 +93,16 @@ class CaseIndexes:
                 raise self._broken[str(fingerprint)]
             self._cleanup = cleanup.pop_all()
         self.metrics.watch(self)
+
+    @property
+    def directory(self) -> Path:
+        """The directory."""
+        return self._directory
+
+    @property
+    def broken(self) -> list[str]:
+        """Fingerprints of the models whose stores are too damaged to be served."""
+        return sorted(name for name in self._broken if name)
 
     @property
     def ready(self) -> bool:
@@ -211,6 +220,7 @@ class CaseIndexes:
             with entry.change_lock:
                 most = max(most, entry.store.delete(ids))
                 entry.index.change(removed=ids)
+            entry.store.sync()
         for error in self._broken.values():
             raise error
         return most
@@ -244,7 +254,7 @@ class CaseIndexes:
             codes=self._codes,
             metrics=self.metrics,
         )
-        store.observe_commit = self.metrics.commit.observe
+        store.observe_syncs(self.metrics.sync.observe)
         entry = ModelIndex(store, index)
         cleanup.callback(entry.close)
         return entry

@@ -1,8 +1,8 @@
 """The sidecar's gRPC server, with its health service (grpc.health.v1), TLS and roles.
 
-    Search, GetCase, GetInfo    read
-    AddCases, DeleteCases       write
-    any other call              admin, so that a new one is closed until it is listed here
+    Search, GetCase, GetInfo, ListCases    read
+    AddCases, DeleteCases                  write
+    Backup, and any other call             admin, so that a new one is closed until it is listed here
 
 The health service needs no token: it says only whether the sidecar serves.
 """
@@ -21,6 +21,7 @@ from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
 from contract.telemetry import Observer
 from retrieval.calls import CallInterceptor
+from retrieval.packed import make_packed_handler
 from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
@@ -29,8 +30,9 @@ _MAX_RPCS: Final = 512
 _ROLES: Final = {
     f"/{SERVICE_NAME}/{name}": role
     for role, names in {
-        Role.READ: ("Search", "GetCase", "GetInfo"),
+        Role.READ: ("Search", "GetCase", "GetInfo", "ListCases"),
         Role.WRITE: ("AddCases", "DeleteCases"),
+        Role.ADMIN: ("Backup",),
     }.items()
     for name in names
 }
@@ -101,6 +103,9 @@ class SidecarServer:
         self._health = health.HealthServicer()
         self._set_health(self._states.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers(
+            (make_packed_handler(service),)
+        )  # before the generated handlers
         retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, self._server)
         try:
             port = (

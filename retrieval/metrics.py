@@ -59,7 +59,9 @@ class SidecarMetrics:
         self.write = self._time(
             "write_duration_seconds", "Time to store or delete cases on the disk.", "operation"
         )
-        self.commit = self._time("commit_duration_seconds", "Time of one SQLite commit, with its fsync.")
+        self.sync = self._time(
+            "fsync_duration_seconds", "Time of one fsync, which serves all writes that wait."
+        )
         self.batch = self._count_sizes("batch_size_queries", "Queries in one search of the index.", _BATCHES)
         self.build = self._count_sizes(
             "build_duration_seconds", "Time to build an index from the store.", _LONG_SECONDS

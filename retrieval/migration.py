@@ -1,9 +1,9 @@
 """Give the rows of an older case store what later versions added."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
+from retrieval.checks import is_plausible
 from retrieval.schema import (
     ADD_CHECKSUM,
     ADD_FACTS,
@@ -17,18 +17,19 @@ from retrieval.schema import (
 _PAGE_ROWS: Final = 1024
 
 
-def migrate(writer: sqlite3.Connection, version: str, is_plausible: Callable[[Sequence[Any]], bool]) -> bool:
+def migrate(writer: sqlite3.Connection, version: str, fingerprint: str, dimension: int) -> bool:
     """Bring the table of cases from version 1 or 2 to the present one. The caller has begun a transaction.
 
     Args:
         writer: The connection.
         version: "1" or "2".
-        is_plausible: Whether a row of version 1, without a checksum, may be right.
+        fingerprint: Fingerprint of the model of the cases.
+        dimension: Number of values of their embeddings.
 
     Returns:
         False if no row of version 1 is plausible although there are some: `meta` names another model.
     """
-    if version == "1" and not _add_checksums(writer, is_plausible):
+    if version == "1" and not _add_checksums(writer, fingerprint, dimension):
         return False
     for statement in ADD_FACTS:
         writer.execute(statement)
@@ -36,12 +37,12 @@ def migrate(writer: sqlite3.Connection, version: str, is_plausible: Callable[[Se
     return True
 
 
-def _add_checksums(writer: sqlite3.Connection, is_plausible: Callable[[Sequence[Any]], bool]) -> bool:
+def _add_checksums(writer: sqlite3.Connection, fingerprint: str, dimension: int) -> bool:
     """Give each row a checksum; an invalid, empty one if the row is obviously damaged."""
     writer.create_function(
         "cxr_checksum",
         8,
-        lambda *values: compute_checksum(values) if is_plausible(values) else b"",
+        lambda *values: compute_checksum(values) if is_plausible(values, fingerprint, dimension) else b"",
         deterministic=True,
     )
     writer.execute(ADD_CHECKSUM)

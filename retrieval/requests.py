@@ -3,8 +3,10 @@
 An error names a case by its position in the request ("case 3"), never by its id.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +18,12 @@ from contract.labels import LABEL_INDEX
 from contract.report.text import MAX_REPORT_CHARS
 from contract.training_data import WAYS
 from retrieval.cases import CaseRecord
+from retrieval.checks import LENGTH_TOLERANCE
 from retrieval.diversity import MAX_DIVERSE_K
 from retrieval.evidence import Asked, list_words
 from retrieval.index import Query
 from retrieval.rows import CaseFilter
-from retrieval.store import LENGTH_TOLERANCE
+from retrieval.schema import FIRST_ROW
 
 MAX_CASES: Final = 4096  # to add or delete per request
 MAX_QUERIES: Final = 256
@@ -30,6 +33,19 @@ MAX_EXCLUDED: Final = 1000
 MAX_ID_CHARS: Final = 256
 MAX_IMAGE_REF_CHARS: Final = 2048
 MAX_DIMENSION: Final = 8192
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+_LAST_ROW: Final = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ListRequest:
+    """The cases that a caller wants listed: at most `page_size` of those after the row `after`."""
+
+    after: int
+    page_size: int
+    with_reports: bool
+    filter: CaseFilter = field(repr=False)
 
 
 def parse_fingerprint(text: str) -> str:
@@ -43,7 +59,7 @@ def parse_cases(messages: Sequence[Any], dimension: int) -> tuple[list[CaseRecor
     """Check cases before they are stored.
 
     Args:
-        messages: N `Case` messages.
+        messages: N `PackedCase` messages.
         dimension: D of the stored cases; 0 if there are none yet.
 
     Returns:
@@ -53,10 +69,18 @@ def parse_cases(messages: Sequence[Any], dimension: int) -> tuple[list[CaseRecor
         InputError: A case cannot be stored. The message says which one and why.
     """
     _require_count(messages, "cases", MAX_CASES)
-    records = [_parse_record(message, f"Case {number}") for number, message in enumerate(messages, 1)]
+    records = [_parse_record(message, number) for number, message in enumerate(messages, 1)]
     if len({record.id for record in records}) < len(records):
         raise InputError("Two cases of the request have the same id.")
-    return records, _parse_embeddings(messages, dimension, "Case")
+    blobs = [message.embedding for message in messages]
+    for number, blob in enumerate(blobs, 1):
+        if len(blob) % 4:
+            raise InputError(
+                f"Case {number}: its embedding has {len(blob)} bytes instead of 4 for each value."
+            )
+    _require_dimension([len(blob) // 4 for blob in blobs], dimension, "Case")
+    rows = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), -1)
+    return records, _normalize(rows.astype(np.float64), "Case")
 
 
 def parse_queries(request: Any, dimension: int) -> list[Query]:
@@ -78,6 +102,21 @@ def parse_queries(request: Any, dimension: int) -> list[Query]:
     least = request.min_score if request.HasField("min_score") else -1.0
     embeddings = _parse_embeddings(request.queries, dimension, "Query")
     return [Query(embedding, request.k, wanted, least, request.diversity) for embedding in embeddings]
+
+
+def parse_list(request: Any) -> ListRequest:
+    """Check a `ListCasesRequest`. May raise InputError."""
+    if request.page_size > MAX_PAGE:
+        raise InputError(f"The page size is {request.page_size}; it must be 1 to {MAX_PAGE}.")
+    token = request.page_token
+    if token and not (token.isascii() and token.isdigit() and len(token) < 20 and int(token) <= _LAST_ROW):
+        raise InputError("The page token must be one of an earlier answer.")
+    return ListRequest(
+        int(token) if token else FIRST_ROW,
+        request.page_size or DEFAULT_PAGE,
+        request.with_reports,
+        _parse_filter(request),
+    )
 
 
 def parse_asked(request: Any) -> list[Asked]:
@@ -108,21 +147,44 @@ def require_dimension(dimension: int, stored: int) -> None:
         raise InputError(f"The embeddings have {dimension} values instead of {stored}.")
 
 
-def _parse_record(message: Any, name: str) -> CaseRecord:
-    labels = tuple(message.labels)
-    if len(_parse_labels(labels, f"{name}: its labels")) < len(labels):
-        raise InputError(f"{name}: its labels must be different keys of the {len(LABEL_INDEX)} categories.")
-    _parse_names([message.view] if message.view else (), VIEWS, f"{name}: its view")
-    _parse_names([message.embedding_kind] if message.embedding_kind else (), WAYS, f"{name}: its kind")
-    return CaseRecord(
-        id=_parse_text(message.id, f"{name}: its id", MAX_ID_CHARS, required=True),
-        study_id=_parse_text(message.study_id, f"{name}: its study id", MAX_ID_CHARS, required=True),
-        labels=labels,
-        report=_parse_text(message.report, f"{name}: its report", MAX_REPORT_CHARS),
-        image_ref=_parse_text(message.image_ref, f"{name}: its image reference", MAX_IMAGE_REF_CHARS),
-        view=message.view,
-        kind=message.embedding_kind,
+def _parse_record(message: Any, number: int) -> CaseRecord:
+    case = CaseRecord(
+        message.id,
+        message.study_id,
+        tuple(message.labels),
+        message.report,
+        message.image_ref,
+        message.view,
+        message.embedding_kind,
     )
+    if not (
+        0 < len(case.id) <= MAX_ID_CHARS
+        and 0 < len(case.study_id) <= MAX_ID_CHARS
+        and len(case.report) <= MAX_REPORT_CHARS
+        and len(case.image_ref) <= MAX_IMAGE_REF_CHARS
+        and _are_facts(case.labels, case.view, case.kind)
+    ):
+        _explain_record(case, f"Case {number}")
+    return case
+
+
+@functools.lru_cache(maxsize=4096)
+def _are_facts(labels: tuple[str, ...], view: str, kind: str) -> bool:
+    """Whether labels are different keys, and view and kind known ones or empty."""
+    names = frozenset(labels)
+    are_labels = len(names) == len(labels) and names <= LABEL_INDEX.keys()
+    return are_labels and view in ("", *VIEWS) and kind in ("", *WAYS)
+
+
+def _explain_record(case: CaseRecord, name: str) -> None:
+    """Raise InputError with what is wrong with a case that cannot be stored."""
+    _parse_text(case.id, f"{name}: its id", MAX_ID_CHARS, required=True)
+    _parse_text(case.study_id, f"{name}: its study id", MAX_ID_CHARS, required=True)
+    _parse_text(case.report, f"{name}: its report", MAX_REPORT_CHARS)
+    _parse_text(case.image_ref, f"{name}: its image reference", MAX_IMAGE_REF_CHARS)
+    _parse_names([case.view] if case.view else (), VIEWS, f"{name}: its view")
+    _parse_names([case.kind] if case.kind else (), WAYS, f"{name}: its kind")
+    raise InputError(f"{name}: its labels must be different keys of the {len(LABEL_INDEX)} categories.")
 
 
 def _parse_filter(request: Any) -> CaseFilter:
@@ -157,17 +219,25 @@ def _parse_names(names: Iterable[str], known: Sequence[str], name: str) -> froze
 
 
 def _parse_embeddings(messages: Sequence[Any], dimension: int, name: str) -> NDArray[np.float32]:
-    """Return (N, D) float32, scaled to length 1 exactly, so that inner products are cosines."""
-    dimension = dimension or len(messages[0].embedding)
-    for number, message in enumerate(messages, 1):
-        count = len(message.embedding)
+    """Return the embeddings of messages, (N, D) float32, as `_normalize` does."""
+    _require_dimension([len(message.embedding) for message in messages], dimension, name)
+    return _normalize(np.array([list(message.embedding) for message in messages], dtype=np.float64), name)
+
+
+def _require_dimension(counts: Sequence[int], dimension: int, name: str) -> None:
+    """Raise InputError unless all embeddings have `dimension` values; 0: as many as the first one."""
+    dimension = dimension or counts[0]
+    for number, count in enumerate(counts, 1):
         if not 1 <= count <= MAX_DIMENSION:
             raise InputError(
                 f"{name} {number}: its embedding has {count} values; 1 to {MAX_DIMENSION} are allowed."
             )
         if count != dimension:
             raise InputError(f"{name} {number}: its embedding has {count} values instead of {dimension}.")
-    embeddings = np.array([list(message.embedding) for message in messages], dtype=np.float64)
+
+
+def _normalize(embeddings: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """Return (N, D) float32, scaled to length 1 exactly, so that inner products are cosines."""
     lengths = np.linalg.norm(embeddings, axis=1)
     for number, length in enumerate(lengths.tolist(), 1):
         if not math.isfinite(length):

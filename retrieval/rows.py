@@ -3,7 +3,8 @@
 A row is never changed. A case that is replaced or deleted leaves a dead row, which no search returns.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from contract.image.view import VIEWS
 from contract.labels import LABEL_INDEX
 from contract.training_data import WAYS
-from retrieval.cases import CaseVectors
+from retrieval.cases import CaseRecord, CaseVectors
 
 _Value = TypeVar("_Value", bound=np.generic)
 _NONE: Final = ""
@@ -43,6 +44,19 @@ class CaseFilter:
     kinds: frozenset[str] = frozenset()
     excluded_ids: frozenset[str] = field(default=frozenset(), repr=False)
     excluded_study_ids: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def allows(self, case: CaseRecord) -> bool:
+        """Whether the case counts."""
+        labels = frozenset(case.labels)
+        return (
+            (not self.labels_any or bool(self.labels_any & labels))
+            and self.labels_all <= labels
+            and not self.labels_none & labels
+            and (not self.views or case.view in self.views)
+            and (not self.kinds or case.kind in self.kinds)
+            and case.id not in self.excluded_ids
+            and case.study_id not in self.excluded_study_ids
+        )
 
 
 EVERYTHING: Final = CaseFilter()
@@ -92,16 +106,18 @@ class RowTable:
         self._labels[place] = labels
         self._views[place] = [_VIEW_CODES.get(name, 0) for name in cases.views] or 0
         self._kinds[place] = [_KIND_CODES.get(name, 0) for name in cases.kinds] or 0
-        for case_id, study_id, sequence in zip(cases.ids, cases.study_ids, cases.sequences, strict=True):
-            self.remove([case_id])
-            row = len(self.ids)
-            self.ids.append(case_id)
-            self.sequences.append(sequence)
-            self._studies.append(study_id)
+        self._alive[place] = True
+        for code, added in enumerate(np.bincount(self._kinds[place], minlength=len(_KIND_CODES)).tolist()):
+            self._alive_of_kind[code] += added
+        first = len(self)
+        self.ids.extend(cases.ids)
+        self.sequences.extend(cases.sequences)
+        self._studies.extend(cases.study_ids)
+        for row, (case_id, study_id) in enumerate(zip(cases.ids, cases.study_ids, strict=True), first):
+            if case_id in self._row_of:
+                self.remove([case_id])
             self._row_of[case_id] = row
             self._rows_of_study.setdefault(study_id, set()).add(row)
-            self._alive[row] = True
-            self._alive_of_kind[self._kinds[row]] += 1
 
     def remove(self, ids: Iterable[str]) -> None:
         """Let the rows of cases die; unknown ids are ignored."""
@@ -115,6 +131,17 @@ class RowTable:
             study.discard(row)
             if not study:
                 del self._rows_of_study[self._studies[row]]
+
+    def remove_versions(self, sequences: Collection[int]) -> None:
+        """Let the rows of these versions of cases die."""
+        wanted = set(sequences)
+        self.remove(
+            [
+                case_id
+                for row, (case_id, sequence) in enumerate(zip(self.ids, self.sequences, strict=True))
+                if sequence in wanted and self._row_of.get(case_id) == row
+            ]
+        )
 
     def allow(self, wanted: CaseFilter) -> NDArray[np.bool_] | None:
         """Return for each row whether a search may return it, (rows,) bool; None if it may return every row."""
@@ -167,5 +194,7 @@ def _make_bits(labels: Iterable[str]) -> np.uint32:
 
 
 def _encode_labels(labels: Sequence[Sequence[str]]) -> NDArray[np.uint32]:
-    known: dict[tuple[str, ...], np.uint32] = {}
-    return np.array([known.setdefault(key := tuple(row), _make_bits(key)) for row in labels], np.uint32)
+    return np.array([_make_known_bits(tuple(row)) for row in labels], np.uint32)
+
+
+_make_known_bits = functools.lru_cache(maxsize=4096)(_make_bits)

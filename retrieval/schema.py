@@ -31,7 +31,9 @@ ADD_FACTS: Final = (
 STEPS: Final = (*SCHEMA, ADD_CHECKSUM, *ADD_FACTS)
 _FIRST_COLUMNS: Final = "sequence, id, study_id, fingerprint, labels, report, image_ref"
 _COLUMNS: Final = f"{_FIRST_COLUMNS}, view, kind, embedding, checksum"
-INSERT: Final = f"INSERT INTO cases ({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608 - no value in it
+COLUMN_COUNT: Final = 11
+INSERT: Final = f"INSERT INTO cases ({_COLUMNS}) VALUES "  # noqa: S608 - no value in it
+ROW: Final = f"({', '.join('?' * COLUMN_COUNT)})"
 SELECT: Final = f"SELECT {_COLUMNS} FROM cases WHERE "  # noqa: S608
 # The rows of version 2.
 SELECT_SECOND: Final = f"SELECT {_FIRST_COLUMNS}, embedding, checksum FROM cases WHERE "  # noqa: S608
@@ -46,8 +48,14 @@ def compute_checksum(values: Iterable[Any]) -> bytes:
     """Return 8 bytes of the SHA-256 over values, each with its type and length before it."""
     parts = []
     for value in values:
-        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
-        parts += [f"{type(value).__name__} {len(data)} ".encode(), data]
+        if type(value) is str:
+            data = value.encode("utf-8", "surrogateescape")
+            parts.append(b"str %d %b" % (len(data), data))
+        elif type(value) is bytes:
+            parts += (b"bytes %d " % len(value), value)
+        else:
+            data = str(value).encode("utf-8", "surrogateescape")
+            parts.append(f"{type(value).__name__} {len(data)} ".encode() + data)
     return hashlib.sha256(b"".join(parts)).digest()[:_CHECKSUM_BYTES]
 
 

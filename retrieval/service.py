@@ -2,13 +2,16 @@
 
 AddCases     check -> store (on the disk) -> index -> answer
 Search       check -> index -> store (text of the hits) -> answer
+ListCases    check -> store -> answer
+Backup       store -> copy -> answers
 """
 
 import functools
 import logging
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -16,6 +19,7 @@ import grpc
 
 from contract.errors import (
     BusyError,
+    CancelledError,
     CxrError,
     DeadlineError,
     FingerprintError,
@@ -23,16 +27,19 @@ from contract.errors import (
     UnavailableError,
 )
 from contract.proto import retrieval_pb2
-from retrieval.cases import CaseRecord, UnknownCaseError
+from retrieval.backup import send_backup
+from retrieval.cases import CaseRecord, DamagedRowsError, UnknownCaseError
 from retrieval.evidence import MAX_EXCERPT_CHARS, MAX_EXCERPTS, Asked
 from retrieval.index import Match, Query
 from retrieval.indexes import CaseIndexes, ModelIndex
+from retrieval.listing import read_page
 from retrieval.requests import (
     parse_asked,
     parse_cases,
     parse_fingerprint,
     parse_id,
     parse_ids,
+    parse_list,
     parse_queries,
     require_dimension,
 )
@@ -50,6 +57,7 @@ STATUS_CODES: Final[dict[type[BaseException], Any]] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    CancelledError: grpc.StatusCode.CANCELLED,
 }
 _logger = logging.getLogger(__name__)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -75,17 +83,33 @@ def _end_with_status(method: _Method) -> _Method:
     def answer(self: "RetrievalService", request: Any, context: Any) -> Any:
         try:
             return method(self, request, context)
-        except CxrError as error:
-            failure: Exception = error
-            message, place = str(error), ""
-        except Exception as error:  # a bug or no memory; the error text may hold a report
-            failure = error
-            message, place = f"The sidecar failed ({type(error).__name__}).", _locate(error)
-        code = find_status_code(failure)
-        _logger.warning("%s: %s: %s%s", method.__name__, code.name, message, place)
-        return context.abort(code, message)
+        except Exception as error:  # also a bug or no memory
+            return _abort(method.__name__, error, context)
 
     return answer  # type: ignore[return-value]
+
+
+def _end_stream_with_status(method: _Method) -> _Method:
+    """Do the same for a method that yields its answers."""
+
+    @functools.wraps(method)
+    def answer(self: "RetrievalService", request: Any, context: Any) -> Iterator[Any]:
+        try:
+            yield from method(self, request, context)
+        except Exception as error:  # also a bug or no memory
+            _abort(method.__name__, error, context)
+
+    return answer  # type: ignore[return-value]
+
+
+def _abort(name: str, error: Exception, context: Any) -> Any:
+    """End a call with the status of an error. Other errors than our own may hold a report, so their text stays here."""
+    message, place = str(error), ""
+    if not isinstance(error, CxrError):
+        message, place = f"The sidecar failed ({type(error).__name__}).", _locate(error)
+    code = find_status_code(error)
+    _logger.warning("%s: %s: %s%s", name, code.name, message, place)
+    return context.abort(code, message)
 
 
 class RetrievalService:
@@ -95,10 +119,11 @@ class RetrievalService:
         """Serve the cases of all models of one directory."""
         self._indexes = indexes
         self.metrics = indexes.metrics
+        self._backup_lock = threading.Lock()
 
     @_end_with_status
     def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Store all cases, or none, and add them to the index."""
+        """Store all cases of a `PackedAddCasesRequest`, or none, and add them to the index."""
         self._require_ready()
         fingerprint = parse_fingerprint(request.fingerprint)
         known = self._indexes.peek(fingerprint)
@@ -109,7 +134,10 @@ class RetrievalService:
             require_dimension(embeddings.shape[1], entry.store.dimension)
             with self.metrics.time_write("upsert"):
                 vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
-            entry.index.change(added=vectors)
+            changed = entry.index.submit(added=vectors)
+        # Meanwhile the next request may write, and its fsync may be the same.
+        entry.store.sync()
+        changed.result()
         return retrieval_pb2.AddCasesResponse(added=len(cases) - replaced, replaced=replaced)
 
     @_end_with_status
@@ -158,6 +186,33 @@ class RetrievalService:
             store_bytes=store.measure_file(),
         )
 
+    @_end_with_status
+    def ListCases(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return some cases of a model, and where the next ones begin."""
+        asked = parse_list(request)
+        store = (
+            self._indexes.find(parse_fingerprint(request.fingerprint))
+            if request.fingerprint
+            else self._indexes.default
+        ).store
+        page = read_page(store, asked)
+        return retrieval_pb2.ListCasesResponse(
+            cases=[_build_case(record, with_report=asked.with_reports) for record in page.records],
+            next_page_token="" if page.following is None else str(page.following),
+            fingerprint=store.fingerprint,
+        )
+
+    @_end_stream_with_status
+    def Backup(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        """Yield a copy of all stores, one backup at a time."""
+        self._require_ready()
+        if not self._backup_lock.acquire(blocking=False):
+            raise BusyError("Another backup is running.")
+        try:
+            yield from send_backup(self._indexes, context.is_active)
+        finally:
+            self._backup_lock.release()
+
     def _require_ready(self) -> None:
         if not self._indexes.ready:
             raise UnavailableError("The search index is not built yet, or is stopping.")
@@ -166,7 +221,21 @@ class RetrievalService:
 def _find(
     entry: ModelIndex, queries: Sequence[Query], deadline: float
 ) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
-    """Search, and read the records of exactly the case versions that the search returned."""
+    """Search, and read the records of exactly the case versions that the search returned.
+
+    A row that was damaged since the start is left out of this search and all later ones.
+    """
+    try:
+        return _find_versions(entry, queries, deadline)
+    except DamagedRowsError as error:
+        _logger.warning("%s %d rows are left out.", error, len(error.rows))
+        entry.index.change(damaged=error.rows)
+    return _find(entry, queries, deadline)
+
+
+def _find_versions(
+    entry: ModelIndex, queries: Sequence[Query], deadline: float
+) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
     matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
     records = entry.store.get_versions(match.sequence for row in matches for match in row)
     if all(match.sequence in records for row in matches for match in row):
@@ -200,12 +269,12 @@ def _build_hits(matches: list[Match], cases: dict[int, Any], query: Asked) -> li
     return hits
 
 
-def _build_case(record: CaseRecord) -> Any:
+def _build_case(record: CaseRecord, *, with_report: bool = True) -> Any:
     return retrieval_pb2.Case(
         id=record.id,
         study_id=record.study_id,
         labels=record.labels,
-        report=record.report,
+        report=record.report if with_report else "",
         image_ref=record.image_ref,
         view=record.view,
         embedding_kind=record.kind,

@@ -1,23 +1,21 @@
 """The durable case store. The search index is built from it and can always be rebuilt.
 
-The store is one SQLite file in a directory that only one server at a time may open. With WAL and synchronous=FULL, a
-write that was answered survives a crash and a power failure. A replaced case gets a new sequence number, so a sequence
-number always stands for one version of one case.
+The store is one SQLite file in a directory that only one server at a time may open. A write goes into the WAL, and is
+durable after `sync`: from then on it survives a crash and a power failure. A replaced case gets a new sequence number,
+so a sequence number always stands for one version of one case.
 
 SQLite checks the structure of its file but not the content, so it does not notice a flipped bit in a report or an
 embedding. So each row has a checksum (8 bytes of a SHA-256 over the whole row with its sequence number). It is checked
-when the index is built and whenever a case is returned. `meta` has a checksum too, and the number of rows. A damaged
-row is left out and reported; the other rows are served.
+when the index is built and whenever a case is returned. `meta` has a checksum too, and the number of rows.
 """
 
 import contextlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,38 +23,38 @@ from numpy.typing import NDArray
 from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError
 from contract.strings import require_strings
-from retrieval.cases import CaseRecord, CaseVectors, UnknownCaseError
+from retrieval.cases import CaseRecord, CaseVectors, DamagedRowsError, UnknownCaseError
+from retrieval.checks import select_intact
+from retrieval.connection import PAGE_BYTES, begin, connect, empty_wal
+from retrieval.copying import copy_database
+from retrieval.damage import describe_rows, report_damage, report_row
 from retrieval.directory import DATABASE, lock_directory
+from retrieval.meta import add_rows, read_model, require_checksum, states_rows, write_meta
 from retrieval.migration import migrate
 from retrieval.schema import (
     APPLICATION_ID,
     COUNT_ROWS,
     FIRST_ROW,
-    INSERT,
     PAGE,
     SCHEMA_VERSION,
     SELECT,
     STEPS,
-    compute_checksum,
-    decode_text,
-    hash_meta,
     make_schema,
     read_schema,
 )
+from retrieval.syncing import GroupSync
 from retrieval.table import (
     MAX_PARAMETERS,
     delete_rows,
     find_next_sequence,
+    insert_rows,
     join_cases,
     make_record,
-    make_row,
     make_vectors,
+    read_record,
 )
 
-LENGTH_TOLERANCE: Final = 1e-3  # allowed difference of an embedding's length from 1
-_BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_CASES: Final = 1024
-_SHOWN: Final = 5  # damaged rows in a message
 
 
 class CaseStore:
@@ -80,19 +78,19 @@ class CaseStore:
         self._required = fingerprint
         self._fingerprint, self._dimension = "", 0
         self._damaged: set[int] = set()
-        self.observe_commit: Callable[[float], object] = lambda _: None  # receives the seconds of each commit
         # Number of changes so far; rows that are read while it changes are not one consistent state.
         self._changes = 0
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._sync = GroupSync(self._path.with_name(f"{DATABASE}-wal"))
         with contextlib.ExitStack() as cleanup:
             lock = lock_directory(self.directory)
             cleanup.callback(os.close, lock)
             with self._translate("opened"):
-                self._writer = cleanup.enter_context(contextlib.closing(self._connect()))
+                self._writer = cleanup.enter_context(contextlib.closing(connect(self._path)))
                 self._prepare()
                 self._migrate()
                 # A second connection, so that a search does not wait for a write to the disk.
-                self._reader = cleanup.enter_context(contextlib.closing(self._connect()))
+                self._reader = cleanup.enter_context(contextlib.closing(connect(self._path)))
                 self._reader.execute("PRAGMA query_only = ON")
                 meta = dict(self._reader.execute("SELECT key, value FROM meta"))
             self._read_meta(meta)
@@ -141,18 +139,11 @@ class CaseStore:
 
     def describe_damage(self) -> str:
         """Return the damaged row numbers and what to do, as a sentence without case ids; "" if no row is damaged."""
-        if not self._damaged:
-            return ""
-        rows = ", ".join(map(str, self.damaged[:_SHOWN])) + (", ..." if len(self._damaged) > _SHOWN else "")
-        return (
-            f"The case store {self._path} is damaged: {len(self._damaged)} of its rows ({rows}) differ from what was "
-            "written and are left out. Index the cases again with `cxr index`. Then `python -m retrieval.server "
-            f"--store {self.directory} --remove-damaged` removes the rows that are still damaged."
-        )
+        return describe_rows(self._path, self.damaged)
 
     def remove_damaged(self) -> int:
         """Remove the known damaged rows and return their number."""
-        with self._write_lock, self._translate("written"), self._transaction() as writer:
+        with self._write_lock, self._translate("written"), begin(self._writer) as writer:
             rows = [(number,) for number in self._damaged]
             writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
             self._write_meta()
@@ -170,7 +161,7 @@ class CaseStore:
             embeddings: (N, D) float32 of unit length.
 
         Returns:
-            The data for the index, and the number of replaced cases. The cases are on the disk by then.
+            The data for the index, and the number of replaced cases. The cases are durable after `sync`.
 
         Raises:
             FingerprintError: The store holds cases of another model.
@@ -178,34 +169,39 @@ class CaseStore:
         """
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
-        with self._write_lock, self._translate("written"), self._transaction() as writer:
+        with self._write_lock, self._translate("written"), begin(self._writer) as writer:
             replaced = delete_rows(writer, [case.id for case in cases])
             first = find_next_sequence(writer)
             sequences = list(range(first, first + len(cases)))
-            rows = zip(sequences, cases, blobs, strict=True)
-            writer.executemany(
-                INSERT, (make_row(number, fingerprint, case, blob) for number, case, blob in rows)
-            )
+            insert_rows(writer, fingerprint, sequences, cases, blobs)
             self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
+        self._sync.note()
         self._forget_damage()
         self._fingerprint, self._dimension = fingerprint, int(embeddings.shape[1])
         return join_cases(sequences, cases, embeddings), len(replaced)
 
+    def observe_syncs(self, observe: Callable[[float], object]) -> None:
+        """Call a function with the seconds of each fsync."""
+        self._sync.observe = observe
+
+    def sync(self) -> None:
+        """Return when all that was written before is durable. ArtifactError: the disk failed."""
+        self._sync.wait()
+
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete all cases, or none, and return the number of deleted ones. Unknown ids are ignored.
+        """Delete all cases, or none, and return the number of deleted ones. Unknown ids are ignored. See `sync`.
 
         Raises:
             ArtifactError: The disk failed. No case was deleted.
         """
         named = require_strings(ids, "ids")
         with self._write_lock, self._translate("written"):
-            with self._transaction() as writer:
+            with begin(self._writer) as writer:
                 deleted = delete_rows(writer, named)
                 self._write_meta(removed=deleted)
             self._forget_damage()
-            # The WAL still holds the deleted reports. If this checkpoint fails, the next one or `close` removes them.
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            empty_wal(self._writer)  # it still holds the deleted reports
+            self._sync.note()
         return len(deleted)
 
     def get(self, case_id: str) -> CaseRecord:
@@ -214,18 +210,33 @@ class CaseStore:
             row = self._reader.execute(SELECT + "id = ?", (case_id,)).fetchone()
         if row is None:
             raise UnknownCaseError("No case with this id is stored.")
-        return self._parse_record(row)
+        if (record := read_record(row)) is None:
+            raise report_row(self._path, row[0])
+        return record
 
     def get_versions(self, sequences: Iterable[int]) -> dict[int, CaseRecord]:
-        """Return the cases with these sequence numbers, without those that were replaced or deleted meanwhile."""
+        """Return the cases with these sequence numbers, without those that were replaced or deleted meanwhile.
+
+        Raises:
+            DamagedRowsError: Rows differ from what was written. They count as damaged from now on.
+            ArtifactError: The file cannot be read.
+        """
         numbers = sorted(set(sequences))
         records: dict[int, CaseRecord] = {}
+        damaged = set[int]()
         for start in range(0, len(numbers), MAX_PARAMETERS):
             part = numbers[start : start + MAX_PARAMETERS]
             statement = SELECT + f"sequence IN ({','.join('?' * len(part))})"
             with self._read_lock, self._translate("read"):
                 rows = self._reader.execute(statement, part).fetchall()
-            records.update((row[0], self._parse_record(row)) for row in rows)
+            for row in rows:
+                if (record := read_record(row)) is None:
+                    damaged.add(row[0])
+                else:
+                    records[row[0]] = record
+        if damaged:
+            self._damaged = self._damaged | damaged
+            raise DamagedRowsError(str(report_row(self._path, min(damaged))), frozenset(damaged))
         return records
 
     def read_vectors(self) -> Iterator[CaseVectors]:
@@ -241,7 +252,7 @@ class CaseStore:
                 rows = self._reader.execute(statement, (last, _PAGE_CASES)).fetchall()
             if not rows:
                 break
-            intact = [row for row in rows if self._is_intact(row)]
+            intact = select_intact(rows, self._fingerprint, self._dimension)
             damaged |= {row[0] for row in rows} - {row[0] for row in intact}
             if intact:
                 yield make_vectors(intact)
@@ -249,6 +260,33 @@ class CaseStore:
         if changes == self._changes:
             self._damaged = damaged
             self._require_all_rows()
+
+    def read_rows(self, after: int, limit: int) -> list[tuple[int, CaseRecord | None]]:
+        """Return the number and the case of the rows after a row, at most `limit`; None for a damaged one.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+        with self._read_lock, self._translate("read"):
+            rows = self._reader.execute(SELECT + PAGE, (after, limit)).fetchall()
+        intact = {row[0]: row for row in select_intact(rows, self._fingerprint, self._dimension)}
+        return [(row[0], make_record(row) if row[0] in intact else None) for row in rows]
+
+    def open_copy(self, is_wanted: Callable[[], bool]) -> BinaryIO:
+        """Return a file with the store as it is now, without later changes. When it is closed, nothing is left of it.
+
+        Args:
+            is_wanted: Whether to go on copying.
+
+        Raises:
+            ArtifactError: The file cannot be copied, such as on a full disk.
+            CancelledError: The copy is not wanted any more.
+        """
+        with self._translate("copied"), contextlib.closing(connect(self._path)) as source:
+            copy = copy_database(source, self.directory, is_wanted)
+        with self._write_lock:
+            empty_wal(self._writer)  # of what was deleted meanwhile
+            return copy
 
     def close(self) -> None:
         """Close the file, so that another server can open it. May be called repeatedly."""
@@ -261,17 +299,6 @@ class CaseStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        # isolation_level=None: this module begins and ends the transactions.
-        connection = sqlite3.connect(
-            self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        # Damaged text marks its row as damaged instead of raising an error.
-        connection.text_factory = decode_text
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")  # deleted content is overwritten with zeros
-        return connection
-
     def _prepare(self) -> None:
         """Check that the file is a complete store, or create one in an empty file."""
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()
@@ -282,11 +309,12 @@ class CaseStore:
             raise ArtifactError(f"{self._path} is not a case store. Choose another directory.")
         (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise self._report_damage("SQLite finds its structure broken")
+            raise report_damage(self._path, "SQLite finds its structure broken")
 
     def _create(self) -> None:
+        self._writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         self._writer.execute("PRAGMA journal_mode = WAL")
-        with self._transaction() as writer:
+        with begin(self._writer) as writer:
             writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             for statement in STEPS:
                 writer.execute(statement)
@@ -298,15 +326,15 @@ class CaseStore:
         version = meta.get("schema_version")
         if version in ("1", "2"):
             if version == "2":
-                self._require_checksum(meta)
+                require_checksum(self._path, meta)
             self._read_model(meta)
-            with self._transaction() as writer:
-                if not migrate(writer, version, self._is_plausible):
-                    raise self._report_damage("its cases do not belong to the model that it names")
+            with begin(self._writer) as writer:
+                if not migrate(writer, version, self._fingerprint, self._dimension):
+                    raise report_damage(self._path, "its cases do not belong to the model that it names")
                 # Version 2 states how many rows there are. Counted anew, a missing one would not be noticed.
                 self._write_meta(added=() if version == "2" else None)
         if version in ("1", "2", str(SCHEMA_VERSION)) and read_schema(self._writer) != make_schema():
-            raise self._report_damage("its schema differs from what was written")
+            raise report_damage(self._path, "its schema differs from what was written")
 
     def _write_meta(
         self,
@@ -320,21 +348,15 @@ class CaseStore:
 
         The rows are counted again if neither `added` nor `removed` is given, or if a row is damaged.
         """
-        row = self._writer.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone()
-        if row is None or self._damaged or (added is None and removed is None):
-            count, total = self._writer.execute(COUNT_ROWS).fetchone()
-        else:
-            count, total = map(int, row[0].split())
-            count += len(added or ()) - len(removed or ())
-            total += sum(added or ()) - sum(removed or ())
-        values = {
-            "schema_version": str(SCHEMA_VERSION),
-            "fingerprint": self._fingerprint if fingerprint is None else fingerprint,
-            "dimension": str(self._dimension if dimension is None else dimension),
-            "rows": f"{count} {total}",
-        }
-        values["checksum"] = hash_meta(values)
-        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        changes = (
+            None if self._damaged or (added is None and removed is None) else (added or (), removed or ())
+        )
+        write_meta(
+            self._writer,
+            self._fingerprint if fingerprint is None else fingerprint,
+            self._dimension if dimension is None else dimension,
+            None if changes is None else add_rows(self._writer, *changes),
+        )
 
     def _read_meta(self, meta: dict[str, str]) -> None:
         if meta.get("schema_version") != str(SCHEMA_VERSION):
@@ -342,7 +364,7 @@ class CaseStore:
                 f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, but this "
                 f"software reads version {SCHEMA_VERSION}. Index the cases again into another directory."
             )
-        self._require_checksum(meta)
+        require_checksum(self._path, meta)
         self._read_model(meta)
         if self._fingerprint and self._required:
             require_same_fingerprint(
@@ -352,26 +374,18 @@ class CaseStore:
                 found_from=f"The case store {self.directory}",
             )
 
-    def _require_checksum(self, meta: dict[str, str]) -> None:
-        values = {name: value for name, value in meta.items() if name != "checksum"}
-        if hash_meta(values) != meta.get("checksum", ""):
-            raise self._report_damage("its metadata differs from what was written")
-
     def _read_model(self, meta: dict[str, str]) -> None:
-        self._fingerprint = meta.get("fingerprint", "")
-        dimension = str(meta.get("dimension", "0"))
-        if not dimension.isdigit() or bool(self._fingerprint) != (int(dimension) > 0):
-            raise self._report_damage()
-        self._dimension = int(dimension)
+        if (model := read_model(meta)) is None:
+            raise report_damage(self._path)
+        self._fingerprint, self._dimension = model
 
     def _require_all_rows(self) -> None:
         """Raise ArtifactError if there are too few or too many rows and no damaged row explains it."""
         with self._read_lock, self._translate("read"):
             count, total = self._reader.execute(COUNT_ROWS).fetchone()
             (stated,) = self._reader.execute("SELECT value FROM meta WHERE key = 'rows'").fetchone() or ("",)
-        same = stated.split()[:1] == [str(count)] if self._damaged else stated == f"{count} {total}"
-        if not same:
-            raise self._report_damage("cases are missing, or there are extra ones")
+        if not states_rows(stated, count, total, damaged=bool(self._damaged)):
+            raise report_damage(self._path, "cases are missing, or there are extra ones")
 
     def _forget_damage(self) -> None:
         """Record a change. A damaged row that was replaced or deleted no longer counts as damaged."""
@@ -381,54 +395,10 @@ class CaseStore:
             self._damaged &= present
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        writer = self._writer
-        writer.execute("BEGIN IMMEDIATE")
-        try:
-            yield writer
-            began = time.monotonic()
-            writer.execute("COMMIT")
-            self.observe_commit(time.monotonic() - began)
-        except BaseException:
-            if writer.in_transaction:  # a full disk may have ended the transaction already
-                writer.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
     def _translate(self, action: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise ArtifactError(f"The case store {self._path} cannot be {action}: {error}.") from error
         except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
-            raise self._report_damage("its schema differs from what was written") from error
-
-    def _is_intact(self, row: tuple[Any, ...]) -> bool:
-        *values, checksum = row
-        return bool(compute_checksum(values) == checksum) and self._is_plausible(values)
-
-    def _is_plausible(self, values: Sequence[Any]) -> bool:
-        fingerprint, blob = values[3], values[-1]
-        if (
-            fingerprint != self._fingerprint
-            or not isinstance(blob, bytes)
-            or len(blob) != 4 * self._dimension
-        ):
-            return False
-        length = np.linalg.norm(np.frombuffer(blob, dtype="<f4"))
-        return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false if a value is NaN
-
-    def _parse_record(self, row: tuple[Any, ...]) -> CaseRecord:
-        *values, checksum = row
-        if compute_checksum(values) != checksum:
-            raise self._report_damage(f"row {row[0]} differs from what was written")
-        try:
-            return make_record(row)
-        except (TypeError, ValueError) as error:
-            raise self._report_damage() from error
-
-    def _report_damage(self, detail: str = "its content differs from what was written") -> ArtifactError:
-        return ArtifactError(
-            f"The case store {self._path} is damaged ({detail}). Restore it, or stop the sidecar, move the file "
-            "elsewhere and index the cases again."
-        )
+            raise report_damage(self._path, "its schema differs from what was written") from error

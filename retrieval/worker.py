@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ class _Search:
 class _Change:
     removed: Sequence[str]
     added: CaseVectors | None
+    damaged: Collection[int]
     future: "Future[None]" = field(default_factory=Future)
 
 
@@ -123,17 +124,45 @@ class IndexThread:
             job.future.cancel()
             raise DeadlineError(f"The search did not end within {timeout_s:.3g} s.") from error
 
-    def change(self, *, removed: Sequence[str] = (), added: CaseVectors | None = None) -> None:
+    def change(
+        self,
+        *,
+        removed: Sequence[str] = (),
+        added: CaseVectors | None = None,
+        damaged: Collection[int] = (),
+    ) -> None:
         """Apply a change that the store already holds. Later searches see it.
+
+        Args:
+            removed: Ids of deleted cases.
+            added: Added cases.
+            damaged: Sequence numbers of rows that are damaged, which are left out.
 
         Raises:
             UnavailableError: The index is not built yet, or is stopping.
             ServerError: The change failed, and rebuilding the index failed too.
         """
-        job = _Change(removed, added)
+        self.submit(removed=removed, added=added, damaged=damaged).result()
+
+    def submit(
+        self,
+        *,
+        removed: Sequence[str] = (),
+        added: CaseVectors | None = None,
+        damaged: Collection[int] = (),
+    ) -> "Future[None]":
+        """Put a change into the queue; see `change`. Searches that are asked for from now on see it.
+
+        Returns:
+            A future that is done when the change is applied, or holds the error.
+
+        Raises:
+            UnavailableError: As in `change`.
+        """
+        job = _Change(removed, added, damaged)
         with self._condition:
             self._enqueue(job)
-        job.future.result()
+        return job.future
 
     def close(self) -> None:
         """Stop the thread. Waiting requests fail with UnavailableError. May be called repeatedly."""
@@ -187,6 +216,7 @@ class IndexThread:
             try:
                 index = self._use_index()
                 index.remove(job.removed)
+                index.remove_versions(job.damaged)
                 if job.added is not None:
                     index.put(job.added)
                 self._facts = index.facts

@@ -30,7 +30,7 @@ def measure_retrieval(
 
     Args:
         console: Console for the progress.
-        out: Directory for table.json and table.md. The stores are beside them while it runs: 4.5 KB for each case.
+        out: Directory for table.json and table.md. The stores are beside them while it runs: 3 KB for each case.
         cases: Number of stored cases.
         seconds: Seconds of each load.
         runs: How often each row is measured, each time with a new server.

@@ -19,7 +19,7 @@ from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 
 _BATCH: Final = 256
 _SENDERS: Final = 2
-_PAGE: Final = 4096  # bytes; SQLite writes a page for each case of 512 values
+_PAGE: Final = 4096  # bytes; more than SQLite writes for a case of 512 values
 _TIMEOUT_S: Final = 60.0
 
 

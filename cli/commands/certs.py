@@ -59,8 +59,8 @@ def token(
     role: Annotated[
         Literal["metrics", "read", "write", "admin"],
         typer.Option(
-            help="metrics: read the pages of metrics. read: also predict and search. write: also index and delete. "
-            "admin: also change models."
+            help="metrics: read the pages of metrics. read: predict, search, list. write: also index, delete. "
+            "admin: also change models, back up cases."
         ),
     ] = "read",
     tokens: Annotated[

@@ -1,11 +1,13 @@
-"""The command `cxr index`."""
+"""The command `cxr index`, and the commands for what it stored."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.commands.index_store import back_up, list_cases, restore, verify
 from cli.connection import takes_connection
+from cli.default_command import DefaultCommandGroup
 from cli.options import (
     RETRIEVAL,
     TRITON,
@@ -22,7 +24,18 @@ from cli.options import (
 from contract.connection import PLAIN, Connection
 from contract.errors import InputError
 
+index_app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    help="Store cases for search; list, back up, restore and verify what is stored.",
+)
+index_app.command("list")(list_cases)
+index_app.command("backup")(back_up)
+index_app.command("restore")(restore)
+index_app.command("verify")(verify)
 
+
+@index_app.command(DefaultCommandGroup.default, hidden=True)
 @takes_connection
 def index_cases(
     table: Table,

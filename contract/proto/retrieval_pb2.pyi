@@ -33,6 +33,34 @@ class AddCasesRequest(_message.Message):
     cases: _containers.RepeatedCompositeFieldContainer[Case]
     def __init__(self, fingerprint: _Optional[str] = ..., cases: _Optional[_Iterable[_Union[Case, _Mapping]]] = ...) -> None: ...
 
+class PackedCase(_message.Message):
+    __slots__ = ("id", "study_id", "embedding", "labels", "report", "image_ref", "view", "embedding_kind")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STUDY_ID_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_REF_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_KIND_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    study_id: str
+    embedding: bytes
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    report: str
+    image_ref: str
+    view: str
+    embedding_kind: str
+    def __init__(self, id: _Optional[str] = ..., study_id: _Optional[str] = ..., embedding: _Optional[bytes] = ..., labels: _Optional[_Iterable[str]] = ..., report: _Optional[str] = ..., image_ref: _Optional[str] = ..., view: _Optional[str] = ..., embedding_kind: _Optional[str] = ...) -> None: ...
+
+class PackedAddCasesRequest(_message.Message):
+    __slots__ = ("fingerprint", "cases")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    cases: _containers.RepeatedCompositeFieldContainer[PackedCase]
+    def __init__(self, fingerprint: _Optional[str] = ..., cases: _Optional[_Iterable[_Union[PackedCase, _Mapping]]] = ...) -> None: ...
+
 class AddCasesResponse(_message.Message):
     __slots__ = ("added", "replaced")
     ADDED_FIELD_NUMBER: _ClassVar[int]
@@ -166,3 +194,47 @@ class KindCount(_message.Message):
     embedding_kind: str
     case_count: int
     def __init__(self, embedding_kind: _Optional[str] = ..., case_count: _Optional[int] = ...) -> None: ...
+
+class ListCasesRequest(_message.Message):
+    __slots__ = ("fingerprint", "page_size", "page_token", "with_reports", "filter", "exclude_study_ids")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WITH_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_STUDY_IDS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    page_size: int
+    page_token: str
+    with_reports: bool
+    filter: Filter
+    exclude_study_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fingerprint: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., with_reports: bool = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., exclude_study_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListCasesResponse(_message.Message):
+    __slots__ = ("cases", "next_page_token", "fingerprint")
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    cases: _containers.RepeatedCompositeFieldContainer[Case]
+    next_page_token: str
+    fingerprint: str
+    def __init__(self, cases: _Optional[_Iterable[_Union[Case, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class BackupRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BackupPart(_message.Message):
+    __slots__ = ("name", "data", "sha256", "complete", "left_out")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data: bytes
+    sha256: str
+    complete: bool
+    left_out: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ..., sha256: _Optional[str] = ..., complete: bool = ..., left_out: _Optional[_Iterable[str]] = ...) -> None: ...

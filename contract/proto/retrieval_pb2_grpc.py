@@ -39,6 +39,16 @@ class RetrievalStub(object):
                 request_serializer=contract_dot_proto_dot_retrieval__pb2.GetInfoRequest.SerializeToString,
                 response_deserializer=contract_dot_proto_dot_retrieval__pb2.GetInfoResponse.FromString,
                 )
+        self.ListCases = channel.unary_unary(
+                '/cxr.retrieval.v1.Retrieval/ListCases',
+                request_serializer=contract_dot_proto_dot_retrieval__pb2.ListCasesRequest.SerializeToString,
+                response_deserializer=contract_dot_proto_dot_retrieval__pb2.ListCasesResponse.FromString,
+                )
+        self.Backup = channel.unary_stream(
+                '/cxr.retrieval.v1.Retrieval/Backup',
+                request_serializer=contract_dot_proto_dot_retrieval__pb2.BackupRequest.SerializeToString,
+                response_deserializer=contract_dot_proto_dot_retrieval__pb2.BackupPart.FromString,
+                )
 
 
 class RetrievalServicer(object):
@@ -79,6 +89,20 @@ class RetrievalServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCases(self, request, context):
+        """The cases of one model, page after page, in the order in which they were stored. Damaged cases are left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """A copy of the store: a file for each model, each as it was at one moment after the call began.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetrievalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +130,16 @@ def add_RetrievalServicer_to_server(servicer, server):
                     servicer.GetInfo,
                     request_deserializer=contract_dot_proto_dot_retrieval__pb2.GetInfoRequest.FromString,
                     response_serializer=contract_dot_proto_dot_retrieval__pb2.GetInfoResponse.SerializeToString,
+            ),
+            'ListCases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCases,
+                    request_deserializer=contract_dot_proto_dot_retrieval__pb2.ListCasesRequest.FromString,
+                    response_serializer=contract_dot_proto_dot_retrieval__pb2.ListCasesResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=contract_dot_proto_dot_retrieval__pb2.BackupRequest.FromString,
+                    response_serializer=contract_dot_proto_dot_retrieval__pb2.BackupPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -199,5 +233,39 @@ class Retrieval(object):
         return grpc.experimental.unary_unary(request, target, '/cxr.retrieval.v1.Retrieval/GetInfo',
             contract_dot_proto_dot_retrieval__pb2.GetInfoRequest.SerializeToString,
             contract_dot_proto_dot_retrieval__pb2.GetInfoResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListCases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/cxr.retrieval.v1.Retrieval/ListCases',
+            contract_dot_proto_dot_retrieval__pb2.ListCasesRequest.SerializeToString,
+            contract_dot_proto_dot_retrieval__pb2.ListCasesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/cxr.retrieval.v1.Retrieval/Backup',
+            contract_dot_proto_dot_retrieval__pb2.BackupRequest.SerializeToString,
+            contract_dot_proto_dot_retrieval__pb2.BackupPart.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -120,7 +120,7 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
         (
             (quantile(0.95, "cxr_retrieval_write_duration_seconds", '{operation="upsert"}'), "95 %, upsert"),
             (quantile(0.95, "cxr_retrieval_write_duration_seconds", '{operation="delete"}'), "95 %, delete"),
-            (quantile(0.95, "cxr_retrieval_commit_duration_seconds"), "95 %, commit"),
+            (quantile(0.95, "cxr_retrieval_fsync_duration_seconds"), "95 %, fsync"),
         ),
     ),
     ("Cases", "short", (("cxr_retrieval_cases", "cases"), ("cxr_retrieval_damaged_cases", "damaged"))),

@@ -11,6 +11,8 @@ COMMANDS = [
     ("predict",),
     ("search",),
     ("index",),
+    ("index", "backup"),
+    ("index", "list"),
     ("doctor",),
     ("evaluate",),
     ("export",),

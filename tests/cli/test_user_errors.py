@@ -47,7 +47,7 @@ WRONG = {
     "unknown option": ("predict --imag x", 2, "--imag"),
     "unknown command": ("predikt", 2, "predikt"),
     "unknown sub-command": ("data tabel", 2, "tabel"),
-    "missing argument": ("index", 2, "table"),
+    "missing argument": ("calibrate", 2, "bundle"),
     "port too high": ("serve --repository empty --store st --http-port 99999", 2, "99999"),
     "port 0": ("serve --repository empty --store st --grpc-port 0", 2, "1"),
     "port in words": ("serve --repository empty --store st --retrieval-port x", 2, "--retrieval-port"),

@@ -21,6 +21,7 @@ from client import TLS, CxrClient
 from client.channel import ChannelSettings
 from client.retrieval import RetrievalTransport, StoredCase
 from client.triton import TritonTransport
+from contract.access import ROLES
 from contract.connection import Connection
 from contract.errors import ConfigError, InputError, ServerError, UnavailableError
 from contract.protection import Protection
@@ -277,6 +278,33 @@ def test_a_small_message_that_unpacks_to_a_large_one_ends_alone(open_sidecar):
         )
 
 
+def test_each_call_has_its_role(open_sidecar, write_tokens):
+    needed = {
+        "AddCases": "write",
+        "Backup": "admin",
+        "DeleteCases": "write",
+        "GetCase": "read",
+        "GetInfo": "read",
+        "ListCases": "read",
+        "Search": "read",
+    }
+    service = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"]
+    assert {method.name for method in service.methods} == set(needed)
+    path, tokens = write_tokens(*ROLES)
+    url = open_sidecar(tokens=path)
+    for role in ROLES:
+        connection = Connection(token=tokens[role])
+        with connection.open_channel(url, ()) as channel:
+            for name, least in needed.items():
+                call = channel.unary_stream(f"/{service.full_name}/{name}")
+                try:
+                    code = list(call(b"", timeout=10, metadata=connection.metadata)) and "OK"
+                except grpc.RpcError as error:
+                    code = error.code().name
+                allowed = ROLES.index(role) >= ROLES.index(least)
+                assert (code == "PERMISSION_DENIED") is not allowed, (role, name, code)
+
+
 def test_a_new_call_is_closed_until_it_has_a_role(open_sidecar, write_tokens, monkeypatch):
     monkeypatch.setattr("retrieval.listener._ROLES", {})
     path, tokens = write_tokens("write", "admin")
@@ -382,4 +410,4 @@ def test_a_server_error_stays_a_server_error(open_sidecar, open_transport, certi
 
 def test_the_sidecar_itself_refuses_a_network_without_protection():
     with refused("A network can reach 0.0.0.0.*--tls-dir and --tokens"):
-        SidecarServer(RetrievalService(None), "0.0.0.0:0", Protection())
+        SidecarServer(None, "0.0.0.0:0", Protection())

@@ -52,7 +52,7 @@ def test_package_and_methods(source):
     assert f"package {retrieval_pb2.DESCRIPTOR.package};" in source
     service = retrieval_pb2.DESCRIPTOR.services_by_name["Retrieval"]
     generated = [(method.name, method.input_type.name, method.output_type.name) for method in service.methods]
-    assert generated == re.findall(r"rpc (\w+)\((\w+)\) returns \((\w+)\);", source)
+    assert generated == re.findall(r"rpc (\w+)\((\w+)\) returns \((?:stream )?(\w+)\);", source)
 
 
 def test_grpc_stubs_hold_every_method(source):

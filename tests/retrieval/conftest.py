@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from contract.protection import Protection
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from retrieval.cases import CaseRecord
 from retrieval.indexes import CaseIndexes
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = "a" * 64
 OTHER_MODEL = "b" * 64
 D = 16
+ADMIN_TOKEN = "cxr_" + "a" * 40
 
 
 def make_vectors(count: int, seed: int = 0, dimension: int = D) -> np.ndarray:
@@ -87,7 +89,9 @@ class Sidecar:
         self.indexes = CaseIndexes(directory, fingerprint=fingerprint, **options)
         self.store, self.index = self.indexes.home.store, self.indexes.home.index
         self.service = RetrievalService(self.indexes)
-        self.server = SidecarServer(self.service, "127.0.0.1:0")
+        key = directory.with_name(f"{directory.name}.key")
+        key.write_text(ADMIN_TOKEN)
+        self.server = SidecarServer(self.service, "127.0.0.1:0", Protection(admin_key=key))
         self.client = Client(self.server.address)
 
     def start(self) -> "Sidecar":
@@ -188,6 +192,6 @@ def make():
     class Make:
         vectors = staticmethod(make_vectors)
         records = staticmethod(make_records)
-        MODEL, OTHER_MODEL, D = MODEL, OTHER_MODEL, D
+        MODEL, OTHER_MODEL, D, ADMIN_TOKEN = MODEL, OTHER_MODEL, D, ADMIN_TOKEN
 
     return Make

@@ -42,7 +42,7 @@ def test_calls_searches_and_writes_are_counted_and_timed(sidecar, make, expect_s
     assert (read(sidecar, "batch_size_queries_count"), read(sidecar, "batch_size_queries_sum")) == (1, 4)
     assert read(sidecar, "write_duration_seconds_count", operation="upsert") == 1
     assert read(sidecar, "write_duration_seconds_count", operation="delete") == 1
-    assert read(sidecar, "commit_duration_seconds_count") == 2  # the cases, the deletion
+    assert read(sidecar, "fsync_duration_seconds_count") == 2  # the cases, the deletion
     assert read(sidecar, "build_duration_seconds_count") == 1
 
 

@@ -243,7 +243,7 @@ def test_damage_in_the_cases_of_another_model_leaves_the_served_ones(
     first.stop()
     path = tmp_path / "store" / "models" / make.OTHER_MODEL / "cases.sqlite"
     intact = path.read_bytes()
-    path.write_bytes(intact[:4096] + bytes(len(intact) - 4096))
+    path.write_bytes(intact[:8192] + bytes(len(intact) - 8192))
     sidecar = open_sidecar(fingerprint=make.MODEL)
     assert len(sidecar.client.search(make.vectors(1))[0].hits) == 2
     for call in (sidecar.client.add, sidecar.client.search):
@@ -319,6 +319,40 @@ def test_a_full_disk_stores_nothing_and_the_server_goes_on(sidecar, make, expect
     assert len(sidecar.client.find_ids(vectors[1], k=1000)) == 3
     writer.execute("PRAGMA max_page_count = 1000000")
     assert sidecar.client.add(make.vectors(500, seed=2), report="r" * 500).replaced == 3
+
+
+def test_a_disk_that_becomes_read_only_stores_nothing_and_searches_go_on(sidecar, make, expect_status):
+    vectors = make.vectors(3)
+    sidecar.client.add(vectors)
+    sidecar.store._writer.execute("PRAGMA query_only = ON")
+    with expect_status("INTERNAL", "cannot be written: attempt to write a readonly database"):
+        sidecar.client.add(make.vectors(5, seed=1))
+    with expect_status("INTERNAL", "cannot be written"):
+        sidecar.client.delete(["1"])
+    assert sidecar.client.find_ids(vectors[1])[0] == "1"
+    assert len(sidecar.client.stub.ListCases(retrieval_pb2.ListCasesRequest(), timeout=10).cases) == 3
+    sidecar.store._writer.execute("PRAGMA query_only = OFF")
+    assert sidecar.client.add(make.vectors(5, seed=1)).replaced == 3
+
+
+def test_a_row_that_is_damaged_while_it_is_served_is_left_out(sidecar, make, caplog, expect_status):
+    vectors = make.vectors(6)
+    sidecar.client.add(vectors)
+    sidecar.store._writer.execute("UPDATE cases SET report = 'Other.' WHERE id IN ('1', '4')")
+    found = sidecar.client.search(vectors, k=3)
+    for number, result in enumerate(found):
+        ids = [hit.case.id for hit in result.hits]
+        assert len(ids) == 3
+        assert not {"1", "4"} & {*ids}
+        assert number in (1, 4) or ids[0] == str(number)
+    assert "differs from what was written" in caplog.text
+    info = sidecar.client.info()
+    assert (info.case_count, info.damaged_count) == (4, 2)
+    with expect_status("INTERNAL", "differs from what was written"):
+        sidecar.client.get("4")
+    sidecar.client.add(vectors[1:2], ids=["1"])  # indexed again
+    assert sidecar.client.find_ids(vectors[1], k=1) == ["1"]
+    assert sidecar.client.info().damaged_count == 1
 
 
 def test_an_answer_that_is_too_large_is_refused(sidecar, make, expect_status):

@@ -1,3 +1,4 @@
+import errno
 import os
 import sqlite3
 import stat
@@ -174,6 +175,15 @@ def test_directory_that_cannot_be_made(tmp_path):
         CaseStore(tmp_path / "file")
 
 
+def test_a_read_only_disk_ends_the_start(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match="cannot be opened: Read-only file system"):
+        CaseStore(tmp_path)
+
+
 def test_a_text_file_is_not_a_store(tmp_path):
     (tmp_path / "cases.sqlite").write_text("These are not cases. " * 100)
     with pytest.raises(ArtifactError, match="not a database"):
@@ -209,10 +219,10 @@ def test_damage_outside_of_what_the_index_reads_is_found(tmp_path, make):
         store.put(make.MODEL, make.records(names), make.vectors(1000))
     path = tmp_path / "cases.sqlite"
     data = bytearray(path.read_bytes())
-    pages = range(0, len(data), 4096)
+    pages = range(0, len(data), 8192)
     # A leaf of the table's index by id: type 10 (SQLite's file format, section 1.6).
-    page = next(page for page in pages if data[page] == 10 and b"case-0500" in data[page : page + 4096])
-    data[page + 100 : page + 4096] = bytes(3996)
+    page = next(page for page in pages if data[page] == 10 and b"case-0500" in data[page : page + 8192])
+    data[page + 100 : page + 8192] = bytes(8092)
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="damaged"):
         CaseStore(tmp_path)
@@ -289,6 +299,20 @@ def test_a_row_that_is_gone_is_damage(filled, statement, make):
                 read_all(store)
         else:  # numbers are not given twice all the same
             assert store.put(make.MODEL, make.records("f"), make.vectors(1))[0].sequences == [6]
+
+
+def test_a_store_with_small_pages_keeps_them_and_its_cases(tmp_path, make, monkeypatch):
+    """As an earlier version wrote it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.store.PAGE_BYTES", 4096)
+        with CaseStore(tmp_path) as store:
+            store.put(make.MODEL, make.records("abc"), make.vectors(3))
+    with CaseStore(tmp_path) as store:
+        assert store._reader.execute("PRAGMA page_size").fetchone() == (4096,)
+        store.put(make.MODEL, make.records("cd"), make.vectors(2))
+        assert read_all(store)[0] == list("abcd")
+    with CaseStore(tmp_path / "new") as store:
+        assert store._reader.execute("PRAGMA page_size").fetchone() == (8192,)
 
 
 def downgrade(path: Path) -> None:

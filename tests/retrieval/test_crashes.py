@@ -1,0 +1,237 @@
+"""The sidecar is killed under load, again and again. A ledger outside of it says what must be there afterwards.
+
+Each group of cases belongs to one sender and is written or deleted by one request at a time. After a kill, a group must
+be as the last acknowledged request left it, or as the request meant it that had no answer yet: all of it, never a part.
+SIGKILL leaves what the kernel has in memory, so this is no test of a power failure.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from client.retrieval import RetrievalTransport, StoredCase
+from contract.case_backup import MANIFEST
+from contract.connection import Connection
+from contract.errors import CxrError
+from retrieval.verification import check_folder
+
+from .crashing_server import POINTS
+
+ROOT = Path(__file__).parents[2]
+SENDERS = 3
+GROUPS = 12  # of each sender
+CASES = 50  # of a group: more than SQLite gets with one statement
+MODEL = "a" * 64
+ADMIN_TOKEN = "cxr_" + "a" * 40
+TIMEOUT_S = 60.0
+
+
+def make_group(group: str, version: int) -> list[StoredCase]:
+    """Return the cases of a group. Each version has other embeddings and reports."""
+    seed = [int(part) for part in group.split("-")]
+    vectors = np.random.default_rng([*seed, version]).normal(size=(CASES, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [
+        StoredCase(f"{group}-{place}", group, vector, ("normal",), f"{version}", "")
+        for place, vector in enumerate(vectors)
+    ]
+
+
+class Ledger:
+    """Group -> version. 0: there is no such case."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, int] = {}
+        self.asked: dict[str, int] = {}  # without an answer
+        self.version = 0
+        self.writes = 0
+        self._lock = threading.Lock()
+
+    def begin(self, group: str, *, delete: bool) -> int:
+        with self._lock:
+            self.version += 1
+            self.asked[group] = 0 if delete else self.version
+            return self.asked[group]
+
+    def end(self, group: str) -> None:
+        with self._lock:
+            self.acknowledged[group] = self.asked.pop(group)
+            self.writes += 1
+
+    def compare(self, found: dict[str, Counter]) -> None:
+        """Fail where the store is neither as it was acknowledged nor as it was asked for; then believe the store."""
+        for sender in range(SENDERS):
+            for number in range(GROUPS):
+                group = f"{sender}-{number}"
+                versions = found.get(group, Counter({0: CASES}))
+                allowed = {self.acknowledged.get(group, 0), self.asked.get(group, -1)}
+                assert len(versions) == 1, f"{group} is there in parts: {versions}, allowed {allowed}"
+                ((version, count),) = versions.items()
+                assert (count, version in allowed) == (CASES, True), f"{group}: {versions}, allowed {allowed}"
+                self.acknowledged[group] = version
+        self.asked.clear()
+
+
+class Server:
+    """A sidecar that may kill itself."""
+
+    def __init__(self, directory: Path, crash_at: str) -> None:
+        key = directory.with_name("key")
+        key.write_text(ADMIN_TOKEN)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", Path(__file__).with_name("crashing_server.py")),
+                *("--store", directory, "--address", "127.0.0.1:0", "--admin-key", key, "--threads", "1"),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CRASH_AT": crash_at},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._transport: RetrievalTransport | None = None
+
+    def wait_ready(self) -> RetrievalTransport:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("Ready on "), line
+        address = line.split(": ")[0].removeprefix("Ready on ")
+        self._transport = RetrievalTransport(address, Connection(token=ADMIN_TOKEN))
+        return self._transport
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        if self._transport is not None:
+            self._transport.close()
+
+
+def read_groups(transport: RetrievalTransport) -> dict[str, Counter]:
+    """Return group -> version -> number of its cases, from the reports."""
+    found: dict[str, Counter] = {}
+    for case in transport.list_cases(TIMEOUT_S, reports=True):
+        found.setdefault(case.study_id, Counter())[int(case.report)] += 1
+    return found
+
+
+def check_search(transport: RetrievalTransport, ledger: Ledger, chance: random.Random) -> None:
+    """Fail unless the index holds what the store holds."""
+    groups = [group for group, version in ledger.acknowledged.items() if version]
+    for group in chance.sample(groups, min(4, len(groups))):
+        case = make_group(group, ledger.acknowledged[group])[chance.randrange(CASES)]
+        (hit,) = transport.search(MODEL, case.embedding, 1, (), TIMEOUT_S)
+        assert (hit.id, hit.report, round(hit.score, 5)) == (case.id, case.report, 1.0)
+
+
+def send(transport: RetrievalTransport, ledger: Ledger, sender: int, seed: int) -> None:
+    """Write and delete groups until the sidecar is gone."""
+    chance = random.Random(seed)
+    with contextlib.suppress(CxrError, grpc.RpcError, ValueError):  # ValueError: the channel is closed
+        while True:
+            group = f"{sender}-{chance.randrange(GROUPS)}"
+            version = ledger.begin(group, delete=chance.random() < 0.2)
+            if version:
+                transport.add(MODEL, make_group(group, version), TIMEOUT_S)
+            else:
+                transport.delete([f"{group}-{place}" for place in range(CASES)], TIMEOUT_S)
+            ledger.end(group)
+
+
+def back_up(transport: RetrievalTransport, folder: Path) -> None:
+    with contextlib.suppress(CxrError, grpc.RpcError, ValueError):
+        transport.back_up(folder, TIMEOUT_S)
+
+
+def kill_once(
+    store: Path, at: str, ledger: Ledger, chance: random.Random, folder: Path | None, senders: int = SENDERS
+) -> bool:
+    """Compare the store with the ledger, put load on the sidecar, and kill it. Return whether it killed itself.
+
+    Args:
+        store: Directory of the store.
+        at: Fault point; "" for a kill at any time.
+        ledger: What must be there.
+        chance: For times and groups.
+        folder: Folder of a backup that is written meanwhile; None for none.
+        senders: Number of senders; 0 to compare only.
+    """
+    server, threads = Server(store, at), list[threading.Thread]()
+    try:
+        transport = server.wait_ready()
+        ledger.compare(read_groups(transport))
+        check_search(transport, ledger, chance)
+        assert not list(store.glob(".copy-*"))
+        for sender in range(senders):
+            arguments = (transport, ledger, sender, chance.randrange(10**6))
+            threads.append(threading.Thread(target=send, args=arguments))
+        if folder is not None:
+            threads.append(threading.Thread(target=back_up, args=(transport, folder)))
+        for thread in threads:
+            thread.start()
+        try:
+            server.process.wait(10.0 if at else chance.uniform(0.0, 0.5))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    finally:
+        server.kill()
+        for thread in threads:
+            thread.join()
+
+
+def kill_at_the_start(store: Path, chance: random.Random) -> None:
+    """Kill a sidecar that starts, and perhaps recovers from the kill before."""
+    server = Server(store, "")
+    time.sleep(chance.uniform(0.1, 1.0))
+    server.kill()
+
+
+def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> tuple[Ledger, int]:
+    """Return the ledger, and the number of times that a fault point killed the sidecar."""
+    chance, ledger, store, fused = random.Random(seed), Ledger(), tmp_path / "store", 0
+    points = [*POINTS, None]  # None: at any time
+    for turn in range(kills):
+        if turn % 7 == 3:
+            kill_at_the_start(store, chance)
+            continue
+        point = points[7 * turn % len(points)]
+        folder = tmp_path / f"backup-{turn}" if turn % 2 else None
+        at = f"{point}:{chance.randint(3, 25)}" if point else ""
+        fused += kill_once(store, at, ledger, chance, folder)
+        if folder is not None and folder.exists():  # it has its name, so it is whole
+            assert (folder / MANIFEST).is_file()
+            assert all(check.ok for check in check_folder(folder))
+            shutil.rmtree(folder)
+    kill_once(store, "", ledger, chance, None, senders=0)
+    assert all(check.ok for check in check_folder(store))
+    return ledger, fused
+
+
+# Python's ssl forgets to close a socket whose peer is killed while the client asks whether it speaks TLS.
+forgets_a_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@forgets_a_socket
+def test_what_was_acknowledged_survives_some_kills(tmp_path):
+    ledger, fused = kill_again_and_again(tmp_path, kills=6, seed=1)
+    assert ledger.writes > 10
+    assert fused >= 3
+
+
+@pytest.mark.slow
+@forgets_a_socket
+def test_what_was_acknowledged_survives_many_kills(tmp_path):
+    ledger, fused = kill_again_and_again(tmp_path, kills=220, seed=2)
+    print(f"{ledger.writes} acknowledged writes; {fused} of 220 kills at fault points")
+    assert ledger.writes > 1000
+    assert fused > 100
