@@ -14,7 +14,7 @@ from contract.connection import is_local
 from contract.protection import Protection
 from contract.repository import MARKER
 from export.versions import settle
-from serving.stack import Ports, Stack
+from serving.stack import IndexSettings, Ports, Stack
 
 
 def serve_until_stopped(
@@ -25,12 +25,13 @@ def serve_until_stopped(
     *,
     http_inference: bool,
     host: str,
+    index: IndexSettings,
     protection: Protection,
     as_json: bool,
 ) -> None:
     """Start both servers, print their addresses, and keep them running.
 
-    `ports` are the ports of HTTP, gRPC, metrics and the sidecar; `host` and `protection` are as in `Stack`.
+    `ports` are the ports of HTTP, gRPC, metrics and the sidecar; `host`, `index` and `protection` are as in `Stack`.
 
     Raises:
         ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
@@ -46,6 +47,7 @@ def serve_until_stopped(
         log_dir=logs,
         http_inference=http_inference,
         host=host,
+        index=index,
         protection=protection,
     )
     with servers as stack:

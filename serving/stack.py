@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +52,7 @@ from serving.triton import (
 )
 from serving.watch import HealthWatch, TritonWatch
 
-__all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
+__all__ = ["IndexSettings", "Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
 
 _PROBE_TIMEOUT_S: Final = 1.0
 _MOST_ABORTS: Final = 2
@@ -68,6 +68,21 @@ _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:4
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
+@dataclass(frozen=True)
+class IndexSettings:
+    """The kind of index that the sidecar should answer with, and the recall@10 (0 to 1) that it must reach."""
+
+    kind: str = "flat"
+    recall_floor: float = 0.95
+
+    def to_arguments(self) -> list[str]:
+        """Return the options of `python -m retrieval.server`."""
+        return ["--index", self.kind, "--recall-floor", str(self.recall_floor)]
+
+
+FLAT: Final = IndexSettings()
+
+
 class Stack:
     """Triton and the sidecar over one published model repository and one case store."""
 
@@ -80,6 +95,7 @@ class Stack:
         log_dir: Path,
         http_inference: bool = False,
         host: str = LOOPBACK,
+        index: IndexSettings = FLAT,
         protection: Protection = UNPROTECTED,
     ) -> None:
         """Set up the stack; `start` starts it.
@@ -94,6 +110,7 @@ class Stack:
                 `serving.triton.build_command`). Without it the port answers only health requests. It is plain text on
                 loopback.
             host: Address that the relay, the sidecar and the health service listen on.
+            index: The sidecar's kind of index.
             protection: TLS, client certificates and tokens.
         """
         self.repository = Path(repository).resolve()
@@ -102,6 +119,7 @@ class Stack:
         self.log_dir = Path(log_dir).resolve()
         self.http_inference = http_inference
         self.host = host
+        self.index = index
         self.protection = replace(protection.resolve(), admin_key=self.admin_key_path)
         self.connection = PLAIN
         self._children: list[ChildProcess] = []
@@ -359,6 +377,7 @@ class Stack:
             self._join(self.host, self.ports.retrieval),
             "--fingerprint",
             self.fingerprint,
+            *self.index.to_arguments(),
             *self.protection.to_arguments(),
         ]
         return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
