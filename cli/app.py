@@ -21,7 +21,7 @@ from cli.commands.doctor import doctor
 from cli.commands.evaluate import evaluate_app
 from cli.commands.explain import explain
 from cli.commands.export import export_app
-from cli.commands.index import index_cases
+from cli.commands.index import index_app
 from cli.commands.predict import predict
 from cli.commands.search import search
 from cli.commands.serve import serve
@@ -45,7 +45,7 @@ app.add_typer(certs_app, name="certs")
 app.command()(demo)
 app.command()(calibrate)
 app.command()(serve)
-app.command("index")(index_cases)
+app.add_typer(index_app, name="index")
 app.command()(predict)
 app.command()(search)
 app.command()(explain)

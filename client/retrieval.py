@@ -260,10 +260,6 @@ class RetrievalTransport:
 
 
 def _make_info(answer: retrieval_pb2.GetInfoResponse) -> IndexInfo:
-    recalls = [
-        float(getattr(answer, name)) if answer.HasField(name) else None
-        for name in ("recall", "recall_tenth", "recall_hundredth")
-    ]
     return IndexInfo(
         answer.fingerprint,
         int(answer.case_count),
@@ -274,13 +270,16 @@ def _make_info(answer: retrieval_pb2.GetInfoResponse) -> IndexInfo:
         int(answer.code_bytes),
         int(answer.store_bytes),
         {entry.embedding_kind: int(entry.case_count) for entry in answer.kinds},
-        answer.asked_kind or "flat",  # an older sidecar has no other kind and does not state it
-        answer.index_state or "ready",
-        answer.refusal,
-        int(answer.approximate_count),
-        *recalls,
-        float(answer.recall_floor),
-        int(answer.file_bytes),
+        # An older sidecar has no other kind and does not state it.
+        asked_kind=answer.asked_kind or "flat",
+        state=answer.index_state or "ready",
+        refusal=answer.refusal,
+        approximate_count=int(answer.approximate_count),
+        recall=answer.recall if answer.HasField("recall") else None,
+        recall_tenth=answer.recall_tenth if answer.HasField("recall_tenth") else None,
+        recall_hundredth=answer.recall_hundredth if answer.HasField("recall_hundredth") else None,
+        recall_floor=float(answer.recall_floor),
+        file_bytes=int(answer.file_bytes),
     )
 
 

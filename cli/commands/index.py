@@ -1,11 +1,13 @@
-"""The command `cxr index`."""
+"""The command `cxr index`, and the command that measures kinds of index."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.commands.index_tune import tune
 from cli.connection import takes_connection
+from cli.default_command import DefaultCommandGroup
 from cli.options import (
     RETRIEVAL,
     TRITON,
@@ -22,7 +24,15 @@ from cli.options import (
 from contract.connection import PLAIN, Connection
 from contract.errors import InputError
 
+index_app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    help="Store cases for search; measure which kind of index suits them.",
+)
+index_app.command("tune")(tune)
 
+
+@index_app.command(DefaultCommandGroup.default, hidden=True)
 @takes_connection
 def index_cases(
     table: Table,

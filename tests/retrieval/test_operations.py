@@ -143,4 +143,4 @@ def test_every_kind_answers_as_a_dictionary(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_answers_as_a_dictionary_for_long(name, monkeypatch):
-    run(name, 150, 50, monkeypatch)
+    run(name, 40, 40, monkeypatch)
