@@ -3,6 +3,9 @@
     server.py ─> listener.py ─> service.py ─> indexes.py ─┬─> worker.py ─> index.py   the thread that owns an index
     (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the durable data, and its tables
 
+    worker.py ─> builder.py ─> parts.py, recall.py     another kind, built beside the live index; see kinds.py
+    worker.py ─> kind_index.py                         the index that is flat first and then answers by that kind
+
     index.py ─> codes.py (candidates), rows.py (filters), diversity.py; service.py ─> requests.py, evidence.py
 
 Run it with `python -m retrieval.server --store DIRECTORY`.

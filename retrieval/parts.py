@@ -112,6 +112,14 @@ class ListPart(Part):
         rotation = 0 if self._rotation is None else 4 * self._index.d**2
         return lists + self._list_of.nbytes + 4 * self._index.nlist * self._index.d + rotation
 
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Add rows, (N, D) float32, after the present ones."""
+        knows_lists = len(self) > 0 and len(self._list_of) == len(self)
+        super().add(vectors)
+        if knows_lists:
+            lists = self._index.quantizer.search(self.prepare(vectors), 1)[1][:, 0]
+            self._list_of = np.concatenate([self._list_of, lists.astype(np.int32)])
+
     def _propose(
         self, queries: NDArray[np.float32], size: int, allowed: NDArray[np.bool_] | None, effort: int
     ) -> NDArray[np.int64]:
@@ -139,7 +147,7 @@ class ListPart(Part):
         return min(needed, total), self._select(filled)
 
     def _learn_lists(self) -> None:
-        """Find the list of each row that was added since the last time."""
+        """Find the list of each row, once; `add` goes on from there."""
         if len(self._list_of) == len(self):
             return
         lists = np.zeros(len(self), np.int32)

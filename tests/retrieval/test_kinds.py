@@ -124,6 +124,18 @@ def test_each_kind_finds_near_cases_also_through_filters(name, clustered, tmp_pa
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)
+def test_cases_that_came_later_are_found_through_a_filter(name, clustered, tmp_path):
+    file = fill(clustered[:2000], tmp_path)
+    part = train_part(faiss, parse_kind(name), file, 2000, lambda: None)
+    for start in (2000, 2001, 2500):
+        part.find(clustered[:1], 2, np.arange(len(part)) < 900)  # learns which case is in which list
+        stop = {2000: 2001, 2001: 2500, 2500: COUNT}[start]
+        part.add(clustered[start:stop])
+        allowed = np.arange(stop) >= start - 100
+        assert stop - 1 in part.find(clustered[stop - 1 : stop], 10, allowed)[0]
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
 def test_the_same_cases_give_the_same_part(name, clustered, tmp_path):
     file = fill(clustered[:1500], tmp_path)
     rows = [
