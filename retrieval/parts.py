@@ -54,7 +54,7 @@ class Part(ABC):
 
     def prepare(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return vectors as the codes need them: padded with zeros, and rotated if the kind rotates."""
-        return prepare(vectors, self._index.d, self._rotation)
+        return _prepare(vectors, self._index.d, self._rotation)
 
     def find(
         self, embeddings: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None
@@ -100,7 +100,7 @@ class ListPart(Part):
         """Take a trained FAISS index, without rows."""
         super().__init__(faiss, index, choice, parameters)
         if choice.kind.rotates:
-            self._rotation = make_rotation(faiss, index.d)
+            self._rotation = _make_rotation(faiss, index.d)
         self._list_of = np.zeros(0, np.int32)
         is_rabitq = hasattr(faiss, "IndexIVFRaBitQ") and isinstance(index, faiss.IndexIVFRaBitQ)
         self._options = faiss.IVFRaBitQSearchParameters if is_rabitq else faiss.SearchParametersIVF
@@ -270,14 +270,14 @@ def _sample(vectors: VectorFile, count: int, most: int) -> NDArray[np.float32]:
     return vectors.read(np.sort(rows))
 
 
-def make_rotation(faiss: Any, dimension: int) -> Any:
+def _make_rotation(faiss: Any, dimension: int) -> Any:
     """Return a random rotation, which the seed decides."""
     rotation = faiss.RandomRotationMatrix(dimension, dimension)
     rotation.init(SEED)
     return rotation
 
 
-def prepare(vectors: NDArray[np.float32], dimension: int, rotation: Any) -> NDArray[np.float32]:
+def _prepare(vectors: NDArray[np.float32], dimension: int, rotation: Any) -> NDArray[np.float32]:
     """Return (N, dimension) float32: the vectors with zeros behind, rotated."""
     padded = np.ascontiguousarray(vectors, dtype=np.float32)
     if vectors.shape[1] < dimension:
