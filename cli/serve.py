@@ -16,7 +16,7 @@ from contract.protection import Protection
 from contract.repository import MARKER
 from contract.telemetry import Telemetry
 from export.versions import settle
-from serving.stack import Ports, Stack
+from serving.stack import IndexSettings, Ports, Stack
 
 
 def serve_until_stopped(
@@ -30,6 +30,7 @@ def serve_until_stopped(
     metrics_host: str,
     telemetry: Telemetry,
     triton_otlp: str | None,
+    index: IndexSettings,
     protection: Protection,
     as_json: bool,
 ) -> None:
@@ -54,6 +55,7 @@ def serve_until_stopped(
         metrics_host=metrics_host,
         telemetry=telemetry,
         triton_otlp=triton_otlp,
+        index=index,
         protection=protection,
     )
     with servers as stack:

@@ -255,4 +255,6 @@ def print_checks(console: Console, checks: Sequence["Check"], health: "Health | 
         count = "unknown how many" if health.cases is None else health.cases  # the sidecar does not answer
         served = f"model {health.fingerprint[:12]}, {trained}, {count} cases indexed"
         console.print(f"        {'served':<22} {escape(served)}", highlight=False, soft_wrap=True)
+        if health.index:
+            console.print(f"        {'index':<22} {escape(health.index)}", highlight=False, soft_wrap=True)
         print_warnings(console, health.warnings)

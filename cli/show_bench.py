@@ -94,3 +94,26 @@ def print_soak(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
     for line in format_sums(report):
         console.print(line)
+
+
+def print_tuned(console: Console, report: dict[str, Any]) -> None:
+    """Print the measured kinds of index and the recommended one."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("kind", overflow="fold")
+    for name in ("recall", "p50\np99", "build", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report["kinds"]:
+        table.add_row(
+            escape(row["kind"]),
+            f"{row['recall']:.3f}\n{row['recall_filtered']:.3f}",
+            f"{row['p50_ms']:.2f}\n{row['p99_ms']:.2f}",
+            f"{row['build_s']:.1f}",
+            f"{row['memory_bytes'] / 1e6:.1f}\n{row['memory_share']:.0%}",
+        )
+    console.print(table)
+    console.print(
+        f"{report['cases']:,} embeddings of {report['dimension']} values. Recall@10 without and with filters, "
+        "milliseconds of one search, seconds of training and adding, memory and its share of the embeddings."
+    )
+    console.print(f"Recommended: --index {escape(report['recommended'])}", soft_wrap=True)
+    console.print(f"Rule: {escape(report['rule'])}.")

@@ -170,11 +170,14 @@ class SearchResult(Sequence[SimilarCase]):
         cases: The cases.
         warnings: The warnings of the query's prediction.
         trained_on: The collection that the model was trained on.
+        exact: Whether every case that the options allow was compared. An approximate index may miss a case; the
+            similarities that it returns are exact too.
     """
 
     cases: tuple[SimilarCase, ...]
     warnings: tuple[str, ...] = ()
     trained_on: str = UNKNOWN
+    exact: bool = True
 
     def __repr__(self) -> str:
         best = f", best={self.cases[0]!r}" if self.cases else ""
@@ -196,6 +199,7 @@ class SearchResult(Sequence[SimilarCase]):
         """Return the fields."""
         return {
             "cases": [case.to_dict() for case in self.cases],
+            "exact": self.exact,
             "trained_on": self.trained_on,
             "warnings": list(self.warnings),
         }

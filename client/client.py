@@ -219,10 +219,10 @@ class CxrClient:
             report = read_report(report)  # a pipe can be read only once
         query = self._predictor.predict(image, report, deadline)
         text = decode_report(report)[:MAX_REPORT_CHARS].encode(errors="replace").decode()
-        cases = self._retrieval.search(
+        found = self._retrieval.search(
             query.fingerprint, query.embedding, k, excluded, deadline.left(), options, text
         )
-        return SearchResult(tuple(cases), query.warnings, query.trained_on)
+        return SearchResult(tuple(found.cases), query.warnings, query.trained_on, found.exact)
 
     def search_embedding(
         self,
@@ -249,7 +249,7 @@ class CxrClient:
             FingerprintError, ServiceError: As in `search`.
         """
         limit_s = self._limit(timeout_s)
-        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit_s, options)
+        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit_s, options).cases
 
     def score_findings(
         self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
@@ -335,7 +335,7 @@ class CxrClient:
         return self._predictor.models.read_latest(self._limit(timeout_s))
 
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
-        """Return what the index is: its model, its cases by kind, its memory. ServiceError: as in `search`."""
+        """Return what the index is: its model, its kind, its cases, its memory. ServiceError: as in `search`."""
         return self._retrieval.read_info(self._limit(timeout_s))
 
     def list_cases(

@@ -23,6 +23,8 @@ class Health:
         fingerprint: Fingerprint of the served model; None if Triton does not answer.
         cases: Number of cases in the index; None if the sidecar does not answer.
         trained_on: The collection that the served model was trained on; None if Triton does not answer.
+        index: How the index searches, and what became of the kind that was asked for; None if the sidecar does not
+            answer.
     """
 
     triton: str | None
@@ -30,6 +32,7 @@ class Health:
     fingerprint: str | None = None
     cases: int | None = None
     trained_on: str | None = None
+    index: str | None = None
 
     def __repr__(self) -> str:
         states = {
@@ -81,7 +84,7 @@ def check_health(
     except CxrError as error:
         return Health(triton_error, str(error), fingerprint, trained_on=trained_on)
     index_error = _describe_index_error(index, fingerprint)
-    return Health(triton_error, index_error, fingerprint, index.case_count, trained_on)
+    return Health(triton_error, index_error, fingerprint, index.case_count, trained_on, index.describe())
 
 
 def _describe_index_error(index: IndexInfo, fingerprint: str | None) -> str | None:

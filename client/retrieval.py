@@ -50,13 +50,23 @@ class IndexInfo:
         fingerprint: Fingerprint of the model that made the embeddings; "" for an empty index.
         case_count: Number of cases that a search can return.
         dimension: D; 0 for an empty index.
-        index_kind: How the index searches: "flat", or "flat, 8-bit codes". Both compare exactly.
+        index_kind: How the index searches: "flat" or "flat, 8-bit codes", which compare every case, or the approximate
+            kind that was asked for, with all its parameters.
         damaged_count: Number of stored cases with damaged rows, which a search does not return.
         vector_bytes: Memory of the embeddings.
         code_bytes: Memory of the codes.
         store_bytes: Size of the stored cases on the disk.
         cases_by_kind: What embeddings were made from ("study", "image", "text", or "" if nobody stated it) -> number of
             cases.
+        asked_kind: The kind that the operator asked for, with the parameters that were chosen.
+        state: Of that kind: "ready", "waiting" (for more cases), "building" or "refused".
+        refusal: Why it is refused, in one sentence; "" otherwise.
+        approximate_count: Number of cases that are searched approximately; 0 while every search is exact.
+        recall: Share of the 10 nearest cases that the kind built last finds, 0 to 1; None if it was not measured.
+        recall_tenth: The same among a tenth of the cases.
+        recall_hundredth: The same among a hundredth of the cases.
+        recall_floor: Smallest of these with which the kind may answer.
+        file_bytes: Size of the embeddings in a file, for a kind that is not flat.
     """
 
     fingerprint: str
@@ -68,6 +78,38 @@ class IndexInfo:
     code_bytes: int = 0
     store_bytes: int = 0
     cases_by_kind: Mapping[str, int] = field(default_factory=dict)
+    asked_kind: str = "flat"
+    state: str = "ready"
+    refusal: str = ""
+    approximate_count: int = 0
+    recall: float | None = None
+    recall_tenth: float | None = None
+    recall_hundredth: float | None = None
+    recall_floor: float = 0.0
+    file_bytes: int = 0
+
+    def describe(self) -> str:
+        """Return which kind answers, and what became of the one that was asked for."""
+        measured = [
+            value for value in (self.recall, self.recall_tenth, self.recall_hundredth) if value is not None
+        ]
+        if self.approximate_count:
+            answers = f"{self.index_kind}, recall@10 at least {min(measured, default=0.0):.3f}"
+        else:
+            answers = f"{self.index_kind}, exact"
+        later = {
+            "waiting": f"; {self.asked_kind} waits for more cases",
+            "building": f"; {self.asked_kind} is being built",
+            "refused": f"; {self.asked_kind} is refused. {self.refusal}",
+        }
+        return answers + later.get(self.state, "")
+
+
+class Found(NamedTuple):
+    """The cases of a search, best first, and whether every case that the options allow was compared."""
+
+    cases: list[SimilarCase]
+    exact: bool
 
 
 class Stored(NamedTuple):
@@ -131,8 +173,8 @@ class RetrievalTransport:
         timeout_s: float,
         options: SearchOptions = NO_OPTIONS,
         text: str = "",
-    ) -> list[SimilarCase]:
-        """Return the stored cases that are most similar to an embedding, best first.
+    ) -> Found:
+        """Return the stored cases that are most similar to an embedding.
 
         Args:
             fingerprint: Fingerprint of the model that made the embedding.
@@ -167,21 +209,8 @@ class RetrievalTransport:
                 "The sidecar is older than this client and cannot choose cases by these options. Update the sidecar, "
                 "or search without them."
             )
-        return [
-            SimilarCase(
-                id=hit.case.id,
-                study_id=hit.case.study_id,
-                score=hit.score,
-                labels=tuple(hit.case.labels),
-                report=hit.case.report,
-                image_ref=hit.case.image_ref,
-                view=hit.case.view,
-                embedding_kind=hit.case.embedding_kind,
-                shared_labels=tuple(hit.shared_labels),
-                excerpt=hit.excerpt,
-            )
-            for hit in answer.results[0].hits
-        ]
+        cases = [_make_case(hit) for hit in answer.results[0].hits]
+        return Found(cases, answer.exact if answer.HasField("exact") else True)
 
     def delete(self, ids: Sequence[str], timeout_s: float) -> int:
         """Delete stored cases; return how many there were. InputError: `ids` is empty or not a list of strings."""
@@ -198,17 +227,7 @@ class RetrievalTransport:
                 timeout=timeout_s,
                 metadata=self._connection.metadata,
             )
-        return IndexInfo(
-            answer.fingerprint,
-            int(answer.case_count),
-            int(answer.dimension),
-            answer.index_kind,
-            int(answer.damaged_count),
-            int(answer.vector_bytes),
-            int(answer.code_bytes),
-            int(answer.store_bytes),
-            {entry.embedding_kind: int(entry.case_count) for entry in answer.kinds},
-        )
+        return _make_info(answer)
 
     def list_cases(
         self,
@@ -316,6 +335,30 @@ class RetrievalTransport:
             ) from error
 
 
+def _make_info(answer: retrieval_pb2.GetInfoResponse) -> IndexInfo:
+    return IndexInfo(
+        answer.fingerprint,
+        int(answer.case_count),
+        int(answer.dimension),
+        answer.index_kind,
+        int(answer.damaged_count),
+        int(answer.vector_bytes),
+        int(answer.code_bytes),
+        int(answer.store_bytes),
+        {entry.embedding_kind: int(entry.case_count) for entry in answer.kinds},
+        # An older sidecar has no other kind and does not state it.
+        asked_kind=answer.asked_kind or "flat",
+        state=answer.index_state or "ready",
+        refusal=answer.refusal,
+        approximate_count=int(answer.approximate_count),
+        recall=answer.recall if answer.HasField("recall") else None,
+        recall_tenth=answer.recall_tenth if answer.HasField("recall_tenth") else None,
+        recall_hundredth=answer.recall_hundredth if answer.HasField("recall_hundredth") else None,
+        recall_floor=float(answer.recall_floor),
+        file_bytes=int(answer.file_bytes),
+    )
+
+
 def check_search(
     k: int, exclude_studies: Sequence[str], options: SearchOptions = NO_OPTIONS
 ) -> tuple[str, ...]:
@@ -326,6 +369,21 @@ def check_search(
         raise InputError(f"k must be a whole number from 1 to {MAX_K}, not {value}.")
     options.check_k(int(k))
     return _check_ids(exclude_studies, "exclude_studies")
+
+
+def _make_case(hit: retrieval_pb2.Hit) -> SimilarCase:
+    return SimilarCase(
+        id=hit.case.id,
+        study_id=hit.case.study_id,
+        score=hit.score,
+        labels=tuple(hit.case.labels),
+        report=hit.case.report,
+        image_ref=hit.case.image_ref,
+        view=hit.case.view,
+        embedding_kind=hit.case.embedding_kind,
+        shared_labels=tuple(hit.shared_labels),
+        excerpt=hit.excerpt,
+    )
 
 
 def _make_filter(options: SearchOptions) -> retrieval_pb2.Filter:

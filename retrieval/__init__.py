@@ -5,6 +5,9 @@
 
     store.py ─> table.py, checks.py (one row), migration.py, copying.py; service.py ─> listing.py, backup.py, packed.py
     restoring.py ─> verification.py   without a server
+    worker.py ─> builder.py ─> parts.py, recall.py     another kind, built beside the live index; see kinds.py
+    worker.py ─> kind_index.py                         the index that is flat first and then answers by that kind
+
     index.py ─> codes.py (candidates), rows.py (filters), diversity.py; service.py ─> requests.py, evidence.py
 
 Run it with `python -m retrieval.server --store DIRECTORY`.

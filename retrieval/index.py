@@ -1,4 +1,5 @@
-"""Exact cosine search over cases, with FAISS on CPU or GPU; answers are the same on both.
+"""Exact cosine search over cases, with FAISS on CPU or GPU; answers are the same on both. `retrieval.kind_index`
+adds kinds that are not exact.
 
 FAISS proposes candidates: by codes of 8 bits with a proven bound (`retrieval.codes`), or by its scores in float32,
 whose rounding errors depend on the batch size. The candidates' scores are computed again in double precision: equal
@@ -69,6 +70,15 @@ class Match:
     score: float
 
 
+class Matches(list[Match]):
+    """The matches of one query. `is_exact`: every case that the filter allows was compared, so none is missed."""
+
+    def __init__(self, matches: Iterable[Match], *, is_exact: bool) -> None:
+        """Take the matches, best first."""
+        super().__init__(matches)
+        self.is_exact = is_exact
+
+
 @dataclass(frozen=True)
 class IndexFacts:
     """What an index holds.
@@ -76,15 +86,19 @@ class IndexFacts:
     Attributes:
         kind: How it searches, in words.
         rows: Number of cases that a search may return.
-        vector_bytes: Memory of the embeddings.
-        code_bytes: Memory of the codes; 0 without them.
+        approximate_rows: Number of them that are searched approximately.
+        vector_bytes: Memory of the embeddings; 0 if they are in a file.
+        code_bytes: Memory of the codes, of lists and graph too; 0 without them.
+        file_bytes: Size of the embeddings in a file.
         rows_by_kind: What embeddings were made from -> number of cases; "" where nobody stated it.
     """
 
     kind: str = "flat"
     rows: int = 0
+    approximate_rows: int = 0
     vector_bytes: int = 0
     code_bytes: int = 0
+    file_bytes: int = 0
     rows_by_kind: dict[str, int] = field(default_factory=dict)
 
 
@@ -103,7 +117,7 @@ class FlatIndex:
             ConfigError: FAISS is not installed, or `device` is "gpu" and FAISS finds no GPU.
         """
         self._device = device
-        self._faiss, self._resources = _load_faiss(device)
+        self._faiss, self._resources = load_faiss(device)
         self._index: Any = None  # until the first case sets the dimension
         self._rows = RowTable()
         self._keeps_codes = codes and device == "cpu"
@@ -137,7 +151,7 @@ class FlatIndex:
     @staticmethod
     def limit_threads(count: int) -> None:
         """Let searches of the calling thread use this many OpenMP threads (CPU only)."""
-        faiss, _ = _load_faiss("cpu")
+        faiss, _ = load_faiss("cpu")
         faiss.omp_set_num_threads(count)
 
     def put(self, cases: CaseVectors) -> None:
@@ -158,12 +172,12 @@ class FlatIndex:
         if sequences:
             self._rows.remove_versions(sequences)
 
-    def search(self, queries: Sequence[Query]) -> list[list[Match]]:
+    def search(self, queries: Sequence[Query]) -> list[Matches]:
         """Return for each query its min(k, allowed cases) nearest cases, best first, ties by case id.
 
         With a `diversity`, they are ordered as they were chosen.
         """
-        results: list[list[Match]] = [[] for _ in queries]
+        results = [Matches([], is_exact=True) for _ in queries]
         if not len(self):
             return results
         groups: dict[tuple[CaseFilter, int], list[int]] = {}
@@ -172,14 +186,20 @@ class FlatIndex:
         for (wanted, depth), numbers in groups.items():
             allowed = self._rows.allow(wanted)
             part = [queries[number] for number in numbers]
-            for number, rows in zip(numbers, self._find(part, depth, allowed), strict=True):
-                results[number] = self._answer(queries[number], rows)
+            found, is_exact = self._find(part, depth, allowed)
+            for number, rows in zip(numbers, found, strict=True):
+                results[number] = Matches(self._answer(queries[number], rows), is_exact=is_exact)
         return results
 
     def _find(
         self, queries: Sequence[Query], depth: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[list[NDArray[np.int64]], bool]:
+        """Return for each query rows that hold its `depth` best allowed ones, and whether this is certain."""
+        return self._find_exact(queries, depth, allowed), True
+
+    def _find_exact(
+        self, queries: Sequence[Query], depth: int, allowed: NDArray[np.bool_] | None
     ) -> list[NDArray[np.int64]]:
-        """Return for each query rows that hold its `depth` best allowed ones."""
         embeddings = np.stack([query.embedding for query in queries])
         if allowed is not None and (few := self._list_few(allowed, depth)) is not None:
             return [few] * len(queries)
@@ -239,7 +259,7 @@ class FlatIndex:
         ]
         ranked = [(score, row) for score, row in ranked if score >= query.min_score]
         if query.diversity:
-            vectors = self._index.reconstruct_batch(np.array([row for _, row in ranked], dtype=np.int64))
+            vectors = self._read(np.array([row for _, row in ranked], dtype=np.int64))
             scores = np.array([score for score, _ in ranked])
             ranked = [ranked[place] for place in diversify(scores, vectors, query.k, query.diversity)]
         return [Match(self._rows.sequences[row], score) for score, row in ranked]
@@ -251,9 +271,7 @@ class FlatIndex:
         if len(rows) <= 2 * depth + _SPARE:
             return rows
         # Not a product of matrices: its threads would cost more than they save on a few hundred rows.
-        scores = np.concatenate(
-            [np.einsum("ij,j->i", self._index.reconstruct_batch(part), embedding) for part in _cut(rows)]
-        )
+        scores = np.concatenate([np.einsum("ij,j->i", self._read(part), embedding) for part in _cut(rows)])
         least = np.partition(scores, len(scores) - depth)[len(scores) - depth] - self._bound_rounding()
         kept: NDArray[np.int64] = rows[scores >= least]
         return kept
@@ -270,12 +288,14 @@ class FlatIndex:
         """Compute cosine similarities, (len(rows),). Each one depends only on its two embeddings."""
         # A product of two float32 is exact in float64. A matrix product would sum in a varying order.
         query = embedding.astype(np.float64)
-        sums = [
-            (self._index.reconstruct_batch(part).astype(np.float64) * query).sum(axis=1)
-            for part in _cut(rows)
-        ]
+        sums = [(self._read(part).astype(np.float64) * query).sum(axis=1) for part in _cut(rows)]
         similarities: NDArray[np.float32] = np.clip(np.concatenate(sums), -1.0, 1.0).astype(np.float32)
         return similarities
+
+    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return embeddings, (len(rows), D)."""
+        vectors: NDArray[np.float32] = self._index.reconstruct_batch(rows)
+        return vectors
 
     def _bound_rounding(self) -> float:
         """Return the largest rounding error of the difference of two float32 inner products of unit vectors.
@@ -326,7 +346,17 @@ def _cut(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.split(rows, range(_SCORED_AT_ONCE, len(rows), _SCORED_AT_ONCE))
 
 
-def _load_faiss(device: Device) -> tuple[Any, Any]:
+def require_kind(name: str) -> None:
+    """Raise ConfigError if the installed FAISS lacks a kind of `retrieval.kinds`."""
+    faiss, _ = load_faiss("cpu")
+    if name == "rabitq" and not hasattr(faiss, "IndexIVFRaBitQ"):
+        raise ConfigError(
+            f"The installed FAISS {faiss.__version__} has no RaBitQ: pip install --upgrade faiss-cpu, or choose "
+            "another --index."
+        )
+
+
+def load_faiss(device: Device) -> tuple[Any, Any]:
     """Return the FAISS module and, on GPU, the resources for an index."""
     try:
         import faiss

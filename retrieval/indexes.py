@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
+from retrieval.builder import IndexPlan
 from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.directory import DATABASE, MODELS
 from retrieval.index import Device
 from retrieval.metrics import SidecarMetrics
 from retrieval.store import CaseStore
-from retrieval.worker import MAX_WAITING, IndexThread
+from retrieval.worker import FLAT_PLAN, MAX_WAITING, IndexThread
 
 MAX_MODELS: Final = 8  # each one keeps its embeddings in memory
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
@@ -59,6 +60,7 @@ class CaseIndexes:
         threads: int | None = None,
         max_waiting: int = MAX_WAITING,
         codes: bool = True,
+        plan: IndexPlan = FLAT_PLAN,
     ) -> None:
         """Open the stores of all models, or create an empty one.
 
@@ -69,9 +71,10 @@ class CaseIndexes:
             threads: OpenMP threads of FAISS on CPU. None: OpenMP's default, one per core.
             max_waiting: Largest number of waiting search requests, for each model.
             codes: As in `retrieval.index.FlatIndex`.
+            plan: The kind of index that should answer, for each model.
 
         Raises:
-            ConfigError: Another server has the directory open, or it cannot be used.
+            ConfigError: Another server has the directory open, it cannot be used, or `plan` does not work on `device`.
             ArtifactError: The cases of the served model are damaged. Damage to another model's cases is logged;
                 requests for that model fail with this error, and the other models are served.
         """
@@ -80,6 +83,7 @@ class CaseIndexes:
         self._device: Device = device
         self._threads, self._max_waiting, self._codes = threads, max_waiting, codes
         self.metrics = SidecarMetrics()
+        self._plan = plan
         self._lock = threading.Lock()
         self._closed = False
         self._broken: dict[str, ArtifactError] = {}  # fingerprint -> why
@@ -253,6 +257,8 @@ class CaseIndexes:
             max_waiting=self._max_waiting,
             codes=self._codes,
             metrics=self.metrics,
+            plan=self._plan,
+            directory=store.directory,
         )
         store.observe_syncs(self.metrics.sync.observe)
         entry = ModelIndex(store, index)

@@ -167,6 +167,10 @@ class RowTable:
         allowed[excluded] = False
         return allowed
 
+    def copy_alive(self) -> NDArray[np.bool_]:
+        """Return for each row whether it is not dead, (rows,) bool."""
+        return self._alive[: len(self)].copy()
+
     def count_kinds(self) -> dict[str, int]:
         """Return kind -> number of its rows that are not dead; "" for cases that do not state their kind."""
         return {

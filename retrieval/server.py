@@ -32,6 +32,9 @@ from contract.telemetry import Observer, set_up_log
 if TYPE_CHECKING:
     from retrieval.indexes import CaseIndexes
 
+if TYPE_CHECKING:
+    from retrieval.builder import IndexPlan
+
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
 
@@ -74,6 +77,7 @@ def serve(options: argparse.Namespace) -> None:
             device=options.device,
             threads=options.threads,
             codes=options.codes,
+            plan=_make_plan(options),
         ) as indexes,
     ):
         protection = read_arguments(options)
@@ -149,6 +153,26 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "same answers. (--codes)",
     )
     parser.add_argument(
+        "--index",
+        default="flat",
+        metavar="KIND[:PARAMETER=VALUE,...]",
+        help="Kind of index: flat compares every case; hnsw, ivf_flat, sq8, ivf_pq and rabitq are faster with many "
+        "cases and may miss one, on CPU. (%(default)s)",
+    )
+    parser.add_argument(
+        "--recall-floor",
+        type=_parse_share,
+        default=0.95,
+        help="Smallest recall@10, 0 to 1, measured on the stored cases, with which such a kind may answer. "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--rebuild-growth",
+        type=_parse_share,
+        default=0.25,
+        help="Share of new cases after which such a kind is built anew, above 0. (%(default)s)",
+    )
+    parser.add_argument(
         "--forget",
         metavar="FINGERPRINT",
         help="Remove the index of the model with this fingerprint (8 or more digits), and exit.",
@@ -188,6 +212,25 @@ def _check_fingerprint(text: str | None) -> str | None:
         return None if text is None else parse_fingerprint(text)
     except InputError as error:
         raise ConfigError(f"--fingerprint: {error}") from error
+
+
+def _make_plan(options: argparse.Namespace) -> "IndexPlan":
+    from retrieval.builder import IndexPlan
+    from retrieval.index import require_kind
+    from retrieval.kinds import parse_kind
+
+    choice = parse_kind(options.index)
+    if not options.rebuild_growth:
+        raise ConfigError("--rebuild-growth must be above 0.")
+    require_kind(choice.kind.name)
+    return IndexPlan(choice, options.recall_floor, options.rebuild_growth)
+
+
+def _parse_share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be 0 to 1")
+    return value
 
 
 def _parse_threads(text: str) -> int:

@@ -30,7 +30,7 @@ from contract.proto import retrieval_pb2
 from retrieval.backup import send_backup
 from retrieval.cases import CaseRecord, DamagedRowsError, UnknownCaseError
 from retrieval.evidence import MAX_EXCERPT_CHARS, MAX_EXCERPTS, Asked
-from retrieval.index import Match, Query
+from retrieval.index import Match, Matches, Query
 from retrieval.indexes import CaseIndexes, ModelIndex
 from retrieval.listing import read_page
 from retrieval.requests import (
@@ -169,7 +169,8 @@ class RetrievalService:
         """Return counts and facts of the index of the named model, or of the default index."""
         entry = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
         entry = entry or self._indexes.default
-        store, facts = entry.store, entry.index.facts
+        store, facts, state = entry.store, entry.index.facts, entry.index.kind_state
+        recall = state.recall.by_share if state.recall else {}
         return retrieval_pb2.GetInfoResponse(
             fingerprint=store.fingerprint,
             case_count=store.count(),
@@ -184,6 +185,15 @@ class RetrievalService:
                 for kind, count in sorted(facts.rows_by_kind.items())
             ],
             store_bytes=store.measure_file(),
+            asked_kind=state.asked,
+            index_state=state.state,
+            refusal=state.reason,
+            approximate_count=facts.approximate_rows,
+            recall=recall.get(1.0),
+            recall_tenth=recall.get(0.1),
+            recall_hundredth=recall.get(0.01),
+            recall_floor=state.recall_floor,
+            file_bytes=facts.file_bytes,
         )
 
     @_end_with_status
@@ -220,7 +230,7 @@ class RetrievalService:
 
 def _find(
     entry: ModelIndex, queries: Sequence[Query], deadline: float
-) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
+) -> tuple[list[Matches], dict[int, CaseRecord]]:
     """Search, and read the records of exactly the case versions that the search returned.
 
     A row that was damaged since the start is left out of this search and all later ones.
@@ -235,7 +245,7 @@ def _find(
 
 def _find_versions(
     entry: ModelIndex, queries: Sequence[Query], deadline: float
-) -> tuple[list[list[Match]], dict[int, CaseRecord]]:
+) -> tuple[list[Matches], dict[int, CaseRecord]]:
     matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
     records = entry.store.get_versions(match.sequence for row in matches for match in row)
     if all(match.sequence in records for row in matches for match in row):
@@ -245,7 +255,7 @@ def _find_versions(
         return matches, entry.store.get_versions(match.sequence for row in matches for match in row)
 
 
-def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord], asked: Sequence[Asked]) -> Any:
+def _build_answer(matches: list[Matches], records: dict[int, CaseRecord], asked: Sequence[Asked]) -> Any:
     cases = {sequence: _build_case(record) for sequence, record in records.items()}
     size = sum(cases[match.sequence].ByteSize() + _HIT_BYTES for row in matches for match in row)
     if size > MAX_MESSAGE_BYTES:
@@ -256,7 +266,9 @@ def _build_answer(matches: list[list[Match]], records: dict[int, CaseRecord], as
         retrieval_pb2.Hits(hits=_build_hits(row, cases, query))
         for row, query in zip(matches, asked, strict=True)
     ]
-    return retrieval_pb2.SearchResponse(results=results, options_applied=True)
+    return retrieval_pb2.SearchResponse(
+        results=results, options_applied=True, exact=all(row.is_exact for row in matches)
+    )
 
 
 def _build_hits(matches: list[Match], cases: dict[int, Any], query: Asked) -> list[Any]:

@@ -6,6 +6,7 @@ waiting searches up to the next change, and runs them in one FAISS search.
 
 import contextlib
 import logging
+import tempfile
 import threading
 import time
 from collections import deque
@@ -13,13 +14,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from contract.errors import BusyError, CxrError, DeadlineError, InputError, ServerError, UnavailableError
+from contract.errors import (
+    BusyError,
+    ConfigError,
+    CxrError,
+    DeadlineError,
+    InputError,
+    ServerError,
+    UnavailableError,
+)
+from retrieval.builder import Built, IndexPlan, KindBuilder, KindState
 from retrieval.cases import CaseVectors
-from retrieval.index import Device, FlatIndex, IndexFacts, Match, Query
+from retrieval.index import Device, FlatIndex, IndexFacts, Matches, Query
+from retrieval.kind_index import KindIndex
 from retrieval.metrics import SidecarMetrics
 
+FLAT_PLAN: Final = IndexPlan()
 MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
 _STOPS: Final = "The search index is stopping."
@@ -29,7 +42,7 @@ _logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Search:
     queries: Sequence[Query]
-    future: "Future[list[list[Match]]]" = field(default_factory=Future)
+    future: "Future[list[Matches]]" = field(default_factory=Future)
     began: float = field(default_factory=time.monotonic)
 
 
@@ -39,6 +52,9 @@ class _Change:
     added: CaseVectors | None
     damaged: Collection[int]
     future: "Future[None]" = field(default_factory=Future)
+
+
+_Job = _Search | _Change | Built
 
 
 class IndexThread:
@@ -53,6 +69,8 @@ class IndexThread:
         max_waiting: int = MAX_WAITING,
         codes: bool = True,
         metrics: SidecarMetrics | None = None,
+        plan: IndexPlan = FLAT_PLAN,
+        directory: Path | None = None,
     ) -> None:
         """Set up the index; `start` starts the thread.
 
@@ -63,15 +81,26 @@ class IndexThread:
             max_waiting: Largest number of waiting search requests.
             codes: As in `FlatIndex`.
             metrics: Where searches and builds are measured.
+            plan: The kind of index that should answer.
+            directory: Where a kind that is not flat keeps its embeddings. None: where temporary files are.
+
+        Raises:
+            ConfigError: A kind that is not flat was asked for on GPU.
         """
+        if not plan.choice.is_flat and device == "gpu":
+            raise ConfigError(
+                f"The index {plan.choice.kind.name} works on the CPU only. Choose --device cpu."
+            )
         self._metrics = metrics or SidecarMetrics()
         self._read_vectors = read_vectors
         self._device: Device = device
         self._threads = threads
         self._max_waiting = max_waiting
         self._codes = codes
+        self._directory = directory or Path(tempfile.gettempdir())
+        self._builder = None if plan.choice.is_flat else KindBuilder(plan, threads, self._bring)
         self._condition = threading.Condition()
-        self._waiting: deque[_Search | _Change] = deque()
+        self._waiting: deque[_Job] = deque()
         self._closing = False
         self._index: FlatIndex | None = None  # None: built from the store before the next use
         self._facts = IndexFacts()
@@ -93,6 +122,11 @@ class IndexThread:
         """Number of searches and changes that wait for their turn."""
         return len(self._waiting)
 
+    @property
+    def kind_state(self) -> KindState:
+        """What became of the kind that was asked for."""
+        return KindState() if self._builder is None else self._builder.state
+
     def start(self) -> "Future[None]":
         """Start building the index.
 
@@ -103,7 +137,7 @@ class IndexThread:
         self._thread.start()
         return self._built
 
-    def search(self, queries: Sequence[Query], timeout_s: float) -> list[list[Match]]:
+    def search(self, queries: Sequence[Query], timeout_s: float) -> list[Matches]:
         """Return the nearest cases of each query, best first.
 
         Raises:
@@ -171,6 +205,14 @@ class IndexThread:
             self._condition.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        if self._builder is not None:
+            self._builder.close()
+
+    def _bring(self, built: Built) -> None:
+        """Bring what the building thread made to the thread that owns the index."""
+        with self._condition:
+            self._waiting.append(built)
+            self._condition.notify_all()
 
     def _enqueue(self, job: _Search | _Change) -> None:
         if not self.ready:
@@ -189,12 +231,14 @@ class IndexThread:
         while jobs := self._take():
             if isinstance(jobs[0], _Change):
                 self._apply(jobs[0])
+            elif isinstance(jobs[0], Built):
+                self._settle(jobs[0])
             else:
                 self._answer([job for job in jobs if isinstance(job, _Search)])
         self._index = None
 
-    def _take(self) -> list[_Search | _Change]:
-        """Wait for requests; return one change, or all searches before the next change; [] when closing."""
+    def _take(self) -> list[_Job]:
+        """Wait for work; return one change, a part, or all searches before the next of these; [] when closing."""
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._closing)
             if self._closing:
@@ -203,7 +247,7 @@ class IndexThread:
                 self._waiting.clear()
                 return []
             taken = [self._waiting.popleft()]
-            count = 0 if isinstance(taken[0], _Change) else len(taken[0].queries)
+            count = len(taken[0].queries) if isinstance(taken[0], _Search) else 0
             while count and self._waiting and isinstance(following := self._waiting[0], _Search):
                 count += len(following.queries)
                 if count > _MAX_BATCH_QUERIES:
@@ -222,6 +266,7 @@ class IndexThread:
                 self._facts = index.facts
                 if index.is_wasteful:
                     self._build()
+                self._consider()
             except Exception as error:  # after any error, rebuild the index from the store
                 _logger.warning("rebuilding the index after %s", type(error).__name__)
                 self._build()
@@ -229,6 +274,24 @@ class IndexThread:
             _fail(job, _explain(error, "The change is stored, but the search index could not be updated"))
         else:
             job.future.set_result(None)
+
+    def _settle(self, built: Built) -> None:
+        """Let a new part answer, if it may. After an error the next request builds the index anew."""
+        assert self._builder is not None
+        try:
+            index = self._use_index()
+            assert isinstance(index, KindIndex)
+            if self._builder.settle(index, built):
+                self._facts = index.facts
+            else:
+                self._build()
+        except Exception as error:  # the part or the flat index does not fit into memory, or the disk failed
+            _logger.warning("swapping the index failed (%s)", type(error).__name__)
+            self._index = None
+
+    def _consider(self) -> None:
+        if self._builder is not None and isinstance(self._index, KindIndex):
+            self._builder.consider(self._index)
 
     def _answer(self, jobs: list[_Search]) -> None:
         # A caller whose deadline has passed has cancelled its request.
@@ -248,7 +311,7 @@ class IndexThread:
         for job, answer in zip(fitting, answers, strict=True):
             job.future.set_result(answer)
 
-    def _search(self, index: FlatIndex, jobs: list[_Search]) -> list[list[Match]]:
+    def _search(self, index: FlatIndex, jobs: list[_Search]) -> list[Matches]:
         queries, began = [query for job in jobs for query in job.queries], time.monotonic()
         for job in jobs:
             self._metrics.queue.observe(began - job.began)
@@ -266,13 +329,19 @@ class IndexThread:
     def _build(self) -> None:
         began = time.monotonic()
         self._index = None  # free the old index first, because two may not fit into memory
-        index = FlatIndex(self._device, codes=self._codes)
+        index = self._make_index()
         for vectors in self._read_vectors():
             if self._closing:
                 raise UnavailableError(_STOPS)
             index.put(vectors)
         self._index, self._facts = index, index.facts
         self._metrics.build.observe(time.monotonic() - began)
+        self._consider()
+
+    def _make_index(self) -> FlatIndex:
+        if self._builder is None:
+            return FlatIndex(self._device, codes=self._codes)
+        return KindIndex(self._directory, codes=self._codes)
 
     def _limit_threads(self) -> None:
         if self._threads is not None:
@@ -286,7 +355,9 @@ def _fits(job: _Search, dimension: int) -> bool:
     return False
 
 
-def _fail(job: _Search | _Change, error: CxrError) -> None:
+def _fail(job: _Job, error: CxrError) -> None:
+    if isinstance(job, Built):
+        return
     with contextlib.suppress(InvalidStateError):  # cancelled by its caller, or answered already
         job.future.set_exception(error)
 

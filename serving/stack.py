@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +54,7 @@ from serving.triton import (
 from serving.turns import MOST_RUNNING, QUEUED_BY_TRITON
 from serving.watch import HealthWatch, TritonWatch
 
-__all__ = ["Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
+__all__ = ["IndexSettings", "Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
 
 _PROBE_TIMEOUT_S: Final = 1.0
 _MOST_ABORTS: Final = 2
@@ -70,6 +70,21 @@ _TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:4
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
+@dataclass(frozen=True)
+class IndexSettings:
+    """The kind of index that the sidecar should answer with, and the recall@10 (0 to 1) that it must reach."""
+
+    kind: str = "flat"
+    recall_floor: float = 0.95
+
+    def to_arguments(self) -> list[str]:
+        """Return the options of `python -m retrieval.server`."""
+        return ["--index", self.kind, "--recall-floor", str(self.recall_floor)]
+
+
+FLAT: Final = IndexSettings()
+
+
 class Stack:
     """Triton and the sidecar over one published model repository and one case store."""
 
@@ -83,6 +98,7 @@ class Stack:
         http_inference: bool = False,
         host: str = LOOPBACK,
         metrics_host: str = LOOPBACK,
+        index: IndexSettings = FLAT,
         protection: Protection = UNPROTECTED,
         telemetry: Telemetry | None = None,
         triton_otlp: str | None = None,
@@ -100,6 +116,7 @@ class Stack:
                 loopback.
             host: Address that the relay, the sidecar and the health service listen on.
             metrics_host: Address of the metrics of the relay and the sidecar. The relay passes on Triton's there.
+            index: The sidecar's kind of index.
             protection: TLS, client certificates and tokens.
             telemetry: Log lines and spans of the relay and the sidecar. None: the defaults.
             triton_otlp: Where Triton exports its spans, as in `serving.triton.build_command`.
@@ -113,6 +130,7 @@ class Stack:
         self.http_inference = http_inference
         self.host = host
         self.metrics_host = metrics_host
+        self.index = index
         self.protection = replace(protection.resolve(), admin_key=self.admin_key_path)
         self.connection = PLAIN
         self._children: list[ChildProcess] = []
@@ -373,6 +391,7 @@ class Stack:
             self._join(self.host, self.ports.retrieval),
             "--fingerprint",
             self.fingerprint,
+            *self.index.to_arguments(),
             *self.protection.to_arguments(),
             *self._choose_metrics(self.ports.retrieval_metrics),
             *self.telemetry.to_arguments(),

@@ -36,11 +36,13 @@ class Sidecar:
         address: host:port.
         stub: Client stub of its service.
         started_s: Seconds from the start of the process until it reported that it is ready.
+        pid: Id of the process.
     """
 
     address: str
     stub: Any
     started_s: float
+    pid: int
 
 
 def make_record(number: int) -> CaseRecord:
@@ -78,7 +80,7 @@ def run_sidecar(directory: Path, *options: str) -> Iterator[Sidecar]:
         address = line.split(": ")[0].removeprefix("Ready on ")
         started_s = time.perf_counter() - began
         with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            yield Sidecar(address, retrieval_pb2_grpc.RetrievalStub(channel), started_s)
+            yield Sidecar(address, retrieval_pb2_grpc.RetrievalStub(channel), started_s, process.pid)
     finally:
         process.terminate()
         process.wait()

@@ -244,17 +244,26 @@ def retrieval(
     seconds: Annotated[float, typer.Option(min=0.5, help="Seconds to measure each load.")] = 6.0,
     runs: Annotated[int, typer.Option(min=1, help="How often each row is measured.")] = 3,
     only: Annotated[
-        list[str] | None, typer.Option(help="Part: random, mixture or writes. Repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(help="Part: random, mixture, writes or kinds. Repeatable. Default: all."),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[:PARAMETER=VALUE,...]", help="Of the part kinds. Repeatable. Default: rabitq."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare the retrieval sidecar with raw FAISS and with the disk, with pass or fail for each row."""
-    from bench.retrieval.table import measure_retrieval
+    from bench.retrieval.table import KINDS, measure_retrieval
     from cli.show import print_json
     from cli.show_bench import print_table
 
     console = make_console(as_json)
-    report = measure_retrieval(console, out, cases=cases, seconds=seconds, runs=runs, only=only or ())
+    report = measure_retrieval(
+        console, out, cases=cases, seconds=seconds, runs=runs, only=only or (), kinds=kind or KINDS
+    )
     print_json(report) if as_json else print_table(console, report)
 
 

@@ -1,4 +1,4 @@
-"""The command `cxr index`, and the commands for what it stored."""
+"""The command `cxr index`, and the commands for what it stored and for kinds of index."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.commands.index_store import back_up, list_cases, restore, verify
+from cli.commands.index_tune import tune
 from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import (
@@ -27,12 +28,13 @@ from contract.errors import InputError
 index_app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Store cases for search; list, back up, restore and verify what is stored.",
+    help="Store cases for search; list, back up, restore and verify what is stored; compare kinds of index.",
 )
 index_app.command("list")(list_cases)
 index_app.command("backup")(back_up)
 index_app.command("restore")(restore)
 index_app.command("verify")(verify)
+index_app.command("tune")(tune)
 
 
 @index_app.command(DefaultCommandGroup.default, hidden=True)

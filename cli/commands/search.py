@@ -109,5 +109,7 @@ def search(
         return
     console = make_console(False)
     print_cases(console, result.cases)
+    if not result.exact:
+        console.print("The index is approximate: a similar case may be missing. Each similarity is exact.")
     print_warnings(console, result.warnings)
     console.print(NOTICE)

@@ -81,6 +81,17 @@ def serve(
         bool,
         typer.Option("--insecure", help="Allow a --host on a network without --tls-dir or without --tokens."),
     ] = False,
+    index: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND[:PARAMETER=VALUE,...]",
+            help="Index of the similar cases: flat compares all; hnsw, ivf_flat, sq8, ivf_pq and rabitq may miss one.",
+        ),
+    ] = "flat",
+    recall_floor: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Smallest measured recall@10 with which such an index answers."),
+    ] = 0.95,
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
@@ -90,6 +101,7 @@ def serve(
 
     with TerminationGuard():
         from cli.serve import serve_until_stopped
+        from serving.stack import IndexSettings
 
         ports = (
             http_port,
@@ -109,6 +121,7 @@ def serve(
             metrics_host=metrics_host,
             telemetry=Telemetry(log_format, log_calls, otlp),
             triton_otlp=triton_otlp,
+            index=IndexSettings(index, recall_floor),
             protection=Protection(tls_dir, tls_require_client, tokens, insecure=insecure),
             as_json=as_json,
         )

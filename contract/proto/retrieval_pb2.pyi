@@ -132,12 +132,14 @@ class Hits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
-    __slots__ = ("results", "options_applied")
+    __slots__ = ("results", "options_applied", "exact")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_APPLIED_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[Hits]
     options_applied: bool
-    def __init__(self, results: _Optional[_Iterable[_Union[Hits, _Mapping]]] = ..., options_applied: bool = ...) -> None: ...
+    exact: bool
+    def __init__(self, results: _Optional[_Iterable[_Union[Hits, _Mapping]]] = ..., options_applied: bool = ..., exact: bool = ...) -> None: ...
 
 class GetCaseRequest(_message.Message):
     __slots__ = ("id",)
@@ -164,7 +166,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind", "damaged_count", "fingerprints", "vector_bytes", "code_bytes", "kinds", "store_bytes")
+    __slots__ = ("fingerprint", "case_count", "dimension", "index_kind", "damaged_count", "fingerprints", "vector_bytes", "code_bytes", "kinds", "store_bytes", "asked_kind", "index_state", "refusal", "approximate_count", "recall", "recall_tenth", "recall_hundredth", "recall_floor", "file_bytes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CASE_COUNT_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,15 @@ class GetInfoResponse(_message.Message):
     CODE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ASKED_KIND_FIELD_NUMBER: _ClassVar[int]
+    INDEX_STATE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TENTH_FIELD_NUMBER: _ClassVar[int]
+    RECALL_HUNDREDTH_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     case_count: int
     dimension: int
@@ -185,7 +196,16 @@ class GetInfoResponse(_message.Message):
     code_bytes: int
     kinds: _containers.RepeatedCompositeFieldContainer[KindCount]
     store_bytes: int
-    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ..., damaged_count: _Optional[int] = ..., fingerprints: _Optional[_Iterable[str]] = ..., vector_bytes: _Optional[int] = ..., code_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[KindCount, _Mapping]]] = ..., store_bytes: _Optional[int] = ...) -> None: ...
+    asked_kind: str
+    index_state: str
+    refusal: str
+    approximate_count: int
+    recall: float
+    recall_tenth: float
+    recall_hundredth: float
+    recall_floor: float
+    file_bytes: int
+    def __init__(self, fingerprint: _Optional[str] = ..., case_count: _Optional[int] = ..., dimension: _Optional[int] = ..., index_kind: _Optional[str] = ..., damaged_count: _Optional[int] = ..., fingerprints: _Optional[_Iterable[str]] = ..., vector_bytes: _Optional[int] = ..., code_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[KindCount, _Mapping]]] = ..., store_bytes: _Optional[int] = ..., asked_kind: _Optional[str] = ..., index_state: _Optional[str] = ..., refusal: _Optional[str] = ..., approximate_count: _Optional[int] = ..., recall: _Optional[float] = ..., recall_tenth: _Optional[float] = ..., recall_hundredth: _Optional[float] = ..., recall_floor: _Optional[float] = ..., file_bytes: _Optional[int] = ...) -> None: ...
 
 class KindCount(_message.Message):
     __slots__ = ("embedding_kind", "case_count")

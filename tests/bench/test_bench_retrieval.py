@@ -45,7 +45,7 @@ def test_an_unknown_part_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_table_has_every_row_and_leaves_no_store(tmp_path):
-    report = measure_retrieval(Console(quiet=True), tmp_path, cases=1000, seconds=0.6, runs=1)
+    report = measure_retrieval(Console(quiet=True), tmp_path, cases=5000, seconds=0.6, runs=1)
     assert len(report["rows"]) == 3 * (len(PARTS) - 1) + 2
     assert all(row["value"] > 0 and all(row["conditions"].values()) for row in report["rows"])
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == report["rows"]

@@ -152,7 +152,25 @@ def test_no_table_loses_a_column_or_is_wider_than_the_terminal(width):
         "differs": True,
         "chance": 0.01,
     }
+    kind = {
+        "kind": "rabitq:lists=1265,probes=20,bits=2,refine=10",
+        "recall": 0.9876,
+        "recall_filtered": 0.9543,
+        "p50_ms": 1.23,
+        "p99_ms": 12.34,
+        "build_s": 123.4,
+        "memory_bytes": 16_700_000,
+        "memory_share": 0.08,
+    }
+    tuned = {
+        "cases": 100_000,
+        "dimension": 512,
+        "kinds": [kind],
+        "recommended": "flat",
+        "rule": "the fastest",
+    }
     shown = {
+        "tuned": (print_to(show_bench.print_tuned, tuned, width=width), ("0.988", "0.954", "12.34", "16.7")),
         "prediction": (
             print_to(show.print_prediction, make_prediction(long), width=width),
             ("0.500", "0.250"),

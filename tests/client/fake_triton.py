@@ -14,7 +14,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from client import ServedModel, SimilarCase
-from client.retrieval import IndexInfo, Stored, StoredCase
+from client.retrieval import Found, IndexInfo, Stored, StoredCase
 from client.triton import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError, ServerError
@@ -229,6 +229,7 @@ class FakeRetrieval:
     """Stands for `client.retrieval.RetrievalTransport`: it stores nothing, and every search returns `cases`.
 
     Attributes:
+        exact: Whether the searches were exact.
         info: The facts about every index, or the error of reading them.
         added: Fingerprint and number of cases of each request to store some.
     """
@@ -237,11 +238,12 @@ class FakeRetrieval:
 
     def __init__(self) -> None:
         self.cases: list[SimilarCase] = []
+        self.exact = True
         self.info: IndexInfo | Exception = IndexInfo("", 0, 0, "flat")
         self.added: list[tuple[str, int]] = []
 
-    def search(self, *_: Any) -> list[SimilarCase]:
-        return self.cases
+    def search(self, *_: Any) -> Found:
+        return Found(self.cases, self.exact)
 
     def read_info(self, _timeout_s: float, _fingerprint: str = "") -> IndexInfo:
         if isinstance(self.info, Exception):

@@ -39,6 +39,27 @@ def test_a_sidecar_that_is_not_ready(retrieval, client, info, words, cases):
     assert not health.ready
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "flat, exact"),
+        ({"asked_kind": "hnsw", "state": "building"}, "flat, exact; hnsw is being built"),
+        ({"asked_kind": "hnsw", "state": "waiting"}, "flat, exact; hnsw waits for more cases"),
+        (
+            {"asked_kind": "hnsw", "state": "refused", "refusal": "Too low."},
+            "flat, exact; hnsw is refused. Too low.",
+        ),
+        (
+            {"asked_kind": "hnsw", "approximate_count": 5, "recall": 0.99, "recall_tenth": 0.9712},
+            "flat, recall@10 at least 0.971",
+        ),
+    ],
+)
+def test_what_became_of_the_kind_that_was_asked_for(retrieval, client, facts, words):
+    retrieval.info = IndexInfo(FINGERPRINT, 7, 16, "flat", **facts)
+    assert client.health().index == words
+
+
 def test_a_triton_that_starts_is_not_sent_any_case(retrieval, client, triton):
     triton.trouble = "Triton is starting."
     health = client.health()

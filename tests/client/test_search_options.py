@@ -65,6 +65,8 @@ def test_a_case_comes_back_with_its_evidence(client):
         "3": ("LATERAL", "image"),
     }
     assert found["2"].to_dict()["shared_labels"] == ["pleural"]
+    result = client.search(report="Effusion.")
+    assert (result.exact, result.to_dict()["exact"]) == (True, True)
     assert not any(case.excerpt for case in client.search(b"1"))
 
 

@@ -89,7 +89,7 @@ def test_mutual_tls_and_a_token_do_all_that_the_role_allows(
     writer = open_transport(url, make_tls(certificates / "good"), tokens["write"])
     assert writer.add(MODEL, [CASE], 10).added == 1
     reader = open_transport(url, make_tls(certificates / "good"), tokens["read"])
-    assert [case.id for case in reader.search(MODEL, VECTOR, 1, (), 10)] == ["a"]
+    assert [case.id for case in reader.search(MODEL, VECTOR, 1, (), 10).cases] == ["a"]
     assert reader.read_info(10).case_count == 1
     wanted = r"wants another token \(--token-file, CXR_TOKEN\)"
     with refused(f"{wanted}: The token of read user has the role read, and this call needs write"):
@@ -261,7 +261,7 @@ def test_an_id_is_a_name_and_no_path(open_sidecar, open_transport, tmp_path, nam
         assert transport.add(MODEL, [case], 10).added == 1
     except InputError:
         return
-    assert [found.id for found in transport.search(MODEL, VECTOR, 1, (), 10)] == [name]
+    assert [found.id for found in transport.search(MODEL, VECTOR, 1, (), 10).cases] == [name]
     assert transport.delete([name], 10) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "store0"})
 

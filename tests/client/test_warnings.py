@@ -47,6 +47,12 @@ def client(retrieval, client):
     return client
 
 
+def test_a_result_of_an_approximate_index_says_so(retrieval, client):
+    retrieval.exact = False
+    result = client.search(b"frontal")
+    assert (result.exact, result.to_dict()["exact"]) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("image", "report", "notes", "warnings"),
     [
@@ -75,7 +81,7 @@ def test_search_result_is_a_sequence_of_its_cases(client):
     assert found[0] is found.cases[0]
     assert found[:1] == found.cases
     assert found[0] in found
-    assert set(found.to_dict()) == {"cases", "trained_on", "warnings"}
+    assert set(found.to_dict()) == {"cases", "exact", "trained_on", "warnings"}
 
 
 def test_index_tells_which_cases_have_a_warning(client):

@@ -129,7 +129,7 @@ def check_search(transport: RetrievalTransport, ledger: Ledger, chance: random.R
     groups = [group for group, version in ledger.acknowledged.items() if version]
     for group in chance.sample(groups, min(4, len(groups))):
         case = make_group(group, ledger.acknowledged[group])[chance.randrange(CASES)]
-        (hit,) = transport.search(MODEL, case.embedding, 1, (), TIMEOUT_S)
+        (hit,) = transport.search(MODEL, case.embedding, 1, (), TIMEOUT_S).cases
         assert (hit.id, hit.report, round(hit.score, 5)) == (case.id, case.report, 1.0)
 
 

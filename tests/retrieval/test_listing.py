@@ -84,7 +84,7 @@ def test_every_case_comes_once_and_in_order(filled, transport, make):
 )
 def test_a_filter_leaves_what_a_search_leaves(filled, transport, make, options):
     excluded = ("study-7", "study-8")
-    found = transport.search(make.MODEL, make.vectors(1)[0], 1000, excluded, 10, options)
+    found = transport.search(make.MODEL, make.vectors(1)[0], 1000, excluded, 10, options).cases
     listed = [case.id for case in transport.list_cases(10, exclude_studies=excluded, options=options)]
     assert sorted(case.id for case in found) == sorted(listed)
     assert 0 < len(listed) < 700
