@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.report.machine import describe_command, describe_machine
-from bench.retrieval.vectors import STRUCTURES, Structure, draw_vectors
+from bench.retrieval.vectors import STRUCTURES, draw_vectors
 from contract.errors import ConfigError, InputError
 from retrieval.cases import CaseVectors
 from retrieval.index import FlatIndex, Query
@@ -85,7 +85,7 @@ def read_embeddings(source: str, count: int) -> NDArray[np.float32]:
         ArtifactError: The store is damaged.
     """
     if source in STRUCTURES:
-        vectors = draw_vectors(cast(Structure, source), count, 0, seed=_SEED).stored
+        vectors = draw_vectors(source, count, 0, seed=_SEED).stored
     elif Path(source).is_dir():
         with CaseStore(source) as store:
             parts = [part.embeddings for part in store.read_vectors()]
