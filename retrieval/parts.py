@@ -110,7 +110,8 @@ class ListPart(Part):
         """Bytes of codes, row numbers, list numbers and centres."""
         lists = int(self._index.invlists.compute_ntotal()) * (int(self._index.code_size) + 8)
         rotation = 0 if self._rotation is None else 4 * self._index.d**2
-        return int(lists + self._list_of.nbytes + 4 * self._index.nlist * self._index.d + rotation)
+        centres = 4 * int(self._index.nlist) * int(self._index.d)
+        return lists + self._list_of.nbytes + centres + int(rotation)
 
     def add(self, vectors: NDArray[np.float32]) -> None:
         """Add rows, (N, D) float32, after the present ones."""

@@ -55,7 +55,7 @@ class VectorFile:
         end = self._count + len(vectors)
         if end > len(self._map):
             self._lengthen(max(end, 2 * len(self._map), _LEAST_ROWS))
-        data = memoryview(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+        data = memoryview(np.asarray(vectors, dtype=np.float32).tobytes())
         place = self.byte_count
         while data:
             written = os.pwrite(self._file, data, place)

@@ -102,7 +102,7 @@ def _wait_built(sidecar: Sidecar) -> float:
 
 
 def _measure_recall(sidecar: Sidecar, vectors: Vectors) -> float:
-    found = []
+    found: list[float] = []
     for query in vectors.queries[:_CHECKED]:
         scores = vectors.stored @ query
         least = np.partition(scores, len(scores) - K)[len(scores) - K]
