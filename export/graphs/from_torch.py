@@ -19,6 +19,7 @@ from contract.errors import ArtifactError
 from contract.tensors import GRAPHS, MAX_VIEWS, MODELS, ModelSpec, TensorSpec
 from export.graphs.checks import EXTERNAL_DATA_FROM_BYTES, FINGERPRINT_KEY, read_sizes, seal_graph
 from export.graphs.quiet import silence_libraries
+from export.graphs.registry import keep_registry
 from training.model.model import graph_modules, load_model
 
 OPSET: Final = 18  # the lowest that torch's exporter writes without a conversion; older runtimes read it too
@@ -48,12 +49,13 @@ def export_graphs(
     sizes = read_sizes(bundle)
     modules = graph_modules(load_model(bundle))
     paths: dict[str, Path] = {}
-    for done, name in enumerate(GRAPHS):
-        if progress:
-            progress(done, len(GRAPHS))
-        paths[name] = out / f"{name}.onnx"
-        _write_graph(modules[name], MODELS[name], sizes, paths[name], bundle.fingerprint)
-        seal_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
+    with keep_registry():
+        for done, name in enumerate(GRAPHS):
+            if progress:
+                progress(done, len(GRAPHS))
+            paths[name] = out / f"{name}.onnx"
+            _write_graph(modules[name], MODELS[name], sizes, paths[name], bundle.fingerprint)
+            seal_graph(paths[name], MODELS[name], sizes, bundle.fingerprint)
     if progress:
         progress(len(GRAPHS), len(GRAPHS))
     return paths

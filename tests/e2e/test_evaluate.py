@@ -2,18 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from contract.bundle import load_bundle, seal_bundle
 from training.data.rows import read_rows
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cxr", "evaluate", *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def run(*arguments: object):
+    """Run the command in this process; tests/e2e/test_readme.py runs it as a process."""
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "160"})
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_served_and_pytorch_agree_and_the_bundle_holds_the_result(stack, trained
         *(trained.table, "--bundle", bundle, "--served", "--triton", stack.triton_url),
         *("--split-file", split_file, "--resamples", 20, "--json"),
     )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.exit_code == 0, ended.stderr
     results = json.loads(ended.stdout)
     served = results["served"]
     assert 0 < served["probabilities"] < 1e-4
@@ -60,7 +60,7 @@ def test_served_and_pytorch_agree_and_the_bundle_holds_the_result(stack, trained
 def test_pytorch_alone_prints_tables_and_leaves_the_bundle(trained, bundle, tmp_path):
     before = load_bundle(bundle)
     ended = run(trained.table, "--bundle", bundle, "--resamples", 20, "--out", tmp_path / "out")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.exit_code == 0, ended.stderr
     for words in ("another's image", "TF-IDF, full report", "random order", "image → report"):
         assert words in ended.stdout
     assert load_bundle(bundle) == before
@@ -72,15 +72,15 @@ def test_the_bundle_of_another_model_is_not_what_is_served(stack, trained, bundl
     (bundle / "config.json").write_text(json.dumps({**config, "note": "another"}))
     seal_bundle(bundle, {})
     ended = run(trained.table, "--bundle", bundle, "--served", "--triton", stack.triton_url)
-    assert ended.returncode == 3
+    assert ended.exit_code == 3
     assert "was made by model" in ended.stderr
 
 
 def test_controls_alone_over_splits(trained):
     ended = run(trained.table, "--splits", 2, "--json")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.exit_code == 0, ended.stderr
     controls = json.loads(ended.stdout)
     assert controls["splits"] == 2
     row = controls["retrieval"]["with_normal"]["random order"]["p@5"]
     assert row["low"] <= row["value"] <= row["high"]
-    assert run(trained.table, "--served").returncode == 2
+    assert run(trained.table, "--served").exit_code == 2

@@ -6,11 +6,19 @@ import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from cli.app import app
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "cxr", *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def evaluate(*arguments: object):
+    """Run `cxr evaluate` in this process; tests/e2e/test_readme.py runs it as a process."""
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "160"})
 
 
 def replace(table: pa.Table, name: str, values: list) -> pa.Table:
@@ -42,12 +50,12 @@ def test_an_external_test_set_is_measured_with_the_thresholds_of_the_bundle(trai
     table = pq.read_table(trained.table)
     foreign = replace(table, "study_id", [f"EXT{number}" for number in range(len(table))])
     pq.write_table(foreign, tmp_path / "foreign.parquet")
-    command = ("evaluate", tmp_path / "foreign.parquet", "--bundle", trained.bundle.path, "--resamples", 5)
-    refused = run(*command)
-    assert (refused.returncode, refused.stdout) == (2, "")
+    command = (tmp_path / "foreign.parquet", "--bundle", trained.bundle.path, "--resamples", 5)
+    refused = evaluate(*command)
+    assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--out" in refused.stderr
-    ended = run(*command, "--out", tmp_path / "out", "--json")
-    assert ended.returncode == 0, ended.stderr
+    ended = evaluate(*command, "--out", tmp_path / "out", "--json")
+    assert ended.exit_code == 0, ended.stderr
     results = json.loads(ended.stdout)
     assert "external test set" in results["external"]
     labelled = sum(table["labelled"].to_pylist())
