@@ -68,7 +68,8 @@ def make_subjects() -> list[Subject]:
     return subjects
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 2 and 4 minutes of one processor
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_only_the_right_labels_open_the_gate(small_config, shuffled):
     model = train(small_config, shuffled=shuffled)
