@@ -44,8 +44,9 @@ check: .venv/installed-dev ## run what every change must pass: lint, format, typ
 	$(DOCS)
 	$(TESTS)
 
-audit: .venv/installed-audit ## look for known holes in the installed packages (needs a network) and for secrets in the files
-	git ls-files -z | grep -zv _pb2 | xargs -0 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline
+# Tests hold hashes and false secrets on purpose. A secretName is the name of an object in Kubernetes.
+audit: .venv/installed-audit ## look for secrets in the files, and for known holes in the installed packages (needs a network)
+	git ls-files -z | grep -zEv '^tests/|_pb2' | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-lines 'secretName:'
 	$(BIN)/pip-audit --skip-editable
 
 sbom: .venv/installed-audit ## write the installed packages into build/sbom.json (CycloneDX)
