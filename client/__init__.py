@@ -9,6 +9,7 @@
 Explanations (`client.explain`) need no server but a bundle, and the `explain` extra.
 """
 
+from client.async_client import AsyncCxrClient
 from client.cases import CaseInput, IndexResult, SearchResult, SimilarCase
 from client.client import CxrClient
 from client.health import Health
@@ -19,6 +20,7 @@ from client.served import ServedModel
 from contract.connection import TLS
 
 __all__ = [  # noqa: RUF022  in the order of sorted()
+    "AsyncCxrClient",
     "BatchPrediction",
     "CaseInput",
     "ConformalSet",
