@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from contract.errors import ConfigError
 
@@ -53,16 +53,16 @@ def split_addresses(given: str | Sequence[str]) -> list[str]:
         given: One address, several with commas between them, or a list. gRPC's form of several numeric addresses
             ("ipv4:10.0.0.1:8001,10.0.0.2:8001") counts as a list of them.
     """
-    if not isinstance(given, str):
-        is_list = isinstance(given, Sequence) and len(given) > 0
-        items = given if is_list else [given]  # what is no address is refused when it is checked
-        parts = [
-            part for item in items for part in (split_addresses(item) if isinstance(item, str) else [item])
-        ]
-        return list(dict.fromkeys(parts)) if is_list else parts
-    prefix = next((name for name in ("ipv4:", "ipv6:") if given.startswith(name)), "")
-    found = (part.strip() for part in given.split(","))
-    return list(dict.fromkeys(part if part.startswith(_NAMED) else f"{prefix}{part}" for part in found))
+    urls: list[Any]  # what is no text is refused when it is checked
+    if isinstance(given, str):
+        prefix = next((name for name in ("ipv4:", "ipv6:") if given.startswith(name)), "")
+        parts = (part.strip() for part in given.split(","))
+        urls = [part if part.startswith(_NAMED) else f"{prefix}{part}" for part in parts]
+    elif isinstance(given, Sequence) and given:
+        urls = [url for item in given for url in (split_addresses(item) if isinstance(item, str) else [item])]
+    else:
+        urls = [given]
+    return [url for place, url in enumerate(urls) if url not in urls[:place]]
 
 
 def _find_problem(url: str) -> str:

@@ -221,6 +221,14 @@ def test_addresses_that_are_none_are_refused_at_once(url):
         CxrClient(retrieval_url=url)
 
 
+def test_a_command_takes_several_addresses(monkeypatch):
+    monkeypatch.setenv("CXR_TRITON", "nowhere")  # an option comes before the environment
+    arguments = ["predict", "--report", "Clear.", "--triton", "127.0.0.1:9", "--triton", "host"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "'host' has no port" in result.output
+
+
 class Sidecar(retrieval_pb2_grpc.RetrievalServicer):
     def GetInfo(self, _request, _context):
         return retrieval_pb2.GetInfoResponse()
