@@ -50,12 +50,12 @@ class ServedPredictor:
 
     def ask(self, cases: "Sequence[Case]", progress: "Progress | None" = None) -> "Answers":
         """Predict cases and return the answers in their order. Several requests run at a time."""
-        from contract.errors import InputError
+        from client.prediction import Prediction
         from training.evaluation.predict import Answers
 
         answers = Answers.prepare(len(cases), self._size)
         for row, (_, outcome) in enumerate(self._client.predict_many(self._make_inputs(cases))):
-            if not isinstance(outcome, InputError):
+            if isinstance(outcome, Prediction):
                 answers.probabilities[row] = [finding.probability for finding in outcome.findings]
                 answers.embeddings[row] = outcome.embedding
             if progress is not None:

@@ -12,7 +12,6 @@ import typer
 from cli.console import CommandConsole
 
 TRITON: Final = "127.0.0.1:8001"
-RETRIEVAL: Final = "127.0.0.1:8005"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[
@@ -42,8 +41,22 @@ ReportText = Annotated[
 TritonUrl = Annotated[
     str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC service.")
 ]
-RetrievalUrl = Annotated[
-    str, typer.Option("--retrieval", envvar="CXR_RETRIEVAL", help="host:port of the retrieval sidecar.")
+_SEVERAL: Final = "Repeat it for several servers, which take turns."
+TritonUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--triton",
+        metavar="HOST:PORT",
+        help=f"Triton's gRPC service. {_SEVERAL} Default: CXR_TRITON, else 127.0.0.1:8001.",
+    ),
+]
+RetrievalUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retrieval",
+        metavar="HOST:PORT",
+        help=f"The retrieval sidecar. {_SEVERAL} Default: CXR_RETRIEVAL, else 127.0.0.1:8005.",
+    ),
 ]
 Transport = Annotated[
     Literal["auto", "grpc", "shared_memory", "cuda_shared_memory"],

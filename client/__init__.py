@@ -9,6 +9,7 @@
 Explanations (`client.explain`) need no server but a bundle, and the `explain` extra.
 """
 
+from client.async_client import AsyncCxrClient
 from client.backup import Backup
 from client.cases import CaseInput, IndexResult, ListedCase, SearchResult, SimilarCase
 from client.client import CxrClient
@@ -20,6 +21,7 @@ from client.served import ServedModel
 from contract.connection import TLS
 
 __all__ = [  # noqa: RUF022  in the order of sorted()
+    "AsyncCxrClient",
     "Backup",
     "BatchPrediction",
     "CaseInput",

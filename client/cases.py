@@ -48,7 +48,7 @@ class CaseInput:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """The number of indexed cases, and the cases that were refused or have warnings.
+    """The number of indexed cases, and the cases that were refused, failed or have warnings.
 
     Attributes:
         added: Number of cases with a new id.
@@ -56,6 +56,8 @@ class IndexResult:
         refused: (case id, reason) of each case that could not be read, or that the model or the sidecar refused.
         warned: (case id, warnings) of each stored case with a warning about its images or its report.
         trained_on: The collection that the model was trained on.
+        failed: (case id, reason) of each case on which a server failed, if the caller kept going. It may be stored all
+            the same: index it again.
     """
 
     added: int
@@ -63,6 +65,7 @@ class IndexResult:
     refused: tuple[tuple[str, str], ...] = ()
     warned: tuple[tuple[str, tuple[str, ...]], ...] = ()
     trained_on: str = UNKNOWN
+    failed: tuple[tuple[str, str], ...] = ()
 
     def __repr__(self) -> str:
         return f"IndexResult(indexed={self.indexed}, refused={len(self.refused)}, warned={len(self.warned)})"
@@ -86,6 +89,7 @@ class IndexResult:
             "added": self.added,
             "replaced": self.replaced,
             "refused": refused,
+            "failed": [{"id": case_id, "reason": reason} for case_id, reason in self.failed],
             "warned": warned,
             "trained_on": self.trained_on,
             "warnings": list(self.warnings),

@@ -23,6 +23,7 @@ _CHANNEL: Final = (
     *CHANNEL_OPTIONS,
 )
 _MIN_KEEPALIVE_S: Final = 10.0  # gRPC raises a shorter time to this one
+BATCH_PRIORITY: Final = 2  # of many cases, which wait for single ones; see `export/targets.toml`
 _MAX_REQUESTS: Final = 32  # request objects for one connection: one for each model and shape in use
 
 
@@ -85,6 +86,17 @@ class Request:
     outputs: list[Any]
 
 
+def make_request(spec: ModelSpec, arrays: Sequence[NDArray[Any]], outputs: Sequence[str]) -> Request:
+    """Return new request objects without data; see `Lane.prepare`."""
+    return Request(
+        [
+            triton.InferInput(entry.name, list(array.shape), entry.dtype)
+            for entry, array in zip(spec.inputs, arrays, strict=True)
+        ],
+        [triton.InferRequestedOutput(name) for name in outputs],
+    )
+
+
 class Lane:
     """One connection with its request objects. It serves one request at a time: the objects are not thread-safe."""
 
@@ -109,13 +121,7 @@ class Lane:
         key = (spec.name, tuple(outputs), *(array.shape for array in arrays))
         if keep and (request := self._requests.get(key)):
             return request
-        request = Request(
-            [
-                triton.InferInput(entry.name, list(array.shape), entry.dtype)
-                for entry, array in zip(spec.inputs, arrays, strict=True)
-            ],
-            [triton.InferRequestedOutput(name) for name in outputs],
-        )
+        request = make_request(spec, arrays, outputs)
         if keep:
             if len(self._requests) >= _MAX_REQUESTS:
                 self._requests.clear()
@@ -167,8 +173,13 @@ class Calls:
     and starts no further one.
     """
 
-    def __init__(self) -> None:
-        """Start without requests."""
+    def __init__(self, priority: int = 0) -> None:
+        """Start without requests.
+
+        Args:
+            priority: Priority of the requests in Triton's queue, 1 before 2. 0: the default of the model.
+        """
+        self.priority = priority
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
         self._cancelled = False

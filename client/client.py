@@ -1,12 +1,8 @@
-"""`CxrClient`: predictions, similar cases, indexing and explanations from the servers.
+"""`CxrClient`: predictions, similar cases, indexing and explanations from the servers, for blocking callers."""
 
-    images, report ──> Triton (predict_study, predict_image or predict_text) ──> Prediction
-    embedding ───────> retrieval sidecar ──> similar cases
-
-Every call has a deadline, which all requests of the call share. Errors are those of `contract.errors`.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,39 +14,36 @@ from numpy.typing import NDArray
 from client.backup import Backup
 from client.cases import CaseInput, IndexResult, ListedCase, SearchResult, SimilarCase
 from client.channel import Calls, Carrier, ChannelSettings, Compression
-from client.deadline import Deadline, check_timeout
-from client.exchange import check_tensors, read_batch
-from client.health import Health, check_health
-from client.indexing import decode_report, index_cases
-from client.inputs import ImageSource, ReportSource, StudyImages, read_report
-from client.many import predict_in_order
+from client.core import IN_FLIGHT, ClientCore
+from client.deadline import check_timeout
+from client.health import Health
+from client.indexing import Embedded
+from client.inputs import ImageSource, ReportSource, StudyImages
+from client.many import Outcome, predict_in_order
 from client.prediction import BatchPrediction, Prediction
-from client.predictor import Predictor
-from client.prompt_scores import FindingScore, score_findings
-from client.retrieval import NO_OPTIONS, IndexInfo, RetrievalTransport, check_search
+from client.prompt_scores import FindingScore
+from client.retrieval import RetrievalTransport
+from client.retrieval_core import NO_OPTIONS, IndexInfo
 from client.search_options import SearchOptions
-from client.served import ServedModel, list_outputs, require_unchanged
-from client.triton import Arrays, TritonTransport
+from client.served import ServedModel
+from client.steps import run
+from client.triton import TritonTransport
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.connection import TLS, resolve_connection
-from contract.errors import InputError
-from contract.report.text import MAX_REPORT_CHARS
-from contract.report.tokens import TokenLimits
+from contract.connection import TLS, resolve_addresses, resolve_connection
 
 if TYPE_CHECKING:
     from client.explanation import Explanation
 
 _BACKUP_S: Final = 3600.0
-_IN_FLIGHT: Final = 8  # requests at once for many cases: enough to fill Triton's batches
 
 
-class CxrClient:
-    """Client of one Triton and one retrieval sidecar. Several threads may use it at once."""
+class CxrClient(ClientCore):
+    """Client of Triton and the retrieval sidecar, one or several of each. Several threads may use it at once."""
 
     def __init__(
         self,
-        triton_url: str = "127.0.0.1:8001",
-        retrieval_url: str = "127.0.0.1:8005",
+        triton_url: str | Sequence[str] | None = None,
+        retrieval_url: str | Sequence[str] | None = None,
         timeout_s: float = 10.0,
         *,
         transport: Carrier = "auto",
@@ -59,12 +52,16 @@ class CxrClient:
         shrink: bool = True,
         tls: TLS | Literal[False] | None = None,
         token: str | None = None,
+        retries: int | None = None,
     ) -> None:
         """Set the addresses. The first call connects.
 
         Args:
-            triton_url: host:port of Triton's gRPC service, or a gRPC address such as unix:/path.
-            retrieval_url: host:port of the retrieval sidecar.
+            triton_url: host:port of Triton's gRPC service, or a gRPC address such as unix:/path. A list, or text with
+                commas, for several servers, which take turns (`client.rotation`). None: as the environment says
+                (`contract.connection`), else 127.0.0.1:8001.
+            retrieval_url: The same of the retrieval sidecar; at last 127.0.0.1:8005. With several, cases can only be
+                read: each sidecar has a store of its own.
             timeout_s: Deadline of a call without its own deadline, in seconds.
             transport: How tensors reach Triton. "grpc"; "shared_memory" for a Triton on the same host;
                 "cuda_shared_memory" for preprocessed inputs and a Triton on the same GPU; "auto" uses shared memory
@@ -79,21 +76,27 @@ class CxrClient:
                 (`contract.connection`), else plain text. False: plain text in any case.
             token: Token for both servers. None: as the environment says, else none. "": none in any case. It is sent
                 only over TLS or to this host.
+            retries: How often a call is repeated if a server does not answer or its queue is full, within the deadline
+                of the call. `delete` is never repeated. None: once for each further server of its kind.
 
         Raises:
-            ConfigError: A setting does not exist, an address is not valid, the time-out is not a number above 0, a file
-                of TLS cannot be used, or the token would travel to another host as plain text.
+            ConfigError: A setting does not exist, an address or a number is not valid, a file of TLS cannot be used, or
+                the token would travel to another host as plain text.
         """
-        self._timeout_s = check_timeout(timeout_s)
         connection = resolve_connection(tls, token)
         settings = ChannelSettings(transport, compression, keepalive_s, connection)
-        self._triton = TritonTransport(triton_url, settings)
-        self._retrieval = RetrievalTransport(retrieval_url, connection)
-        self._predictor = Predictor(self._triton, shrink=shrink)
-
-    def __repr__(self) -> str:
-        """Return the addresses."""
-        return f"{type(self).__name__}({self._triton.url!r}, {self._retrieval.url!r})"
+        self._tritons = [TritonTransport(url, settings) for url in resolve_addresses(triton_url, "triton")]
+        self._sidecars = [
+            RetrievalTransport(url, connection) for url in resolve_addresses(retrieval_url, "retrieval")
+        ]
+        super().__init__(
+            self._tritons,
+            self._sidecars,
+            timeout_s,
+            shrink=shrink,
+            retries=retries,
+            make_lock=threading.Lock,
+        )
 
     def predict(
         self,
@@ -121,7 +124,7 @@ class CxrClient:
             ArtifactError: An older version published the served models, and they cannot read several images.
             UnavailableError, DeadlineError, ServerError: Triton is down, slow, or failed.
         """
-        return self._predictor.predict(image, report, self._start(timeout_s))
+        return run(self._predict_in_steps(image, report, timeout_s))
 
     def predict_tensors(
         self,
@@ -144,22 +147,16 @@ class CxrClient:
             ConfigError: There is no tensor, or token ids without their mask.
             ServiceError: As in `predict`.
         """
-        deadline = self._start(timeout_s)
-        served = self._predictor.models.require(deadline.left)
-        kind, inputs = check_tensors(
-            pixels,
-            input_ids,
-            attention_mask,
-            image_size=served.image_size,
-            limits=TokenLimits(served.vocabulary_size, served.max_length),
-        )
-        name = f"predict_{kind}_tensors"
-        answer, model = self._predictor.run(name, inputs, list_outputs(name, served), deadline)
-        return read_batch(kind, model, answer)
+        return run(self._predict_tensors_in_steps(pixels, input_ids, attention_mask, timeout_s))
 
     def predict_many(
-        self, cases: Iterable[CaseInput], *, in_flight: int = _IN_FLIGHT, timeout_s: float | None = None
-    ) -> Iterator[tuple[CaseInput, Prediction | InputError]]:
+        self,
+        cases: Iterable[CaseInput],
+        *,
+        in_flight: int = IN_FLIGHT,
+        timeout_s: float | None = None,
+        keep_going: bool = False,
+    ) -> Generator[tuple[CaseInput, Outcome], None, None]:
         """Predict many cases with several requests in flight. The results have the order of the cases.
 
         To stop early, close the iterator: that cancels the requests in flight, here and on the server.
@@ -168,20 +165,21 @@ class CxrClient:
             cases: The cases. The client reads them one after another, and holds at most `2 * in_flight` in memory.
             in_flight: Number of requests at once, at least 1.
             timeout_s: Deadline of each request, in seconds. None: the deadline of the client.
+            keep_going: Whether a failure of a server is the result of its case, and the run goes on. False: the run
+                ends with the error.
 
         Yields:
-            Each case with its prediction. A case that cannot be read, or that the model refused, with the error.
+            Each case with its prediction. A case that cannot be read, or that the model refused, with the InputError.
+            With `keep_going`, a case on which Triton failed with the ServiceError.
 
         Raises:
             ConfigError: `in_flight` is below 1.
-            ServiceError: Triton is down, busy, slow, or failed.
+            ServiceError: Triton is down, busy, slow, or failed, without `keep_going`.
         """
         limit_s = self._limit(timeout_s)
 
-        def predict(case: CaseInput, calls: Calls) -> Prediction:
-            if case.image is None and case.report is None:
-                raise InputError("The case has neither an image nor a report.")
-            return self._predictor.predict(case.image, case.report, Deadline(limit_s), calls)
+        def predict(case: CaseInput, calls: Calls) -> Outcome:
+            return run(self._predict_case(case, limit_s, calls, keep_going))
 
         return predict_in_order(predict, cases, in_flight)
 
@@ -213,16 +211,7 @@ class CxrClient:
             InputError: As in `predict` and `search_embedding`.
             ServiceError: As in `predict`; also of the sidecar.
         """
-        deadline = self._start(timeout_s)
-        excluded = check_search(k, exclude_studies, options)  # before anything is sent
-        if report is not None and not isinstance(report, str):
-            report = read_report(report)  # a pipe can be read only once
-        query = self._predictor.predict(image, report, deadline)
-        text = decode_report(report)[:MAX_REPORT_CHARS].encode(errors="replace").decode()
-        found = self._retrieval.search(
-            query.fingerprint, query.embedding, k, excluded, deadline.left(), options, text
-        )
-        return SearchResult(tuple(found.cases), query.warnings, query.trained_on, found.exact)
+        return run(self._search_in_steps(image, report, k, exclude_studies, options, timeout_s))
 
     def search_embedding(
         self,
@@ -248,8 +237,9 @@ class CxrClient:
             InputError: `k` is not from 1 to 1000, or `exclude_studies` is not a list of strings.
             FingerprintError, ServiceError: As in `search`.
         """
-        limit_s = self._limit(timeout_s)
-        return self._retrieval.search(fingerprint, embedding, k, exclude_studies, limit_s, options).cases
+        return run(
+            self._search_embedding_in_steps(embedding, fingerprint, k, exclude_studies, options, timeout_s)
+        )
 
     def score_findings(
         self, findings: Sequence[str], prediction: Prediction, *, timeout_s: float | None = None
@@ -262,17 +252,7 @@ class CxrClient:
             ConfigError: There is no finding.
             ServiceError: As in `predict`.
         """
-        deadline = self._start(timeout_s)
-        model = self.info(timeout_s=deadline.left())
-
-        def infer(name: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-            if not name.startswith("predict_"):
-                return self._triton.infer(name, inputs, outputs, deadline.left())
-            answer, answering = self._predictor.run(name, inputs, outputs, deadline)
-            require_unchanged(prediction.fingerprint, answering.fingerprint)
-            return answer
-
-        return score_findings(findings, prediction, model, infer)
+        return run(self._score_findings_in_steps(findings, prediction, timeout_s))
 
     def index(
         self,
@@ -280,6 +260,7 @@ class CxrClient:
         *,
         progress: Callable[[int], None] | None = None,
         timeout_s: float | None = None,
+        keep_going: bool = False,
     ) -> IndexResult:
         """Embed cases with the served model and store them for searches.
 
@@ -290,21 +271,24 @@ class CxrClient:
             cases: The cases. The client reads them one after another and holds only a few in memory.
             progress: Called with the number of finished cases.
             timeout_s: Deadline of each request, in seconds. None: the deadline of the client.
+            keep_going: Whether a failure of a server is part of the result (`failed`). The other cases are still
+                indexed.
 
         Raises:
+            ConfigError: There are several sidecars.
             FingerprintError: The server switched to another model meanwhile, or the store already holds the cases of
                 too many models.
-            ServiceError: A server is down or failed. The cases that were stored before remain stored.
+            ServiceError: A server is down or failed at the start, or later without `keep_going`. The cases that were
+                stored before remain stored.
         """
         limit_s = self._limit(timeout_s)
-        model = self.info(timeout_s=limit_s)
-        return index_cases(
-            cases,
-            model,
-            predict=partial(self.predict_many, timeout_s=limit_s),
-            add=lambda part: self._retrieval.add(model.fingerprint, part, limit_s),
-            progress=progress,
-        )
+
+        def embed(case: CaseInput, calls: Calls) -> Embedded:
+            return run(self._embed_case(case, limit_s, calls, keep_going))
+
+        with closing(predict_in_order(embed, cases, IN_FLIGHT)) as outcomes:
+            results = (embedded for _, embedded in outcomes)
+            return run(self._index_in_steps(partial(next, results, None), progress, limit_s, keep_going))
 
     def explain(
         self,
@@ -332,11 +316,11 @@ class CxrClient:
 
     def info(self, *, timeout_s: float | None = None) -> ServedModel:
         """Return the facts about the model that is served now. Errors as in `predict`."""
-        return self._predictor.models.read_latest(self._limit(timeout_s))
+        return run(self._info_in_steps(timeout_s))
 
     def index_info(self, *, timeout_s: float | None = None) -> IndexInfo:
         """Return what the index is: its model, its kind, its cases, its memory. ServiceError: as in `search`."""
-        return self._retrieval.read_info(self._limit(timeout_s))
+        return run(self._index_info_in_steps(timeout_s))
 
     def list_cases(
         self,
@@ -363,8 +347,8 @@ class CxrClient:
             InputError: An option needs a query (`min_score`, `diversity`, `query_labels`), or a study id is not text.
             ServiceError: As in `search`.
         """
-        limit_s = self._limit(timeout_s)
-        return self._retrieval.list_cases(limit_s, fingerprint, exclude_studies, options, reports=reports)
+        limit_s, sidecar = self._limit(timeout_s), self._require_one_sidecar()
+        return sidecar.list_cases(limit_s, fingerprint, exclude_studies, options, reports=reports)
 
     def back_up(self, out: Path | str, *, timeout_s: float = _BACKUP_S) -> Backup:
         """Write a copy of all stored cases into a new folder, while the sidecar serves.
@@ -381,7 +365,7 @@ class CxrClient:
             ArtifactError: The folder cannot be written.
             ServiceError: As in `search`. BusyError: another backup is running.
         """
-        return self._retrieval.back_up(Path(out), check_timeout(timeout_s))
+        return self._require_one_sidecar().back_up(Path(out), check_timeout(timeout_s))
 
     def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Delete stored cases for good; return how many there were.
@@ -390,19 +374,25 @@ class CxrClient:
             InputError: `ids` is empty or not a list of strings.
             ServiceError: As in `search`.
         """
-        return self._retrieval.delete(ids, self._limit(timeout_s))
+        return run(self._delete_in_steps(ids, timeout_s))
 
     def health(self, *, timeout_s: float | None = None) -> Health:
         """Check both servers, Triton with real cases. An error of a server is part of the result, not raised.
 
         A Triton with a full queue counts as ready.
         """
-        return check_health(self._triton, self._retrieval, self._predictor, self._limit(timeout_s))
+        return run(self._health_in_steps(timeout_s))
 
     def close(self) -> None:
         """Close all connections."""
-        self._triton.close()
-        self._retrieval.close()
+        for triton in self._tritons:
+            triton.close()
+        for sidecar in self._sidecars:
+            sidecar.close()
+
+    def _require_one_sidecar(self) -> RetrievalTransport:
+        self._require_one_retrieval()
+        return self._sidecars[0]
 
     def __enter__(self) -> "CxrClient":
         return self
@@ -411,10 +401,3 @@ class CxrClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _limit(self, timeout_s: float | None) -> float:
-        """Return the deadline of a call, in seconds."""
-        return self._timeout_s if timeout_s is None else check_timeout(timeout_s)
-
-    def _start(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self._limit(timeout_s))

@@ -26,6 +26,10 @@ class Deadline:
             raise DeadlineError(f"The servers did not answer within {self._timeout_s:g} s.")
         return left
 
+    def allows(self, seconds: float) -> bool:
+        """Whether more than so many seconds are left."""
+        return self._end - time.monotonic() > seconds
+
 
 def check_timeout(timeout_s: float) -> float:
     """Return a time-out in seconds. Raise ConfigError unless it is a number above 0 and at most a year."""

@@ -10,7 +10,7 @@ from client.images import ReadImage
 from client.inputs import ReportSource, StudyImages, read_images, read_report, require_case
 from client.prediction import BatchPrediction, ConformalSet, Finding, Kind, Prediction
 from client.served import ServedModel
-from client.triton import Arrays
+from client.triton_core import Arrays
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError, TensorError
 from contract.notes import ImageNotes, ReportNotes

@@ -1,63 +1,71 @@
 """Store the embeddings of many cases in the index. A case that is refused is reported, and the others are stored."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from client.cases import CaseInput, IndexResult
 from client.inputs import ReportSource, read_report
-from client.many import require_series
+from client.many import Outcome
 from client.prediction import Prediction
-from client.retrieval import Stored, StoredCase
+from client.retrieval_core import Stored, StoredCase
 from client.served import ServedModel, require_unchanged
-from contract.errors import InputError
+from client.steps import Steps, ask
+from contract.errors import InputError, ServiceError
 
-Outcomes = Iterable[tuple[CaseInput, Prediction | InputError]]
-Predict = Callable[[Iterable[CaseInput]], Outcomes]
-Add = Callable[[Sequence[StoredCase]], Stored]
+Embedded = tuple[CaseInput, Outcome]  # a case with the content of its report, and its prediction
+Take = Callable[[], Embedded | Awaitable[Embedded | None] | None]
+Add = Callable[[Sequence[StoredCase]], Steps[Stored]]
 
 _CASES_PER_REQUEST: Final = 64
 
 
 def index_cases(
-    cases: Iterable[CaseInput],
+    take: Take,
     model: ServedModel,
     *,
-    predict: Predict,
     add: Add,
     progress: Callable[[int], None] | None = None,
-) -> IndexResult:
-    """Predict cases and store their embeddings; see `CxrClient.index`.
+    keep_going: bool = False,
+) -> Steps[IndexResult]:
+    """Store the embeddings of predicted cases, in steps; see `CxrClient.index`.
 
     Args:
-        cases: The cases.
+        take: Returns the next case and its outcome; None after the last one.
         model: The model that must make every embedding.
-        predict: Predicts cases in their order, as `CxrClient.predict_many` does.
         add: Stores all of the given cases, or none.
         progress: Called with the number of finished cases.
+        keep_going: Whether a failure to store cases is part of the result.
 
     Raises:
         FingerprintError: Another model made an embedding.
+        ServiceError: The sidecar failed.
     """
-    writer = _Writer(add)
+    writer = _Writer(add, keep_going)
     warned: list[tuple[str, tuple[str, ...]]] = []
-    for done, (case, outcome) in enumerate(predict(_read_reports(require_series(cases))), start=1):
+    done = 0
+    while (embedded := (yield from ask(take))) is not None:
+        case, outcome = embedded
         if isinstance(outcome, InputError):
             writer.refused.append((case.id, str(outcome)))
+        elif isinstance(outcome, ServiceError):
+            writer.failed.append((case.id, str(outcome)))
         else:
             require_unchanged(model.fingerprint, outcome.fingerprint)
             if outcome.input_warnings:
                 warned.append((case.id, outcome.input_warnings))
-            writer.put(_make_stored_case(case, outcome))
+            yield from writer.put(_make_stored_case(case, outcome))
+        done += 1
         if progress is not None:
             progress(done)
-    writer.flush()
-    refused = {case_id for case_id, _ in writer.refused}
+    yield from writer.flush()
+    missing = {case_id for case_id, _ in (*writer.refused, *writer.failed)}
     return IndexResult(
         added=writer.added,
         replaced=writer.replaced,
         refused=tuple(writer.refused),
-        warned=tuple(entry for entry in warned if entry[0] not in refused),
+        failed=tuple(writer.failed),
+        warned=tuple(entry for entry in warned if entry[0] not in missing),
         trained_on=model.trained_on,
     )
 
@@ -65,51 +73,57 @@ def index_cases(
 class _Writer:
     """Stores cases in groups. If the sidecar refuses a group, each of its cases is stored alone."""
 
-    def __init__(self, add: Add) -> None:
+    def __init__(self, add: Add, keep_going: bool) -> None:
         self._add = add
+        self._keep_going = keep_going
         self._waiting: list[StoredCase] = []
         self.added = self.replaced = 0
         self.refused: list[tuple[str, str]] = []
+        self.failed: list[tuple[str, str]] = []
 
-    def put(self, case: StoredCase) -> None:
+    def put(self, case: StoredCase) -> Steps[None]:
         """Add a case to the group, and store the group if it is full."""
         self._waiting.append(case)
         if len(self._waiting) == _CASES_PER_REQUEST:
-            self.flush()
+            yield from self.flush()
 
-    def flush(self) -> None:
+    def flush(self) -> Steps[None]:
         """Store the cases of the group."""
         group, self._waiting = self._waiting, []
         if not group:
             return
         try:
-            self._store(group)
+            yield from self._store(group)
         except InputError:
             for case in group:
-                self._store_alone(case)
+                yield from self._store_alone(case)
 
-    def _store_alone(self, case: StoredCase) -> None:
+    def _store_alone(self, case: StoredCase) -> Steps[None]:
         try:
-            self._store([case])
+            yield from self._store([case])
         except InputError as error:
             self.refused.append((case.id, str(error)))
 
-    def _store(self, cases: Sequence[StoredCase]) -> None:
-        stored = self._add(cases)
+    def _store(self, cases: Sequence[StoredCase]) -> Steps[None]:
+        try:
+            stored = yield from self._add(cases)
+        except ServiceError as error:
+            if not self._keep_going:
+                raise
+            self.failed += [(case.id, str(error)) for case in cases]  # the sidecar may have stored them
+            return
         self.added += stored.added
         self.replaced += stored.replaced
 
 
-def _read_reports(cases: Iterable[CaseInput]) -> Iterator[CaseInput]:
-    """Yield the cases with the content of their report files, so that the predicted text is also the stored text."""
-    for case in cases:
-        if not isinstance(case, CaseInput) or case.report is None or isinstance(case.report, str):
-            yield case
-            continue
-        try:
-            yield replace(case, report=read_report(case.report))
-        except InputError:
-            yield case  # the prediction will raise the same error
+def keep_report(case: CaseInput) -> CaseInput:
+    """Return the case with the content of its report file, so that the predicted text is also the stored text."""
+    if case.report is None or isinstance(case.report, str):
+        return case
+    try:
+        return replace(case, report=read_report(case.report))
+    except InputError:
+        return case  # the prediction will raise the same error
 
 
 def _make_stored_case(case: CaseInput, prediction: Prediction) -> StoredCase:

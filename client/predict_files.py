@@ -9,6 +9,7 @@ from typing import Final
 from client.case_files import CaseFile
 from client.cases import CaseInput
 from client.client import CxrClient
+from client.prediction import Prediction
 from client.prediction_row import PredictionRow, make_row
 from client.served import require_unchanged
 from contract.errors import BusyError, CancelledError, CxrError, InputError, ServiceError, UnavailableError
@@ -108,7 +109,7 @@ def _predict_once(
         for _, outcome in client.predict_many(read_cases()):
             yield from take_unread()
             case, state, _ = pending.popleft()
-            if not isinstance(outcome, InputError):
+            if isinstance(outcome, Prediction):
                 require_unchanged(fingerprint, outcome.fingerprint)
             yield make_row(case, state, fingerprint, outcome)
     except ServiceError:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from client.prediction import Prediction
 from client.served import ServedModel
-from client.triton import Arrays
+from client.steps import Steps
+from client.triton_core import Arrays
 from contract.bundle import require_same_fingerprint
 from contract.embedding import take_joint
 from contract.errors import ArtifactError, InputError
@@ -34,7 +35,7 @@ from contract.report.label_words import mask_label_words
 from contract.tensors import ATTENTION_MASK, EMBEDDING, INPUT_IDS, MAX_BATCH_SIZE, REPORT, REPORT_NOTES
 from contract.training_data import UNKNOWN, warn_of_training
 
-Infer = Callable[[str, Arrays, Sequence[str]], Arrays]  # model, inputs, names of outputs -> outputs
+Infer = Callable[[str, Arrays, Sequence[str]], Steps[Arrays]]  # model, inputs, names of outputs -> outputs
 
 _UNKNOWN_WORD: Final = "\U00013000"  # an Egyptian hieroglyph, which no vocabulary of reports contains
 
@@ -69,8 +70,8 @@ class FindingScore:
 
 def score_findings(
     findings: Sequence[str], prediction: Prediction, model: ServedModel, infer: Infer
-) -> tuple[FindingScore, ...]:
-    """Score findings for the embedding of a prediction.
+) -> Steps[tuple[FindingScore, ...]]:
+    """Score findings for the embedding of a prediction, in steps (`client.steps`).
 
     Args:
         findings: Names such as "rib fracture", at least one.
@@ -85,11 +86,11 @@ def score_findings(
         model.fingerprint, prediction.fingerprint, expected_from="Triton", found_from="The prediction"
     )
     cleaned = clean_findings(findings)
-    _require_known(cleaned, model, infer)
+    yield from _require_known(cleaned, model, infer)
     temperature = model.temperature or DEFAULT_TEMPERATURE
     prompts = [make_prompts(finding) for finding in cleaned]
     groups = [group for prompt in prompts for group in (prompt.present, prompt.absent)]  # 2 F
-    embeddings = _embed_sentences([sentence for group in groups for sentence in group], infer)
+    embeddings = yield from _embed_sentences([sentence for group in groups for sentence in group], infer)
     ends = np.cumsum([len(group) for group in groups])[:-1]
     joint = take_joint(embeddings, model.label_part)
     sides = np.stack(
@@ -104,11 +105,11 @@ def score_findings(
     )
 
 
-def _embed_sentences(sentences: Sequence[str], infer: Infer) -> NDArray[np.float32]:
+def _embed_sentences(sentences: Sequence[str], infer: Infer) -> Steps[NDArray[np.float32]]:
     """Return the embeddings of P sentences, (P, D) float32 of unit length."""
     embeddings = []
     for reports in _batch_reports(sentences):
-        answer = infer("predict_text", reports, (EMBEDDING.name, REPORT_NOTES.name))
+        answer = yield from infer("predict_text", reports, (EMBEDDING.name, REPORT_NOTES.name))
         notes = (ReportNotes.from_json(bytes(data)) for data in answer[REPORT_NOTES.name].ravel())
         if any(note.truncated for note in notes):
             raise InputError("A finding is too long for the model: use fewer words.")
@@ -119,9 +120,9 @@ def _embed_sentences(sentences: Sequence[str], infer: Infer) -> NDArray[np.float
     return np.asarray(stacked, np.float32)
 
 
-def _require_known(findings: Sequence[str], model: ServedModel, infer: Infer) -> None:
+def _require_known(findings: Sequence[str], model: ServedModel, infer: Infer) -> Steps[None]:
     """Raise InputError for a finding whose words the model cannot read. The server tokenizes: a client cannot."""
-    unknown, *pieces = _read_pieces([_UNKNOWN_WORD, *findings], infer)
+    unknown, *pieces = yield from _read_pieces([_UNKNOWN_WORD, *findings], infer)
     for number, (finding, ids) in enumerate(zip(findings, pieces, strict=True), start=1):
         name = f"Finding {number}" if len(findings) > 1 else "The finding"
         if len(unknown) == 1 and set(ids) <= set(unknown):
@@ -132,11 +133,11 @@ def _require_known(findings: Sequence[str], model: ServedModel, infer: Infer) ->
             )
 
 
-def _read_pieces(texts: Sequence[str], infer: Infer) -> list[tuple[int, ...]]:
+def _read_pieces(texts: Sequence[str], infer: Infer) -> Steps[list[tuple[int, ...]]]:
     """Return the token ids of each text, without the special tokens at both ends."""
     pieces = []
     for reports in _batch_reports(texts):
-        answer = infer("preprocess_text", reports, (INPUT_IDS.name, ATTENTION_MASK.name))
+        answer = yield from infer("preprocess_text", reports, (INPUT_IDS.name, ATTENTION_MASK.name))
         for ids, mask in zip(answer[INPUT_IDS.name], answer[ATTENTION_MASK.name], strict=True):
             pieces.append(tuple(int(piece) for piece in ids[mask == 1][1:-1]))
     return pieces

@@ -9,10 +9,11 @@ version number takes longer.
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from client.steps import Steps, ask
 from contract.bundle import require_same_fingerprint
 from contract.decisions import Decisions, parse_decisions
 from contract.embedding import LABELS_PARAMETER
@@ -107,23 +108,42 @@ class _Reading:
     read_at: float
 
 
-class ServedModels:
-    """A cache of the facts about each served model. Several threads may use it at once."""
+class Lock(Protocol):
+    """A `threading.Lock` or an `asyncio.Lock`."""
 
-    def __init__(self, read: Callable[..., ServedModel]) -> None:
-        """Start with an empty cache. `read` is `TritonTransport.read_model`."""
+    def acquire(self) -> Any:
+        """Wait for the lock, or return an awaitable that does."""
+
+    def release(self) -> None:
+        """Let the next one in."""
+
+
+class ServedModels:
+    """A cache of the facts about each model of one server. Several threads or tasks may use it at once."""
+
+    def __init__(
+        self,
+        read: Callable[..., ServedModel | Awaitable[ServedModel]],
+        make_lock: Callable[[], Lock] = threading.Lock,
+    ) -> None:
+        """Start with an empty cache.
+
+        Args:
+            read: `read_model` of a transport to Triton.
+            make_lock: `threading.Lock` or `asyncio.Lock`, as `read` blocks or not.
+        """
         self._read = read
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._readings: dict[str, _Reading] = {}
         self._latest: ServedModel | None = None
 
-    def read_latest(self, timeout_s: float) -> ServedModel:
+    def read_latest(self, timeout_s: float) -> Steps[ServedModel]:
         """Read from the server which model it serves now. May raise the errors of `TritonTransport.read_model`."""
-        model = self._read(timeout_s)
+        model = yield from ask(self._read, timeout_s)
         self._latest = model
         return model
 
-    def require(self, timeout_s: Callable[[], float]) -> ServedModel:
+    def require(self, timeout_s: Callable[[], float]) -> Steps[ServedModel]:
         """Return the model that answered last. Before the first answer, read it from the server.
 
         Args:
@@ -132,14 +152,19 @@ class ServedModels:
         Raises:
             CxrError: As in `TritonTransport.read_model`.
         """
-        with self._lock:  # threads that start together send one request
-            if self._latest is None:
-                self._latest = self._read(timeout_s())
+        if self._latest is not None:
             return self._latest
+        yield from ask(self._lock.acquire)  # callers that start together send one request
+        try:
+            if self._latest is None:
+                self._latest = yield from ask(self._read, timeout_s())
+            return self._latest
+        finally:
+            self._lock.release()
 
     def resolve(
         self, name: str, version: str, sent_at: float, timeout_s: Callable[[], float]
-    ) -> ServedModel | None:
+    ) -> Steps[ServedModel | None]:
         """Return the model that made an answer; None if the server has replaced it meanwhile.
 
         Args:
@@ -155,7 +180,7 @@ class ServedModels:
             return reading.model
         read_at = time.monotonic()
         try:
-            model = self._read(timeout_s(), name, version)
+            model = yield from ask(self._read, timeout_s(), name, version)
         except (ServerError, UnavailableError, BusyError):
             return None
         self._readings[name] = _Reading(version, model, read_at)

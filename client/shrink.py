@@ -11,7 +11,7 @@ import numpy as np
 
 from client.prediction import Prediction
 from client.served import ServedModel
-from client.triton import Arrays
+from client.triton_core import Arrays
 from contract.errors import ConfigError, ImageError
 from contract.notes import ImageNotes
 from contract.shrink import IMAGE_READING, is_worth_shrinking, shrink_image

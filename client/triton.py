@@ -14,50 +14,37 @@ gRPC message. With the carrier "auto", a request uses shared memory under four c
 
 import math
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from client.channel import Calls, ChannelSettings, Lane, Request, holds_bytes, set_data, set_region
+from client.channel import Calls, ChannelSettings, Lane, holds_bytes, set_region
 from client.layout import align, lay_out, lay_out_outputs, measure
-from client.served import ServedModel, parse_model
+from client.served import ServedModel
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion
-from client.status import make_cancelled_error, make_error, make_wrong_service_error
+from client.steps import Steps, ask, run
 from client.triton_call import Call
-from contract.address import check_address, speaks_http1
+from client.triton_core import (
+    PROBE_TIMEOUT_S,
+    Answer,
+    Arrays,
+    TritonCore,
+    make_missing_error,
+    require_output,
+)
 from contract.connection import is_local
-from contract.errors import ArtifactError, ConfigError, CxrError, UnavailableError
-from contract.grpc_status import resolve_unavailable, strip_code
-from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
-from contract.tensors import FUSED, MODELS, NUMPY_DTYPES
-from contract.tls_trouble import find_tls_error
-
-Arrays = dict[str, NDArray[Any]]
+from contract.grpc_status import strip_code
+from contract.tensors import NUMPY_DTYPES
 
 _MIN_SHARED_BYTES: Final = 64 * 1024
 _FIRST_SHARED_CALL: Final = 3
-_PROBE_TIMEOUT_S: Final = 1.0
-_SERVER: Final = "Triton's gRPC service"
-_SETTING: Final = "triton_url (--triton)"
 
 
-class Answer(Arrays):
-    """Name -> batched array, and the version of the model that answered; "" if the server states none."""
-
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], model_version: str = "") -> None:
-        """Take the arrays and the version."""
-        super().__init__(arrays)
-        self.model_version = model_version
-
-
-class TritonTransport:
+class TritonTransport(TritonCore):
     """Sends requests to one Triton. Several threads may use it at once.
 
     tritonclient's request objects are not thread-safe. So each running request has its own connection with its own
@@ -70,9 +57,7 @@ class TritonTransport:
         Raises:
             ConfigError: The address is not valid, or a token would travel to it as plain text.
         """
-        self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
-        self.settings = settings or ChannelSettings()
-        self.settings.connection.require_private(url, _SETTING)
+        super().__init__(url, settings)
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
         self._idle: list[Lane] = []
@@ -113,27 +98,7 @@ class TritonTransport:
             BusyError: The server's queue is full.
             ServiceError: The server is down, slow, or failed; see `client.status`.
         """
-        spec = MODELS.get(model) or FUSED[model]
-        arrays = [inputs[entry.name] for entry in spec.inputs]
-        for entry, array in zip(spec.inputs, arrays, strict=True):
-            entry.check(array)
-        call = Call(spec, arrays, tuple(outputs), time.monotonic() + timeout_s)
-        with self._use_lane(calls) as lane:
-            try:
-                answer = self._infer_shared(lane, call) if self._wants_region(call) else None
-                if answer is None:
-                    answer = self._infer_plain(lane, call)
-            except InferenceServerException as error:
-                explained = self._explain(error, timeout_s, call)
-                if isinstance(explained, UnavailableError | ConfigError):
-                    lane.close()  # a new channel resolves the host name again; see `_explain`
-                raise explained from error
-            except ValueError as error:  # raised by gRPC for a closed channel
-                if not lane.closed:
-                    raise
-                raise make_cancelled_error(self.url) from error
-        self._output_sizes[call.key] = {name: answer[name].nbytes for name in call.sized_outputs}
-        return answer
+        return run(self._infer_in_steps(model, inputs, outputs, timeout_s, calls))
 
     def read_model(self, timeout_s: float, model: str = "predict_study", version: str = "") -> ServedModel:
         """Return the facts that the configuration of a served model states.
@@ -149,24 +114,11 @@ class TritonTransport:
                 (`contract.runtime.embedded`).
             ServiceError: As in `infer`.
         """
-        try:
-            answer = self._client().get_model_config(model, version, as_json=True, client_timeout=timeout_s)
-            served = parse_model(model, answer["config"], source=f"Triton at {self.url}")
-            if served.required_backend == EMBEDDED:
-                server = self._client().get_server_metadata(client_timeout=timeout_s).name
-                if server != SERVER_NAME:
-                    raise ConfigError(explain_refusal(f"Triton at {self.url}", served.profile))
-        except InferenceServerException as error:
-            raise self._explain(error, timeout_s) from error
-        return served
+        return run(self._read_model_in_steps(timeout_s, model, version))
 
     def check_ready(self, timeout_s: float) -> str | None:
         """Return None if the server and all its models are ready, else the reason in one sentence."""
-        try:
-            ready = self._client().is_server_ready(client_timeout=timeout_s)
-        except InferenceServerException as error:
-            return str(self._explain(error, timeout_s))
-        return None if ready else f"Triton at {self.url} is starting, or one of its models is not ready."
+        return run(self._check_ready_in_steps(timeout_s))
 
     def close(self) -> None:
         """Close all connections, which cancels the running requests, and remove all shared-memory regions."""
@@ -194,16 +146,15 @@ class TritonTransport:
         self._large_calls += 1
         return self._large_calls >= _FIRST_SHARED_CALL
 
-    def _infer_plain(self, lane: Lane, call: Call) -> Answer:
-        """Run a request whose tensors travel in the gRPC messages."""
-        # Reusable objects would hold a whole file in memory.
-        request = lane.prepare(call.spec, call.arrays, call.outputs, keep=not holds_bytes(call.arrays))
-        set_data(request, call.arrays)
-        result = self._send(lane, call, request)
-        arrays = {name: _require(result.as_numpy(name), name) for name in call.outputs}
-        return Answer(arrays, result.get_response().model_version)
+    def _carry(self, lane: Lane, call: Call) -> Steps[Answer]:
+        """Send a request through shared memory if that is faster, else over gRPC."""
+        answer = (yield from self._carry_shared(lane, call)) if self._wants_region(call) else None
+        if answer is None:
+            answer = yield from self._carry_plain(lane, call)
+        self._output_sizes[call.key] = {name: answer[name].nbytes for name in call.sized_outputs}
+        return answer
 
-    def _infer_shared(self, lane: Lane, call: Call) -> Answer | None:
+    def _carry_shared(self, lane: Lane, call: Call) -> Steps[Answer | None]:
         """Run a request whose tensors travel in a region; None if the request should use gRPC."""
         pieces, spans, end = lay_out(call.arrays)
         sizes = self._output_sizes.get(call.key, {})
@@ -217,7 +168,7 @@ class TritonTransport:
             request = lane.prepare(call.spec, call.arrays, call.outputs, keep=True)
             names = (entry.name for entry in call.spec.inputs)
             set_region(request, region.name, dict(zip(names, spans, strict=True)), outputs)
-            result = self._send(lane, call, request)
+            result = yield from self._send(lane, call, request)
             return _read_shared(result, call, region, outputs)
         except InferenceServerException as error:
             code = strip_code(error.status())
@@ -226,7 +177,7 @@ class TritonTransport:
                 self._output_sizes.clear()
                 self._regions.retire_free()
                 return None
-            if code == "INTERNAL" and self._has_outgrown(call, outputs):
+            if code == "INTERNAL" and (yield from self._has_outgrown(call, outputs)):
                 self._output_sizes.clear()
                 return None
             raise  # a model that failed is not run a second time, because it might harm the server again
@@ -236,15 +187,18 @@ class TritonTransport:
         finally:
             (self._regions.give_back if reusable else self._regions.retire)(region)
 
-    def _has_outgrown(self, call: Call, outputs: Mapping[str, tuple[int, int]]) -> bool:
+    def _has_outgrown(self, call: Call, outputs: Mapping[str, tuple[int, int]]) -> Steps[bool]:
         """Whether the server has a new model whose outputs are larger than their spans in the region.
 
         Triton reports INTERNAL for this and for a model that failed. Only its configuration tells the two apart.
         """
         try:
-            config = self._client().get_model_config(call.spec.name, client_timeout=_PROBE_TIMEOUT_S).config
+            answer = yield from ask(
+                self._client().get_model_config, call.spec.name, client_timeout=PROBE_TIMEOUT_S
+            )
         except InferenceServerException:
             return False
+        config = answer.config
         tokens = int(config.parameters["image_tokens_grid"].string_value or 0) ** 2
         specs = {entry.name: entry for entry in call.spec.outputs if entry.name in outputs}
         return any(
@@ -253,17 +207,6 @@ class TritonTransport:
             > outputs[entry.name][1]
             for entry in config.output
             if entry.name in specs
-        )
-
-    def _send(self, lane: Lane, call: Call, request: Request) -> Any:
-        left_s = max(call.deadline - time.monotonic(), 1e-3)
-        return lane.client.infer(
-            call.spec.name,
-            request.inputs,
-            outputs=request.outputs,
-            client_timeout=left_s,  # seconds; Triton's own timeout ends the request too late (issue 7512)
-            timeout=max(1, int(left_s * 1e6)),  # microseconds in the server's queue
-            compression_algorithm=self.settings.algorithm,
         )
 
     @contextmanager
@@ -294,46 +237,12 @@ class TritonTransport:
                 self._control = Lane(self.url, self.settings)
             return self._control.client
 
-    def _explain(
-        self, error: InferenceServerException, timeout_s: float, call: Call | None = None
-    ) -> CxrError:
-        """Return the error of this project for one of tritonclient. `call` is None for a question about the server."""
-        code = strip_code(error.status())
-        if code == "UNAVAILABLE":
-            # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has no
-            # option for that. It closes when the requests of other threads on it have ended.
-            with self._lock:
-                self._control = None
-            if call is not None:
-                code = resolve_unavailable(code, partial(self._serves, call.spec.name))
-                if code == "RESOURCE_EXHAUSTED" and time.monotonic() >= call.deadline:
-                    code = "DEADLINE_EXCEEDED"
-        if code == "UNAVAILABLE":
-            trouble = find_tls_error(self.url, self.settings.connection, "Triton")
-            if trouble is not None:
-                return trouble
-        if self._is_other_service(code):
-            return make_wrong_service_error(self.url, _SERVER, _SETTING)
-        return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
+    def _forget_client(self) -> None:
+        with self._lock:
+            self._control = None
 
-    def _is_other_service(self, code: str) -> bool:
-        """Whether another service than Triton answers. Triton, too, reports UNIMPLEMENTED for some requests."""
-        if code == "UNAVAILABLE":
-            return speaks_http1(self.url)
-        if code != "UNIMPLEMENTED":
-            return False
-        try:
-            self._client().is_server_live(client_timeout=_PROBE_TIMEOUT_S)
-        except InferenceServerException as error:
-            return strip_code(error.status()) == "UNIMPLEMENTED"
-        return False
-
-    def _serves(self, model: str) -> bool:
-        """Whether the server answers and the model is ready."""
-        try:
-            return bool(self._client().is_model_ready(model, client_timeout=_PROBE_TIMEOUT_S))
-        except InferenceServerException:
-            return False
+    def _give_up(self, lane: Lane) -> None:
+        lane.close()
 
 
 def _read_shared(result: Any, call: Call, region: Region, outputs: Mapping[str, tuple[int, int]]) -> Answer:
@@ -342,24 +251,12 @@ def _read_shared(result: Any, call: Call, region: Region, outputs: Mapping[str, 
     arrays: Arrays = {}
     for name in call.outputs:
         if name not in outputs:
-            arrays[name] = _require(result.as_numpy(name), name)
+            arrays[name] = require_output(result.as_numpy(name), name)
             continue
         output = result.get_output(name)
         offset, size = outputs[name]
         shape = tuple(output.shape) if output is not None else ()
         if not shape or math.prod(shape) * dtypes[name].itemsize > size:
-            raise _make_missing_error(name)
+            raise make_missing_error(name)
         arrays[name] = region.read(dtypes[name], shape, offset)
     return Answer(arrays, result.get_response().model_version)
-
-
-def _require(array: NDArray[Any] | None, name: str) -> NDArray[np.generic]:
-    if array is None:
-        raise _make_missing_error(name)
-    return array
-
-
-def _make_missing_error(name: str) -> ArtifactError:
-    return ArtifactError(
-        f"Triton answered without the output {name}: publish the bundle again with `cxr export`."
-    )

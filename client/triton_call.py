@@ -17,17 +17,24 @@ class Call:
         arrays: The inputs in the order of the model, batched.
         outputs: Names of the wanted outputs.
         deadline: The end of the time for the request (`time.monotonic`).
+        priority: As in `client.channel.Calls`. A model without priorities ignores it.
         key: Equal for requests whose outputs have equal sizes.
     """
 
     def __init__(
-        self, spec: ModelSpec, arrays: Sequence[NDArray[Any]], outputs: tuple[str, ...], deadline: float
+        self,
+        spec: ModelSpec,
+        arrays: Sequence[NDArray[Any]],
+        outputs: tuple[str, ...],
+        deadline: float,
+        priority: int = 0,
     ) -> None:
         """Take the parts of the request."""
         self.spec = spec
         self.arrays = arrays
         self.outputs = outputs
         self.deadline = deadline
+        self.priority = priority
         self.key = (spec.name, outputs, *(array.shape for array in arrays))
 
     def count_items(self, output: TensorSpec, dims: Sequence[int], tokens: int) -> int:

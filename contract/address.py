@@ -2,7 +2,8 @@
 
 import re
 import socket
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from contract.errors import ConfigError
 
@@ -43,6 +44,25 @@ def check_address(url: str, *, server: str, setting: str, example: str) -> str:
     if problem:
         raise ConfigError(f"{remedy}: {problem}.")
     return url
+
+
+def split_addresses(given: str | Sequence[str]) -> list[str]:
+    """Return the addresses in a setting, each once.
+
+    Args:
+        given: One address, several with commas between them, or a list. gRPC's form of several numeric addresses
+            ("ipv4:10.0.0.1:8001,10.0.0.2:8001") counts as a list of them.
+    """
+    urls: list[Any]  # what is no text is refused when it is checked
+    if isinstance(given, str):
+        prefix = next((name for name in ("ipv4:", "ipv6:") if given.startswith(name)), "")
+        parts = (part.strip() for part in given.split(","))
+        urls = [part if part.startswith(_NAMED) else f"{prefix}{part}" for part in parts]
+    elif isinstance(given, Sequence) and given:
+        urls = [url for item in given for url in (split_addresses(item) if isinstance(item, str) else [item])]
+    else:
+        urls = [given]
+    return [url for place, url in enumerate(urls) if url not in urls[:place]]
 
 
 def _find_problem(url: str) -> str:

@@ -7,6 +7,9 @@ Each setting comes from the first of these places that has it:
 3. the section [client] of the file CXR_CONFIG, by default ~/.config/cxr/client.ini: tls_ca, tls_cert, tls_key,
    tls_server_name, token_file.
 
+The addresses of the servers come from the same places: the argument or option, CXR_TRITON and CXR_RETRIEVAL, the names
+triton and retrieval in the file. Several addresses have commas between them.
+
 The settings of TLS belong together: they all come from one place.
 """
 
@@ -20,8 +23,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from contract.address import split_addresses
 from contract.errors import ConfigError
+from contract.trace_context import find_propagator, make_trace_metadata
 
+DEFAULT_ADDRESSES: Final = {"triton": "127.0.0.1:8001", "retrieval": "127.0.0.1:8005"}
 SYSTEM: Final = "system"  # as a value of CXR_TLS_CA: trust the public authorities
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")  # RFC 6750, and long enough to be no word
 _FIELDS: Final = {
@@ -109,8 +115,9 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The gRPC metadata of each call."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        """The gRPC metadata of a call: the token, and the current span if there is one (`contract.trace_context`)."""
+        token = () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        return (*token, *make_trace_metadata())
 
     def as_arguments(self) -> dict[str, Any]:
         """Return the arguments `tls` and `token` that let a `CxrClient` use exactly these settings."""
@@ -134,8 +141,17 @@ class Connection:
             return grpc.insecure_channel(url, options=self.add_options(options))
         return grpc.secure_channel(url, credentials, options=self.add_options(options))
 
+    def open_async_channel(self, url: str, options: Sequence[tuple[str, Any]]) -> Any:
+        """Return a grpc.aio.Channel to host:port. ConfigError: as in `TLS.make_context`."""
+        import grpc.aio
+
+        credentials = self.make_credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(url, options=self.add_options(options))
+        return grpc.aio.secure_channel(url, credentials, options=self.add_options(options))
+
     def open_triton(self, make: Callable[..., Any], url: str, options: Sequence[tuple[str, Any]]) -> Any:
-        """Return a tritonclient.grpc.InferenceServerClient whose calls carry the token.
+        """Return a tritonclient.grpc.InferenceServerClient, or one of its `aio`, whose calls carry `metadata`.
 
         Args:
             make: The class InferenceServerClient. This package does not import it.
@@ -148,12 +164,12 @@ class Connection:
         credentials = self.make_credentials()
         secure = {} if credentials is None else {"creds": credentials}
         client = make(url, channel_args=self.add_options(options), **secure)
-        if self.metadata:
-            client.register_plugin(self._add_token)
+        if self.token is not None or find_propagator() is not None:
+            client.register_plugin(self._add_metadata)
         return client
 
-    def _add_token(self, request: Any) -> None:
-        """Add the token to the headers of a call, as a plugin of tritonclient."""
+    def _add_metadata(self, request: Any) -> None:
+        """Add the metadata to the headers of a call, as a plugin of tritonclient."""
         request.headers = {**(request.headers or {}), **dict(self.metadata)}
 
     def require_private(self, url: str, setting: str) -> None:
@@ -199,6 +215,27 @@ def resolve_connection(
     if token is None:
         token = _find_token(values, file)
     return Connection(tls or None, token or None)
+
+
+def resolve_addresses(
+    given: str | Sequence[str] | None,
+    server: Literal["triton", "retrieval"],
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Return the addresses of a kind of server from the argument, the environment or the file, in this order.
+
+    Args:
+        given: Addresses of the caller; see `contract.address.split_addresses`. None: not given.
+        server: The kind of server.
+        environment: Environment variables. None: those of this process.
+
+    Raises:
+        ConfigError: The config file cannot be read. The addresses themselves are not checked.
+    """
+    values = os.environ if environment is None else environment
+    if given is None:
+        given = values.get(f"CXR_{server.upper()}") or _read_file(values).get(server)
+    return split_addresses(DEFAULT_ADDRESSES[server] if given is None else given)
 
 
 def quiet_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -305,7 +342,7 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
             error.strerror if isinstance(error, OSError) else "it needs a section [client] with name = value"
         )
         raise ConfigError(f"The config file {path} (CXR_CONFIG) cannot be used: {reason}.") from error
-    known = {"tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file"}
+    known = {"tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file", *DEFAULT_ADDRESSES}
     if unknown := sorted(set(section) - known):
         raise ConfigError(
             f"The config file {path} (CXR_CONFIG) has the unknown setting {unknown[0]}; the known ones are "

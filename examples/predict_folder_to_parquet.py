@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from client import CaseInput, CxrClient
-from contract.errors import InputError
+from contract.errors import CxrError
 
 
 def list_cases(folder: Path) -> Iterator[CaseInput]:
@@ -30,7 +30,7 @@ def main(folder: str, out: str) -> None:
     rows = []
     with CxrClient(os.environ.get("CXR_TRITON", "127.0.0.1:8001"), timeout_s=60.0) as client:
         for case, answer in client.predict_many(list_cases(Path(folder)), in_flight=4):
-            if isinstance(answer, InputError):
+            if isinstance(answer, CxrError):
                 rows.append({"path": case.id, "error": str(answer)})
             else:
                 probabilities = {finding.key: finding.probability for finding in answer.findings}

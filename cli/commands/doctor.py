@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.connection import takes_connection
-from cli.options import RETRIEVAL, TRITON, Json, RetrievalUrl, TritonUrl, make_console
+from cli.options import Json, RetrievalUrls, TritonUrls, make_console
 from contract.connection import PLAIN, Connection
 
 
@@ -14,8 +14,8 @@ def doctor(
     local: Annotated[
         bool, typer.Option("--local", help="Check only this machine and its packages; contact no server.")
     ] = False,
-    triton: TritonUrl = TRITON,
-    retrieval: RetrievalUrl = RETRIEVAL,
+    triton: TritonUrls = None,
+    retrieval: RetrievalUrls = None,
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:

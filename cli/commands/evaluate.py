@@ -10,7 +10,7 @@ from cli.commands.evaluate_explain import evaluate_explain
 from cli.connection import takes_connection
 from cli.console import escape
 from cli.default_command import DefaultCommandGroup
-from cli.options import TRITON, Cache, Json, Resamples, Table, Timeout, TritonUrl, make_console
+from cli.options import Cache, Json, Resamples, Table, Timeout, TritonUrls, make_console
 from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 
@@ -52,7 +52,7 @@ def evaluate(
     ] = False,
     resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed for splits, controls and resamples.")] = 0,
-    triton: TritonUrl = TRITON,
+    triton: TritonUrls = None,
     timeout: Timeout = 30.0,
     connection: Connection = PLAIN,
     as_json: Json = False,

@@ -10,16 +10,14 @@ from cli.commands.index_tune import tune
 from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import (
-    RETRIEVAL,
-    TRITON,
     Compression,
     Json,
-    RetrievalUrl,
+    RetrievalUrls,
     Shrink,
     Table,
     Timeout,
     Transport,
-    TritonUrl,
+    TritonUrls,
     make_console,
 )
 from contract.connection import PLAIN, Connection
@@ -44,8 +42,8 @@ def index_cases(
     split: Annotated[
         Path | None, typer.Option(help="split.json of a bundle. Only its training studies are indexed.")
     ] = None,
-    triton: TritonUrl = TRITON,
-    retrieval: RetrievalUrl = RETRIEVAL,
+    triton: TritonUrls = None,
+    retrieval: RetrievalUrls = None,
     timeout: Timeout = 30.0,
     transport: Transport = "auto",
     compression: Compression = "none",

@@ -10,7 +10,7 @@ import typer
 
 from cli.connection import takes_connection
 from cli.console import escape, show_plain
-from cli.options import RETRIEVAL, Json, RetrievalUrl, Timeout, make_console
+from cli.options import Json, RetrievalUrls, Timeout, make_console
 from contract.connection import PLAIN, Connection
 from contract.errors import ArtifactError, ConfigError
 
@@ -38,7 +38,7 @@ def list_cases(
     case_kind: Annotated[
         list[str] | None, typer.Option(help="Only cases indexed from this: study, image, text. Repeatable.")
     ] = None,
-    retrieval: RetrievalUrl = RETRIEVAL,
+    retrieval: RetrievalUrls = None,
     timeout: Timeout = 30.0,
     connection: Connection = PLAIN,
     as_json: Json = False,
@@ -72,7 +72,7 @@ def list_cases(
 @takes_connection
 def back_up(
     out: Annotated[Path, typer.Argument(help="New folder for the backup.")],
-    retrieval: RetrievalUrl = RETRIEVAL,
+    retrieval: RetrievalUrls = None,
     timeout: Timeout = 3600.0,
     connection: Connection = PLAIN,
     as_json: Json = False,

@@ -7,7 +7,6 @@ import typer
 
 from cli.connection import takes_connection
 from cli.options import (
-    TRITON,
     Compression,
     Images,
     Json,
@@ -15,7 +14,7 @@ from cli.options import (
     Shrink,
     Timeout,
     Transport,
-    TritonUrl,
+    TritonUrls,
     Views,
     make_console,
 )
@@ -37,7 +36,7 @@ def predict(
         list[str] | None,
         typer.Option(help="Finding to score, in your own words. Not a probability. Repeatable."),
     ] = None,
-    triton: TritonUrl = TRITON,
+    triton: TritonUrls = None,
     timeout: Timeout = 10.0,
     transport: Transport = "auto",
     compression: Compression = "none",

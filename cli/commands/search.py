@@ -6,17 +6,15 @@ import typer
 
 from cli.connection import takes_connection
 from cli.options import (
-    RETRIEVAL,
-    TRITON,
     Compression,
     Image,
     Json,
     ReportText,
-    RetrievalUrl,
+    RetrievalUrls,
     Shrink,
     Timeout,
     Transport,
-    TritonUrl,
+    TritonUrls,
     Views,
     make_console,
 )
@@ -62,8 +60,8 @@ def search(
     query_label: Annotated[
         list[str] | None, typer.Option(help="Label of the query, to mark where a case shares it. Repeatable.")
     ] = None,
-    triton: TritonUrl = TRITON,
-    retrieval: RetrievalUrl = RETRIEVAL,
+    triton: TritonUrls = None,
+    retrieval: RetrievalUrls = None,
     timeout: Timeout = 10.0,
     transport: Transport = "auto",
     compression: Compression = "none",

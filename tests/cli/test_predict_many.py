@@ -39,6 +39,7 @@ def asked(monkeypatch) -> list[bytes]:
         notes = ImageNotes(warnings=("The image is a lateral view.",) if b"lateral" in image else ())
         kind = "image" if report is None else "study"
         return Prediction(kind, findings, np.zeros(4, np.float32), PRINT, images=(ReadImage(notes),))
+        yield  # an operation of `client.steps` that asks nobody
 
     served = ServedModel(PRINT, "full", 64, 56, 16, 7, ())
     monkeypatch.setattr(Predictor, "predict", predict)

@@ -14,8 +14,8 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from client import ServedModel, SimilarCase
-from client.retrieval import Found, IndexInfo, Stored, StoredCase
-from client.triton import Answer
+from client.retrieval_core import Found, IndexInfo, Stored, StoredCase
+from client.triton_core import Answer
 from contract.decisions import Decisions, ServedLabel
 from contract.errors import InputError, ServerError
 from contract.labels import LABELS
@@ -33,6 +33,16 @@ from contract.tensors import (
 
 TOKENS = 9  # of every report
 FINGERPRINT = "ab" * 32
+
+
+def in_steps(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as an operation of `client.steps` that asks nobody."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+        yield
+
+    return run
 
 
 def make_decisions(threshold: float = 0.5) -> Decisions:

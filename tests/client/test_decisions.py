@@ -37,7 +37,7 @@ def predict_with(monkeypatch, tritonclient, case):
     }
     monkeypatch.setattr(TritonTransport, "_client", lambda _self: tritonclient)
     with CxrClient() as client:
-        monkeypatch.setattr(client._triton, "infer", triton.infer)
+        monkeypatch.setattr(client._tritons[0], "infer", triton.infer)
         return client.info(), client.predict(**(case or {"report": "Clear."}))
 
 

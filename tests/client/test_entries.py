@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from client import CaseInput, CxrClient
-from client.retrieval import MAX_K, RetrievalTransport, Stored
+from client.retrieval import RetrievalTransport
+from client.retrieval_core import MAX_K, Stored
 from client.triton import TritonTransport
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
@@ -27,8 +28,8 @@ from retrieval import requests
 @pytest.fixture
 def client(client, monkeypatch):
     """A client with the real transport to a sidecar, which answers a search and an indexing."""
-    monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
-    monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
+    monkeypatch.setattr(client._sidecars[0], "search", lambda *_arguments: [])
+    monkeypatch.setattr(client._sidecars[0], "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
     return client
 
 
@@ -208,7 +209,9 @@ def test_the_command_names_the_time_out(value):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "host", "host:99999", "", None])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000", "host", "host:99999", "", 8001, [], ["host:1", "host"], "host:1,"]
+)
 def test_addresses_that_are_none_are_refused_at_once(url):
     with pytest.raises(
         ConfigError, match=r"triton_url \(--triton\) must be host:port .* such as 127.0.0.1:8001"
@@ -216,6 +219,14 @@ def test_addresses_that_are_none_are_refused_at_once(url):
         CxrClient(url)
     with pytest.raises(ConfigError, match=r"retrieval_url \(--retrieval\) must be .* such as 127.0.0.1:8005"):
         CxrClient(retrieval_url=url)
+
+
+def test_a_command_takes_several_addresses(monkeypatch):
+    monkeypatch.setenv("CXR_TRITON", "nowhere")  # an option comes before the environment
+    arguments = ["predict", "--report", "Clear.", "--triton", "127.0.0.1:9", "--triton", "host"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "'host' has no port" in result.output
 
 
 class Sidecar(retrieval_pb2_grpc.RetrievalServicer):

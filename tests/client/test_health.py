@@ -3,7 +3,7 @@
 import pytest
 from fake_triton import FINGERPRINT
 
-from client.retrieval import IndexInfo
+from client.retrieval_core import IndexInfo
 from contract.errors import BusyError, ServerError, UnavailableError
 
 OTHER = "cd" * 32

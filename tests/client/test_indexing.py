@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from fake_triton import in_steps
 
 from cli.cases import make_cases as make_table_cases
 from client import CaseInput, CxrClient
@@ -34,9 +35,8 @@ def client(sidecar, monkeypatch):
     """A client with the real transport to the sidecar and with invented predictions."""
     server, _ = sidecar
     with CxrClient(retrieval_url=server.address) as client:
-        monkeypatch.setattr(
-            client, "info", lambda **_: type("Model", (), {"fingerprint": MODEL, "trained_on": "openi"})
-        )
+        model = type("Model", (), {"fingerprint": MODEL, "trained_on": "openi"})
+        monkeypatch.setattr(client, "_info_in_steps", in_steps(lambda _limit: model))
 
         def predict(image, report, _deadline, _calls=None):
             from client.exchange import make_inputs
@@ -49,7 +49,7 @@ def client(sidecar, monkeypatch):
             embedding = np.random.default_rng(abs(hash((image, report)))).normal(size=16)
             return Prediction("image", (), (embedding / np.linalg.norm(embedding)).astype(np.float32), MODEL)
 
-        monkeypatch.setattr(client._predictor, "predict", predict)
+        monkeypatch.setattr(client._predictor, "predict", in_steps(predict))
         yield client
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from client import CaseInput
 from client.many import predict_in_order
-from contract.errors import ConfigError, ImageError, ServerError
+from contract.errors import ConfigError, ServerError
 
 
 def make_cases(count: int, taken: list[int] | None = None):
@@ -43,17 +43,6 @@ def test_cases_are_read_as_they_are_needed():
     for number, _ in enumerate(answers, start=1):
         assert len(taken) <= number + 8
     assert len(taken) == 1000
-
-
-def test_a_refused_case_takes_its_place_in_the_order():
-    def predict(case, _calls):
-        if case.id == "1":
-            raise ImageError("no image")
-        return case.id
-
-    outcomes = [outcome for _, outcome in predict_in_order(predict, make_cases(3), 2)]
-    assert isinstance(outcomes[1], ImageError)
-    assert [outcomes[0], outcomes[2]] == ["0", "2"]
 
 
 class Lane:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_triton import in_steps
 
 from client import CxrClient, Finding, Prediction
 from client.case_files import CaseFile
@@ -35,7 +36,7 @@ class Model:
         self.pauses: list[float] = []
         self.client = client
         self.away: list[Exception] = []
-        monkeypatch.setattr(client._predictor, "predict", self.predict)
+        monkeypatch.setattr(client._predictor, "predict", in_steps(self.predict))
         monkeypatch.setattr(client, "info", self.info)
 
     def info(self, **_):

@@ -20,7 +20,7 @@ from client import (
 )
 from client.explanation import Explanation, WordAttribution
 from client.images import ReadImage
-from client.retrieval import StoredCase
+from client.retrieval_core import StoredCase
 from contract.bundle import Bundle
 from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABEL_KEYS, LABELS

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from fake_triton import in_steps
 
 from client import CaseInput, CxrClient, SearchOptions
 from client.images import ReadImage
@@ -32,7 +33,7 @@ def client(tmp_path, monkeypatch):
         server.announce()
         client = cleanup.enter_context(CxrClient(retrieval_url=server.address))
         model = type("Model", (), {"fingerprint": MODEL, "trained_on": "openi"})
-        monkeypatch.setattr(client, "info", lambda **_: model)
+        monkeypatch.setattr(client, "_info_in_steps", in_steps(lambda _limit: model))
 
         def predict(image, report, _deadline, _calls=None):
             number = 1 if image is None else int(image)
@@ -42,7 +43,7 @@ def client(tmp_path, monkeypatch):
             unit = (embedding / np.linalg.norm(embedding)).astype(np.float32)
             return Prediction(kind, (), unit, MODEL, images=images)
 
-        monkeypatch.setattr(client._predictor, "predict", predict)
+        monkeypatch.setattr(client._predictor, "predict", in_steps(predict))
         cases = [
             CaseInput(name, f"study-{name}", name.encode(), text, LABELS[name])
             for name, text in REPORTS.items()
@@ -97,7 +98,7 @@ def test_text_that_no_message_can_hold_is_searched_all_the_same(client):
 )
 def test_each_option_reaches_the_sidecar(client, fields, expected):
     options = SearchOptions(**fields)
-    query = client._predictor.predict(b"1", None, None)
+    query = client.predict(b"1")
     for found in (
         client.search(b"1", options=options),
         client.search_embedding(query.embedding, fingerprint=MODEL, options=options),

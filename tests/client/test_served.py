@@ -98,9 +98,9 @@ def test_findings_are_not_scored_by_another_model(client, triton, monkeypatch):
 
     def score(_findings, _prediction, _model, infer):
         triton.version = "2"
-        infer("predict_text", {"report": np.array([[b"x"]], np.object_)}, ["embedding"])
+        yield from infer("predict_text", {"report": np.array([[b"x"]], np.object_)}, ["embedding"])
 
-    monkeypatch.setattr("client.client.score_findings", score)
+    monkeypatch.setattr("client.core.score_findings", score)
     with pytest.raises(FingerprintError, match="bbbbbbbbbbbb"):
         client.score_findings(["effusion"], prediction)
 

@@ -19,7 +19,9 @@ import pytest
 
 from client import TLS, CxrClient
 from client.channel import ChannelSettings
-from client.retrieval import RetrievalTransport, StoredCase
+from client.retrieval import RetrievalTransport
+from client.retrieval_core import StoredCase
+from client.steps import run
 from client.triton import TritonTransport
 from contract.access import ROLES
 from contract.connection import Connection
@@ -402,10 +404,8 @@ def test_an_operator_is_warned_in_time(certificates, tmp_path, monkeypatch):
 
 def test_a_server_error_stays_a_server_error(open_sidecar, open_transport, certificates):
     transport = open_transport(open_sidecar(tls_dir=certificates / "good"), make_tls(certificates / "good"))
-    with pytest.raises(ServerError), transport._translate_errors(5):
-        retrieval_pb2_grpc.RetrievalStub(transport._channel).GetCase(
-            retrieval_pb2.GetCaseRequest(id="none"), timeout=5
-        )
+    with pytest.raises(ServerError):
+        run(transport._ask("GetCase", retrieval_pb2.GetCaseRequest(id="none"), 5))
 
 
 def test_the_sidecar_itself_refuses_a_network_without_protection():

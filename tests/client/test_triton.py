@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_triton import in_steps
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor, serialize_byte_tensor
 
@@ -62,7 +63,7 @@ class Client:
         self.closed = threading.Event()
         self.server.clients.append(self)
 
-    def infer(self, model, inputs, *, outputs, client_timeout, timeout, compression_algorithm):
+    def infer(self, model, inputs, *, outputs, client_timeout, timeout, compression_algorithm, priority):
         server = self.server
         assert client_timeout > 0
         assert timeout == max(1, int(client_timeout * 1e6))
@@ -74,6 +75,7 @@ class Client:
                 "shared_outputs": [o.name() for o in outputs if o._get_tensor().parameters],
                 "objects": [id(tensor) for tensor in inputs],
                 "compression": compression_algorithm,
+                "priority": priority,
                 "client": self,
             }
         )
@@ -108,6 +110,9 @@ class Client:
     def unregister_system_shared_memory(self, name, client_timeout):
         if self.server.regions.pop(name, None) is None:
             raise InferenceServerException("Unable to find", status="StatusCode.NOT_FOUND")
+
+    def register_plugin(self, _plugin):
+        pass
 
     def close(self):
         self.closed.set()
@@ -412,7 +417,7 @@ def test_a_connection_whose_server_was_not_there_is_given_up(connect, server):
 def test_a_queue_that_gives_up_at_the_deadline_is_a_deadline(connect, server, monkeypatch):
     transport = connect()
     server.failures = ["UNAVAILABLE"]
-    monkeypatch.setattr(transport, "_serves", lambda _model: time.sleep(0.1) or True)
+    monkeypatch.setattr(transport, "_serves", in_steps(lambda _model: time.sleep(0.1) or True))
     with pytest.raises(DeadlineError):
         transport.infer("predict_image_tensors", make_pixels(), OUTPUTS, 0.05)
 

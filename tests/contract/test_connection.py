@@ -2,7 +2,7 @@
 
 import pytest
 
-from contract.connection import TLS, Connection, is_local, resolve_connection
+from contract.connection import TLS, Connection, is_local, resolve_addresses, resolve_connection
 from contract.errors import ConfigError
 
 TOKEN = "cxr_" + "t" * 40
@@ -29,6 +29,21 @@ def test_argument_then_environment_then_file(home, tmp_path):
     assert given == Connection(TLS("own-ca"), TOKEN)
     assert resolve_connection(False, "", environment) == Connection()
     assert resolve_connection(environment={}) == Connection()
+
+
+def test_addresses_come_from_argument_environment_file(tmp_path):
+    (tmp_path / "own.ini").write_text("[client]\ntriton = file1:1, file2:1\n")
+    file = {"CXR_CONFIG": str(tmp_path / "own.ini")}
+    environment = {**file, "CXR_TRITON": "env1:1,env2:1"}
+    assert resolve_addresses(["own:1", "own:2"], "triton", environment) == ["own:1", "own:2"]
+    assert resolve_addresses(None, "triton", environment) == ["env1:1", "env2:1"]
+    assert resolve_addresses(None, "triton", file) == ["file1:1", "file2:1"]
+    assert resolve_addresses(None, "retrieval", environment) == ["127.0.0.1:8005"]
+    assert resolve_addresses(None, "triton", {}) == ["127.0.0.1:8001"]
+    assert resolve_addresses("ipv4:10.0.0.1:8001,10.0.0.2:8001", "triton", {}) == [
+        "ipv4:10.0.0.1:8001",
+        "ipv4:10.0.0.2:8001",
+    ]
 
 
 def test_settings_of_tls_come_from_one_place(home):

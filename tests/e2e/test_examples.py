@@ -41,6 +41,18 @@ def test_plain_tritonclient_gets_the_answer_of_the_client(image, stack, client):
     assert [line.rpartition(": ")[0] for line in shown] == [finding.name for finding in expected]
 
 
+def test_an_event_loop_gets_the_answer_of_the_client(image, stack, client, tmp_path):
+    (tmp_path / "b.dcm").write_bytes(b"no radiograph")
+    done = run(
+        "predict_in_event_loop.py", image, tmp_path / "b.dcm", triton=f"{stack.triton_url},{stack.triton_url}"
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    expected = [finding.name for finding in client.predict(image).findings if finding.present]
+    assert first == f"{image}: {', '.join(expected) or 'nothing present'}"
+    assert "not a DICOM, PNG or JPEG image" in second
+
+
 def test_a_folder_becomes_a_row_for_each_file(image, stack, client, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()

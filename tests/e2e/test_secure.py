@@ -201,7 +201,7 @@ def test_the_name_of_a_model_is_no_path(served, name):
             return error.status()
 
     with served.connect("read") as client:
-        control = client._triton._client()
+        control = client._tritons[0]._client()
         calls = (control.get_model_config, control.get_model_metadata, control.is_model_ready)
         answers = {ask(call) for call in calls}
     assert answers <= {"False", "StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT"}
@@ -211,7 +211,7 @@ def test_triton_is_closed_for_readers(served):
     from tritonclient.utils import InferenceServerException
 
     with served.connect("write") as client:
-        control = client._triton._client()
+        control = client._tritons[0]._client()
         for call in (
             control.get_model_repository_index,
             lambda: control.load_model("predict_text"),

@@ -1,5 +1,6 @@
 """The running stack: what it answers, and how it refuses."""
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cli.cases import make_cases
-from client import CaseInput, CxrClient
+from client import AsyncCxrClient, CaseInput, CxrClient
 from client.explain import explain
 from client.triton import TritonTransport
 from contract.errors import DeadlineError, FingerprintError, InputError, UnavailableError
@@ -96,12 +97,18 @@ def test_the_view_and_its_warnings_are_the_same_served_in_process_and_offline(cl
     assert len(set(seen)) > 1  # the head was fitted
 
 
+async def predict_in_loop(stack, image, report) -> dict:
+    async with AsyncCxrClient([stack.triton_url], timeout_s=30) as client:
+        return (await client.predict(image, report)).to_dict()
+
+
 def test_whole_files_and_pixels_that_the_client_read_get_one_answer(stack, client, trained, row, image):
     assert is_worth_shrinking(image, size=trained.bundle.config["sizes"]["S"])
     with CxrClient(stack.triton_url, timeout_s=30, shrink=False) as whole:
         expected = whole.predict(image, get_report(row))
     shrunk = client.predict(image, get_report(row))
     assert shrunk.to_dict() == expected.to_dict()
+    assert asyncio.run(predict_in_loop(stack, image, get_report(row))) == expected.to_dict()
     np.testing.assert_array_equal(shrunk.embedding, expected.embedding)
 
 

@@ -106,7 +106,7 @@ def test_requests_with_other_numbers_of_images_do_not_mix(client, images):
 
 
 def test_shared_memory_answers_alike(client, images):
-    with CxrClient(client._triton.url, transport="shared_memory", timeout_s=30) as other:
+    with CxrClient(client._tritons[0].url, transport="shared_memory", timeout_s=30) as other:
         for count in (1, 2, 2, 1, 4):
             found, expected = (one.predict(images[:count]) for one in (other, client))
             np.testing.assert_allclose(found.image_attention, expected.image_attention, atol=1e-5)
@@ -121,7 +121,7 @@ def test_bad_images_of_a_study_are_refused_by_name(client, images):
     for count in (0, 5):
         files = np.full((1, count), images[0], dtype=np.object_)
         with pytest.raises(InputError):
-            client._triton.infer("predict_image", {"image_bytes": files}, ("probabilities",), 10)
+            client._tritons[0].infer("predict_image", {"image_bytes": files}, ("probabilities",), 10)
     size = client.info().image_size
     with pytest.raises(TensorError, match="pixels must have shape"):
         client.predict_tensors(np.zeros((1, 2, size, size), np.uint8))

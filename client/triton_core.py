@@ -1,0 +1,223 @@
+"""What the blocking and the asyncio transport to Triton have in common: the requests, the answers and the errors.
+
+Every operation is written once, in steps (`client.steps`). A transport adds the connections.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from client.channel import Calls, ChannelSettings, Request, holds_bytes, set_data
+from client.served import ServedModel, parse_model
+from client.status import make_cancelled_error, make_error, make_wrong_service_error
+from client.steps import Steps, ask, work
+from client.triton_call import Call
+from contract.address import check_address, speaks_http1
+from contract.errors import ArtifactError, ConfigError, CxrError, UnavailableError
+from contract.grpc_status import resolve_unavailable, strip_code
+from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
+from contract.tensors import FUSED, MODELS, ModelSpec
+from contract.tls_trouble import find_tls_error
+
+Arrays = dict[str, NDArray[Any]]
+Client: TypeAlias = Any  # tritonclient.grpc.InferenceServerClient, or its namesake in tritonclient.grpc.aio
+
+PROBE_TIMEOUT_S: Final = 1.0
+_SERVER: Final = "Triton's gRPC service"
+_SETTING: Final = "triton_url (--triton)"
+
+
+class Answer(Arrays):
+    """Name -> batched array, and the version of the model that answered; "" if the server states none."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], model_version: str = "") -> None:
+        """Take the arrays and the version."""
+        super().__init__(arrays)
+        self.model_version = model_version
+
+
+class Connected(Protocol):
+    """A connection that a request uses: a `client.channel.Lane`, or the one of the asyncio transport."""
+
+    client: Client
+    closed: bool
+
+    def prepare(
+        self, spec: ModelSpec, arrays: Sequence[NDArray[Any]], outputs: Sequence[str], *, keep: bool
+    ) -> Request:
+        """See `client.channel.Lane.prepare`."""
+
+
+class TritonCore(ABC):
+    """The requests to one Triton, in steps."""
+
+    def __init__(self, url: str, settings: ChannelSettings | None = None) -> None:
+        """Set the address, host:port. The first request connects.
+
+        Raises:
+            ConfigError: The address is not valid, or a token would travel to it as plain text.
+        """
+        self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
+        self.settings = settings or ChannelSettings()
+        self.settings.connection.require_private(url, _SETTING)
+
+    @abstractmethod
+    def _client(self) -> Client:
+        """Return the client for questions about the server."""
+
+    @abstractmethod
+    def _forget_client(self) -> None:
+        """Let the next question use a new connection."""
+
+    @abstractmethod
+    def _use_lane(self, calls: Calls | None) -> AbstractContextManager[Any]:
+        """Yield a `Connected` for one request."""
+
+    @abstractmethod
+    def _give_up(self, lane: Any) -> None:
+        """Let no further request use a connection."""
+
+    def _infer_in_steps(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+        timeout_s: float,
+        calls: Calls | None,
+    ) -> Steps[Answer]:
+        """Run one served model; see `client.triton.TritonTransport.infer`."""
+        spec = MODELS.get(model) or FUSED[model]
+        arrays = [inputs[entry.name] for entry in spec.inputs]
+        for entry, array in zip(spec.inputs, arrays, strict=True):
+            entry.check(array)
+        call = Call(
+            spec, arrays, tuple(outputs), time.monotonic() + timeout_s, calls.priority if calls else 0
+        )
+        with self._use_lane(calls) as lane:
+            try:
+                answer = yield from self._carry(lane, call)
+            except InferenceServerException as error:
+                explained = yield from self._explain(error, timeout_s, call)
+                if isinstance(explained, UnavailableError | ConfigError):
+                    self._give_up(lane)  # a new channel resolves the host name again; see `_explain`
+                raise explained from error
+            except ValueError as error:  # raised by gRPC for a closed channel
+                if not lane.closed:
+                    raise
+                raise make_cancelled_error(self.url) from error
+        return answer
+
+    def _carry(self, lane: Any, call: Call) -> Steps[Answer]:
+        """Send a request in the way that the transport chooses."""
+        return (yield from self._carry_plain(lane, call))
+
+    def _carry_plain(self, lane: Connected, call: Call) -> Steps[Answer]:
+        """Run a request whose tensors travel in the gRPC messages."""
+        # Reusable objects would hold a whole file in memory.
+        request = lane.prepare(call.spec, call.arrays, call.outputs, keep=not holds_bytes(call.arrays))
+        set_data(request, call.arrays)
+        result = yield from self._send(lane, call, request)
+        arrays = {name: require_output(result.as_numpy(name), name) for name in call.outputs}
+        return Answer(arrays, result.get_response().model_version)
+
+    def _send(self, lane: Connected, call: Call, request: Request) -> Steps[Any]:
+        left_s = max(call.deadline - time.monotonic(), 1e-3)
+        return (
+            yield from ask(
+                lane.client.infer,
+                call.spec.name,
+                request.inputs,
+                outputs=request.outputs,
+                client_timeout=left_s,  # seconds; Triton's own timeout ends the request too late (issue 7512)
+                timeout=max(1, int(left_s * 1e6)),  # microseconds in the server's queue
+                compression_algorithm=self.settings.algorithm,
+                priority=call.priority,
+            )
+        )
+
+    def _read_model_in_steps(self, timeout_s: float, model: str, version: str) -> Steps[ServedModel]:
+        """Return the facts about a served model; see `client.triton.TritonTransport.read_model`."""
+        source = f"Triton at {self.url}"
+        try:
+            answer = yield from ask(
+                self._client().get_model_config, model, version, as_json=True, client_timeout=timeout_s
+            )
+            served = parse_model(model, answer["config"], source=source)
+            if served.required_backend == EMBEDDED:
+                server = yield from ask(self._client().get_server_metadata, client_timeout=timeout_s)
+                if server.name != SERVER_NAME:
+                    raise ConfigError(explain_refusal(source, served.profile))
+        except InferenceServerException as error:
+            raise (yield from self._explain(error, timeout_s)) from error
+        return served
+
+    def _check_ready_in_steps(self, timeout_s: float) -> Steps[str | None]:
+        """Return None if the server and all its models are ready, else the reason in one sentence."""
+        try:
+            ready = yield from ask(self._client().is_server_ready, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            return str((yield from self._explain(error, timeout_s)))
+        return None if ready else f"Triton at {self.url} is starting, or one of its models is not ready."
+
+    def _explain(
+        self, error: InferenceServerException, timeout_s: float, call: Call | None = None
+    ) -> Steps[CxrError]:
+        """Return the error of this project for one of tritonclient. `call` is None for a question about the server."""
+        code = strip_code(error.status())
+        if code == "UNAVAILABLE":
+            # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has no
+            # option for that. It closes when the other requests on it have ended.
+            self._forget_client()
+            if call is not None:
+                serves = yield from self._serves(call.spec.name)
+                code = resolve_unavailable(code, lambda: serves)
+                if code == "RESOURCE_EXHAUSTED" and time.monotonic() >= call.deadline:
+                    code = "DEADLINE_EXCEEDED"
+        if code == "UNAVAILABLE":
+            trouble = yield from work(find_tls_error, self.url, self.settings.connection, "Triton")
+            if trouble is not None:
+                return trouble
+        if (yield from self._is_other_service(code)):
+            return make_wrong_service_error(self.url, _SERVER, _SETTING)
+        return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
+
+    def _is_other_service(self, code: str) -> Steps[bool]:
+        """Whether another service than Triton answers. Triton, too, reports UNIMPLEMENTED for some requests."""
+        if code == "UNAVAILABLE":
+            return (yield from work(speaks_http1, self.url))
+        if code != "UNIMPLEMENTED":
+            return False
+        try:
+            yield from ask(self._client().is_server_live, client_timeout=PROBE_TIMEOUT_S)
+        except InferenceServerException as error:
+            return strip_code(error.status()) == "UNIMPLEMENTED"
+        return False
+
+    def _serves(self, model: str) -> Steps[bool]:
+        """Whether the server answers and the model is ready."""
+        try:
+            return bool(
+                (yield from ask(self._client().is_model_ready, model, client_timeout=PROBE_TIMEOUT_S))
+            )
+        except InferenceServerException:
+            return False
+
+
+def require_output(array: NDArray[Any] | None, name: str) -> NDArray[np.generic]:
+    """Return an output. Raise ArtifactError if the answer lacks it."""
+    if array is None:
+        raise make_missing_error(name)
+    return array
+
+
+def make_missing_error(name: str) -> ArtifactError:
+    """Return the error for an answer without a wanted output."""
+    return ArtifactError(
+        f"Triton answered without the output {name}: publish the bundle again with `cxr export`."
+    )
