@@ -199,8 +199,10 @@ class AsyncCxrClient(ClientCore):
 
     async def close(self) -> None:
         """Close all connections, which cancels the running requests."""
-        for server in (*self._tritons, *self._sidecars):
-            await server.close()
+        for triton in self._tritons:
+            await triton.close()
+        for sidecar in self._sidecars:
+            await sidecar.close()
 
     async def __aenter__(self) -> "AsyncCxrClient":
         return self

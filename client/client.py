@@ -335,8 +335,10 @@ class CxrClient(ClientCore):
 
     def close(self) -> None:
         """Close all connections."""
-        for server in (*self._tritons, *self._sidecars):
-            server.close()
+        for triton in self._tritons:
+            triton.close()
+        for sidecar in self._sidecars:
+            sidecar.close()
 
     def __enter__(self) -> "CxrClient":
         return self
