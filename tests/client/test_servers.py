@@ -99,13 +99,23 @@ def test_servers_take_turns(servers):
 
 def test_an_answer_is_read_with_the_decisions_of_the_server_that_gave_it(servers):
     """During a roll-out two servers may give one version number to two models."""
-    call = servers.connect()
-    for _ in range(6):
+    shown = dict(zip(URLS, (0.25, 0.75), strict=True))  # by these probabilities an answer names its server
+    for url, triton in servers.tritons.items():
+        triton.outputs["probabilities"] = lambda call, value=shown[url]: np.full(
+            (call.batch, len(LABELS)), value
+        )
+    expected = {0.25: ("a" * 64, 0.2), 0.75: ("b" * 64, 0.8)}
+    call, seen = servers.connect(), set()
+    for _ in range(3):
         prediction = call("predict", b"one")
-        expected = {"a" * 64: (0.2, True), "b" * 64: (0.8, False)}[prediction.fingerprint]
-        assert (prediction.findings[0].threshold, prediction.findings[0].present) == expected
+        first = prediction.findings[0]
+        assert (prediction.fingerprint, first.threshold) == expected[first.probability]
         batch = call("predict_tensors", np.zeros((1, 1, 56, 56), np.uint8))
-        assert batch.labels[0].threshold == {"a" * 64: 0.2, "b" * 64: 0.8}[batch.fingerprint]
+        value = float(batch.probabilities[0, 0])
+        assert (batch.fingerprint, batch.labels[0].threshold) == expected[value]
+        batch_of_other = call("predict_tensors", np.zeros((1, 1, 56, 56), np.uint8))
+        seen |= {first.probability, value, float(batch_of_other.probabilities[0, 0])}
+    assert seen == set(expected)
 
 
 @pytest.mark.parametrize("error", [UnavailableError("away"), BusyError("busy")])
