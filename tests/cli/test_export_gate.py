@@ -61,6 +61,9 @@ class Triton:
     def __call__(self, url, channel_args):
         return self
 
+    def register_plugin(self, plugin):
+        pass
+
     def close(self):
         pass
 

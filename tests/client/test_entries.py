@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from client import CaseInput, CxrClient
 from client.retrieval import RetrievalTransport
-from client.retrieval_core import MAX_K, Stored
+from client.retrieval_core import MAX_K, Found, Stored
 from client.triton import TritonTransport
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
@@ -28,7 +28,7 @@ from retrieval import requests
 @pytest.fixture
 def client(client, monkeypatch):
     """A client with the real transport to a sidecar, which answers a search and an indexing."""
-    monkeypatch.setattr(client._sidecars[0], "search", lambda *_arguments: [])
+    monkeypatch.setattr(client._sidecars[0], "search", lambda *_arguments: Found([], True))
     monkeypatch.setattr(client._sidecars[0], "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
     return client
 
