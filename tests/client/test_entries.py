@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from client import CaseInput, CxrClient
-from client.retrieval import MAX_K, RetrievalTransport, Stored
+from client.retrieval import MAX_K, Found, RetrievalTransport, Stored
 from client.triton import TritonTransport
 from contract.errors import ConfigError, ImageError, InputError, ReportError, ServerError
 from contract.labels import LABELS
@@ -27,7 +27,7 @@ from retrieval import requests
 @pytest.fixture
 def client(client, monkeypatch):
     """A client with the real transport to a sidecar, which answers a search and an indexing."""
-    monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: [])
+    monkeypatch.setattr(client._retrieval, "search", lambda *_arguments: Found([], exact=True))
     monkeypatch.setattr(client._retrieval, "add", lambda _mark, cases, _limit: Stored(len(cases), 0))
     return client
 
