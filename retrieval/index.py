@@ -312,6 +312,7 @@ class FlatIndex:
         index = self._index
         if self._device == "gpu" and size > _MAX_GPU_K:
             index = self._faiss.index_gpu_to_cpu(index)  # slow, but equally exact and rarely needed
+        self._faiss.cvar.distance_compute_blas_threshold = _BLAS_FROM  # `retrieval.parts` has another one
         scores, rows = index.search(np.ascontiguousarray(embeddings), size)
         return scores, rows
 

@@ -24,6 +24,9 @@ _ROUNDS: Final = 10  # of k-means
 _ROWS_PER_LIST: Final = 50  # that the lists are trained on
 _ROWS_PER_CODEBOOK: Final = 8192
 _ADDED_AT_ONCE: Final = 4096
+# FAISS multiplies matrices to compare queries with the centres only where their product has so many values, as it does
+# by itself. For one query, the threads of a product cost a hundred times what they save (`retrieval.index` wants them).
+_MATRICES_FROM: Final = 128_000
 
 Stop = Callable[[], None]  # raises an error when the work should stop
 
@@ -124,6 +127,7 @@ class ListPart(Part):
     def _propose(
         self, queries: NDArray[np.float32], size: int, allowed: NDArray[np.bool_] | None, effort: int
     ) -> NDArray[np.int64]:
+        self._faiss.cvar.distance_compute_blas_threshold = _MATRICES_FROM
         probes = effort * self._parameters["probes"]
         if allowed is None:
             options = self._options(nprobe=min(probes, self._index.nlist))

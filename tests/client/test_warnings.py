@@ -120,6 +120,14 @@ def test_commands_print_the_warnings(client, command, tmp_path):
     assert "Warning" not in run(command, str(image), "--report", "short")
 
 
+def test_search_says_that_an_index_is_approximate(client, retrieval):
+    said = "The index is approximate: a similar case may be missing. Each similarity is exact."
+    assert said not in run("search", "--report", "short").splitlines()
+    retrieval.exact = False
+    assert said in run("search", "--report", "short").splitlines()
+    assert json.loads(run("search", "--report", "short", "--json"))["exact"] is False
+
+
 def test_predict_says_how_the_image_was_taken(client, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(b"lateral")
