@@ -28,7 +28,7 @@ EXTRAS: Final[dict[str, str]] = {
     "export": "onnx onnxscript onnxruntime|onnxruntime-gpu",
     "serve": "nvidia-pytriton tokenizers cryptography",
     "retrieval": "grpcio grpcio-health-checking prometheus-client faiss-cpu|faiss-gpu-cu12|faiss-gpu-cu13",
-    "explain": "captum",
+    "explain": "captum highdicom",
     "openvino": "openvino",
     "bench": "hdrhistogram psutil matplotlib",
 }

@@ -267,9 +267,11 @@ def test_models_are_loaded_with_an_admin_token_alone(served):
 
 def test_triton_exports_spans_without_the_report(served, spans):
     with served.connect("read") as client:
-        client.predict(None, "Small left effusion of grade 4711.")
+        client.predict(None, "Small left effusion.")
     assert spans.wait_for(b"predict_text")
-    assert not [body for body in spans.bodies if b"4711" in body or served.tokens["read"].encode() in body]
+    assert not [
+        body for body in spans.bodies if b"effusion" in body or served.tokens["read"].encode() in body
+    ]
 
 
 def test_metrics_need_tls_a_certificate_and_a_token(served):
