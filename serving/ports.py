@@ -82,3 +82,13 @@ def is_listening(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def join_address(host: str, port: int) -> str:
+    """Return host:port, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def find_near_host(host: str) -> str:
+    """Return the address at which programs on this machine reach a server that listens on `host`."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104

@@ -20,7 +20,15 @@ from tritonclient.utils import InferenceServerException
 
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection
-from contract.errors import BusyError, CxrError, DeadlineError, ServerError, ServiceError, UnavailableError
+from contract.errors import (
+    BusyError,
+    ConfigError,
+    CxrError,
+    DeadlineError,
+    ServerError,
+    ServiceError,
+    UnavailableError,
+)
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.probe_case import PROBE_INPUTS, PROBED
 from contract.protection import HEALTH, Protection
@@ -64,6 +72,28 @@ def is_triton_ready(url: str, connection: Connection = PLAIN) -> bool:
         return False
     finally:
         client.close()
+
+
+def is_sidecar_ready(url: str, connection: Connection = PLAIN) -> bool:
+    """Return whether the sidecar is serving (grpc.health.v1).
+
+    Raises:
+        ConfigError: gRPC is not installed, or a file of TLS cannot be used.
+    """
+    try:
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+    except ImportError as error:
+        from serving.triton import INSTALL_HINT
+
+        raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.") from error
+    with connection.open_channel(url, CHANNEL_OPTIONS) as channel:
+        try:
+            request = health_pb2.HealthCheckRequest()
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_CONTROL_TIMEOUT_S)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def ask_all(

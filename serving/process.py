@@ -8,6 +8,7 @@ always has threads.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from types import FrameType, TracebackType
 from typing import Final
 
 from contract.errors import ConfigError, ServiceError
+
+_TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 
 # argv: pid of the parent, then the command. The parent may end before prctl, and then no signal would come.
 _LAUNCH: Final = """
@@ -193,3 +196,18 @@ def wait_until(deadline: float) -> bool:
         return False
     time.sleep(_POLL_S)
     return True
+
+
+def find_reason(lines: list[str]) -> str:
+    """Return the log line with the reason for a server's end: the first error, else the last line."""
+    for mark in ("failed to load", "TritonModelException"):
+        for line in lines:
+            if mark in line and "creating server" not in line:
+                return _shorten(line)
+    return _shorten(lines[-1]) if lines else "it wrote no log"
+
+
+def _shorten(line: str, limit: int = 500) -> str:
+    text = _TRITON_PREFIX.sub("", line).partition("\\n\\nAt:")[0]  # without the Python stack
+    text = text.strip().strip('"')
+    return text if len(text) <= limit else text[: limit - 1] + "…"

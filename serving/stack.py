@@ -10,7 +10,6 @@ its metrics stay on this machine. All servers end with this process, however it 
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from contract.address import CHANNEL_OPTIONS
-from contract.connection import PLAIN, Connection, is_local_host, quiet_grpc
+from contract.connection import PLAIN, is_local_host, quiet_grpc
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
 from contract.protection import UNPROTECTED, Protection
@@ -29,16 +27,15 @@ from contract.repository import read_published, verify
 from contract.telemetry import Telemetry
 from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
-from serving.ports import LOOPBACK, Ports, is_listening
-from serving.probe import ask_all, is_triton_ready
-from serving.process import ChildProcess, wait_until
+from serving.ports import LOOPBACK, Ports, find_near_host, is_listening, join_address
+from serving.probe import ask_all, is_sidecar_ready, is_triton_ready
+from serving.process import ChildProcess, find_reason, wait_until
 from serving.relay import is_up
 from serving.runtime import LogsLock, show_path
 from serving.supervisor import Part, Say
 from serving.triton import (
     ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
-    INSTALL_HINT,
     TritonAddresses,
     build_command,
     copy_environment,
@@ -54,7 +51,7 @@ from serving.triton import (
 from serving.turns import MOST_RUNNING, QUEUED_BY_TRITON
 from serving.watch import HealthWatch, TritonWatch
 
-__all__ = ["IndexSettings", "Ports", "Stack", "find_reason", "is_sidecar_ready", "is_triton_ready"]
+__all__ = ["IndexSettings", "Ports", "Stack"]
 
 _PROBE_TIMEOUT_S: Final = 1.0
 _MOST_ABORTS: Final = 2
@@ -66,7 +63,6 @@ _RELAY: Final = "The relay in front of Triton"
 _SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {
     error.exit_code: error for error in (ConfigError, ArtifactError)
 }
-_TRITON_PREFIX: Final = re.compile(r"^[IWEF]\d{4} \S+ \d+ \S+\] ")  # E1124 02:44:48.12 99 model.cc:12]
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
@@ -144,12 +140,12 @@ class Stack:
     @property
     def triton_url(self) -> str:
         """Address of Triton's gRPC service for programs on this machine, host:port."""
-        return self._join(self._near_host, self.ports.grpc)
+        return join_address(find_near_host(self.host), self.ports.grpc)
 
     @property
     def http_url(self) -> str:
         """Address of the HTTP health service, host:port; with `http_inference`, of Triton's own HTTP service."""
-        return self._join(self._near_host, self.ports.http)
+        return join_address(find_near_host(self.host), self.ports.http)
 
     @property
     def metrics_url(self) -> str:
@@ -159,7 +155,7 @@ class Stack:
     @property
     def retrieval_url(self) -> str:
         """Address of the sidecar's gRPC service for programs on this machine, host:port."""
-        return self._join(self._near_host, self.ports.retrieval)
+        return join_address(find_near_host(self.host), self.ports.retrieval)
 
     @property
     def fingerprint(self) -> str:
@@ -388,7 +384,7 @@ class Stack:
             "--store",
             str(self.store),
             "--address",
-            self._join(self.host, self.ports.retrieval),
+            join_address(self.host, self.ports.retrieval),
             "--fingerprint",
             self.fingerprint,
             *self.index.to_arguments(),
@@ -400,7 +396,7 @@ class Stack:
 
     def _build_relay(self) -> ChildProcess:
         queues = read_published(self.repository).to_dict().get("variant") == "throughput"
-        options = ["--listen", self._join(self.host, self.ports.grpc), "--triton", self._own_url]
+        options = ["--listen", join_address(self.host, self.ports.grpc), "--triton", self._own_url]
         options += [*self.protection.to_arguments(), *self.telemetry.to_arguments()]
         options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
         options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
@@ -414,8 +410,10 @@ class Stack:
         """Return the pages of metrics of the relay and the sidecar, as programs on this machine read them."""
         scheme = "http" if self.protection.tls_dir is None else "https"
         ports = {"relay_metrics": self.ports.relay_metrics, "retrieval_metrics": self.ports.retrieval_metrics}
-        host = self._find_near(self.metrics_host)
-        return {name: f"{scheme}://{self._join(host, port)}/metrics" for name, port in ports.items() if port}
+        host = find_near_host(self.metrics_host)
+        return {
+            name: f"{scheme}://{join_address(host, port)}/metrics" for name, port in ports.items() if port
+        }
 
     def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
         # -P: ignore a folder with the module's name in the current directory.
@@ -471,19 +469,6 @@ class Stack:
         )
 
     @property
-    def _near_host(self) -> str:
-        """The address at which programs on this machine reach the servers."""
-        return self._find_near(self.host)
-
-    @staticmethod
-    def _find_near(host: str) -> str:
-        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
-
-    @staticmethod
-    def _join(host: str, port: int) -> str:
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    @property
     def _own_url(self) -> str:
         """Triton's gRPC address behind the relay."""
         assert self._assembly is not None
@@ -532,38 +517,3 @@ class Stack:
         if lock is not None:
             self._remove_regions()
             lock.release()
-
-
-def is_sidecar_ready(url: str, connection: Connection = PLAIN) -> bool:
-    """Return whether the sidecar is serving (grpc.health.v1).
-
-    Raises:
-        ConfigError: gRPC is not installed, or a file of TLS cannot be used.
-    """
-    try:
-        import grpc
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
-    except ImportError as error:
-        raise ConfigError(f"Serving needs the 'serve' extra: {INSTALL_HINT}.") from error
-    with connection.open_channel(url, CHANNEL_OPTIONS) as channel:
-        try:
-            request = health_pb2.HealthCheckRequest()
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_TIMEOUT_S)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def find_reason(lines: list[str]) -> str:
-    """Return the log line with the reason for a server's end: the first error, else the last line."""
-    for mark in ("failed to load", "TritonModelException"):
-        for line in lines:
-            if mark in line and "creating server" not in line:
-                return _shorten(line)
-    return _shorten(lines[-1]) if lines else "it wrote no log"
-
-
-def _shorten(line: str, limit: int = 500) -> str:
-    text = _TRITON_PREFIX.sub("", line).partition("\\n\\nAt:")[0]  # without the Python stack
-    text = text.strip().strip('"')
-    return text if len(text) <= limit else text[: limit - 1] + "…"

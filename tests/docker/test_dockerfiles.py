@@ -16,8 +16,9 @@ import pytest
 from tritonclient import grpc as triton_client
 
 from contract.report.text import train_tokenizer
+from serving.probe import is_triton_ready
 from serving.process import ChildProcess
-from serving.stack import Ports, is_triton_ready
+from serving.stack import Ports
 from serving.triton import ADMIN_HEADER, assemble_backends, build_environment, find_triton
 
 ROOT = Path(__file__).resolve().parents[2]

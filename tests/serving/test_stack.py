@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServiceError
-from serving.stack import Ports, Stack, find_reason, is_sidecar_ready, is_triton_ready
+from serving.probe import is_sidecar_ready, is_triton_ready
+from serving.process import find_reason
+from serving.stack import Ports, Stack
 from serving.triton import build_environment, find_triton, name_regions
 
 ROOT = Path(__file__).parents[2]
