@@ -239,14 +239,15 @@ def resolve_addresses(
 
 
 def quiet_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let gRPC write no line for each failed handshake, unless the environment says how much it writes.
+    """Let gRPC itself write no lines, unless the environment says how much it writes.
 
-    A stranger could fill a disk with such lines. gRPC reads the variable when it is imported.
+    A stranger could fill a disk with lines about failed handshakes and wrong headers, and choose their text. What this
+    software has to say about a failure is in its own errors. gRPC reads the variable when it is imported.
 
     Args:
         environment: Environment variables of the program, which are changed.
     """
-    environment.setdefault("GRPC_VERBOSITY", "ERROR")
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def is_token(text: str) -> bool:

@@ -20,7 +20,6 @@ import argparse
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -35,6 +34,7 @@ from contract.access import HEALTH_CALLS, SECRET_HEADERS, Access, Denial, Role, 
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection, is_local_host
 from contract.errors import ConfigError
+from contract.message_reader import MessageReader
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
@@ -50,11 +50,19 @@ PING: Final = "/cxr.Relay/Ping"  # answered here
 _PING_TIMEOUT_S: Final = 1.0
 _MOST_CALLS: Final = 1024  # calls of any kind, counted before their messages are read
 _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-_TO_CLIENTS: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", MOST_BYTES))
+_MOST_READING: Final = 512  # calls whose message has not come yet
+_TO_CLIENTS: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", MOST_BYTES),
+    ("grpc.max_concurrent_streams", 256),  # of one connection
+    ("grpc.so_reuseport", 0),
+)
 # Headers that gRPC sets again for each connection.
 _HOP: Final = frozenset({"user-agent", "te", "content-type"})
 _PONG: Final = b"up"
-_TEXT: Final = re.compile(r"[\x20-\x7e]*")  # what gRPC sends as the value of a header
+_NAME: Final = re.compile(r"[0-9a-z_.-]+")  # what gRPC sends as the name of a header
+_TEXT: Final = re.compile(r"[\x20-\x7e]*")  # and as its value
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _READ: Final = frozenset(
     f"{_TRITON}{name}"
     for name in (
@@ -97,6 +105,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Take the channel to Triton, what decides about tokens (None: nobody is an admin), and what counts calls."""
         self._channel, self._turns, self._access = channel, turns, access or Access()
         self._metrics = metrics or RelayMetrics()
+        self._reader = MessageReader(_MOST_READING)
         self._state = grpc.ChannelConnectivity.IDLE
         channel.subscribe(self._note_state)
 
@@ -105,24 +114,27 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         method: str = handler_call_details.method
         if method == PING:
             return grpc.stream_unary_rpc_method_handler(_answer_ping)
-        make, answer = self._choose(method, handler_call_details.invocation_metadata or ())
-        return make(self._metrics.observe(find_class(method), answer))
-
-    def _choose(self, method: str, metadata: Sequence[Any]) -> tuple[Callable[[Answer], Any], Answer]:
-        """Return the kind of a call's handler, and the handler."""
-        needed = find_role(method)
+        kind, needed = find_class(method), find_role(method)
         if needed is None:
-            return grpc.stream_unary_rpc_method_handler, self._make_question(method)
-        denial = self._access.check(metadata, needed, method)
+            return self._answer_unread(kind, self._make_question(method))
+        denial = self._access.check(handler_call_details.invocation_metadata or (), needed, method)
         if denial is not None:
-            return grpc.stream_stream_rpc_method_handler, _make_refusal(denial)
+            return self._refuse_unread(kind, _make_refusal(denial))
         if method == STREAM:
-            return grpc.stream_stream_rpc_method_handler, _refuse_stream
+            return self._refuse_unread(kind, _refuse_stream)
         if method in _SHARED_MEMORY:
-            return grpc.unary_unary_rpc_method_handler, self._call_on_this_host(method)
-        if method == INFER:
-            return grpc.unary_unary_rpc_method_handler, self._infer
-        return grpc.unary_unary_rpc_method_handler, self._make_call(method)
+            return self._answer_read(kind, self._call_on_this_host(method))
+        return self._answer_read(kind, self._infer if method == INFER else self._make_call(method))
+
+    def _answer_unread(self, kind: str, answer: Answer) -> Any:
+        return grpc.stream_unary_rpc_method_handler(self._metrics.observe(kind, answer))
+
+    def _refuse_unread(self, kind: str, refuse: Answer) -> Any:
+        return grpc.stream_stream_rpc_method_handler(self._metrics.observe(kind, refuse))
+
+    def _answer_read(self, kind: str, answer: Call) -> Any:
+        observed = self._metrics.observe(kind, answer, self._reader.read)
+        return grpc.stream_unary_rpc_method_handler(observed)
 
     def _make_call(self, method: str) -> Call:
         return lambda request, context: self._ask(method, request, context)
@@ -157,32 +169,40 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             finally:
                 turns.end()
         finally:
-            turns.leave(size)
+            leave = partial(turns.leave, size)  # when the answer is sent, too
+            if not context.add_callback(leave):
+                leave()
 
     def _ask(self, method: str, request: bytes, context: Any) -> bytes:
         """Wait for Triton's answer. Nothing ends this call before: it has no deadline, and nobody cancels it."""
         metadata = [
             (name, value)
             for name, value in context.invocation_metadata() or ()
-            if name not in _HOP
+            if _NAME.fullmatch(name)
+            and name not in _HOP
             and name not in SECRET_HEADERS
-            and not name.startswith(("grpc-", ":"))
+            and not name.startswith("grpc-")
             and (isinstance(value, bytes) or _TEXT.fullmatch(value))
         ]
         try:
             call = self._channel.unary_unary(method)
             answer: bytes = call(request, metadata=replace_traceparent(metadata))
         except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE and self._is_connected:
+                self._metrics.count_full_queue()  # that of Triton, whose status has two meanings
             context.abort(error.code(), self._explain(error))
             raise
         return answer
 
     def _explain(self, error: Any) -> str:
         """Return Triton's error message, or that there is no Triton."""
-        up = self._state == grpc.ChannelConnectivity.READY
-        if error.code() == grpc.StatusCode.UNAVAILABLE and not up:
+        if error.code() == grpc.StatusCode.UNAVAILABLE and not self._is_connected:
             return "Triton is not running. It is being started."
         return error.details() or ""
+
+    @property
+    def _is_connected(self) -> bool:
+        return bool(self._state == grpc.ChannelConnectivity.READY)
 
     def _note_state(self, state: grpc.ChannelConnectivity) -> None:
         self._state = state
@@ -239,17 +259,17 @@ def serve(
     triton: str,
     turns: Turns,
     *,
-    ended: threading.Event,
+    wait: Callable[[], object],
     protection: Protection = UNPROTECTED,
     metrics: RelayMetrics | None = None,
 ) -> None:
-    """Run the relay until `ended` is set, and then until the calls that run are answered.
+    """Run the relay until `wait` returns, and then until the calls that run are answered.
 
     Args:
         listen: host:port.
         triton: Triton's gRPC address, as gRPC writes it ("unix:/path" or host:port).
         turns: Limits for inferences.
-        ended: Event that stops the relay.
+        wait: Returns when the relay should stop.
         protection: TLS and tokens.
         metrics: Counts the calls.
 
@@ -264,7 +284,7 @@ def serve(
         server = grpc.server(
             ThreadPoolExecutor(_MOST_CALLS, "call"),
             handlers=[Relay(channel, turns, protection.make_access(), metrics)],
-            options=[*_TO_CLIENTS, ("grpc.so_reuseport", 0)],
+            options=_TO_CLIENTS,
             maximum_concurrent_rpcs=_MOST_CALLS,
         )
         if credentials is None:
@@ -272,7 +292,7 @@ def serve(
         else:
             server.add_secure_port(listen, credentials)
         server.start()
-        ended.wait()
+        wait()
         server.stop(EXIT_TIMEOUT_S).wait()  # the time that Triton gives running calls
 
 
@@ -293,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
     options = parser.parse_args(arguments)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # also in all threads: only `sigwait` takes them
     set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
@@ -311,10 +332,8 @@ def _run(options: argparse.Namespace) -> None:
     url = options.triton_metrics
     passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
     with closing(observer), open_page(options, metrics.registry, protection, passed_on):
-        ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())
-        serve(options.listen, options.triton, turns, ended=ended, protection=protection, metrics=metrics)
+        wait = partial(signal.sigwait, _SIGNALS)
+        serve(options.listen, options.triton, turns, wait=wait, protection=protection, metrics=metrics)
 
 
 if __name__ == "__main__":

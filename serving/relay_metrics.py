@@ -34,8 +34,11 @@ class Room(Protocol):
     """What the gauges show of the limits; `serving.turns.Turns` in the relay."""
 
     running: int
-    calls: int
     held_bytes: int
+
+    @property
+    def waiting(self) -> int:
+        """Number of calls that wait for a turn."""
 
 
 class RelayMetrics:
@@ -78,12 +81,13 @@ class RelayMetrics:
         """Show how many inferences run and wait whenever the metrics are read."""
         self.registry.register(_Gauges(room))
 
-    def observe(self, kind: str, answer: Answer) -> Answer:
+    def observe(self, kind: str, answer: Answer, read: Answer | None = None) -> Answer:
         """Return the handler of a call with a clock around it.
 
         Args:
             kind: The class of the call.
-            answer: The handler, of any kind of message.
+            answer: The handler.
+            read: Makes what `answer` takes of the stream of messages and the context. None: `answer` takes the stream.
         """
 
         def observed(request: Any, context: Any) -> Any:
@@ -92,6 +96,8 @@ class RelayMetrics:
             seen = self._observer.begin(kind, context.invocation_metadata() or ()) if self._observer else None
             response = None
             try:
+                if read is not None:
+                    request = read(request, context)
                 response = answer(request, context)
             except Exception:
                 status = (context.code() or grpc.StatusCode.UNKNOWN).name
@@ -106,6 +112,10 @@ class RelayMetrics:
             return response
 
         return observed
+
+    def count_full_queue(self) -> None:
+        """Count a call that Triton refused because its queue is full."""
+        self._refused.labels("queue_full").inc()
 
     def _count(self, kind: str, status: str, seconds: float) -> None:
         self._calls.labels(kind, status).inc()
@@ -124,11 +134,10 @@ class _Gauges(Collector):
         self._room = room
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        running, calls = self._room.running, self._room.calls
         values = {
-            "running_inferences": (running, "Inferences in Triton."),
-            "pending_request_count": (max(0, calls - running), "Inferences that wait in the relay."),
-            "held_bytes": (self._room.held_bytes, "Messages of the running and waiting inferences."),
+            "running_inferences": (self._room.running, "Inferences in Triton."),
+            "pending_request_count": (self._room.waiting, "Inferences that wait in the relay."),
+            "held_bytes": (self._room.held_bytes, "Messages of inferences that are not over."),
         }
         for name, (value, text) in values.items():
             yield GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=float(value))

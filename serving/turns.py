@@ -24,6 +24,11 @@ class Turns:
         self.running = 0
         self.held_bytes = 0
 
+    @property
+    def waiting(self) -> int:
+        """Number of calls that wait for a turn."""
+        return len(self._line)
+
     def admit(self, size: int) -> bool:
         """Return whether there is room for a call, and count it. An admitted call must `leave`."""
         with self._lock:

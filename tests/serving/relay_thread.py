@@ -74,7 +74,7 @@ class Running:
 
     def _run(self, triton: str) -> None:
         options = {"protection": self.protection, "metrics": self.metrics}
-        serve(self.url, triton, self.turns, ended=self._ended, **options)
+        serve(self.url, triton, self.turns, wait=self._ended.wait, **options)
 
     def call(self, method: str, request: bytes, timeout: float = SECONDS, **options):
         return self.channel.unary_unary(method)(request, timeout=timeout, **options)
