@@ -1,12 +1,13 @@
 """Spans of calls, exported by OpenTelemetry over OTLP (gRPC). Needs the extra `tracing`."""
 
 import re
+import threading
 from typing import Any, Final
 
 from contract.errors import ConfigError
 
 _ENDPOINT: Final = re.compile(r"https?://[^\s/]+:\d{1,5}")
-_CLOSE_MS: Final = 2000
+_CLOSE_S: Final = 2.0
 # Statuses that OpenTelemetry counts as failures of a server.
 _FAILURES: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -38,7 +39,9 @@ class Tracing:
             ) from error
         if not _ENDPOINT.fullmatch(endpoint):
             raise ConfigError(f"--otlp {endpoint}: give http://HOST:PORT or https://HOST:PORT.")
-        self._provider = TracerProvider(resource=Resource.create({"service.name": service}))
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": service}), shutdown_on_exit=False
+        )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer("cxr-serving")
 
@@ -53,9 +56,10 @@ class Tracing:
         return Span(self._tracer.start_span(rpc, above, SpanKind.SERVER, names))
 
     def close(self) -> None:
-        """Send what is left, for at most two seconds, and stop."""
-        self._provider.force_flush(_CLOSE_MS)
-        self._provider.shutdown()
+        """Send what is left, for at most two seconds, and stop. A receiver that is silent is left to its thread."""
+        end = threading.Thread(target=self._provider.shutdown, daemon=True)
+        end.start()
+        end.join(_CLOSE_S)
 
 
 class Span:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import socket
+import time
 import uuid
 
 import pytest
@@ -107,3 +109,13 @@ def test_without_the_extra_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match="needs the extra 'tracing'"):
         Observer("lab", Telemetry(otlp="http://127.0.0.1:1"))
+
+
+def test_a_silent_receiver_does_not_hold_the_end_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        observer = Observer("cxr-test", Telemetry(otlp=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        seen = observer.begin("Search", ())
+        seen.end("OK", 1, 1)
+        began = time.monotonic()
+        observer.close()
+    assert time.monotonic() - began < 4

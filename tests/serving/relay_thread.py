@@ -46,6 +46,8 @@ class Triton(grpc.GenericRpcHandler):
         self.ended.append(request)
         if request.startswith(b"bad"):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "preprocess_image: not an image")
+        if request.startswith(b"full"):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         return b"answer to " + request
 
 
