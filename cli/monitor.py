@@ -40,11 +40,11 @@ def print_rows(console: Console, rows: "Sequence[Row]", notes: Sequence[str]) ->
             header_style="bold",
             box=box.SIMPLE_HEAD,
         )
-        for index, column in enumerate(("Value", "Cases", "Mean", "Shift", "PSI", "Chance", "p", "Verdict")):
-            table.add_column(column, justify="right" if 0 < index < 7 else "left")
+        for index, column in enumerate(("Value", "Cases", "Shift", "PSI", "Chance", "p", "Verdict")):
+            table.add_column(column, justify="right" if 0 < index < 6 else "left")
         for row in (row for row in rows if row.way == way):
             shift = "" if row.shift is None else f"{row.shift:+.3f}"
-            shown = (show(row.mean), shift, show(row.psi), show(row.psi_by_chance), show(row.p_adjusted))
+            shown = (shift, show(row.psi), show(row.psi_by_chance), show(row.p_adjusted))
             table.add_row(row.name, str(row.cases), *shown, row.verdict)
         console.print(table)
     for line in (*notes, RULE, NOTICE):

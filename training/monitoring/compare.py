@@ -8,7 +8,7 @@ holds for rows that depend on each other positively: Y. Benjamini, D. Yekutieli,
 A change is no verdict on accuracy: without labels, nothing here says whether the answers are right.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
@@ -154,8 +154,8 @@ def compare_one(way: str, kind: Kind, name: str, reference: Values, now: Values,
     if categories:
         return row
     shift, low, high = measure_shift(x, y, seed=seed)
-    means: Mapping[str, float] = {"reference_mean": float(x.mean()), "mean": float(y.mean())}
-    return replace(row, **means, shift=shift, shift_low=low, shift_high=high)
+    row = replace(row, reference_mean=float(x.mean()), mean=float(y.mean()))
+    return replace(row, shift=shift, shift_low=low, shift_high=high)
 
 
 def _compare_embeddings(way: str, reference: Sample, now: Sample, label_part: int, seed: int) -> Row:

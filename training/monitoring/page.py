@@ -145,6 +145,7 @@ def draw_psi(rows: Sequence[Row]) -> "Figure":
     axis.barh(places, [row.psi for row in shown], color=[COLOURS[row.verdict] for row in shown])
     axis.scatter([row.psi_by_chance for row in shown], places, marker="|", s=60, color="#333333", zorder=3)
     axis.set_yticks(places, [row.name for row in shown], fontsize=8)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.set_xlabel("population stability index; stroke: one in 20 is above it by chance", fontsize=9)
     axis.set_title("Orange: changed. Blue: no change seen", fontsize=10)
@@ -164,7 +165,7 @@ def draw_inputs(rows: Sequence[Row], before: Mapping[str, Any], now: Mapping[str
                 names = CATEGORIES[row.name]
                 shares = np.bincount(values.astype(np.int64), minlength=len(names)) / max(1, len(values))
                 axis.bar(np.arange(len(names)) + 0.4 * index, shares, 0.4, color=colour, label=title)
-                axis.set_xticks(np.arange(len(names)) + 0.2, names, fontsize=6)
+                axis.set_xticks(np.arange(len(names)) + 0.2, names, fontsize=6, rotation=30)
             elif len(values):
                 axis.ecdf(values, color=colour, label=title)
         axis.set_title(row.name, fontsize=9)

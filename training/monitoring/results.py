@@ -176,10 +176,10 @@ def read_inputs(
     ways, unread = {}, 0
     current = take_answers(results, seed=seed)
     for way, answers in results.answers.items():
+        cases, kept = [], []
         chosen = [answers[row] for row in choose_rows(len(answers), MOST_READ, seed)]
         same = [answer for answer in chosen if _read_state(answer) == answer.input_state]
         read = [(answer, report) for answer in same if (report := _read_report(answer)) is not None]
-        cases, kept = [], []
         for answer, report in read:
             text = _select(report, predictor) if answer.report else None
             if text != "":
@@ -190,8 +190,8 @@ def read_inputs(
         described = []
         for row in rows:
             case = cases[row]
-            text = reports.describe(kept[row], case.text) if case.text else {}
-            described.append({**images.statistics[str(case.image)], **text})
+            words = reports.describe(kept[row], case.text) if case.text else {}
+            described.append({**images.statistics[str(case.image)], **words})
         unread += len(chosen) - len(rows)
         embeddings = found.embeddings[rows].astype(np.float16)
         ways[way] = Sample(current.ways[way].probabilities, embeddings, stack_inputs(described))
