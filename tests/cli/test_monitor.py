@@ -20,7 +20,7 @@ from client.prediction_row import PredictionRow
 from contract import bundle as files
 from contract.labels import LABELS
 from training.data.openi import SCHEMA, build_table, write_table
-from training.monitoring import compare
+from training.monitoring import compare, statistics
 from training.monitoring.reference import get_folder, read_reference
 from training.phantom import draw_dataset
 
@@ -72,6 +72,7 @@ def write_results(path: Path, fingerprint: str, rows, answers) -> None:
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(compare, "FEWEST", 3)
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
 def test_the_reference_is_beside_the_bundle_and_holds_no_id(place):

@@ -140,7 +140,7 @@ def draw_psi(rows: Sequence[Row]) -> "Figure":
     """Draw a bar for the PSI of each row, and a mark at the value that chance rarely exceeds."""
     shown = [row for row in rows if row.psi is not None]
     figure = _make_figure(8.0, 1.2 + 0.24 * len(shown))
-    axis = figure.subplots()
+    axis: Any = figure.subplots()
     places = np.arange(len(shown))
     axis.barh(places, [row.psi for row in shown], color=[COLOURS[row.verdict] for row in shown])
     axis.scatter([row.psi_by_chance for row in shown], places, marker="|", s=60, color="#333333", zorder=3)

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
+from training.monitoring import statistics
 from training.monitoring.compare import FEWEST, Row, compare, judge
 from training.monitoring.metrics import NAMES, write_metrics
 from training.monitoring.page import write_page
@@ -18,6 +19,11 @@ from training.monitoring.reference import Reference
 from training.monitoring.results import Current
 from training.monitoring.sample import Sample
 from training.monitoring.statistics import compare_values
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
 def draw(seed: int, count: int, *, raised: str = "", darker: float = 0.0) -> Sample:

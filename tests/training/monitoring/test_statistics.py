@@ -26,7 +26,7 @@ def test_psi_of_a_shifted_normal_is_near_that_of_the_densities():
 
 def test_the_psi_of_equal_distributions_exceeds_its_limit_once_in_20():
     rng = np.random.default_rng(1)
-    found = [measure_psi(rng.random(200), rng.random(150)) for _ in range(1000)]
+    found = [measure_psi(rng.random(200), rng.random(150)) for _ in range(600)]
     share = np.mean([psi > limit for psi, limit in found])
     assert 0.025 < share < 0.075
     assert found[0][1] == pytest.approx(16.919 * (1 / 200 + 1 / 150), rel=1e-3)  # chi-squared, 9 degrees
