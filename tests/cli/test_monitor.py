@@ -149,6 +149,20 @@ def test_results_of_another_model_are_refused_by_name(place, tmp_path):
     assert "other.csv holds results of model cdcdcdcdcdcd" in result.output
 
 
+def test_the_last_row_of_an_image_counts_and_a_report_makes_another_case(place, tmp_path):
+    lines = (place / "results.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    name = {"path": first["path"] + "\u2028"}  # a line end for some readers
+    more = [{**first, **name}, {**first, "kind": "study", "report": "1.xml"}, first]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in more))
+    found = run(
+        "report", get_folder(place / "bundle"), place / "results.csv", tmp_path / "more.jsonl", "--json"
+    )
+    assert found.exit_code == 0, found.output
+    cases = {row["way"]: row["cases"] for row in json.loads(found.stdout)["rows"]}
+    assert cases == {"image": STUDIES + 1, "study": 1}
+
+
 def test_a_missing_column_is_named(place, tmp_path):
     table = pq.read_table(place / "results.parquet").drop_columns(["cardiac", "kind"])
     pq.write_table(table, tmp_path / "short.parquet")

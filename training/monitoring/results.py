@@ -41,7 +41,7 @@ class Results:
     """The rows of one or several tables.
 
     Attributes:
-        answers: Way of reading ("study", "image") -> the predicted rows, each image once.
+        answers: Way of reading ("study", "image") -> the predicted rows.
         statuses: "predicted", "refused" or "failed" -> number of rows.
     """
 
@@ -63,7 +63,7 @@ class Current:
 
 
 def read_results(paths: Sequence[Path], fingerprint: str) -> Results:
-    """Read tables of one model. The last row of an image counts.
+    """Read tables of one model. The last row of an image and its report counts.
 
     Args:
         paths: .parquet, .csv or .jsonl files.
@@ -73,7 +73,7 @@ def read_results(paths: Sequence[Path], fingerprint: str) -> Results:
         ConfigError: A file cannot be read, lacks a column, or holds a value that is not possible.
         FingerprintError: A row is of another model.
     """
-    rows: dict[str, tuple[str, Answer]] = {}
+    rows: dict[tuple[str, str], tuple[str, Answer]] = {}
     for path in paths:
         for number, record in enumerate(_read_records(path), start=1):
             found = str(record["fingerprint"])
@@ -83,7 +83,8 @@ def read_results(paths: Sequence[Path], fingerprint: str) -> Results:
                     f"{fingerprint[:12]}. Answers of two models cannot be compared."
                 )
             try:
-                rows[str(record["path"])] = str(record["status"]), _parse(record)
+                answer = _parse(record)
+                rows[answer.path, answer.report] = str(record["status"]), answer
             except (TypeError, ValueError, KeyError) as error:
                 raise ConfigError(f"Row {number} of {path} holds a value that is not possible.") from error
     answers: dict[str, list[Answer]] = {}
@@ -110,7 +111,7 @@ def _read_records(path: Path) -> Iterator[Mapping[str, Any]]:
                 _require(path, needed, reader.fieldnames or ())
                 yield from reader
         elif path.suffix == ".jsonl":
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().splitlines():
                 yield _flatten(path, json.loads(line))
         else:
             raise ConfigError(f"{path} must end in .parquet, .csv or .jsonl: a table of cxr predict --out.")
