@@ -22,6 +22,7 @@ from cli.commands.evaluate import evaluate_app
 from cli.commands.explain import explain
 from cli.commands.export import export_app
 from cli.commands.index import index_app
+from cli.commands.monitor import monitor_app
 from cli.commands.predict import predict
 from cli.commands.search import search
 from cli.commands.serve import serve
@@ -43,6 +44,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
 app.add_typer(certs_app, name="certs")
+app.add_typer(monitor_app, name="monitor")
 app.command()(demo)
 app.command()(calibrate)
 app.command()(serve)

@@ -5,6 +5,7 @@
 2     an argument or an input file cannot be used
 3     a file made by this project is wrong, or cannot be written
 4     a server failed or gave a wrong answer
+5     `cxr monitor report --fail-on-change` saw a change
 130   Ctrl-C
 141   nobody reads the output any more, as after `| head -1`
 """

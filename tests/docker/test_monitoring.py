@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -20,6 +21,8 @@ from retrieval import listener, metrics
 from serving import relay_metrics
 from serving.ports import Ports, is_listening
 from serving.relay import PING, find_class
+from training.monitoring.compare import Kind
+from training.monitoring.metrics import NAMES as OF_DRIFT
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "docker" / "monitoring"
@@ -91,7 +94,9 @@ def test_every_name_is_exported_by_a_server(exported, read):
     used = {name: find_names(expression) for name, expression in read().items()}
     assert all(used.values())
     unknown = {
-        name: left for name, names in used.items() if (left := names - exported - TRITON - OF_PROMETHEUS)
+        name: left
+        for name, names in used.items()
+        if (left := names - exported - TRITON - OF_PROMETHEUS - set(OF_DRIFT))
     }
     assert unknown == {}
 
@@ -124,6 +129,7 @@ def test_values_of_labels_exist():
         "status": {"INTERNAL"},
         "operation": {"upsert", "delete"},
         "job": {"triton", "relay", "retrieval"},
+        "kind": set(get_args(Kind)),
     }
     for name, expression in {**read_rules(), **read_panels()}.items():
         for label, value in re.findall(r'(\w+)=~?"([^"]*)"', expression):
