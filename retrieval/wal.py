@@ -17,7 +17,8 @@ LONGEST_BYTES: Final = 32 * 2**20  # then the WAL is written into the file
 _WAIT_MS: Final = 200  # for other connections
 _PAUSE_S: Final = 1.0  # between tries while another connection reads the WAL
 # Nothing was lost: another connection reads, or the file cannot grow. The WAL keeps what was confirmed.
-_HARMLESS: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+# Python 3.10 tells no code of the error; these are the texts of SQLITE_BUSY, SQLITE_LOCKED and SQLITE_FULL.
+_HARMLESS: Final = ("database is locked", "database table is locked", "database or disk is full")
 _logger = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ class WalKeeper:
             is_busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             is_busy = True
-            if error.sqlite_errorcode & 0xFF not in _HARMLESS:
+            if str(error) not in _HARMLESS:
                 _logger.warning("the disk failed while the WAL was written into the store (%s)", error)
                 self._sync.fail()
         finally:
