@@ -25,7 +25,7 @@ from contract.errors import ArtifactError
 from contract.strings import require_strings
 from retrieval.cases import CaseRecord, CaseVectors, DamagedRowsError, UnknownCaseError
 from retrieval.checks import select_intact
-from retrieval.connection import PAGE_BYTES, begin, connect
+from retrieval.connection import begin, connect
 from retrieval.copying import copy_database
 from retrieval.damage import describe_rows, report_damage, report_row
 from retrieval.directory import DATABASE, lock_directory
@@ -318,7 +318,7 @@ class CaseStore:
         self.close()
 
     def _prepare(self) -> None:
-        """Check that the file is a complete store, or create one in an empty file."""
+        """Check that the file is a complete store, or make one of a file without tables."""
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()
         tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
         if not tables and not application:
@@ -330,7 +330,6 @@ class CaseStore:
             raise report_damage(self._path, "SQLite finds its structure broken")
 
     def _create(self) -> None:
-        self._writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         self._writer.execute("PRAGMA journal_mode = WAL")
         with begin(self._writer) as writer:
             writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
