@@ -3,8 +3,8 @@
     flat answers ──> enough cases ──> train and measure in a thread ──> recall reaches the floor ──> the kind answers
                                                                    └──> it does not ──> flat answers, `refused`
 
-After the number of rows has grown by a share, a new part is trained in the same way. If its recall is below the floor,
-the index becomes flat again: the old part was not measured on the cases of today.
+After the number of rows has grown by a share, a new part is trained in the same way. If that fails or its recall is
+below the floor, the index becomes flat again: the old part was not measured on the cases of today.
 """
 
 import logging
@@ -126,7 +126,7 @@ class KindBuilder:
         if built.part is None or built.recall is None:
             reason = f"It could not be built ({type(built.error).__name__})."
             self._refuse(index, reason, self.state.recall)
-            return True
+            return index.part is None
         if built.recall.lowest < self._plan.recall_floor:
             reason = f"Its recall@10 is {built.recall}; {self._plan.recall_floor:g} is the floor."
             self._refuse(index, reason, built.recall)
@@ -140,6 +140,15 @@ class KindBuilder:
         self.consider(index)
         return True
 
+    def drop(self) -> None:
+        """Drop what was built: the index has no file any more."""
+        self._thread = None
+
+    def give_up(self, reason: str) -> None:
+        """Say why the index is flat, until it is built anew."""
+        self.state = replace(self.state, state="refused", reason=reason)
+        _logger.warning("the index %s is refused: %s", self.state.asked, reason)
+
     def close(self) -> None:
         """End the building thread, at the latest after its present step."""
         self._stop.set()
@@ -148,8 +157,8 @@ class KindBuilder:
 
     def _refuse(self, index: KindIndex, reason: str, recall: Recall | None) -> None:
         self._refused_rows = index.row_count
-        self.state = replace(self.state, state="refused", reason=reason, recall=recall)
-        _logger.warning("the index %s is refused: %s", self.state.asked, reason)
+        self.state = replace(self.state, recall=recall)
+        self.give_up(reason)
 
     def _build(self, snapshot: Snapshot) -> None:
         began = time.monotonic()

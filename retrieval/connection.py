@@ -10,19 +10,17 @@ from retrieval.schema import decode_text
 
 # Of a new store: three rows with 512 values, where a page of 4096 bytes holds one. An older store keeps its pages.
 PAGE_BYTES: Final = 8192
-_WAL_PAGES: Final = 4096  # written into the file at once
-_BUSY_MS: Final = 5000  # that a statement waits for other connections
-_EMPTY_MS: Final = 200
+BUSY_MS: Final = 5000  # that a statement waits for other connections
 
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open a connection whose owner begins and ends its transactions. sqlite3.Error: the file cannot be used."""
-    connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
     # Damaged text marks its row as damaged instead of raising an error.
     connection.text_factory = decode_text
     connection.execute("PRAGMA synchronous = NORMAL")  # `retrieval.syncing` makes commits durable
     connection.execute("PRAGMA secure_delete = ON")  # deleted content is overwritten with zeros
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # `retrieval.wal` does it, and notices errors
     return connection
 
 
@@ -37,11 +35,3 @@ def begin(writer: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if writer.in_transaction:  # a full disk may have ended the transaction already
             writer.execute("ROLLBACK")
         raise
-
-
-def empty_wal(writer: sqlite3.Connection) -> None:
-    """Write the WAL into the file and empty it. While a backup reads it, this is left to a later call or `close`."""
-    with contextlib.suppress(sqlite3.Error):
-        writer.execute(f"PRAGMA busy_timeout = {_EMPTY_MS}")
-        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    writer.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")

@@ -4,7 +4,8 @@
     AddCases, DeleteCases                  write
     Backup, and any other call             admin, so that a new one is closed until it is listed here
 
-The health service needs no token: it says only whether the sidecar serves.
+The health service needs no token: it says only whether the sidecar serves. Its Check reads no message, so that nobody
+holds a thread with it; the answer is the same for each name of a service. There is no Watch: ask again.
 """
 
 import socket
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from contract.access import HEALTH_CALLS, Access, Role
 from contract.errors import ConfigError
@@ -27,6 +28,8 @@ from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
 _WORKERS: Final = 64  # twice the number of waiting searches, so that health checks are answered meanwhile
 _MAX_RPCS: Final = 512
+_MAX_STREAMS: Final = 100  # calls of one connection at a time
+_HEALTH: Final = HEALTH_CALLS.strip("/")
 _ROLES: Final = {
     f"/{SERVICE_NAME}/{name}": role
     for role, names in {
@@ -96,16 +99,21 @@ class SidecarServer:
                 ("grpc.so_reuseport", 0),  # otherwise a second server would share the port without an error
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
             ],
         )
         self._states = health_pb2.HealthCheckResponse
-        self._names = ("", SERVICE_NAME)
-        self._health = health.HealthServicer()
-        self._set_health(self._states.NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._state = self._states.NOT_SERVING
+        check = grpc.stream_unary_rpc_method_handler(
+            lambda _messages, _context: self._states(status=self._state),
+            response_serializer=self._states.SerializeToString,
+        )
         self._server.add_generic_rpc_handlers(
-            (make_packed_handler(service),)
-        )  # before the generated handlers
+            (
+                grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
+                make_packed_handler(service),  # before the generated handlers
+            )
+        )
         retrieval_pb2_grpc.add_RetrievalServicer_to_server(service, self._server)
         try:
             port = (
@@ -122,17 +130,13 @@ class SidecarServer:
 
     def announce(self) -> None:
         """Set the health state to SERVING."""
-        self._set_health(self._states.SERVING)
+        self._state = self._states.SERVING
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Set the health state to NOT_SERVING, refuse new requests and give running ones some seconds to end."""
-        self._health.enter_graceful_shutdown()
+        self._state = self._states.NOT_SERVING
         self._server.stop(grace_s).wait()
         self._workers.shutdown(wait=False)
-
-    def _set_health(self, state: Any) -> None:
-        for name in self._names:
-            self._health.set(name, state)
 
 
 def require_usable(address: str) -> str:

@@ -148,6 +148,10 @@ def require_dimension(dimension: int, stored: int) -> None:
 
 
 def _parse_record(message: Any, number: int) -> CaseRecord:
+    if len(message.labels) > len(LABEL_INDEX):  # before a string is made of each of them
+        raise InputError(
+            f"Case {number}: its labels must be different keys of the {len(LABEL_INDEX)} categories."
+        )
     case = CaseRecord(
         message.id,
         message.study_id,

@@ -170,6 +170,7 @@ class RetrievalService:
         entry = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
         entry = entry or self._indexes.default
         store, facts, state = entry.store, entry.index.facts, entry.index.kind_state
+        store.empty_wal_again()
         recall = state.recall.by_share if state.recall else {}
         return retrieval_pb2.GetInfoResponse(
             fingerprint=store.fingerprint,

@@ -25,7 +25,7 @@ from contract.errors import ArtifactError
 from contract.strings import require_strings
 from retrieval.cases import CaseRecord, CaseVectors, DamagedRowsError, UnknownCaseError
 from retrieval.checks import select_intact
-from retrieval.connection import PAGE_BYTES, begin, connect, empty_wal
+from retrieval.connection import begin, connect
 from retrieval.copying import copy_database
 from retrieval.damage import describe_rows, report_damage, report_row
 from retrieval.directory import DATABASE, lock_directory
@@ -53,6 +53,7 @@ from retrieval.table import (
     make_vectors,
     read_record,
 )
+from retrieval.wal import WalKeeper
 
 _PAGE_CASES: Final = 1024
 
@@ -81,7 +82,6 @@ class CaseStore:
         # Number of changes so far; rows that are read while it changes are not one consistent state.
         self._changes = 0
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._sync = GroupSync(self._path.with_name(f"{DATABASE}-wal"))
         with contextlib.ExitStack() as cleanup:
             lock = lock_directory(self.directory)
             cleanup.callback(os.close, lock)
@@ -93,6 +93,9 @@ class CaseStore:
                 self._reader = cleanup.enter_context(contextlib.closing(connect(self._path)))
                 self._reader.execute("PRAGMA query_only = ON")
                 meta = dict(self._reader.execute("SELECT key, value FROM meta"))
+                wal = self._path.with_name(f"{DATABASE}-wal")
+                self._sync = cleanup.enter_context(contextlib.closing(GroupSync(wal)))
+                self._wal = WalKeeper(self._writer, wal, self._sync)
             self._read_meta(meta)
             self._cleanup = cleanup.pop_all()
 
@@ -143,10 +146,13 @@ class CaseStore:
 
     def remove_damaged(self) -> int:
         """Remove the known damaged rows and return their number."""
-        with self._write_lock, self._translate("written"), begin(self._writer) as writer:
-            rows = [(number,) for number in self._damaged]
-            writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
-            self._write_meta()
+        with self._write_lock, self._translate("written"):
+            with begin(self._writer) as writer:
+                rows = [(number,) for number in self._damaged]
+                writer.executemany("DELETE FROM cases WHERE sequence = ?", rows)
+                self._write_meta()
+            self._sync.note()
+            self._wal.empty()
         self._damaged.clear()
         return len(rows)
 
@@ -169,13 +175,15 @@ class CaseStore:
         """
         self.require_fingerprint(fingerprint, found_from="the request")
         blobs = [row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4")]
-        with self._write_lock, self._translate("written"), begin(self._writer) as writer:
-            replaced = delete_rows(writer, [case.id for case in cases])
-            first = find_next_sequence(writer)
-            sequences = list(range(first, first + len(cases)))
-            insert_rows(writer, fingerprint, sequences, cases, blobs)
-            self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
-        self._sync.note()
+        with self._write_lock, self._translate("written"):
+            with begin(self._writer) as writer:
+                replaced = delete_rows(writer, [case.id for case in cases])
+                first = find_next_sequence(writer)
+                sequences = list(range(first, first + len(cases)))
+                insert_rows(writer, fingerprint, sequences, cases, blobs)
+                self._write_meta(fingerprint, int(embeddings.shape[1]), added=sequences, removed=replaced)
+            self._sync.note()
+            self._wal.shorten()
         self._forget_damage()
         self._fingerprint, self._dimension = fingerprint, int(embeddings.shape[1])
         return join_cases(sequences, cases, embeddings), len(replaced)
@@ -199,9 +207,9 @@ class CaseStore:
             with begin(self._writer) as writer:
                 deleted = delete_rows(writer, named)
                 self._write_meta(removed=deleted)
-            self._forget_damage()
-            empty_wal(self._writer)  # it still holds the deleted reports
             self._sync.note()
+            self._forget_damage()
+            self._wal.empty()  # it still holds the deleted reports
         return len(deleted)
 
     def get(self, case_id: str) -> CaseRecord:
@@ -282,11 +290,21 @@ class CaseStore:
             ArtifactError: The file cannot be copied, such as on a full disk.
             CancelledError: The copy is not wanted any more.
         """
-        with self._translate("copied"), contextlib.closing(connect(self._path)) as source:
-            copy = copy_database(source, self.directory, is_wanted)
-        with self._write_lock:
-            empty_wal(self._writer)  # of what was deleted meanwhile
-            return copy
+        try:
+            with self._translate("copied"), contextlib.closing(connect(self._path)) as source:
+                return copy_database(source, self.directory, is_wanted)
+        finally:
+            with self._write_lock:
+                if self._wal.holds_deleted:  # what was deleted meanwhile
+                    self._wal.empty()
+
+    def empty_wal_again(self) -> None:
+        """Empty the WAL if it still holds deleted reports, unless a write is under way."""
+        if self._wal.holds_deleted and self._write_lock.acquire(blocking=False):
+            try:
+                self._wal.shorten()
+            finally:
+                self._write_lock.release()
 
     def close(self) -> None:
         """Close the file, so that another server can open it. May be called repeatedly."""
@@ -300,7 +318,7 @@ class CaseStore:
         self.close()
 
     def _prepare(self) -> None:
-        """Check that the file is a complete store, or create one in an empty file."""
+        """Check that the file is a complete store, or make one of a file without tables."""
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()
         tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
         if not tables and not application:
@@ -312,7 +330,6 @@ class CaseStore:
             raise report_damage(self._path, "SQLite finds its structure broken")
 
     def _create(self) -> None:
-        self._writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         self._writer.execute("PRAGMA journal_mode = WAL")
         with begin(self._writer) as writer:
             writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -400,5 +417,9 @@ class CaseStore:
             yield
         except sqlite3.Error as error:
             raise ArtifactError(f"The case store {self._path} cannot be {action}: {error}.") from error
+        except OSError as error:
+            raise ArtifactError(
+                f"The case store {self._path} cannot be {action}: {error.strerror}."
+            ) from error
         except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
             raise report_damage(self._path, "its schema differs from what was written") from error

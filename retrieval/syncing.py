@@ -17,12 +17,32 @@ class GroupSync:
     """Syncs the WAL of one store. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Take the path of the WAL."""
+        """Open the WAL. OSError: it cannot be opened.
+
+        It stays open: the kernel tells a descriptor only of errors that came after it was opened. SQLite keeps the same
+        file as long as a connection is open, and only changes its length.
+        """
         self._path = path
+        self._file = os.open(path, os.O_RDONLY)
         self.observe: Callable[[float], object] = lambda _: None  # receives the seconds of each fsync
         self._condition = threading.Condition()
         self._written = self._synced = 0  # numbers of writes
         self._running = self._failed = False
+
+    def close(self) -> None:
+        """Close the WAL. Nothing may be synced any more."""
+        os.close(self._file)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the disk failed, so that nothing is confirmed any more."""
+        return self._failed
+
+    def fail(self) -> None:
+        """Confirm nothing any more, because the disk failed elsewhere."""
+        with self._condition:
+            self._failed = True
+            self._condition.notify_all()
 
     def note(self) -> None:
         """Count a write that was committed just now."""
@@ -54,7 +74,7 @@ class GroupSync:
         self._running, reached, began = True, self._written, time.monotonic()
         self._condition.release()
         try:
-            is_durable = _sync_file(self._path)
+            is_durable = _sync_file(self._file)
         finally:
             self._condition.acquire()
             self._running = False
@@ -66,11 +86,10 @@ class GroupSync:
             self._failed = True
 
 
-def _sync_file(path: Path) -> bool:
-    """Return whether a file is on the disk."""
+def _sync_file(descriptor: int) -> bool:
+    """Return whether a file is on the disk, with a name."""
     try:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        os.fsync(descriptor)
     except OSError:
         return False
-    return True
+    return os.fstat(descriptor).st_nlink > 0

@@ -1,13 +1,14 @@
 """Check a case store or a backup: its structure, its schema, and the checksum of every row.
 
-A store may be checked while the sidecar serves it: the check reads the store as it was when the check began.
+A store may be checked while the sidecar serves it: the check reads the store as it was when the check began. A store
+without a sidecar is not changed, nor is the WAL that a killed one left.
 """
 
 import contextlib
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from contract.case_backup import MANIFEST, BackupFile, read_manifest
 from contract.errors import ConfigError
 from retrieval.checks import select_intact
 from retrieval.directory import DATABASE, MODELS, UNFINISHED
+from retrieval.left_wal import find_wal, hold_lock, loses_writes, open_aside
 from retrieval.meta import has_checksum, read_model, states_rows
 from retrieval.schema import (
     APPLICATION_ID,
@@ -31,6 +33,7 @@ from retrieval.schema import (
 
 _PAGE_ROWS: Final = 1024
 _MAX_FINDINGS: Final = 5  # of SQLite
+_MOST_ROWS: Final = 2**53  # that a store ever had
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,42 @@ def check_backup_file(folder: Path, file: BackupFile) -> StoreCheck:
 def check_database(path: Path, *, fixed: bool = False) -> StoreCheck:
     """Check one file. `fixed`: no program writes to it, and it has no WAL; it may be on a read-only disk."""
     try:
-        with contextlib.closing(_open(path, fixed=fixed)) as connection:
-            connection.execute("BEGIN")  # everything is read at one moment
-            return _check(path, connection)
+        return _check_opened(path, path, fixed=True) if fixed else _check_store_file(path)
+    except OSError as error:
+        return StoreCheck(path, problems=(f"It cannot be read: {error.strerror}.",))
     except sqlite3.Error as error:
         return StoreCheck(path, problems=(f"SQLite cannot read it: {error}.",))
     except UnicodeDecodeError:  # SQLite quotes a damaged schema in its message
         return StoreCheck(path, problems=("Its schema differs from what was written.",))
 
 
-def _open(path: Path, *, fixed: bool) -> sqlite3.Connection:
-    mode = "mode=ro&immutable=1" if fixed else "mode=rw"
-    url = f"file:{urllib.parse.quote(str(path.resolve()))}?{mode}"
-    connection = sqlite3.connect(url, uri=True, isolation_level=None)
-    connection.text_factory = decode_text
-    connection.execute("PRAGMA query_only = ON")
-    return connection
+def _check_store_file(path: Path) -> StoreCheck:
+    with hold_lock(path.parent) as is_alone:
+        wal = find_wal(path)
+        if not is_alone:
+            return _check_opened(path, path, fixed=False)
+        if not wal.exists() or not wal.stat().st_size:
+            return _check_opened(path, path, fixed=True)
+        with open_aside(path) as aside:
+            return _check_opened(path, aside, fixed=False)
+
+
+def _check_opened(path: Path, place: Path, *, fixed: bool) -> StoreCheck:
+    """Check the database at `place`, which is that of `path` or another name of it."""
+    mode = "mode=ro&immutable=1" if fixed else "mode=ro"
+    url = f"file:{urllib.parse.quote(str(place.resolve()))}?{mode}"
+    with contextlib.closing(sqlite3.connect(url, uri=True, isolation_level=None)) as connection:
+        connection.text_factory = decode_text
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("BEGIN")  # everything is read at one moment
+        check = _check(path, connection)
+        if place != path and loses_writes(place):
+            lost = (
+                "The end of its WAL is damaged. The writes there are lost, also confirmed ones, unless a power failure "
+                "interrupted them."
+            )
+            return replace(check, problems=(*check.problems, lost))
+        return check
 
 
 def _check(path: Path, connection: sqlite3.Connection) -> StoreCheck:
@@ -141,7 +164,19 @@ def _check(path: Path, connection: sqlite3.Connection) -> StoreCheck:
     damaged = tuple(_find_damaged(connection, fingerprint, dimension))
     same = states_rows(meta["rows"], count, total, damaged=bool(damaged))
     missing = () if same else ("Cases are missing, or there are extra ones.",)
-    return StoreCheck(path, version, fingerprint, dimension, int(count), damaged, missing)
+    wrong = (
+        () if damaged or _counts_rows(connection) else ("Its counter of rows differs from what was written.",)
+    )
+    return StoreCheck(path, version, fingerprint, dimension, int(count), damaged, missing + wrong)
+
+
+def _counts_rows(connection: sqlite3.Connection) -> bool:
+    """Whether the number of the last row that was ever written is possible. A lower one would come twice."""
+    (last,) = connection.execute("SELECT MAX(sequence) FROM cases").fetchone()
+    counted = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cases'").fetchall()
+    if not counted:
+        return last is None
+    return len(counted) == 1 and type(counted[0][0]) is int and (last or 0) <= counted[0][0] <= _MOST_ROWS
 
 
 def _find_problems(connection: sqlite3.Connection, meta: dict[str, str], version: str) -> Iterator[str]:

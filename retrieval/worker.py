@@ -4,31 +4,28 @@ Two threads may not use FAISS on GPU at once, not even for reading. So requests 
 waiting searches up to the next change, and runs them in one FAISS search.
 """
 
-import contextlib
 import logging
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from contract.errors import (
     BusyError,
     ConfigError,
-    CxrError,
     DeadlineError,
     InputError,
-    ServerError,
     UnavailableError,
 )
 from retrieval.builder import Built, IndexPlan, KindBuilder, KindState
 from retrieval.cases import CaseVectors
 from retrieval.index import Device, FlatIndex, IndexFacts, Matches, Query
+from retrieval.jobs import Change, Job, Search, explain, fail
 from retrieval.kind_index import KindIndex
 from retrieval.metrics import SidecarMetrics
 
@@ -37,24 +34,6 @@ MAX_WAITING: Final = 32  # search requests
 _MAX_BATCH_QUERIES: Final = 256
 _STOPS: Final = "The search index is stopping."
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Search:
-    queries: Sequence[Query]
-    future: "Future[list[Matches]]" = field(default_factory=Future)
-    began: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class _Change:
-    removed: Sequence[str]
-    added: CaseVectors | None
-    damaged: Collection[int]
-    future: "Future[None]" = field(default_factory=Future)
-
-
-_Job = _Search | _Change | Built
 
 
 class IndexThread:
@@ -100,7 +79,7 @@ class IndexThread:
         self._directory = directory or Path(tempfile.gettempdir())
         self._builder = None if plan.choice.is_flat else KindBuilder(plan, threads, self._bring)
         self._condition = threading.Condition()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._closing = False
         self._index: FlatIndex | None = None  # None: built from the store before the next use
         self._facts = IndexFacts()
@@ -147,9 +126,9 @@ class IndexThread:
             InputError: A query has another dimension than the stored cases.
             ServerError: FAISS failed.
         """
-        job = _Search(queries)
+        job = Search(queries)
         with self._condition:
-            if sum(isinstance(waiting, _Search) for waiting in self._waiting) >= self._max_waiting:
+            if sum(isinstance(waiting, Search) for waiting in self._waiting) >= self._max_waiting:
                 raise BusyError(f"{self._max_waiting} search requests are waiting already. Try again later.")
             self._enqueue(job)
         try:
@@ -193,7 +172,7 @@ class IndexThread:
         Raises:
             UnavailableError: As in `change`.
         """
-        job = _Change(removed, added, damaged)
+        job = Change(removed, added, damaged)
         with self._condition:
             self._enqueue(job)
         return job.future
@@ -214,7 +193,7 @@ class IndexThread:
             self._waiting.append(built)
             self._condition.notify_all()
 
-    def _enqueue(self, job: _Search | _Change) -> None:
+    def _enqueue(self, job: Search | Change) -> None:
         if not self.ready:
             raise UnavailableError(_STOPS if self._closing else "The search index is not built yet.")
         self._waiting.append(job)
@@ -228,72 +207,103 @@ class IndexThread:
             self._built.set_exception(error)
             return
         self._built.set_result(None)
-        while jobs := self._take():
-            if isinstance(jobs[0], _Change):
-                self._apply(jobs[0])
-            elif isinstance(jobs[0], Built):
-                self._settle(jobs[0])
-            else:
-                self._answer([job for job in jobs if isinstance(job, _Search)])
+        while self._work():
+            pass
         self._index = None
 
-    def _take(self) -> list[_Job]:
+    def _work(self) -> bool:
+        """Do what comes next. Return False when closing. What was done is not kept: it may hold much memory."""
+        jobs = self._take()
+        if not jobs:
+            return False
+        if isinstance(jobs[0], Change):
+            self._apply(jobs[0])
+        elif isinstance(jobs[0], Built):
+            if not self._settle(jobs):
+                self._build_flat_again()
+        else:
+            self._answer([job for job in jobs if isinstance(job, Search)])
+        return True
+
+    def _take(self) -> list[Job]:
         """Wait for work; return one change, a part, or all searches before the next of these; [] when closing."""
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._closing)
             if self._closing:
                 for job in self._waiting:
-                    _fail(job, UnavailableError(_STOPS))
+                    fail(job, UnavailableError(_STOPS))
                 self._waiting.clear()
                 return []
             taken = [self._waiting.popleft()]
-            count = len(taken[0].queries) if isinstance(taken[0], _Search) else 0
-            while count and self._waiting and isinstance(following := self._waiting[0], _Search):
+            count = len(taken[0].queries) if isinstance(taken[0], Search) else 0
+            while count and self._waiting and isinstance(following := self._waiting[0], Search):
                 count += len(following.queries)
                 if count > _MAX_BATCH_QUERIES:
                     break
                 taken.append(self._waiting.popleft())
             return taken
 
-    def _apply(self, job: _Change) -> None:
+    def _apply(self, job: Change) -> None:
         try:
-            try:
-                index = self._use_index()
-                index.remove(job.removed)
-                index.remove_versions(job.damaged)
-                if job.added is not None:
-                    index.put(job.added)
-                self._facts = index.facts
-                if index.is_wasteful:
-                    self._build()
-                self._consider()
-            except Exception as error:  # after any error, rebuild the index from the store
-                _logger.warning("rebuilding the index after %s", type(error).__name__)
+            if not self._change_index(job):
                 self._build()
         except Exception as error:  # passed to the request
-            _fail(job, _explain(error, "The change is stored, but the search index could not be updated"))
+            fail(job, explain(error, "The change is stored, but the search index could not be updated"))
         else:
             job.future.set_result(None)
 
-    def _settle(self, built: Built) -> None:
-        """Let a new part answer, if it may. After an error the next request builds the index anew."""
+    def _change_index(self, job: Change) -> bool:
+        """Change the index. Return False if it must be built from the store, after any error or with many dead rows.
+
+        The caller builds it: here, this call and an error would keep the old index in memory.
+        """
+        try:
+            index = self._use_index()
+            index.remove(job.removed)
+            index.remove_versions(job.damaged)
+            if job.added is not None:
+                index.put(job.added)
+            self._facts = index.facts
+            if index.is_wasteful:
+                return False
+            self._consider()
+        except Exception as error:  # the store has the change
+            _logger.warning("rebuilding the index after %s", type(error).__name__)
+            return False
+        return True
+
+    def _settle(self, jobs: list[Job]) -> bool:
+        """Take a new part out of a list and let it answer, if it may. Return False if the index must become flat again.
+
+        After an error the next request builds the index anew.
+        """
+        built = jobs.pop()
+        assert isinstance(built, Built)
         assert self._builder is not None
         try:
             index = self._use_index()
-            assert isinstance(index, KindIndex)
-            if self._builder.settle(index, built):
-                self._facts = index.facts
-            else:
-                self._build()
-        except Exception as error:  # the part or the flat index does not fit into memory, or the disk failed
+            if not isinstance(index, KindIndex):  # the disk failed meanwhile
+                self._builder.drop()
+                return True
+            if not self._builder.settle(index, built):
+                return False
+            self._facts = index.facts
+        except Exception as error:  # the part does not fit into memory, or the disk failed
             _logger.warning("swapping the index failed (%s)", type(error).__name__)
             self._index = None
+        return True
+
+    def _build_flat_again(self) -> None:
+        try:
+            self._build()
+        except Exception as error:  # the flat index does not fit into memory; the next request tries again
+            _logger.warning("building the flat index failed (%s)", type(error).__name__)
 
     def _consider(self) -> None:
         if self._builder is not None and isinstance(self._index, KindIndex):
             self._builder.consider(self._index)
 
-    def _answer(self, jobs: list[_Search]) -> None:
+    def _answer(self, jobs: list[Search]) -> None:
         # A caller whose deadline has passed has cancelled its request.
         live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         if not live:
@@ -306,12 +316,12 @@ class IndexThread:
         except Exception as error:  # passed to the requests
             self._index = None
             for job in live:
-                _fail(job, _explain(error, "The search failed"))
+                fail(job, explain(error, "The search failed"))
             return
         for job, answer in zip(fitting, answers, strict=True):
             job.future.set_result(answer)
 
-    def _search(self, index: FlatIndex, jobs: list[_Search]) -> list[Matches]:
+    def _search(self, index: FlatIndex, jobs: list[Search]) -> list[Matches]:
         queries, began = [query for job in jobs for query in job.queries], time.monotonic()
         for job in jobs:
             self._metrics.queue.observe(began - job.began)
@@ -329,42 +339,37 @@ class IndexThread:
     def _build(self) -> None:
         began = time.monotonic()
         self._index = None  # free the old index first, because two may not fit into memory
-        index = self._make_index()
+        if self._builder is None:
+            self._fill(FlatIndex(self._device, codes=self._codes))
+        elif error := self._fill_kind():
+            self._builder.give_up(f"Its file of embeddings cannot be written ({error}).")
+            self._fill(FlatIndex(self._device, codes=self._codes))
+        self._metrics.build.observe(time.monotonic() - began)
+        self._consider()
+
+    def _fill_kind(self) -> str:
+        """Build an index with a file of embeddings. Return why the disk refused it, or "". The index is freed then."""
+        try:
+            self._fill(KindIndex(self._directory, codes=self._codes))
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        return ""
+
+    def _fill(self, index: FlatIndex) -> None:
+        """Put all stored cases into an empty index, which then answers."""
         for vectors in self._read_vectors():
             if self._closing:
                 raise UnavailableError(_STOPS)
             index.put(vectors)
         self._index, self._facts = index, index.facts
-        self._metrics.build.observe(time.monotonic() - began)
-        self._consider()
-
-    def _make_index(self) -> FlatIndex:
-        if self._builder is None:
-            return FlatIndex(self._device, codes=self._codes)
-        return KindIndex(self._directory, codes=self._codes)
 
     def _limit_threads(self) -> None:
         if self._threads is not None:
             FlatIndex.limit_threads(self._threads)  # OpenMP keeps this number per calling thread
 
 
-def _fits(job: _Search, dimension: int) -> bool:
+def _fits(job: Search, dimension: int) -> bool:
     if not dimension or all(len(query.embedding) == dimension for query in job.queries):
         return True
-    _fail(job, InputError(f"A query must have {dimension} values, like the stored cases."))
+    fail(job, InputError(f"A query must have {dimension} values, like the stored cases."))
     return False
-
-
-def _fail(job: _Job, error: CxrError) -> None:
-    if isinstance(job, Built):
-        return
-    with contextlib.suppress(InvalidStateError):  # cancelled by its caller, or answered already
-        job.future.set_exception(error)
-
-
-def _explain(error: Exception, sentence: str) -> CxrError:
-    if isinstance(error, CxrError):
-        return error
-    failure = ServerError(f"{sentence} ({type(error).__name__}).")
-    failure.__cause__ = error
-    return failure

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import faiss
@@ -307,6 +308,78 @@ def test_a_full_disk_costs_no_stored_case(open_index, clustered, monkeypatch):
     assert index.search([Query(clustered[1005], 1)], 10)[0][0].sequence == 1005
     wait_for(lambda: index.kind_state.state == "ready")
     assert index.search([Query(clustered[1005], 1)], 10)[0][0].sequence == 1005
+
+
+def test_a_disk_that_stays_full_makes_the_index_flat_and_frees_its_file(open_index, clustered, monkeypatch):
+    parts = [make_cases(clustered[:1000])]
+    index = open_index(parts)
+    wait_for(lambda: index.kind_state.state == "ready")
+    old, kept = weakref.ref(index._index._vectors), []
+
+    def fail(self, vectors):
+        kept.append(old() is not None and old() is not self)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VectorFile, "append", fail)
+    for first in (1000, 1010):
+        parts.append(make_cases(clustered[first : first + 10], first))
+        index.change(added=parts[-1])
+        answer = index.search([Query(clustered[first + 5], 1)], 10)[0]
+        assert (answer.is_exact, answer[0].sequence) == (True, first + 5)
+    assert kept == [False, False]  # the old file was gone before the second one was made
+    assert (index.facts.kind, index.facts.file_bytes) == ("flat", 0)
+    assert index.kind_state.state == "refused"
+    assert "No space left on device" in index.kind_state.reason
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_flat(open_index, clustered, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VectorFile, "append", fail)
+    index = open_index([make_cases(clustered)])
+    assert (index.facts.kind, index.kind_state.state) == ("flat", "refused")
+    assert index.search([Query(clustered[7], 5)], 10)[0].is_exact
+
+
+def test_a_part_that_comes_after_the_disk_failed_is_dropped(open_index, clustered, monkeypatch):
+    go = threading.Event()
+
+    def wait(*arguments):
+        assert go.wait(60)
+        return train_part(*arguments)
+
+    monkeypatch.setattr(retrieval.builder, "train_part", wait)
+    parts = [make_cases(clustered[:1000])]
+    index = open_index(parts)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VectorFile, "append", fail)
+    parts.append(make_cases(clustered[1000:1010], 1000))
+    index.change(added=parts[-1])
+    go.set()
+    wait_for(lambda: index._builder._thread is None)
+    assert (index.facts.kind, index.kind_state.state) == ("flat", "refused")
+    assert index.search([Query(clustered[1005], 1)], 10)[0][0].sequence == 1005
+
+
+def test_a_retraining_that_fails_makes_the_index_flat(open_index, clustered, monkeypatch):
+    parts = [make_cases(clustered[:1000])]
+    index = open_index(parts, growth=0.5)
+    wait_for(lambda: index.kind_state.state == "ready")
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(retrieval.builder, "train_part", fail)
+    parts.append(make_cases(clustered[1000:1600], 1000))
+    index.change(added=parts[1])
+    wait_for(lambda: index.kind_state.state == "refused")
+    wait_for(lambda: index.facts.kind == "flat")
+    assert index.kind_state.reason == "It could not be built (MemoryError)."
+    assert index.search([Query(clustered[3], 1)], 10)[0].is_exact
 
 
 def test_a_kind_needs_the_processor(tmp_path):

@@ -137,10 +137,10 @@ def test_a_stream_is_counted_when_it_ends_and_when_its_caller_leaves(sidecar):
     interceptor = CallInterceptor({"/a/b": "Parts"}, sidecar.indexes.metrics)
     handler = grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request] * 3))
     details = SimpleNamespace(method="/a/b")
-    answer = interceptor.intercept_service(lambda _: handler, details).unary_stream
+    answer = interceptor.intercept_service(lambda _: handler, details).stream_stream
     context = SimpleNamespace(code=lambda: None)
-    assert list(answer(b"x", context)) == [b"x"] * 3
-    left = answer(b"x", context)
+    assert list(answer(iter([b"x"]), context)) == [b"x"] * 3
+    left = answer(iter([b"x"]), context)
     next(left)
     left.close()
     assert read(sidecar, "requests_total", rpc="Parts", status="OK") == 1

@@ -5,6 +5,7 @@ import pytest
 
 import retrieval.packed
 from client.retrieval import RetrievalTransport, StoredCase
+from contract.errors import InputError
 from contract.proto import retrieval_pb2
 from retrieval.packed import parse_add_request
 
@@ -74,3 +75,52 @@ def test_a_part_of_a_value_is_refused(sidecar, make, expect_status):
     request = retrieval_pb2.PackedAddCasesRequest(fingerprint=make.MODEL, cases=[case])
     with expect_status("INVALID_ARGUMENT", "63 bytes"):
         call(request.SerializeToString(), timeout=10)
+
+
+def test_a_case_that_mixes_encodings_is_read_as_the_plain_parser_reads_it():
+    unpacked = b"\x1d" + np.float32(VALUES[2]).tobytes()
+    data = wrap(b"\x0a\x01a" + encode_values(VALUES[:2], 0x1A) + unpacked)
+    assert len(retrieval_pb2.AddCasesRequest.FromString(data).cases[0].embedding) == 3
+    (case,) = parse_add_request(data).cases
+    assert np.frombuffer(case.embedding, "<f4").tolist() == pytest.approx(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (wrap(b"") * 1_000_000, "more than 4096 cases"),
+        (b"\x08\x01" * 1_000_000, "more than 4096 cases"),  # unknown fields
+        (wrap(b"\x0a\x01a\x1d" + bytes(4)) * 4097, "4097 cases; 1 to 4096"),  # values one by one
+        (wrap(b"\x1d" + bytes(4)) + b"\x12\xc8\xdf\x02" + (b"\x1d" + bytes(4)) * 9000, "too many values"),
+        (b"\x0b", "no AddCasesRequest"),
+        (b"\xff" * 11, "no AddCasesRequest"),
+        (b"\x12\x05abc", "no AddCasesRequest"),
+    ],
+    ids=["empty cases", "unknown fields", "one by one", "values", "group", "number", "short"],
+)
+def test_what_no_request_holds_is_refused_before_it_is_converted(data, words, monkeypatch):
+    packed, convert = [], retrieval.packed._pack
+
+    def pack(case, number):
+        packed.append(number)
+        return convert(case, number)
+
+    monkeypatch.setattr(retrieval.packed, "_pack", pack)
+    with pytest.raises(InputError, match=words):
+        parse_add_request(data)
+    assert len(packed) <= 2
+
+
+@pytest.mark.parametrize("name", ["AddCases", "Search", "Backup"])
+def test_garbage_is_an_invalid_argument_and_is_counted(sidecar, name, make, expect_status, capfd):
+    path = f"/cxr.retrieval.v1.Retrieval/{name}"
+    channel = sidecar.client.channel
+    token = (("authorization", f"Bearer {make.ADMIN_TOKEN}"),)
+    with expect_status("INVALID_ARGUMENT"):
+        if name == "Backup":
+            list(channel.unary_stream(path)(b"\xff", timeout=10, metadata=token))
+        else:
+            channel.unary_unary(path)(b"\xff", timeout=10, metadata=token)
+    labels = {"rpc": name, "status": "INVALID_ARGUMENT"}
+    assert sidecar.indexes.metrics.registry.get_sample_value("cxr_retrieval_requests_total", labels) == 1
+    assert "Traceback" not in capfd.readouterr().err

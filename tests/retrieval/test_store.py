@@ -11,6 +11,7 @@ import pytest
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from retrieval.cases import CaseRecord, UnknownCaseError
+from retrieval.directory import lock_directory
 from retrieval.schema import compute_checksum, hash_meta
 from retrieval.store import CaseStore
 
@@ -304,7 +305,7 @@ def test_a_row_that_is_gone_is_damage(filled, statement, make):
 def test_a_store_with_small_pages_keeps_them_and_its_cases(tmp_path, make, monkeypatch):
     """As an earlier version wrote it."""
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.store.PAGE_BYTES", 4096)
+        patch.setattr("retrieval.directory.PAGE_BYTES", 4096)
         with CaseStore(tmp_path) as store:
             store.put(make.MODEL, make.records("abc"), make.vectors(3))
     with CaseStore(tmp_path) as store:
@@ -438,9 +439,14 @@ def test_damaged_meta(filled, meta):
         CaseStore(filled.parent)
 
 
-def test_an_empty_file_becomes_a_store(tmp_path):
-    """What is left of a store whose very first start was killed."""
-    (tmp_path / "cases.sqlite").touch()
+@pytest.mark.parametrize("name", [".cases.sqlite.new", "cases.sqlite"])
+def test_what_a_killed_first_start_left_becomes_a_store(tmp_path, name):
+    if name == "cases.sqlite":
+        os.close(lock_directory(tmp_path))  # before a table was made
+        assert (tmp_path / name).stat().st_size
+    else:
+        (tmp_path / name).write_bytes(b"half")
+        (tmp_path / ".verify-x").mkdir()
     with CaseStore(tmp_path) as store:
         assert store.count() == 0
 

@@ -32,7 +32,9 @@ def slow_disk(monkeypatch):
 def wal(tmp_path):
     path = tmp_path / "cases.sqlite-wal"
     path.touch()
-    return GroupSync(path)
+    sync = GroupSync(path)
+    yield sync
+    sync.close()
 
 
 def test_writes_that_come_during_an_fsync_share_the_next_one(wal, slow_disk):

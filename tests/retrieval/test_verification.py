@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.errors import ConfigError
+from contract.errors import ArtifactError, ConfigError
 from retrieval.store import CaseStore
 from retrieval.verification import check_database, check_folder
 
@@ -46,9 +46,54 @@ def test_a_store_that_is_served_and_one_after_kill_9(tmp_path, make):
         assert (check.ok, check.rows) == (True, 3)
         store.put(make.MODEL, make.records("d"), make.vectors(1))  # nobody was locked out
         shutil.copytree(tmp_path / "store", tmp_path / "killed")
-    assert (tmp_path / "killed" / "cases.sqlite-wal").stat().st_size
+    killed = tmp_path / "killed"
+    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+    assert before["cases.sqlite-wal"]
+    (check,) = check_folder(killed)
+    assert (check.ok, check.rows, check.path) == (True, 4, killed / "cases.sqlite")
+    assert {
+        path.name: path.read_bytes() for path in killed.iterdir()
+    } == before  # nothing is written or removed
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [(None, None), (5000, "end of its WAL is damaged"), ("tail", None)]
+)
+def test_a_wal_that_a_killed_sidecar_left(tmp_path, make, place, words):
+    with CaseStore(tmp_path / "store") as store:
+        store.put(make.MODEL, make.records("abc"), make.vectors(3))
+        store.delete(["a"])  # empties the WAL
+        for name in "defgh":
+            store.put(make.MODEL, make.records(name), make.vectors(1))
+        shutil.copytree(tmp_path / "store", tmp_path / "killed")
+    wal = tmp_path / "killed" / "cases.sqlite-wal"
+    data = bytearray(wal.read_bytes())
+    if place == "tail":  # killed in the middle of a write
+        data = data[:-100]
+    elif place is not None:
+        data[place] ^= 1
+    wal.write_bytes(data)
+    (tmp_path / "killed" / "cases.sqlite-shm").unlink()
     (check,) = check_folder(tmp_path / "killed")
-    assert (check.ok, check.rows) == (True, 4)
+    assert check.ok == (words is None)
+    assert words is None or words in " ".join(check.problems)
+    assert wal.read_bytes() == data
+
+
+@pytest.mark.parametrize("number", [0, 4, 2**63 - 1, "'text'"])
+def test_an_impossible_counter_of_rows_is_found(filled, number):
+    change(filled, f"UPDATE sqlite_sequence SET seq = {number}")
+    check = check_database(filled)
+    assert check.problems == ("Its counter of rows differs from what was written.",)
+
+
+def test_an_emptied_file_is_refused(filled):
+    filled.write_bytes(b"")
+    (check,) = check_folder(filled.parent)
+    assert not check.ok
+    with pytest.raises(ArtifactError, match="it is empty"):
+        CaseStore(filled.parent)
+    assert filled.read_bytes() == b""
 
 
 @pytest.mark.parametrize(

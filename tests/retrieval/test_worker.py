@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -178,6 +179,33 @@ def test_a_failed_search_fails_its_requests_and_the_next_one_works(held, open_in
     held.failure = None
     assert len(index.search([Query(make.vectors(1)[0], 5)], 10)[0]) == 5
     assert cases.reads == 2  # built anew from the store
+
+
+@pytest.mark.parametrize("reason", ["waste", "error"])
+def test_the_old_index_is_freed_before_a_new_one_is_built(monkeypatch, make, reason):
+    made, kept = [], []
+
+    class Noted(FlatIndex):
+        def __init__(self, *arguments, **options):
+            kept.append(sum(old() is not None for old in made))
+            made.append(weakref.ref(self))
+            super().__init__(*arguments, **options)
+
+        def remove(self, ids):
+            if reason == "error":
+                raise MemoryError
+            super().remove(ids)
+
+        @property
+        def is_wasteful(self):
+            return reason == "waste" and len(made) == 1
+
+    monkeypatch.setattr(retrieval.worker, "FlatIndex", Noted)
+    index = IndexThread(Cases(make.vectors(20)).read)
+    index.start().result(10)
+    index.change(removed=["1"])
+    index.close()
+    assert kept == [0, 0]
 
 
 def test_a_failed_change_is_repaired_from_the_store(held, open_index, cases, make, caplog):
