@@ -332,7 +332,7 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
     given = values.get("CXR_CONFIG")
     home = values.get("XDG_CONFIG_HOME") or (f"{values['HOME']}/.config" if values.get("HOME") else "")
     path = Path(given) if given else Path(home or ".") / "cxr" / "client.ini"
-    if not given and (not home or not path.is_file()):
+    if not given and (not home or not _is_file(path)):
         return {}
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -350,3 +350,11 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
             f"{', '.join(sorted(known))}."
         )
     return section
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file. What this user may not look up is none."""
+    try:
+        return path.is_file()
+    except PermissionError:  # until Python 3.13
+        return False
