@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -87,19 +88,35 @@ def _name_type(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def speaks_http1(url: str) -> bool:
+def speaks_http1(url: str, timeout_s: float = 2 * _PROBE_TIMEOUT_S) -> bool:
     """Whether the server at host:port speaks HTTP/1, as Triton's HTTP and metrics ports do.
 
-    Send one GET over a new connection and wait at most one second for the answer.
+    Send one GET over a new connection. Connecting takes at most one second, and the answer another one.
+
+    Args:
+        url: The address.
+        timeout_s: Time for all of it, in seconds.
     """
     match = _HOST_AND_PORT.fullmatch(url)
     if match is None:
         return False
-    host = match["host"].strip("[]")
+    host, end = match["host"].strip("[]"), time.monotonic() + timeout_s
     try:
-        with socket.create_connection((host, int(match["port"])), timeout=_PROBE_TIMEOUT_S) as connection:
-            connection.settimeout(_PROBE_TIMEOUT_S)
+        with socket.create_connection((host, int(match["port"])), timeout=limit_probe(end)) as connection:
+            connection.settimeout(limit_probe(end))
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             return connection.recv(7, socket.MSG_WAITALL) == b"HTTP/1."
     except (OSError, UnicodeError):
         return False
+
+
+def limit_probe(end: float) -> float:
+    """Return the seconds that a step of a probe may take, at most 1. Raise TimeoutError if there are none.
+
+    Args:
+        end: The end of the probe (`time.monotonic`).
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, _PROBE_TIMEOUT_S)
