@@ -230,12 +230,15 @@ def resolve_addresses(
         environment: Environment variables. None: those of this process.
 
     Raises:
-        ConfigError: The config file cannot be read. The addresses themselves are not checked.
+        ConfigError: The config file cannot be read, or one of several addresses is empty. The addresses themselves are
+            not checked.
     """
     values = os.environ if environment is None else environment
     if given is None:
         given = values.get(f"CXR_{server.upper()}") or _read_file(values).get(server)
-    return split_addresses(DEFAULT_ADDRESSES[server] if given is None else given)
+    return split_addresses(
+        DEFAULT_ADDRESSES[server] if given is None else given, f"{server}_url (--{server})"
+    )
 
 
 def quiet_grpc(environment: MutableMapping[str, str] = os.environ) -> None:

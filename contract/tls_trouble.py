@@ -15,7 +15,7 @@ from contract.connection import TLS, Connection
 from contract.errors import ConfigError
 
 _HOST_AND_PORT: Final = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
 )
 _TIMEOUT_S: Final = 4.0  # for all connections together; each step takes at most 1 s
 _PREFACE: Final = (
