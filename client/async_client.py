@@ -6,7 +6,6 @@ async with AsyncCxrClient("127.0.0.1:8001", "127.0.0.1:8005") as client:
 The operations are those of `client.core`.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -23,26 +22,29 @@ from client.core import IN_FLIGHT, ClientCore
 from client.health import Health
 from client.indexing import Embedded
 from client.inputs import ReportSource, StudyImages
+from client.lock import AsyncLock
 from client.many import Outcome, predict_in_order_async
 from client.prediction import BatchPrediction, Prediction
 from client.prompt_scores import FindingScore
-from client.retrieval_core import NO_OPTIONS, IndexInfo
+from client.retrieval_core import NO_OPTIONS, IndexInfo, make_list_request
 from client.search_options import SearchOptions
 from client.served import ServedModel
 from client.steps import run_async
 from contract.connection import TLS, resolve_addresses, resolve_connection
+from contract.proto import retrieval_pb2
 
 
 class AsyncCxrClient(ClientCore):
     """Client of Triton and the retrieval sidecar for an event loop. Several tasks of the loop may use it at once.
 
     Its methods are those of `client.client.CxrClient`, with the same arguments, results and errors. They differ from it
-    in four points:
+    in five points:
 
     - Cancelling a task cancels its request here and on the server. A deadline is a `DeadlineError`, as there.
     - Files and radiographs are read in a thread, so the loop stays free.
     - Tensors travel over gRPC: the client does not use shared memory.
     - It makes no explanations, which need no server, and no backups.
+    - It belongs to the event loop of its first call. A call in another loop is a ConfigError.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class AsyncCxrClient(ClientCore):
             timeout_s,
             shrink=shrink,
             retries=retries,
-            make_lock=asyncio.Lock,
+            make_lock=AsyncLock,
         )
 
     async def predict(
@@ -201,7 +203,17 @@ class AsyncCxrClient(ClientCore):
         """Iterate over the stored cases of one model; see `CxrClient.list_cases`."""
         limit_s = self._limit(timeout_s)
         self._require_one_retrieval()
-        return self._sidecars[0].list_cases(limit_s, fingerprint, exclude_studies, options, reports=reports)
+        request = make_list_request(fingerprint, exclude_studies, options, reports=reports)
+        return self._iterate_pages(request, limit_s)
+
+    async def _iterate_pages(
+        self, request: retrieval_pb2.ListCasesRequest, limit_s: float
+    ) -> AsyncIterator[ListedCase]:
+        is_first = True
+        while is_first or request.page_token:
+            for case in await run_async(self._list_page_in_steps(request, limit_s)):
+                yield case
+            is_first = False
 
     async def delete(self, ids: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Delete stored cases for good; return how many there were. See `CxrClient.delete`."""
@@ -212,7 +224,8 @@ class AsyncCxrClient(ClientCore):
         return await run_async(self._health_in_steps(timeout_s))
 
     async def close(self) -> None:
-        """Close all connections, which cancels the running requests."""
+        """Close all connections, which cancels the running requests. A later call is a CancelledError."""
+        self._closed = True
         for triton in self._tritons:
             await triton.close()
         for sidecar in self._sidecars:

@@ -3,7 +3,6 @@
 Tensors travel in the gRPC messages: this transport does not use shared memory, whose calls block.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc import aio as triton
 
 from client.channel import Calls, ChannelSettings, Request, make_request
+from client.event_loop import LoopOwner
 from client.served import ServedModel
-from client.status import make_cancelled_error
-from client.steps import Steps, run_async
-from client.triton_call import Call
+from client.steps import run_async
 from client.triton_core import Answer, Client, TritonCore
 from contract.tensors import ModelSpec
 
@@ -43,6 +41,7 @@ class AsyncTritonTransport(TritonCore):
         """See `client.triton_core.TritonCore`. The carrier of the settings is not used."""
         super().__init__(url, settings)
         self._lane: _Lane | None = None
+        self._owner = LoopOwner()
 
     async def infer(
         self,
@@ -57,47 +56,50 @@ class AsyncTritonTransport(TritonCore):
         return await run_async(self._infer_in_steps(model, inputs, outputs, timeout_s, calls))
 
     async def read_model(
-        self, timeout_s: float, model: str = "predict_study", version: str = ""
+        self,
+        timeout_s: float,
+        model: str = "predict_study",
+        version: str = "",
+        *,
+        calls: Calls | None = None,
     ) -> ServedModel:
         """Return the facts about a served model; see `client.triton.TritonTransport.read_model`."""
-        return await run_async(self._read_model_in_steps(timeout_s, model, version))
+        return await run_async(self._read_model_in_steps(timeout_s, model, version, calls))
 
     async def check_ready(self, timeout_s: float) -> str | None:
         """Return None if the server and all its models are ready, else the reason in one sentence."""
         return await run_async(self._check_ready_in_steps(timeout_s))
 
     async def close(self) -> None:
-        """Close the connection, which cancels the running requests here and on the server."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            lane.closed = True
-            await lane.client.close()
+        """Close all connections, which cancels the running requests here and on the server.
+
+        A later request is a CancelledError.
+        """
+        self._closed = True
+        self._forget_client()
+        for client in list(self._forgotten):
+            await client.close()
 
     def _client(self) -> Client:
         return self._open_lane().client
 
     def _forget_client(self) -> None:
-        self._lane = None  # the connection closes when its last request ends
+        if self._lane is not None:
+            self._forgotten.add(self._lane.client)
+        self._lane = None
 
     @contextmanager
     def _use_lane(self, calls: Calls | None) -> Iterator[_Lane]:
-        del calls
+        del calls  # cancelling the task cancels the request
         yield self._open_lane()
 
     def _give_up(self, lane: _Lane) -> None:
         if lane is self._lane:
             self._forget_client()
 
-    def _carry(self, lane: _Lane, call: Call) -> Steps[Answer]:
-        """Send a request over gRPC. A connection that `close` has closed ends it with the project's error."""
-        try:
-            return (yield from self._carry_plain(lane, call))
-        except asyncio.CancelledError as error:
-            if not lane.closed:
-                raise
-            raise make_cancelled_error(self.url) from error
-
     def _open_lane(self) -> _Lane:
+        self._require_open()
+        self._owner.require()
         if self._lane is None:
             self._lane = _Lane(self.url, self.settings)
         return self._lane

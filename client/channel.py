@@ -169,6 +169,8 @@ def set_region(
 class Calls:
     """A group of requests. Any thread can cancel all of them, here and on the server.
 
+    `cancelled` is set when the group is cancelled. It also ends the pauses between repeated requests.
+
     Triton drops a queued request, and tells a running python model. An ensemble of Triton 2.51 ends its current step
     and starts no further one.
     """
@@ -182,14 +184,18 @@ class Calls:
         self.priority = priority
         self._lock = threading.Lock()
         self._lanes: set[Lane] = set()
-        self._cancelled = False
+        self.cancelled = threading.Event()
 
     def add(self, lane: Lane) -> None:
         """Register the connection of a new request. Raise CancelledError if the group was cancelled."""
         with self._lock:
-            if self._cancelled:
-                raise CancelledError("The request was cancelled before it was sent.")
+            self.require_running()
             self._lanes.add(lane)
+
+    def require_running(self) -> None:
+        """Raise CancelledError if the group was cancelled."""
+        if self.cancelled.is_set():
+            raise CancelledError("The request was cancelled before it was sent.")
 
     def remove(self, lane: Lane) -> None:
         """Remove the connection of a finished request."""
@@ -199,7 +205,7 @@ class Calls:
     def cancel(self) -> None:
         """Cancel the running requests and refuse new ones."""
         with self._lock:
-            self._cancelled = True
+            self.cancelled.set()
             lanes, self._lanes = self._lanes, set()
         for lane in lanes:
             lane.close()

@@ -1,6 +1,5 @@
 """`CxrClient`: predictions, similar cases, indexing and explanations from the servers, for blocking callers."""
 
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -19,11 +18,12 @@ from client.deadline import check_timeout
 from client.health import Health
 from client.indexing import Embedded
 from client.inputs import ImageSource, ReportSource, StudyImages
+from client.lock import BlockingLock
 from client.many import Outcome, predict_in_order
 from client.prediction import BatchPrediction, Prediction
 from client.prompt_scores import FindingScore
 from client.retrieval import RetrievalTransport
-from client.retrieval_core import NO_OPTIONS, IndexInfo
+from client.retrieval_core import NO_OPTIONS, IndexInfo, iterate_pages, make_list_request
 from client.search_options import SearchOptions
 from client.served import ServedModel
 from client.steps import run
@@ -95,7 +95,7 @@ class CxrClient(ClientCore):
             timeout_s,
             shrink=shrink,
             retries=retries,
-            make_lock=threading.Lock,
+            make_lock=BlockingLock,
         )
 
     def predict(
@@ -347,8 +347,10 @@ class CxrClient(ClientCore):
             InputError: An option needs a query (`min_score`, `diversity`, `query_labels`), or a study id is not text.
             ServiceError: As in `search`.
         """
-        limit_s, sidecar = self._limit(timeout_s), self._require_one_sidecar()
-        return sidecar.list_cases(limit_s, fingerprint, exclude_studies, options, reports=reports)
+        limit_s = self._limit(timeout_s)
+        self._require_one_retrieval()
+        request = make_list_request(fingerprint, exclude_studies, options, reports=reports)
+        return iterate_pages(lambda: run(self._list_page_in_steps(request, limit_s)), request)
 
     def back_up(self, out: Path | str, *, timeout_s: float = _BACKUP_S) -> Backup:
         """Write a copy of all stored cases into a new folder, while the sidecar serves.
@@ -380,11 +382,15 @@ class CxrClient(ClientCore):
         """Check both servers, Triton with real cases. An error of a server is part of the result, not raised.
 
         A Triton with a full queue counts as ready.
+
+        Args:
+            timeout_s: Deadline of all questions to one server, in seconds. None: the deadline of the client.
         """
         return run(self._health_in_steps(timeout_s))
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, which cancels the running requests. A later call is a CancelledError."""
+        self._closed = True
         for triton in self._tritons:
             triton.close()
         for sidecar in self._sidecars:

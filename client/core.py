@@ -12,13 +12,14 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cases import CaseInput, IndexResult, SearchResult, SimilarCase
+from client.cases import CaseInput, IndexResult, ListedCase, SearchResult, SimilarCase
 from client.channel import Calls
 from client.deadline import Deadline, check_timeout
 from client.exchange import check_tensors, read_batch
 from client.health import Health, check_health
 from client.indexing import Embedded, Take, decode_report, index_cases, keep_report
 from client.inputs import ReportSource, StudyImages, read_report
+from client.lock import Lock
 from client.many import Outcome
 from client.prediction import BatchPrediction, Prediction
 from client.predictor import Predictor, ServedTriton
@@ -26,11 +27,12 @@ from client.prompt_scores import FindingScore, score_findings
 from client.retrieval_core import Found, IndexInfo, Stored, StoredCase, check_search
 from client.rotation import Rotation
 from client.search_options import SearchOptions
-from client.served import Lock, ServedModel, list_outputs, require_unchanged
+from client.served import ServedModel, list_outputs, require_unchanged
 from client.steps import Steps, ask, work
 from client.transports import Retrieval, Triton
 from client.triton_core import Arrays
 from contract.errors import ConfigError, FingerprintError, InputError, ServiceError
+from contract.proto import retrieval_pb2
 from contract.report.text import MAX_REPORT_CHARS
 from contract.report.tokens import TokenLimits
 
@@ -60,12 +62,13 @@ class ClientCore:
             timeout_s: Deadline of a call without its own deadline, in seconds.
             shrink: As in `client.client.CxrClient`.
             retries: As in `client.client.CxrClient`.
-            make_lock: `threading.Lock` or `asyncio.Lock`.
+            make_lock: `BlockingLock` or `AsyncLock`.
 
         Raises:
             ConfigError: A number is out of its range.
         """
         self._timeout_s = check_timeout(timeout_s)
+        self._closed = False
         self._retrievals = Rotation(retrievals, retries)
         self._predictor = Predictor(tritons, shrink=shrink, retries=retries, make_lock=make_lock)
 
@@ -95,7 +98,7 @@ class ClientCore:
         except InputError as error:
             return error
         except ServiceError as error:
-            if not keep_going:
+            if not keep_going or self._closed:
                 raise
             return error
 
@@ -233,6 +236,18 @@ class ClientCore:
     def _delete_in_steps(self, ids: Sequence[str], timeout_s: float | None) -> Steps[int]:
         # Never repeated: the second answer would not count the cases that the first request deleted.
         return (yield from ask(self._require_one_retrieval().delete, ids, self._limit(timeout_s)))
+
+    def _list_page_in_steps(
+        self, request: retrieval_pb2.ListCasesRequest, limit_s: float
+    ) -> Steps[list[ListedCase]]:
+        """Return the next page. A repetition asks for the same page: only an answer changes the request."""
+        self._require_one_retrieval()
+        deadline = Deadline(limit_s)
+        return (
+            yield from self._retrievals.run(
+                lambda retrieval: ask(retrieval.list_page, request, deadline.left()), deadline
+            )
+        )
 
     def _health_in_steps(self, timeout_s: float | None) -> Steps[Health]:
         return (yield from check_health(self._retrievals.servers, self._predictor, self._limit(timeout_s)))

@@ -67,7 +67,7 @@ def check_health(retrievals: Sequence[Retrieval], predictor: Predictor, timeout_
     Args:
         retrievals: The sidecars.
         predictor: Sends real cases to each Triton, because a loaded model may be unable to infer.
-        timeout_s: Deadline of each request, in seconds.
+        timeout_s: Deadline of all questions to one server, in seconds.
     """
     errors: list[str] = []
     models: dict[str, ServedModel] = {}  # address -> model
@@ -97,14 +97,15 @@ def check_health(retrievals: Sequence[Retrieval], predictor: Predictor, timeout_
 
 def _check_triton(server: ServedTriton, timeout_s: float) -> Steps[tuple[str | None, ServedModel | None]]:
     """Return what is wrong with one Triton, in one sentence, and the model that it serves."""
+    deadline = Deadline(timeout_s)
     trouble = yield from ask(server.triton.check_ready, timeout_s)
     if trouble is not None:
         return trouble, None
     model = None
     try:
-        model = yield from server.models.read_latest(timeout_s)
+        model = yield from server.models.read_latest(deadline.left())
         for image, report in ((PROBE_IMAGE, PROBE_REPORT), (PROBE_IMAGE, None), (None, PROBE_REPORT)):
-            yield from server.predict(*make_inputs(image, report), Deadline(timeout_s), None)
+            yield from server.predict(*make_inputs(image, report), deadline, None)
     except BusyError:
         pass  # the server works: its queue is full
     except CxrError as error:

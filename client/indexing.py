@@ -11,7 +11,7 @@ from client.prediction import Prediction
 from client.retrieval_core import Stored, StoredCase
 from client.served import ServedModel, require_unchanged
 from client.steps import Steps, ask
-from contract.errors import InputError, ServiceError
+from contract.errors import CancelledError, InputError, ServiceError
 
 Embedded = tuple[CaseInput, Outcome]  # a case with the content of its report, and its prediction
 Take = Callable[[], Embedded | Awaitable[Embedded | None] | None]
@@ -108,7 +108,7 @@ class _Writer:
         try:
             stored = yield from self._add(cases)
         except ServiceError as error:
-            if not self._keep_going:
+            if not self._keep_going or isinstance(error, CancelledError):  # the client was closed
                 raise
             self.failed += [(case.id, str(error)) for case in cases]  # the sidecar may have stored them
             return

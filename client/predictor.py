@@ -3,7 +3,6 @@
 All operations are written in steps (`client.steps`).
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -12,9 +11,10 @@ from client.channel import Calls
 from client.deadline import Deadline
 from client.exchange import count_images, make_inputs, read_answer
 from client.inputs import ReportSource, StudyImages
+from client.lock import BlockingLock, Lock
 from client.prediction import Kind, Prediction
 from client.rotation import Rotation
-from client.served import Lock, ServedModel, ServedModels, list_outputs, require_views
+from client.served import ServedModel, ServedModels, list_outputs, require_views
 from client.shrink import shrink_inputs
 from client.steps import Steps, ask, work
 from client.transports import Triton
@@ -41,7 +41,7 @@ class ServedTriton:
     ) -> Steps[Prediction]:
         """Predict one case of `client.exchange.make_inputs`."""
         name = f"predict_{kind}"
-        expected = yield from self.models.require(deadline.left)
+        expected = yield from self.models.require(deadline.left, calls)
         if count_images(inputs) > expected.most_views:
             expected = yield from self._require_views(inputs, deadline)
         outputs = list_outputs(name, expected)
@@ -67,11 +67,11 @@ class ServedTriton:
             UnavailableError: The server replaced the model several times in a row.
             CxrError: As in `TritonTransport.infer` and `TritonTransport.read_model`.
         """
-        yield from self.models.require(deadline.left)
+        yield from self.models.require(deadline.left, calls)
         for _ in range(_ATTEMPTS):
             sent_at = time.monotonic()
             answer = yield from self._infer(name, inputs, outputs, deadline, calls)
-            model = yield from self.models.resolve(name, answer.model_version, sent_at, deadline.left)
+            model = yield from self.models.resolve(name, answer.model_version, sent_at, deadline.left, calls)
             if model is not None:
                 return answer, model
         raise UnavailableError(
@@ -115,7 +115,7 @@ class Predictor:
         *,
         shrink: bool,
         retries: int | None = None,
-        make_lock: Callable[[], Lock] = threading.Lock,
+        make_lock: Callable[[], Lock] = BlockingLock,
     ) -> None:
         """Take the transports.
 
@@ -137,9 +137,10 @@ class Predictor:
         deadline: Deadline,
         *,
         elsewhere: tuple[type[CxrError], ...] = (),
+        calls: Calls | None = None,
     ) -> Steps[T]:
         """Run an operation on the next server, and on another one if it does not answer."""
-        return (yield from self._rotation.run(operation, deadline, elsewhere=elsewhere))
+        return (yield from self._rotation.run(operation, deadline, elsewhere=elsewhere, calls=calls))
 
     def predict(
         self,
@@ -157,4 +158,8 @@ class Predictor:
             calls: The group with which the request is cancelled.
         """
         kind, inputs = yield from work(make_inputs, image, report)
-        return (yield from self.run(lambda server: server.predict(kind, inputs, deadline, calls), deadline))
+
+        def predict(server: ServedTriton) -> Steps[Prediction]:
+            return server.predict(kind, inputs, deadline, calls)
+
+        return (yield from self.run(predict, deadline, calls=calls))

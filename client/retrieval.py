@@ -1,5 +1,7 @@
 """Blocking requests to the retrieval sidecar over gRPC. Each has a deadline and raises errors of this project."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from client.retrieval_core import (
     RetrievalCore,
     Stored,
     StoredCase,
+    iterate_pages,
     make_list_request,
     make_stub,
 )
@@ -33,7 +36,8 @@ class RetrievalTransport(RetrievalCore):
     def __init__(self, url: str, connection: Connection = PLAIN) -> None:
         """See `client.retrieval_core.RetrievalCore`."""
         super().__init__(url, connection)
-        self._connect()
+        self._lock = threading.Lock()
+        self._open_stub()
 
     def add(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Stored:
         """Store all cases, or none. A case replaces a stored case with the same id.
@@ -89,6 +93,20 @@ class RetrievalTransport(RetrievalCore):
         """Return facts about the index of a model. Without such an index: about the default index of the sidecar."""
         return run(self._read_info_in_steps(timeout_s, fingerprint))
 
+    def list_page(self, request: retrieval_pb2.ListCasesRequest, timeout_s: float) -> list[ListedCase]:
+        """Return the next page of stored cases; see `CxrClient.list_cases`.
+
+        Args:
+            request: A request of `client.retrieval_core.make_list_request`. After an answer it asks for the next page;
+                its `page_token` is "" after the last one. After an error it is as before.
+            timeout_s: Deadline in seconds.
+
+        Raises:
+            FingerprintError: The store holds only cases of other models.
+            ServiceError: As in `add`.
+        """
+        return run(self._list_page_in_steps(request, timeout_s))
+
     def list_cases(
         self,
         timeout_s: float,
@@ -98,47 +116,39 @@ class RetrievalTransport(RetrievalCore):
         *,
         reports: bool = False,
     ) -> Iterator[ListedCase]:
-        """Return an iterator over the cases of a model's index; see `CxrClient.list_cases`.
-
-        Args:
-            timeout_s: Deadline of each page in seconds.
-            fingerprint: Fingerprint of the model. "": the default index of the sidecar.
-            exclude_studies: Ids of studies that are left out.
-            options: Which cases count.
-            reports: Whether to return the reports.
-
-        Raises:
-            FingerprintError: The store holds only cases of other models.
-            InputError: A study id is not valid, or an option needs a query.
-            ServiceError: As in `add`.
-        """
+        """Return an iterator over all pages. `timeout_s` is for each page; see `CxrClient.list_cases` for the rest."""
         request = make_list_request(fingerprint, exclude_studies, options, reports=reports)
-        return self._list_pages(request, timeout_s)
-
-    def _list_pages(self, request: retrieval_pb2.ListCasesRequest, timeout_s: float) -> Iterator[ListedCase]:
-        yield from run(self._list_page_in_steps(request, timeout_s))
-        while request.page_token:
-            yield from run(self._list_page_in_steps(request, timeout_s))
+        return iterate_pages(lambda: self.list_page(request, timeout_s), request)
 
     def back_up(self, out: Path, timeout_s: float) -> Backup:
         """Write a copy of the whole store into a new folder; see `CxrClient.back_up`."""
-        parts = self._stub.Backup(
+        end, stub = time.monotonic() + timeout_s, self._open_stub()
+        parts = stub.Backup(
             retrieval_pb2.BackupRequest(), timeout=timeout_s, metadata=self._connection.metadata
         )
         try:
             return write_backup(parts, out)
         except grpc.RpcError as error:
-            raise run(self._explain(error, timeout_s, is_new=True)) from error
+            raise run(self._explain(error, timeout_s, end, is_new=True)) from error
         finally:
             parts.cancel()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        """Close all connections, which cancels the running requests. A later request is a CancelledError."""
+        with self._lock:
+            self._closed = True
+        self._forget_stub()
+        for stub in list(self._forgotten):
+            stub.channel.close()
 
     def _open_stub(self) -> Any:
-        return self._stub
+        with self._lock:
+            self._require_open()
+            stub = self._stub
+            if stub is None:
+                stub = self._stub = make_stub(self._connection.open_channel(self.url, CHANNEL))
+            return stub
 
-    def _connect(self) -> None:
-        self._channel = self._connection.open_channel(self.url, CHANNEL)
-        self._stub = make_stub(self._channel)
+    def _forget_stub(self) -> None:
+        with self._lock:
+            super()._forget_stub()

@@ -3,8 +3,11 @@
 Every operation is written once, in steps (`client.steps`). A transport adds the connection.
 """
 
+import asyncio
+import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -13,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.cases import ListedCase, SimilarCase
+from client.event_loop import is_task_cancelled
 from client.search_options import SearchOptions
-from client.status import make_error, make_wrong_service_error
+from client.status import make_cancelled_error, make_closed_error, make_error, make_wrong_service_error
 from client.steps import Steps, ask, work
 from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.connection import PLAIN, Connection
@@ -139,14 +143,25 @@ class RetrievalCore(ABC):
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8005")
         connection.require_private(url, _SETTING)
         self._connection = connection
+        self._closed = False
+        self._stub: Any = None
+        # Stubs of forgotten connections, which close when their last request ends, or with the transport.
+        self._forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @abstractmethod
     def _open_stub(self) -> Any:
-        """Return the stub of the sidecar's service, on the open connection."""
+        """Return the stub of the sidecar's service, on the open connection. CancelledError: the client is closed."""
 
-    @abstractmethod
-    def _connect(self) -> None:
+    def _forget_stub(self) -> None:
         """Let the next request use a new connection."""
+        if self._stub is not None:
+            self._forgotten.add(self._stub)
+        self._stub = None
+
+    def _require_open(self) -> None:
+        """Raise CancelledError if the transport was closed."""
+        if self._closed:
+            raise make_closed_error(self.url)
 
     def _add_in_steps(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Steps[Stored]:
         """See `client.retrieval.RetrievalTransport.add`."""
@@ -241,20 +256,26 @@ class RetrievalCore(ABC):
                 f"The request to the retrieval sidecar has {size:,} bytes. At most {MAX_MESSAGE_BYTES:,} are sent: "
                 "give fewer or smaller cases."
             )
-        call = getattr(self._open_stub(), method)
+        end = time.monotonic() + timeout_s
+        stub = self._open_stub()  # its connection stays open while this request holds it
+        call = getattr(stub, method)
         try:
             return (yield from ask(call, request, timeout=timeout_s, metadata=self._connection.metadata))
         except grpc.RpcError as error:
-            raise (yield from self._explain(error, timeout_s, is_new=is_new)) from error
+            raise (yield from self._explain(error, timeout_s, end, is_new=is_new)) from error
+        except (ValueError, asyncio.CancelledError) as error:  # of a connection that was closed meanwhile
+            if not self._closed or (isinstance(error, asyncio.CancelledError) and is_task_cancelled()):
+                raise
+            raise make_cancelled_error(self.url) from error
 
-    def _explain(self, error: Any, timeout_s: float, *, is_new: bool) -> Steps[CxrError]:
-        """Return the error of this project for one of gRPC."""
+    def _explain(self, error: Any, timeout_s: float, end: float, *, is_new: bool) -> Steps[CxrError]:
+        """Return the error of this project for one of gRPC. What it asks ends at `end` (`time.monotonic`)."""
         code = error.code().name
         if code == "UNAVAILABLE":
             # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has
             # no option for that. It closes when the other requests on it have ended.
-            self._connect()
-            trouble = yield from work(find_tls_error, self.url, self._connection, _SERVER)
+            self._forget_stub()
+            trouble = yield from self._find_other_cause(end)
             if trouble is not None:
                 return trouble
         if code == "UNIMPLEMENTED" and is_new:
@@ -262,16 +283,27 @@ class RetrievalCore(ABC):
                 f"The server at {self.url} does not know this call: the sidecar is older than this client, or "
                 "another service answers there."
             )
-        if code == "UNIMPLEMENTED" or (code == "UNAVAILABLE" and (yield from work(speaks_http1, self.url))):
+        if code == "UNIMPLEMENTED":
             return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(
             code, error.details() or "", server="The retrieval sidecar", url=self.url, timeout_s=timeout_s
         )
 
+    def _find_other_cause(self, end: float) -> Steps[CxrError | None]:
+        """Return the error for a server that answers, but not as the sidecar does with these settings; else None."""
+        if (left_s := end - time.monotonic()) > 0:
+            trouble = yield from work(find_tls_error, self.url, self._connection, _SERVER, left_s)
+            if trouble is not None:
+                return trouble
+        if (left_s := end - time.monotonic()) > 0 and (yield from work(speaks_http1, self.url, left_s)):
+            return make_wrong_service_error(self.url, _SERVER, _SETTING)
+        return None
+
 
 def make_stub(channel: Any) -> Any:
-    """Return the stub of the service on a channel. Its AddCases takes a `PackedAddCasesRequest`."""
+    """Return the stub of the service on a channel, with the `channel`. Its AddCases takes a `PackedAddCasesRequest`."""
     stub = retrieval_pb2_grpc.RetrievalStub(channel)
+    stub.channel = channel
     stub.AddCases = channel.unary_unary(
         "/cxr.retrieval.v1.Retrieval/AddCases",
         request_serializer=retrieval_pb2.PackedAddCasesRequest.SerializeToString,
@@ -296,6 +328,15 @@ def make_list_request(
         filter=_make_filter(options),
         exclude_study_ids=_check_ids(exclude_studies, "exclude_studies"),
     )
+
+
+def iterate_pages(
+    read_page: Callable[[], list[ListedCase]], request: retrieval_pb2.ListCasesRequest
+) -> Iterator[ListedCase]:
+    """Iterate over the cases of all pages. `read_page` returns the next one and sets the request to the one behind."""
+    yield from read_page()
+    while request.page_token:
+        yield from read_page()
 
 
 def check_search(

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+from client.channel import Calls
 from client.deadline import Deadline
 from client.steps import Steps, pause
-from contract.errors import BusyError, ConfigError, CxrError, UnavailableError
+from contract.errors import BusyError, ConfigError, CxrError, DeadlineError, UnavailableError
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -23,7 +24,7 @@ T = TypeVar("T")
 MAX_RETRIES: Final = 100
 _FIRST_PAUSE_S: Final = 0.1  # before a server is asked again; doubled each time
 _LONGEST_PAUSE_S: Final = 2.0
-_AWAY_S: Final = 5.0  # a server that did not answer comes last for so long
+_AWAY_S: Final = 5.0  # a server that did not answer, or not in time, comes last for so long
 
 
 class Rotation(Generic[S]):
@@ -51,38 +52,53 @@ class Rotation(Generic[S]):
         deadline: Deadline,
         *,
         elsewhere: tuple[type[CxrError], ...] = (),
+        calls: Calls | None = None,
     ) -> Steps[T]:
         """Run an operation on the next server. Repeat it if the server does not answer or its queue is full.
 
         The operation must change nothing, or nothing more when it is repeated. A repetition on a server that failed
-        already waits before. No repetition starts after the deadline.
+        already waits before. No repetition starts after the deadline. A call whose time is up is not repeated.
 
         Args:
             operation: Asks the given server.
             deadline: Deadline of all attempts together.
-            elsewhere: Further errors after which another server, but not the same one, is asked.
+            elsewhere: Errors after which every other server, but not the same one again, is asked. That is no
+                repetition.
+            calls: The group with which the operation is cancelled.
+
+        Raises:
+            CancelledError: The group was cancelled.
         """
-        order = self._take_order()
-        for attempt in range(self.retries + 1):
-            place = order[attempt % len(order)]
-            left = self.retries - attempt
+        order, failures = self._take_order(), 0
+        while True:
+            place = order[0]
             try:
                 result = yield from operation(self.servers[place])
             except (UnavailableError, BusyError):
-                self._away_until[place] = time.monotonic() + _AWAY_S
-                wait_s = _choose_pause(attempt + 2 - len(order))
-                if not left or not deadline.allows(wait_s):
+                failures += 1
+                self._put_last(place)
+                order = [*order[1:], place]
+                wait_s = _choose_pause(failures + 1 - len(order))
+                if failures > self.retries or not deadline.allows(wait_s):
                     raise
+            except DeadlineError:
+                self._put_last(place)
+                raise
             except elsewhere:
-                if attempt + 1 >= min(len(order), self.retries + 1):
+                order = order[1:]
+                wait_s = _choose_pause(failures + 1 - len(order)) if failures else 0.0
+                if not order or not deadline.allows(wait_s):
                     raise
-                continue
             else:
                 self._away_until[place] = 0.0
                 return result
             if wait_s:
-                yield from pause(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+                yield from pause(wait_s, calls.cancelled if calls else None)
+            if calls is not None:
+                calls.require_running()
+
+    def _put_last(self, place: int) -> None:
+        self._away_until[place] = time.monotonic() + _AWAY_S
 
     def _take_order(self) -> list[int]:
         """Return the places of all servers, the next one first, and those that did not answer lately last."""

@@ -7,12 +7,13 @@ version number takes longer.
 """
 
 import json
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from client.channel import Calls
+from client.lock import BlockingLock, Lock
 from client.steps import Steps, ask
 from contract.bundle import require_same_fingerprint
 from contract.decisions import Decisions, parse_decisions
@@ -31,6 +32,7 @@ from contract.training_data import (
 )
 
 _TRUST_S: Final = 2.0
+_LOOK_S: Final = 0.2  # a group of calls that waits for the lock looks so often whether it was cancelled
 
 
 @dataclass(frozen=True)
@@ -108,29 +110,19 @@ class _Reading:
     read_at: float
 
 
-class Lock(Protocol):
-    """A `threading.Lock` or an `asyncio.Lock`."""
-
-    def acquire(self) -> Any:
-        """Wait for the lock, or return an awaitable that does."""
-
-    def release(self) -> None:
-        """Let the next one in."""
-
-
 class ServedModels:
     """A cache of the facts about each model of one server. Several threads or tasks may use it at once."""
 
     def __init__(
         self,
         read: Callable[..., ServedModel | Awaitable[ServedModel]],
-        make_lock: Callable[[], Lock] = threading.Lock,
+        make_lock: Callable[[], Lock] = BlockingLock,
     ) -> None:
         """Start with an empty cache.
 
         Args:
             read: `read_model` of a transport to Triton.
-            make_lock: `threading.Lock` or `asyncio.Lock`, as `read` blocks or not.
+            make_lock: `BlockingLock` or `AsyncLock`, as `read` blocks or not.
         """
         self._read = read
         self._lock = make_lock()
@@ -143,27 +135,43 @@ class ServedModels:
         self._latest = model
         return model
 
-    def require(self, timeout_s: Callable[[], float]) -> Steps[ServedModel]:
+    def require(self, timeout_s: Callable[[], float], calls: Calls | None = None) -> Steps[ServedModel]:
         """Return the model that answered last. Before the first answer, read it from the server.
 
         Args:
-            timeout_s: Returns the seconds left.
+            timeout_s: Returns the seconds left, and raises DeadlineError if there are none.
+            calls: The group with which the request is cancelled.
 
         Raises:
             CxrError: As in `TritonTransport.read_model`.
         """
         if self._latest is not None:
             return self._latest
-        yield from ask(self._lock.acquire)  # callers that start together send one request
+        yield from self._acquire(timeout_s, calls)  # callers that start together send one request
         try:
             if self._latest is None:
-                self._latest = yield from ask(self._read, timeout_s())
+                self._latest = yield from ask(self._read, timeout_s(), calls=calls)
             return self._latest
         finally:
             self._lock.release()
 
+    def _acquire(self, timeout_s: Callable[[], float], calls: Calls | None) -> Steps[None]:
+        """Wait for the lock, which another caller may hold for longer than this one has time."""
+        acquired = False
+        while not acquired:
+            wait_s = timeout_s()
+            if calls is not None:
+                calls.require_running()
+                wait_s = min(wait_s, _LOOK_S)
+            acquired = yield from ask(self._lock.acquire, wait_s)
+
     def resolve(
-        self, name: str, version: str, sent_at: float, timeout_s: Callable[[], float]
+        self,
+        name: str,
+        version: str,
+        sent_at: float,
+        timeout_s: Callable[[], float],
+        calls: Calls | None = None,
     ) -> Steps[ServedModel | None]:
         """Return the model that made an answer; None if the server has replaced it meanwhile.
 
@@ -172,6 +180,7 @@ class ServedModels:
             version: Its version in the answer; "" if the answer states none.
             sent_at: The time at which the request was sent (`time.monotonic`).
             timeout_s: Returns the seconds left.
+            calls: As in `require`.
         """
         if not version:
             return self._latest
@@ -180,7 +189,7 @@ class ServedModels:
             return reading.model
         read_at = time.monotonic()
         try:
-            model = yield from ask(self._read, timeout_s(), name, version)
+            model = yield from ask(self._read, timeout_s(), name, version, calls=calls)
         except (ServerError, UnavailableError, BusyError):
             return None
         self._readings[name] = _Reading(version, model, read_at)

@@ -6,6 +6,7 @@ uses it. Before the region is removed, its content is overwritten with zeros.
 This process holds a lock (flock(2)) on the file of each region. The kernel releases it when the process ends in any
 way, so a region without a lock has no owner. `cxr serve` then unregisters the region and removes its file
 (`serving.regions`). A process id would not do, because each container has its own ids. A forked child shares the lock.
+It forgets the regions: only the process that made a region may overwrite or remove it.
 
 If a request ends without an answer (deadline, cancellation, lost connection), the server may still read and write its
 region. Such a region is retired: no other request uses it, and it is removed when the server no longer uses it. Triton
@@ -22,6 +23,7 @@ import secrets
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -172,6 +174,9 @@ class CudaRegion:
         self._memory.destroy_shared_memory_region(self._handle)
 
 
+_POOLS: Final["weakref.WeakSet[RegionPool]"] = weakref.WeakSet()
+
+
 class RegionPool:
     """The regions of one transport. Each is lent to one request at a time. Several threads may use the pool at once."""
 
@@ -192,6 +197,14 @@ class RegionPool:
         self.refused = (
             False  # the server does not accept regions: it runs on another host, or its options forbid them
         )
+        self._owner = os.getpid()
+        _POOLS.add(self)
+
+    def forget(self) -> None:
+        """Let a forked child start without regions: those that it knows belong to its parent."""
+        self._lock = threading.Lock()  # a thread of the parent may have held the old one
+        self._free, self._retired, self._connection = [], [], None
+        self._owner = os.getpid()
 
     def lease(self, byte_size: int) -> Region | None:
         """Return a registered region of at least `byte_size` bytes; None if the request should use gRPC."""
@@ -228,6 +241,9 @@ class RegionPool:
 
     def close(self) -> None:
         """Remove every region that no request uses. Wait up to 2 s for regions that the server still uses."""
+        if os.getpid() != self._owner:
+            self.forget()
+            return
         self.retire_free()
         end = time.monotonic() + _CLOSE_S
         while self._retired and time.monotonic() < end:
@@ -288,6 +304,14 @@ class RegionPool:
                     continue
             region.destroy()
         return True
+
+
+def _forget_in_child() -> None:
+    for pool in list(_POOLS):
+        pool.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _lock_and_allocate(name: str, byte_size: int) -> int:

@@ -67,6 +67,11 @@ def make_cancelled_error(url: str) -> CancelledError:
     return CancelledError(f"The request to {url} was cancelled before the server answered.")
 
 
+def make_closed_error(url: str) -> CancelledError:
+    """Return the error for a request of a client that was closed before."""
+    return CancelledError(f"Nothing was sent to {url}, because the client is closed: make a new one.")
+
+
 def make_wrong_service_error(url: str, server: str, setting: str) -> ConfigError:
     """Return the error for an address at which another service answers.
 

@@ -6,6 +6,7 @@ a thread, so that the event loop stays free. An error, also a cancellation, appe
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class Step:
         kind: "ask": `call` blocks, or returns an awaitable for `run_async`. "work": `call` always blocks.
             "pause": `call` returns the seconds to wait.
         call: What to call.
+        stop: Ends a pause of `run` early when it is set.
     """
 
     kind: Literal["ask", "work", "pause"]
     call: Callable[[], Any]
+    stop: threading.Event | None = None
 
 
 Steps: TypeAlias = Generator[Step, Any, T]
@@ -44,9 +47,9 @@ def work(call: Callable[..., T], *arguments: Any, **options: Any) -> Steps[T]:
     return result
 
 
-def pause(seconds: float) -> Steps[None]:
-    """Wait."""
-    yield Step("pause", lambda: seconds)
+def pause(seconds: float, stop: threading.Event | None = None) -> Steps[None]:
+    """Wait. In `run`, setting `stop` ends the wait; in `run_async`, cancelling the task does."""
+    yield Step("pause", lambda: seconds, stop)
 
 
 def run(steps: Steps[T]) -> T:
@@ -57,7 +60,9 @@ def run(steps: Steps[T]) -> T:
             step = resume()
             try:
                 value = step.call()
-                if step.kind == "pause":
+                if step.kind == "pause" and step.stop is not None:
+                    step.stop.wait(value)
+                elif step.kind == "pause":
                     time.sleep(value)
                 resume = partial(steps.send, value)
             except BaseException as error:  # the operation decides what it means

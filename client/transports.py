@@ -6,11 +6,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from client.cases import ListedCase
 from client.channel import Calls
 from client.retrieval_core import Found, IndexInfo, Stored, StoredCase
 from client.search_options import SearchOptions
 from client.served import ServedModel
 from client.triton_core import Answer
+from contract.proto import retrieval_pb2
 
 
 class Triton(Protocol):
@@ -32,7 +34,12 @@ class Triton(Protocol):
         """Run one served model."""
 
     def read_model(
-        self, timeout_s: float, model: str = "predict_study", version: str = ""
+        self,
+        timeout_s: float,
+        model: str = "predict_study",
+        version: str = "",
+        *,
+        calls: Calls | None = None,
     ) -> ServedModel | Awaitable[ServedModel]:
         """Return the facts about a served model."""
 
@@ -69,3 +76,8 @@ class Retrieval(Protocol):
 
     def read_info(self, timeout_s: float, fingerprint: str = "") -> IndexInfo | Awaitable[IndexInfo]:
         """Return facts about the index of a model."""
+
+    def list_page(
+        self, request: retrieval_pb2.ListCasesRequest, timeout_s: float
+    ) -> list[ListedCase] | Awaitable[list[ListedCase]]:
+        """Return the next page of stored cases, and let the request ask for the page behind it."""

@@ -14,6 +14,7 @@ gRPC message. With the carrier "auto", a request uses shared memory under four c
 
 import math
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from client.channel import Calls, ChannelSettings, Lane, holds_bytes, set_region
 from client.layout import align, lay_out, lay_out_outputs, measure
 from client.served import ServedModel
 from client.shared_memory import CudaRegion, Region, RegionPool, SystemRegion
-from client.steps import Steps, ask, run
+from client.steps import Steps, run
 from client.triton_call import Call
 from client.triton_core import (
     PROBE_TIMEOUT_S,
@@ -100,13 +101,21 @@ class TritonTransport(TritonCore):
         """
         return run(self._infer_in_steps(model, inputs, outputs, timeout_s, calls))
 
-    def read_model(self, timeout_s: float, model: str = "predict_study", version: str = "") -> ServedModel:
+    def read_model(
+        self,
+        timeout_s: float,
+        model: str = "predict_study",
+        version: str = "",
+        *,
+        calls: Calls | None = None,
+    ) -> ServedModel:
         """Return the facts that the configuration of a served model states.
 
         Args:
-            timeout_s: Deadline of each request, in seconds.
+            timeout_s: Deadline in seconds.
             model: One of `predict_*`.
             version: Its version; "" for the version that the server would use now.
+            calls: The group with which the question is cancelled.
 
         Raises:
             ArtifactError: `cxr export` of this version did not publish the model.
@@ -114,23 +123,26 @@ class TritonTransport(TritonCore):
                 (`contract.runtime.embedded`).
             ServiceError: As in `infer`.
         """
-        return run(self._read_model_in_steps(timeout_s, model, version))
+        return run(self._read_model_in_steps(timeout_s, model, version, calls))
 
     def check_ready(self, timeout_s: float) -> str | None:
         """Return None if the server and all its models are ready, else the reason in one sentence."""
         return run(self._check_ready_in_steps(timeout_s))
 
     def close(self) -> None:
-        """Close all connections, which cancels the running requests, and remove all shared-memory regions."""
+        """Close all connections, which cancels the running requests, and remove all shared-memory regions.
+
+        A later request is a CancelledError.
+        """
         with self._lock:
+            self._closed = True
             lanes, self._lanes, self._idle = self._lanes, set(), []
         for lane in lanes:
             lane.close()
         self._regions.close()
-        with self._lock:
-            control, self._control = self._control, None
-        if control is not None:
-            control.close()
+        self._forget_client()
+        for client in list(self._forgotten):
+            client.close()
 
     def _wants_region(self, call: Call) -> bool:
         """Whether a request should use shared memory; see the top of this file."""
@@ -193,8 +205,9 @@ class TritonTransport(TritonCore):
         Triton reports INTERNAL for this and for a model that failed. Only its configuration tells the two apart.
         """
         try:
-            answer = yield from ask(
-                self._client().get_model_config, call.spec.name, client_timeout=PROBE_TIMEOUT_S
+            left_s = max(min(PROBE_TIMEOUT_S, call.deadline - time.monotonic()), 1e-3)
+            answer = yield from self._ask(
+                self._client().get_model_config, call.spec.name, client_timeout=left_s
             )
         except InferenceServerException:
             return False
@@ -213,6 +226,7 @@ class TritonTransport(TritonCore):
     def _use_lane(self, calls: Calls | None) -> Iterator[Lane]:
         """Yield a connection that no other request uses."""
         with self._lock:
+            self._require_open()
             lane = self._idle.pop() if self._idle else None
             if lane is None:
                 lane = Lane(self.url, self.settings)
@@ -233,12 +247,15 @@ class TritonTransport(TritonCore):
     def _client(self) -> Any:
         """Return the client for questions about the server. Threads may share it: it has no request objects."""
         with self._lock:
+            self._require_open()
             if self._control is None:
                 self._control = Lane(self.url, self.settings)
             return self._control.client
 
     def _forget_client(self) -> None:
         with self._lock:
+            if self._control is not None:
+                self._forgotten.add(self._control.client)
             self._control = None
 
     def _give_up(self, lane: Lane) -> None:

@@ -3,9 +3,11 @@
 Every operation is written once, in steps (`client.steps`). A transport adds the connections.
 """
 
+import asyncio
 import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -14,12 +16,13 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from client.channel import Calls, ChannelSettings, Request, holds_bytes, set_data
+from client.event_loop import is_task_cancelled
 from client.served import ServedModel, parse_model
-from client.status import make_cancelled_error, make_error, make_wrong_service_error
+from client.status import make_cancelled_error, make_closed_error, make_error, make_wrong_service_error
 from client.steps import Steps, ask, work
 from client.triton_call import Call
 from contract.address import check_address, speaks_http1
-from contract.errors import ArtifactError, ConfigError, CxrError, UnavailableError
+from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.tensors import FUSED, MODELS, ModelSpec
@@ -66,6 +69,9 @@ class TritonCore(ABC):
         self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
         self.settings = settings or ChannelSettings()
         self.settings.connection.require_private(url, _SETTING)
+        self._closed = False
+        # Forgotten connections close when their last request ends, or with the transport.
+        self._forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @abstractmethod
     def _client(self) -> Client:
@@ -73,7 +79,7 @@ class TritonCore(ABC):
 
     @abstractmethod
     def _forget_client(self) -> None:
-        """Let the next question use a new connection."""
+        """Let the next question use a new connection. Add the client of the old one to `_forgotten`."""
 
     @abstractmethod
     def _use_lane(self, calls: Calls | None) -> AbstractContextManager[Any]:
@@ -101,17 +107,32 @@ class TritonCore(ABC):
         )
         with self._use_lane(calls) as lane:
             try:
-                answer = yield from self._carry(lane, call)
+                return (yield from self._carry(lane, call))
             except InferenceServerException as error:
-                explained = yield from self._explain(error, timeout_s, call)
+                explained = yield from self._explain(error, timeout_s, call.deadline, call.spec.name)
                 if isinstance(explained, UnavailableError | ConfigError):
                     self._give_up(lane)  # a new channel resolves the host name again; see `_explain`
                 raise explained from error
-            except ValueError as error:  # raised by gRPC for a closed channel
-                if not lane.closed:
-                    raise
-                raise make_cancelled_error(self.url) from error
-        return answer
+
+    def _ask(
+        self, call: Callable[..., Any], *arguments: Any, lane: Connected | None = None, **options: Any
+    ) -> Steps[Any]:
+        """Ask the server. If the connection was closed meanwhile, raise the project's error.
+
+        gRPC raises a ValueError for a request on a closed channel, and asyncio's CancelledError for a running one.
+        """
+        try:
+            return (yield from ask(call, *arguments, **options))
+        except (ValueError, asyncio.CancelledError) as error:
+            is_closed = self._closed or (lane is not None and lane.closed)
+            if not is_closed or (isinstance(error, asyncio.CancelledError) and is_task_cancelled()):
+                raise
+            raise make_cancelled_error(self.url) from error
+
+    def _require_open(self) -> None:
+        """Raise CancelledError if the transport was closed."""
+        if self._closed:
+            raise make_closed_error(self.url)
 
     def _carry(self, lane: Any, call: Call) -> Steps[Answer]:
         """Send a request in the way that the transport chooses."""
@@ -129,10 +150,11 @@ class TritonCore(ABC):
     def _send(self, lane: Connected, call: Call, request: Request) -> Steps[Any]:
         left_s = max(call.deadline - time.monotonic(), 1e-3)
         return (
-            yield from ask(
+            yield from self._ask(
                 lane.client.infer,
                 call.spec.name,
                 request.inputs,
+                lane=lane,
                 outputs=request.outputs,
                 client_timeout=left_s,  # seconds; Triton's own timeout ends the request too late (issue 7512)
                 timeout=max(1, int(left_s * 1e6)),  # microseconds in the server's queue
@@ -141,72 +163,116 @@ class TritonCore(ABC):
             )
         )
 
-    def _read_model_in_steps(self, timeout_s: float, model: str, version: str) -> Steps[ServedModel]:
+    def _read_model_in_steps(
+        self, timeout_s: float, model: str, version: str, calls: Calls | None
+    ) -> Steps[ServedModel]:
         """Return the facts about a served model; see `client.triton.TritonTransport.read_model`."""
+        end = time.monotonic() + timeout_s
+        if calls is None:
+            return (yield from self._read_over(self._client(), None, timeout_s, end, model, version))
+        with self._use_lane(calls) as lane:  # a question over the shared connection could not be cancelled
+            try:
+                return (yield from self._read_over(lane.client, lane, timeout_s, end, model, version))
+            except (UnavailableError, ConfigError):
+                self._give_up(lane)
+                raise
+
+    def _read_over(
+        self, client: Client, lane: Any, timeout_s: float, end: float, model: str, version: str
+    ) -> Steps[ServedModel]:
+        """Read the facts over a connection. `lane` is None for the shared one; `end` is a time of `time.monotonic`."""
         source = f"Triton at {self.url}"
         try:
-            answer = yield from ask(
-                self._client().get_model_config, model, version, as_json=True, client_timeout=timeout_s
+            answer = yield from self._ask(
+                client.get_model_config, model, version, as_json=True, client_timeout=timeout_s, lane=lane
             )
             served = parse_model(model, answer["config"], source=source)
             if served.required_backend == EMBEDDED:
-                server = yield from ask(self._client().get_server_metadata, client_timeout=timeout_s)
+                left_s = max(end - time.monotonic(), 1e-3)
+                server = yield from self._ask(client.get_server_metadata, client_timeout=left_s, lane=lane)
                 if server.name != SERVER_NAME:
                     raise ConfigError(explain_refusal(source, served.profile))
         except InferenceServerException as error:
-            raise (yield from self._explain(error, timeout_s)) from error
+            raise (yield from self._explain(error, timeout_s, end)) from error
         return served
 
     def _check_ready_in_steps(self, timeout_s: float) -> Steps[str | None]:
         """Return None if the server and all its models are ready, else the reason in one sentence."""
+        end = time.monotonic() + timeout_s
         try:
-            ready = yield from ask(self._client().is_server_ready, client_timeout=timeout_s)
+            ready = yield from self._ask(self._client().is_server_ready, client_timeout=timeout_s)
         except InferenceServerException as error:
-            return str((yield from self._explain(error, timeout_s)))
+            return str((yield from self._explain(error, timeout_s, end)))
+        except CancelledError as error:
+            return str(error)
         return None if ready else f"Triton at {self.url} is starting, or one of its models is not ready."
 
     def _explain(
-        self, error: InferenceServerException, timeout_s: float, call: Call | None = None
+        self, error: InferenceServerException, timeout_s: float, end: float, model: str | None = None
     ) -> Steps[CxrError]:
-        """Return the error of this project for one of tritonclient. `call` is None for a question about the server."""
+        """Return the error of this project for one of tritonclient. What it asks ends with the time of the request.
+
+        Args:
+            error: The error.
+            timeout_s: Deadline of the request, in seconds.
+            end: The end of this time (`time.monotonic`).
+            model: The model that the request ran; None for a question about the server.
+        """
         code = strip_code(error.status())
+        if code == "UNAVAILABLE" and model is not None:
+            code = yield from self._resolve_unavailable(model, end)
         if code == "UNAVAILABLE":
             # A new channel resolves the host name at once. The old one might wait up to two minutes, and gRPC has no
             # option for that. It closes when the other requests on it have ended.
             self._forget_client()
-            if call is not None:
-                serves = yield from self._serves(call.spec.name)
-                code = resolve_unavailable(code, lambda: serves)
-                if code == "RESOURCE_EXHAUSTED" and time.monotonic() >= call.deadline:
-                    code = "DEADLINE_EXCEEDED"
-        if code == "UNAVAILABLE":
-            trouble = yield from work(find_tls_error, self.url, self.settings.connection, "Triton")
+            trouble = yield from self._find_other_cause(end)
             if trouble is not None:
                 return trouble
-        if (yield from self._is_other_service(code)):
+        elif code == "UNIMPLEMENTED" and (yield from self._is_other_service(end)):
             return make_wrong_service_error(self.url, _SERVER, _SETTING)
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
 
-    def _is_other_service(self, code: str) -> Steps[bool]:
+    def _resolve_unavailable(self, model: str, end: float) -> Steps[str]:
+        """Return the code of a request that ended with UNAVAILABLE; see `contract.grpc_status`."""
+        is_in_time = time.monotonic() < end
+        serves = is_in_time and (yield from self._serves(model, end))
+        code = resolve_unavailable("UNAVAILABLE", lambda: serves)
+        is_late = not is_in_time or (serves and time.monotonic() >= end)
+        return "DEADLINE_EXCEEDED" if is_late else code
+
+    def _find_other_cause(self, end: float) -> Steps[CxrError | None]:
+        """Return the error for a server that answers, but not as Triton does with these settings; None without one."""
+        if (left_s := end - time.monotonic()) > 0:
+            trouble = yield from work(find_tls_error, self.url, self.settings.connection, "Triton", left_s)
+            if trouble is not None:
+                return trouble
+        if (left_s := end - time.monotonic()) > 0 and (yield from work(speaks_http1, self.url, left_s)):
+            return make_wrong_service_error(self.url, _SERVER, _SETTING)
+        return None
+
+    def _is_other_service(self, end: float) -> Steps[bool]:
         """Whether another service than Triton answers. Triton, too, reports UNIMPLEMENTED for some requests."""
-        if code == "UNAVAILABLE":
-            return (yield from work(speaks_http1, self.url))
-        if code != "UNIMPLEMENTED":
+        if (left_s := _limit_probe(end)) <= 0:
             return False
         try:
-            yield from ask(self._client().is_server_live, client_timeout=PROBE_TIMEOUT_S)
+            yield from self._ask(self._client().is_server_live, client_timeout=left_s)
         except InferenceServerException as error:
             return strip_code(error.status()) == "UNIMPLEMENTED"
         return False
 
-    def _serves(self, model: str) -> Steps[bool]:
+    def _serves(self, model: str, end: float) -> Steps[bool]:
         """Whether the server answers and the model is ready."""
+        if (left_s := _limit_probe(end)) <= 0:
+            return False
         try:
-            return bool(
-                (yield from ask(self._client().is_model_ready, model, client_timeout=PROBE_TIMEOUT_S))
-            )
+            return bool((yield from self._ask(self._client().is_model_ready, model, client_timeout=left_s)))
         except InferenceServerException:
             return False
+
+
+def _limit_probe(end: float) -> float:
+    """Return the seconds that a probe may take before a time of `time.monotonic`; 0 or less if there are none."""
+    return min(end - time.monotonic(), PROBE_TIMEOUT_S)
 
 
 def require_output(array: NDArray[Any] | None, name: str) -> NDArray[np.generic]:

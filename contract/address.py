@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ CHANNEL_OPTIONS: Final = (
 )
 _NAMED: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")  # gRPC's own address forms
 _HOST_AND_PORT: Final = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]+)", re.ASCII
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+):(?P<port>[0-9]+)", re.ASCII
 )
 _PROBE_TIMEOUT_S: Final = 1.0
 
@@ -39,6 +40,8 @@ def check_address(url: str, *, server: str, setting: str, example: str) -> str:
     if not isinstance(url, str):
         raise ConfigError(f"{remedy}, not {_name_type(url)}.")
     if url.startswith(_NAMED) and not re.search(r"\s", url):
+        if not url.partition(":")[2].strip("/"):
+            raise ConfigError(f"{remedy}: {url!r} names no path or host.")
         return url
     problem = _find_problem(url)
     if problem:
@@ -46,23 +49,35 @@ def check_address(url: str, *, server: str, setting: str, example: str) -> str:
     return url
 
 
-def split_addresses(given: str | Sequence[str]) -> list[str]:
+def split_addresses(given: str | Sequence[str], setting: str) -> list[str]:
     """Return the addresses in a setting, each once.
 
     Args:
         given: One address, several with commas between them, or a list. gRPC's form of several numeric addresses
             ("ipv4:10.0.0.1:8001,10.0.0.2:8001") counts as a list of them.
+        setting: Name of the setting, such as "triton_url (--triton)".
+
+    Raises:
+        ConfigError: One of several addresses is empty.
     """
-    urls: list[Any]  # what is no text is refused when it is checked
+    urls = _flatten(given)
+    empty = [place for place, url in enumerate(urls, start=1) if isinstance(url, str) and not url.strip()]
+    if empty and len(urls) > 1:
+        raise ConfigError(
+            f"{setting} holds {len(urls)} addresses, but number {empty[0]} is empty: remove the comma too many."
+        )
+    return [url for place, url in enumerate(urls) if url not in urls[:place]]
+
+
+def _flatten(given: str | Sequence[str]) -> list[Any]:
+    """Return every address in a setting. What is no text is refused when it is checked."""
     if isinstance(given, str):
         prefix = next((name for name in ("ipv4:", "ipv6:") if given.startswith(name)), "")
         parts = (part.strip() for part in given.split(","))
-        urls = [part if part.startswith(_NAMED) else f"{prefix}{part}" for part in parts]
-    elif isinstance(given, Sequence) and given:
-        urls = [url for item in given for url in (split_addresses(item) if isinstance(item, str) else [item])]
-    else:
-        urls = [given]
-    return [url for place, url in enumerate(urls) if url not in urls[:place]]
+        return [part if part.startswith(_NAMED) or not part else f"{prefix}{part}" for part in parts]
+    if isinstance(given, Sequence) and given:
+        return [url for item in given for url in (_flatten(item) if isinstance(item, str) else [item])]
+    return [given]
 
 
 def _find_problem(url: str) -> str:
@@ -87,19 +102,35 @@ def _name_type(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def speaks_http1(url: str) -> bool:
+def speaks_http1(url: str, timeout_s: float = 2 * _PROBE_TIMEOUT_S) -> bool:
     """Whether the server at host:port speaks HTTP/1, as Triton's HTTP and metrics ports do.
 
-    Send one GET over a new connection and wait at most one second for the answer.
+    Send one GET over a new connection. Connecting takes at most one second, and the answer another one.
+
+    Args:
+        url: The address.
+        timeout_s: Time for all of it, in seconds.
     """
     match = _HOST_AND_PORT.fullmatch(url)
     if match is None:
         return False
-    host = match["host"].strip("[]")
+    host, end = match["host"].strip("[]"), time.monotonic() + timeout_s
     try:
-        with socket.create_connection((host, int(match["port"])), timeout=_PROBE_TIMEOUT_S) as connection:
-            connection.settimeout(_PROBE_TIMEOUT_S)
+        with socket.create_connection((host, int(match["port"])), timeout=limit_probe(end)) as connection:
+            connection.settimeout(limit_probe(end))
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             return connection.recv(7, socket.MSG_WAITALL) == b"HTTP/1."
     except (OSError, UnicodeError):
         return False
+
+
+def limit_probe(end: float) -> float:
+    """Return the seconds that a step of a probe may take, at most 1. Raise TimeoutError if there are none.
+
+    Args:
+        end: The end of the probe (`time.monotonic`).
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, _PROBE_TIMEOUT_S)

@@ -230,12 +230,15 @@ def resolve_addresses(
         environment: Environment variables. None: those of this process.
 
     Raises:
-        ConfigError: The config file cannot be read. The addresses themselves are not checked.
+        ConfigError: The config file cannot be read, or one of several addresses is empty. The addresses themselves are
+            not checked.
     """
     values = os.environ if environment is None else environment
     if given is None:
         given = values.get(f"CXR_{server.upper()}") or _read_file(values).get(server)
-    return split_addresses(DEFAULT_ADDRESSES[server] if given is None else given)
+    return split_addresses(
+        DEFAULT_ADDRESSES[server] if given is None else given, f"{server}_url (--{server})"
+    )
 
 
 def quiet_grpc(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -332,7 +335,7 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
     given = values.get("CXR_CONFIG")
     home = values.get("XDG_CONFIG_HOME") or (f"{values['HOME']}/.config" if values.get("HOME") else "")
     path = Path(given) if given else Path(home or ".") / "cxr" / "client.ini"
-    if not given and (not home or not path.is_file()):
+    if not given and (not home or not _is_file(path)):
         return {}
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -350,3 +353,11 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
             f"{', '.join(sorted(known))}."
         )
     return section
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file. What this user may not look up is none."""
+    try:
+        return path.is_file()
+    except PermissionError:  # until Python 3.13
+        return False

@@ -7,15 +7,17 @@ Python's own TLS, whose errors have codes.
 import re
 import socket
 import ssl
+import time
 from typing import Final
 
+from contract.address import limit_probe
 from contract.connection import TLS, Connection
 from contract.errors import ConfigError
 
 _HOST_AND_PORT: Final = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
+    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
 )
-_TIMEOUT_S: Final = 1.0
+_TIMEOUT_S: Final = 4.0  # for all connections together; each step takes at most 1 s
 _PREFACE: Final = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 )  # and empty settings
@@ -26,31 +28,36 @@ _NOT_YET_VALID: Final = 9
 _OTHER_NAME: Final = (62, 64)  # host name, IP address
 
 
-def find_tls_error(url: str, connection: Connection, server: str) -> ConfigError | None:
+def find_tls_error(
+    url: str, connection: Connection, server: str, timeout_s: float = _TIMEOUT_S
+) -> ConfigError | None:
     """Return the error for a server that can be reached, but not with these settings of TLS; None if TLS is not why.
 
     Args:
         url: host:port of the server that did not answer.
         connection: The settings that were used.
         server: "Triton" or "the retrieval sidecar".
+        timeout_s: Time for all of it, in seconds.
     """
+    end = time.monotonic() + timeout_s
     match = _HOST_AND_PORT.fullmatch(url)
     if match is None:
         return None
     address = match["host"].strip("[]"), int(match["port"])
     try:
         if connection.tls is None:
-            return _find_for_plain(address, f"{server} at {url}")
-        return _find_for_tls(address, connection.tls, f"{server} at {url}")
+            return _find_for_plain(address, f"{server} at {url}", end)
+        return _find_for_tls(address, connection.tls, f"{server} at {url}", end)
     except (OSError, UnicodeError):  # nothing listens there, or it is too slow
         return None
 
 
-def _find_for_plain(address: tuple[str, int], who: str) -> ConfigError | None:
+def _find_for_plain(address: tuple[str, int], who: str, end: float) -> ConfigError | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+    with socket.create_connection(address, timeout=limit_probe(end)) as plain:
+        plain.settimeout(limit_probe(end))
         try:
             context.wrap_socket(plain, server_hostname=address[0]).close()
         except ssl.SSLError:
@@ -60,18 +67,20 @@ def _find_for_plain(address: tuple[str, int], who: str) -> ConfigError | None:
     )
 
 
-def _find_for_tls(address: tuple[str, int], tls: TLS, who: str) -> ConfigError | None:
+def _find_for_tls(address: tuple[str, int], tls: TLS, who: str, end: float) -> ConfigError | None:
     context = tls.make_context()
-    with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+    with socket.create_connection(address, timeout=limit_probe(end)) as plain:
+        plain.settimeout(limit_probe(end))
         try:
             with context.wrap_socket(plain, server_hostname=tls.server_name or address[0]) as secure:
+                secure.settimeout(limit_probe(end))
                 secure.sendall(_PREFACE)
                 if secure.recv(1):
                     return None
         except ssl.SSLCertVerificationError as error:
             return ConfigError(_explain_server(error, tls, address[0], who))
         except ssl.SSLError as error:
-            if _speaks_plain(address):
+            if _speaks_plain(address, end):
                 return ConfigError(
                     f"{_begin(who)} speaks plain text, not TLS: start it with --tls-dir, or unset tls (--tls-ca, "
                     "CXR_TLS_CA)."
@@ -133,10 +142,11 @@ def _has_expired(tls: TLS) -> bool:
     return certificate.not_valid_after_utc < datetime.datetime.now(datetime.timezone.utc)
 
 
-def _speaks_plain(address: tuple[str, int]) -> bool:
+def _speaks_plain(address: tuple[str, int], end: float) -> bool:
     """Whether a server speaks HTTP/2 without TLS."""
     try:
-        with socket.create_connection(address, timeout=_TIMEOUT_S) as plain:
+        with socket.create_connection(address, timeout=limit_probe(end)) as plain:
+            plain.settimeout(limit_probe(end))
             plain.sendall(_PREFACE)
             head = plain.recv(9, socket.MSG_WAITALL)
     except OSError:

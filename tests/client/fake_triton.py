@@ -152,7 +152,7 @@ class FakeTriton:
     def model(self, model: ServedModel) -> None:
         self.models[self.version] = model
 
-    def read_model(self, timeout_s: float, model: str = "predict_study", version: str = "") -> ServedModel:
+    def read_model(self, timeout_s, model="predict_study", version="", *, calls=None) -> ServedModel:
         assert timeout_s > 0
         self.reads.append((model, version))
         if self.read_error is not None:

@@ -121,15 +121,15 @@ def test_every_channel_waits_as_briefly():
 def test_a_sidecar_that_was_not_there_is_looked_up_anew():
     with serve() as port, closing(RetrievalTransport(f"127.0.0.1:{port}")) as retrieval:
         retrieval.read_info(5)
-        used = retrieval._channel
+        used = retrieval._open_stub()
         retrieval.read_info(5)
-        assert retrieval._channel is used
+        assert retrieval._open_stub() is used
     with closing(RetrievalTransport(f"127.0.0.1:{port}")) as retrieval:
-        used = retrieval._channel
+        used = retrieval._open_stub()
         for _ in range(2):
             with pytest.raises(UnavailableError):
                 retrieval.read_info(5)
-            assert retrieval._channel is not used
-            used = retrieval._channel
+            assert retrieval._open_stub() is not used
+            used = retrieval._open_stub()
         with serve(port):
             assert retrieval.read_info(5).case_count == 7

@@ -1,7 +1,7 @@
 """Several servers: turns, models that differ, servers that go away, and what is repeated or never repeated."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +11,7 @@ from fake_server import TritonService, serve_triton
 from fake_triton import FakeRetrieval, FakeTriton, make_decisions, make_model
 
 from client import CaseInput, CxrClient
+from client.deadline import Deadline
 from client.retrieval_core import IndexInfo, Stored
 from client.rotation import Rotation
 from client.steps import run
@@ -174,7 +175,6 @@ def test_one_server_is_not_asked_twice_unless_the_caller_says_so(servers):
 
 
 def test_pauses_grow_at_random_and_end_before_the_deadline(monkeypatch):
-    from client.deadline import Deadline
 
     pauses, asked = [], []
     monkeypatch.setattr("client.steps.time", SimpleNamespace(sleep=pauses.append))
@@ -325,3 +325,72 @@ def test_a_server_that_ends_costs_no_call(name):
             caller.call("predict", b"one")
         assert time.monotonic() - began < 15
         caller.close()
+
+
+def answer(result):
+    """Return or raise the result, as an operation in steps."""
+    if isinstance(result, Exception):
+        raise result
+    return result
+    yield
+
+
+def test_a_server_that_was_too_slow_comes_last():
+    rotation, asked = Rotation(["slow", "quick"], 3), []
+
+    def ask(server):
+        asked.append(server)
+        return answer(DeadlineError("late") if server == "slow" else server)
+
+    for _ in range(6):
+        with suppress(DeadlineError):
+            run(rotation.run(ask, Deadline(5)))
+    assert asked.count("slow") == 1
+    assert len(asked) == 6, "a call whose time is up is not repeated"
+
+
+@pytest.mark.parametrize("retries", [None, 0, 5])
+def test_a_server_that_refuses_costs_no_repetition(retries):
+    """The other one is asked as often as the caller allows, also if its queue is full at first."""
+    for _ in range(4):
+        rotation, asked = Rotation(["other model", "busy once"], retries), []
+
+        def ask(server, asked=asked):
+            asked.append(server)
+            if server == "other model":
+                return answer(FingerprintError("only cases of another model"))
+            return answer(BusyError("busy") if asked.count(server) == 1 and retries else server)
+
+        found = run(rotation.run(ask, Deadline(5), elsewhere=(FingerprintError,)))
+        assert found == "busy once"
+        assert asked.count("other model") <= 1
+
+
+def test_only_servers_that_all_refuse_are_a_refusal():
+    asked = []
+
+    def ask(server):
+        asked.append(server)
+        return answer(FingerprintError(f"{server} holds another model"))
+
+    with pytest.raises(FingerprintError, match="holds another model"):
+        run(Rotation(["one", "two", "three"], 0).run(ask, Deadline(5), elsewhere=(FingerprintError,)))
+    assert sorted(asked) == ["one", "three", "two"]
+
+
+def test_a_page_of_cases_is_repeated_and_the_next_one_follows(servers):
+    sidecar, pages = servers.sidecars[SIDECARS[0]], []
+
+    def list_page(request, timeout_s):
+        assert timeout_s > 0
+        pages.append(request.page_token)
+        if len(pages) in (1, 3):
+            raise BusyError("busy")
+        request.page_token = "" if request.page_token else "second"
+        return [f"case of {pages[-1] or 'first'}"]
+
+    sidecar.list_page = list_page
+    call = servers.connect(retries=1)
+    listed = call("list_cases")
+    assert list(listed) == ["case of first", "case of second"]
+    assert pages == ["", "", "second", "second"]

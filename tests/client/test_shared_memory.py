@@ -278,3 +278,30 @@ def test_cuda_regions_without_a_gpu_say_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tritonclient.utils.cuda_shared_memory", None)
     with pytest.raises(ConfigError, match=r"tritonclient\[cuda\]"):
         CudaRegion(10)
+
+
+def test_a_forked_child_leaves_the_regions_of_its_parent_alone(server):
+    """A child that ends, or that drops the client, must not touch a region that a request of its parent uses."""
+    pool = RegionPool(SystemRegion, lambda: server)
+    region = pool.lease(2**20)
+    pool.give_back(region)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            pool.close()
+            own = pool.lease(2**20)
+            code = 0 if own is not None and own.name != region.name else 2
+            pool.give_back(own)
+            pool.close()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    region.write([np.full(4, 7, np.uint8)])
+    assert region.read(np.uint8, [4], 0).tolist() == [7] * 4
+    assert list_files() == [region.name]
+    assert pool.lease(2**20) is region
+    pool.give_back(region)
+    pool.close()
+    assert not list_files()

@@ -417,7 +417,7 @@ def test_a_connection_whose_server_was_not_there_is_given_up(connect, server):
 def test_a_queue_that_gives_up_at_the_deadline_is_a_deadline(connect, server, monkeypatch):
     transport = connect()
     server.failures = ["UNAVAILABLE"]
-    monkeypatch.setattr(transport, "_serves", in_steps(lambda _model: time.sleep(0.1) or True))
+    monkeypatch.setattr(transport, "_serves", in_steps(lambda *_: time.sleep(0.1) or True))
     with pytest.raises(DeadlineError):
         transport.infer("predict_image_tensors", make_pixels(), OUTPUTS, 0.05)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from contract.address import check_address, speaks_http1
+from contract.address import check_address, speaks_http1, split_addresses
 from contract.errors import ConfigError, InputError
 from contract.strings import require_strings, require_text
 
@@ -18,7 +18,7 @@ NAMES = {"server": "Triton's gRPC service", "setting": "triton_url (--triton)", 
     "url",
     [
         *("127.0.0.1:8001", "localhost:1", "triton:65535", "my_host-2.lab.example:8001", "[::1]:8001"),
-        *("unix:/run/triton.sock", "dns:///triton:8001", "ipv4:127.0.0.1:8001"),
+        *("unix:/run/triton.sock", "dns:///triton:8001", "ipv4:127.0.0.1:8001", "[fe80::1%eth0]:8001"),
     ],
 )
 def test_addresses_of_grpc(url):
@@ -45,6 +45,9 @@ def test_addresses_of_grpc(url):
         ("", "it is empty"),
         ("  ", "it is empty"),
         ("unix: /run/x", "is not host:port"),
+        *((f"{form}:", "names no path or host") for form in ("unix", "unix-abstract", "dns", "ipv4", "ipv6")),
+        ("dns:///", "names no path or host"),
+        ("[fe80::1%]:8001", "is not host:port"),
         (None, "not None"),
         (8001, "not of type int"),
     ],
@@ -57,6 +60,16 @@ def test_what_is_no_address_is_refused_in_one_sentence(url, words):
         "triton_url (--triton) must be host:port of Triton's gRPC service, such as host:8001"
     )
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [("a:1,,b:2", 2), ("a:1,b:2,", 3), (",a:1", 1), (["a:1", " "], 2), ("ipv4:1.2.3.4:1,,5.6.7.8:1", 2)],
+)
+def test_an_empty_one_of_several_addresses_is_counted(given, place):
+    with pytest.raises(ConfigError, match=rf"^triton_url .*number {place} is empty"):
+        split_addresses(given, NAMES["setting"])
+    assert split_addresses("", NAMES["setting"]) == [""]  # refused when it is checked
 
 
 def test_a_password_in_an_address_is_not_repeated():

@@ -125,3 +125,13 @@ def test_a_setting_of_another_type_is_refused(wrong):
         resolve_connection(tls=wrong, environment={})
     with pytest.raises(ConfigError, match="token must be text"):
         resolve_connection(token=5, environment={})
+
+
+def test_a_config_folder_that_this_user_may_not_enter_counts_as_absent(tmp_path, monkeypatch):
+    """Until Python 3.13 `Path.is_file` raises this error."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("contract.connection.Path.is_file", refuse)
+    assert resolve_connection(environment={"HOME": str(tmp_path)}) == Connection()
