@@ -13,7 +13,7 @@ import functools
 import re
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Final
@@ -321,14 +321,29 @@ def forget(directory: Path, fingerprint: str) -> int:
 def remove_damaged(directory: Path) -> int:
     """Remove the damaged rows of all models from a directory that no server has open; return their number."""
     count = 0
-    with CaseStore(directory) as home:
-        paths = [path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)]
-        with contextlib.ExitStack() as stack:
-            for store in [home, *(stack.enter_context(CaseStore(path)) for path in sorted(paths))]:
-                for _ in store.read_vectors():
-                    pass
-                count += store.remove_damaged()
+    with _open_stores(directory) as stores:
+        for store in stores:
+            for _ in store.read_vectors():
+                pass
+            count += store.remove_damaged()
     return count
+
+
+def compact(directory: Path) -> int:
+    """Write the files of all models anew, in a directory that no server has open; return their size in bytes."""
+    with _open_stores(directory) as stores:
+        for store in stores:
+            store.compact()
+            store.sync()
+        return sum(store.measure_file() for store in stores)
+
+
+@contextlib.contextmanager
+def _open_stores(directory: Path) -> Iterator[list[CaseStore]]:
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(CaseStore(directory))  # the lock keeps servers out
+        paths = [path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)]
+        yield [home, *(stack.enter_context(CaseStore(path)) for path in sorted(paths))]
 
 
 def _explain_missing(fingerprint: str, fingerprints: list[str]) -> str:

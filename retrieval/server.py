@@ -9,6 +9,7 @@ on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes
 
     python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them
     python -m retrieval.server --store DIRECTORY --remove-damaged         removes damaged rows
+    python -m retrieval.server --store DIRECTORY --compact                writes the files anew, without gaps
 """
 
 import argparse
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
-        maintain(options) if options.forget or options.remove_damaged else serve(options)
+        is_maintenance = options.forget or options.remove_damaged or options.compact
+        maintain(options) if is_maintenance else serve(options)
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -105,13 +107,13 @@ def _tell_ready(address: str, indexes: "CaseIndexes", device: str) -> None:
 
 
 def maintain(options: argparse.Namespace) -> None:
-    """Remove the index of one model, or damaged rows, while no server has the store open.
+    """Remove the index of one model or damaged rows, or compact the files, while no server has the store open.
 
     Raises:
         ConfigError: A server has the store open, or the model has no index.
         ArtifactError: More than rows of a store are damaged, or the disk failed.
     """
-    from retrieval.indexes import forget, remove_damaged
+    from retrieval.indexes import compact, forget, remove_damaged
 
     if not options.store.is_dir():
         raise ConfigError(f"There is no case store at {options.store}.")
@@ -120,6 +122,8 @@ def maintain(options: argparse.Namespace) -> None:
         _say(f"Removed the index of model {options.forget[:12]}: {count} cases.")
     if options.remove_damaged:
         _say(f"Removed {remove_damaged(options.store)} damaged rows.")
+    if options.compact:
+        _say(f"Wrote the files anew: {compact(options.store) / 2**20:.1f} MiB.")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -178,6 +182,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="Remove the index of the model with this fingerprint (8 or more digits), and exit.",
     )
     parser.add_argument("--remove-damaged", action="store_true", help="Remove damaged rows, and exit.")
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="Write the files anew, without gaps and what deleted cases left in them, and exit.",
+    )
     add_arguments(parser)
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)

@@ -306,6 +306,13 @@ class CaseStore:
             finally:
                 self._write_lock.release()
 
+    def compact(self) -> None:
+        """Write the file anew without gaps. ArtifactError: the disk is full or failed, and nothing was changed."""
+        with self._write_lock, self._translate("compacted"):
+            self._writer.execute("VACUUM")
+            self._sync.note()
+            self._wal.empty()
+
     def close(self) -> None:
         """Close the file, so that another server can open it. May be called repeatedly."""
         with self._write_lock, self._read_lock:

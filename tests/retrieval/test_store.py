@@ -446,9 +446,10 @@ def test_what_a_killed_first_start_left_becomes_a_store(tmp_path, name):
         assert (tmp_path / name).stat().st_size
     else:
         (tmp_path / name).write_bytes(b"half")
-        (tmp_path / ".verify-x").mkdir()
+        (tmp_path / ".verify-x").mkdir()  # of a check that was killed
     with CaseStore(tmp_path) as store:
         assert store.count() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.sqlite", "lock"]
 
 
 def test_records_do_not_print_their_content(make):

@@ -1,4 +1,4 @@
-"""What the WAL keeps, and what a disk that fails while SQLite writes it into the file leaves."""
+"""What the WAL and the gaps of the file keep, and what a disk that fails in a checkpoint leaves."""
 
 import sqlite3
 
@@ -8,8 +8,10 @@ import retrieval.copying
 import retrieval.wal
 from contract.errors import ArtifactError, CancelledError
 from retrieval.cases import CaseRecord
+from retrieval.server import main
 from retrieval.store import CaseStore
 from retrieval.syncing import GroupSync
+from retrieval.verification import check_database
 
 MARK = b"MARKED REPORT"
 
@@ -129,3 +131,27 @@ def test_a_deleted_report_goes_when_its_reader_has_ended(store, make, monkeypatc
     else:
         store.empty_wal_again()
     assert find_mark(store) == []
+
+
+def test_compacting_removes_what_lies_in_gaps(tmp_path, make, capsys):
+    directory = tmp_path / "store"
+    with CaseStore(directory) as store:
+        store.put(make.MODEL, make.records("abcdefgh"), make.vectors(8))
+        store.delete(["h"])
+        store.sync()
+    path = directory / "cases.sqlite"
+    data = bytearray(path.read_bytes())
+    gap = data.index(bytes(400), len(data) - 8192) + 100  # the free part of the last page
+    data[gap : gap + len(MARK)] = MARK
+    path.write_bytes(data)
+    assert check_database(path).ok
+    assert main(["--store", str(directory), "--compact"]) == 0
+    assert "Wrote the files anew" in capsys.readouterr().out
+    assert MARK not in path.read_bytes()
+    assert sorted(file.name for file in directory.iterdir()) == ["cases.sqlite", "lock"]
+    assert check_database(path).rows == 7
+    with CaseStore(directory) as store:
+        vectors, _ = store.put(make.MODEL, make.records("i"), make.vectors(1))
+        assert list(vectors.sequences) == [9]  # no number comes twice
+        assert main(["--store", str(directory), "--compact"]) == 2
+    assert "in use by another server" in capsys.readouterr().err
