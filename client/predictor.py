@@ -43,7 +43,7 @@ class ServedTriton:
         name = f"predict_{kind}"
         expected = yield from self.models.require(deadline.left, calls)
         if count_images(inputs) > expected.most_views:
-            expected = yield from self._require_views(inputs, deadline)
+            expected = yield from self._require_views(inputs, deadline, calls)
         outputs = list_outputs(name, expected)
         shrunk = (yield from work(shrink_inputs, inputs, expected)) if self._shrink else None
         if shrunk is not None:
@@ -90,18 +90,18 @@ class ServedTriton:
             return (yield from ask(self.triton.infer, name, inputs, outputs, deadline.left(), calls=calls))
         except InputError as error:
             if count_images(inputs) > 1:
-                yield from self._require_views(inputs, deadline)
+                yield from self._require_views(inputs, deadline, calls)
             if not any(f"'{output}'" in str(error) for output in ADDED_OUTPUTS if output in outputs):
                 raise
-            known = list_outputs(name, (yield from self.models.read_latest(deadline.left())))
+            known = list_outputs(name, (yield from self.models.read_latest(deadline.left(), calls)))
             older = [output for output in outputs if output in known]
             if older == list(outputs):
                 raise
             return (yield from ask(self.triton.infer, name, inputs, older, deadline.left(), calls=calls))
 
-    def _require_views(self, inputs: Arrays, deadline: Deadline) -> Steps[ServedModel]:
+    def _require_views(self, inputs: Arrays, deadline: Deadline, calls: Calls | None) -> Steps[ServedModel]:
         """Return the model that is served now. Raise ArtifactError if it cannot read all images of a request."""
-        model = yield from self.models.read_latest(deadline.left())
+        model = yield from self.models.read_latest(deadline.left(), calls)
         require_views(count_images(inputs), model, source=f"Triton at {self.triton.url}")
         return model
 

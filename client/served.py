@@ -129,9 +129,9 @@ class ServedModels:
         self._readings: dict[str, _Reading] = {}
         self._latest: ServedModel | None = None
 
-    def read_latest(self, timeout_s: float) -> Steps[ServedModel]:
+    def read_latest(self, timeout_s: float, calls: Calls | None = None) -> Steps[ServedModel]:
         """Read from the server which model it serves now. May raise the errors of `TritonTransport.read_model`."""
-        model = yield from ask(self._read, timeout_s)
+        model = yield from ask(self._read, timeout_s, calls=calls)
         self._latest = model
         return model
 

@@ -221,6 +221,7 @@ def test_closing_ends_requests_on_connections_that_were_given_up():
         with pytest.raises(CancelledError):
             await running
         assert time.monotonic() - began < 5
+        assert await asyncio.to_thread(service.ended.wait, 5)
 
     with serve_triton(service) as port:
         asyncio.run(scenario(f"127.0.0.1:{port}"))
