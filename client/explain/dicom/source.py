@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ class Source:
     def copy_tables(self, made: Any) -> None:
         """Copy the look-up tables that the radiograph is displayed with. A window replaces a VOI LUT.
 
-        highdicom would copy them as tables of 8 or 16 bits, and other tables would become too dark.
+        highdicom would declare tables of fewer bits as 16 bits without scaling them, so the image would be too dark.
         """
         from pydicom import Dataset
 
@@ -97,7 +98,7 @@ class Source:
             made.ModalityLUTSequence = found["ModalityLUTSequence"][:1]
         if found["VOILUTSequence"] and "SoftcopyVOILUTSequence" not in made:
             shown = Dataset()
-            shown.VOILUTSequence = found["VOILUTSequence"]
+            shown.VOILUTSequence = [_widen_table(table) for table in found["VOILUTSequence"]]
             made.SoftcopyVOILUTSequence = [shown]
 
     def copy_patient(self, made: Any) -> None:
@@ -184,6 +185,17 @@ def _make_reference(dataset: Any) -> Any:
     return reference
 
 
+def _widen_table(table: Any) -> Any:
+    """Return a VOI LUT of 8 or 16 bits, because a presentation state has no other ones (DICOM PS3.3 C.11.8.1)."""
+    count, first, bits = table.LUTDescriptor
+    if bits not in (8, 16):
+        words = np.frombuffer(table.LUTData, "<u2")
+        most = max(2 ** min(max(bits, 1), 16) - 1, int(words.max()))
+        table.LUTData = np.rint(words * (65535 / most)).astype("<u2").tobytes()
+        table["LUTDescriptor"].value = [count, first, 16]
+    return table
+
+
 def _copy_table(item: Any, *, big: bool) -> Any:
     """Return a look-up table as words in little endian, which the new objects are written in; None if it is empty."""
     from pydicom import Dataset
@@ -194,7 +206,7 @@ def _copy_table(item: Any, *, big: bool) -> Any:
     table = Dataset()
     for name in ("LUTDescriptor", "LUTExplanation", "ModalityLUTType"):
         if name in item:
-            table[name] = item[name]
+            table[name] = deepcopy(item[name])
     if not isinstance(data, bytes):
         data = np.atleast_1d(np.asarray(data)).astype("<u2").tobytes()
     elif big and len(data) > int(item.LUTDescriptor[0] or 2**16) + 1:  # pairs of bytes, and not single ones
