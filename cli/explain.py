@@ -68,7 +68,8 @@ def explain_case(
     overlay = str(out) if write_overlay(found, out) else None
     written = [str(path) for path in write_maps(found, maps)] if maps is not None else []
     if dicom is not None and case[0] is not None:
-        written += [str(path) for path in write_dicom(found, case[0], dicom)]
+        of_first = [one for one in found if one.view == 1]
+        written += [str(path) for path in write_dicom(of_first, case[0], dicom)]
     if as_json:
         first = found[0].to_dict()
         others = [one.to_dict() for one in found[1:]]

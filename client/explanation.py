@@ -130,6 +130,7 @@ class Explanation:
         view: Number of the image among those of its study, from 1 on.
         views: Number of images of the study that the model read together.
         findings: All K findings of the case, in the order of the labels, as the model answers them.
+        image_sha256: SHA-256 of the image's file, in hexadecimal digits; "" without an image.
     """
 
     kind: Kind
@@ -163,6 +164,7 @@ class Explanation:
     view: int = 1
     views: int = 1
     findings: tuple[Finding, ...] = ()
+    image_sha256: str = ""
 
     def __repr__(self) -> str:
         return (

@@ -31,18 +31,22 @@ class MapCheck:
         default: Key of the method whose map may be shown; None if no method passed.
         failed: Key of each method that did not pass -> the reason, one clause without a full stop.
         findings: Number of findings with a box that were measured.
+        passed: Keys of the methods that passed.
     """
 
     default: str | None
     failed: Mapping[str, str]
     findings: int
+    passed: tuple[str, ...] = ()
 
     def describe(self, method: str, title: str) -> str:
-        """Return one sentence about a method that did not pass; "" for one that passed or was not measured."""
-        reason = self.failed.get(method)
-        if reason is None:
+        """Return one sentence about a method that did not pass or was not measured; "" for one that passed."""
+        if method in self.passed:
             return ""
-        return f"Do not read the map of {title} as a reason: {reason} ({self.findings} findings measured)."
+        start = f"Do not read the map of {title} as a reason"
+        if method not in self.failed:
+            return f"{start}: it was not measured for this bundle and this kind of input."
+        return f"{start}: {self.failed[method]} ({self.findings} findings measured)."
 
     @property
     def refusal(self) -> str:
@@ -81,5 +85,6 @@ def read_map_check(bundle: "Bundle", kind: str) -> MapCheck | None:
 
 def _parse_gate(gate: Mapping[str, Any]) -> MapCheck:
     failed = {key: str(row["reason"]) for key, row in gate["methods"].items() if not row["passed"]}
+    passed = tuple(key for key, row in gate["methods"].items() if row["passed"])
     default = gate["default"]
-    return MapCheck(None if default is None else str(default), failed, int(gate["findings"]))
+    return MapCheck(None if default is None else str(default), failed, int(gate["findings"]), passed)

@@ -63,7 +63,8 @@ def explain(
         Path | None,
         typer.Option(
             help="Directory for DICOM objects of the image's study: Secondary Capture, Structured Report and, for each "
-            "map that may be shown, outlines (Presentation State). The image must be DICOM."
+            "map that may be shown, outlines (Presentation State). The image must be DICOM. Of several images, the "
+            "objects are those of the first."
         ),
     ] = None,
     steps: Annotated[
@@ -82,10 +83,8 @@ def explain(
         raise ConfigError(
             "--hit needs --table, and --table needs --hit: the table tells where the hit's files are."
         )
-    if further and (image is None or dicom or hit):
-        raise ConfigError(
-            "--further needs an image, and no --dicom and no --hit: these are made of one image."
-        )
+    if further and (image is None or hit):
+        raise ConfigError("--further needs an image, and no --hit: a similarity is of one image.")
     loaded, console = load_bundle(bundle), make_console(as_json)
     case = read_image(image), read_report(report)
     if hit is not None and table is not None:

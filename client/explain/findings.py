@@ -1,5 +1,6 @@
 """Explanations of one or several findings of one case."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -46,10 +47,11 @@ OTHER_BASELINES: Final = (
 
 
 class _Pictures(NamedTuple):
-    """The radiograph for display, the same for all findings; None without an image."""
+    """The radiograph for display and the digest of its file, the same for all findings."""
 
-    square: NDArray[np.uint8] | None  # (R, R)
-    original: NDArray[np.uint8] | None  # (rows, columns)
+    square: NDArray[np.uint8] | None = None  # (R, R)
+    original: NDArray[np.uint8] | None = None  # (rows, columns)
+    sha256: str = ""
 
 
 class Wanted(NamedTuple):
@@ -268,9 +270,10 @@ def _take_gradients(parts: Attributions, pixels: Array, seconds: float, check: M
 
 def _load_pictures(files: Files, inputs: Inputs) -> _Pictures:
     if files.image is None or inputs.frame is None:
-        return _Pictures(None, None)
+        return _Pictures()
     square = load_pixels(files.image, size=DISPLAY_SIZE)[0]
-    return _Pictures(square, load_original(files.image, inputs.frame))
+    digest = hashlib.sha256(files.image).hexdigest()
+    return _Pictures(square, load_original(files.image, inputs.frame), digest)
 
 
 def _assemble(
@@ -322,6 +325,7 @@ def _assemble(
         view=1 if views is None else views.place + 1,
         views=1 if views is None else views.total,
         findings=_list_findings(bundle, answer),
+        image_sha256=pictures.sha256,
     )
 
 

@@ -51,6 +51,20 @@ def read_radiograph(data: bytes) -> DicomImage:
     Raises:
         ImageError: The file is damaged, not a radiograph, or stored in an unsupported way.
     """
+    return _read_checked(data)[0]
+
+
+def read_dataset(data: bytes) -> "Dataset":
+    """Return all elements of a radiograph that `read_radiograph` accepts. They name the patient.
+
+    Raises:
+        ImageError: As in `read_radiograph`.
+    """
+    return _read_checked(data)[1]
+
+
+def _read_checked(data: bytes) -> "tuple[DicomImage, Dataset]":
+    """Return the record of a radiograph, and all its elements."""
     elements = _read_elements(data, stop_before_pixels=False)
     _check_kind(elements)
     _fill_empty(elements)
@@ -58,13 +72,13 @@ def read_radiograph(data: bytes) -> DicomImage:
     image = fill_record(elements)
     _check_layout(image)
     image = replace(image, dataset=_keep_pixels(elements.dataset, get_syntax(image)))
-    if not image.photometric.startswith("MONOCHROME"):
-        return image
-    return replace(
-        image,
-        modality_lut=read_table(elements, "ModalityLUTSequence", "modality LUT"),
-        voi_lut=read_table(elements, "VOILUTSequence", "VOI LUT"),
-    )
+    if image.photometric.startswith("MONOCHROME"):
+        image = replace(
+            image,
+            modality_lut=read_table(elements, "ModalityLUTSequence", "modality LUT"),
+            voi_lut=read_table(elements, "VOILUTSequence", "VOI LUT"),
+        )
+    return image, elements.dataset
 
 
 def read_header(data: bytes) -> DicomImage:

@@ -67,6 +67,7 @@ def make_outlines(
         **describe_equipment(explanation.fingerprint),
         **place_in_series(series, number),
     )
+    source.copy_tables(made)
     source.copy_body_part(made)
     source.copy_patient(made)
     return made

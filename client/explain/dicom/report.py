@@ -74,6 +74,7 @@ def list_comments(explanation: Explanation) -> list[str]:
 def _make_group(source: Source, finding: Finding, first: Explanation, explained: Explanation | None) -> Any:
     from highdicom import sr
 
+    together = [f"Image {first.view} of {first.views} that were read together"] if first.views > 1 else []
     algorithm = sr.AlgorithmIdentification(
         name=ALGORITHM,
         version=find_version(),
@@ -81,6 +82,7 @@ def _make_group(source: Source, finding: Finding, first: Explanation, explained:
             f"Model fingerprint {first.fingerprint}",
             f"Read from {'image and report' if first.kind == 'study' else first.kind}",
             f"Trained on {first.trained_on}",
+            *together,
         ],
         manufacturer=MANUFACTURER,
     )

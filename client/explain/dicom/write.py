@@ -1,5 +1,6 @@
 """Write the DICOM objects of an explanation into a directory."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,16 +31,15 @@ def write_dicom(explanations: Sequence[Explanation], image: bytes, directory: Pa
         The written files: secondary-capture*.dcm, structured-report.dcm, presentation-state-*.dcm.
 
     Raises:
-        ConfigError: There is no explanation with an image, they are of several images, or the `explain` extra is not
-            installed.
+        ConfigError: There is no explanation with an image, they are of several cases or models, the image is another
+            file than the one that they explain, or the `explain` extra is not installed.
         ImageError: The image is no DICOM file, or it lacks what the objects refer to.
         ArtifactError: A file cannot be written.
     """
-    if not explanations or explanations[0].original is None:
-        raise ConfigError("DICOM outputs need an explanation of an image.")
-    if len({one.view for one in explanations}) > 1:
-        raise ConfigError("DICOM outputs are made of one image: give the explanations of one view.")
+    _check_case(explanations)
     source = read_source(image)
+    if explanations[0].image_sha256 != hashlib.sha256(image).hexdigest():
+        raise ConfigError("DICOM outputs belong to the explained image, but this file is another one.")
     with quiet_dicom():
         try:
             files = {name: _encode(made) for name, made in _make_all(source, explanations).items()}
@@ -50,6 +50,18 @@ def write_dicom(explanations: Sequence[Explanation], image: bytes, directory: Pa
     for name, content in files.items():
         write_file(directory / name, content)
     return [directory / name for name in files]
+
+
+def _check_case(explanations: Sequence[Explanation]) -> None:
+    """Refuse explanations that are not of one image, one case and one model."""
+    if not explanations or explanations[0].original is None:
+        raise ConfigError("DICOM outputs need an explanation of an image.")
+    if len({(one.view, one.image_sha256) for one in explanations}) > 1:
+        raise ConfigError("DICOM outputs are made of one image: give the explanations of one image.")
+    if len({one.fingerprint for one in explanations}) > 1:
+        raise ConfigError("DICOM outputs name one model: give the explanations of one model.")
+    if len({(one.kind, one.findings) for one in explanations}) > 1:
+        raise ConfigError("DICOM outputs are made of one case: give the explanations of one case.")
 
 
 def _make_all(source: Source, explanations: Sequence[Explanation]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Explanations as DICOM objects, read back by pydicom and highdicom and checked by dciodvfy."""
 
+import hashlib
 import io
 import json
 import logging
@@ -103,6 +104,11 @@ def explanations(bundle, image):
 def written(explanations, image, tmp_path_factory) -> dict[str, Path]:
     paths = write_dicom(explanations, image, tmp_path_factory.mktemp("dicom"))
     return {path.name: path for path in paths}
+
+
+def move(explanations, data: bytes):
+    """The explanations as if they were made of another file."""
+    return [replace(one, image_sha256=hashlib.sha256(data).hexdigest()) for one in explanations]
 
 
 def read(written, start: str):
@@ -240,7 +246,9 @@ def test_a_line_counts_from_the_corner_of_the_first_pixel():
 @pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")])
 def test_outlines_keep_the_polarity(explanations, image, tmp_path, photometric, shape):
     data = change(image, ["PresentationLUTShape"], PhotometricInterpretation=photometric)
-    states = [path for path in write_dicom(explanations, data, tmp_path) if "presentation" in path.name]
+    states = [
+        path for path in write_dicom(move(explanations, data), data, tmp_path) if "presentation" in path.name
+    ]
     assert states
     assert {pydicom.dcmread(path).PresentationLUTShape for path in states} == {shape}
 
@@ -295,6 +303,24 @@ def test_a_picture_is_refused_in_one_sentence(explanations, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_another_file_than_the_explained_one(explanations, image, tmp_path):
+    """No explanation gets into the study of another patient, nor under the name of another model."""
+    other = change(image, PatientName="Doe^Other", StudyInstanceUID="1.2.9", SOPInstanceUID="1.2.9.1")
+    first, second = explanations
+    for mixed, data, message in (
+        (explanations, other, "this file is another one"),
+        ([first, *move([second], other)], image, "of one image"),
+        ([first, replace(second, fingerprint="e" * 64)], image, "of one model"),
+        ([first, replace(second, kind="study")], image, "of one case"),
+        ([first, replace(second, findings=second.findings[1:])], image, "of one case"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            write_dicom(mixed, data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    assert first.image_sha256 == hashlib.sha256(image).hexdigest()
+    assert first.image_sha256 not in repr(first) + json.dumps(first.to_dict())
+
+
 def test_missing_extra_names_its_install_command(explanations, image, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"pip install 'cxr-serving\[explain\]'"):
@@ -308,12 +334,12 @@ def test_nothing_of_the_patient_gets_into_logs_or_errors(
     # A name without a caret, a sex and dates that do not exist, a damaged number: what libraries complain about.
     odd = change(image, PatientName="Janet Roe", PatientSex="X", BodyPartExamined="CHEST")
     odd = odd.replace(b"19480229", b"29021948").replace(b"071Y", b"71 Y")
-    write_dicom(explanations, odd, tmp_path / "odd")
+    write_dicom(move(explanations, odd), odd, tmp_path / "odd")
     windows = change(odd, WindowCenter=["1", "2"], WindowWidth="3")
     with pytest.raises(ImageError) as missing:
         write_dicom(explanations, change(odd, ["StudyInstanceUID"]), tmp_path / "bad")
     with pytest.raises(ImageError) as unusable:
-        write_dicom(explanations, windows, tmp_path / "bad")
+        write_dicom(move(explanations, windows), windows, tmp_path / "bad")
     errors = (missing.value, unusable.value)
     told = [str(error) + str(error.__cause__ or "") for error in errors]
     said = (
@@ -322,7 +348,7 @@ def test_nothing_of_the_patient_gets_into_logs_or_errors(
         + "".join(str(one.message) for one in recwarn)
         + "".join(told)
     )
-    for secret in (*SECRETS, "Janet", "Roe", "29021948", "71 Y"):
+    for secret in (*SECRETS, "Janet", "Roe", "29021948", "71 Y", "1.2.3.4"):
         assert secret not in said
     [report] = [path for path in (tmp_path / "odd").iterdir() if path.name == "structured-report.dcm"]
     assert pydicom.dcmread(report).PatientName == "Janet Roe"

@@ -112,6 +112,6 @@ def test_the_command_takes_further_images(bundle, images, tmp_path):
     answer = json.loads(told.stdout)
     assert [answer["view"], answer["further"][0]["view"], answer["views"]] == [1, 2, 2]
     assert (tmp_path / "why.png").is_file()
-    refused = CliRunner().invoke(app, [*line, *further, "--dicom", str(tmp_path / "out")])
+    refused = CliRunner().invoke(app, [*line, *further, "--hit", "1", "--table", str(tmp_path / "table")])
     assert refused.exit_code == 2
     assert "--further needs an image" in " ".join(refused.output.split())
