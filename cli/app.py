@@ -25,6 +25,7 @@ from cli.commands.index import index_app
 from cli.commands.predict import predict
 from cli.commands.search import search
 from cli.commands.serve import serve
+from cli.commands.sign import sign_app
 from cli.commands.train import train_app
 from cli.options import print_version
 from contract.connection import quiet_grpc
@@ -43,6 +44,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
 app.add_typer(certs_app, name="certs")
+app.add_typer(sign_app, name="sign")
 app.command()(demo)
 app.command()(calibrate)
 app.command()(serve)
