@@ -26,6 +26,7 @@ from cli.commands.monitor import monitor_app
 from cli.commands.predict import predict
 from cli.commands.search import search
 from cli.commands.serve import serve
+from cli.commands.sign import sign_app
 from cli.commands.train import train_app
 from cli.options import print_version
 from contract.connection import quiet_grpc
@@ -45,6 +46,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(bench_app, name="bench")
 app.add_typer(certs_app, name="certs")
 app.add_typer(monitor_app, name="monitor")
+app.add_typer(sign_app, name="sign")
 app.command()(demo)
 app.command()(calibrate)
 app.command()(serve)

@@ -15,19 +15,24 @@ from cli.progress import show_progress
 from contract.bundle import Bundle, load_bundle
 from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError, CxrError, ParityError
+from contract.signatures import TrustedKeys
 
 if TYPE_CHECKING:
     from contract.repository import Published
     from export.gates.server_precision import ServerCheck
     from export.hub import HubFolder
     from export.pipeline import Check, ExportResult
+    from export.signing import SigningKey
     from serving.reload import Reload
     from serving.served_graphs import ServedGraphs
 
 
 @dataclass(frozen=True)
 class Publication:
-    """How to publish a bundle: the fields of `export.configs.Deployment`, and the running server to load it, if any."""
+    """How to publish a bundle: the fields of `export.configs.Deployment`, and the running server to load it, if any.
+
+    `key` signs the repository. A key of `trust` must have signed the bundle.
+    """
 
     target: str = "cpu"
     variant: str = "latency"
@@ -38,6 +43,8 @@ class Publication:
     admin_key: Path | None = None
     cores: int | None = None
     connection: Connection = PLAIN
+    key: "SigningKey | None" = None
+    trust: TrustedKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def export_bundle(
     _check_options(table, repository, hub_folder, publication)
     if hub_folder:
         check_free(hub_folder)  # before the slow part
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, trust=publication.trust)
     published = loaded = folder = None
     if table and repository and publication.load:
         _prepare_load(repository, publication)  # before the slow part
@@ -136,6 +143,7 @@ def roll_back(
     load: str | None,
     admin_key: Path,
     connection: Connection = PLAIN,
+    key: "SigningKey | None" = None,
 ) -> RolledBack:
     """Switch to another version, on disk and in the running server. If that fails, neither changes.
 
@@ -148,6 +156,7 @@ def roll_back(
         load: gRPC address of the server that serves this repository.
         admin_key: File with the server's key.
         connection: TLS and token of that server.
+        key: Signs the new state. A signed repository needs it.
 
     Raises:
         ConfigError: The version or the admin key does not exist, or the server serves another repository.
@@ -161,9 +170,9 @@ def roll_back(
 
     before = read_published(repository).version
     served_version = check_server(load, repository, read_admin_key(admin_key), connection) if load else None
-    published = rollback(repository, to)
+    published = rollback(repository, to, key=key)
     previous = before if served_version is None else served_version
-    undo = (lambda: rollback(repository, previous)) if previous in published.versions else None
+    undo = (lambda: rollback(repository, previous, key=key)) if previous in published.versions else None
     loaded = _load(console, repository, load, admin_key, undo=undo, connection=connection) if load else None
     changed = (before if served_version is None else served_version) != published.version
     return RolledBack(published, loaded, changed)
@@ -187,7 +196,7 @@ def _prepare_load(repository: Path, publication: Publication) -> None:
         publication.connection,
     )
     if served_version not in (None, read_published(repository).version):
-        rollback(repository, served_version)
+        rollback(repository, served_version, key=publication.key)
 
 
 def _check_options(
@@ -230,6 +239,7 @@ def _publish(
             layout=publication.graphs,
             cores=publication.cores,
             replace=publication.replace,
+            key=publication.key,
             take=partial(take_version, console, publication) if publication.load else None,
         )
 
@@ -259,10 +269,10 @@ def take_version(
                 f"Version {version} does not answer through Triton at {publication.load} as its graphs did: "
                 f"{report.failures[0]}."
             )
-        promote(repository, version, runtime)
+        promote(repository, version, runtime, key=publication.key)
 
     key, url = _require_key(publication), str(publication.load)
-    undo = partial(withdraw, repository, version)
+    undo = partial(withdraw, repository, version, key=publication.key)
     loaded = _load(
         console, repository, url, key, undo=undo, before_switch=run_gate, connection=publication.connection
     )
@@ -341,7 +351,7 @@ def print_export(console: Console, exported: Exported) -> None:
             console.print(
                 exported.published.precision.to_markdown(), highlight=False, markup=False, soft_wrap=True
             )
-        report = exported.published.precision_path or "not written, because the bundle is read-only"
+        report = exported.published.precision_path or "not written, because the bundle is read-only or signed"
         console.print(f"Precision report: {report}", highlight=False, markup=False, soft_wrap=True)
         console.print(
             f"Published into {exported.published.repository} as version {exported.published.version}",

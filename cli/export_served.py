@@ -17,6 +17,7 @@ from contract.training_data import WAYS
 if TYPE_CHECKING:
     from contract.repository import Published
     from export.gates.server import Agreement
+    from export.signing import SigningKey
     from serving.reload import Reload
 
 
@@ -120,8 +121,9 @@ def retire_version(
     load: str | None,
     admin_key: Path,
     connection: Connection = PLAIN,
+    key: "SigningKey | None" = None,
 ) -> Retired:
-    """Remove the version that does not answer. The running server unloads it first.
+    """Remove the version that does not answer. The running server unloads it first. `key` signs the repository.
 
     Raises:
         ConfigError: The version does not exist, or it answers, here or at the server; or the admin key is missing.
@@ -130,11 +132,14 @@ def retire_version(
     from export.versions import retire
 
     if load is None:
-        published, gone = retire(repository, version)
+        published, gone = retire(repository, version, key=key)
         return Retired(published, gone, None)
     reloads: list[Reload] = []
     published, gone = retire(
-        repository, version, partial(_unload, console, repository, load, admin_key, connection, reloads)
+        repository,
+        version,
+        partial(_unload, console, repository, load, admin_key, connection, reloads),
+        key=key,
     )
     return Retired(published, gone, reloads[0])
 

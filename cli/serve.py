@@ -13,7 +13,8 @@ from cli.show import print_json
 from client import CxrClient
 from contract.connection import is_local
 from contract.protection import Protection
-from contract.repository import MARKER
+from contract.repository import MARKER, read_published
+from contract.signatures import TrustedKeys
 from contract.telemetry import Telemetry
 from export.versions import settle
 from serving.stack import IndexSettings, Ports, Stack
@@ -32,6 +33,7 @@ def serve_until_stopped(
     triton_otlp: str | None,
     index: IndexSettings,
     protection: Protection,
+    trust: TrustedKeys | None,
     as_json: bool,
 ) -> None:
     """Start both servers, print their addresses, and keep them running.
@@ -42,6 +44,8 @@ def serve_until_stopped(
         ConfigError, ArtifactError, ServiceError: The servers cannot be started; see `serving.stack.Stack`.
     """
     chosen = Ports(*ports)
+    if trust is not None:
+        read_published(repository, trust)  # before anything reads or restores another file
     if os.access(repository / MARKER, os.W_OK):
         settle(repository)  # undo an interrupted publication before Triton reads the repository
     console = make_console(as_json)
@@ -57,6 +61,7 @@ def serve_until_stopped(
         triton_otlp=triton_otlp,
         index=index,
         protection=protection,
+        trust=trust,
     )
     with servers as stack:
         with console.status("Starting Triton and the sidecar"):

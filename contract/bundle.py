@@ -4,6 +4,7 @@
     config.json        model and training  metrics.json  results, and the data they were measured on
     tokenizer.json     text vocabulary     split.json    study ids of train / validation / test
     MODEL_CARD.md      for people          manifest.json sha256 of each file, fingerprint, versions
+    manifest.json.minisig                  signature, if the bundle is signed (`contract.signatures`)
 
 The fingerprint is the SHA-256 over the names and hashes of the files that decide the answers (weights,
 config, tokenizer, labels). It is stamped into every ONNX graph, Triton config and index made from the bundle.
@@ -25,9 +26,11 @@ from contract.embedding import count_label_part
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.files import write_file
 from contract.labels import LABEL_NAMES
+from contract.signatures import SUFFIX, TrustedKeys
 from contract.training_data import WAYS, read_held_out, read_trained_on, read_trained_ways, read_unmeasured
 
 MANIFEST: Final = "manifest.json"
+SIGNATURE: Final = f"{MANIFEST}{SUFFIX}"
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 TOKENIZER: Final = "tokenizer.json"
@@ -98,6 +101,11 @@ class Bundle:
         return {part: list(recorded.get(part, ())) for part in PARTS}
 
     @property
+    def is_signed(self) -> bool:
+        """Whether a signature lies beside the manifest. It need not be valid."""
+        return (self.path / SIGNATURE).exists()
+
+    @property
     def weights_path(self) -> Path:
         """The safetensors file with the weights."""
         return self.path / WEIGHTS
@@ -147,7 +155,8 @@ def write_directory(target: Path) -> Iterator[Path]:
 def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a copy of a bundle to add files to. At the end the copy is sealed and replaces the bundle.
 
-    The fingerprint stays, because the files that decide the answers stay. On any error the bundle is unchanged.
+    The fingerprint stays, because the files that decide the answers stay. The signature goes, because the manifest
+    changes. On any error the bundle is unchanged.
 
     Args:
         bundle: A verified bundle.
@@ -238,6 +247,7 @@ def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
     missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
     if missing:
         raise ArtifactError(f"The bundle {directory} lacks {', '.join(missing)}.")
+    (directory / SIGNATURE).unlink(missing_ok=True)  # it would be of another manifest
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(directory).as_posix(): compute_sha256(path) for path in files}
     fingerprint = compute_fingerprint(hashes)
@@ -245,19 +255,21 @@ def seal_bundle(directory: Path, details: Mapping[str, Any]) -> str:
     return fingerprint
 
 
-def load_bundle(path: Path | str, *, convert: bool = False) -> Bundle:
+def load_bundle(path: Path | str, *, convert: bool = False, trust: TrustedKeys | None = None) -> Bundle:
     """Read and verify a bundle.
 
     Args:
         path: Its directory.
         convert: Accept the older label format, which has one set for all ways to read a study.
+        trust: The keys of which one must have signed the manifest. This is checked first. None: no signature is needed.
 
     Raises:
+        SignatureError: No key of `trust` signed this manifest.
         ArtifactError: It is not a bundle, a file is missing, or a file was changed after sealing. The message names it.
         FingerprintError: The manifest's fingerprint does not match its files.
     """
     path = Path(path)
-    manifest = _read_json(path / MANIFEST)
+    manifest = _read_json(path / MANIFEST, trust)
     hashes = manifest.get("files")
     if not isinstance(hashes, dict) or not set(REQUIRED_FILES) <= set(hashes):
         raise ArtifactError(f"{path / MANIFEST} does not list the files of a bundle.")
@@ -330,9 +342,12 @@ def _find_roots(directory: Path) -> list[Path]:
     return [real, blobs] if real.parent.name == "snapshots" else [real]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, trust: TrustedKeys | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if trust is not None:
+            trust.check(path, content)
+        value = json.loads(content.decode())
     except FileNotFoundError as error:
         raise ArtifactError(f"{path.parent} is not a model bundle: it has no {path.name}.") from error
     except (OSError, ValueError, RecursionError) as error:

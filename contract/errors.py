@@ -8,6 +8,7 @@ CxrError
 ├── ConfigError                a setting or a command cannot be used                   exit 2
 ├── ArtifactError              a file made by this project is wrong                    exit 3
 │   ├── FingerprintError       two artifacts come from different models
+│   ├── SignatureError         a required signature is missing or not valid
 │   └── ParityError            an exported graph answers differently
 └── ServiceError               a server failed or did not answer                       exit 4
     ├── UnavailableError       nothing answers at the address
@@ -59,6 +60,10 @@ class ArtifactError(CxrError):
 
 class FingerprintError(ArtifactError):
     """Two artifacts come from different models but must come from the same one."""
+
+
+class SignatureError(ArtifactError):
+    """A required signature is missing, or not valid for the file and the trusted keys."""
 
 
 class ParityError(ArtifactError):

@@ -3,11 +3,12 @@
     .published.json            the marker: the current version, and fingerprint, date and files of each
     <model>/config.pbtxt       what Triton reads; rendered from the versions, its hash is in the marker
     <model>/<N>/...            version N; every file's hash is in the marker
+    .published.json.minisig    signature of the marker, if the repository is signed (`contract.signatures`)
 
 A weight with a flipped bit still loads and gives wrong answers under the right fingerprint. So `verify` hashes all
 files before Triton loads them. The marker holds its own checksum.
 
-    python -m contract.repository DIRECTORY      exit code 0: intact; 3: damaged (see the message)
+    python -m contract.repository DIRECTORY      exit code 0: intact; 3: damaged or not signed (see the message)
 """
 
 import argparse
@@ -23,9 +24,11 @@ from typing import Any, Final
 
 from contract.bundle import compute_sha256
 from contract.errors import ArtifactError, CxrError
+from contract.signatures import ENVIRONMENT, OPTION, SUFFIX, TrustedKeys
 from contract.tensors import MODELS
 
 MARKER: Final = ".published.json"  # Triton reads only directories and ignores this file
+SIGNATURE: Final = f"{MARKER}{SUFFIX}"
 CONFIG_NAME: Final = "config.pbtxt"
 REPOSITORY_ID: Final = "repository_id"  # in the marker, and a config parameter of each ensemble
 FINGERPRINT: Final = "fingerprint"
@@ -104,14 +107,19 @@ class Published:
         }
 
 
-def read_published(repository: Path) -> Published:
+def read_published(repository: Path, trust: TrustedKeys | None = None) -> Published:
     """Read the marker of a repository.
 
+    Args:
+        repository: Its directory.
+        trust: The keys of which one must have signed the marker. This is checked first. None: no signature is needed.
+
     Raises:
+        SignatureError: No key of `trust` signed this marker.
         UnpublishedError: The directory was not published by cxr, or by an older version of it.
         ArtifactError: The marker is damaged.
     """
-    content = read_marker(repository)
+    content = read_marker(repository, trust)
     if "versions" not in content:
         raise UnpublishedError(
             f"{repository} was published by an older version of cxr, which kept one model. Publish into a new "
@@ -142,11 +150,14 @@ def _require_chains(repository: Path) -> None:
         )
 
 
-def read_marker(repository: Path) -> dict[str, Any]:
-    """Check the marker's checksum and return the other content. For errors see `read_published`."""
+def read_marker(repository: Path, trust: TrustedKeys | None = None) -> dict[str, Any]:
+    """Check the marker's signature and checksum; return the other content. For errors see `read_published`."""
     path = repository / MARKER
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if trust is not None:
+            trust.check(path, text)
+        content = json.loads(text.decode())
     except FileNotFoundError as error:
         raise UnpublishedError(
             f"{repository} was not published by cxr (it has no {MARKER}). Run `cxr export` first."
@@ -225,17 +236,18 @@ def hash_files(repository: Path, names: Iterable[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(hash_one, names), strict=True))
 
 
-def verify(repository: Path) -> Published:
+def verify(repository: Path, trust: TrustedKeys | None = None) -> Published:
     """Check every file of a repository against its marker; return the content of the marker.
 
-    Every version is checked, because Triton loads all of them.
+    Every version is checked, because Triton loads all of them. For `trust` see `read_published`.
 
     Raises:
+        SignatureError: No key of `trust` signed the marker. No other file was read.
         UnpublishedError: The repository was not published by cxr.
         ArtifactError: A file is damaged, missing or unexpected, or the marker is damaged. The message gives the file,
             both hashes and what to do.
     """
-    state = read_published(repository)
+    state = read_published(repository, trust)
     if state.configs is None:
         raise ArtifactError(
             f"{repository} was published by an older version of cxr, whose marker lacks the hashes of some files. "
@@ -333,9 +345,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Check that the files of a model repository are as published.",
     )
     parser.add_argument("repository", type=Path)
+    parser.add_argument(
+        OPTION,
+        action="append",
+        metavar="PUBKEY",
+        help=f"Public key, or its file, that must have signed the repository. Repeatable. Default: {ENVIRONMENT}.",
+    )
     options = parser.parse_args(arguments)
     try:
-        verify(options.repository)
+        verify(options.repository, TrustedKeys.find(options.require_signature))
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -9,11 +9,20 @@
 # folder is as `cxr certs` makes it. Triton knows no tokens. The calls about shared memory need the admin key, because
 # whoever makes them could take away the regions of other clients; CXR_SHARED_MEMORY=1 opens them, for clients that share
 # the container's /dev/shm.
+# Signatures: with CXR_REQUIRE_SIGNATURE (public keys, separated by spaces) nothing starts unless one of them signed the
+# repository. Triton cannot check what is loaded later, so CXR_ADMIN_KEY must be empty then: restart for a new version.
 # Health: serving.container refuses a repository that this image's backend would run differently than at the gates. It
 # watches Triton with real inferences, and exits when Triton hangs, so that the container is started again.
 set -eu
 
 models="${CXR_MODELS:-/models}"
+if [ -n "${CXR_REQUIRE_SIGNATURE:-}" ] && [ -n "${CXR_ADMIN_KEY:-}" ]; then
+  echo "CXR_REQUIRE_SIGNATURE and CXR_ADMIN_KEY exclude each other: Triton does not check what is loaded later. Leave" \
+    "CXR_ADMIN_KEY empty, and restart the container to serve a new version." >&2
+  exit 2
+fi
+# Fails unless every file is as published, and signed if CXR_REQUIRE_SIGNATURE is set.
+python3 -m contract.repository "$models"
 key="${CXR_ADMIN_KEY:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}"
 protocols=model-repository,logging,trace
 if [ "${CXR_SHARED_MEMORY:-0}" != 1 ]; then
@@ -41,7 +50,6 @@ if [ -n "${CXR_TLS_DIR:-}" ]; then
     "--grpc-server-key=$CXR_TLS_DIR/server.key" "--grpc-root-cert=$CXR_TLS_DIR/ca.crt" "$@"
 fi
 unset CXR_ADMIN_KEY # the models do not need it
-python3 -m contract.repository "$models" # fails unless every file is as published
 
 exec python3 -m serving.container tritonserver "--model-repository=$models" "--allow-http=$http" \
   --model-control-mode=explicit '--load-model=*' \

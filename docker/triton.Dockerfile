@@ -6,7 +6,7 @@ FROM nvcr.io/nvidia/tritonserver:${NGC_RELEASE}-py3
 
 WORKDIR /opt/cxr
 COPY . .
-RUN pip install --no-cache-dir ".[triton]"
+RUN pip install --no-cache-dir ".[triton,sign]"
 # Without this file Python writes a __pycache__ beside model.py. The next start would refuse these unpublished files.
 RUN python3 -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'no_bytecode.pth').write_text('import sys; sys.dont_write_bytecode = True\n')"
 

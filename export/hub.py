@@ -21,6 +21,7 @@ from typing import Any, Final
 from contract.bundle import (
     MANIFEST,
     MODEL_CARD,
+    SIGNATURE,
     Bundle,
     load_bundle,
     require_same_fingerprint,
@@ -80,7 +81,8 @@ def write_hub_folder(bundle: Bundle | Path | str, out: Path, *, repository: Path
     graphs = _find_graphs(bundle, repository) if repository else {}
     card = _read_card(bundle)
     with write_directory(out) as scratch:
-        for name in (*bundle.manifest["files"], MANIFEST):
+        signature = (SIGNATURE,) if bundle.is_signed else ()  # of the manifest, which is copied as it is
+        for name in (*bundle.manifest["files"], MANIFEST, *signature):
             _copy(bundle.path / name, scratch / name)
         for name, path in graphs.items():
             _copy(path, scratch / GRAPH_FOLDER / name)

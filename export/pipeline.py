@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from export.gates.server import StoredAnswers
     from export.gates.server_precision import ServerCheck
     from export.profiles import Profile
+    from export.signing import SigningKey
 
 Progress = Callable[[int, int], None]
 Check = Callable[["ServedGraphs"], "ServerCheck"]
@@ -79,6 +80,7 @@ def export(
     cores: int | None = None,
     replace: bool = False,
     take: Take | None = None,
+    key: "SigningKey | None" = None,
 ) -> ExportResult:
     """Export a bundle, compare the graphs with the model, and publish them.
 
@@ -89,7 +91,7 @@ def export(
         cases: Real cases for the parity gate, best with image and report (`check_parity`).
         progress: Called with (percent of the work, 100).
         precision_cases: Real cases for the precision gate, best the labelled test split (`check_precision`). None:
-            `cases`. The report of the gate is written into the bundle.
+            `cases`. The report of the gate is written into the bundle, unless that would end its signature.
         target: The hardware of the served graphs: cpu, gpu or tensorrt.
         variant: The aim of the server's settings: latency or throughput.
         profile: Precision profile of the graphs (`export.profiles`).
@@ -98,6 +100,7 @@ def export(
         replace: Replace a repository that was published before, with all its versions.
         take: Lets a running server load the new version beside the current one, runs the given gate there, and switches
             to the new version. An error that it raises ends the export.
+        key: Signs the repository, and a bundle that it signed before. A signed repository takes no version without it.
 
     Raises:
         ConfigError: The `export` extra is missing, a name is unknown, no case has a report, or `repository` was not
@@ -117,7 +120,7 @@ def export(
     deployment = make_deployment(chosen, target, variant, layout, cores)
     repository = Path(repository)
     if check_replaceable(repository) and not replace:
-        check_fits(bundle, repository, deployment)  # before the slow part
+        check_fits(bundle, repository, deployment, key=key)  # before the slow part
     if precision_cases is None:
         precision_cases = cases
     from export.gates.server_precision import check_server
@@ -134,6 +137,7 @@ def export(
             standby=take is not None,
             gates=graphs.describe_gates(),
             stored=graphs.stored,
+            key=key,
         )
         version = read_published(published).newest
         graph_bytes = {name: count_bytes(graphs.served[name]) for name in deployment.graphs}
@@ -156,16 +160,23 @@ def export(
         bundle.fingerprint,
         version,
         graphs.precision,
-        _write_report(bundle, graphs.precision),
+        _write_report(bundle, graphs.precision, key),
         taken,
     )
 
 
-def _write_report(bundle: Bundle, precision: "PrecisionReport") -> Path | None:
+def _write_report(bundle: Bundle, precision: "PrecisionReport", key: "SigningKey | None") -> Path | None:
+    """Write the report into the bundle. A signed bundle changes only if `key` signed it, and is signed again."""
     from export.gates.precision_report import write_report
+    from export.signing import sign_bundle
 
+    if (signed := bundle.is_signed) and (key is None or not key.accepts(bundle)):
+        return None
     try:
-        return write_report(bundle, precision)
+        path = write_report(bundle, precision)
+        if signed and key is not None:
+            sign_bundle(bundle.path, key)
+        return path
     except ArtifactError:  # a bundle on a read-only disk can be published too
         return None
 

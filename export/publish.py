@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as change
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from contract.bundle import Bundle, require_same_fingerprint, write_directory
 from contract.errors import ArtifactError, ConfigError
@@ -24,6 +24,7 @@ from contract.repository import (
     GATES,
     MARKER,
     REPOSITORY_ID,
+    SIGNATURE,
     Published,
     hash_version,
     read_published,
@@ -45,9 +46,13 @@ from export.versions import (
     read_config,
     remove_leftovers,
     render,
+    require_key,
     restore,
     stage_directory,
 )
+
+if TYPE_CHECKING:
+    from export.signing import SigningKey
 
 FIRST_VERSION: Final = 1
 _CODE: Final = "model.py"
@@ -63,6 +68,7 @@ class _NewVersion:
     gates: Mapping[str, Any] = field(default_factory=dict)  # gate -> its runtime, for the marker
     stored: StoredAnswers | None = None
     repository_id: str = ""  # differs between two repositories of the same model
+    key: "SigningKey | None" = None  # signs the marker
 
     def check_graphs(self) -> None:
         """Raise ArtifactError for a missing graph, and FingerprintError for a graph of another bundle."""
@@ -151,7 +157,11 @@ class _NewVersion:
         configs = render(state)
         for name, text in configs.items():
             (directory / name / CONFIG_NAME).write_text(text, encoding="utf-8")
-        (directory / MARKER).write_text(render_marker(state, configs), encoding="utf-8")
+        marker = render_marker(state, configs)
+        (directory / MARKER).write_text(marker, encoding="utf-8")
+        if self.key is not None:
+            signature = self.key.sign(MARKER, marker.encode(), state.fingerprint)
+            (directory / SIGNATURE).write_text(signature, encoding="utf-8")
 
     def add_models(self, repository: Path, number: int) -> None:
         """Write the version directory of every model under a temporary name, then rename them all."""
@@ -173,6 +183,7 @@ def publish(
     standby: bool = False,
     gates: Mapping[str, Any] | None = None,
     stored: StoredAnswers | None = None,
+    key: "SigningKey | None" = None,
 ) -> Path:
     """Write a new repository, or a new version of every model into a published repository. On an error nothing changes.
 
@@ -188,6 +199,7 @@ def publish(
             `export.versions.promote`. The first version of a repository is always current.
         gates: Gate -> its runtime, provider and precision, for the marker.
         stored: The answers for the gate at the server (`export.gates.server`).
+        key: Signs the repository. A signed repository takes no version without it.
 
     Returns:
         The repository's absolute path.
@@ -198,7 +210,7 @@ def publish(
         FingerprintError: A graph comes from another bundle.
         ArtifactError: A graph or a template is missing, or the disk refused the write.
     """
-    new = _NewVersion(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex)
+    new = _NewVersion(bundle, graphs, deployment or Deployment(), gates or {}, stored, uuid.uuid4().hex, key)
     new.deployment.check()
     repository = repository.absolute()
     exists = check_replaceable(repository)
@@ -233,12 +245,15 @@ def check_replaceable(repository: Path) -> bool:
     raise ConfigError(f"{repository} is not a directory. Choose another path.")
 
 
-def check_fits(bundle: Bundle, repository: Path, deployment: Deployment) -> None:
-    """Raise ConfigError if the bundle cannot become a new version in a published repository.
+def check_fits(
+    bundle: Bundle, repository: Path, deployment: Deployment, *, key: "SigningKey | None" = None
+) -> None:
+    """Raise ConfigError if the bundle cannot become a new version in a published repository. For `key` see `publish`.
 
     A path without a published repository is always accepted.
     """
     if (repository / MARKER).is_file():
+        require_key(repository, key)
         _NewVersion(bundle, {}, deployment).check_fits(read_published(repository))
 
 
@@ -258,7 +273,7 @@ def _add_version(repository: Path, new: _NewVersion, *, standby: bool) -> None:
             }
             details = new.describe() | {REPOSITORY_ID: new.repository_id}
             changed = Published(repository, state.version if standby else number, versions, details)
-            apply_state(changed)
+            apply_state(changed, new.key)
         except BaseException as error:
             remove_leftovers(state)
             if isinstance(error, OSError):

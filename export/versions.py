@@ -16,6 +16,8 @@ in more than versions and instances, and a new version shall load only its own f
 
 A change first writes all new files beside the old ones. Then it renames them, the marker last. If a rename fails, the
 others are undone. If the process is killed between renames, `settle` restores the state of the marker.
+
+A signature covers one state of the marker. So a signed repository changes only with a key, which signs the new state.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -36,6 +38,7 @@ from contract.repository import (
     FINGERPRINT,
     GATES,
     MARKER,
+    SIGNATURE,
     Published,
     UnpublishedError,
     find_damage,
@@ -45,6 +48,9 @@ from contract.repository import (
     require_intact,
     require_version_configs,
 )
+
+if TYPE_CHECKING:
+    from export.signing import SigningKey
 
 SERVER_GATE: Final = "server"
 _STAGED: Final = ".new-"  # prefix of directories that Triton ignores, because their names are no numbers
@@ -58,7 +64,7 @@ def find_version(repository: Path) -> int:
         return 1
 
 
-def rollback(repository: Path, to: int | None = None) -> Published:
+def rollback(repository: Path, to: int | None = None, *, key: "SigningKey | None" = None) -> Published:
     """Make another version the current one. A second call with the same version changes nothing.
 
     The other versions are removed if their files are damaged, because Triton would load them too. A running Triton
@@ -67,13 +73,14 @@ def rollback(repository: Path, to: int | None = None) -> Published:
     Args:
         repository: A published repository.
         to: The new current version. None: the oldest version in the repository.
+        key: Signs the new state. A signed repository needs it.
 
     Returns:
         The content of the repository after the switch.
 
     Raises:
-        ConfigError: The version does not exist, the repository has no other version, or another process is publishing
-            into it.
+        ConfigError: The version does not exist, the repository has no other version, it is signed and there is no
+            key, or another process is publishing into it.
         ArtifactError: The directory is not a published repository, the files of the version are damaged, or the disk
             refused the write. The repository is unchanged.
     """
@@ -85,7 +92,7 @@ def rollback(repository: Path, to: int | None = None) -> Published:
         damaged = find_damage(state, [number for number in state.versions if number != target])
         intact = {number: entry for number, entry in state.versions.items() if number not in damaged}
         changed = replace(state, version=target, versions=intact)
-        apply_state(changed)
+        apply_state(changed, key)
         remove_leftovers(changed)
     return changed
 
@@ -101,13 +108,16 @@ def _choose_version(state: Published, to: int | None) -> int:
     return min(state.versions) if to is None else to
 
 
-def promote(repository: Path, version: int, gate: Mapping[str, Any] | None = None) -> Published:
+def promote(
+    repository: Path, version: int, gate: Mapping[str, Any] | None = None, *, key: "SigningKey | None" = None
+) -> Published:
     """Make a version current that was published with `standby`.
 
     Args:
         repository: A published repository.
         version: The version.
         gate: The runtime of the gate at the server, for the marker.
+        key: As in `rollback`.
 
     Raises:
         ConfigError: The version does not exist, or another process is publishing into the repository.
@@ -120,12 +130,16 @@ def promote(repository: Path, version: int, gate: Mapping[str, Any] | None = Non
         if gate:
             entry[GATES] = {**entry.get(GATES, {}), SERVER_GATE: dict(gate)}
         changed = replace(state, version=version, versions={**state.versions, version: entry})
-        apply_state(changed)
+        apply_state(changed, key)
     return changed
 
 
 def retire(
-    repository: Path, version: int | None = None, tell: Callable[[], object] | None = None
+    repository: Path,
+    version: int | None = None,
+    tell: Callable[[], object] | None = None,
+    *,
+    key: "SigningKey | None" = None,
 ) -> tuple[Published, int]:
     """Remove a version that is not current.
 
@@ -134,6 +148,7 @@ def retire(
         version: The version. None: the one beside the current version.
         tell: Makes a running server reload the repository, so that it unloads the version. The files are removed after
             this call. If it raises, the repository is restored.
+        key: As in `rollback`.
 
     Returns:
         The content of the repository after the removal, and the removed version.
@@ -148,12 +163,12 @@ def retire(
         retired = _choose_retired(state, version)
         versions = {number: entry for number, entry in state.versions.items() if number != retired}
         changed = replace(state, versions=versions)
-        apply_state(changed)
+        apply_state(changed, key)
         if tell is not None:
             try:
                 tell()
             except BaseException:
-                apply_state(state)
+                apply_state(state, key)
                 raise
         remove_leftovers(changed)
     return changed, retired
@@ -172,8 +187,8 @@ def _choose_retired(state: Published, version: int | None) -> int:
     return _choose_version(state, state.previous if version is None else version)
 
 
-def withdraw(repository: Path, version: int) -> Published:
-    """Remove a version that cannot be served, and make the other version current.
+def withdraw(repository: Path, version: int, *, key: "SigningKey | None" = None) -> Published:
+    """Remove a version that cannot be served, and make the other version current. For `key` see `rollback`.
 
     Raises:
         ConfigError: The version does not exist, or the repository has no other version.
@@ -188,7 +203,7 @@ def withdraw(repository: Path, version: int) -> Published:
                 f"{repository} has no version {version} beside another version, so it cannot be withdrawn."
             )
         changed = replace(state, versions=others, version=next(iter(others)))
-        apply_state(changed)
+        apply_state(changed, key)
         remove_leftovers(changed)
     return changed
 
@@ -208,11 +223,11 @@ def settle(repository: Path) -> None:
             restore(repository.absolute())
 
 
-def restore(repository: Path) -> Published:
+def restore(repository: Path, key: "SigningKey | None" = None) -> Published:
     """Do the same as `settle` for a caller that holds the lock, and return the content of the repository."""
     state = read_published(repository)
     require_version_configs(state)  # the configs that Triton reads are rendered from these
-    apply_state(state)
+    apply_state(state, key)
     remove_leftovers(state)
     return state
 
@@ -263,25 +278,44 @@ def pin(config: Any, version: int) -> None:
         step.model_version = version
 
 
-def apply_state(state: Published) -> None:
+def apply_state(state: Published, key: "SigningKey | None" = None) -> None:
     """Write the configs and the marker of a state, as far as they differ from the files.
 
     Graphs and preprocessing models come first, because they serve both versions. Then the ensembles switch. The marker
-    is last.
+    and its signature are last.
+
+    Args:
+        state: The new content of the repository.
+        key: Signs the marker. None: a signed marker must not change.
 
     Raises:
+        ConfigError: The marker is signed and would change, and there is no key.
         ArtifactError: A version lacks a config, or the disk refused the write. The repository is unchanged.
     """
     texts = render(state)
     files = {state.repository / name / CONFIG_NAME: text for name, text in texts.items()}
-    files[state.repository / MARKER] = render_marker(state, texts)
+    marker = state.repository / MARKER
+    files[marker] = render_marker(state, texts)
+    if key is not None:
+        files[state.repository / SIGNATURE] = key.sign(MARKER, files[marker].encode(), state.fingerprint)
     changed = {path: text for path, text in files.items() if _read_text(path) != text}
+    if marker in changed:
+        require_key(state.repository, key)
     try:
         _switch(changed)
     except OSError as error:
         raise ArtifactError(
             f"Could not write {state.repository}: {error.strerror or error}. It is unchanged."
         ) from error
+
+
+def require_key(repository: Path, key: "SigningKey | None") -> None:
+    """Raise ConfigError if the repository is signed and there is no key to sign its next state."""
+    if key is None and (signature := repository / SIGNATURE).exists():
+        raise ConfigError(
+            f"{repository} is signed, and a change would make its signature invalid. Give --sign KEY to sign the new "
+            f"state, or remove {signature} first. The repository is unchanged."
+        )
 
 
 def render(state: Published) -> dict[str, str]:
@@ -328,7 +362,8 @@ def remove_leftovers(state: Published) -> None:
             if old or entry.name.startswith((_STAGED, f".{CONFIG_NAME}")):
                 _remove(entry)
     for entry in state.repository.glob(f"{MARKER}.*"):
-        _remove(entry)
+        if entry.name != SIGNATURE:
+            _remove(entry)
 
 
 def _switch(files: Mapping[Path, str]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -38,8 +39,10 @@ from contract.message_reader import MessageReader
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
+from contract.signatures import OPTION, TrustedKeys
 from contract.telemetry import Observer, replace_traceparent, set_up_log
 from serving.relay_metrics import TRITON_PATH, Answer, RelayMetrics, read_page
+from serving.signed_loads import LOAD, SignedLoads
 from serving.triton import EXIT_TIMEOUT_S
 from serving.turns import MOST_BYTES, MOST_RUNNING, Turns
 
@@ -101,10 +104,14 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         turns: Turns,
         access: Access | None = None,
         metrics: RelayMetrics | None = None,
+        loads: SignedLoads | None = None,
     ) -> None:
-        """Take the channel to Triton, what decides about tokens (None: nobody is an admin), and what counts calls."""
+        """Take the channel to Triton, what decides about tokens (None: nobody is an admin), and what counts calls.
+
+        `loads` decides about loads; None: an admin may load anything.
+        """
         self._channel, self._turns, self._access = channel, turns, access or Access()
-        self._metrics = metrics or RelayMetrics()
+        self._metrics, self._loads = metrics or RelayMetrics(), loads
         self._reader = MessageReader(_MOST_READING)
         self._state = grpc.ChannelConnectivity.IDLE
         channel.subscribe(self._note_state)
@@ -137,6 +144,8 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_unary_rpc_method_handler(observed)
 
     def _make_call(self, method: str) -> Call:
+        if method == LOAD and self._loads is not None:
+            return partial(self._load, self._loads)
         return lambda request, context: self._ask(method, request, context)
 
     def _make_question(self, method: str) -> Answer:
@@ -153,6 +162,11 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             return self._ask(method, request, context)
 
         return call
+
+    def _load(self, loads: SignedLoads, request: bytes, context: Any) -> bytes:
+        if (refusal := loads.find_refusal(request)) is not None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
+        return self._ask(LOAD, request, context)
 
     def _infer(self, request: bytes, context: Any) -> bytes:
         turns, size = self._turns, len(request)
@@ -262,6 +276,7 @@ def serve(
     wait: Callable[[], object],
     protection: Protection = UNPROTECTED,
     metrics: RelayMetrics | None = None,
+    loads: SignedLoads | None = None,
 ) -> None:
     """Run the relay until `wait` returns, and then until the calls that run are answered.
 
@@ -272,6 +287,7 @@ def serve(
         wait: Returns when the relay should stop.
         protection: TLS and tokens.
         metrics: Counts the calls.
+        loads: Decides about loads. None: an admin may load anything.
 
     Raises:
         RuntimeError: The port cannot be used.
@@ -283,7 +299,7 @@ def serve(
     with grpc.insecure_channel(triton, options=[*_TO_TRITON, *CHANNEL_OPTIONS]) as channel:
         server = grpc.server(
             ThreadPoolExecutor(_MOST_CALLS, "call"),
-            handlers=[Relay(channel, turns, protection.make_access(), metrics)],
+            handlers=[Relay(channel, turns, protection.make_access(), metrics, loads)],
             options=_TO_CLIENTS,
             maximum_concurrent_rpcs=_MOST_CALLS,
         )
@@ -309,6 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--triton-metrics", metavar="URL", help=f"Triton's page of metrics, passed on as {TRITON_PATH}."
     )
+    parser.add_argument(
+        OPTION,
+        action="append",
+        metavar="PUBKEY",
+        help="Key that must have signed what is loaded. Repeatable.",
+    )
+    parser.add_argument("--repository", type=Path, help=f"The repository that {OPTION} is about.")
     add_arguments(parser)
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
@@ -324,16 +347,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _read_loads(options: argparse.Namespace) -> SignedLoads | None:
+    if not options.require_signature:
+        return None
+    if options.repository is None:
+        raise ConfigError(f"{OPTION} needs --repository, the repository that must be signed.")
+    return SignedLoads(options.repository, TrustedKeys.read(options.require_signature))
+
+
 def _run(options: argparse.Namespace) -> None:
     observer = Observer("cxr-relay", telemetry.read_arguments(options))
     turns, protection = Turns(running=options.running), read_arguments(options)
     metrics = RelayMetrics(observer)
     metrics.watch(turns)
+    loads = _read_loads(options)
     url = options.triton_metrics
     passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
     with closing(observer), open_page(options, metrics.registry, protection, passed_on):
         wait = partial(signal.sigwait, _SIGNALS)
-        serve(options.listen, options.triton, turns, wait=wait, protection=protection, metrics=metrics)
+        serve(
+            options.listen,
+            options.triton,
+            turns,
+            wait=wait,
+            protection=protection,
+            metrics=metrics,
+            loads=loads,
+        )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError,
 from contract.probe_case import PROBED
 from contract.protection import UNPROTECTED, Protection
 from contract.repository import read_published, verify
+from contract.signatures import TrustedKeys
 from contract.telemetry import Telemetry
 from serving.assembly import Assembly, assemble
 from serving.health import HealthServer
@@ -44,7 +45,6 @@ from serving.triton import (
     make_admin_key,
     name_regions,
     protect_regions,
-    read_fingerprint,
     remove_regions,
     write_socket_url,
 )
@@ -98,6 +98,7 @@ class Stack:
         protection: Protection = UNPROTECTED,
         telemetry: Telemetry | None = None,
         triton_otlp: str | None = None,
+        trust: TrustedKeys | None = None,
     ) -> None:
         """Set up the stack; `start` starts it.
 
@@ -116,9 +117,12 @@ class Stack:
             protection: TLS, client certificates and tokens.
             telemetry: Log lines and spans of the relay and the sidecar. None: the defaults.
             triton_otlp: Where Triton exports its spans, as in `serving.triton.build_command`.
+            trust: The keys of which one must have signed the repository, at each start of Triton and at each load of
+                a model into it. None: no signature is needed.
         """
         self.telemetry = telemetry or Telemetry()
         self.triton_otlp = triton_otlp
+        self.trust = trust
         self.repository = Path(repository).resolve()
         self.store = Path(store).resolve()
         self.ports = ports or Ports()
@@ -160,7 +164,7 @@ class Stack:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the served model. Raise ArtifactError if the repository is not a published one."""
-        return read_fingerprint(self.repository)
+        return read_published(self.repository, self.trust).fingerprint
 
     @property
     def admin_key_path(self) -> Path:
@@ -339,7 +343,7 @@ class Stack:
     def _prepare(self) -> None:
         """Lock the logs folder, end the servers of a killed stack, and prepare the folder that Triton runs from."""
         installation = find_triton()
-        _ = self.fingerprint  # raises if this is not a published repository
+        read_published(self.repository, self.trust)  # raises if this is not a published repository
         for host in (self.host, self.metrics_host):
             replace(self.protection, admin_key=None).check(host)
         self.protection.make_connection().make_credentials()
@@ -360,7 +364,7 @@ class Stack:
             fallen, self._assembly = self._assembly, assemble(find_triton())
             fallen.folder.close()
             self._end_relay()  # it knows only the old socket
-        published = verify(self.repository)  # raises if a file differs from the published one
+        published = verify(self.repository, self.trust)  # raises if a file differs from the published one
         return ChildProcess(
             _TRITON,
             build_command(
@@ -395,10 +399,12 @@ class Stack:
         return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
 
     def _build_relay(self) -> ChildProcess:
-        queues = read_published(self.repository).to_dict().get("variant") == "throughput"
+        queues = read_published(self.repository, self.trust).to_dict().get("variant") == "throughput"
         options = ["--listen", join_address(self.host, self.ports.grpc), "--triton", self._own_url]
         options += [*self.protection.to_arguments(), *self.telemetry.to_arguments()]
         options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
+        if self.trust is not None:
+            options += [*self.trust.to_arguments(), "--repository", str(self.repository)]
         options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
         return self._build_python(_RELAY, "serving.relay", options, "relay.log")
 

@@ -11,6 +11,7 @@ from cli.connection import takes_connection
 from cli.console import escape
 from cli.default_command import DefaultCommandGroup
 from cli.options import Cache, Json, Resamples, Table, Timeout, TritonUrls, make_console
+from cli.signing import RequireSignature, tell_of_signature
 from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 
@@ -55,6 +56,7 @@ def evaluate(
     triton: TritonUrls = None,
     timeout: Timeout = 30.0,
     connection: Connection = PLAIN,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model, or only the controls, on the test split: findings, calibration, search."""
@@ -69,6 +71,7 @@ def evaluate(
     from cli.show import print_json
     from client import CxrClient
     from contract.bundle import load_bundle
+    from contract.signatures import TrustedKeys
     from training.evaluation.ask import Options
 
     options, console = Options(seed, resamples), make_console(as_json)
@@ -80,7 +83,7 @@ def evaluate(
         )
         print_json(controls) if as_json else print_controls(console, controls)
         return
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(bundle, trust=TrustedKeys.find(require_signature))
     external = plan_external(loaded, table, external=external, split_file=split_file, out=out)
     # Send whole files, because the server's reading of them is to be measured too.
     settings: dict[str, Any] = {"timeout_s": timeout, "shrink": False, **connection.as_arguments()}
@@ -95,9 +98,11 @@ def evaluate(
             cache=cache,
             client=client,
         )
+    signed = loaded.is_signed
     written = write_results(answers, results, loaded, out)
     if as_json:
         print_json({**results, "written": str(written)})
     else:
         print_results(console, results)
         console.print(f"All results, with plots: {escape(written)}", soft_wrap=True)
+        tell_of_signature(console, signed, loaded)

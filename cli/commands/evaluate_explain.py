@@ -8,6 +8,7 @@ import typer
 
 from cli.console import escape
 from cli.options import Json, Resamples, Table, make_console
+from cli.signing import RequireSignature, tell_of_signature
 from contract.errors import ConfigError
 
 
@@ -57,12 +58,14 @@ def evaluate_explain(
     ] = 0,
     resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed for random maps, random weights and resamples.")] = 0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Measure whether the maps of explanations point at findings, and whether they are sane."""
     from cli.evaluate_maps import keep_results, measure_bundle, print_maps
     from cli.show import print_json
     from contract.bundle import load_bundle
+    from contract.signatures import TrustedKeys
     from training.evaluation.maps.measure import Sizes
 
     if part is not Part.TEST and out is None:
@@ -71,7 +74,7 @@ def evaluate_explain(
         )
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is not a directory. Give a directory for the results with --out.")
-    console, loaded = make_console(as_json), load_bundle(bundle)
+    console, loaded = make_console(as_json), load_bundle(bundle, trust=TrustedKeys.find(require_signature))
     results = measure_bundle(
         console,
         loaded,
@@ -83,9 +86,11 @@ def evaluate_explain(
         findings=findings,
         sizes=Sizes(resamples=resamples, seed=seed),
     )
+    signed = loaded.is_signed
     written = keep_results(results, loaded, out)
     if as_json:
         print_json({**results, "written": str(written)})
         return
     print_maps(console, results)
     console.print(f"All results, with plots: {escape(written)}", soft_wrap=True)
+    tell_of_signature(console, signed, loaded)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.options import Image, Json, ReportText, make_console
+from cli.signing import RequireSignature
 from contract.errors import ConfigError
 
 
@@ -71,12 +72,14 @@ def explain(
         int | None,
         typer.Option(min=4, max=512, help="Number of integration steps.", show_default="as many as needed"),
     ] = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Show which pixels and words support a finding, through the whole model, or why a search hit is similar."""
     from cli.explain import explain_case, explain_similarity
     from cli.inputs import read_image, read_report, require_input
     from contract.bundle import load_bundle
+    from contract.signatures import TrustedKeys
 
     require_input(image, report)
     if (hit is None) != (table is None):
@@ -85,7 +88,7 @@ def explain(
         )
     if further and (image is None or hit):
         raise ConfigError("--further needs an image, and no --hit: a similarity is of one image.")
-    loaded, console = load_bundle(bundle), make_console(as_json)
+    loaded, console = load_bundle(bundle, trust=TrustedKeys.find(require_signature)), make_console(as_json)
     case = read_image(image), read_report(report)
     if hit is not None and table is not None:
         if finding or method or baseline or maps or dicom:

@@ -8,6 +8,7 @@ import typer
 from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, make_console
+from cli.signing import PasswordFile, RequireSignature, Sign, open_key
 from contract.connection import PLAIN, Connection
 
 Load = Annotated[
@@ -59,20 +60,36 @@ def export(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the whole repository, with all its versions.")
     ] = False,
+    require_signature: RequireSignature = None,
     hub_folder: Annotated[
         Path | None, typer.Option(help="Folder to write for the Hugging Face hub. Must not exist.")
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    sign: Sign = None,
+    password_file: PasswordFile = None,
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
     """Convert a bundle to ONNX, compare it with PyTorch on real cases, publish it for Triton or the hub."""
     from cli.export import Publication, export_bundle, print_export
     from cli.show import print_json
+    from contract.signatures import TrustedKeys
 
     console = make_console(as_json)
-    publication = Publication(target, variant, profile, graphs, replace, load, admin_key, cores, connection)
+    publication = Publication(
+        target,
+        variant,
+        profile,
+        graphs,
+        replace,
+        load,
+        admin_key,
+        cores,
+        connection,
+        key=open_key(sign, password_file),
+        trust=TrustedKeys.find(require_signature),
+    )
     result = export_bundle(
         console, bundle, table=table, repository=repository, hub_folder=hub_folder, publication=publication
     )
@@ -89,6 +106,8 @@ def rollback(
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    sign: Sign = None,
+    password_file: PasswordFile = None,
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +116,15 @@ def rollback(
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = roll_back(console, repository, to=to, load=load, admin_key=admin_key, connection=connection)
+    result = roll_back(
+        console,
+        repository,
+        to=to,
+        load=load,
+        admin_key=admin_key,
+        connection=connection,
+        key=open_key(sign, password_file),
+    )
     print_json(result.to_dict()) if as_json else print_rollback(console, result)
 
 
@@ -128,6 +155,8 @@ def retire(
     ] = None,
     load: Load = None,
     admin_key: AdminKey = ADMIN_KEY,
+    sign: Sign = None,
+    password_file: PasswordFile = None,
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +166,13 @@ def retire(
 
     console = make_console(as_json)
     result = retire_version(
-        console, repository, version=version, load=load, admin_key=admin_key, connection=connection
+        console,
+        repository,
+        version=version,
+        load=load,
+        admin_key=admin_key,
+        connection=connection,
+        key=open_key(sign, password_file),
     )
     print_json(result.to_dict()) if as_json else print_retired(console, result)
 

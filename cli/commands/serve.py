@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import Json
+from cli.signing import RequireSignature
 
 
 def serve(
@@ -92,10 +93,12 @@ def serve(
         float,
         typer.Option(min=0, max=1, help="Smallest measured recall@10 with which such an index answers."),
     ] = 0.95,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""
     from contract.protection import Protection
+    from contract.signatures import TrustedKeys
     from contract.telemetry import Telemetry
     from serving.process import TerminationGuard
 
@@ -123,5 +126,6 @@ def serve(
             triton_otlp=triton_otlp,
             index=IndexSettings(index, recall_floor),
             protection=Protection(tls_dir, tls_require_client, tokens, insecure=insecure),
+            trust=TrustedKeys.find(require_signature),
             as_json=as_json,
         )

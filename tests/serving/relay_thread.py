@@ -11,6 +11,7 @@ from serving.ports import Ports
 from serving.process import wait_until
 from serving.relay import INFER, is_up, serve
 from serving.relay_metrics import RelayMetrics
+from serving.signed_loads import SignedLoads
 from serving.turns import Turns
 
 READY = "/inference.GRPCInferenceService/ServerReady"
@@ -61,7 +62,14 @@ def start_triton(handler: Triton, address: str) -> "grpc.Server":
 class Running:
     """A relay in a thread of this process."""
 
-    def __init__(self, triton: str, protection: Protection = UNPROTECTED, **room: int) -> None:
+    def __init__(
+        self,
+        triton: str,
+        protection: Protection = UNPROTECTED,
+        loads: SignedLoads | None = None,
+        **room: int,
+    ) -> None:
+        self._loads = loads
         self.protection, self.connection = protection, protection.make_connection()
         self.url = f"127.0.0.1:{Ports.free().grpc}"
         self.turns, self.metrics = Turns(**room), RelayMetrics()
@@ -75,7 +83,7 @@ class Running:
         self.channel = self.connection.open_channel(self.url, UNLIMITED)
 
     def _run(self, triton: str) -> None:
-        options = {"protection": self.protection, "metrics": self.metrics}
+        options = {"protection": self.protection, "metrics": self.metrics, "loads": self._loads}
         serve(self.url, triton, self.turns, wait=self._ended.wait, **options)
 
     def call(self, method: str, request: bytes, timeout: float = SECONDS, **options):
