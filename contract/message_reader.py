@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-import grpc
-
 MESSAGE_S: Final = 60.0  # for a whole message: a file of 256 MiB over a network of 5 MB/s
 _LOOK_S: Final = 1.0
 
@@ -40,6 +38,8 @@ class MessageReader:
             messages: Messages of the call, as a stream_unary handler gets them.
             context: The `grpc.ServicerContext` of the call.
         """
+        import grpc
+
         number = self._enter(context)
         if number is None:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many calls are sending their messages.")

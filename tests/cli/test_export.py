@@ -91,7 +91,7 @@ def test_server_that_cannot_be_asked_is_found_before_anything_changes(arguments,
         raise error("No.")
 
     monkeypatch.setattr("serving.reload.check_server", fail)
-    monkeypatch.setattr("cli.export.load_bundle", lambda path: path)
+    monkeypatch.setattr("cli.export.load_bundle", lambda path, **_: path)
     monkeypatch.setattr(command, "export_bundle", EXPORT_BUNDLE)
     result = run(*arguments, "--load", "here:1")
     assert isinstance(result.exception, error)

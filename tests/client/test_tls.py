@@ -238,7 +238,7 @@ def test_messages_that_are_too_large_or_no_messages(open_sidecar, certificates, 
     connection = Connection(make_tls(certificates / "good", None), tokens["write"])
     with connection.open_channel(url, (("grpc.max_send_message_length", -1),)) as channel:
         call = channel.unary_unary("/cxr.retrieval.v1.Retrieval/AddCases")
-        for data, code in ((b"\xff" * 100, "INTERNAL"), (bytes(65 * 2**20), "RESOURCE_EXHAUSTED")):
+        for data, code in ((b"\xff" * 100, "INVALID_ARGUMENT"), (bytes(65 * 2**20), "RESOURCE_EXHAUSTED")):
             with pytest.raises(grpc.RpcError) as caught:
                 call(data, timeout=30, metadata=connection.metadata)
             assert caught.value.code().name == code
