@@ -336,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
     options = parser.parse_args(arguments)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # also in all threads: only `sigwait` takes them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in all threads: only `sigwait` takes them
     set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
@@ -344,6 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # or what the caller starts could not be ended
     return 0
 
 

@@ -1,5 +1,7 @@
 """`cxr serve --require-signature`: neither the start nor an admin loads what no trusted key signed."""
 
+import signal
+
 import pytest
 
 pytest.importorskip("minisign")
@@ -111,5 +113,7 @@ def test_each_start_of_triton_checks_again(own_repository, tmp_path, key, mark_p
 
 
 def test_the_relay_needs_the_repository_with_the_keys(key):
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     ended = relay.main(["--listen", "127.0.0.1:0", "--triton", "unix:x", *key.trust.to_arguments()])
     assert ended == ConfigError.exit_code
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked  # every child of this process inherits it
