@@ -14,10 +14,9 @@ on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,13 +27,12 @@ from contract.errors import ConfigError, CxrError
 from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
+from contract.stop_signals import open_events
 from contract.telemetry import Observer, set_up_log
 
 if TYPE_CHECKING:
-    from retrieval.indexes import CaseIndexes
-
-if TYPE_CHECKING:
     from retrieval.builder import IndexPlan
+    from retrieval.indexes import CaseIndexes
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
@@ -72,7 +70,7 @@ def serve(options: argparse.Namespace) -> None:
         ) from error
     with (
         closing(Observer("cxr-retrieval", telemetry.read_arguments(options))) as observer,
-        _open_events() as (events, tell),
+        open_events() as (events, tell),
         CaseIndexes(
             options.store,
             fingerprint=_check_fingerprint(options.fingerprint),
@@ -191,26 +189,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
     return parser.parse_args(arguments)
-
-
-@contextmanager
-def _open_events() -> Iterator[tuple[int, int]]:
-    """Yield both ends of a pipe into which SIGTERM and SIGINT write their numbers.
-
-    The interpreter's C handler writes them at once (signal.set_wakeup_fd). A Python handler would run only when the
-    main thread next executes Python code: never, if the signal arrives just before the thread blocks.
-    """
-    events, tell = os.pipe()
-    os.set_blocking(tell, False)
-    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # only signals with a handler are written to the pipe
-    try:
-        yield events, tell
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(tell)
-        os.close(events)
 
 
 def _check_fingerprint(text: str | None) -> str | None:

@@ -17,8 +17,8 @@ clients.
 """
 
 import argparse
+import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +40,7 @@ from contract.metrics_page import add_arguments as add_metrics_arguments
 from contract.metrics_page import open_page
 from contract.protection import UNPROTECTED, Protection, add_arguments, read_arguments
 from contract.signatures import OPTION, TrustedKeys
+from contract.stop_signals import open_events
 from contract.telemetry import Observer, replace_traceparent, set_up_log
 from serving.relay_metrics import TRITON_PATH, Answer, RelayMetrics, read_page
 from serving.signed_loads import LOAD, SignedLoads
@@ -52,8 +53,8 @@ STREAM: Final = f"{_TRITON}ModelStreamInfer"
 PING: Final = "/cxr.Relay/Ping"  # answered here
 _PING_TIMEOUT_S: Final = 1.0
 _MOST_CALLS: Final = 1024  # calls of any kind, counted before their messages are read
+_MOST_READING: Final = 512  # of them, whose message has not come yet
 _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-_MOST_READING: Final = 512  # calls whose message has not come yet
 _TO_CLIENTS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MOST_BYTES),
@@ -65,7 +66,6 @@ _HOP: Final = frozenset({"user-agent", "te", "content-type"})
 _PONG: Final = b"up"
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # what gRPC sends as the name of a header
 _TEXT: Final = re.compile(r"[\x20-\x7e]*")  # and as its value
-_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _READ: Final = frozenset(
     f"{_TRITON}{name}"
     for name in (
@@ -336,7 +336,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
     options = parser.parse_args(arguments)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in all threads: only `sigwait` takes them
     set_up_log(telemetry.read_arguments(options))
     hide_bad_headers()
     try:
@@ -344,8 +343,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # or what the caller starts could not be ended
     return 0
 
 
@@ -365,13 +362,16 @@ def _run(options: argparse.Namespace) -> None:
     loads = _read_loads(options)
     url = options.triton_metrics
     passed_on = {TRITON_PATH: partial(read_page, url)} if url else {}
-    with closing(observer), open_page(options, metrics.registry, protection, passed_on):
-        wait = partial(signal.sigwait, _SIGNALS)
+    with (
+        closing(observer),
+        open_events() as (events, _),
+        open_page(options, metrics.registry, protection, passed_on),
+    ):
         serve(
             options.listen,
             options.triton,
             turns,
-            wait=wait,
+            wait=partial(os.read, events, 1),
             protection=protection,
             metrics=metrics,
             loads=loads,

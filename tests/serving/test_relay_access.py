@@ -12,6 +12,7 @@ import pytest
 
 grpc = pytest.importorskip("grpc")
 
+from raw_http2 import send_raw  # noqa: E402
 from relay_thread import READY, SECONDS, Running, wait  # noqa: E402
 
 from contract.connection import quiet_grpc  # noqa: E402
@@ -168,32 +169,6 @@ def test_failed_handshakes_do_not_fill_the_log(certificates):
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
     assert said.count(b"\n") < 5, said[-1000:]
-
-
-def encode(text: bytes) -> bytes:
-    """Return a string of HPACK (RFC 7541, section 5.2) of less than 127 bytes."""
-    assert len(text) < 127
-    return bytes([len(text)]) + text
-
-
-def make_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
-    return head + payload
-
-
-def send_raw(port: int, *headers: "tuple[bytes, bytes]") -> None:
-    """Send one gRPC call with headers that no client library would send, and wait for the answer or the end."""
-    usual = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"), (b"te", b"trailers")]
-    usual += [(b"content-type", b"application/grpc")]
-    # Names before a pseudo-header are an error, so the given ones that begin with ":" come first.
-    ordered = sorted([*usual, *headers], key=lambda pair: not pair[0].startswith(b":"))
-    block = b"".join(b"\0" + encode(name) + encode(value) for name, value in ordered)
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + make_frame(4, 0, 0, b""))
-        connection.sendall(make_frame(1, 4, 1, block) + make_frame(0, 1, 1, b"\0" * 5))
-        with contextlib.suppress(OSError):
-            while connection.recv(65536):
-                pass
 
 
 def test_a_call_whose_path_is_no_text_harms_no_other_call(triton, make_relay, caplog):

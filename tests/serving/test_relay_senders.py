@@ -9,8 +9,8 @@ import pytest
 
 grpc = pytest.importorskip("grpc")
 
+from raw_http2 import PREFACE, make_call, make_frame, send_raw  # noqa: E402
 from relay_thread import READY, SECONDS, wait  # noqa: E402
-from test_relay_access import encode, make_frame, send_raw  # noqa: E402
 
 from contract.message_reader import MessageReader  # noqa: E402
 from serving.relay import INFER, is_up  # noqa: E402
@@ -79,18 +79,11 @@ def test_a_call_without_any_message_is_refused(triton, make_relay):
 
 def test_an_answer_counts_until_it_is_read(triton, make_relay):
     relay = make_relay(running=1, waiting=1)
-    headers = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", INFER.encode()),
-        (b":authority", b"x"),
-    ]
-    headers += [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
-    block = b"".join(b"\0" + encode(name) + encode(value) for name, value in headers)
-    with socket.create_connection(("127.0.0.1", int(relay.url.rpartition(":")[2])), timeout=SECONDS) as raw:
-        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + make_frame(4, 0, 0, NO_WINDOW))
+    address = ("127.0.0.1", int(relay.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=SECONDS) as raw:
+        raw.sendall(PREFACE + make_frame(4, 0, 0, NO_WINDOW))
         for stream in (1, 3):
-            raw.sendall(make_frame(1, 4, stream, block) + make_frame(0, 1, stream, b"\0\0\0\0\1y"))
+            raw.sendall(make_call(stream, b"\0\0\0\0\1y", (b":path", INFER.encode())))
         assert wait(lambda: triton.ended == [b"y", b"y"])
         assert relay.turns.calls == 2
         with pytest.raises(grpc.RpcError, match="The queue is full: 2 inferences"):
