@@ -417,7 +417,7 @@ def test_a_killed_migration_begins_anew(filled, monkeypatch):
     downgrade(filled)
     before = filled.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(CaseStore, "_write_meta", fail)
+        patch.setattr("retrieval.opening.write_meta", fail)
         with pytest.raises(Killed):
             CaseStore(filled.parent)
     change(filled, "PRAGMA wal_checkpoint(TRUNCATE)")
