@@ -29,6 +29,7 @@ from cli.options import (
     make_console,
 )
 from contract.connection import PLAIN, Connection
+from contract.search_limits import MAX_K
 
 
 @takes_connection
@@ -36,7 +37,7 @@ def search(
     image: Image = None,
     view: Views = None,
     report: ReportText = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of cases to return.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="Number of cases to return.")] = 5,
     exclude: ExcludedStudies = None,
     exclude_case: ExcludedCases = None,
     with_any: WithAny = None,
