@@ -24,11 +24,10 @@ from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
 from contract.connection import PLAIN, Connection
 from contract.errors import CxrError, InputError, ServerError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
+from contract.search_limits import MAX_K, MAX_MESSAGE_BYTES
 from contract.strings import require_strings, require_text
 from contract.tls_trouble import find_tls_error
 
-MAX_K: Final = 1000  # as contract/proto/retrieval.proto states it
-MAX_MESSAGE_BYTES: Final = 64 * 2**20  # of a request and of an answer; the sidecar has the same limit
 CHANNEL: Final = (
     *CHANNEL_OPTIONS,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),  # gRPC's own limit is 4 MiB

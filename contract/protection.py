@@ -180,6 +180,20 @@ class Protection:
 UNPROTECTED: Final = Protection()
 
 
+def make_probe_connection(tls_dir: Path | None, *, require_client: bool = False) -> Connection:
+    """Return how a probe asks the server that uses a folder of TLS. It shows the client certificate that lies there.
+
+    Args:
+        tls_dir: The folder; None for plain text.
+        require_client: Whether the client certificate must be there.
+
+    Raises:
+        ConfigError: A file is missing or has expired.
+    """
+    has_client = tls_dir is not None and (tls_dir / f"{HEALTH}.crt").is_file()
+    return Protection(tls_dir, require_client=require_client or has_client).make_connection()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `Protection` to a parser."""
     parser.add_argument(

@@ -3,7 +3,8 @@
     server.py ─> listener.py ─> service.py ─> indexes.py ─┬─> worker.py ─> index.py   the thread that owns an index
     (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the durable data, and its tables
 
-    store.py ─> table.py, checks.py (one row), migration.py, copying.py; service.py ─> listing.py, backup.py
+    store.py ─> opening.py ─> migration.py; store.py ─> table.py, checks.py (one row), copying.py
+    service.py ─> listing.py, backup.py
     listener.py ─> packed.py (requests to add)
     restoring.py ─> verification.py   without a server
     worker.py ─> builder.py ─> parts.py, recall.py     another kind, built beside the live index; see kinds.py

@@ -17,13 +17,11 @@ from typing import Final, Literal
 
 from retrieval.index import load_faiss
 from retrieval.kind_index import KindIndex, Snapshot
-from retrieval.kinds import KindChoice, parse_kind
+from retrieval.kinds import FLAT, GROWTH, RECALL_FLOOR, KindChoice, parse_kind
 from retrieval.parts import Part, train_part
 from retrieval.recall import Recall, measure_recall
 
 State = Literal["ready", "waiting", "building", "refused"]
-RECALL_FLOOR: Final = 0.95
-GROWTH: Final = 0.25
 LEAST_CASES: Final = 4096  # with fewer, the flat index takes less than half a millisecond
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class IndexPlan:
         least_cases: Number of cases from which on it is built.
     """
 
-    choice: KindChoice = field(default_factory=lambda: parse_kind("flat"))
+    choice: KindChoice = field(default_factory=lambda: parse_kind(FLAT))
     recall_floor: float = RECALL_FLOOR
     growth: float = GROWTH
     least_cases: int = LEAST_CASES
@@ -57,7 +55,7 @@ class KindState:
         recall_floor: As in `IndexPlan`.
     """
 
-    asked: str = "flat"
+    asked: str = FLAT
     state: State = "ready"
     reason: str = ""
     recall: Recall | None = None

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -20,6 +21,17 @@ NEW: Final = ".cases.sqlite.new"  # a file of cases before it has its name
 ASIDE: Final = ".restore-{}.partial"  # folder of a restore that copies
 VERIFIED: Final = ".verify-"  # how the folder of a check begins
 UNFINISHED: Final = "restore-unfinished"  # is there while a restore exchanges the files
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def find_wal(path: Path) -> Path:
+    """Return the path of the WAL of a database."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def list_models(directory: Path) -> list[Path]:
+    """Return the folders of the further models, sorted. Other names beside them are left out."""
+    return sorted(path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name))
 
 
 def lock_directory(directory: Path) -> int:

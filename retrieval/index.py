@@ -201,28 +201,31 @@ class FlatIndex:
         self, queries: Sequence[Query], depth: int, allowed: NDArray[np.bool_] | None
     ) -> list[NDArray[np.int64]]:
         embeddings = np.stack([query.embedding for query in queries])
-        if allowed is not None and (few := self._list_few(allowed, depth)) is not None:
-            return [few] * len(queries)
-        kept = 1.0 if allowed is None else float(np.mean(allowed))
+        kept = 1.0
+        if allowed is not None:
+            count = int(np.count_nonzero(allowed))
+            if self._are_few(count, depth):
+                return [np.flatnonzero(allowed)] * len(queries)
+            kept = count / len(allowed)
         found: list[NDArray[np.int64] | None] = [None] * len(queries)
         if self._codes is not None and kept * len(queries) < _SCAN_FROM:
             found = self._codes.find(embeddings, depth, allowed)
         rest = [number for number, rows in enumerate(found) if rows is None]
-        scanned = dict(zip(rest, self._scan(embeddings[rest], depth, allowed), strict=True))
+        scanned = dict(zip(rest, self._scan(embeddings[rest], depth, allowed, kept), strict=True))
         return [scanned[number] if rows is None else rows for number, rows in enumerate(found)]
 
-    def _list_few(self, allowed: NDArray[np.bool_], depth: int) -> NDArray[np.int64] | None:
-        """Return the allowed rows, if it is best to compare just these with each query."""
-        count = int(np.count_nonzero(allowed))
-        limit = 2 * depth if self._codes is not None else max(2 * depth, _FEW_ROWS * len(self._rows))
-        return np.flatnonzero(allowed) if count <= limit else None
+    def _are_few(self, count: int, depth: int) -> bool:
+        """Whether a filter allows so few rows that it is best to compare just these with each query."""
+        return count <= 2 * depth or (self._codes is None and count <= _FEW_ROWS * len(self._rows))
 
     def _scan(
-        self, embeddings: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None
+        self, embeddings: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None, kept: float
     ) -> list[NDArray[np.int64]]:
-        """Compare every row in float32. A query with too few candidates left is repeated with more."""
+        """Compare every row in float32. A query with too few candidates left is repeated with more.
+
+        `kept` is the share of the rows that are allowed.
+        """
         results: dict[int, NDArray[np.int64]] = {}
-        kept = 1.0 if allowed is None else float(np.mean(allowed))
         size, left = self._limit(int((depth + _SPARE) / kept)), list(range(len(embeddings)))
         while left:
             for part in self._split(left, size):

@@ -10,7 +10,6 @@ a rollback. An index is removed only if an operator asks for it (`forget`).
 
 import contextlib
 import functools
-import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,14 +20,13 @@ from typing import Final
 from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
 from retrieval.builder import IndexPlan
 from retrieval.cases import CaseRecord, UnknownCaseError
-from retrieval.directory import DATABASE, MODELS
+from retrieval.directory import DATABASE, MODELS, list_models
 from retrieval.index import Device
 from retrieval.metrics import SidecarMetrics
 from retrieval.store import CaseStore
 from retrieval.worker import FLAT_PLAN, MAX_WAITING, IndexThread
 
 MAX_MODELS: Final = 8  # each one keeps its embeddings in memory
-_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _SHORT: Final = 12
 
 
@@ -90,9 +88,8 @@ class CaseIndexes:
         self._others: dict[str, ModelIndex] = {}
         with contextlib.ExitStack() as cleanup:
             self.home = self._add(CaseStore(self._directory), cleanup)
-            for path in sorted((self._directory / MODELS).glob("*")):
-                if _FINGERPRINT.fullmatch(path.name):
-                    self._open(path, cleanup)
+            for path in list_models(self._directory):
+                self._open(path, cleanup)
             if fingerprint in self._broken:
                 raise self._broken[str(fingerprint)]
             self._cleanup = cleanup.pop_all()
@@ -294,9 +291,7 @@ def forget(directory: Path, fingerprint: str) -> int:
         ConfigError: The model has no index, or a server has the directory open.
     """
     with CaseStore(directory) as home:  # the lock keeps servers out
-        directories = {
-            path.name: path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)
-        }
+        directories = {path.name: path for path in list_models(directory)}
         if home.fingerprint:
             directories[home.fingerprint] = directory
         chosen = [name for name in directories if name.startswith(fingerprint) and len(fingerprint) >= 8]
@@ -342,8 +337,7 @@ def compact(directory: Path) -> int:
 def _open_stores(directory: Path) -> Iterator[list[CaseStore]]:
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(CaseStore(directory))  # the lock keeps servers out
-        paths = [path for path in (directory / MODELS).glob("*") if _FINGERPRINT.fullmatch(path.name)]
-        yield [home, *(stack.enter_context(CaseStore(path)) for path in sorted(paths))]
+        yield [home, *(stack.enter_context(CaseStore(path)) for path in list_models(directory))]
 
 
 def _explain_missing(fingerprint: str, fingerprints: list[str]) -> str:

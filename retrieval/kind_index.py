@@ -108,8 +108,6 @@ class KindIndex(FlatIndex):
         if self._part is None:
             return super()._find(queries, depth, allowed)
         embeddings = np.stack([query.embedding for query in queries])
-        if allowed is not None and not allowed.any():
-            return [np.zeros(0, np.int64)] * len(queries), True
         rows, is_exact = find_rows(self._part, embeddings, depth, allowed)
         return list(rows), is_exact
 

@@ -20,6 +20,9 @@ from typing import Final
 from contract.errors import ConfigError
 
 FLAT: Final = "flat"
+# What an operator gets who chooses nothing else; see `retrieval.builder.IndexPlan`.
+RECALL_FLOOR: Final = 0.95
+GROWTH: Final = 0.25
 BLOCK: Final = 16  # dimensions are padded to a multiple of it
 _SPECIFICATION: Final = re.compile(r"([a-z0-9_]+)(?::(.*))?")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from retrieval.directory import LOCK, VERIFIED
+from retrieval.directory import LOCK, VERIFIED, find_wal
 
 _HEADER: Final = 32  # bytes of the WAL before its first frame
 _FRAME: Final = 24  # bytes before the page of a frame
@@ -56,11 +56,6 @@ def open_aside(path: Path) -> Iterator[Path]:
             shutil.copyfile(path, aside)
         shutil.copyfile(find_wal(path), find_wal(aside))
         yield aside
-
-
-def find_wal(path: Path) -> Path:
-    """Return the path of the WAL of a database."""
-    return path.with_name(f"{path.name}-wal")
 
 
 def loses_writes(aside: Path) -> bool:

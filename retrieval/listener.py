@@ -20,10 +20,11 @@ from contract.access import HEALTH_CALLS, Access, Role
 from contract.errors import ConfigError
 from contract.protection import UNPROTECTED, Protection
 from contract.proto import retrieval_pb2_grpc
+from contract.search_limits import MAX_MESSAGE_BYTES
 from contract.telemetry import Observer
 from retrieval.calls import CallInterceptor
 from retrieval.packed import make_packed_handler
-from retrieval.service import MAX_MESSAGE_BYTES, SERVICE_NAME, RetrievalService
+from retrieval.service import SERVICE_NAME, RetrievalService
 
 GRACE_S: Final = 4.0  # for running requests; the process that stops the sidecar may kill it after 5 s
 _WORKERS: Final = 64  # twice the number of waiting searches, so that health checks are answered meanwhile

@@ -8,6 +8,11 @@ from retrieval.damage import report_damage
 from retrieval.schema import COUNT_ROWS, SCHEMA_VERSION, hash_meta
 
 
+def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return all names and values."""
+    return dict(connection.execute("SELECT key, value FROM meta"))
+
+
 def write_meta(
     writer: sqlite3.Connection, fingerprint: str, dimension: int, rows: tuple[int, int] | None
 ) -> None:

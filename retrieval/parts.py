@@ -111,7 +111,7 @@ class ListPart(Part):
     @property
     def byte_count(self) -> int:
         """Bytes of codes, row numbers, list numbers and centres."""
-        lists = int(self._index.invlists.compute_ntotal()) * (int(self._index.code_size) + 8)
+        lists = len(self) * (int(self._index.code_size) + 8)
         rotation = 0 if self._rotation is None else 4 * self._index.d**2
         centres = 4 * int(self._index.nlist) * int(self._index.d)
         return lists + self._list_of.nbytes + centres + int(rotation)
@@ -186,7 +186,7 @@ class GraphPart(Part):
             options = self._faiss.SearchParametersHNSW(efSearch=self._limit(effort, size, 1.0))
             return np.asarray(self._index.search(queries, size, params=options)[1])
         rows = _Selection(self._faiss, allowed)
-        kept = float(np.mean(allowed))
+        kept = np.count_nonzero(allowed) / len(allowed)
         options = self._faiss.SearchParametersHNSW(
             efSearch=self._limit(effort, size, kept), sel=rows.selector
         )

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from contract.address import CHANNEL_OPTIONS
 from contract.connection import Connection
 from contract.errors import CxrError, UnavailableError
-from contract.protection import HEALTH, Protection
+from contract.protection import make_probe_connection
 
 _TIMEOUT_S: Final = 5.0
 
@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        has_client = options.tls_dir is not None and (options.tls_dir / f"{HEALTH}.crt").is_file()
-        connection = Protection(options.tls_dir, require_client=has_client).make_connection()
-        ask(options.address, connection, options.timeout)
+        ask(options.address, make_probe_connection(options.tls_dir), options.timeout)
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code

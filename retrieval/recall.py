@@ -114,8 +114,10 @@ def find_rows(
     part: Part, embeddings: NDArray[np.float32], depth: int, allowed: NDArray[np.bool_] | None
 ) -> tuple[Sequence[NDArray[np.int64]], bool]:
     """Return for each query its candidates, and whether they are all allowed rows, because these are few."""
-    if allowed is not None and allowed.all():
-        allowed = None
-    if allowed is not None and np.count_nonzero(allowed) <= max(FEW_ROWS, 2 * depth):
-        return [np.flatnonzero(allowed)] * len(embeddings), True
+    if allowed is not None:
+        count = np.count_nonzero(allowed)
+        if count == len(allowed):
+            allowed = None
+        elif count <= max(FEW_ROWS, 2 * depth):
+            return [np.flatnonzero(allowed)] * len(embeddings), True
     return part.find(embeddings, depth, allowed), False

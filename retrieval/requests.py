@@ -16,6 +16,7 @@ from contract.errors import InputError
 from contract.image.view import VIEWS
 from contract.labels import LABEL_INDEX
 from contract.report.text import MAX_REPORT_CHARS
+from contract.search_limits import MAX_K
 from contract.training_data import WAYS
 from retrieval.cases import CaseRecord
 from retrieval.checks import LENGTH_TOLERANCE
@@ -27,7 +28,6 @@ from retrieval.schema import FIRST_ROW
 
 MAX_CASES: Final = 4096  # to add or delete per request
 MAX_QUERIES: Final = 256
-MAX_K: Final = 1000
 MAX_HITS: Final = 20_000  # queries * k
 MAX_EXCLUDED: Final = 1000
 MAX_ID_CHARS: Final = 256

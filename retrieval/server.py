@@ -29,6 +29,7 @@ from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
 from contract.stop_signals import open_events
 from contract.telemetry import Observer, set_up_log
+from retrieval.kinds import FLAT, GROWTH, RECALL_FLOOR, parse_kind
 
 if TYPE_CHECKING:
     from retrieval.builder import IndexPlan
@@ -156,7 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--index",
-        default="flat",
+        default=FLAT,
         metavar="KIND[:PARAMETER=VALUE,...]",
         help="Kind of index: flat compares every case; hnsw, ivf_flat, sq8, ivf_pq and rabitq are faster with many "
         "cases and may miss one, on CPU. (%(default)s)",
@@ -164,14 +165,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--recall-floor",
         type=_parse_share,
-        default=0.95,
+        default=RECALL_FLOOR,
         help="Smallest recall@10, 0 to 1, measured on the stored cases, with which such a kind may answer. "
         "(%(default)s)",
     )
     parser.add_argument(
         "--rebuild-growth",
         type=_parse_share,
-        default=0.25,
+        default=GROWTH,
         help="Share of new cases after which such a kind is built anew, above 0. (%(default)s)",
     )
     parser.add_argument(
@@ -204,7 +205,6 @@ def _check_fingerprint(text: str | None) -> str | None:
 def _make_plan(options: argparse.Namespace) -> "IndexPlan":
     from retrieval.builder import IndexPlan
     from retrieval.index import require_kind
-    from retrieval.kinds import parse_kind
 
     choice = parse_kind(options.index)
     if not options.rebuild_growth:

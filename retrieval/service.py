@@ -27,6 +27,7 @@ from contract.errors import (
     UnavailableError,
 )
 from contract.proto import retrieval_pb2
+from contract.search_limits import MAX_MESSAGE_BYTES
 from retrieval.backup import send_backup
 from retrieval.cases import CaseRecord, DamagedRowsError, UnknownCaseError
 from retrieval.evidence import MAX_EXCERPT_CHARS, MAX_EXCERPTS, Asked
@@ -45,7 +46,6 @@ from retrieval.requests import (
 )
 
 SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
-MAX_MESSAGE_BYTES: Final = 64 * 2**20
 MAX_SEARCH_S: Final = 30.0  # for callers without a deadline
 _HIT_BYTES: Final = 32 + 22 * 24 + 4 * MAX_EXCERPT_CHARS  # at most, around each case in an answer
 

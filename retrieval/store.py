@@ -28,20 +28,10 @@ from retrieval.checks import select_intact
 from retrieval.connection import begin, connect
 from retrieval.copying import copy_database
 from retrieval.damage import describe_rows, report_damage, report_row
-from retrieval.directory import DATABASE, lock_directory
-from retrieval.meta import add_rows, read_model, require_checksum, states_rows, write_meta
-from retrieval.migration import migrate
-from retrieval.schema import (
-    APPLICATION_ID,
-    COUNT_ROWS,
-    FIRST_ROW,
-    PAGE,
-    SCHEMA_VERSION,
-    SELECT,
-    STEPS,
-    make_schema,
-    read_schema,
-)
+from retrieval.directory import DATABASE, find_wal, lock_directory
+from retrieval.meta import add_rows, read_meta, states_rows, write_meta
+from retrieval.opening import prepare_store, require_present
+from retrieval.schema import COUNT_ROWS, FIRST_ROW, PAGE, SELECT
 from retrieval.syncing import GroupSync
 from retrieval.table import (
     MAX_PARAMETERS,
@@ -77,7 +67,6 @@ class CaseStore:
         self.directory = Path(directory)
         self._path = self.directory / DATABASE
         self._required = fingerprint
-        self._fingerprint, self._dimension = "", 0
         self._damaged: set[int] = set()
         # Number of changes so far; rows that are read while it changes are not one consistent state.
         self._changes = 0
@@ -87,16 +76,22 @@ class CaseStore:
             cleanup.callback(os.close, lock)
             with self._translate("opened"):
                 self._writer = cleanup.enter_context(contextlib.closing(connect(self._path)))
-                self._prepare()
-                self._migrate()
+                prepare_store(self._writer, self._path)
                 # A second connection, so that a search does not wait for a write to the disk.
                 self._reader = cleanup.enter_context(contextlib.closing(connect(self._path)))
                 self._reader.execute("PRAGMA query_only = ON")
-                meta = dict(self._reader.execute("SELECT key, value FROM meta"))
-                wal = self._path.with_name(f"{DATABASE}-wal")
+                meta = read_meta(self._reader)
+                wal = find_wal(self._path)
                 self._sync = cleanup.enter_context(contextlib.closing(GroupSync(wal)))
                 self._wal = WalKeeper(self._writer, wal, self._sync)
-            self._read_meta(meta)
+            self._fingerprint, self._dimension = require_present(self._path, meta)
+            if self._fingerprint and fingerprint:
+                require_same_fingerprint(
+                    fingerprint,
+                    self._fingerprint,
+                    expected_from="the served one",
+                    found_from=f"The case store {self.directory}",
+                )
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -132,7 +127,7 @@ class CaseStore:
 
     def measure_file(self) -> int:
         """Return the size of the store's file and of its WAL, in bytes."""
-        paths = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        paths = (self._path, find_wal(self._path))
         return sum(path.stat().st_size for path in paths if path.exists())
 
     @property
@@ -324,42 +319,6 @@ class CaseStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self) -> None:
-        """Check that the file is a complete store, or make one of a file without tables."""
-        (application,) = self._writer.execute("PRAGMA application_id").fetchone()
-        tables = {name for (name,) in self._writer.execute("SELECT name FROM sqlite_master")}
-        if not tables and not application:
-            self._create()
-        elif application != APPLICATION_ID or not {"meta", "cases"} <= tables:
-            raise ArtifactError(f"{self._path} is not a case store. Choose another directory.")
-        (verdict,) = self._writer.execute("PRAGMA integrity_check(1)").fetchone()
-        if verdict != "ok":
-            raise report_damage(self._path, "SQLite finds its structure broken")
-
-    def _create(self) -> None:
-        self._writer.execute("PRAGMA journal_mode = WAL")
-        with begin(self._writer) as writer:
-            writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            for statement in STEPS:
-                writer.execute(statement)
-            self._write_meta()
-
-    def _migrate(self) -> None:
-        """Give a store of an earlier version the columns of this one, in one transaction: all or none."""
-        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
-        version = meta.get("schema_version")
-        if version in ("1", "2"):
-            if version == "2":
-                require_checksum(self._path, meta)
-            self._read_model(meta)
-            with begin(self._writer) as writer:
-                if not migrate(writer, version, self._fingerprint, self._dimension):
-                    raise report_damage(self._path, "its cases do not belong to the model that it names")
-                # Version 2 states how many rows there are. Counted anew, a missing one would not be noticed.
-                self._write_meta(added=() if version == "2" else None)
-        if version in ("1", "2", str(SCHEMA_VERSION)) and read_schema(self._writer) != make_schema():
-            raise report_damage(self._path, "its schema differs from what was written")
-
     def _write_meta(
         self,
         fingerprint: str | None = None,
@@ -381,27 +340,6 @@ class CaseStore:
             self._dimension if dimension is None else dimension,
             None if changes is None else add_rows(self._writer, *changes),
         )
-
-    def _read_meta(self, meta: dict[str, str]) -> None:
-        if meta.get("schema_version") != str(SCHEMA_VERSION):
-            raise ArtifactError(
-                f"The case store {self._path} has version {meta.get('schema_version', '(none)')}, but this "
-                f"software reads version {SCHEMA_VERSION}. Index the cases again into another directory."
-            )
-        require_checksum(self._path, meta)
-        self._read_model(meta)
-        if self._fingerprint and self._required:
-            require_same_fingerprint(
-                self._required,
-                self._fingerprint,
-                expected_from="the served one",
-                found_from=f"The case store {self.directory}",
-            )
-
-    def _read_model(self, meta: dict[str, str]) -> None:
-        if (model := read_model(meta)) is None:
-            raise report_damage(self._path)
-        self._fingerprint, self._dimension = model
 
     def _require_all_rows(self) -> None:
         """Raise ArtifactError if there are too few or too many rows and no damaged row explains it."""

@@ -16,9 +16,9 @@ from contract.bundle import compute_sha256
 from contract.case_backup import MANIFEST, BackupFile, read_manifest
 from contract.errors import ConfigError
 from retrieval.checks import select_intact
-from retrieval.directory import DATABASE, MODELS, UNFINISHED
-from retrieval.left_wal import find_wal, hold_lock, loses_writes, open_aside
-from retrieval.meta import has_checksum, read_model, states_rows
+from retrieval.directory import DATABASE, MODELS, UNFINISHED, find_wal
+from retrieval.left_wal import hold_lock, loses_writes, open_aside
+from retrieval.meta import has_checksum, read_meta, read_model, states_rows
 from retrieval.schema import (
     APPLICATION_ID,
     COUNT_ROWS,
@@ -154,7 +154,7 @@ def _check(path: Path, connection: sqlite3.Connection) -> StoreCheck:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if application != APPLICATION_ID or not {"meta", "cases"} <= tables:
         return StoreCheck(path, problems=("It is not a case store.",))
-    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    meta = read_meta(connection)
     version, model = str(meta.get("schema_version", "")), read_model(meta)
     problems = tuple(_find_problems(connection, meta, version))
     if problems or model is None:

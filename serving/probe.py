@@ -31,7 +31,7 @@ from contract.errors import (
 )
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.probe_case import PROBE_INPUTS, PROBED
-from contract.protection import HEALTH, Protection
+from contract.protection import make_probe_connection
 from contract.tensors import MODELS
 
 _CONTROL_TIMEOUT_S: Final = 1.0
@@ -119,9 +119,8 @@ def make_own_connection(tls_dir: Path | None) -> Connection:
     Raises:
         ConfigError: A file is missing.
     """
-    has_client = tls_dir is not None and (tls_dir / f"{HEALTH}.crt").is_file()
     required = os.environ.get("CXR_TLS_REQUIRE_CLIENT") == "1"
-    return Protection(tls_dir, require_client=has_client or required).make_connection()
+    return make_probe_connection(tls_dir, require_client=required)
 
 
 def _make_input(name: str) -> Any:

@@ -10,6 +10,16 @@ import typer
 
 from cli.connection import takes_connection
 from cli.console import escape, show_plain
+from cli.filters import (
+    CaseKinds,
+    CaseViews,
+    ExcludedCases,
+    ExcludedStudies,
+    WithAll,
+    WithAny,
+    Without,
+    make_options,
+)
 from cli.options import Json, RetrievalUrls, Timeout, make_console
 from contract.connection import PLAIN, Connection
 from contract.errors import ArtifactError, ConfigError
@@ -19,25 +29,19 @@ if TYPE_CHECKING:
 
     from retrieval.verification import StoreCheck
 
-Labels = list[str] | None
-
 
 @takes_connection
 def list_cases(
     reports: Annotated[bool, typer.Option("--reports", help="Show the reports, too.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of cases. Default: all.")] = None,
     model: Annotated[str, typer.Option(help="Fingerprint of the model. Default: the served one.")] = "",
-    exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out. Repeatable.")] = None,
-    exclude_case: Annotated[list[str] | None, typer.Option(help="Case id to leave out. Repeatable.")] = None,
-    with_any: Annotated[Labels, typer.Option(help="Only cases with one of these labels. Repeatable.")] = None,
-    with_all: Annotated[Labels, typer.Option(help="Only cases with all of these labels. Repeatable.")] = None,
-    without: Annotated[Labels, typer.Option(help="Only cases with none of these labels. Repeatable.")] = None,
-    case_view: Annotated[
-        list[str] | None, typer.Option(help="Only cases whose first image has this view. Repeatable.")
-    ] = None,
-    case_kind: Annotated[
-        list[str] | None, typer.Option(help="Only cases indexed from this: study, image, text. Repeatable.")
-    ] = None,
+    exclude: ExcludedStudies = None,
+    exclude_case: ExcludedCases = None,
+    with_any: WithAny = None,
+    with_all: WithAll = None,
+    without: Without = None,
+    case_view: CaseViews = None,
+    case_kind: CaseKinds = None,
     retrieval: RetrievalUrls = None,
     timeout: Timeout = 30.0,
     connection: Connection = PLAIN,
@@ -45,16 +49,9 @@ def list_cases(
 ) -> None:
     """List the stored cases of a model: id, study, labels, view and kind, a line for each case."""
     from cli.show import print_json
-    from client import CxrClient, SearchOptions
+    from client import CxrClient
 
-    options = SearchOptions(
-        labels_any=tuple(with_any or ()),
-        labels_all=tuple(with_all or ()),
-        labels_none=tuple(without or ()),
-        views=tuple(case_view or ()),
-        embedding_kinds=tuple(case_kind or ()),
-        exclude_ids=tuple(exclude_case or ()),
-    )
+    options = make_options(with_any, with_all, without, case_view, case_kind, exclude_case)
     with CxrClient(retrieval_url=retrieval, timeout_s=timeout, **connection.as_arguments()) as client:
         listed = client.list_cases(
             fingerprint=model, exclude_studies=tuple(exclude or ()), options=options, reports=reports

@@ -5,6 +5,16 @@ from typing import Annotated
 import typer
 
 from cli.connection import takes_connection
+from cli.filters import (
+    CaseKinds,
+    CaseViews,
+    ExcludedCases,
+    ExcludedStudies,
+    WithAll,
+    WithAny,
+    Without,
+    make_options,
+)
 from cli.options import (
     Compression,
     Image,
@@ -19,6 +29,7 @@ from cli.options import (
     make_console,
 )
 from contract.connection import PLAIN, Connection
+from contract.search_limits import MAX_K
 
 
 @takes_connection
@@ -26,28 +37,14 @@ def search(
     image: Image = None,
     view: Views = None,
     report: ReportText = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of cases to return.")] = 5,
-    exclude: Annotated[list[str] | None, typer.Option(help="Study id to leave out. Repeatable.")] = None,
-    exclude_case: Annotated[list[str] | None, typer.Option(help="Case id to leave out. Repeatable.")] = None,
-    with_any: Annotated[
-        list[str] | None, typer.Option(help="Only cases with one of these labels. Repeatable.")
-    ] = None,
-    with_all: Annotated[
-        list[str] | None, typer.Option(help="Only cases with all of these labels. Repeatable.")
-    ] = None,
-    without: Annotated[
-        list[str] | None, typer.Option(help="Only cases with none of these labels. Repeatable.")
-    ] = None,
-    case_view: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only cases whose first image has this view: PA, AP, FRONTAL, LATERAL. Repeatable."
-        ),
-    ] = None,
-    case_kind: Annotated[
-        list[str] | None,
-        typer.Option(help="Only cases indexed from this: study (image and report), image, text. Repeatable."),
-    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="Number of cases to return.")] = 5,
+    exclude: ExcludedStudies = None,
+    exclude_case: ExcludedCases = None,
+    with_any: WithAny = None,
+    with_all: WithAll = None,
+    without: Without = None,
+    case_view: CaseViews = None,
+    case_kind: CaseKinds = None,
     min_score: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Smallest similarity of a case.")
     ] = None,
@@ -72,16 +69,16 @@ def search(
     """Find the cases most similar to a radiograph, a report, a sentence, or a whole study."""
     from cli.inputs import read_images, read_report, require_input
     from cli.show import NOTICE, print_cases, print_json, print_warnings
-    from client import CxrClient, SearchOptions
+    from client import CxrClient
 
     require_input(image, report)
-    options = SearchOptions(
-        labels_any=tuple(with_any or ()),
-        labels_all=tuple(with_all or ()),
-        labels_none=tuple(without or ()),
-        views=tuple(case_view or ()),
-        embedding_kinds=tuple(case_kind or ()),
-        exclude_ids=tuple(exclude_case or ()),
+    options = make_options(
+        with_any,
+        with_all,
+        without,
+        case_view,
+        case_kind,
+        exclude_case,
         min_score=min_score,
         diversity=diversity,
         query_labels=tuple(query_label or ()),

@@ -17,6 +17,7 @@ from retrieval.cases import CaseRecord
 from retrieval.indexes import CaseIndexes
 from retrieval.listener import SidecarServer
 from retrieval.service import RetrievalService
+from retrieval.store import CaseStore
 
 ROOT = Path(__file__).parents[2]
 MODEL = "a" * 64
@@ -103,6 +104,14 @@ class Sidecar:
         self.client.channel.close()
         self.server.stop(0.0)
         self.indexes.close()
+
+
+@pytest.fixture
+def filled(tmp_path, make) -> Path:
+    """The file of a closed store with five cases."""
+    with CaseStore(tmp_path / "store") as store:
+        store.put(make.MODEL, make.records("abcde"), make.vectors(5))
+    return tmp_path / "store" / "cases.sqlite"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sqlite3
 import stat
 import threading
 import time
@@ -24,6 +23,8 @@ from retrieval.indexes import CaseIndexes
 from retrieval.restoring import restore
 from retrieval.store import CaseStore
 from retrieval.verification import check_folder
+
+from .store_files import change
 
 
 @pytest.fixture
@@ -336,10 +337,7 @@ def test_an_error_of_the_sidecar_ends_the_backup(open_sidecar, back_up, tmp_path
 def test_a_damaged_row_is_in_the_backup_and_told_of(open_sidecar, back_up, make, tmp_path):
     with CaseStore(tmp_path / "store") as store:
         store.put(make.MODEL, make.records("abc"), make.vectors(3))
-    connection = sqlite3.connect(tmp_path / "store" / "cases.sqlite")
-    connection.execute("UPDATE cases SET report = 'Other.' WHERE id = 'b'")
-    connection.commit()
-    connection.close()
+    change(tmp_path / "store" / "cases.sqlite", "UPDATE cases SET report = 'Other.' WHERE id = 'b'")
     folder = back_up(open_sidecar())
     (check,) = check_folder(folder)
     assert (check.rows, check.damaged, check.problems, check.ok) == (3, (2,), (), False)

@@ -1,7 +1,5 @@
 """`ListCases`: every case once, page after page."""
 
-import sqlite3
-
 import pytest
 
 import retrieval.listing
@@ -11,6 +9,8 @@ from contract.errors import FingerprintError, InputError, ServerError
 from contract.proto import retrieval_pb2
 from retrieval.cases import CaseRecord
 from retrieval.store import CaseStore
+
+from .store_files import change
 
 KINDS = ("study", "image", "text")
 
@@ -123,10 +123,7 @@ def test_models_have_their_own_lists(filled, transport, make):
 def test_damaged_rows_are_left_out(make, tmp_path, open_sidecar):
     with CaseStore(tmp_path / "store") as store:
         store.put(make.MODEL, make_cases(5), make.vectors(5))
-    connection = sqlite3.connect(tmp_path / "store" / "cases.sqlite")
-    connection.execute("UPDATE cases SET labels = '[]' WHERE id = 'case-2'")
-    connection.commit()
-    connection.close()
+    change(tmp_path / "store" / "cases.sqlite", "UPDATE cases SET labels = '[]' WHERE id = 'case-2'")
     ids = [case.id for case in ask(open_sidecar()).cases]
     assert ids == ["case-0", "case-1", "case-3", "case-4"]
 

@@ -4,7 +4,6 @@ import ctypes
 import shutil
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from contract.errors import ConfigError
 from retrieval.listener import require_usable
 from retrieval.server import main, parse_arguments
 from retrieval.store import CaseStore
+
+from .store_files import change
 
 
 def test_serves_until_sigterm_and_keeps_its_cases(run_server, make, tmp_path):
@@ -198,10 +199,7 @@ def restore_signals():
 
 
 def damage_row(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE cases SET embedding = x'00' WHERE id = 'b'")
-    connection.commit()
-    connection.close()
+    change(path, "UPDATE cases SET embedding = x'00' WHERE id = 'b'")
 
 
 def test_a_damaged_row_is_told_of_and_the_others_are_served(run_server, make, tmp_path):

@@ -15,6 +15,8 @@ from retrieval.directory import lock_directory
 from retrieval.schema import compute_checksum, hash_meta
 from retrieval.store import CaseStore
 
+from .store_files import change
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,21 +30,6 @@ def read_all(store):
 def store(tmp_path):
     with CaseStore(tmp_path / "store") as store:
         yield store
-
-
-@pytest.fixture
-def filled(tmp_path, make) -> Path:
-    """A closed store with five cases."""
-    with CaseStore(tmp_path / "store") as store:
-        store.put(make.MODEL, make.records("abcde"), make.vectors(5))
-    return tmp_path / "store" / "cases.sqlite"
-
-
-def change(path: Path, statement: str, values=()) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(statement, values)
-    connection.close()
 
 
 def test_cases_come_back_as_they_were_after_reopening(tmp_path, make):
@@ -417,7 +404,7 @@ def test_a_killed_migration_begins_anew(filled, monkeypatch):
     downgrade(filled)
     before = filled.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(CaseStore, "_write_meta", fail)
+        patch.setattr("retrieval.opening.write_meta", fail)
         with pytest.raises(Killed):
             CaseStore(filled.parent)
     change(filled, "PRAGMA wal_checkpoint(TRUNCATE)")

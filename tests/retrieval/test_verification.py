@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import sqlite3
-from pathlib import Path
 
 import pytest
 
@@ -11,20 +9,7 @@ from contract.errors import ArtifactError, ConfigError
 from retrieval.store import CaseStore
 from retrieval.verification import check_database, check_folder
 
-
-@pytest.fixture
-def filled(tmp_path, make) -> Path:
-    """A closed store with five cases."""
-    with CaseStore(tmp_path / "store") as store:
-        store.put(make.MODEL, make.records("abcde"), make.vectors(5))
-    return tmp_path / "store" / "cases.sqlite"
-
-
-def change(path: Path, statement: str, values=()) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(statement, values)
-    connection.close()
+from .store_files import change
 
 
 def test_a_whole_store(filled, make):
