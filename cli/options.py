@@ -5,13 +5,12 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cli.console import CommandConsole
-
-TRITON: Final = "127.0.0.1:8001"
+from contract.connection import DEFAULT_ADDRESSES
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Image = Annotated[
@@ -38,26 +37,17 @@ ReportText = Annotated[
         "--report", "-r", help="Report: the text itself, a text or Open-i XML file, or - for standard input."
     ),
 ]
-TritonUrl = Annotated[
-    str, typer.Option("--triton", envvar="CXR_TRITON", help="host:port of Triton's gRPC service.")
-]
-_SEVERAL: Final = "Repeat it for several servers, which take turns."
-TritonUrls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--triton",
-        metavar="HOST:PORT",
-        help=f"Triton's gRPC service. {_SEVERAL} Default: CXR_TRITON, else 127.0.0.1:8001.",
-    ),
-]
-RetrievalUrls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--retrieval",
-        metavar="HOST:PORT",
-        help=f"The retrieval sidecar. {_SEVERAL} Default: CXR_RETRIEVAL, else 127.0.0.1:8005.",
-    ),
-]
+
+
+def _take_addresses(server: str, what: str) -> Any:
+    """Return the option for the addresses of one kind of server, as `contract.connection` resolves them."""
+    default = f"Default: CXR_{server.upper()}, else {DEFAULT_ADDRESSES[server]}."
+    several = "Repeat it for several servers, which take turns."
+    return typer.Option(f"--{server}", metavar="HOST:PORT", help=f"{what}. {several} {default}")
+
+
+TritonUrls = Annotated[list[str] | None, _take_addresses("triton", "Triton's gRPC service")]
+RetrievalUrls = Annotated[list[str] | None, _take_addresses("retrieval", "The retrieval sidecar")]
 Transport = Annotated[
     Literal["auto", "grpc", "shared_memory", "cuda_shared_memory"],
     typer.Option(

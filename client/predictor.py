@@ -5,7 +5,7 @@ All operations are written in steps (`client.steps`).
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from client.channel import Calls
 from client.deadline import Deadline
@@ -19,10 +19,8 @@ from client.shrink import shrink_inputs
 from client.steps import Steps, ask, work
 from client.transports import Triton
 from client.triton_core import Answer, Arrays
-from contract.errors import CxrError, InputError, UnavailableError
+from contract.errors import InputError, UnavailableError
 from contract.tensors import ADDED_OUTPUTS
-
-T = TypeVar("T")
 
 _ATTEMPTS: Final = 3  # if the server replaces the model before the client has read its labels
 
@@ -106,8 +104,8 @@ class ServedTriton:
         return model
 
 
-class Predictor:
-    """Predicts cases on one or several Tritons. Several threads or tasks may use it at once."""
+class Predictor(Rotation[ServedTriton]):
+    """Predicts cases on one or several Tritons in turn. Several threads or tasks may use it at once."""
 
     def __init__(
         self,
@@ -128,19 +126,8 @@ class Predictor:
         Raises:
             ConfigError: As in `client.rotation.Rotation`.
         """
-        self.servers = [ServedTriton(triton, shrink=shrink, make_lock=make_lock) for triton in tritons]
-        self._rotation = Rotation(self.servers, retries)
-
-    def run(
-        self,
-        operation: Callable[[ServedTriton], Steps[T]],
-        deadline: Deadline,
-        *,
-        elsewhere: tuple[type[CxrError], ...] = (),
-        calls: Calls | None = None,
-    ) -> Steps[T]:
-        """Run an operation on the next server, and on another one if it does not answer."""
-        return (yield from self._rotation.run(operation, deadline, elsewhere=elsewhere, calls=calls))
+        servers = [ServedTriton(triton, shrink=shrink, make_lock=make_lock) for triton in tritons]
+        super().__init__(servers, retries)
 
     def predict(
         self,

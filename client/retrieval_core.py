@@ -3,10 +3,8 @@
 Every operation is written once, in steps (`client.steps`). A transport adds the connection.
 """
 
-import asyncio
 import time
-import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -16,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.cases import ListedCase, SimilarCase
-from client.event_loop import is_task_cancelled
 from client.search_options import SearchOptions
-from client.status import make_cancelled_error, make_closed_error, make_error, make_wrong_service_error
-from client.steps import Steps, ask, work
-from contract.address import CHANNEL_OPTIONS, check_address, speaks_http1
+from client.status import make_error
+from client.steps import Steps
+from client.transport_core import TransportCore
+from contract.address import CHANNEL_OPTIONS
 from contract.connection import PLAIN, Connection
 from contract.errors import CxrError, InputError, ServerError
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from contract.search_limits import MAX_K, MAX_MESSAGE_BYTES
 from contract.strings import require_strings, require_text
-from contract.tls_trouble import find_tls_error
 
 CHANNEL: Final = (
     *CHANNEL_OPTIONS,
@@ -35,8 +32,6 @@ CHANNEL: Final = (
 )
 NO_OPTIONS: Final = SearchOptions()
 _PAGE_CASES: Final = 500
-_SERVER: Final = "the retrieval sidecar"
-_SETTING: Final = "retrieval_url (--retrieval)"
 
 
 @dataclass(frozen=True)
@@ -130,37 +125,27 @@ class Stored(NamedTuple):
     replaced: int
 
 
-class RetrievalCore(ABC):
+class RetrievalCore(TransportCore):
     """The requests to one sidecar, in steps."""
 
-    def __init__(self, url: str, connection: Connection = PLAIN) -> None:
-        """Set the address, host:port, with TLS and token. The first request connects.
+    name = service = "the retrieval sidecar"
+    setting = "retrieval_url (--retrieval)"
+    example = "127.0.0.1:8005"
 
-        Raises:
-            ConfigError: The address is not valid, a file of TLS cannot be used, or a token would travel as plain text.
-        """
-        self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8005")
-        connection.require_private(url, _SETTING)
-        self._connection = connection
-        self._closed = False
+    def __init__(self, url: str, connection: Connection = PLAIN) -> None:
+        """See `TransportCore`. ConfigError: also if a file of TLS cannot be used."""
+        super().__init__(url, connection)
         self._stub: Any = None
-        # Stubs of forgotten connections, which close when their last request ends, or with the transport.
-        self._forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @abstractmethod
     def _open_stub(self) -> Any:
         """Return the stub of the sidecar's service, on the open connection. CancelledError: the client is closed."""
 
     def _forget_stub(self) -> None:
-        """Let the next request use a new connection."""
+        """Let the next request use a new connection. Add the stub of the old one to `_forgotten`."""
         if self._stub is not None:
             self._forgotten.add(self._stub)
         self._stub = None
-
-    def _require_open(self) -> None:
-        """Raise CancelledError if the transport was closed."""
-        if self._closed:
-            raise make_closed_error(self.url)
 
     def _add_in_steps(self, fingerprint: str, cases: Sequence[StoredCase], timeout_s: float) -> Steps[Stored]:
         """See `client.retrieval.RetrievalTransport.add`."""
@@ -178,7 +163,7 @@ class RetrievalCore(ABC):
             for case in cases
         ]
         request = retrieval_pb2.PackedAddCasesRequest(fingerprint=fingerprint, cases=messages)
-        answer = yield from self._ask("AddCases", request, timeout_s)
+        answer = yield from self._request("AddCases", request, timeout_s)
         return Stored(int(answer.added), int(answer.replaced))
 
     def _search_in_steps(
@@ -203,7 +188,7 @@ class RetrievalCore(ABC):
             min_score=options.min_score,
             diversity=options.diversity,
         )
-        answer = yield from self._ask("Search", request, timeout_s)
+        answer = yield from self._request("Search", request, timeout_s)
         if not answer.options_applied and options.chooses_cases:
             raise ServerError(
                 "The sidecar is older than this client and cannot choose cases by these options. Update the sidecar, "
@@ -215,20 +200,20 @@ class RetrievalCore(ABC):
     def _delete_in_steps(self, ids: Sequence[str], timeout_s: float) -> Steps[int]:
         """See `client.retrieval.RetrievalTransport.delete`."""
         request = retrieval_pb2.DeleteCasesRequest(ids=_check_ids(ids, "ids"))
-        answer = yield from self._ask("DeleteCases", request, timeout_s)
+        answer = yield from self._request("DeleteCases", request, timeout_s)
         return int(answer.deleted)
 
     def _read_info_in_steps(self, timeout_s: float, fingerprint: str) -> Steps[IndexInfo]:
         """See `client.retrieval.RetrievalTransport.read_info`."""
         request = retrieval_pb2.GetInfoRequest(fingerprint=fingerprint)
-        answer = yield from self._ask("GetInfo", request, timeout_s)
+        answer = yield from self._request("GetInfo", request, timeout_s)
         return _make_info(answer)
 
     def _list_page_in_steps(
         self, request: retrieval_pb2.ListCasesRequest, timeout_s: float
     ) -> Steps[list[ListedCase]]:
         """Return the next cases, and let the request ask for those behind them; its token is "" after the last ones."""
-        answer = yield from self._ask("ListCases", request, timeout_s, is_new=True)
+        answer = yield from self._request("ListCases", request, timeout_s, is_new=True)
         # The default index may become another one meanwhile.
         request.fingerprint, request.page_token = answer.fingerprint, answer.next_page_token
         return [
@@ -244,7 +229,7 @@ class RetrievalCore(ABC):
             for case in answer.cases
         ]
 
-    def _ask(self, method: str, request: Any, timeout_s: float, *, is_new: bool = False) -> Steps[Any]:
+    def _request(self, method: str, request: Any, timeout_s: float, *, is_new: bool = False) -> Steps[Any]:
         """Call a method of the service. Raise the errors of `contract.errors`.
 
         `is_new`: an older sidecar does not know the method.
@@ -259,13 +244,10 @@ class RetrievalCore(ABC):
         stub = self._open_stub()  # its connection stays open while this request holds it
         call = getattr(stub, method)
         try:
-            return (yield from ask(call, request, timeout=timeout_s, metadata=self._connection.metadata))
+            metadata = self._connection.metadata
+            return (yield from self._ask(call, request, timeout=timeout_s, metadata=metadata))
         except grpc.RpcError as error:
             raise (yield from self._explain(error, timeout_s, end, is_new=is_new)) from error
-        except (ValueError, asyncio.CancelledError) as error:  # of a connection that was closed meanwhile
-            if not self._closed or (isinstance(error, asyncio.CancelledError) and is_task_cancelled()):
-                raise
-            raise make_cancelled_error(self.url) from error
 
     def _explain(self, error: Any, timeout_s: float, end: float, *, is_new: bool) -> Steps[CxrError]:
         """Return the error of this project for one of gRPC. What it asks ends at `end` (`time.monotonic`)."""
@@ -283,20 +265,10 @@ class RetrievalCore(ABC):
                 "another service answers there."
             )
         if code == "UNIMPLEMENTED":
-            return make_wrong_service_error(self.url, _SERVER, _SETTING)
+            return self._make_wrong_service_error()
         return make_error(
             code, error.details() or "", server="The retrieval sidecar", url=self.url, timeout_s=timeout_s
         )
-
-    def _find_other_cause(self, end: float) -> Steps[CxrError | None]:
-        """Return the error for a server that answers, but not as the sidecar does with these settings; else None."""
-        if (left_s := end - time.monotonic()) > 0:
-            trouble = yield from work(find_tls_error, self.url, self._connection, _SERVER, left_s)
-            if trouble is not None:
-                return trouble
-        if (left_s := end - time.monotonic()) > 0 and (yield from work(speaks_http1, self.url, left_s)):
-            return make_wrong_service_error(self.url, _SERVER, _SETTING)
-        return None
 
 
 def make_stub(channel: Any) -> Any:

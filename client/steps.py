@@ -11,8 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -35,13 +36,13 @@ class Step:
 Steps: TypeAlias = Generator[Step, Any, T]
 
 
-def ask(call: Callable[..., T | Awaitable[T]], *arguments: Any, **options: Any) -> Steps[T]:
+def ask(call: Callable[P, T | Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> Steps[T]:
     """Ask a server. `call` returns the answer, or in the asyncio client an awaitable of it."""
     answer: T = yield Step("ask", partial(call, *arguments, **options))
     return answer
 
 
-def work(call: Callable[..., T], *arguments: Any, **options: Any) -> Steps[T]:
+def work(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> Steps[T]:
     """Do something that keeps a processor, a disk or a socket busy."""
     result: T = yield Step("work", partial(call, *arguments, **options))
     return result

@@ -3,11 +3,9 @@
 Every operation is written once, in steps (`client.steps`). A transport adds the connections.
 """
 
-import asyncio
 import time
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -16,24 +14,20 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from client.channel import Calls, ChannelSettings, Request, holds_bytes, set_data
-from client.event_loop import is_task_cancelled
 from client.served import ServedModel, parse_model
-from client.status import make_cancelled_error, make_closed_error, make_error, make_wrong_service_error
-from client.steps import Steps, ask, work
+from client.status import make_error
+from client.steps import Steps
+from client.transport_core import TransportCore
 from client.triton_call import Call
-from contract.address import check_address, speaks_http1
 from contract.errors import ArtifactError, CancelledError, ConfigError, CxrError, UnavailableError
 from contract.grpc_status import resolve_unavailable, strip_code
 from contract.runtime.embedded import EMBEDDED, SERVER_NAME, explain_refusal
 from contract.tensors import FUSED, MODELS, ModelSpec
-from contract.tls_trouble import find_tls_error
 
 Arrays = dict[str, NDArray[Any]]
 Client: TypeAlias = Any  # tritonclient.grpc.InferenceServerClient, or its namesake in tritonclient.grpc.aio
 
 PROBE_TIMEOUT_S: Final = 1.0
-_SERVER: Final = "Triton's gRPC service"
-_SETTING: Final = "triton_url (--triton)"
 
 
 class Answer(Arrays):
@@ -57,21 +51,18 @@ class Connected(Protocol):
         """See `client.channel.Lane.prepare`."""
 
 
-class TritonCore(ABC):
+class TritonCore(TransportCore):
     """The requests to one Triton, in steps."""
 
-    def __init__(self, url: str, settings: ChannelSettings | None = None) -> None:
-        """Set the address, host:port. The first request connects.
+    name = "Triton"
+    service = "Triton's gRPC service"
+    setting = "triton_url (--triton)"
+    example = "127.0.0.1:8001"
 
-        Raises:
-            ConfigError: The address is not valid, or a token would travel to it as plain text.
-        """
-        self.url = check_address(url, server=_SERVER, setting=_SETTING, example="127.0.0.1:8001")
+    def __init__(self, url: str, settings: ChannelSettings | None = None) -> None:
+        """See `TransportCore`. The settings hold TLS and the token."""
         self.settings = settings or ChannelSettings()
-        self.settings.connection.require_private(url, _SETTING)
-        self._closed = False
-        # Forgotten connections close when their last request ends, or with the transport.
-        self._forgotten: weakref.WeakSet[Any] = weakref.WeakSet()
+        super().__init__(url, self.settings.connection)
 
     @abstractmethod
     def _client(self) -> Client:
@@ -113,26 +104,6 @@ class TritonCore(ABC):
                 if isinstance(explained, UnavailableError | ConfigError):
                     self._give_up(lane)  # a new channel resolves the host name again; see `_explain`
                 raise explained from error
-
-    def _ask(
-        self, call: Callable[..., Any], *arguments: Any, lane: Connected | None = None, **options: Any
-    ) -> Steps[Any]:
-        """Ask the server. If the connection was closed meanwhile, raise the project's error.
-
-        gRPC raises a ValueError for a request on a closed channel, and asyncio's CancelledError for a running one.
-        """
-        try:
-            return (yield from ask(call, *arguments, **options))
-        except (ValueError, asyncio.CancelledError) as error:
-            is_closed = self._closed or (lane is not None and lane.closed)
-            if not is_closed or (isinstance(error, asyncio.CancelledError) and is_task_cancelled()):
-                raise
-            raise make_cancelled_error(self.url) from error
-
-    def _require_open(self) -> None:
-        """Raise CancelledError if the transport was closed."""
-        if self._closed:
-            raise make_closed_error(self.url)
 
     def _carry(self, lane: Any, call: Call) -> Steps[Answer]:
         """Send a request in the way that the transport chooses."""
@@ -229,7 +200,7 @@ class TritonCore(ABC):
             if trouble is not None:
                 return trouble
         elif code == "UNIMPLEMENTED" and (yield from self._is_other_service(end)):
-            return make_wrong_service_error(self.url, _SERVER, _SETTING)
+            return self._make_wrong_service_error()
         return make_error(code, error.message() or "", server="Triton", url=self.url, timeout_s=timeout_s)
 
     def _resolve_unavailable(self, model: str, end: float) -> Steps[str]:
@@ -239,16 +210,6 @@ class TritonCore(ABC):
         code = resolve_unavailable("UNAVAILABLE", lambda: serves)
         is_late = not is_in_time or (serves and time.monotonic() >= end)
         return "DEADLINE_EXCEEDED" if is_late else code
-
-    def _find_other_cause(self, end: float) -> Steps[CxrError | None]:
-        """Return the error for a server that answers, but not as Triton does with these settings; None without one."""
-        if (left_s := end - time.monotonic()) > 0:
-            trouble = yield from work(find_tls_error, self.url, self.settings.connection, "Triton", left_s)
-            if trouble is not None:
-                return trouble
-        if (left_s := end - time.monotonic()) > 0 and (yield from work(speaks_http1, self.url, left_s)):
-            return make_wrong_service_error(self.url, _SERVER, _SETTING)
-        return None
 
     def _is_other_service(self, end: float) -> Steps[bool]:
         """Whether another service than Triton answers. Triton, too, reports UNIMPLEMENTED for some requests."""

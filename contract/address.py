@@ -102,6 +102,14 @@ def _name_type(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
+def split_host_and_port(url: str) -> tuple[str, int] | None:
+    """Return the host, without brackets, and the port of host:port; None for another address."""
+    match = _HOST_AND_PORT.fullmatch(url)
+    if match is None or int(match["port"][:6]) > 65535:
+        return None
+    return match["host"].strip("[]"), int(match["port"])
+
+
 def speaks_http1(url: str, timeout_s: float = 2 * _PROBE_TIMEOUT_S) -> bool:
     """Whether the server at host:port speaks HTTP/1, as Triton's HTTP and metrics ports do.
 
@@ -111,14 +119,13 @@ def speaks_http1(url: str, timeout_s: float = 2 * _PROBE_TIMEOUT_S) -> bool:
         url: The address.
         timeout_s: Time for all of it, in seconds.
     """
-    match = _HOST_AND_PORT.fullmatch(url)
-    if match is None:
+    address, end = split_host_and_port(url), time.monotonic() + timeout_s
+    if address is None:
         return False
-    host, end = match["host"].strip("[]"), time.monotonic() + timeout_s
     try:
-        with socket.create_connection((host, int(match["port"])), timeout=limit_probe(end)) as connection:
+        with socket.create_connection(address, timeout=limit_probe(end)) as connection:
             connection.settimeout(limit_probe(end))
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {address[0]}\r\nConnection: close\r\n\r\n".encode())
             return connection.recv(7, socket.MSG_WAITALL) == b"HTTP/1."
     except (OSError, UnicodeError):
         return False

@@ -4,19 +4,17 @@ gRPC reports every such failure as UNAVAILABLE with a text of its own. This modu
 Python's own TLS, whose errors have codes.
 """
 
-import re
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from contract.address import limit_probe
+from contract.address import limit_probe, split_host_and_port
 from contract.connection import TLS, Connection
 from contract.errors import ConfigError
 
-_HOST_AND_PORT: Final = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})", re.ASCII
-)
 _TIMEOUT_S: Final = 4.0  # for all connections together; each step takes at most 1 s
 _PREFACE: Final = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -39,11 +37,9 @@ def find_tls_error(
         server: "Triton" or "the retrieval sidecar".
         timeout_s: Time for all of it, in seconds.
     """
-    end = time.monotonic() + timeout_s
-    match = _HOST_AND_PORT.fullmatch(url)
-    if match is None:
+    address, end = split_host_and_port(url), time.monotonic() + timeout_s
+    if address is None:
         return None
-    address = match["host"].strip("[]"), int(match["port"])
     try:
         if connection.tls is None:
             return _find_for_plain(address, f"{server} at {url}", end)
@@ -56,12 +52,8 @@ def _find_for_plain(address: tuple[str, int], who: str, end: float) -> ConfigErr
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(address, timeout=limit_probe(end)) as plain:
-        plain.settimeout(limit_probe(end))
-        try:
-            context.wrap_socket(plain, server_hostname=address[0]).close()
-        except ssl.SSLError:
-            return None
+    with _connect(address, context, address[0], end) as secure:
+        secure.do_handshake()
     return ConfigError(
         f"{_begin(who)} speaks TLS: set tls (--tls-ca, CXR_TLS_CA) to the certificate of its authority."
     )
@@ -69,14 +61,13 @@ def _find_for_plain(address: tuple[str, int], who: str, end: float) -> ConfigErr
 
 def _find_for_tls(address: tuple[str, int], tls: TLS, who: str, end: float) -> ConfigError | None:
     context = tls.make_context()
-    with socket.create_connection(address, timeout=limit_probe(end)) as plain:
-        plain.settimeout(limit_probe(end))
+    with _connect(address, context, tls.server_name or address[0], end) as secure:
         try:
-            with context.wrap_socket(plain, server_hostname=tls.server_name or address[0]) as secure:
-                secure.settimeout(limit_probe(end))
-                secure.sendall(_PREFACE)
-                if secure.recv(1):
-                    return None
+            secure.do_handshake()
+            secure.settimeout(limit_probe(end))
+            secure.sendall(_PREFACE)
+            if secure.recv(1):
+                return None
         except ssl.SSLCertVerificationError as error:
             return ConfigError(_explain_server(error, tls, address[0], who))
         except ssl.SSLError as error:
@@ -89,6 +80,30 @@ def _find_for_tls(address: tuple[str, int], tls: TLS, who: str, end: float) -> C
         except ConnectionError:  # a server that closes without a word refuses the client's certificate
             return _explain_client("", tls, who)
     return _explain_client("", tls, who)
+
+
+@contextmanager
+def _connect(
+    address: tuple[str, int], context: ssl.SSLContext, name: str, end: float
+) -> Iterator[ssl.SSLSocket]:
+    """Yield a connection, with the time limit of its handshake, which the caller begins.
+
+    TLS is put on the socket before it connects. Python would leave a socket open that the server resets in between.
+    """
+    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        with (
+            socket.socket(family, kind, protocol) as plain,
+            context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False) as secure,
+        ):
+            try:
+                secure.settimeout(limit_probe(end))
+                secure.connect(place)
+            except OSError:  # the host may have another address
+                continue
+            secure.settimeout(limit_probe(end))
+            yield secure
+            return
+    raise ConnectionError
 
 
 def _explain_server(error: ssl.SSLCertVerificationError, tls: TLS, host: str, who: str) -> str:

@@ -20,7 +20,7 @@ def make_trace_metadata() -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=1)
 def find_propagator() -> Any:
-    """Return OpenTelemetry's writer of trace context; None if the package is not installed."""
+    """Return OpenTelemetry's reader and writer of trace context; None if the package is not installed."""
     try:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     except ImportError:

@@ -5,6 +5,7 @@ import threading
 from typing import Any, Final
 
 from contract.errors import ConfigError
+from contract.trace_context import find_propagator
 
 _ENDPOINT: Final = re.compile(r"https?://[^\s/]+:\d{1,5}")
 _CLOSE_S: Final = 2.0
@@ -48,10 +49,9 @@ class Tracing:
     def start(self, rpc: str, sent: dict[str, Any]) -> "Span":
         """Start the span of a call, below the one that `traceparent` in `sent` names, if it names one."""
         from opentelemetry.trace import SpanKind
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         carrier = {name: value for name, value in sent.items() if isinstance(value, str)}
-        above = TraceContextTextMapPropagator().extract(carrier)
+        above = find_propagator().extract(carrier)
         names = {"rpc.system": "grpc", "rpc.method": rpc}
         return Span(self._tracer.start_span(rpc, above, SpanKind.SERVER, names))
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from cli.console import escape
-from cli.options import TRITON, Compression, Json, Timeout, Transport, TritonUrl, make_console
+from cli.options import Compression, Json, Timeout, Transport, make_console
+from contract.connection import DEFAULT_ADDRESSES
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +106,9 @@ def run(
     ] = "bytes",
     out: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md and plots.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of cases and the arrival times.")] = 0,
-    triton: TritonUrl = TRITON,
+    triton: Annotated[
+        str, typer.Option(envvar="CXR_TRITON", help="host:port of Triton's gRPC service.")
+    ] = DEFAULT_ADDRESSES["triton"],
     timeout: Timeout = 30.0,
     transport: Transport = "auto",
     compression: Compression = "none",

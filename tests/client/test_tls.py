@@ -405,7 +405,7 @@ def test_an_operator_is_warned_in_time(certificates, tmp_path, monkeypatch):
 def test_a_server_error_stays_a_server_error(open_sidecar, open_transport, certificates):
     transport = open_transport(open_sidecar(tls_dir=certificates / "good"), make_tls(certificates / "good"))
     with pytest.raises(ServerError):
-        run(transport._ask("GetCase", retrieval_pb2.GetCaseRequest(id="none"), 5))
+        run(transport._request("GetCase", retrieval_pb2.GetCaseRequest(id="none"), 5))
 
 
 def test_the_sidecar_itself_refuses_a_network_without_protection():

@@ -217,11 +217,6 @@ def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> tuple[Ledger,
     return ledger, fused
 
 
-# Python's ssl forgets to close a socket whose peer is killed while the client asks whether it speaks TLS.
-forgets_a_socket = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@forgets_a_socket
 def test_what_was_acknowledged_survives_some_kills(tmp_path):
     ledger, fused = kill_again_and_again(tmp_path, kills=6, seed=1)
     assert ledger.writes > 10
@@ -229,7 +224,6 @@ def test_what_was_acknowledged_survives_some_kills(tmp_path):
 
 
 @pytest.mark.slow
-@forgets_a_socket
 def test_what_was_acknowledged_survives_many_kills(tmp_path):
     ledger, fused = kill_again_and_again(tmp_path, kills=220, seed=2)
     print(f"{ledger.writes} acknowledged writes; {fused} of 220 kills at fault points")
