@@ -63,6 +63,21 @@ class Wanted(NamedTuple):
     baselines: Sequence[str]
     only_top: bool  # without labels: only the finding of `choose_label`
 
+    def check(self) -> "Wanted":
+        """Return it with each baseline once.
+
+        Raises:
+            ConfigError: A label, a method or a baseline does not exist, there is no baseline, or `steps` is below 1.
+        """
+        for label in self.labels or ():
+            if label not in LABEL_INDEX:
+                raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {self.steps}.")
+        for key in self.methods or ():
+            require_method(key)
+        return self._replace(baselines=require_baselines(self.baselines))
+
 
 class _Answer(NamedTuple):
     """What the model says about the case, and what was measured about its maps."""
@@ -114,8 +129,8 @@ def explain(
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
     labels = None if label is None else (label,)
-    found = _explain(bundle, image, report, labels, steps, methods, baselines, None, only_top=True)
-    return found[0]
+    wanted = Wanted(labels, steps, methods, baselines, only_top=True)
+    return _explain(bundle, image, report, wanted, None)[0]
 
 
 def explain_findings(
@@ -145,33 +160,27 @@ def explain_findings(
     Raises:
         ConfigError, ImageError, ReportError, ArtifactError: As in `explain`.
     """
-    return _explain(bundle, image, report, labels, steps, methods, baselines, progress, only_top=False)
+    wanted = Wanted(labels, steps, methods, baselines, only_top=False)
+    return _explain(bundle, image, report, wanted, progress)
 
 
 def _explain(
     bundle: Bundle,
     image: ImageSource | None,
     report: ReportSource | None,
-    labels: Sequence[str] | None,
-    steps: int | None,
-    methods: Sequence[str] | None,
-    baselines: Sequence[str],
+    wanted: Wanted,
     progress: Progress | None,
-    *,
-    only_top: bool,
 ) -> tuple[Explanation, ...]:
     require_case(image, report)
     if isinstance(image, (list, tuple)):
         raise ConfigError(
             f"An explanation needs one image, but {len(image)} were given: `explain_views` takes the images of a study."
         )
-    check_arguments(labels, steps, methods)
-    starts = require_baselines(baselines)
+    wanted = wanted.check()
     files = read_files(image, report)
     inputs = read_inputs(bundle, image=files.image, report=files.report)
     model = open_model(bundle)
     inputs = inputs.to(find_device(model))
-    wanted = Wanted(labels, steps, methods, starts, only_top=only_top)
     return explain_inputs(bundle, model, files, inputs, wanted, progress)
 
 
@@ -190,7 +199,7 @@ def explain_inputs(
         model: The model, in evaluation mode.
         files: The files of the case.
         inputs: The case, on the device of the model.
-        wanted: What is explained, and how.
+        wanted: What is explained, and how; it was checked.
         progress: As in `explain_findings`.
     """
     answer = _ask(bundle, model, inputs)
@@ -361,17 +370,6 @@ def _make_remarks(
             f"{abs(parts.logit - parts.baseline_logit):.3g} are unexplained."
         )
     return tuple(remarks)
-
-
-def check_arguments(labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None) -> None:
-    """Raise ConfigError for a label or a method that does not exist, or `steps` below 1."""
-    for label in labels or ():
-        if label not in LABEL_INDEX:
-            raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"steps must be at least 1, not {steps}.")
-    for key in methods or ():
-        require_method(key)
 
 
 def _read_attention(output: FusionOutput, inputs: Inputs, index: int) -> dict[str, Array | None]:
