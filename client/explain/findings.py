@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.explain.baselines import BASELINES, BLACK, require_baselines
 from client.explain.case import Files, Inputs, read_files, read_inputs
 from client.explain.choice import choose_indices
-from client.explain.geometry import load_original
+from client.explain.geometry import load_pictures
 from client.explain.gradients import TEXT_BASELINE, Attributions, attribute
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
 from client.explain.network import find_device, open_model
@@ -23,7 +23,6 @@ from client.prediction import Finding, Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError
-from contract.image.read import load_pixels
 from contract.labels import LABEL_INDEX, LABEL_KEYS
 from contract.map_checks import UNCHECKED, MapCheck, read_map_check
 from contract.training_data import HELD_OUT
@@ -280,9 +279,8 @@ def _take_gradients(parts: Attributions, pixels: Array, seconds: float, check: M
 def _load_pictures(files: Files, inputs: Inputs) -> _Pictures:
     if files.image is None or inputs.frame is None:
         return _Pictures()
-    square = load_pixels(files.image, size=DISPLAY_SIZE)[0]
-    digest = hashlib.sha256(files.image).hexdigest()
-    return _Pictures(square, load_original(files.image, inputs.frame), digest)
+    original, square = load_pictures(files.image, inputs.frame, DISPLAY_SIZE)
+    return _Pictures(square, original, hashlib.sha256(files.image).hexdigest())
 
 
 def _assemble(
