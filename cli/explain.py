@@ -1,6 +1,7 @@
 """`cxr explain`: explain the findings of a case, or why it is similar to a search hit."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -44,27 +45,17 @@ def explain_case(
         _check_source(case[0])
     with show_progress(console, "Explaining") as progress:
         if further and case[0] is not None:
-            found = explain_views(
-                bundle,
-                [case[0], *further],
-                report=case[1],
-                labels=findings or None,
-                methods=methods or None,
-                baselines=baselines,
-                steps=steps,
-                progress=progress,
-            )
+            ask = partial(explain_views, bundle, [case[0], *further])
         else:
-            found = explain_findings(
-                bundle,
-                image=case[0],
-                report=case[1],
-                labels=findings or None,
-                methods=methods or None,
-                baselines=baselines,
-                steps=steps,
-                progress=progress,
-            )
+            ask = partial(explain_findings, bundle, image=case[0])
+        found = ask(
+            report=case[1],
+            labels=findings or None,
+            methods=methods or None,
+            baselines=baselines,
+            steps=steps,
+            progress=progress,
+        )
     overlay = str(out) if write_overlay(found, out) else None
     written = [str(path) for path in write_maps(found, maps)] if maps is not None else []
     if dicom is not None and case[0] is not None:

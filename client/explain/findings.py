@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.explain.baselines import BASELINES, BLACK, require_baselines
 from client.explain.case import Files, Inputs, read_files, read_inputs
 from client.explain.choice import choose_indices
-from client.explain.geometry import load_original
+from client.explain.geometry import load_pictures
 from client.explain.gradients import TEXT_BASELINE, Attributions, attribute
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
 from client.explain.network import find_device, open_model
@@ -23,7 +23,6 @@ from client.prediction import Finding, Kind
 from contract.bundle import Bundle
 from contract.decisions import ServedLabel
 from contract.errors import ConfigError
-from contract.image.read import load_pixels
 from contract.labels import LABEL_INDEX, LABEL_KEYS
 from contract.map_checks import UNCHECKED, MapCheck, read_map_check
 from contract.training_data import HELD_OUT
@@ -62,6 +61,21 @@ class Wanted(NamedTuple):
     methods: Sequence[str] | None
     baselines: Sequence[str]
     only_top: bool  # without labels: only the finding of `choose_label`
+
+    def check(self) -> "Wanted":
+        """Return it with each baseline once.
+
+        Raises:
+            ConfigError: A label, a method or a baseline does not exist, there is no baseline, or `steps` is below 1.
+        """
+        for label in self.labels or ():
+            if label not in LABEL_INDEX:
+                raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {self.steps}.")
+        for key in self.methods or ():
+            require_method(key)
+        return self._replace(baselines=require_baselines(self.baselines))
 
 
 class _Answer(NamedTuple):
@@ -114,8 +128,8 @@ def explain(
         ArtifactError: The bundle's weights or tokenizer are damaged.
     """
     labels = None if label is None else (label,)
-    found = _explain(bundle, image, report, labels, steps, methods, baselines, None, only_top=True)
-    return found[0]
+    wanted = Wanted(labels, steps, methods, baselines, only_top=True)
+    return _explain(bundle, image, report, wanted, None)[0]
 
 
 def explain_findings(
@@ -145,33 +159,27 @@ def explain_findings(
     Raises:
         ConfigError, ImageError, ReportError, ArtifactError: As in `explain`.
     """
-    return _explain(bundle, image, report, labels, steps, methods, baselines, progress, only_top=False)
+    wanted = Wanted(labels, steps, methods, baselines, only_top=False)
+    return _explain(bundle, image, report, wanted, progress)
 
 
 def _explain(
     bundle: Bundle,
     image: ImageSource | None,
     report: ReportSource | None,
-    labels: Sequence[str] | None,
-    steps: int | None,
-    methods: Sequence[str] | None,
-    baselines: Sequence[str],
+    wanted: Wanted,
     progress: Progress | None,
-    *,
-    only_top: bool,
 ) -> tuple[Explanation, ...]:
     require_case(image, report)
     if isinstance(image, (list, tuple)):
         raise ConfigError(
             f"An explanation needs one image, but {len(image)} were given: `explain_views` takes the images of a study."
         )
-    check_arguments(labels, steps, methods)
-    starts = require_baselines(baselines)
+    wanted = wanted.check()
     files = read_files(image, report)
     inputs = read_inputs(bundle, image=files.image, report=files.report)
     model = open_model(bundle)
     inputs = inputs.to(find_device(model))
-    wanted = Wanted(labels, steps, methods, starts, only_top=only_top)
     return explain_inputs(bundle, model, files, inputs, wanted, progress)
 
 
@@ -190,7 +198,7 @@ def explain_inputs(
         model: The model, in evaluation mode.
         files: The files of the case.
         inputs: The case, on the device of the model.
-        wanted: What is explained, and how.
+        wanted: What is explained, and how; it was checked.
         progress: As in `explain_findings`.
     """
     answer = _ask(bundle, model, inputs)
@@ -271,9 +279,8 @@ def _take_gradients(parts: Attributions, pixels: Array, seconds: float, check: M
 def _load_pictures(files: Files, inputs: Inputs) -> _Pictures:
     if files.image is None or inputs.frame is None:
         return _Pictures()
-    square = load_pixels(files.image, size=DISPLAY_SIZE)[0]
-    digest = hashlib.sha256(files.image).hexdigest()
-    return _Pictures(square, load_original(files.image, inputs.frame), digest)
+    original, square = load_pictures(files.image, inputs.frame, DISPLAY_SIZE)
+    return _Pictures(square, original, hashlib.sha256(files.image).hexdigest())
 
 
 def _assemble(
@@ -361,17 +368,6 @@ def _make_remarks(
             f"{abs(parts.logit - parts.baseline_logit):.3g} are unexplained."
         )
     return tuple(remarks)
-
-
-def check_arguments(labels: Sequence[str] | None, steps: int | None, methods: Sequence[str] | None) -> None:
-    """Raise ConfigError for a label or a method that does not exist, or `steps` below 1."""
-    for label in labels or ():
-        if label not in LABEL_INDEX:
-            raise ConfigError(f"The label must be one of {', '.join(LABEL_KEYS)}, not {label!r}.")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"steps must be at least 1, not {steps}.")
-    for key in methods or ():
-        require_method(key)
 
 
 def _read_attention(output: FusionOutput, inputs: Inputs, index: int) -> dict[str, Array | None]:

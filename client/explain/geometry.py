@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from client.explain.maps import Array, import_cv2
 from contract.image.frame import Frame
-from contract.image.read import load_pixels
+from contract.image.read import load_sizes
 
 Picture = NDArray[np.uint8]
 
@@ -17,9 +17,20 @@ def load_original(data: bytes, frame: Frame) -> Picture:
         data: The file, which was read before.
         frame: Where it lies in the square of the model.
     """
+    return load_pictures(data, frame)[0]
+
+
+def load_pictures(data: bytes, frame: Frame, *sides: int) -> list[Picture]:
+    """Return the radiograph as `load_original` does, then squares (side, side) that it is fitted into.
+
+    Args:
+        data: The file, which was read before.
+        frame: Where it lies in the square of the model.
+        sides: Side of each square, in pixels.
+    """
     size = max(frame.rows, frame.columns)
-    rows, columns = frame.cut(size)
-    return load_pixels(data, size=size)[0][rows, columns]
+    whole, *squares = (found.pixels[0] for found in load_sizes(data, (size, *sides)))
+    return [whole[frame.cut(size)], *squares]
 
 
 def unfit_map(values: Array, frame: Frame) -> Array:

@@ -93,7 +93,8 @@ def attribute(
     keys = list(baselines) if inputs.pixels is not None else [BLACK]
     runs = [integrate(compute_logit, model, inputs, steps=steps, baseline=key) for key in keys]
     if inputs.input_ids is not None:
-        runs = [_add_words(model, inputs, index, run) for run in runs]
+        words, bias = _attribute_words(model, inputs, index)  # the same from every baseline of the image
+        runs = [_add_words(run, words, bias) for run in runs]
     return _average(keys, runs, has_image=inputs.pixels is not None)
 
 
@@ -103,16 +104,14 @@ def _average(keys: Sequence[str], runs: Sequence[Attributions], *, has_image: bo
         BaselineResult(key, run.baseline_logit, run.steps, run.convergence_delta)
         for key, run in zip(keys, runs, strict=True)
     )
-    mean = runs[0]
-    if len(runs) > 1:
-        mean = Attributions(
-            _average_arrays([run.pixels for run in runs]),
-            _average_arrays([run.tokens for run in runs]),
-            mean.logit,
-            float(np.mean([run.baseline_logit for run in runs])),
-            max(run.steps for run in runs),
-        )
-    return mean._replace(baselines=results if has_image else ())
+    return Attributions(
+        _average_arrays([run.pixels for run in runs]),
+        _average_arrays([run.tokens for run in runs]),
+        runs[0].logit,
+        float(np.mean([run.baseline_logit for run in runs])),
+        max(run.steps for run in runs),
+        results if has_image else (),
+    )
 
 
 def _average_arrays(arrays: Sequence[Array | None]) -> Array | None:
@@ -120,11 +119,10 @@ def _average_arrays(arrays: Sequence[Array | None]) -> Array | None:
     return np.mean(stated, axis=0, dtype=np.float64).astype(np.float32) if stated else None
 
 
-def _add_words(model: CxrModel, inputs: Inputs, index: int, parts: Attributions) -> Attributions:
-    """Add what the lexical part adds to the logit."""
+def _add_words(parts: Attributions, words: Array, bias: float) -> Attributions:
+    """Add what the lexical part adds to the logit: (L,) for each token, and a number for a text without words."""
     if parts.tokens is None:
         return parts
-    words, bias = _attribute_words(model, inputs, index)
     return parts._replace(
         tokens=parts.tokens + words,
         logit=parts.logit + float(words.sum(dtype=np.float64)) + bias,

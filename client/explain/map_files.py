@@ -9,7 +9,7 @@ import numpy as np
 
 from client.explain.geometry import Picture
 from client.explain.maps import encode_png
-from client.explain.overlay import LIMITS, describe_finding, draw_legend, render_map, start_figure, widen
+from client.explain.overlay import LIMITS, describe_finding, draw_legend, render_map, start_figure, take_strip
 from client.explanation import Explanation, ImageMap
 from contract.files import write_file
 from contract.notes import NOTICE
@@ -67,6 +67,4 @@ def _draw_legend_strip(explanation: Explanation, found: ImageMap, columns: int) 
     draw_legend(figure, found, (0.01, 0.56, 0.98, 0.08), 6.0)
     caption = textwrap.fill(f"{LIMITS} Model {explanation.fingerprint[:12]}. {NOTICE}", 125)
     figure.text(0.01, 0.02, caption, fontsize=7.5, va="bottom", color="#333333")
-    figure.canvas.draw()
-    strip = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    return widen(strip, columns)
+    return take_strip(figure, columns)

@@ -54,13 +54,17 @@ def render_map(explanation: Explanation, found: ImageMap, *, longest: int | None
     return _mark_sides(drawn, explanation.orientation)
 
 
-def render_plain(explanation: Explanation) -> Picture:
+def render_plain(explanation: Explanation, *, longest: int | None = None) -> Picture:
     """Draw the radiograph without a map: (rows, columns, 3) uint8, with the sides of the patient if they are known.
+
+    Args:
+        explanation: The explanation.
+        longest: Longer side of the picture, in pixels. None: that of the radiograph.
 
     Raises:
         ConfigError: The explanation has no image.
     """
-    picture = _take_radiograph(explanation)[0]
+    picture = _resize(_take_radiograph(explanation)[0], longest)
     return _mark_sides(picture[..., None].repeat(3, axis=2), explanation.orientation)
 
 
@@ -283,9 +287,8 @@ def _draw_row(figure: Any, explanation: Explanation, top: float, panel: tuple[fl
     width, height = figure.get_size_inches()
     title = textwrap.fill(describe_finding(explanation), round(width * 10.5))
     figure.text(GAP_INCHES / width, (top - 0.12) / height, title, fontsize=11.5, va="top", weight="bold")
-    plain = _resize(_take_radiograph(explanation)[0], PANEL_SIDE)[..., None].repeat(3, axis=2)
     drawn: list[tuple[str, Picture, ImageMap | None]] = [
-        ("Radiograph", _mark_sides(plain, explanation.orientation), None)
+        ("Radiograph", render_plain(explanation, longest=PANEL_SIDE), None)
     ]
     drawn += [
         (found.title, render_map(explanation, found, longest=PANEL_SIDE), found) for found in explanation.maps
@@ -328,8 +331,10 @@ def draw_colour_bar(
     figure.text(left + width, bottom - 0.4 * height, high, fontsize=8, va="top", ha="right")
 
 
-def widen(strip: Picture, columns: int) -> Picture:
-    """Return a strip (H, any, 3) with exactly so many columns: white ones are added, or the last ones cut off."""
+def take_strip(figure: Any, columns: int) -> Picture:
+    """Return a figure as a strip (H, columns, 3): white columns are added, or the last ones cut off."""
+    figure.canvas.draw()
+    strip = np.asarray(figure.canvas.buffer_rgba())[..., :3]
     missing = max(0, columns - strip.shape[1])
     return np.ascontiguousarray(
         np.pad(strip[:, :columns], ((0, 0), (0, missing), (0, 0)), constant_values=255)

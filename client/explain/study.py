@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from client.explain.baselines import BLACK, require_baselines
+from client.explain.baselines import BLACK
 from client.explain.case import read_files, read_inputs
-from client.explain.findings import Progress, Wanted, check_arguments, explain_inputs
+from client.explain.findings import Progress, Wanted, explain_inputs
 from client.explain.network import find_device, open_model
 from client.explain.views import Views, encode_views
 from client.explanation import Explanation
@@ -49,8 +49,7 @@ def explain_views(
     """
     if not 2 <= len(images) <= MAX_VIEWS:
         raise ConfigError(f"Give 2 to {MAX_VIEWS} images of a study, not {len(images)}.")
-    check_arguments(labels, steps, methods)
-    wanted = Wanted(labels, steps, methods, require_baselines(baselines), only_top=False)
+    wanted = Wanted(labels, steps, methods, baselines, only_top=False).check()
     files = [read_files(image, report) for image in images]
     model = open_model(bundle)
     device = find_device(model)

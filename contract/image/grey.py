@@ -77,12 +77,12 @@ def list_displays(values: Values, image: DicomImage) -> Iterator[Values]:
     smallest = 1.0 if image.function == "LINEAR" else 0.0
     for centre, width in image.windows:
         if centre is not None and width is not None and width > smallest:
+            middle = centre
             if inverted:
                 ends = float(values.min()) + float(values.max())
-                mirrored = ends - centre + (0 if image.function in {"LINEAR_EXACT", "SIGMOID"} else 1)
-                yield _apply_window(mirror_values(values), mirrored, width, image.function)
-            else:
-                yield _apply_window(values, centre, width, image.function)
+                middle = ends - centre + (0 if image.function in {"LINEAR_EXACT", "SIGMOID"} else 1)
+                values = mirror_values(values)
+            yield _apply_window(values, middle, width, image.function)
             return
 
 

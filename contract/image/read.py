@@ -9,6 +9,7 @@ The file is untrusted. Sizes are checked before memory is allocated, and every f
 holds no patient data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,6 +87,15 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
     Raises:
         ImageError: The bytes are not an image this model can read; the message says why.
     """
+    return load_sizes(data, (size,))[0]
+
+
+def load_sizes(data: bytes, sizes: Sequence[int]) -> list[Radiograph]:
+    """Decode one radiograph as `load_radiograph` does, for several sides of the square. The pixels are decoded once.
+
+    Raises:
+        ImageError: The bytes are not an image this model can read; the message says why.
+    """
     if not data:
         raise ImageError("The image is empty.")
     if len(data) > MAX_IMAGE_BYTES:
@@ -96,10 +106,13 @@ def load_radiograph(data: bytes, *, size: int) -> Radiograph:
         image = read_radiograph(data)
         (grey, remarks), header = _decode_dicom(image), describe_dicom(image)
     rows, columns = grey.values.shape
-    frame = Frame.fit(rows, columns, size)
-    fitted = _fit(grey, frame)
-    remarks += list_remarks(fitted)
-    return Radiograph(_pad_square(fitted, frame)[None], header, tuple(remarks), frame)
+    found = []
+    for size in sizes:
+        frame = Frame.fit(rows, columns, size)
+        fitted = _fit(grey, frame)
+        told = (*remarks, *list_remarks(fitted))
+        found.append(Radiograph(_pad_square(fitted, frame)[None], header, told, frame))
+    return found
 
 
 def _decode_dicom(image: DicomImage) -> tuple[Grey, list[str]]:

@@ -38,8 +38,10 @@ def make_outlines(
     from highdicom import pr
     from highdicom.sr import CodedConcept
 
+    if not source.reference.PhotometricInterpretation.startswith("MONOCHROME"):
+        return None
     lines = [trace(mask) for mask in find_strong(explanation, found)]
-    if not any(lines) or not source.reference.PhotometricInterpretation.startswith("MONOCHROME"):
+    if not any(lines):
         return None
     layers, annotations = [], []
     for order, ((name, meaning), traced) in enumerate(zip(_LAYERS, lines, strict=True), start=1):

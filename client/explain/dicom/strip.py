@@ -4,10 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from client.explain.geometry import Picture
-from client.explain.overlay import describe_colours, draw_colour_bar, start_figure, widen
+from client.explain.overlay import describe_colours, draw_colour_bar, start_figure, take_strip
 from client.explanation import ImageMap
 
 _WIDEST: Final = 7.0  # inches; a wider picture has larger fonts
@@ -32,14 +30,14 @@ def draw_text_strip(paragraphs: Sequence[str], columns: int, *, bold: bool = Fal
     weight = "bold" if bold else "normal"
     place = {"x": 0.01, "y": 1 - 0.4 * _LINE_INCHES / height}
     figure.text(**place, s="\n".join(lines), fontsize=8, va="top", linespacing=1.25, weight=weight)
-    return _finish(figure, columns)
+    return take_strip(figure, columns)
 
 
 def draw_colour_strip(found: ImageMap, columns: int) -> Picture:
     """Return the colours of a map with the meaning of both ends as a white strip (H, columns, 3) uint8."""
     figure = _start(columns, _BAR_INCHES)
     draw_colour_bar(figure, *describe_colours(found), (0.01, 0.6, 0.98, 0.3))
-    return _finish(figure, columns)
+    return take_strip(figure, columns)
 
 
 def _find_width(columns: int) -> float:
@@ -49,8 +47,3 @@ def _find_width(columns: int) -> float:
 def _start(columns: int, height: float) -> Any:
     width = _find_width(columns)
     return start_figure(width, height, columns / width)
-
-
-def _finish(figure: Any, columns: int) -> Picture:
-    figure.canvas.draw()
-    return widen(np.asarray(figure.canvas.buffer_rgba())[..., :3], columns)
