@@ -20,7 +20,7 @@ from contract.signatures import TrustedKeys, import_minisign, name_signature, wr
 
 KEY_FILE: Final = "minisign.key"
 PUBLIC_FILE: Final = "minisign.pub"
-# The cost of scrypt: 128 MiB and about half a second for each try of a password (N = 2^17, r = 8).
+# The cost of scrypt: 128 MiB for each try of a password (N = 2^17, r = 8).
 _OPERATIONS, _MEMORY = 2**22, 2**27
 
 
