@@ -7,11 +7,11 @@ import typer
 from rich.console import Console
 
 from cli.console import escape
-from contract.bundle import Bundle
 from contract.errors import ConfigError
 from contract.signatures import ENVIRONMENT
 
 if TYPE_CHECKING:
+    from contract.bundle import Bundle
     from export.signing import SigningKey
 
 RequireSignature = Annotated[
@@ -74,7 +74,7 @@ def read_password(path: Path) -> str:
     return password
 
 
-def tell_of_signature(console: Console, signed: bool, bundle: Bundle) -> None:
+def tell_of_signature(console: Console, signed: bool, bundle: "Bundle") -> None:
     """Say that a bundle lost its signature, if it was signed before results were written into it."""
     if signed and not bundle.is_signed:
         console.print(

@@ -14,6 +14,7 @@ from typing import Final
 
 from client.inputs import MAX_REPORT_BYTES
 from contract.errors import ConfigError, ImageError, InputError, ReportError
+from contract.files import read_state
 from contract.image.dicom_file import MAX_IMAGE_BYTES
 
 IMAGE_SUFFIXES: Final = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
@@ -36,12 +37,8 @@ class CaseFile:
         return to_text(self.image)
 
     def read_state(self) -> str:
-        """Return size and modification time of the files, which change with their content; "" if a file is missing."""
-        try:
-            states = [path.stat() for path in (self.image, self.report) if path is not None]
-        except (OSError, ValueError):
-            return ""
-        return " ".join(f"{state.st_size}@{state.st_mtime_ns}" for state in states)
+        """Return `contract.files.read_state` of the image and the report."""
+        return read_state(path for path in (self.image, self.report) if path is not None)
 
     def read(self) -> tuple[bytes, bytes | None]:
         """Return the content of the image file and of the report file.

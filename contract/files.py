@@ -5,6 +5,8 @@
 - A symbolic link stays. Its target is written in the same way.
 - A device, a pipe or an open descriptor such as /dev/stdout is written into, never replaced.
 - A directory is refused.
+
+`read_state` tells whether an input file changed since an earlier run.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import re
 import secrets
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +55,15 @@ def write_file(path: Path, content: bytes | memoryview | str, *, mode: int = 0o6
         raise ArtifactError(f"Could not write {path}: {error.strerror or error}.") from error
     except ValueError as error:  # a path with a zero byte
         raise ArtifactError(f"Could not write {str(path)!r}: {error}.") from error
+
+
+def read_state(paths: Iterable[Path]) -> str:
+    """Return size and modification time of files, which change with their content; "" if a file is missing."""
+    try:
+        states = [path.stat() for path in paths]
+    except (OSError, ValueError):
+        return ""
+    return " ".join(f"{state.st_size}@{state.st_mtime_ns}" for state in states)
 
 
 def _look(path: Path) -> os.stat_result | None:

@@ -26,9 +26,8 @@ ENVIRONMENT: Final = "CXR_REQUIRE_SIGNATURE"
 OPTION: Final = "--require-signature"
 SUFFIX: Final = ".minisig"
 _LARGEST: Final = 2**16  # bytes of a signature or a public key that are read; a real one has some hundred
-_ID = slice(
-    2, 10
-)  # bytes of a key or a signature that hold the id of the key, after two bytes for the algorithm
+# Bytes of a key or a signature that hold the id of the key, after two bytes for the algorithm.
+_ID: Final = slice(2, 10)
 _SHORT: Final = 12  # digits of a fingerprint in a message
 
 

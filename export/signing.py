@@ -15,12 +15,12 @@ from typing import Any, Final
 from contract.bundle import MANIFEST, Bundle, load_bundle
 from contract.errors import ArtifactError, ConfigError, SignatureError
 from contract.files import write_file
-from contract.repository import Published, verify
+from contract.repository import Published, read_marker, verify
 from contract.signatures import TrustedKeys, import_minisign, name_signature, write_comment
 
 KEY_FILE: Final = "minisign.key"
 PUBLIC_FILE: Final = "minisign.pub"
-# The cost of scrypt: 128 MiB and about half a second for each try of a password (N = 2^17, r = 8).
+# The cost of scrypt: 128 MiB for each try of a password (N = 2^17, r = 8).
 _OPERATIONS, _MEMORY = 2**22, 2**27
 
 
@@ -149,15 +149,17 @@ def sign_bundle(path: Path, key: SigningKey) -> Path:
 
 
 def sign_repository(repository: Path, key: SigningKey) -> Published:
-    """Undo an interrupted change of a repository, sign its marker, and check every file against the marker.
+    """Check every file of a repository against its marker, then sign the marker. Return the content of the repository.
 
     Raises:
         ConfigError: Another process is publishing into the repository.
         ArtifactError: The repository is damaged, or the disk refused the write.
     """
-    from export.versions import lock, restore
+    from export.versions import apply_state, lock, remove_leftovers
 
-    verify(repository)
+    read_marker(repository)  # says what is wrong with a path that cannot be locked
     with lock(repository.absolute()):
-        restore(repository.absolute(), key)
-    return verify(repository, key.trust)
+        state = verify(repository)
+        apply_state(state, key)
+        remove_leftovers(state)
+    return state

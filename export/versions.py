@@ -223,11 +223,11 @@ def settle(repository: Path) -> None:
             restore(repository.absolute())
 
 
-def restore(repository: Path, key: "SigningKey | None" = None) -> Published:
+def restore(repository: Path) -> Published:
     """Do the same as `settle` for a caller that holds the lock, and return the content of the repository."""
     state = read_published(repository)
     require_version_configs(state)  # the configs that Triton reads are rendered from these
-    apply_state(state, key)
+    apply_state(state)
     remove_leftovers(state)
     return state
 

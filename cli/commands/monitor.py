@@ -95,7 +95,7 @@ def report(
     from cli.monitor import describe_tables, print_rows
     from cli.progress import show_progress
     from cli.show import NOTICE, print_json
-    from contract.bundle import MANIFEST, load_bundle
+    from contract.bundle import MANIFEST, load_bundle, require_same_fingerprint
     from training.monitoring.compare import RULE, compare
     from training.monitoring.metrics import check_metrics_file, write_metrics
     from training.monitoring.page import check_page, write_page
@@ -112,8 +112,6 @@ def report(
         check_metrics_file(metrics)
     known = read_reference(reference if bundle is None else get_folder(reference))
     if bundle is not None:
-        from contract.bundle import require_same_fingerprint
-
         require_same_fingerprint(
             bundle.fingerprint,
             known.fingerprint,

@@ -60,16 +60,11 @@ def bundle(
     as_json: Json = False,
 ) -> None:
     """Check every file of a bundle, then sign its manifest."""
-    from cli.show import print_json
     from cli.signing import open_required_key
     from export.signing import sign_bundle
 
     opened = open_required_key(key, password_file)
-    signature = sign_bundle(bundle, opened)
-    if as_json:
-        print_json({"signature": str(signature), "key_id": opened.key_id})
-        return
-    make_console(False).print(f"{escape(signature)}: signed with key {opened.key_id}.", soft_wrap=True)
+    _print_signed(sign_bundle(bundle, opened), opened.key_id, as_json=as_json)
 
 
 @sign_app.command("repository")
@@ -80,14 +75,19 @@ def repository(
     as_json: Json = False,
 ) -> None:
     """Check every file of a model repository, and sign its marker."""
-    from cli.show import print_json
     from cli.signing import open_required_key
     from contract.repository import SIGNATURE
     from export.signing import sign_repository
 
     opened = open_required_key(key, password_file)
     signature = sign_repository(repository, opened).repository / SIGNATURE
+    _print_signed(signature, opened.key_id, as_json=as_json)
+
+
+def _print_signed(signature: Path, key_id: str, *, as_json: bool) -> None:
+    from cli.show import print_json
+
     if as_json:
-        print_json({"signature": str(signature), "key_id": opened.key_id})
+        print_json({"signature": str(signature), "key_id": key_id})
         return
-    make_console(False).print(f"{escape(signature)}: signed with key {opened.key_id}.", soft_wrap=True)
+    make_console(False).print(f"{escape(signature)}: signed with key {key_id}.", soft_wrap=True)

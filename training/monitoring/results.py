@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.errors import ConfigError, FingerprintError, ReportError
+from contract.files import read_state
 from contract.labels import LABEL_KEYS
 from contract.report.text import Report, parse_report, select_text
 from training.evaluation.plan import Case
@@ -179,9 +180,11 @@ def read_inputs(
     for way, answers in results.answers.items():
         cases, kept = [], []
         chosen = [answers[row] for row in choose_rows(len(answers), MOST_READ, seed)]
-        same = [answer for answer in chosen if _read_state(answer) == answer.input_state]
-        read = [(answer, report) for answer in same if (report := _read_report(answer)) is not None]
-        for answer, report in read:
+        for answer in chosen:
+            state = read_state(Path(name) for name in (answer.path, answer.report) if name)
+            report = _read_report(answer) if state == answer.input_state else None
+            if report is None:
+                continue
             text = _select(report, predictor) if answer.report else None
             if text != "":
                 cases.append(Case("", answer.path, text))
@@ -197,15 +200,6 @@ def read_inputs(
         embeddings = found.embeddings[rows].astype(np.float16)
         ways[way] = Sample(current.ways[way].probabilities, embeddings, stack_inputs(described))
     return Current(ways, unread)
-
-
-def _read_state(answer: Answer) -> str:
-    """Return size and modification time of a row's files, as `cxr predict` writes them; "" if a file is missing."""
-    try:
-        states = [Path(name).stat() for name in (answer.path, answer.report) if name]
-    except (OSError, ValueError):
-        return ""
-    return " ".join(f"{state.st_size}@{state.st_mtime_ns}" for state in states)
 
 
 def _read_report(answer: Answer) -> Report | None:
