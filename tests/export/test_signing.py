@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -439,7 +440,8 @@ def start_image(repository: Path, place: Path, **settings: str) -> subprocess.Co
     (place / "tritonserver").write_text(f"#!/bin/sh\ntouch {place}/started\n")
     (place / "tritonserver").chmod(0o755)
     environment = {**os.environ, "CXR_MODELS": str(repository), "PYTHONPATH": str(ROOT), **settings}
-    environment["PATH"] = f"{place}:{os.environ['PATH']}"
+    # The script asks for python3, which must be the one with this project's packages.
+    environment["PATH"] = f"{place}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     script = ROOT / "docker" / "serve_triton.sh"
     return subprocess.run([script], env=environment, capture_output=True, text=True, cwd=place, check=False)
 
