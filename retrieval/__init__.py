@@ -1,10 +1,13 @@
 """The retrieval sidecar: cases kept in SQLite, searched with FAISS, served over gRPC.
 
-    server.py ─> listener.py ─> service.py ─> indexes.py ─┬─> worker.py ─> index.py   the thread that owns an index
-    (command)    (gRPC, health)  (methods)   (each model) └─> store.py ─> schema.py   the durable data, and its tables
+    server.py ─> listener.py ─> service.py ─> backend.py        the seam: what answers the methods
+    (command)    (gRPC, health)  (methods)
+
+    backend.py <─ indexes.py ─> model_index.py ─┬─> worker.py ─> index.py   the thread that owns an index
+                 (files)        (each model)    └─> store.py ─> schema.py   the durable data, and its tables
 
     store.py ─> opening.py ─> migration.py; store.py ─> table.py, checks.py (one row), copying.py
-    service.py ─> listing.py, backup.py
+    model_index.py ─> listing.py; indexes.py ─> backup.py
     listener.py ─> packed.py (requests to add)
     restoring.py ─> verification.py   without a server
     worker.py ─> builder.py ─> parts.py, recall.py     another kind, built beside the live index; see kinds.py

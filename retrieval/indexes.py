@@ -12,38 +12,22 @@ import contextlib
 import functools
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
+from retrieval.backend import MAX_MODELS, SHORT, choose_default, explain_missing, explain_no_room
+from retrieval.backup import send_backup
 from retrieval.builder import IndexPlan
 from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.directory import DATABASE, MODELS, list_models
 from retrieval.index import Device
 from retrieval.metrics import SidecarMetrics
+from retrieval.model_index import ModelIndex
 from retrieval.store import CaseStore
 from retrieval.worker import FLAT_PLAN, MAX_WAITING, IndexThread
-
-MAX_MODELS: Final = 8  # each one keeps its embeddings in memory
-_SHORT: Final = 12
-
-
-class ModelIndex:
-    """The cases of one model: the store, the search index built from it, and a lock for changes in both."""
-
-    def __init__(self, store: CaseStore, index: IndexThread) -> None:
-        """Take an open store and its index, which `index.start` builds."""
-        self.store = store
-        self.index = index
-        # Only one change at a time, so that store and index change in the same order.
-        self.change_lock = threading.Lock()
-
-    def close(self) -> None:
-        """End the thread and close the store."""
-        self.index.close()
-        self.store.close()
 
 
 class CaseIndexes:
@@ -101,6 +85,11 @@ class CaseIndexes:
         return self._directory
 
     @property
+    def description(self) -> str:
+        """Where searches are answered, in words."""
+        return f"index on {self._device}"
+
+    @property
     def broken(self) -> list[str]:
         """Fingerprints of the models whose stores are too damaged to be served."""
         return sorted(name for name in self._broken if name)
@@ -151,14 +140,12 @@ class CaseIndexes:
     @property
     def fingerprints(self) -> list[str]:
         """Fingerprints of the models that have cases."""
-        return [entry.store.fingerprint for entry in self.all() if entry.store.fingerprint]
+        return [entry.fingerprint for entry in self.all() if entry.fingerprint]
 
     @property
     def default(self) -> ModelIndex:
         """Return the index for a request that names no model: the served model's, or else one that has cases."""
-        filled = [entry for entry in self.all() if entry.store.fingerprint]
-        served = [entry for entry in filled if entry.store.fingerprint == self._served]
-        return (served or filled or [self.home])[0]
+        return choose_default(self.all(), self._served) or self.home
 
     def peek(self, fingerprint: str) -> ModelIndex | None:
         """Return the index of a model; None if the model has no cases."""
@@ -176,7 +163,7 @@ class CaseIndexes:
         if (entry := self.peek(fingerprint)) is not None:
             return entry
         if fingerprints := self.fingerprints:
-            raise FingerprintError(_explain_missing(fingerprint, fingerprints))
+            raise FingerprintError(explain_missing(fingerprint, fingerprints))
         return self.home  # no cases are stored yet, for any model
 
     def find_or_make(self, fingerprint: str) -> ModelIndex:
@@ -218,10 +205,7 @@ class CaseIndexes:
         """
         ids, most = list(ids), 0
         for entry in self.all():
-            with entry.change_lock:
-                most = max(most, entry.store.delete(ids))
-                entry.index.change(removed=ids)
-            entry.store.sync()
+            most = max(most, entry.delete(ids))
         for error in self._broken.values():
             raise error
         return most
@@ -231,8 +215,13 @@ class CaseIndexes:
         lines = [text for entry in self.all() if (text := entry.store.describe_damage())]
         lines += [str(error) for error in self._broken.values()]
         if self._served and self.fingerprints and self._served not in self.fingerprints:
-            lines.append(_explain_missing(self._served, self.fingerprints))
+            lines.append(explain_missing(self._served, self.fingerprints))
         return lines
+
+    def send_backup(self, is_wanted: Callable[[], bool]) -> Iterator[Any]:
+        """Yield a copy of all stores; see `retrieval.backup`."""
+        stores = [entry.store for entry in self.all()]
+        return send_backup(stores, self._directory, self.broken, is_wanted)
 
     def close(self) -> None:
         """Close everything. May be called repeatedly."""
@@ -258,7 +247,7 @@ class CaseIndexes:
             directory=store.directory,
         )
         store.observe_syncs(self.metrics.sync.observe)
-        entry = ModelIndex(store, index)
+        entry = ModelIndex(store, index, self.metrics)
         cleanup.callback(entry.close)
         return entry
 
@@ -274,10 +263,7 @@ class CaseIndexes:
 
     def _require_room(self) -> None:
         if len(self._others) + 1 >= MAX_MODELS:
-            raise FingerprintError(
-                f"The case store {self._directory} holds cases of {MAX_MODELS} models already. Stop the sidecar, then "
-                f"remove one with `python -m retrieval.server --store {self._directory} --forget FINGERPRINT`."
-            )
+            raise FingerprintError(explain_no_room(self._directory))
 
 
 def forget(directory: Path, fingerprint: str) -> int:
@@ -296,10 +282,8 @@ def forget(directory: Path, fingerprint: str) -> int:
             directories[home.fingerprint] = directory
         chosen = [name for name in directories if name.startswith(fingerprint) and len(fingerprint) >= 8]
         if len(chosen) != 1:
-            known = ", ".join(sorted(name[:_SHORT] for name in directories)) or "none"
-            raise ConfigError(
-                f"{directory} holds no index of model {fingerprint[:_SHORT]}. It holds {known}."
-            )
+            known = ", ".join(sorted(name[:SHORT] for name in directories)) or "none"
+            raise ConfigError(f"{directory} holds no index of model {fingerprint[:SHORT]}. It holds {known}.")
         path = directories[chosen[0]]
         if path == directory:
             count = home.count()
@@ -338,11 +322,3 @@ def _open_stores(directory: Path) -> Iterator[list[CaseStore]]:
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(CaseStore(directory))  # the lock keeps servers out
         yield [home, *(stack.enter_context(CaseStore(path)) for path in list_models(directory))]
-
-
-def _explain_missing(fingerprint: str, fingerprints: list[str]) -> str:
-    models = " and ".join(name[:_SHORT] for name in fingerprints)
-    return (
-        f"There is a similar-case index of model {models}, but none of model {fingerprint[:_SHORT]}. Run `cxr index "
-        "TABLE` to create it beside the other one."
-    )

@@ -27,22 +27,26 @@ _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LONG_SECONDS: Final = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
 
 
-class Facts(Protocol):
-    """What the gauges show of one index; `retrieval.indexes.ModelIndex` in the sidecar."""
+class Measured(Protocol):
+    """What the gauges show of one model; `retrieval.backend.ModelBackend` in the sidecar."""
 
-    store: Any
-    index: Any
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model; "" before the first case."""
+
+    def measure(self) -> Any:
+        """Return a `retrieval.backend.ModelFacts`."""
 
 
 class Source(Protocol):
-    """Where the gauges come from; `retrieval.indexes.CaseIndexes` in the sidecar."""
+    """Where the gauges come from; `retrieval.backend.CaseBackend` in the sidecar."""
 
     @property
     def ready(self) -> bool:
         """Whether every index is built."""
 
-    def all(self) -> Iterable[Facts]:
-        """Return the index of each model."""
+    def all(self) -> Iterable[Measured]:
+        """Return the cases of each model."""
 
 
 class SidecarMetrics:
@@ -130,23 +134,24 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         entries = list(self._source.all())
-        facts = [entry.index.facts for entry in entries]
+        measured = [entry.measure() for entry in entries]
+        facts = [each.index for each in measured]
         values = {
             "ready": (self._source.ready, "1 if every index is built and answers."),
-            "models": (sum(bool(entry.store.fingerprint) for entry in entries), "Models that have cases."),
+            "models": (sum(bool(entry.fingerprint) for entry in entries), "Models that have cases."),
             "cases": (sum(each.rows for each in facts), "Cases that a search may return, of all models."),
             "damaged_cases": (
-                sum(len(entry.store.damaged) for entry in entries),
+                sum(each.damaged for each in measured),
                 "Stored cases that differ from what was written and are left out.",
             ),
             "pending_request_count": (
-                sum(entry.index.waiting for entry in entries),
+                sum(each.waiting for each in measured),
                 "Searches and changes that wait for their turn.",
             ),
             "vector_bytes": (sum(each.vector_bytes for each in facts), "Memory of the embeddings."),
             "code_bytes": (sum(each.code_bytes for each in facts), "Memory of the codes of 8 bits."),
             "store_bytes": (
-                sum(entry.store.measure_file() for entry in entries),
+                sum(each.store_bytes for each in measured),
                 "Size of the stores on the disk, with their WAL.",
             ),
         }

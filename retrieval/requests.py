@@ -24,7 +24,6 @@ from retrieval.diversity import MAX_DIVERSE_K
 from retrieval.evidence import Asked, list_words
 from retrieval.index import Query
 from retrieval.rows import CaseFilter
-from retrieval.schema import FIRST_ROW
 
 MAX_CASES: Final = 4096  # to add or delete per request
 MAX_QUERIES: Final = 256
@@ -35,14 +34,16 @@ MAX_IMAGE_REF_CHARS: Final = 2048
 MAX_DIMENSION: Final = 8192
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
-_LAST_ROW: Final = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class ListRequest:
-    """The cases that a caller wants listed: at most `page_size` of those after the row `after`."""
+    """The cases that a caller wants listed: at most `page_size` of those after an earlier page.
 
-    after: int
+    `page_token` is that page's `Page.following`; "" for the first page.
+    """
+
+    page_token: str = field(repr=False)
     page_size: int
     with_reports: bool
     filter: CaseFilter = field(repr=False)
@@ -108,15 +109,17 @@ def parse_list(request: Any) -> ListRequest:
     """Check a `ListCasesRequest`. May raise InputError."""
     if request.page_size > MAX_PAGE:
         raise InputError(f"The page size is {request.page_size}; it must be 1 to {MAX_PAGE}.")
-    token = request.page_token
-    if token and not (token.isascii() and token.isdigit() and len(token) < 20 and int(token) <= _LAST_ROW):
-        raise InputError("The page token must be one of an earlier answer.")
     return ListRequest(
-        int(token) if token else FIRST_ROW,
+        request.page_token,
         request.page_size or DEFAULT_PAGE,
         request.with_reports,
         _parse_filter(request),
     )
+
+
+def refuse_token() -> InputError:
+    """Return the error of a page token that no answer of the store had."""
+    return InputError("The page token must be one of an earlier answer.")
 
 
 def parse_asked(request: Any) -> list[Asked]:

@@ -32,8 +32,8 @@ from contract.telemetry import Observer, set_up_log
 from retrieval.kinds import FLAT, GROWTH, RECALL_FLOOR, parse_kind
 
 if TYPE_CHECKING:
+    from retrieval.backend import CaseBackend
     from retrieval.builder import IndexPlan
-    from retrieval.indexes import CaseIndexes
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
@@ -79,29 +79,29 @@ def serve(options: argparse.Namespace) -> None:
             threads=options.threads,
             codes=options.codes,
             plan=_make_plan(options),
-        ) as indexes,
+        ) as backend,
     ):
         protection = read_arguments(options)
-        server = SidecarServer(RetrievalService(indexes), options.address, protection, observer)
+        server = SidecarServer(RetrievalService(backend), options.address, protection, observer)
         try:
-            with open_page(options, indexes.metrics.registry, protection):
-                built = indexes.start()
+            with open_page(options, backend.metrics.registry, protection):
+                built = backend.start()
                 built.add_done_callback(lambda _: os.write(tell, _BUILT))
                 if os.read(events, 1) == _BUILT:
                     built.result()
                     server.announce()
-                    _tell_ready(server.address, indexes, options.device)
+                    _tell_ready(server.address, backend)
                     os.read(events, 1)
         finally:
             server.stop()
     _say("Stopped.")
 
 
-def _tell_ready(address: str, indexes: "CaseIndexes", device: str) -> None:
-    store = indexes.default.store
-    model = f"model {store.fingerprint[:12]}" if store.fingerprint else "no model yet"
-    _say(f"Ready on {address}: {store.count()} cases, {model}, index on {device}.")
-    for line in indexes.describe():
+def _tell_ready(address: str, backend: "CaseBackend") -> None:
+    entry = backend.default
+    model = f"model {entry.fingerprint[:12]}" if entry.fingerprint else "no model yet"
+    _say(f"Ready on {address}: {entry.count()} cases, {model}, {backend.description}.")
+    for line in backend.describe():
         print(line, file=sys.stderr, flush=True)
 
 

@@ -1,15 +1,11 @@
-"""The gRPC methods of retrieval.proto. Each request uses the store and the index of the model that it names.
+"""The gRPC methods of retrieval.proto. Each request uses the cases of the model that it names.
 
-AddCases     check -> store (on the disk) -> index -> answer
-Search       check -> index -> store (text of the hits) -> answer
-ListCases    check -> store -> answer
-Backup       store -> copy -> answers
+A method checks the request, asks the backend (`retrieval.backend`), and writes the answer.
 """
 
 import functools
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,12 +24,9 @@ from contract.errors import (
 )
 from contract.proto import retrieval_pb2
 from contract.search_limits import MAX_MESSAGE_BYTES
-from retrieval.backup import send_backup
-from retrieval.cases import CaseRecord, DamagedRowsError, UnknownCaseError
+from retrieval.backend import CaseBackend, FoundCases
+from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.evidence import MAX_EXCERPT_CHARS, MAX_EXCERPTS, Asked
-from retrieval.index import Match, Matches, Query
-from retrieval.indexes import CaseIndexes, ModelIndex
-from retrieval.listing import read_page
 from retrieval.requests import (
     parse_asked,
     parse_cases,
@@ -42,7 +35,6 @@ from retrieval.requests import (
     parse_ids,
     parse_list,
     parse_queries,
-    require_dimension,
 )
 
 SERVICE_NAME: Final = "cxr.retrieval.v1.Retrieval"
@@ -115,45 +107,37 @@ def _abort(name: str, error: Exception, context: Any) -> Any:
 class RetrievalService:
     """Answers requests from any number of threads."""
 
-    def __init__(self, indexes: CaseIndexes) -> None:
-        """Serve the cases of all models of one directory."""
-        self._indexes = indexes
-        self.metrics = indexes.metrics
+    def __init__(self, backend: CaseBackend) -> None:
+        """Serve the cases of all models of one store."""
+        self._backend = backend
+        self.metrics = backend.metrics
         self._backup_lock = threading.Lock()
 
     @_end_with_status
     def AddCases(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Store all cases of a `PackedAddCasesRequest`, or none, and add them to the index."""
+        """Store all cases of a `PackedAddCasesRequest`, or none."""
         self._require_ready()
         fingerprint = parse_fingerprint(request.fingerprint)
-        known = self._indexes.peek(fingerprint)
-        cases, embeddings = parse_cases(request.cases, known.store.dimension if known else 0)
-        entry = known or self._indexes.find_or_make(fingerprint)
-        with entry.change_lock:
-            # Another request may have set the dimension meanwhile.
-            require_dimension(embeddings.shape[1], entry.store.dimension)
-            with self.metrics.time_write("upsert"):
-                vectors, replaced = entry.store.put(fingerprint, cases, embeddings)
-            changed = entry.index.submit(added=vectors)
-        # Meanwhile the next request may write, and its fsync may be the same.
-        entry.store.sync()
-        changed.result()
+        known = self._backend.peek(fingerprint)
+        cases, embeddings = parse_cases(request.cases, known.dimension if known else 0)
+        entry = known or self._backend.find_or_make(fingerprint)
+        replaced = entry.add(fingerprint, cases, embeddings)
         return retrieval_pb2.AddCasesResponse(added=len(cases) - replaced, replaced=replaced)
 
     @_end_with_status
     def Search(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return the k nearest cases of each query."""
         self._require_ready()
-        entry = self._indexes.find(parse_fingerprint(request.fingerprint))
-        queries, asked = parse_queries(request, entry.store.dimension), parse_asked(request)
+        entry = self._backend.find(parse_fingerprint(request.fingerprint))
+        queries, asked = parse_queries(request, entry.dimension), parse_asked(request)
         remaining_s = context.time_remaining()
         timeout_s = MAX_SEARCH_S if remaining_s is None else min(remaining_s, MAX_SEARCH_S)
-        return _build_answer(*_find(entry, queries, time.monotonic() + timeout_s), asked)
+        return _build_answer(entry.search(queries, timeout_s), asked)
 
     @_end_with_status
     def GetCase(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return one case."""
-        return _build_case(self._indexes.get(parse_id(request.id)))
+        return _build_case(self._backend.get(parse_id(request.id)))
 
     @_end_with_status
     def DeleteCases(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -161,31 +145,31 @@ class RetrievalService:
         self._require_ready()
         ids = parse_ids(request.ids)
         with self.metrics.time_write("delete"):
-            deleted = self._indexes.delete(ids)
+            deleted = self._backend.delete(ids)
         return retrieval_pb2.DeleteCasesResponse(deleted=deleted)
 
     @_end_with_status
     def GetInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return counts and facts of the index of the named model, or of the default index."""
-        entry = self._indexes.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
-        entry = entry or self._indexes.default
-        store, facts, state = entry.store, entry.index.facts, entry.index.kind_state
-        store.empty_wal_again()
+        entry = self._backend.peek(parse_fingerprint(request.fingerprint)) if request.fingerprint else None
+        entry = entry or self._backend.default
+        count, measured = entry.count(), entry.measure()
+        facts, state = measured.index, measured.kind
         recall = state.recall.by_share if state.recall else {}
         return retrieval_pb2.GetInfoResponse(
-            fingerprint=store.fingerprint,
-            case_count=store.count(),
-            dimension=store.dimension,
+            fingerprint=entry.fingerprint,
+            case_count=count,
+            dimension=entry.dimension,
             index_kind=facts.kind,
-            damaged_count=len(store.damaged),
-            fingerprints=self._indexes.fingerprints,
+            damaged_count=measured.damaged,
+            fingerprints=self._backend.fingerprints,
             vector_bytes=facts.vector_bytes,
             code_bytes=facts.code_bytes,
             kinds=[
                 retrieval_pb2.KindCount(embedding_kind=kind, case_count=count)
-                for kind, count in sorted(facts.rows_by_kind.items())
+                for kind, count in sorted(entry.count_kinds().items())
             ],
-            store_bytes=store.measure_file(),
+            store_bytes=measured.store_bytes,
             asked_kind=state.asked,
             index_state=state.state,
             refusal=state.reason,
@@ -201,16 +185,16 @@ class RetrievalService:
     def ListCases(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return some cases of a model, and where the next ones begin."""
         asked = parse_list(request)
-        store = (
-            self._indexes.find(parse_fingerprint(request.fingerprint))
+        entry = (
+            self._backend.find(parse_fingerprint(request.fingerprint))
             if request.fingerprint
-            else self._indexes.default
-        ).store
-        page = read_page(store, asked)
+            else self._backend.default
+        )
+        page = entry.read_page(asked)
         return retrieval_pb2.ListCasesResponse(
             cases=[_build_case(record, with_report=asked.with_reports) for record in page.records],
-            next_page_token="" if page.following is None else str(page.following),
-            fingerprint=store.fingerprint,
+            next_page_token=page.following,
+            fingerprint=entry.fingerprint,
         )
 
     @_end_stream_with_status
@@ -220,65 +204,39 @@ class RetrievalService:
         if not self._backup_lock.acquire(blocking=False):
             raise BusyError("Another backup is running.")
         try:
-            yield from send_backup(self._indexes, context.is_active)
+            yield from self._backend.send_backup(context.is_active)
         finally:
             self._backup_lock.release()
 
     def _require_ready(self) -> None:
-        if not self._indexes.ready:
+        if not self._backend.ready:
             raise UnavailableError("The search index is not built yet, or is stopping.")
 
 
-def _find(
-    entry: ModelIndex, queries: Sequence[Query], deadline: float
-) -> tuple[list[Matches], dict[int, CaseRecord]]:
-    """Search, and read the records of exactly the case versions that the search returned.
-
-    A row that was damaged since the start is left out of this search and all later ones.
-    """
-    try:
-        return _find_versions(entry, queries, deadline)
-    except DamagedRowsError as error:
-        _logger.warning("%s %d rows are left out.", error, len(error.rows))
-        entry.index.change(damaged=error.rows)
-    return _find(entry, queries, deadline)
-
-
-def _find_versions(
-    entry: ModelIndex, queries: Sequence[Query], deadline: float
-) -> tuple[list[Matches], dict[int, CaseRecord]]:
-    matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
-    records = entry.store.get_versions(match.sequence for row in matches for match in row)
-    if all(match.sequence in records for row in matches for match in row):
-        return matches, records
-    with entry.change_lock:  # a case changed in between: repeat the search under the lock
-        matches = entry.index.search(queries, max(0.0, deadline - time.monotonic()))
-        return matches, entry.store.get_versions(match.sequence for row in matches for match in row)
-
-
-def _build_answer(matches: list[Matches], records: dict[int, CaseRecord], asked: Sequence[Asked]) -> Any:
-    cases = {sequence: _build_case(record) for sequence, record in records.items()}
-    size = sum(cases[match.sequence].ByteSize() + _HIT_BYTES for row in matches for match in row)
+def _build_answer(found: Sequence[FoundCases], asked: Sequence[Asked]) -> Any:
+    records = {case.record for row in found for case in row}
+    cases = {record: _build_case(record) for record in records}
+    size = sum(cases[case.record].ByteSize() + _HIT_BYTES for row in found for case in row)
     if size > MAX_MESSAGE_BYTES:
         raise InputError(
             f"The answer would exceed {MAX_MESSAGE_BYTES >> 20} MiB. Send fewer queries or a smaller k."
         )
     results = [
         retrieval_pb2.Hits(hits=_build_hits(row, cases, query))
-        for row, query in zip(matches, asked, strict=True)
+        for row, query in zip(found, asked, strict=True)
     ]
     return retrieval_pb2.SearchResponse(
-        results=results, options_applied=True, exact=all(row.is_exact for row in matches)
+        results=results, options_applied=True, exact=all(row.is_exact for row in found)
     )
 
 
-def _build_hits(matches: list[Match], cases: dict[int, Any], query: Asked) -> list[Any]:
+def _build_hits(found: FoundCases, cases: dict[CaseRecord, Any], query: Asked) -> list[Any]:
     hits = []
-    for place, match in enumerate(matches):
-        case = cases[match.sequence]
+    for place, each in enumerate(found):
+        case = cases[each.record]
         excerpt = query.find_excerpt(case.report) if place < MAX_EXCERPTS else ""
         shared = query.list_shared(case.labels)
-        hits.append(retrieval_pb2.Hit(case=case, score=match.score, shared_labels=shared, excerpt=excerpt))
+        hits.append(retrieval_pb2.Hit(case=case, score=each.score, shared_labels=shared, excerpt=excerpt))
     return hits
 
 
