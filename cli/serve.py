@@ -22,7 +22,7 @@ from serving.stack import IndexSettings, Ports, Stack
 
 def serve_until_stopped(
     repository: Path,
-    store: Path,
+    store: str,
     logs: Path,
     ports: Sequence[int],
     *,

@@ -333,7 +333,8 @@ class CxrClient(ClientCore):
     ) -> Iterator[ListedCase]:
         """Return an iterator over the stored cases of one model, in the order in which they were stored.
 
-        It reads page after page. A case that is replaced meanwhile may come twice; one that stays as it is comes once.
+        From a Milvus store they come in the order of their ids. It reads page after page. A case that is replaced
+        meanwhile may come twice; one that stays as it is comes once.
 
         Args:
             fingerprint: Fingerprint of the model. "": the served model, or else one that has cases.

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,9 @@ class ModelBackend(Protocol):
         """
 
 
+_Model = TypeVar("_Model", bound=ModelBackend)
+
+
 class CaseBackend(Protocol):
     """The cases of all models. Thread-safe."""
 
@@ -161,7 +164,7 @@ class CaseBackend(Protocol):
         """Close everything. May be called repeatedly."""
 
 
-def choose_default(entries: Sequence[ModelBackend], served: str | None) -> ModelBackend | None:
+def choose_default(entries: Sequence[_Model], served: str | None) -> _Model | None:
     """Return the served model's cases, or else the first ones there are; None if no model has cases."""
     filled = [entry for entry in entries if entry.fingerprint]
     chosen = [entry for entry in filled if entry.fingerprint == served] or filled

@@ -1,10 +1,13 @@
 """Which rows of a case store are as they were written."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from retrieval.cases import CaseRecord
 from retrieval.schema import compute_checksum
 
 LENGTH_TOLERANCE: Final = 1e-3  # allowed difference of an embedding's length from 1
@@ -35,3 +38,13 @@ def is_plausible(values: Sequence[Any], fingerprint: str, dimension: int) -> boo
         return False
     length = np.linalg.norm(np.frombuffer(blob, dtype="<f4"))
     return bool(abs(length - 1) <= LENGTH_TOLERANCE)  # also false if a value is NaN
+
+
+def compute_case_checksum(fingerprint: str, case: CaseRecord, embedding: NDArray[np.float32]) -> str:
+    """Return 8 bytes of a SHA-256 over all that is stored of a case, as hexadecimal digits.
+
+    It is the same in every store, because no number of a row is in it.
+    """
+    labels = json.dumps(case.labels)
+    facts = (case.id, case.study_id, fingerprint, labels, case.report, case.image_ref, case.view, case.kind)
+    return compute_checksum((*facts, np.ascontiguousarray(embedding, dtype="<f4").tobytes())).hex()

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from retrieval.cases import CaseVectors
-from retrieval.codes import FINAL_ROUNDING, MIN_ROWS, ByteCodes, code_rows
+from retrieval.codes import MIN_ROWS, ByteCodes, code_rows
 from retrieval.diversity import count_candidates, diversify
 from retrieval.rows import EVERYTHING, CaseFilter, RowTable
+from retrieval.scores import bound_rounding, compute_similarities
 
 Device = Literal["cpu", "gpu"]
 DEVICES: Final[tuple[str, ...]] = get_args(Device)
@@ -246,7 +247,7 @@ class FlatIndex:
     ) -> NDArray[np.int64] | None:
         """Select the rows among FAISS's candidates; None if a better row may be beyond them."""
         best, best_rows = (scores, rows) if allowed is None else (scores[allowed[rows]], rows[allowed[rows]])
-        margin = self._bound_rounding()
+        margin = bound_rounding(self.dimension)
         is_all = len(rows) == len(self._rows)
         if not is_all and (len(best) < depth or scores[-1] >= best[depth - 1] - margin):
             return None
@@ -275,7 +276,9 @@ class FlatIndex:
             return rows
         # Not a product of matrices: its threads would cost more than they save on a few hundred rows.
         scores = np.concatenate([np.einsum("ij,j->i", self._read(part), embedding) for part in _cut(rows)])
-        least = np.partition(scores, len(scores) - depth)[len(scores) - depth] - self._bound_rounding()
+        least = np.partition(scores, len(scores) - depth)[len(scores) - depth] - bound_rounding(
+            self.dimension
+        )
         kept: NDArray[np.int64] = rows[scores >= least]
         return kept
 
@@ -289,24 +292,12 @@ class FlatIndex:
 
     def _score(self, embedding: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute cosine similarities, (len(rows),). Each one depends only on its two embeddings."""
-        # A product of two float32 is exact in float64. A matrix product would sum in a varying order.
-        query = embedding.astype(np.float64)
-        sums = [(self._read(part).astype(np.float64) * query).sum(axis=1) for part in _cut(rows)]
-        similarities: NDArray[np.float32] = np.clip(np.concatenate(sums), -1.0, 1.0).astype(np.float32)
-        return similarities
+        return np.concatenate([compute_similarities(embedding, self._read(part)) for part in _cut(rows)])
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return embeddings, (len(rows), D)."""
         vectors: NDArray[np.float32] = self._index.reconstruct_batch(rows)
         return vectors
-
-    def _bound_rounding(self) -> float:
-        """Return the largest rounding error of the difference of two float32 inner products of unit vectors.
-
-        Each one has an error of at most D * 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-        section 3.1), so the difference has twice that.
-        """
-        return float(self.dimension * 2.0**-23 + FINAL_ROUNDING)
 
     def _propose(
         self, embeddings: NDArray[np.float32], size: int

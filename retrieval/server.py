@@ -5,7 +5,8 @@
 It listens at once, reports SERVING (grpc.health.v1) when its index is built from the store, and shuts down cleanly
 on SIGTERM or SIGINT. `contract.protection` describes TLS and tokens. Exit codes: 0 stopped; 2 a setting is wrong
 (address or store in use, no GPU); 3 the store is damaged. A directory holds an index for each model
-(`retrieval.indexes`). While no server uses the directory,
+(`retrieval.indexes`), and so does a Milvus database (`contract.case_store` has the forms of --store). While no server
+uses the store,
 
     python -m retrieval.server --store DIRECTORY --forget FINGERPRINT     removes one of them
     python -m retrieval.server --store DIRECTORY --remove-damaged         removes damaged rows
@@ -17,7 +18,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract import telemetry
@@ -29,11 +29,10 @@ from contract.metrics_page import open_page
 from contract.protection import add_arguments, read_arguments
 from contract.stop_signals import open_events
 from contract.telemetry import Observer, set_up_log
-from retrieval.kinds import FLAT, GROWTH, RECALL_FLOOR, parse_kind
+from retrieval.kinds import FLAT, GROWTH, RECALL_FLOOR
 
 if TYPE_CHECKING:
     from retrieval.backend import CaseBackend
-    from retrieval.builder import IndexPlan
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8005"
 _BUILT: Final = b"\0"  # event in the pipe: the index is built; a signal is its number
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hide_bad_headers()
     try:
         is_maintenance = options.forget or options.remove_damaged or options.compact
-        maintain(options) if is_maintenance else serve(options)
+        maintain_and_tell(options) if is_maintenance else serve(options)
     except CxrError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -62,9 +61,9 @@ def serve(options: argparse.Namespace) -> None:
         ArtifactError: The store is damaged.
     """
     try:
-        from retrieval.indexes import CaseIndexes
         from retrieval.listener import SidecarServer
         from retrieval.service import RetrievalService
+        from retrieval.stores import open_backend
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed: pip install 'cxr-serving[retrieval,faiss-cpu]'."
@@ -72,14 +71,7 @@ def serve(options: argparse.Namespace) -> None:
     with (
         closing(Observer("cxr-retrieval", telemetry.read_arguments(options))) as observer,
         open_events() as (events, tell),
-        CaseIndexes(
-            options.store,
-            fingerprint=_check_fingerprint(options.fingerprint),
-            device=options.device,
-            threads=options.threads,
-            codes=options.codes,
-            plan=_make_plan(options),
-        ) as backend,
+        closing(open_backend(options)) as backend,
     ):
         protection = read_arguments(options)
         server = SidecarServer(RetrievalService(backend), options.address, protection, observer)
@@ -105,24 +97,12 @@ def _tell_ready(address: str, backend: "CaseBackend") -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def maintain(options: argparse.Namespace) -> None:
-    """Remove the index of one model or damaged rows, or compact the files, while no server has the store open.
+def maintain_and_tell(options: argparse.Namespace) -> None:
+    """Do what `retrieval.stores.maintain` offers, and print what was done."""
+    from retrieval.stores import maintain
 
-    Raises:
-        ConfigError: A server has the store open, or the model has no index.
-        ArtifactError: More than rows of a store are damaged, or the disk failed.
-    """
-    from retrieval.indexes import compact, forget, remove_damaged
-
-    if not options.store.is_dir():
-        raise ConfigError(f"There is no case store at {options.store}.")
-    if options.forget:
-        count = forget(options.store, options.forget)
-        _say(f"Removed the index of model {options.forget[:12]}: {count} cases.")
-    if options.remove_damaged:
-        _say(f"Removed {remove_damaged(options.store)} damaged rows.")
-    if options.compact:
-        _say(f"Wrote the files anew: {compact(options.store) / 2**20:.1f} MiB.")
+    for sentence in maintain(options):
+        _say(sentence)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -131,7 +111,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m retrieval.server", description="Similar-case search over gRPC (retrieval.proto)."
     )
     parser.add_argument(
-        "--store", type=Path, required=True, help="Directory of the cases. Created if missing."
+        "--store",
+        required=True,
+        help="Directory of the cases, or milvus://HOST:PORT/DATABASE. Created if missing.",
     )
     parser.add_argument(
         "--address",
@@ -190,27 +172,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_metrics_arguments(parser)
     telemetry.add_arguments(parser)
     return parser.parse_args(arguments)
-
-
-def _check_fingerprint(text: str | None) -> str | None:
-    from contract.errors import InputError
-    from retrieval.requests import parse_fingerprint
-
-    try:
-        return None if text is None else parse_fingerprint(text)
-    except InputError as error:
-        raise ConfigError(f"--fingerprint: {error}") from error
-
-
-def _make_plan(options: argparse.Namespace) -> "IndexPlan":
-    from retrieval.builder import IndexPlan
-    from retrieval.index import require_kind
-
-    choice = parse_kind(options.index)
-    if not options.rebuild_growth:
-        raise ConfigError("--rebuild-growth must be above 0.")
-    require_kind(choice.kind.name)
-    return IndexPlan(choice, options.recall_floor, options.rebuild_growth)
 
 
 def _parse_share(text: str) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from contract.case_store import parse_store
 from contract.connection import PLAIN, is_local_host, quiet_grpc
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
 from contract.probe_case import PROBED
@@ -87,7 +88,7 @@ class Stack:
     def __init__(
         self,
         repository: Path,
-        store: Path,
+        store: Path | str,
         *,
         ports: Ports | None = None,
         log_dir: Path,
@@ -104,7 +105,8 @@ class Stack:
 
         Args:
             repository: A published model repository.
-            store: Directory of the case store. The sidecar creates it if needed.
+            store: Directory of the case store, or a Milvus database (`contract.case_store`). The sidecar creates it if
+                needed.
             ports: Ports to listen on. None: 8000 to 8002 and 8005, no metrics of the relay and the sidecar.
             log_dir: Directory for triton.log, relay.log, retrieval.log and the admin key. It is created if needed, and
                 only one running stack may use it.
@@ -124,7 +126,7 @@ class Stack:
         self.triton_otlp = triton_otlp
         self.trust = trust
         self.repository = Path(repository).resolve()
-        self.store = Path(store).resolve()
+        self.store = parse_store(store)
         self.ports = ports or Ports()
         self.log_dir = Path(log_dir).resolve()
         self.http_inference = http_inference

@@ -11,7 +11,10 @@ from cli.signing import RequireSignature
 
 def serve(
     repository: Annotated[Path, typer.Option(help="Model repository, published by `cxr export`.")],
-    store: Annotated[Path, typer.Option(help="Directory of the case store. Created if missing.")],
+    store: Annotated[
+        str,
+        typer.Option(help="Directory of the case store, or milvus://HOST:PORT/DATABASE. Created if missing."),
+    ],
     logs: Annotated[Path, typer.Option(help="Directory for the servers' logs.")] = Path("logs"),
     http_port: Annotated[
         int, typer.Option(help="HTTP port for health checks (GET /v2/health/ready).")

@@ -90,14 +90,15 @@ class RetrievalServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCases(self, request, context):
-        """The cases of one model, page after page, in the order in which they were stored. Damaged cases are left out.
+        """The cases of one model, page after page, in the order in which they were stored; from Milvus in the order of their
+        ids. Damaged cases are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Backup(self, request, context):
-        """A copy of the store: a file for each model, each as it was at one moment after the call began.
+        """A copy of the store: a file for each model, each as it was at one moment after the call began. None from Milvus.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

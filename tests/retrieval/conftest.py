@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from contract.case_store import parse_store
 from contract.protection import Protection
 from contract.proto import retrieval_pb2, retrieval_pb2_grpc
 from retrieval.cases import CaseRecord
@@ -86,9 +87,14 @@ class Client:
 class Sidecar:
     """All parts of the server, in this process."""
 
-    def __init__(self, directory: Path, fingerprint: str | None = None, **options):
-        self.indexes = CaseIndexes(directory, fingerprint=fingerprint, **options)
-        self.store, self.index = self.indexes.home.store, self.indexes.home.index
+    def __init__(self, directory: Path, fingerprint: str | None = None, milvus: str | None = None, **options):
+        if milvus is None:
+            self.indexes = CaseIndexes(directory, fingerprint=fingerprint, **options)
+            self.store, self.index = self.indexes.home.store, self.indexes.home.index
+        else:
+            from retrieval.milvus.database import MilvusDatabase
+
+            self.indexes = MilvusDatabase(parse_store(milvus), fingerprint=fingerprint, **options)
         self.service = RetrievalService(self.indexes)
         key = directory.with_name(f"{directory.name}.key")
         key.write_text(ADMIN_TOKEN)
@@ -114,13 +120,43 @@ def filled(tmp_path, make) -> Path:
     return tmp_path / "store" / "cases.sqlite"
 
 
+@pytest.fixture(scope="session")
+def milvus_port(tmp_path_factory):
+    """Port of Milvus Lite on loopback."""
+    pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed (the extra milvus-lite)")
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    from retrieval.milvus.connection import load_pymilvus
+
+    load_pymilvus()
+    server, database, port = start_server_in_thread(str(tmp_path_factory.mktemp("milvus") / "lite.db"))
+    yield port
+    server.stop(grace=0).wait()
+    database.close()
+
+
 @pytest.fixture
-def open_sidecar(tmp_path):
-    """A function that makes a sidecar in this process over a directory of the test."""
+def store_kind(request) -> str:
+    """The store of a test: "files", unless it is parametrised (`both_stores`)."""
+    return getattr(request, "param", "files")
+
+
+@pytest.fixture
+def locate(request, store_kind, tmp_path):
+    """A function that returns the address of a Milvus database of the test; None with files."""
+    if store_kind == "files":
+        return lambda name: None
+    port, test = request.getfixturevalue("milvus_port"), "".join(filter(str.isalnum, tmp_path.name))
+    return lambda name: f"milvus://127.0.0.1:{port}/t{test}_{name.replace('-', '_')}"
+
+
+@pytest.fixture
+def open_sidecar(tmp_path, locate):
+    """A function that makes a sidecar in this process over a store of the test."""
     with ExitStack() as cleanup:
 
         def open_one(name="store", start=True, **options) -> Sidecar:
-            sidecar = Sidecar(tmp_path / name, **options)
+            sidecar = Sidecar(tmp_path / name, milvus=locate(name), **options)
             cleanup.callback(sidecar.stop)
             return sidecar.start() if start else sidecar
 

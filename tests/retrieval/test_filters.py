@@ -7,6 +7,8 @@ from contract.proto import retrieval_pb2
 from retrieval.diversity import count_candidates, diversify
 from retrieval.evidence import MAX_EXCERPT_CHARS, Asked, list_words
 
+from .both_stores import on_both_stores, on_both_stores_slowly
+
 CASES = (
     # id, study, labels, view, kind, report
     ("a", "s1", ["normal"], "PA", "study", "The lungs are clear. The heart is normal."),
@@ -40,6 +42,7 @@ def search(sidecar, make, *, k=9, text="", labels=(), **fields):
     return sidecar.client.stub.Search(request, timeout=10).results[0].hits
 
 
+@on_both_stores_slowly
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -60,6 +63,7 @@ def test_a_filter_leaves_exactly_its_cases_in_their_order(filled, make, wanted, 
     assert found == [name for name in order if name in expected]
 
 
+@on_both_stores
 def test_filters_hold_after_a_restart_and_a_replacement(filled, open_sidecar, make):
     filled.client.add(make.vectors(5)[2:3], ids=["c"], labels=["cardiac"], view="PA")
     filled.stop()
@@ -76,12 +80,14 @@ def test_filters_hold_after_a_restart_and_a_replacement(filled, open_sidecar, ma
     }
 
 
+@on_both_stores_slowly
 def test_excluded_studies_and_a_filter_count_together(filled, make):
     wanted = retrieval_pb2.Filter(labels_any=["pleural"])
     hits = search(filled, make, exclude_study_ids=["s1"], filter=wanted)
     assert [hit.case.id for hit in hits] == ["c"]
 
 
+@on_both_stores
 def test_the_smallest_score_is_kept_and_what_is_below_is_not(filled, make):
     hits = search(filled, make)
     least = hits[2].score
@@ -90,6 +96,7 @@ def test_the_smallest_score_is_kept_and_what_is_below_is_not(filled, make):
     assert len(search(filled, make, min_score=-1.0)) == len(search(filled, make)) == 5
 
 
+@on_both_stores
 def test_a_hit_tells_why_it_was_found(filled, make):
     hits = {
         hit.case.id: hit
@@ -112,6 +119,7 @@ def test_a_hit_tells_why_it_was_found(filled, make):
     assert not any(hit.excerpt or hit.shared_labels for hit in search(filled, make))
 
 
+@on_both_stores_slowly
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -137,6 +145,7 @@ def test_a_bad_wish_is_refused(filled, make, expect_status, fields, message):
         search(filled, make, **fields)
 
 
+@on_both_stores_slowly
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"view": "pa"}, "Case 1: its view"), ({"embedding_kind": "all"}, "Case 1: its kind")],
@@ -161,6 +170,7 @@ def test_info_tells_memory_and_kinds(filled, make):
     assert {entry.embedding_kind: entry.case_count for entry in filled.client.info().kinds}["study"] == 1
 
 
+@on_both_stores_slowly
 def test_diverse_cases_are_the_nearest_first_and_then_others(sidecar, make):
     """Three near equal cases, then one that is a little further away and different."""
     vectors = np.zeros((5, make.D), np.float32)

@@ -13,6 +13,8 @@ from contract.errors import ArtifactError, CxrError, ParityError, ReportError, S
 from contract.proto import retrieval_pb2
 from retrieval.service import find_status_code
 
+from .both_stores import on_both_stores, on_both_stores_slowly
+
 
 def add_message(make, **fields):
     """A request to add one case, good but for the given fields."""
@@ -20,7 +22,8 @@ def add_message(make, **fields):
     return retrieval_pb2.AddCasesRequest(fingerprint=make.MODEL, cases=[retrieval_pb2.Case(**case)])
 
 
-def test_a_stored_case_is_found_with_its_evidence(sidecar, make):
+@on_both_stores
+def test_a_stored_case_is_found_with_its_evidence(sidecar, make, store_kind):
     vectors = make.vectors(5)
     answer = sidecar.client.add(vectors, labels=["cardiac", "pleural"], report="Effusion.", image_ref="a.dcm")
     assert (answer.added, answer.replaced) == (5, 0)
@@ -35,10 +38,11 @@ def test_a_stored_case_is_found_with_its_evidence(sidecar, make):
         make.MODEL,
         5,
         make.D,
-        "flat",
+        {"files": "flat", "milvus": "flat, in Milvus"}[store_kind],
     )
 
 
+@on_both_stores
 def test_before_the_first_case(sidecar, make, expect_status):
     info = sidecar.client.info()
     assert (info.fingerprint, info.case_count, info.dimension) == ("", 0, 0)
@@ -48,6 +52,7 @@ def test_before_the_first_case(sidecar, make, expect_status):
         sidecar.client.get("unknown")
 
 
+@on_both_stores_slowly
 def test_results_are_in_the_order_of_the_queries(sidecar, make):
     vectors = make.vectors(40)
     sidecar.client.add(vectors)
@@ -58,6 +63,7 @@ def test_results_are_in_the_order_of_the_queries(sidecar, make):
         np.testing.assert_allclose([hit.score for hit in result.hits], np.sort(row)[::-1][:4], atol=1e-6)
 
 
+@on_both_stores
 def test_replacing_and_deleting(sidecar, make, expect_status):
     old, new = make.vectors(2)
     sidecar.client.add([old, new], ids=["a", "b"])
@@ -71,6 +77,7 @@ def test_replacing_and_deleting(sidecar, make, expect_status):
         sidecar.client.get("a")
 
 
+@on_both_stores_slowly
 def test_excluded_studies_do_not_cost_hits(sidecar, make):
     vectors = make.vectors(30)
     sidecar.client.add(vectors[:20], study_id="own")
@@ -80,6 +87,7 @@ def test_excluded_studies_do_not_cost_hits(sidecar, make):
     assert len(sidecar.client.find_ids(vectors[0], k=1000)) == 30
 
 
+@on_both_stores_slowly
 def test_nearly_unit_embeddings_count_as_unit(sidecar, make):
     vectors = make.vectors(3)
     sidecar.client.add(vectors * np.float32(0.9993))
@@ -87,6 +95,7 @@ def test_nearly_unit_embeddings_count_as_unit(sidecar, make):
     assert hit.score == pytest.approx(1.0, abs=1e-6)
 
 
+@on_both_stores_slowly
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -117,6 +126,7 @@ def test_a_bad_case_stores_nothing(sidecar, make, expect_status, fields, message
     assert sidecar.client.info().case_count == 1
 
 
+@on_both_stores_slowly
 def test_bad_batches(sidecar, make, expect_status):
     client = sidecar.client
     with expect_status("INVALID_ARGUMENT", "0 cases"):
@@ -138,6 +148,7 @@ def test_bad_batches(sidecar, make, expect_status):
     assert client.info().dimension == 0
 
 
+@on_both_stores_slowly
 def test_bad_searches(sidecar, make, expect_status):
     vectors = make.vectors(300)
     sidecar.client.add(vectors)
@@ -163,6 +174,7 @@ def test_bad_searches(sidecar, make, expect_status):
         search([vectors[0] * np.float32("nan")])
 
 
+@on_both_stores_slowly
 def test_a_search_for_a_model_without_cases_says_what_to_do(sidecar, make, expect_status):
     vectors = make.vectors(1)
     assert not sidecar.client.search(vectors, fingerprint=make.OTHER_MODEL)[0].hits  # nobody has a case yet
@@ -177,6 +189,7 @@ def test_a_search_for_a_model_without_cases_says_what_to_do(sidecar, make, expec
                 call(vectors, fingerprint=wrong)
 
 
+@on_both_stores
 def test_models_have_their_cases_side_by_side(open_sidecar, make):
     """Of other dimension, too; each is found by its own model only, and again after a restart."""
     client = open_sidecar().client
@@ -200,6 +213,7 @@ def test_models_have_their_cases_side_by_side(open_sidecar, make):
     assert client.get("only").report == "old"
 
 
+@on_both_stores
 def test_a_deleted_case_is_gone_from_every_model(sidecar, make, expect_status):
     sidecar.client.add(make.vectors(3))
     sidecar.client.add(make.vectors(2), fingerprint=make.OTHER_MODEL)
@@ -211,6 +225,7 @@ def test_a_deleted_case_is_gone_from_every_model(sidecar, make, expect_status):
         sidecar.client.get("0")
 
 
+@on_both_stores_slowly
 def test_there_is_a_limit_to_models(sidecar, make, expect_status):
     models = [f"{number:064x}" for number in range(9)]
     for model in models[:8]:
@@ -220,6 +235,7 @@ def test_there_is_a_limit_to_models(sidecar, make, expect_status):
     sidecar.client.add(make.vectors(2), fingerprint=models[7])
 
 
+@on_both_stores_slowly
 def test_first_cases_of_two_models_at_once(open_sidecar, make):
     for attempt in range(5):
         sidecar = open_sidecar(name=f"store-{attempt}")
@@ -259,6 +275,7 @@ def test_damage_in_the_cases_of_another_model_leaves_the_served_ones(
     assert len(open_sidecar().client.search(make.vectors(1), fingerprint=make.OTHER_MODEL)[0].hits) == 2
 
 
+@on_both_stores_slowly
 def test_first_requests_of_different_dimension_do_not_mix(sidecar, make):
     """Both find an empty store; only one may decide."""
     barrier = threading.Barrier(2)
@@ -281,6 +298,7 @@ def test_first_requests_of_different_dimension_do_not_mix(sidecar, make):
     assert sidecar.client.info().case_count == 1
 
 
+@on_both_stores_slowly
 def test_not_ready_before_the_index_is_built(open_sidecar, make, expect_status):
     sidecar = open_sidecar(start=False)
     assert sidecar.client.health() == sidecar.client.health("cxr.retrieval.v1.Retrieval") == "NOT_SERVING"
@@ -354,6 +372,7 @@ def test_a_row_that_is_damaged_while_it_is_served_is_left_out(sidecar, make, cap
     assert sidecar.client.info().damaged_count == 1
 
 
+@on_both_stores_slowly
 def test_an_answer_that_is_too_large_is_refused(sidecar, make, expect_status):
     vectors = make.vectors(1000)
     for start in range(0, 1000, 250):
@@ -364,6 +383,7 @@ def test_an_answer_that_is_too_large_is_refused(sidecar, make, expect_status):
         sidecar.client.search(vectors[:4], k=1000)
 
 
+@on_both_stores_slowly
 def test_searches_while_cases_are_added_replaced_and_deleted(sidecar, make):
     vectors = make.vectors(200)
     sidecar.client.add(vectors[:50])

@@ -189,6 +189,14 @@ def test_no_server_inherits_the_token_of_a_client(tmp_path, monkeypatch):
     assert "cxr_secret" not in process._environment.values()
 
 
+def test_the_sidecar_gets_the_address_of_a_milvus_database(tmp_path, monkeypatch):
+    """A path made of it would lose a slash."""
+    address = "milvus://127.0.0.1:19530/cases"
+    monkeypatch.setattr(Stack, "fingerprint", "a" * 64)
+    stack = Stack(tmp_path / "repository", address, log_dir=tmp_path / "logs", ports=Ports.free())
+    assert stack._build_sidecar()._command[:6][-1] == address
+
+
 def test_free_ports_differ():
     ports = Ports.free()
     ports.require_free()
