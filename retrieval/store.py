@@ -15,7 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,6 +241,21 @@ class CaseStore:
             self._damaged = self._damaged | damaged
             raise DamagedRowsError(str(report_row(self._path, min(damaged))), frozenset(damaged))
         return records
+
+    def read_named(self, ids: Sequence[str]) -> tuple[list[CaseRecord], NDArray[np.float32]]:
+        """Return the intact cases with these ids, in any order, and their embeddings, (N, D) float32.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+        rows: list[tuple[Any, ...]] = []
+        for start in range(0, len(ids), MAX_PARAMETERS):
+            part = ids[start : start + MAX_PARAMETERS]
+            with self._read_lock, self._translate("read"):
+                rows += self._reader.execute(SELECT + f"id IN ({','.join('?' * len(part))})", part)
+        intact = select_intact(rows, self._fingerprint, self._dimension)
+        vectors = make_vectors(intact).embeddings if intact else np.zeros((0, self._dimension), np.float32)
+        return [make_record(row) for row in intact], vectors
 
     def read_vectors(self) -> Iterator[CaseVectors]:
         """Yield every intact case in writing order, in batches of at most 1024; record the damaged ones.

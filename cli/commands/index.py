@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.commands.index_migrate import migrate
 from cli.commands.index_store import back_up, list_cases, restore, verify
 from cli.commands.index_tune import tune
 from cli.connection import takes_connection
@@ -26,12 +27,13 @@ from contract.errors import InputError
 index_app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Store cases for search; list, back up, restore and verify what is stored; compare kinds of index.",
+    help="Store cases for search; list, back up, restore, verify and migrate what is stored; compare kinds of index.",
 )
 index_app.command("list")(list_cases)
 index_app.command("backup")(back_up)
 index_app.command("restore")(restore)
 index_app.command("verify")(verify)
+index_app.command("migrate")(migrate)
 index_app.command("tune")(tune)
 
 

@@ -21,8 +21,16 @@ from cli.filters import (
     make_options,
 )
 from cli.options import Json, RetrievalUrls, Timeout, make_console
+from contract.case_store import refuse_milvus
 from contract.connection import PLAIN, Connection
 from contract.errors import ArtifactError, ConfigError
+
+_NOT_RESTORED = (
+    "A Milvus store takes no backup: restore it into a directory, then copy that with `cxr index migrate`."
+)
+_NOT_VERIFIED = (
+    "A Milvus store has no files to verify: `cxr index migrate STORE DIRECTORY` checks every case of it."
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,6 +114,7 @@ def restore(
     from cli.show import print_json
     from retrieval.restoring import restore as restore_backup
 
+    refuse_milvus(store, _NOT_RESTORED)
     checks = restore_backup(backup, store, replace=replace)
     if as_json:
         print_json({"store": str(store), **_describe(checks)})
@@ -129,6 +138,7 @@ def verify(
     if (backup is None) == (store is None):
         raise ConfigError("Give either the folder of a backup, or --store with the folder of a store.")
     folder = backup or store
+    refuse_milvus(folder, _NOT_VERIFIED)
     assert folder is not None
     checks = check_folder(folder)
     if as_json:

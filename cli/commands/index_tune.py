@@ -7,6 +7,11 @@ import typer
 
 from cli.console import escape
 from cli.options import Json, make_console
+from contract.case_store import refuse_milvus
+
+_NO_KINDS = (
+    "A Milvus store has no kinds of index to compare: copy it into a directory with `cxr index migrate`."
+)
 
 
 def tune(
@@ -43,6 +48,7 @@ def tune(
     from cli.show import print_json
     from cli.show_bench import print_tuned
 
+    refuse_milvus(source, _NO_KINDS)
     console = make_console(as_json)
     vectors = read_embeddings(source, cases)
     with console.status("Measuring") as status:

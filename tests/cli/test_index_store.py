@@ -76,6 +76,19 @@ def test_a_backup_is_made_checked_and_restored(sidecar, tmp_path):
     assert run("index", "restore", out, "--store", tmp_path / "store", "--replace").exit_code == 2  # in use
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["verify", "--store"], "has no files to verify: `cxr index migrate STORE DIRECTORY`"),
+        (["restore", "backup", "--store"], "takes no backup: restore it into a directory"),
+        (["tune"], "has no kinds of index to compare"),
+    ],
+)
+def test_what_a_milvus_store_does_not_offer_is_refused(arguments, words):
+    done = run("index", *arguments, "milvus://127.0.0.1:9/cases")
+    assert (done.exit_code, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+
+
 def test_damage_has_exit_code_3(sidecar, tmp_path):
     out = tmp_path / "backup"
     run("index", "backup", out, "--retrieval", sidecar, "--token-file", tmp_path / "key")
