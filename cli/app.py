@@ -29,6 +29,7 @@ from cli.commands.serve import serve
 from cli.commands.sign import sign_app
 from cli.commands.train import train_app
 from cli.options import print_version
+from cli.serve_config import ENVIRONMENT as SERVE_ENVIRONMENT
 from contract.connection import quiet_grpc
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ app.add_typer(monitor_app, name="monitor")
 app.add_typer(sign_app, name="sign")
 app.command()(demo)
 app.command()(calibrate)
-app.command()(serve)
+app.command(context_settings={"auto_envvar_prefix": SERVE_ENVIRONMENT})(serve)
 app.command()(predict)
 app.command()(search)
 app.command()(explain)

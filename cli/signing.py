@@ -19,6 +19,8 @@ RequireSignature = Annotated[
     typer.Option(
         "--require-signature",
         metavar="PUBKEY",
+        envvar=ENVIRONMENT,
+        show_envvar=False,  # the help names it
         help="Public key, or its file, that must have signed it (`cxr sign`). Repeatable: one of them suffices. "
         f"Checked before anything is loaded. Default: {ENVIRONMENT}; empty: no signature is needed.",
     ),

@@ -62,7 +62,7 @@ def is_milvus(store: str | Path) -> bool:
     return re.match(r"milvus(\+tls)?:/|milvus-lite:", str(store)) is not None
 
 
-def parse_store(store: str | Path) -> Path | MilvusStore:
+def parse_store(store: str | Path | MilvusStore) -> Path | MilvusStore:
     """Return what `--store` names, as an absolute path or a Milvus database.
 
     Raises:

@@ -13,7 +13,6 @@ triton and retrieval in the file. Several addresses have commas between them.
 The settings of TLS belong together: they all come from one place.
 """
 
-import configparser
 import os
 import re
 import ssl
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from contract.address import split_addresses
+from contract.config_file import read_section
 from contract.errors import ConfigError
 from contract.trace_context import find_propagator, make_trace_metadata
 
@@ -337,22 +337,8 @@ def _read_file(values: Mapping[str, str]) -> Mapping[str, str]:
     path = Path(given) if given else Path(home or ".") / "cxr" / "client.ini"
     if not given and (not home or not _is_file(path)):
         return {}
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(path.expanduser().read_text(encoding="utf-8"))
-        section = dict(parser["client"])
-    except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else "it needs a section [client] with name = value"
-        )
-        raise ConfigError(f"The config file {path} (CXR_CONFIG) cannot be used: {reason}.") from error
     known = {"tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file", *DEFAULT_ADDRESSES}
-    if unknown := sorted(set(section) - known):
-        raise ConfigError(
-            f"The config file {path} (CXR_CONFIG) has the unknown setting {unknown[0]}; the known ones are "
-            f"{', '.join(sorted(known))}."
-        )
-    return section
+    return read_section(path, "client", known, "CXR_CONFIG")
 
 
 def _is_file(path: Path) -> bool:

@@ -9,47 +9,33 @@ The servers listen on 127.0.0.1, or on another address with TLS and tokens (`con
 its metrics stay on this machine. All servers end with this process, however it ends.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from contract.case_store import parse_store
-from contract.connection import PLAIN, is_local_host, quiet_grpc
+from contract.connection import PLAIN, is_local_host
 from contract.errors import ArtifactError, ConfigError, CxrError, DeadlineError, ServiceError
-from contract.probe_case import PROBED
-from contract.protection import UNPROTECTED, Protection
-from contract.repository import read_published, verify
-from contract.signatures import TrustedKeys
-from contract.telemetry import Telemetry
-from serving.assembly import Assembly, assemble
+from contract.repository import read_published
 from serving.health import HealthServer
-from serving.ports import LOOPBACK, Ports, find_near_host, is_listening, join_address
+from serving.ports import Ports, is_listening
 from serving.probe import ask_all, is_sidecar_ready, is_triton_ready
 from serving.process import ChildProcess, find_reason, wait_until
 from serving.relay import is_up
 from serving.runtime import LogsLock, show_path
+from serving.servers import RELAY, SIDECAR, TRITON, Servers
+from serving.stack_settings import IndexSettings, StackSettings
 from serving.supervisor import Part, Say
 from serving.triton import (
-    ADMIN_KEY_FILE,
     EXIT_TIMEOUT_S,
-    TritonAddresses,
-    build_command,
-    copy_environment,
     find_triton,
-    list_import_paths,
     make_admin_key,
     name_regions,
     protect_regions,
     remove_regions,
-    write_socket_url,
 )
-from serving.turns import MOST_RUNNING, QUEUED_BY_TRITON
 from serving.watch import HealthWatch, TritonWatch
 
 __all__ = ["IndexSettings", "Ports", "Stack"]
@@ -58,138 +44,26 @@ _PROBE_TIMEOUT_S: Final = 1.0
 _MOST_ABORTS: Final = 2
 _FIRST_ANSWER_S: Final = 60.0
 _WATCH_S: Final = 0.25
-_TRITON: Final = "Triton"
-_SIDECAR: Final = "The retrieval sidecar"
-_RELAY: Final = "The relay in front of Triton"
 _SIDECAR_ERRORS: Final[dict[int, type[CxrError]]] = {
     error.exit_code: error for error in (ConfigError, ArtifactError)
 }
 _STOP_TIMEOUT_S: Final = EXIT_TIMEOUT_S + 2.0
 
 
-@dataclass(frozen=True)
-class IndexSettings:
-    """The kind of index that the sidecar should answer with, and the recall@10 (0 to 1) that it must reach."""
-
-    kind: str = "flat"
-    recall_floor: float = 0.95
-
-    def to_arguments(self) -> list[str]:
-        """Return the options of `python -m retrieval.server`."""
-        return ["--index", self.kind, "--recall-floor", str(self.recall_floor)]
-
-
-FLAT: Final = IndexSettings()
-
-
-class Stack:
+class Stack(StackSettings):
     """Triton and the sidecar over one published model repository and one case store."""
 
-    def __init__(
-        self,
-        repository: Path,
-        store: Path | str,
-        *,
-        ports: Ports | None = None,
-        log_dir: Path,
-        http_inference: bool = False,
-        host: str = LOOPBACK,
-        metrics_host: str = LOOPBACK,
-        index: IndexSettings = FLAT,
-        protection: Protection = UNPROTECTED,
-        telemetry: Telemetry | None = None,
-        triton_otlp: str | None = None,
-        trust: TrustedKeys | None = None,
-    ) -> None:
-        """Set up the stack; `start` starts it.
-
-        Args:
-            repository: A published model repository.
-            store: Directory of the case store, or a Milvus database (`contract.case_store`). The sidecar creates it if
-                needed.
-            ports: Ports to listen on. None: 8000 to 8002 and 8005, no metrics of the relay and the sidecar.
-            log_dir: Directory for triton.log, relay.log, retrieval.log and the admin key. It is created if needed, and
-                only one running stack may use it.
-            http_inference: Open Triton's own HTTP front end on the HTTP port, only for trusted callers (see
-                `serving.triton.build_command`). Without it the port answers only health requests. It is plain text on
-                loopback.
-            host: Address that the relay, the sidecar and the health service listen on.
-            metrics_host: Address of the metrics of the relay and the sidecar. The relay passes on Triton's there.
-            index: The sidecar's kind of index.
-            protection: TLS, client certificates and tokens.
-            telemetry: Log lines and spans of the relay and the sidecar. None: the defaults.
-            triton_otlp: Where Triton exports its spans, as in `serving.triton.build_command`.
-            trust: The keys of which one must have signed the repository, at each start of Triton and at each load of
-                a model into it. None: no signature is needed.
-        """
-        self.telemetry = telemetry or Telemetry()
-        self.triton_otlp = triton_otlp
-        self.trust = trust
-        self.repository = Path(repository).resolve()
-        self.store = parse_store(store)
-        self.ports = ports or Ports()
-        self.log_dir = Path(log_dir).resolve()
-        self.http_inference = http_inference
-        self.host = host
-        self.metrics_host = metrics_host
-        self.index = index
-        self.protection = replace(protection.resolve(), admin_key=self.admin_key_path)
+    def __post_init__(self) -> None:
+        """Set up the stack; `start` starts it. The arguments are those of `StackSettings`."""
+        super().__post_init__()
         self.connection = PLAIN
         self._children: list[ChildProcess] = []
         self._parts: list[Part] = []
         self._lock: LogsLock | None = None
         self._health: HealthServer | None = None
-        self._assembly: Assembly | None = None
+        self._servers: Servers | None = None
         self._ready = False
         self._aborts = 0
-
-    @property
-    def triton_url(self) -> str:
-        """Address of Triton's gRPC service for programs on this machine, host:port."""
-        return join_address(find_near_host(self.host), self.ports.grpc)
-
-    @property
-    def http_url(self) -> str:
-        """Address of the HTTP health service, host:port; with `http_inference`, of Triton's own HTTP service."""
-        return join_address(find_near_host(self.host), self.ports.http)
-
-    @property
-    def metrics_url(self) -> str:
-        """Page with Triton's Prometheus metrics."""
-        return f"http://{LOOPBACK}:{self.ports.metrics}/metrics"
-
-    @property
-    def retrieval_url(self) -> str:
-        """Address of the sidecar's gRPC service for programs on this machine, host:port."""
-        return join_address(find_near_host(self.host), self.ports.retrieval)
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the served model. Raise ArtifactError if the repository is not a published one."""
-        return read_published(self.repository, self.trust).fingerprint
-
-    @property
-    def admin_key_path(self) -> Path:
-        """File with the key for loading a new version (`serving.reload`). It is written at the start."""
-        return self.log_dir / "runtime" / ADMIN_KEY_FILE
-
-    def describe(self) -> dict[str, str]:
-        """Return the addresses, the protection, the model and the logs of the stack."""
-        scheme = "http" if self.protection.tls_dir is None else "https"
-        return {
-            "triton": self.triton_url,
-            (
-                "triton_http" if self.http_inference else "health"
-            ): f"{scheme}://{self.http_url}/v2/health/ready",
-            "metrics": self.metrics_url,
-            **self._list_metrics(),
-            "retrieval": self.retrieval_url,
-            "listens_on": self.host,
-            "protection": self.protection.describe(),
-            "fingerprint": self.fingerprint,
-            "logs": show_path(self.log_dir),
-            "admin_key": show_path(self.admin_key_path),
-        }
 
     @property
     def pids(self) -> dict[str, int]:
@@ -207,8 +81,8 @@ class Stack:
         if self._children:
             raise ServiceError("The stack was started already.")
         try:
-            self._prepare()
-            for build in (self._build_triton, self._build_sidecar, self._build_relay):
+            servers = self._prepare()
+            for build in (servers.build_triton, servers.build_sidecar, servers.build_relay):
                 self._children.append(build())
                 self._children[-1].start()
             self._note_children()
@@ -249,7 +123,7 @@ class Stack:
                     raise DeadlineError(f"{names} not ready after {timeout_s:g} s; see {logs}.")
             self.check()  # a foreign server may have taken the port and answered
             protect_regions(name_regions(self.log_dir))
-            ask_all(self.triton_url, _FIRST_ANSWER_S, self._list_probed(), self.connection)
+            ask_all(self.triton_url, _FIRST_ANSWER_S, self.list_probed(), self.connection)
             self._ready = True
         except BaseException:
             self.stop()
@@ -267,7 +141,7 @@ class Stack:
         self._aborts += 1
         triton.stop(0.0)
         self._remove_regions()
-        self._children[0] = self._build_triton()
+        self._children[0] = self._get_servers().build_triton(keep_log=True)
         self._children[0].start()
         self._note_children()
 
@@ -280,7 +154,7 @@ class Stack:
             if child.exit_code is None:
                 continue
             kind = (
-                _SIDECAR_ERRORS.get(child.exit_code, ServiceError) if child.name == _SIDECAR else ServiceError
+                _SIDECAR_ERRORS.get(child.exit_code, ServiceError) if child.name == SIDECAR else ServiceError
             )
             # The last log line of a killed server does not say why it ended.
             reason = f": {find_reason(child.read_tail(400))}" if child.exit_code > 0 else ""
@@ -292,7 +166,8 @@ class Stack:
         Args:
             say: Receives a sentence when a server ends and when it answers again.
         """
-        self._parts = [self._make_triton_part(), self._make_sidecar_part(), self._make_relay_part()]
+        makers = (self._make_triton_part, self._make_sidecar_part, self._make_relay_part)
+        self._parts = [make(self._get_servers()) for make in makers]
         for part in self._parts:
             part.begin()
         while True:
@@ -342,9 +217,9 @@ class Stack:
                 raise
             self._children.pop()
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Servers:
         """Lock the logs folder, end the servers of a killed stack, and prepare the folder that Triton runs from."""
-        installation = find_triton()
+        find_triton()  # raises if it is not installed
         read_published(self.repository, self.trust)  # raises if this is not a published repository
         for host in (self.host, self.metrics_host):
             replace(self.protection, admin_key=None).check(host)
@@ -357,137 +232,46 @@ class Stack:
         self._lock.end_leftovers()
         self._remove_regions()
         self.ports.require_free(self.host, self.metrics_host)
-        self._assembly = assemble(installation)
+        self._servers = Servers(self, leave_socket=self._end_relay)
         self.connection = self.protection.make_connection(make_admin_key(self.admin_key_path))
+        return self._servers
 
-    def _build_triton(self) -> ChildProcess:
-        assert self._assembly is not None
-        if not self._assembly.is_whole:  # the temporary files were deleted
-            fallen, self._assembly = self._assembly, assemble(find_triton())
-            fallen.folder.close()
-            self._end_relay()  # it knows only the old socket
-        published = verify(self.repository, self.trust)  # raises if a file differs from the published one
-        return ChildProcess(
-            _TRITON,
-            build_command(
-                self._assembly.installation,
-                self._assembly.folder.link("repository", self.repository),
-                self._assembly.backends,
-                TritonAddresses(self._assembly.socket, self.ports.http, self.ports.metrics),
-                name_regions(self.log_dir),
-                rate_limited=published.rate_limited,
-                http_inference=self.http_inference,
-                otlp=self.triton_otlp,
-            ),
-            log_path=self.log_dir / "triton.log",
-            environment=self._assembly.environment,
-            directory=self._assembly.empty,
-            keep_log=self._ready or self._aborts > 0,
-        )
-
-    def _build_sidecar(self) -> ChildProcess:
-        options = [
-            "--store",
-            str(self.store),
-            "--address",
-            join_address(self.host, self.ports.retrieval),
-            "--fingerprint",
-            self.fingerprint,
-            *self.index.to_arguments(),
-            *self.protection.to_arguments(),
-            *self._choose_metrics(self.ports.retrieval_metrics),
-            *self.telemetry.to_arguments(),
-        ]
-        return self._build_python(_SIDECAR, "retrieval.server", options, "retrieval.log")
-
-    def _build_relay(self) -> ChildProcess:
-        queues = read_published(self.repository, self.trust).to_dict().get("variant") == "throughput"
-        options = ["--listen", join_address(self.host, self.ports.grpc), "--triton", self._own_url]
-        options += [*self.protection.to_arguments(), *self.telemetry.to_arguments()]
-        options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
-        if self.trust is not None:
-            options += [*self.trust.to_arguments(), "--repository", str(self.repository)]
-        options += ["--running", str(QUEUED_BY_TRITON if queues else MOST_RUNNING)]
-        return self._build_python(_RELAY, "serving.relay", options, "relay.log")
-
-    def _choose_metrics(self, port: int) -> list[str]:
-        """Return the options of a server for its metrics."""
-        return ["--metrics-port", str(port), "--metrics-host", self.metrics_host]
-
-    def _list_metrics(self) -> dict[str, str]:
-        """Return the pages of metrics of the relay and the sidecar, as programs on this machine read them."""
-        scheme = "http" if self.protection.tls_dir is None else "https"
-        ports = {"relay_metrics": self.ports.relay_metrics, "retrieval_metrics": self.ports.retrieval_metrics}
-        host = find_near_host(self.metrics_host)
-        return {
-            name: f"{scheme}://{join_address(host, port)}/metrics" for name, port in ports.items() if port
-        }
-
-    def _build_python(self, name: str, module: str, options: list[str], log: str) -> ChildProcess:
-        # -P: ignore a folder with the module's name in the current directory.
-        environment = copy_environment()
-        environment["PYTHONPATH"] = os.pathsep.join(list_import_paths())
-        quiet_grpc(environment)
-        return ChildProcess(
-            name,
-            [sys.executable, "-P", "-m", module, *options],
-            log_path=self.log_dir / log,
-            environment=environment,
-            keep_log=self._ready,
-        )
+    def _get_servers(self) -> Servers:
+        assert self._servers is not None, "the stack is not started"
+        return self._servers
 
     def _end_relay(self) -> None:
         """End the relay. `wait` starts it again."""
         for child in self._children:
-            if child.name == _RELAY:
+            if child.name == RELAY:
                 child.stop(_PROBE_TIMEOUT_S)
 
-    def _make_triton_part(self) -> Part:
+    def _make_triton_part(self, servers: Servers) -> Part:
         ports = [self.ports.metrics, *([self.ports.http] if self.http_inference else [])]
         return Part(
-            _TRITON,
+            TRITON,
             self._children[0],
-            build=self._build_triton,
-            watch=lambda child, up: TritonWatch(self._own_url, child.pid or 0, self._list_probed(), up=up),
+            build=partial(servers.build_triton, keep_log=True),
+            watch=lambda child, up: TritonWatch(
+                servers.socket_url, child.pid or 0, self.list_probed(), up=up
+            ),
             ports=ports,
             clean=self._remove_regions,
         )
 
-    def _make_sidecar_part(self) -> Part:
+    def _make_sidecar_part(self, servers: Servers) -> Part:
         is_ready = partial(is_sidecar_ready, self.retrieval_url, self.connection)
         ports = [self.ports.retrieval, self.ports.retrieval_metrics]
-        return self._make_python_part(self._children[1], self._build_sidecar, is_ready, ports)
+        return _make_python_part(self._children[1], servers.build_sidecar, is_ready, ports)
 
-    def _make_relay_part(self) -> Part:
+    def _make_relay_part(self, servers: Servers) -> Part:
         is_ready = partial(is_up, self.triton_url, self.connection)
         ports = [self.ports.grpc, self.ports.relay_metrics]
-        return self._make_python_part(self._children[2], self._build_relay, is_ready, ports)
-
-    @staticmethod
-    def _make_python_part(
-        child: ChildProcess, build: Callable[[], ChildProcess], is_ready: Callable[[], bool], ports: list[int]
-    ) -> Part:
-        return Part(
-            child.name,
-            child,
-            build=build,
-            watch=lambda child, up: HealthWatch(is_ready, child.pid or 0, up=up),
-            ports=[port for port in ports if port],
-            clean=lambda: None,
-        )
-
-    @property
-    def _own_url(self) -> str:
-        """Triton's gRPC address behind the relay."""
-        assert self._assembly is not None
-        return write_socket_url(self._assembly.socket)
-
-    def _list_probed(self) -> list[str]:
-        return [name for name in PROBED if (self.repository / name / "config.pbtxt").is_file()]
+        return _make_python_part(self._children[2], servers.build_relay, is_ready, ports)
 
     def _answers_health(self, model: str | None) -> bool | None:
         """Return, for `serving.health`, whether a model, or every model, infers."""
-        if model is not None and model not in self._list_probed():
+        if model is not None and model not in self.list_probed():
             return None
         if not self._parts:
             return self._ready and self._children[0].running
@@ -497,11 +281,13 @@ class Stack:
         return watch.ready if model is None else watch.answers(model)
 
     def _answers(self, child: ChildProcess) -> bool:
-        if child.name == _SIDECAR:
+        if child.name == SIDECAR:
             return is_sidecar_ready(self.retrieval_url, self.connection)
-        if child.name == _RELAY:
+        if child.name == RELAY:
             return is_up(self.triton_url, self.connection)
-        return is_triton_ready(self._own_url) and (not self.http_inference or is_listening(self.ports.http))
+        return is_triton_ready(self._get_servers().socket_url) and (
+            not self.http_inference or is_listening(self.ports.http)
+        )
 
     def _note_children(self) -> None:
         if self._lock is not None:
@@ -516,12 +302,25 @@ class Stack:
             part.close()
         self._parts = []
         health, self._health = self._health, None
-        assembly, self._assembly = self._assembly, None
+        servers, self._servers = self._servers, None
         lock, self._lock = self._lock, None
         if health is not None:
             health.close()
-        if assembly is not None:
-            assembly.folder.close()
+        if servers is not None:
+            servers.close()
         if lock is not None:
             self._remove_regions()
             lock.release()
+
+
+def _make_python_part(
+    child: ChildProcess, build: Callable[..., ChildProcess], is_ready: Callable[[], bool], ports: list[int]
+) -> Part:
+    return Part(
+        child.name,
+        child,
+        build=partial(build, keep_log=True),
+        watch=lambda child, up: HealthWatch(is_ready, child.pid or 0, up=up),
+        ports=[port for port in ports if port],
+        clean=lambda: None,
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import Json
+from cli.serve_config import FILE_VARIABLE, load_config
 from cli.signing import RequireSignature
 
 
@@ -97,6 +98,17 @@ def serve(
         typer.Option(min=0, max=1, help="Smallest measured recall@10 with which such an index answers."),
     ] = 0.95,
     require_signature: RequireSignature = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar=FILE_VARIABLE,
+            is_eager=True,
+            callback=load_config,
+            help="File with any of these options as name = value in its section [serve]. The command line and the "
+            "environment come before it.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run Triton and the retrieval sidecar on this machine until Ctrl-C. Restart a server that exits or hangs."""

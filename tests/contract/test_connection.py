@@ -62,7 +62,8 @@ def test_public_authorities_and_token_files(tmp_path):
     ("text", "words"),
     [
         ("tls_ca = x\n", r"needs a section \[client\]"),
-        ("[client]\ntoken = secret\n", "unknown setting token"),
+        ("[client]\ntoken = secret\n", "unknown setting token; the nearest known one is token_file"),
+        ("[client]\nxyz = secret\n", "unknown setting xyz; the known ones are retrieval, tls_ca, "),
         ("[client\n", r"needs a section \[client\]"),
     ],
 )

@@ -15,6 +15,7 @@ from cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "docker" / "systemd" / "cxr-serve.service"
+CONFIG = UNIT.with_name("serve.ini")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,9 @@ def service():
 def options(service):
     program, command, *arguments = shlex.split(service["ExecStart"])
     assert (program, command) == ("/opt/cxr/venv/bin/cxr", "serve")
+    assert arguments == ["--config", "/etc/cxr/serve.ini"]
     serve = get_command(app).get_command(None, "serve")
-    return serve.make_context("serve", arguments).params
+    return serve.make_context("serve", ["--config", str(CONFIG)]).params
 
 
 def test_it_serves_with_tls_certificates_and_tokens(service, options):

@@ -71,15 +71,15 @@ def test_the_entry_of_the_image_ends_when_triton_no_longer_infers(repository, tm
     """With the bundled Triton in the place of the image's: the same release."""
     ports = Ports.free()
     stack = Stack(repository, tmp_path / "store", ports=ports, log_dir=tmp_path / "logs")
-    stack._prepare()
+    servers = stack._prepare()
     try:
         # The image has no relay: its Triton listens at a port itself.
-        command = [x for x in stack._build_triton()._command if not x.startswith(("--grpc-a", "--grpc-p"))]
+        command = [x for x in servers.build_triton()._command if not x.startswith(("--grpc-a", "--grpc-p"))]
         command += ["--grpc-address=127.0.0.1", f"--grpc-port={ports.grpc}"]
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving.container", *command],
-                env={**stack._assembly.environment, "PYTHONPATH": str(ROOT)},
+                env={**servers.assembly.environment, "PYTHONPATH": str(ROOT)},
                 stdout=out,
                 stderr=out,
             )

@@ -91,25 +91,24 @@ def test_the_stack_starts_nothing_without_the_signature(own_repository, tmp_path
 def test_each_start_of_triton_checks_again(own_repository, tmp_path, key, mark_published):
     """A supervised Triton that is started again must not load what was swapped meanwhile."""
     pytest.importorskip("pytriton")
-    from serving.assembly import assemble
-    from serving.triton import find_triton
+    from serving.servers import Servers
 
     sign_marker(own_repository, key)
     stack = make_stack(own_repository, tmp_path, key.trust)
-    stack._assembly = assemble(find_triton())
+    servers = Servers(stack, leave_socket=lambda: None)
     try:
-        assert stack._build_triton()
-        words = stack._build_relay()._command
+        assert servers.build_triton()
+        words = servers.build_relay()._command
         assert words[words.index("--require-signature") + 1] == key.trust.keys[0]
         assert words[words.index("--repository") + 1] == str(own_repository)
         (own_repository / "graph" / "1" / "model.onnx").write_bytes(b"other weights")
         mark_published(own_repository, "f" * 64)
         with pytest.raises(SignatureError, match=r"was changed after it was signed|damaged or forged"):
-            stack._build_triton()
+            servers.build_triton()
         with pytest.raises(SignatureError):
-            stack._build_sidecar()
+            servers.build_sidecar()
     finally:
-        stack._assembly.folder.close()
+        servers.close()
 
 
 def test_the_relay_needs_the_repository_with_the_keys(key):

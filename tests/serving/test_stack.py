@@ -15,6 +15,7 @@ import pytest
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServiceError
 from serving.probe import is_sidecar_ready, is_triton_ready
 from serving.process import find_reason
+from serving.servers import build_python
 from serving.stack import Ports, Stack
 from serving.triton import build_environment, find_triton, name_regions
 
@@ -185,7 +186,7 @@ def test_no_server_inherits_the_token_of_a_client(tmp_path, monkeypatch):
     installation = find_triton()
     assert "cxr_secret" not in build_environment(installation, tmp_path).values()
     stack = Stack(tmp_path / "repository", tmp_path / "store", log_dir=tmp_path / "logs", ports=Ports.free())
-    process = stack._build_python("sidecar", "retrieval.server", [], "sidecar.log")
+    process = build_python(stack, "sidecar", "retrieval.server", [], "sidecar.log")
     assert "cxr_secret" not in process._environment.values()
 
 
