@@ -400,7 +400,7 @@ class Stack:
 
     def _build_relay(self) -> ChildProcess:
         queues = read_published(self.repository, self.trust).to_dict().get("variant") == "throughput"
-        options = ["--listen", join_address(self.host, self.ports.grpc), "--triton", self._own_url]
+        options = ["--listen", join_address(self.host, self.ports.grpc), "--triton", self.own_url]
         options += [*self.protection.to_arguments(), *self.telemetry.to_arguments()]
         options += [*self._choose_metrics(self.ports.relay_metrics), "--triton-metrics", self.metrics_url]
         if self.trust is not None:
@@ -446,7 +446,7 @@ class Stack:
             _TRITON,
             self._children[0],
             build=self._build_triton,
-            watch=lambda child, up: TritonWatch(self._own_url, child.pid or 0, self._list_probed(), up=up),
+            watch=lambda child, up: TritonWatch(self.own_url, child.pid or 0, self._list_probed(), up=up),
             ports=ports,
             clean=self._remove_regions,
         )
@@ -475,8 +475,8 @@ class Stack:
         )
 
     @property
-    def _own_url(self) -> str:
-        """Triton's gRPC address behind the relay."""
+    def own_url(self) -> str:
+        """Triton's own gRPC address behind the relay, a socket file. The stack was started."""
         assert self._assembly is not None
         return write_socket_url(self._assembly.socket)
 
@@ -499,7 +499,7 @@ class Stack:
             return is_sidecar_ready(self.retrieval_url, self.connection)
         if child.name == _RELAY:
             return is_up(self.triton_url, self.connection)
-        return is_triton_ready(self._own_url) and (not self.http_inference or is_listening(self.ports.http))
+        return is_triton_ready(self.own_url) and (not self.http_inference or is_listening(self.ports.http))
 
     def _note_children(self) -> None:
         if self._lock is not None:

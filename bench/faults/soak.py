@@ -29,6 +29,7 @@ from contract.report.tokens import TokenLimits
 if TYPE_CHECKING:
     from bench.faults.good_clients import GoodClients
     from bench.faults.hostile import HostileReport, HostileTraffic
+    from contract.signatures import TrustedKeys
 
 SWAP: Final = "swap the version"
 BAD: Final = "bad clients for 8 s"
@@ -80,6 +81,7 @@ def run_soak(
     out: Path | None = None,
     only: Sequence[str] = (),
     seed: int = 0,
+    trust: "TrustedKeys | None" = None,
 ) -> dict[str, Any]:
     """Run the soak and return its report.
 
@@ -91,6 +93,7 @@ def run_soak(
         out: Directory for soak.json and soak.md.
         only: Names of events; empty for all.
         seed: Seed for the drawn cases.
+        trust: The keys of which one must have signed the bundle.
 
     Raises:
         ConfigError: The repository cannot be served, or its model answers two drawn cases alike.
@@ -103,7 +106,7 @@ def run_soak(
     cases = draw_cases(_CASES, seed)
     with tempfile.TemporaryDirectory(prefix="cxr-soak-") as scratch:
         copy = Path(shutil.copytree(repository, Path(scratch) / "repository"))
-        swaps = _add_version(copy, repository, bundle)
+        swaps = _add_version(copy, repository, bundle, trust)
         with ServedProcess(copy, Path(scratch) / "serve") as served:
             served.wait_ready()
             with CxrClient(served.triton_url, timeout_s=30.0, shrink=False, tls=False, token="") as client:
@@ -307,7 +310,7 @@ def _run_event(served: ServedProcess, good: "GoodClients", event: Event, fault: 
     good.dismiss()
 
 
-def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
+def _add_version(copy: Path, repository: Path, bundle: Path | None, trust: "TrustedKeys | None") -> bool:
     """Publish the same model again into the copy; return whether versions can be swapped."""
     from contract.repository import read_published
 
@@ -324,7 +327,7 @@ def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
         load_profile(entry["profile"]), entry["target"], entry["variant"], entry["layout"]
     )
     graphs = {name: repository / name / str(published.version) / "model.onnx" for name in deployment.graphs}
-    publish(load_bundle(bundle), graphs, copy, deployment)
+    publish(load_bundle(bundle, trust=trust), graphs, copy, deployment)
     return True
 
 

@@ -8,7 +8,7 @@ import typer
 from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, make_console
-from cli.signing import PasswordFile, RequireSignature, Sign, open_key
+from cli.signing import PasswordFile, RequireSignature, Sign, find_trust, open_key
 from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 
@@ -97,7 +97,6 @@ def export(
     from cli.export import Publication, export_bundle, print_export
     from cli.export_servers import shown_after
     from cli.show import print_json
-    from contract.signatures import TrustedKeys
 
     console = make_console(as_json)
     servers = _find_servers(load, repository, admin_key, connection)
@@ -110,7 +109,7 @@ def export(
         servers,
         cores,
         key=open_key(sign, password_file),
-        trust=TrustedKeys.find(require_signature),
+        trust=find_trust(require_signature),
     )
     with shown_after(console, servers):
         result = export_bundle(
@@ -216,6 +215,7 @@ def tensorrt(
             "--cuda-graphs", help="Let Triton capture small shapes as CUDA graphs. Each one takes GPU memory."
         ),
     ] = False,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans. Without TensorRT, write the commands and configs to build them on another machine."""
@@ -231,5 +231,6 @@ def tensorrt(
         typical_batch=typical_batch,
         workspace_mib=workspace_mib,
         cuda_graphs=cuda_graphs,
+        trust=find_trust(require_signature),
     )
     print_json(result.to_dict()) if as_json else print_plans(console, result)
