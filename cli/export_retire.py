@@ -51,10 +51,11 @@ def retire_version(
         ServiceError: A running server did not unload it. The version is kept.
     """
     from contract.repository import read_published
-    from export.versions import retire
+    from export.versions import retire, settle
 
     if servers is None:
         return Retired(*retire(repository, version, key=key), [])
+    settle(repository)  # a killed command leaves files
     state = read_published(repository)
     _require_version(servers, state.version)
     if state.previous is None and version != state.version:

@@ -9,6 +9,7 @@ A killed command leaves servers that answer with different versions. The next co
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,20 +97,10 @@ class Servers:
         self._keys = dict(zip(urls, keys * len(urls) if len(keys) == 1 else keys, strict=True))
         self._states = {url: ServerState(url) for url in urls}
 
-    def __str__(self) -> str:
-        """The addresses, as in a sentence."""
-        *first, last = self._states
-        return f"{', '.join(first)} and {last}" if first else last
-
     @property
     def states(self) -> list[ServerState]:
         """What is known of each server, in the order of the addresses."""
         return list(self._states.values())
-
-    @property
-    def loaded(self) -> "list[Reload]":
-        """What the servers loaded."""
-        return [state.loaded for state in self.states if state.loaded]
 
     def ask_versions(self) -> list[int | None]:
         """Ask every server which version it answers with, as `serving.reload.check_server` does. Nothing is changed.
@@ -248,7 +239,7 @@ class Servers:
             yield
         except CxrError as error:
             if self._states[url].problem is None:
-                self._note(url, problem=f"{str(error).partition('. ')[0].removesuffix('.')}.")
+                self._note(url, problem=re.split(r"(?<=[.?]) ", str(error))[0])
             raise
 
     def _note(self, url: str, **values: Any) -> None:
