@@ -4,14 +4,16 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
 
+from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
+from contract.signatures import TrustedKeys
 
 if TYPE_CHECKING:
     from bench.load.arrivals import Arrivals
@@ -62,11 +64,15 @@ class Options:
     timeout_s: float = 30.0
     carrier: "Carrier" = "auto"
     compression: "Compression" = "none"
+    connection: Connection = PLAIN
+    trust: TrustedKeys | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings that affect the figures, JSON-ready."""
-        paths = {"table", "repository", "bundle"}
-        return {name: value for name, value in asdict(self).items() if name not in paths}
+        """Return the settings that affect the figures, JSON-ready. The token is not among them."""
+        left_out = {"table", "repository", "bundle", "connection", "trust"}
+        values = {name: value for name, value in vars(self).items() if name not in left_out}
+        tls = self.connection.tls
+        return values | {"tls": "none" if tls is None else "server" if tls.cert is None else "mutual"}
 
     @property
     def phases(self) -> "Phases":
@@ -107,7 +113,8 @@ def run_bench(console: Console, options: Options) -> dict[str, Any]:
 
     budget = Budget.parse(options.budget) if options.budget else None
     with ExitStack() as stack, console.status("Preparing requests") as status:
-        transport = TritonTransport(options.triton, ChannelSettings(options.carrier, options.compression))
+        settings = ChannelSettings(options.carrier, options.compression, connection=options.connection)
+        transport = TritonTransport(options.triton, settings)
         stack.callback(transport.close)
         inputs = _prepare(options, transport)
         request = _make_served(stack, options, transport, inputs)
@@ -134,7 +141,7 @@ def _prepare(options: Options, transport: "TritonTransport") -> Inputs:
     from bench.load.inputs import draw_inputs, prepare_inputs
     from bench.load.requests import read_signature
 
-    signature = read_signature(options.triton, options.model, options.timeout_s)
+    signature = read_signature(options.triton, options.model, options.timeout_s, options.connection)
     names = tuple(signature.inputs)
 
     def ask(model: str, inputs: Any, outputs: Sequence[str]) -> "Arrays":
@@ -210,7 +217,7 @@ def _make_served(
         outputs = inputs.signature.outputs
         return make_client_request(transport, options.model, inputs.requests, outputs, options.timeout_s)
     payloads = [serialise(inputs.signature, request) for request in inputs.requests]
-    sender = BytesSender(options.triton, payloads, options.timeout_s)
+    sender = BytesSender(options.triton, payloads, options.timeout_s, options.connection)
     stack.callback(sender.close)
     return sender
 
@@ -227,6 +234,7 @@ def _make_observer(stack: ExitStack, options: Options) -> "Observer":
         timeout_s=options.timeout_s,
         processes=ProcessTree(pids) if pids else None,
         metrics_url=options.metrics_url,
+        connection=options.connection,
     )
     stack.callback(observer.close)
     return observer
@@ -262,15 +270,18 @@ def _make_baselines(
             both = InProcess(options.repository, concurrent=True)
             yield BOTH_AT_ONCE, answer_here(both, options.model, requests)
     if options.bundle is not None:
-        yield "torch eager fp32", make_eager(options.bundle, signature, requests)
+        yield "torch eager fp32", make_eager(options.bundle, signature, requests, options.trust)
 
 
-def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]") -> "Request":
+def make_eager(
+    path: Path, signature: "Signature", requests: "Sequence[Arrays]", trust: TrustedKeys | None = None
+) -> "Request":
     """Return the bundle's PyTorch model as a `Request`, without compilation and with one thread per core.
 
     Raises:
         ConfigError: The model does not read tensors, or the `train` extra is missing.
         ArtifactError: The bundle is damaged.
+        SignatureError: No key of `trust` signed the bundle.
     """
     from bench.report.machine import count_cores
     from contract.bundle import load_bundle
@@ -286,7 +297,7 @@ def make_eager(path: Path, signature: "Signature", requests: "Sequence[Arrays]")
     from training.model.model import load_model
 
     torch.set_num_threads(count_cores())
-    model = load_model(load_bundle(path))
+    model = load_model(load_bundle(path, trust=trust))
     tensors = [{name: torch.from_numpy(array) for name, array in request.items()} for request in requests]
 
     def request(number: int) -> None:

@@ -1,24 +1,21 @@
-"""`cxr export verify` checks the answers of a running Triton. `cxr export retire` removes a version."""
+"""`cxr export verify`: check the answers of running Tritons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from contract.address import split_addresses
 from contract.connection import PLAIN, Connection
-from contract.errors import ArtifactError, ConfigError, ParityError
+from contract.errors import ArtifactError, CxrError, ParityError
 from contract.runtime.session import read_parameter
 from contract.training_data import WAYS
 
 if TYPE_CHECKING:
-    from contract.repository import Published
-    from export.gates.server import Agreement
-    from export.signing import SigningKey
-    from serving.reload import Reload
+    from export.gates.requests import Request
+    from export.gates.server import Agreement, StoredAnswers
 
 
 @dataclass(frozen=True)
@@ -37,28 +34,59 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Retired:
-    """The removed version, the version that answers, and what a running server loaded."""
+class VerifiedServers:
+    """The results of several servers, in the order of the addresses.
 
-    published: "Published"
-    version: int
-    loaded: "Reload | None"
+    Attributes:
+        verified: The servers that answered.
+        errors: Address -> error of each server that did not.
+    """
+
+    verified: tuple[Verified, ...]
+    errors: Mapping[str, CxrError]
+
+    @property
+    def versions(self) -> set[tuple[int, str]]:
+        """Every (version, fingerprint) that a server answered with."""
+        return {(server.version, server.fingerprint) for server in self.verified}
+
+    @property
+    def passed(self) -> bool:
+        """Whether all servers answered, within the limits, with one version."""
+        passed = all(server.agreement.passed for server in self.verified)
+        return passed and not self.errors and len(self.versions) == 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values."""
-        values = {
-            "repository": str(self.published.repository),
-            "retired": self.version,
-            "version": self.published.version,
-            "fingerprint": self.published.fingerprint,
+        """Return the results as JSON-ready values."""
+        return {
+            "passed": self.passed,
+            "servers": [server.to_dict() for server in self.verified],
+            "errors": {url: str(error) for url, error in self.errors.items()},
         }
-        return {**values, "loaded": self.loaded.to_dict()} if self.loaded else values
+
+
+def verify_servers(
+    console: Console, addresses: Sequence[str], connection: Connection = PLAIN
+) -> VerifiedServers:
+    """Verify each server with `verify_server`. One that fails does not keep the others from being asked.
+
+    Raises:
+        ConfigError: One of several addresses is empty.
+    """
+    verified, errors = [], {}
+    for url in split_addresses(addresses, "the address"):
+        try:
+            verified.append(verify_server(console, url, connection))
+        except CxrError as error:  # noqa: PERF203 - each server is asked
+            errors[url] = error
+    return VerifiedServers(tuple(verified), errors)
 
 
 def verify_server(console: Console, url: str, connection: Connection = PLAIN) -> Verified:
-    """Send the random requests to the ensembles of a running Triton; compare the answers with those in its configs.
+    """Send the random requests to a running Triton; compare the answers with those in its configs.
 
-    The result says whether the server passed.
+    `predict_*_tensors` take one image. So requests with several views go to the graphs of the same version, one after
+    another. The result says whether the server passed.
 
     Raises:
         ArtifactError: The server does not serve a repository published by this version of `cxr export`.
@@ -66,8 +94,9 @@ def verify_server(console: Console, url: str, connection: Connection = PLAIN) ->
         ServiceError: The server does not answer.
     """
     from client.served import parse_model
-    from export.gates.requests import draw_requests
-    from export.gates.server import STORED, StoredAnswers, collect_answers, compare_answers
+    from contract.tensors import FUSED
+    from export.gates.requests import Request, draw_requests
+    from export.gates.server import STORED, StoredAnswers, collect_answers, compare_answers, run_request
     from serving.served_graphs import ServedGraphs, connect, find_version
 
     source = f"Triton at {url}"
@@ -78,14 +107,21 @@ def verify_server(console: Console, url: str, connection: Connection = PLAIN) ->
         stored = StoredAnswers.read(
             {kind: read_parameter(config, STORED) for kind, config in configs.items()}, source=source
         )
-        runtime = served.describe(_find_graph(configs["image"]))
+        graph = _find_graph(configs["image"])
+        layout = "fused" if graph in FUSED else "split"
+        runtime = served.describe(graph)
         if model.vocabulary_size is None:
             raise ArtifactError(f"{source} does not state its vocabulary size. Publish the bundle again.")
         requests = draw_requests(model.image_size, model.vocabulary_size, model.max_length)
-        answers = collect_answers(
-            lambda request: served.ask(f"predict_{request.kind}_tensors", request.inputs),
-            [request for request in requests if request.kind in stored.answers],
-        )
+        asked = [request for request in requests if request.kind in stored.answers]
+        _require_same_requests(stored, asked, source)
+
+        def run(request: Request) -> Mapping[str, Any]:
+            if request.views > 1:
+                return run_request(served.ask, request, layout=layout)
+            return served.ask(f"predict_{request.kind}_tensors", request.inputs)
+
+        answers = collect_answers(run, asked)
     agreement = compare_answers(
         stored,
         answers,
@@ -96,6 +132,16 @@ def verify_server(console: Console, url: str, connection: Connection = PLAIN) ->
     return Verified(url, model.fingerprint, served.version, agreement)
 
 
+def _require_same_requests(stored: "StoredAnswers", asked: "Sequence[Request]", source: str) -> None:
+    """Raise ArtifactError if the stored answers are those to the requests of another version of this software."""
+    for kind, rows in stored.answers.items():
+        if len(rows) != sum(request.batch_size for request in asked if request.kind == kind):
+            raise ArtifactError(
+                f"{source} holds answers to the requests of another version of cxr. Publish the bundle again with "
+                "`cxr export`."
+            )
+
+
 def _find_graph(config: Mapping[str, Any]) -> str:
     """Return the first graph among the steps of an ensemble."""
     from contract.tensors import FUSED, GRAPHS
@@ -104,88 +150,42 @@ def _find_graph(config: Mapping[str, Any]) -> str:
     return next(str(name) for name in steps if name in GRAPHS or name in FUSED)
 
 
-def require_passed(verified: Verified) -> None:
-    """Raise ParityError with the first measure beyond its limit, unless the server passed."""
-    if not verified.agreement.passed:
-        raise ParityError(
-            f"Triton at {verified.triton} does not answer as the graphs of version {verified.version} did: "
-            f"{verified.agreement.failures[0]}."
-        )
-
-
-def retire_version(
-    console: Console,
-    repository: Path,
-    *,
-    version: int | None,
-    load: str | None,
-    admin_key: Path,
-    connection: Connection = PLAIN,
-    key: "SigningKey | None" = None,
-) -> Retired:
-    """Remove the version that does not answer. The running server unloads it first. `key` signs the repository.
+def require_passed(result: VerifiedServers) -> None:
+    """Raise an error unless all servers answered as the graphs of one version did.
 
     Raises:
-        ConfigError: The version does not exist, or it answers, here or at the server; or the admin key is missing.
-        ServiceError: The running server did not unload it. The version is kept.
+        CxrError: The error of the first server that could not be asked.
+        ParityError: A measure of a server is beyond its limit, or two servers answer with different versions.
     """
-    from export.versions import retire
-
-    if load is None:
-        published, gone = retire(repository, version, key=key)
-        return Retired(published, gone, None)
-    reloads: list[Reload] = []
-    published, gone = retire(
-        repository,
-        version,
-        partial(_unload, console, repository, load, admin_key, connection, reloads),
-        key=key,
-    )
-    return Retired(published, gone, reloads[0])
-
-
-def _unload(
-    console: Console,
-    repository: Path,
-    url: str,
-    admin_key: Path,
-    connection: Connection,
-    reloads: "list[Reload]",
-) -> None:
-    """Let the server reload the repository, if it answers with the version that is kept."""
-    from contract.repository import read_published
-    from serving.reload import check_server, reload_models
-    from serving.triton import read_admin_key
-
-    key = read_admin_key(admin_key)
-    if check_server(url, repository, key, connection) != read_published(repository).version:
-        raise ConfigError(
-            f"Triton at {url} answers with another version than {repository} states. First run `cxr export rollback "
-            f"{repository} --to VERSION --load {url}`."
+    for error in result.errors.values():
+        raise error
+    for server in result.verified:
+        if not server.agreement.passed:
+            raise ParityError(
+                f"Triton at {server.triton} does not answer as the graphs of version {server.version} did: "
+                f"{server.agreement.failures[0]}."
+            )
+    if len(result.versions) > 1:
+        found = ", ".join(
+            f"{server.triton} version {server.version} ({server.fingerprint[:12]})"
+            for server in result.verified
         )
-    with console.status(Text(f"Unloading from Triton at {url}")):
-        reloads.append(reload_models(url, repository, key, connection=connection))
+        raise ParityError(
+            f"The servers answer with different versions: {found}. `cxr export rollback` with all of them as --load "
+            "brings them to one."
+        )
 
 
-def print_verified(console: Console, verified: Verified) -> None:
-    """Print the table of differences, and the version that was verified."""
-    console.print(verified.agreement.to_markdown(), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"Triton at {verified.triton} answers with version {verified.version} (model {verified.fingerprint[:12]}).",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def print_retired(console: Console, result: Retired) -> None:
-    """Print the removed version and the version that answers."""
-    console.print(
-        f"Version {result.version} of {result.published.repository} was removed; version {result.published.version} "
-        f"(model {result.published.fingerprint[:12]}) answers.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if result.loaded:
-        console.print("Triton unloads the removed version.", highlight=False)
+def print_verified(console: Console, result: VerifiedServers) -> None:
+    """Print the table of differences of each server, and the version that it answered with."""
+    for server in result.verified:
+        console.print(server.agreement.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"Triton at {server.triton} answers with version {server.version} (model {server.fingerprint[:12]}).",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(result.errors) + len(result.verified) > 1:
+        for error in result.errors.values():
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)

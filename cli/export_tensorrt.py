@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cli.progress import show_progress
 from contract.errors import ConfigError
+from contract.signatures import TrustedKeys
 
 if TYPE_CHECKING:
     from export.tensorrt.build import PlanExport
@@ -23,6 +24,7 @@ def export_tensorrt(
     typical_batch: int,
     workspace_mib: int,
     cuda_graphs: bool = False,
+    trust: TrustedKeys | None = None,
 ) -> "PlanExport":
     """Build plans of a bundle or a published repository into `out`, or write the commands to build them there.
 
@@ -36,7 +38,7 @@ def export_tensorrt(
 
     settings = PlanSettings(cast("Precision", precision), typical_batch, workspace_mib, cuda_graphs)
     with show_progress(console, "Building plans") as progress:
-        return export_plans(source, out, settings, progress)
+        return export_plans(source, out, settings, progress, trust=trust)
 
 
 def print_plans(console: Console, result: "PlanExport") -> None:

@@ -84,6 +84,18 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_tls(console: Console, report: dict[str, Any]) -> None:
+    """Print the two medians, their difference and the verdict."""
+    verdict = "met" if report["passed"] else "missed"
+    console.print(
+        f"{report['model']}, p50 of {report['turns']} turns: plain {report['plain_ms']:.2f} ms, mutual TLS "
+        f"{report['tls_ms']:.2f} ms.\n"
+        f"Mutual TLS costs {report['difference_ms']:.2f} ms (quartiles {report['lowest_ms']:.2f} to "
+        f"{report['highest_ms']:.2f}); wanted at most {report['limit_ms']:g} ms: {verdict}.",
+        soft_wrap=True,
+    )
+
+
 def print_soak(console: Console, report: dict[str, Any]) -> None:
     """Print the events with their durations and errors, the rows of overload, and the sums."""
     table = Table(box=box.SIMPLE_HEAD)

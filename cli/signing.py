@@ -8,7 +8,7 @@ from rich.console import Console
 
 from cli.console import escape
 from contract.errors import ConfigError
-from contract.signatures import ENVIRONMENT
+from contract.signatures import ENVIRONMENT, TrustedKeys
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
@@ -37,6 +37,26 @@ PasswordFile = Annotated[
     Path | None,
     typer.Option(help="File with the password of the secret key. Without it the password is asked for."),
 ]
+
+
+def find_trust(values: list[str] | None, *, repository: Path | None = None) -> TrustedKeys | None:
+    """Return the keys of --require-signature or the environment; None if no signature is needed.
+
+    Args:
+        values: The values of the option.
+        repository: A published repository that the command reads. It is checked here, with all its files.
+
+    Raises:
+        ConfigError: A key cannot be read.
+        SignatureError: No key signed the repository.
+        ArtifactError: A file of the repository differs from the signed one.
+    """
+    trust = TrustedKeys.find(values)
+    if trust is not None and repository is not None:
+        from contract.repository import verify
+
+        verify(repository, trust)
+    return trust
 
 
 def open_key(path: Path | None, password_file: Path | None) -> "SigningKey | None":

@@ -11,7 +11,8 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,84 @@ class Reload:
         return asdict(self)
 
 
+class Loader:
+    """Loads the state of a repository into one running Triton in two steps: the graphs, then the switch."""
+
+    def __init__(
+        self, client: Any, url: str, repository: Path, headers: dict[str, str], timeout_s: float
+    ) -> None:
+        """Take a tritonclient.grpc.InferenceServerClient. Use `open_loader`, which checks the server first.
+
+        Args:
+            client: The client.
+            url: Its address, for messages.
+            repository: The published repository.
+            headers: Headers with the admin key.
+            timeout_s: Seconds for all loads together.
+        """
+        self.url = url
+        self._client, self._repository, self._headers = client, repository, headers
+        self._left_s = timeout_s
+        self._shared, self._switches = find_models(repository)
+        self._seconds: dict[str, float] = {}
+
+    def load_graphs(self) -> ServedGraphs:
+        """Load the graphs and preprocessing models; return the newest version. No client uses it before `switch`.
+
+        Raises:
+            DeadlineError, ServerError: See `reload_models`.
+            FingerprintError: The server did not get the versions of this repository, so it serves a copy.
+        """
+        self._load_all(self._shared)
+        state = read_published(self._repository)
+        for name in self._shared[:1]:  # all of them were loaded from one folder
+            _require_versions(self._client, name, state, self.url)
+        return ServedGraphs(self._client, self.url, state.newest)
+
+    def switch(self) -> "Reload":
+        """Load the ensembles, which then answer with the current version. For errors see `reload_models`."""
+        state = read_published(
+            self._repository
+        )  # the current version may have changed since the graphs were loaded
+        self._load_all(self._switches)
+        for name in self._switches:
+            _require_served(self._client, name, state, self.url)
+        return Reload(state.fingerprint, dict(self._seconds))
+
+    def _load_all(self, names: list[str]) -> None:
+        """Load models one after the other, and keep the seconds of each."""
+        for name in names:
+            began = time.monotonic()
+            _load(self._client, name, self._headers, self._left_s)
+            seconds = time.monotonic() - began
+            self._left_s -= seconds
+            self._seconds[name] = round(seconds, 3)
+
+
+@contextmanager
+def open_loader(
+    triton_url: str,
+    repository: Path,
+    admin_key: str,
+    timeout_s: float = 300.0,
+    *,
+    connection: Connection = PLAIN,
+) -> Iterator[Loader]:
+    """Check a running server and all files of its repository; yield what loads the repository into the server.
+
+    Several servers of one repository change together: first each of them loads the graphs, then each switches.
+    For arguments and errors see `reload_models`.
+    """
+    state = verify(repository)
+    connection = _take_key(connection, admin_key, triton_url)
+    headers = {TRITON_HEADER: admin_key}
+    with connect(triton_url, _SETTING, connection) as client:
+        _require_access(client, triton_url, headers)
+        loader = Loader(client, triton_url, repository, headers, timeout_s)
+        _find_served(client, find_models(repository)[1], state, triton_url)
+        yield loader
+
+
 def reload_models(
     triton_url: str,
     repository: Path,
@@ -50,7 +129,6 @@ def reload_models(
     timeout_s: float = 300.0,
     *,
     connection: Connection = PLAIN,
-    before_switch: Callable[[ServedGraphs], None] | None = None,
 ) -> Reload:
     """Make a running Triton serve the current version of the repository.
 
@@ -60,8 +138,6 @@ def reload_models(
         admin_key: The key that the server was started with (`serving.triton.read_admin_key`).
         timeout_s: Seconds for all loads together.
         connection: TLS and token.
-        before_switch: Called with the newest version after it is loaded and before an ensemble switches. It may change
-            the repository's current version. If it raises, the ensembles do not change.
 
     Raises:
         ArtifactError: The directory is not a published repository, or a file differs from the published one.
@@ -71,27 +147,11 @@ def reload_models(
         DeadlineError: The loads were not done in time.
         ServerError: Triton could not load a model. If a graph or a preprocessing model failed, all ensembles keep their
             version; otherwise those that were not loaded yet. The message names the model and the reason.
-        FingerprintError: The server serves another model; or all loads succeeded, but it serves a copy of this
-            repository.
+        FingerprintError: The server serves another model, or a copy of this repository.
     """
-    state = verify(repository)
-    shared, switches = find_models(repository)
-    deadline = time.monotonic() + timeout_s
-    headers = {TRITON_HEADER: admin_key}
-    connection = _take_key(connection, admin_key, triton_url)
-    with connect(triton_url, _SETTING, connection) as client:
-        _require_access(client, triton_url, headers)
-        _find_served(client, switches, state, triton_url)
-        seconds = _load_all(client, shared, headers, deadline)
-        if before_switch is not None:
-            began = time.monotonic()
-            before_switch(ServedGraphs(client, triton_url, state.newest))
-            deadline += time.monotonic() - began
-            state = read_published(repository)
-        seconds |= _load_all(client, switches, headers, deadline)
-        for name in switches:
-            _require_served(client, name, state, triton_url)
-    return Reload(state.fingerprint, seconds)
+    with open_loader(triton_url, repository, admin_key, timeout_s, connection=connection) as loader:
+        loader.load_graphs()
+        return loader.switch()
 
 
 def check_server(
@@ -182,16 +242,6 @@ def _require_access(client: Any, url: str, headers: dict[str, str]) -> None:
         ) from error
 
 
-def _load_all(client: Any, names: list[str], headers: dict[str, str], deadline: float) -> dict[str, float]:
-    """Load models one after the other; return the seconds of each."""
-    seconds = {}
-    for name in names:
-        began = time.monotonic()
-        _load(client, name, headers, deadline - began)
-        seconds[name] = round(time.monotonic() - began, 3)
-    return seconds
-
-
 def _load(client: Any, name: str, headers: dict[str, str], timeout_s: float) -> None:
     try:
         if timeout_s <= 0:
@@ -250,6 +300,25 @@ def _require_served(client: Any, name: str, state: Published, url: str) -> None:
             f"Triton at {url} serves version {versions[0]} of {name}, not version {state.version}. It was started with "
             f"a copy of {state.repository}."
         )
+
+
+def _require_versions(client: Any, name: str, state: Published, url: str) -> None:
+    """Raise unless a graph that was just loaded has the versions of this repository."""
+    try:
+        config = client.get_model_config(name, client_timeout=PROBE_TIMEOUT_S).config
+    except InferenceServerException as error:
+        raise ServerError(f"Triton does not serve {name}: {shorten(error.message() or '')}.") from error
+    versions = list(config.version_policy.specific.versions)
+    if versions and set(versions) != set(state.versions):
+        raise FingerprintError(
+            f"Triton at {url} loaded version {_join(versions)} of {name}, but {state.repository} holds version "
+            f"{_join(state.versions)}. It was started with a copy of {state.repository}. Servers that change together "
+            "read one folder."
+        )
+
+
+def _join(versions: Iterable[int]) -> str:
+    return " and ".join(map(str, sorted(versions)))
 
 
 def _report_other_model(name: str, fingerprint: str, state: Published, url: str) -> FingerprintError:

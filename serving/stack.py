@@ -70,6 +70,11 @@ class Stack(StackSettings):
         """Process ids of the running servers, by name."""
         return {child.name: child.pid for child in self._children if child.pid and child.running}
 
+    @property
+    def own_url(self) -> str:
+        """Triton's own gRPC address behind the relay, a socket file. The stack was started."""
+        return self._get_servers().socket_url
+
     def start(self) -> None:
         """Start the servers and return before they are ready. On any error no server keeps running.
 
@@ -285,9 +290,7 @@ class Stack(StackSettings):
             return is_sidecar_ready(self.retrieval_url, self.connection)
         if child.name == RELAY:
             return is_up(self.triton_url, self.connection)
-        return is_triton_ready(self._get_servers().socket_url) and (
-            not self.http_inference or is_listening(self.ports.http)
-        )
+        return is_triton_ready(self.own_url) and (not self.http_inference or is_listening(self.ports.http))
 
     def _note_children(self) -> None:
         if self._lock is not None:

@@ -31,6 +31,7 @@ from contract.address import CHANNEL_OPTIONS
 from contract.errors import ConfigError, CxrError, ServerError
 from contract.report.tokens import TokenLimits
 from contract.repository import read_published
+from contract.signatures import TrustedKeys
 
 _CASES: Final = 6
 _NOTICE_S: Final = 9.0  # longest time until clients notice an event
@@ -48,6 +49,7 @@ def run_soak(
     out: Path | None = None,
     only: Sequence[str] = (),
     seed: int = 0,
+    trust: TrustedKeys | None = None,
 ) -> dict[str, Any]:
     """Run the soak and return its report.
 
@@ -59,6 +61,7 @@ def run_soak(
         out: Directory for soak.json and soak.md.
         only: Names of events; empty for all.
         seed: Seed for the drawn cases.
+        trust: The keys of which one must have signed the bundle.
 
     Raises:
         ConfigError: The repository cannot be served, or its model answers two drawn cases alike.
@@ -69,7 +72,7 @@ def run_soak(
     cases = draw_cases(_CASES, seed)
     with tempfile.TemporaryDirectory(prefix="cxr-soak-") as scratch:
         copy = Path(shutil.copytree(repository, Path(scratch) / "repository"))
-        has_versions = _add_version(copy, repository, bundle)
+        has_versions = _add_version(copy, repository, bundle, trust)
         directory = Path(scratch) / "serve"
         with mount_small_disk(directory) as has_disk, _serve(copy, directory) as served:
             with CxrClient(
@@ -214,7 +217,7 @@ def _wait_recovered(good: GoodClients, event: Event, began: float) -> None:
     event.unrecovered += 1
 
 
-def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
+def _add_version(copy: Path, repository: Path, bundle: Path | None, trust: TrustedKeys | None) -> bool:
     """Publish the same model again into the copy; return whether versions can be swapped."""
     if bundle is None:
         return False
@@ -229,7 +232,7 @@ def _add_version(copy: Path, repository: Path, bundle: Path | None) -> bool:
         load_profile(entry["profile"]), entry["target"], entry["variant"], entry["layout"]
     )
     graphs = {name: repository / name / str(published.version) / "model.onnx" for name in deployment.graphs}
-    publish(load_bundle(bundle), graphs, copy, deployment)
+    publish(load_bundle(bundle, trust=trust), graphs, copy, deployment)
     return True
 
 

@@ -20,7 +20,9 @@ from bench.load.inputs import Arrays
 from client.channel import ChannelSettings
 from client.status import make_error
 from client.triton import TritonTransport
+from contract.connection import PLAIN, Connection
 from contract.errors import CxrError
+from contract.tls_trouble import find_tls_error
 
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _OPTIONS: Final = ChannelSettings().make_channel_arguments()
@@ -35,19 +37,22 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-def read_signature(url: str, model: str, timeout_s: float) -> Signature:
+def read_signature(url: str, model: str, timeout_s: float, connection: Connection = PLAIN) -> Signature:
     """Read the signature of a served model.
 
     Raises:
+        ConfigError: The settings of TLS do not fit the server, or it wants another token.
         ServerError: The server does not have the model.
         ServiceError: The server does not answer.
     """
     from tritonclient.grpc import InferenceServerClient
 
     try:
-        with InferenceServerClient(url, channel_args=_OPTIONS) as server:
+        with connection.open_triton(InferenceServerClient, url, _OPTIONS) as server:
             metadata = server.get_model_metadata(model, client_timeout=timeout_s)
     except InferenceServerException as error:
+        if (trouble := find_tls_error(url, connection, "Triton")) is not None:
+            raise trouble from error
         raise make_error(
             error.status(), error.message() or "", server="Triton", url=url, timeout_s=timeout_s
         ) from error
@@ -71,16 +76,23 @@ def serialise(signature: Signature, inputs: Mapping[str, NDArray[Any]], outputs:
 class BytesSender:
     """A `Request` that sends serialised requests in turn over one channel. Thread-safe."""
 
-    def __init__(self, url: str, payloads: Sequence[bytes], timeout_s: float) -> None:
+    def __init__(
+        self, url: str, payloads: Sequence[bytes], timeout_s: float, connection: Connection = PLAIN
+    ) -> None:
         """Set up the calls; nothing is sent yet.
 
         Args:
             url: host:port of Triton's gRPC service.
             payloads: At least one serialised request.
             timeout_s: Deadline of each call, in seconds.
+            connection: TLS and token.
+
+        Raises:
+            ConfigError: A file of TLS cannot be read.
         """
         self._url, self._payloads, self._timeout_s = url, list(payloads), timeout_s
-        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._channel = connection.open_channel(url, _OPTIONS)
+        self._metadata = connection.metadata
         self._infer = self._channel.unary_unary(
             _METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
         )
@@ -92,7 +104,8 @@ class BytesSender:
             InputError, ServiceError: See `client.status`.
         """
         try:
-            self._infer(self._payloads[number % len(self._payloads)], timeout=self._timeout_s)
+            payload = self._payloads[number % len(self._payloads)]
+            self._infer(payload, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._explain(error) from error
 

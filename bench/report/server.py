@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from bench.report.process import ProcessTree
 from client.status import make_error
 from contract.address import CHANNEL_OPTIONS
+from contract.connection import PLAIN, Connection
 from contract.errors import ConfigError
 from contract.tensors import MODELS
 
@@ -34,6 +35,7 @@ class ServerObserver:
         timeout_s: float = 10.0,
         processes: ProcessTree | None = None,
         metrics_url: str | None = None,
+        connection: Connection = PLAIN,
     ) -> None:
         """Set up the observer.
 
@@ -42,10 +44,11 @@ class ServerObserver:
             timeout_s: Deadline of each call, in seconds.
             processes: The server's processes, if they run on this machine.
             metrics_url: Page with Triton's Prometheus metrics, for the GPU.
+            connection: TLS and token.
         """
         self._url, self._timeout_s = url, timeout_s
         self._processes, self._metrics_url = processes, metrics_url
-        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_OPTIONS))
+        self._client = connection.open_triton(InferenceServerClient, url, CHANNEL_OPTIONS)
         self._before: Counts = {}
 
     def begin(self) -> None:

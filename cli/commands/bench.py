@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.connection import takes_connection
 from cli.console import escape
 from cli.options import Compression, Json, Timeout, Transport, make_console
-from contract.connection import DEFAULT_ADDRESSES
+from cli.signing import RequireSignature, find_trust
+from contract.connection import PLAIN, Connection, resolve_addresses
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +19,7 @@ bench_app = typer.Typer(
 
 
 @bench_app.command("run")
+@takes_connection
 def run(
     model: Annotated[
         str,
@@ -107,11 +110,17 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Directory for bench.json, bench.md and plots.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of cases and the arrival times.")] = 0,
     triton: Annotated[
-        str, typer.Option(envvar="CXR_TRITON", help="host:port of Triton's gRPC service.")
-    ] = DEFAULT_ADDRESSES["triton"],
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Triton's gRPC service. Default: CXR_TRITON, else the config file, else 127.0.0.1:8001.",
+        ),
+    ] = None,
     timeout: Timeout = 30.0,
     transport: Transport = "auto",
     compression: Compression = "none",
+    connection: Connection = PLAIN,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Send requests to a served model in closed and open loops, and report the results."""
@@ -125,8 +134,13 @@ def run(
         raise ConfigError("--baseline needs --repository, --bundle or both.")
     if via == "bytes" and (transport, compression) != ("auto", "none"):
         raise ConfigError("--transport and --compression need --via client.")
+    addresses = resolve_addresses(triton, "triton")
+    if len(addresses) > 1:
+        raise ConfigError(f"cxr bench run measures one server, not {len(addresses)}: give one --triton.")
+    connection.require_private(addresses[0], "--triton")
+    trust = find_trust(require_signature, repository=repository)
     options = Options(
-        triton=triton,
+        triton=addresses[0],
         model=model,
         table=table,
         cases=cases,
@@ -153,6 +167,8 @@ def run(
         timeout_s=timeout,
         carrier=transport,
         compression=compression,
+        connection=connection,
+        trust=trust,
     )
     console = make_console(as_json)
     report = run_bench(console, options)
@@ -198,6 +214,7 @@ def profile(
     ] = None,
     cases: Annotated[int, typer.Option(min=1, help="Number of different cases.")] = 8,
     runs: Annotated[int, typer.Option(min=1, help="Number of timed runs.")] = 40,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Show the time of each graph and kind of operation in a published model, without a server."""
@@ -205,6 +222,7 @@ def profile(
     from cli.show import print_json
     from cli.show_bench import print_profile
 
+    find_trust(require_signature, repository=repository)
     profile_result = profile_model(repository, table, model=model, length=length, cases=cases, runs=runs)
     print_json(profile_result.to_dict()) if as_json else print_profile(make_console(False), profile_result)
 
@@ -270,6 +288,28 @@ def retrieval(
     print_json(report) if as_json else print_table(console, report)
 
 
+@bench_app.command("tls")
+def tls(
+    repository: Annotated[
+        Path, typer.Argument(help="Model repository, published by `cxr export`. It is served meanwhile.")
+    ],
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Seconds to measure each of the two, in turns of half a second.")
+    ] = 30.0,
+    require_signature: RequireSignature = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what mutual TLS adds to the latency of a call, on loopback: plain and TLS in turns, in one run."""
+    from bench.tls import measure_tls
+    from cli.show import print_json
+    from cli.show_bench import print_tls
+
+    find_trust(require_signature, repository=repository)
+    console = make_console(as_json)
+    report = measure_tls(console, repository, seconds=seconds)
+    print_json(report) if as_json else print_tls(console, report)
+
+
 @bench_app.command("gpu")
 def gpu(
     out: Annotated[
@@ -327,6 +367,7 @@ def soak(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Event to run. Repeatable. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for the drawn cases.")] = 0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Test a server under faults and three times its load. Clients check every answer, and a ledger every write."""
@@ -338,7 +379,15 @@ def soak(
     from cli.show_bench import print_soak
 
     console = make_console(as_json)
+    trust = find_trust(require_signature, repository=repository)
     report = run_soak(
-        console, repository, minutes=minutes, bundle=bundle, out=out, only=tuple(only or ()), seed=seed
+        console,
+        repository,
+        minutes=minutes,
+        bundle=bundle,
+        out=out,
+        only=tuple(only or ()),
+        seed=seed,
+        trust=trust,
     )
     print_json(report) if as_json else print_soak(console, report)

@@ -10,6 +10,7 @@ from rich.console import Console
 from cli.console import Table as RichTable
 from cli.console import escape
 from cli.options import Cache, Json, Table, make_console
+from cli.signing import RequireSignature, find_trust
 
 if TYPE_CHECKING:
     from training.recalibrate import Recalibrated
@@ -20,6 +21,7 @@ def calibrate(
     table: Table,
     out: Annotated[Path, typer.Option(help="Bundle directory to write. Must not exist.")],
     cache: Cache = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Fit a model's calibration, thresholds and uncertainty bands on your own labelled studies; write a new bundle.
@@ -37,7 +39,7 @@ def calibrate(
     from training.recalibrate import recalibrate
 
     console = make_console(as_json)
-    loaded = load_bundle(bundle, convert=True)
+    loaded = load_bundle(bundle, convert=True, trust=find_trust(require_signature))
     with show_progress(console, "Reading and predicting") as progress:
         result = recalibrate(loaded, table, out, cache=cache, progress=progress)
     if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from cli.console import escape
 from cli.options import Cache, Json, Table, make_console
+from cli.signing import RequireSignature, find_trust
 from contract.errors import ConfigError
 
 data_app = typer.Typer(no_args_is_help=True, help="Draw, read and describe data sets.")
@@ -112,6 +113,7 @@ def order_data(
     bundle: Annotated[Path, typer.Argument(help="Bundle of the model whose view head is used.")],
     out: Annotated[Path, typer.Option(help="Studies table to write (Parquet).")],
     cache: Cache = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Put the frontal image of each study first. A model decides where the header does not state the view reliably.
@@ -125,8 +127,9 @@ def order_data(
     from training.evaluation.order_views import order_table
 
     console = make_console(as_json)
+    loaded = load_bundle(bundle, trust=find_trust(require_signature))
     with show_progress(console, "Reading images") as progress:
-        ordered = order_table(table, load_bundle(bundle), out, cache=cache, progress=progress)
+        ordered = order_table(table, loaded, out, cache=cache, progress=progress)
     if as_json:
         print_json({"table": str(out), **ordered.to_dict()})
     else:

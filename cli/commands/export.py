@@ -1,30 +1,52 @@
 """`cxr export`: publish a bundle, roll back to an earlier version, verify a server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.connection import takes_connection
 from cli.default_command import DefaultCommandGroup
 from cli.options import Json, make_console
-from cli.signing import PasswordFile, RequireSignature, Sign, open_key
+from cli.signing import PasswordFile, RequireSignature, Sign, find_trust, open_key
 from contract.connection import PLAIN, Connection
+from contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cli.export_servers import Servers
 
 Load = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        metavar="HOST:PORT", help="gRPC address of a running Triton, which loads the change at once."
+        metavar="HOST:PORT",
+        help="gRPC address of a running Triton, which loads the change at once. Repeat it for all servers of the "
+        "repository: all of them change, or none.",
     ),
 ]
 AdminKey = Annotated[
-    Path,
+    list[Path] | None,
     typer.Option(
+        metavar="FILE",
         help="Admin key of that Triton: the file that `cxr serve` writes into its logs directory, or one with a token "
-        "of the role admin."
+        "of the role admin. Give it once for all servers, or once for each, in the order of --load. Default: "
+        "logs/runtime/admin_key.",
     ),
 ]
 ADMIN_KEY = Path("logs") / "runtime" / "admin_key"
+
+
+def _find_servers(
+    load: list[str] | None, repository: Path | None, admin_keys: list[Path] | None, connection: Connection
+) -> "Servers | None":
+    """Return the servers of --load; None without it."""
+    from cli.export_servers import Servers
+
+    if not load:
+        return None
+    if repository is None:
+        raise ConfigError("--load needs --repository, and cannot be combined with --replace.")
+    return Servers(load, repository, admin_keys or [ADMIN_KEY], connection)
+
 
 export_app = typer.Typer(
     cls=DefaultCommandGroup,
@@ -65,7 +87,7 @@ def export(
         Path | None, typer.Option(help="Folder to write for the Hugging Face hub. Must not exist.")
     ] = None,
     load: Load = None,
-    admin_key: AdminKey = ADMIN_KEY,
+    admin_key: AdminKey = None,
     sign: Sign = None,
     password_file: PasswordFile = None,
     connection: Connection = PLAIN,
@@ -73,26 +95,31 @@ def export(
 ) -> None:
     """Convert a bundle to ONNX, compare it with PyTorch on real cases, publish it for Triton or the hub."""
     from cli.export import Publication, export_bundle, print_export
+    from cli.export_servers import shown_after
     from cli.show import print_json
-    from contract.signatures import TrustedKeys
 
     console = make_console(as_json)
+    servers = _find_servers(load, repository, admin_key, connection)
     publication = Publication(
         target,
         variant,
         profile,
         graphs,
         replace,
-        load,
-        admin_key,
+        servers,
         cores,
-        connection,
         key=open_key(sign, password_file),
-        trust=TrustedKeys.find(require_signature),
+        trust=find_trust(require_signature),
     )
-    result = export_bundle(
-        console, bundle, table=table, repository=repository, hub_folder=hub_folder, publication=publication
-    )
+    with shown_after(console, servers):
+        result = export_bundle(
+            console,
+            bundle,
+            table=table,
+            repository=repository,
+            hub_folder=hub_folder,
+            publication=publication,
+        )
     print_json(result.to_dict()) if as_json else print_export(console, result)
 
 
@@ -105,7 +132,7 @@ def rollback(
         typer.Option(metavar="VERSION", help="Version to switch to. Default: the oldest kept version."),
     ] = None,
     load: Load = None,
-    admin_key: AdminKey = ADMIN_KEY,
+    admin_key: AdminKey = None,
     sign: Sign = None,
     password_file: PasswordFile = None,
     connection: Connection = PLAIN,
@@ -113,34 +140,32 @@ def rollback(
 ) -> None:
     """Switch back to an earlier version. A second call changes nothing."""
     from cli.export import print_rollback, roll_back
+    from cli.export_servers import shown_after
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = roll_back(
-        console,
-        repository,
-        to=to,
-        load=load,
-        admin_key=admin_key,
-        connection=connection,
-        key=open_key(sign, password_file),
-    )
+    servers = _find_servers(load, repository, admin_key, connection)
+    key = open_key(sign, password_file)
+    with shown_after(console, servers):
+        result = roll_back(console, repository, to=to, servers=servers, key=key)
     print_json(result.to_dict()) if as_json else print_rollback(console, result)
 
 
 @export_app.command("verify")
 @takes_connection
 def verify(
-    triton: Annotated[str, typer.Argument(metavar="HOST:PORT", help="gRPC address of a running Triton.")],
+    triton: Annotated[
+        list[str], typer.Argument(metavar="HOST:PORT...", help="gRPC addresses of running Tritons.")
+    ],
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
-    """Compare the answers of a running Triton with those at publication. Exit code 3: they differ."""
-    from cli.export_served import print_verified, require_passed, verify_server
+    """Compare the answers of running Tritons with those at publication. Exit code 3: they differ."""
+    from cli.export_served import print_verified, require_passed, verify_servers
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = verify_server(console, triton, connection)
+    result = verify_servers(console, triton, connection)
     print_json(result.to_dict()) if as_json else print_verified(console, result)
     require_passed(result)
 
@@ -154,26 +179,22 @@ def retire(
         typer.Option(metavar="VERSION", help="Version to remove. Default: the version that does not answer."),
     ] = None,
     load: Load = None,
-    admin_key: AdminKey = ADMIN_KEY,
+    admin_key: AdminKey = None,
     sign: Sign = None,
     password_file: PasswordFile = None,
     connection: Connection = PLAIN,
     as_json: Json = False,
 ) -> None:
-    """Remove the version that does not answer. A running server unloads it and frees its memory."""
-    from cli.export_served import print_retired, retire_version
+    """Remove the version that does not answer. Running servers unload it and free its memory."""
+    from cli.export_retire import print_retired, retire_version
+    from cli.export_servers import shown_after
     from cli.show import print_json
 
     console = make_console(as_json)
-    result = retire_version(
-        console,
-        repository,
-        version=version,
-        load=load,
-        admin_key=admin_key,
-        connection=connection,
-        key=open_key(sign, password_file),
-    )
+    servers = _find_servers(load, repository, admin_key, connection)
+    key = open_key(sign, password_file)
+    with shown_after(console, servers):
+        result = retire_version(console, repository, version=version, servers=servers, key=key)
     print_json(result.to_dict()) if as_json else print_retired(console, result)
 
 
@@ -194,6 +215,7 @@ def tensorrt(
             "--cuda-graphs", help="Let Triton capture small shapes as CUDA graphs. Each one takes GPU memory."
         ),
     ] = False,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Build TensorRT plans. Without TensorRT, write the commands and configs to build them on another machine."""
@@ -209,5 +231,6 @@ def tensorrt(
         typical_batch=typical_batch,
         workspace_mib=workspace_mib,
         cuda_graphs=cuda_graphs,
+        trust=find_trust(require_signature),
     )
     print_json(result.to_dict()) if as_json else print_plans(console, result)

@@ -7,6 +7,7 @@ import typer
 
 from cli.console import escape
 from cli.options import Json, Table, make_console
+from cli.signing import RequireSignature, find_trust
 from contract.errors import ConfigError
 
 CHANGED_CODE: Final = 5
@@ -31,6 +32,7 @@ def reference(
         Path | None, typer.Option(help="Folder to write. Default: BUNDLE.monitoring, beside the bundle.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of at most 2,000 studies.")] = 0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Predict held-out studies and keep answers, embeddings and statistics of the inputs as the reference.
@@ -43,8 +45,9 @@ def reference(
     from training.monitoring.reference import get_folder, make_reference, write_reference
 
     console = make_console(as_json)
+    loaded = load_bundle(bundle, trust=find_trust(require_signature))
     with show_progress(console, "Reading and predicting") as progress:
-        made = make_reference(load_bundle(bundle), table, part=part, seed=seed, progress=progress)
+        made = make_reference(loaded, table, part=part, seed=seed, progress=progress)
     folder = get_folder(bundle) if out is None else out
     write_reference(made, folder)
     counts = {way: len(sample) for way, sample in made.ways.items()}
@@ -83,6 +86,7 @@ def report(
         bool, typer.Option("--fail-on-change", help="Exit with code 5 if a value changed.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples, intervals and permutations.")] = 0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Compare the answers in tables of `cxr predict` with the reference of the model.
@@ -102,10 +106,13 @@ def report(
     from training.monitoring.reference import get_folder, read_reference
     from training.monitoring.results import read_inputs, read_results, take_answers
 
-    console = make_console(as_json)
-    bundle = load_bundle(reference) if (reference / MANIFEST).is_file() else None
-    if inputs and bundle is None:
-        raise ConfigError("--inputs needs the bundle: its model makes the embeddings.")
+    console, trust = make_console(as_json), find_trust(require_signature)
+    bundle = load_bundle(reference, trust=trust) if (reference / MANIFEST).is_file() else None
+    if bundle is None and (inputs or require_signature):
+        need = "--inputs needs the bundle: its model makes the embeddings."
+        raise ConfigError(
+            need if inputs else "--require-signature needs the bundle: only a bundle is signed."
+        )
     if out is not None:
         check_page(out)
     if metrics is not None:

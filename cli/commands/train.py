@@ -13,9 +13,11 @@ from cli.console import Table as RichTable
 from cli.console import escape
 from cli.default_command import DefaultCommandGroup
 from cli.options import Cache, Json, Resamples, Table, make_console
+from cli.signing import RequireSignature, find_trust
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
+    from contract.signatures import TrustedKeys
     from training.config.settings import TrainConfig
 
 train_app = typer.Typer(
@@ -80,6 +82,7 @@ def train(
             show_default="tensorboard",
         ),
     ] = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on a studies table and write it as a bundle, with its test results.
@@ -108,7 +111,7 @@ def train(
     changes = parse_settings(settings or ()) | {
         key: value for key, value in options.items() if value is not None
     }
-    chosen, bundle = _choose_config(config, start, changes)
+    chosen, bundle = _choose_config(config, start, changes, find_trust(require_signature))
     first = os.environ.get("RANK", "0") == "0"
     trackers = make_trackers(log_with or ["tensorboard"]) if first else []
     run = run or name_run(out)
@@ -171,13 +174,14 @@ def show_table(
     column: Annotated[
         list[str] | None, typer.Option(help="Column to show. Repeatable. Default: all columns.")
     ] = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Print the results of several bundles as one Markdown table: an ablation, or a series of seeds."""
     from cli.show import print_json
     from training.evaluation.results_table import format_markdown, read_rows
 
-    rows = read_rows(bundles)
+    rows = read_rows(bundles, find_trust(require_signature))
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
@@ -193,6 +197,7 @@ def show_series(
     cache: Cache = None,
     resamples: Resamples = 1000,
     seed: Annotated[int, typer.Option(help="Seed for the resamples.")] = 0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Compare several models with the image controls, each on its own test split; print averages and paired tests."""
@@ -200,9 +205,10 @@ def show_series(
     from contract.bundle import load_bundle
     from training.evaluation.series import ask_members, format_series, measure_series
 
-    console = make_console(True)
+    console, trust = make_console(True), find_trust(require_signature)
     with console.status("Predicting with the models"):
-        members = ask_members([load_bundle(bundle) for bundle in bundles], table, cache=cache)
+        loaded = [load_bundle(bundle, trust=trust) for bundle in bundles]
+        members = ask_members(loaded, table, cache=cache)
     series = measure_series(members, seed=seed, resamples=resamples)
     if as_json:
         print_json(asdict(series))
@@ -243,7 +249,7 @@ def show_configs(
 
 
 def _choose_config(
-    name: str | None, start: Path | None, changes: Mapping[str, object]
+    name: str | None, start: Path | None, changes: Mapping[str, object], trust: "TrustedKeys | None"
 ) -> "tuple[TrainConfig, Bundle | None]":
     """Return the named config, or the start bundle's config, with the changes applied; and the start bundle."""
     from contract.bundle import load_bundle
@@ -253,7 +259,7 @@ def _choose_config(
         return load_config(name or "demo", changes), None
     from training.start import read_start_config  # slow import
 
-    bundle = load_bundle(start, convert=True)
+    bundle = load_bundle(start, convert=True, trust=trust)
     if name is not None:
         return load_config(name, changes), bundle
     return change_config(read_start_config(bundle), changes), bundle

@@ -3,7 +3,7 @@
 The random requests come from a fixed seed, so they are the same for every model of the same sizes. They hold no patient
 data, so a published repository may hold the answers to them. Pixels are grey blocks with noise. Token ids are random
 ids of the vocabulary. Such inputs are no radiographs or reports, but every weight of the model takes part in the
-answers.
+answers. Some studies have several views, up to `MAX_VIEWS`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.runtime.walk import Arrays
-from contract.tensors import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKETS, PIXELS
+from contract.tensors import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKETS, MAX_VIEWS, PIXELS
 
 Kind = Literal["study", "image", "text"]
 _SEED: Final = 20_260_701
 _BLOCKS: Final = 8  # on each side of an image
 _NOISE: Final = 24  # largest change of a grey level
-_IMAGES: Final = 4  # in the batch of images
+_IMAGES: Final = MAX_VIEWS  # in the batch of images, and of the study with the most views
 _TEXTS: Final = 2  # in the batch of each length: the first without padding, the second with padding
 
 
@@ -35,9 +35,16 @@ class Request:
         """The number of cases."""
         return len(next(iter(self.inputs.values())))
 
+    @property
+    def views(self) -> int:
+        """The number of images of each case; 0 if the request has none."""
+        return int(self.inputs[PIXELS.name].shape[1]) if PIXELS.name in self.inputs else 0
+
 
 def draw_requests(image_size: int, vocabulary_size: int, max_length: int) -> list[Request]:
     """Return random requests of every kind, with one case and with several, and texts of every length bucket.
+
+    The last ones hold studies of several views: of 2 to `MAX_VIEWS` alone, and of 2 in a batch.
 
     Args:
         image_size: Side of an image in pixels, S.
@@ -54,6 +61,13 @@ def draw_requests(image_size: int, vocabulary_size: int, max_length: int) -> lis
     for batch in (single, *texts):
         pixels = images[: len(batch[INPUT_IDS.name])]
         requests += [Request("text", batch), Request("study", {PIXELS.name: pixels, **batch})]
+    alone = [images[None, :count, 0] for count in range(2, MAX_VIEWS + 1)]
+    pairs = images.reshape(_TEXTS, 2, *images.shape[2:])  # a batch of studies with two views each
+    for pixels, batch in (*((views, single) for views in alone), (pairs, texts[-1])):
+        requests += [
+            Request("image", {PIXELS.name: pixels}),
+            Request("study", {PIXELS.name: pixels, **batch}),
+        ]
     return requests
 
 

@@ -1,8 +1,9 @@
 """The gate at the server: compare the answers of a running server with those of the graphs that passed the other gates.
 
-`cxr export` runs the graphs on random requests (`export.gates.requests`). It writes their answers and the limits of
-the profile into the configs of `predict_*_tensors`. Any client can later send the same requests to a server, whatever
-its runtime: another ONNX Runtime, CUDA, TensorRT or OpenVINO. This module imports neither torch nor onnxruntime.
+`cxr export` runs the graphs on random requests (`export.gates.requests`), some of them with several views. It writes
+their answers and the limits of the profile into the configs of `predict_*_tensors`. Any client can later send the same
+requests to a server, whatever its runtime: another ONNX Runtime, CUDA, TensorRT or OpenVINO. This module imports
+neither torch nor onnxruntime.
 """
 
 import base64

@@ -25,7 +25,8 @@ from typing import Any, Final
 from contract.bundle import compute_sha256, load_bundle, require_same_fingerprint, write_json
 from contract.errors import ArtifactError, ConfigError
 from contract.files import write_file
-from contract.repository import CONFIG_NAME, MARKER, read_published
+from contract.repository import CONFIG_NAME, MARKER, read_published, verify
+from contract.signatures import TrustedKeys
 from export.graphs.checks import read_fingerprint
 from export.tensorrt.builders import Gpu, PlanBuilder, check_gpu, find_builder, read_gpu
 from export.tensorrt.configs import (
@@ -138,7 +139,12 @@ class PlanExport:
 
 
 def export_plans(
-    source: Path, out: Path, settings: PlanSettings | None = None, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    settings: PlanSettings | None = None,
+    progress: Progress | None = None,
+    *,
+    trust: TrustedKeys | None = None,
 ) -> PlanExport:
     """Build a plan of every graph of a bundle or a published repository, or write the files to build it elsewhere.
 
@@ -149,8 +155,10 @@ def export_plans(
         out: The output directory: a new one, an empty one, or one that this function wrote.
         settings: The settings. None: the defaults.
         progress: Called with (number of finished graphs, number of all graphs).
+        trust: The keys of which one must have signed `source`. None: no signature is needed.
 
     Raises:
+        SignatureError: No key of `trust` signed `source`.
         ConfigError: `source` is neither of the two, `out` holds other files, or TensorRT or the GPU cannot build these
             plans.
         ArtifactError: TensorRT cannot read a graph, its build failed, or the disk refused the write.
@@ -164,7 +172,7 @@ def export_plans(
     version = builder.version if builder else RELEASE
     with _emptied_on_failure(out):
         write_json(out / _SUMMARY, {"finished": False})  # so that a later run may continue here
-        sources, fingerprint = _read_sources(source, out)
+        sources, fingerprint = _read_sources(source, out, trust)
         for item in sources:
             require_operators(item.graph, version)
         requests = {item.name: _make_request(item, out, settings, builder, gpu) for item in sources}
@@ -246,8 +254,10 @@ def _find_machine() -> tuple[PlanBuilder | None, Gpu | None, str]:
     return builder, gpu, ""
 
 
-def _read_sources(source: Path, out: Path) -> tuple[list[PlanSource], str]:
+def _read_sources(source: Path, out: Path, trust: TrustedKeys | None) -> tuple[list[PlanSource], str]:
     if (source / MARKER).is_file():
+        if trust is not None:
+            verify(source, trust)
         return _read_repository(source)
     if not (source / "manifest.json").is_file():
         raise ConfigError(f"{source} is neither a bundle nor a repository that cxr export published.")
@@ -255,7 +265,7 @@ def _read_sources(source: Path, out: Path) -> tuple[list[PlanSource], str]:
     from export.configs import Deployment, fill_config
     from export.graphs.from_torch import export_graphs
 
-    bundle = load_bundle(source)
+    bundle = load_bundle(source, trust=trust)
     graphs = export_graphs(bundle, out / "graphs")
     deployment = Deployment(target="tensorrt")
     items = [

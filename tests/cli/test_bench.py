@@ -1,12 +1,14 @@
 """`cxr bench`: options, errors in one sentence, comparison of reports."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from bench.run import Options, parse_numbers
 from cli.commands.bench import bench_app
+from contract.connection import PLAIN, TLS, Connection
 from contract.errors import ConfigError, UnavailableError
 
 
@@ -37,6 +39,46 @@ def test_bad_options(arguments, kind, text):
     result = run("run", *arguments)
     assert isinstance(result.exception, kind)
     assert text in str(result.exception)
+
+
+def test_the_settings_of_a_client_count_as_everywhere(tmp_path, monkeypatch):
+    """Address, TLS and token come from the option, the environment or client.ini."""
+    seen = []
+    monkeypatch.setattr(
+        "bench.run.run_bench",
+        lambda _, options: seen.append((options.triton, options.connection)) or sys.exit(7),
+    )
+    (tmp_path / "client.ini").write_text(
+        "[client]\ntriton = lab:8001\ntls_ca = lab.crt\ntls_cert = a.crt\ntls_key = a.key\n"
+        f"token_file = {tmp_path}/token\n"
+    )
+    (tmp_path / "token").write_text("t" * 40)
+    monkeypatch.setenv("CXR_CONFIG", str(tmp_path / "client.ini"))
+    assert run("run").exit_code == 7
+    monkeypatch.setenv("CXR_TRITON", "ward:8001")
+    monkeypatch.setenv("CXR_TLS_CA", "ward.crt")
+    assert run("run").exit_code == 7
+    assert run("run", "--triton", "own:1", "--tls-ca", "own.crt").exit_code == 7
+    assert seen == [
+        ("lab:8001", Connection(TLS("lab.crt", "a.crt", "a.key"), "t" * 40)),
+        ("ward:8001", Connection(TLS("ward.crt"), "t" * 40)),
+        ("own:1", Connection(TLS("own.crt"), "t" * 40)),
+    ]
+    assert "measures one server, not 2" in str(run("run", "--triton", "a:1,b:1").exception)
+    monkeypatch.setenv("CXR_CONFIG", "")
+    monkeypatch.delenv("CXR_TLS_CA")
+    monkeypatch.setenv("CXR_TOKEN", "t" * 40)
+    assert "not sent to ward:8001" in str(run("run").exception)
+
+
+def test_the_report_tells_tls_and_no_token():
+    options = Options("h:1", "m", connection=Connection(TLS("a", "b", "c"), "t" * 40))
+    assert options.describe()["tls"] == "mutual"
+    assert "t" * 40 not in json.dumps(options.describe())
+    assert [Options("h:1", "m", connection=x).describe()["tls"] for x in (PLAIN, Connection(TLS("a")))] == [
+        "none",
+        "server",
+    ]
 
 
 def test_numbers():

@@ -19,6 +19,7 @@ COMMANDS = [
     ("export", "rollback"),
     ("export", "retire"),
     ("export", "verify"),
+    ("bench", "run"),
 ]
 
 

@@ -1,8 +1,10 @@
 """`cxr export`: the bundle needs no command's name, a rollback has one, and a running server is told or left alone."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from cli import export as command
 from cli.commands.export import export_app
+from cli.export_servers import Servers
 from contract.errors import ConfigError, DeadlineError, ServerError, UnavailableError
 from contract.repository import Published
 from serving.reload import Reload
@@ -33,6 +36,15 @@ def calls(monkeypatch):
     def keep(name, answer):
         return lambda *given, **options: (kept.append((name, given, options)), answer)[1]
 
+    @contextlib.contextmanager
+    def load(*given, **options):
+        kept.append(("load", given, options))
+        yield SimpleNamespace(
+            url=given[0],
+            load_graphs=lambda: SimpleNamespace(version=2),
+            switch=lambda: Reload("a" * 64, {"x": 0.5}),
+        )
+
     exported = command.Exported(None, None)
     monkeypatch.setattr(command, "export_bundle", keep("export", exported))
     monkeypatch.setattr("export.versions.rollback", keep("rollback", STATE))
@@ -41,8 +53,24 @@ def calls(monkeypatch):
     monkeypatch.setattr("contract.repository.read_published", keep("read", replace(STATE, version=2)))
     monkeypatch.setattr("serving.reload.check_server", keep("check", 2))
     monkeypatch.setattr("serving.reload.reload_models", keep("reload", Reload("a" * 64, {"x": 0.5})))
+    monkeypatch.setattr("serving.reload.open_loader", load)
     monkeypatch.setattr("serving.triton.read_admin_key", lambda path: f"key of {path}")
     return kept
+
+
+def make_servers(*urls: str) -> Servers:
+    return Servers(urls or ("here:1",), Path("r"), [Path("k")])
+
+
+def fail_to_load(error):
+    """Stands for `open_loader` of a server that fails."""
+
+    @contextlib.contextmanager
+    def load(*_, **__):
+        raise error("No.")
+        yield
+
+    return load
 
 
 def test_bundle_needs_no_command_name(calls):
@@ -54,7 +82,7 @@ def test_bundle_needs_no_command_name(calls):
     assert (name, bundle) == ("export", Path("some/bundle"))
     publication = options["publication"]
     assert (publication.target, publication.variant, publication.profile) == ("gpu", "latency", "fp16")
-    assert (publication.graphs, publication.replace, publication.load) == ("split", False, None)
+    assert (publication.graphs, publication.replace, publication.servers) == ("split", False, None)
 
 
 def test_help_shows_the_options_and_the_other_commands():
@@ -68,8 +96,9 @@ def test_rollback_tells_the_server(calls):
     result = run("rollback", "r", "--load", "here:1", "--admin-key", "k", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert (told["version"], told["loaded"]["fingerprint"]) == (1, "a" * 64)
-    assert [name for name, *_ in calls] == ["read", "check", "rollback", "reload"]
+    (server,) = told["servers"]
+    assert (told["version"], server["fingerprint"], server["before"]) == (1, "a" * 64, 2)
+    assert [name for name, *_ in calls] == ["read", "check", "rollback", "load", "read"]
     assert calls[1][1][:3] == calls[3][1] == ("here:1", Path("r"), "key of k")
     assert "answers with version 1" in run("rollback", "r").output
     assert run("rollback", "r", "--to", 1).exit_code == 0
@@ -100,56 +129,92 @@ def test_server_that_cannot_be_asked_is_found_before_anything_changes(arguments,
 
 @pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError, KeyboardInterrupt])
 def test_rollback_that_the_server_cannot_take_is_taken_back(error, calls, monkeypatch):
-    def fail(*_, **__):
-        raise error("No.")
-
-    monkeypatch.setattr("serving.reload.reload_models", fail)
+    monkeypatch.setattr("serving.reload.open_loader", fail_to_load(error))
     with pytest.raises(error):
-        command.roll_back(Console(quiet=True), Path("r"), load="here:1", admin_key=Path("k"))
+        command.roll_back(Console(quiet=True), Path("r"), servers=make_servers())
     assert [given for name, given, _ in calls if name == "rollback"] == [(Path("r"), None), (Path("r"), 2)]
 
 
-@pytest.mark.parametrize(("answered", "undone"), [(2, False), (None, False), (1, True)])
-def test_switch_of_which_the_server_was_not_told_is_undone_before_a_publish(
-    answered, undone, calls, monkeypatch
+@pytest.mark.parametrize(
+    ("answered", "undone", "told"),
+    [
+        ([2], False, []),
+        ([None], False, ["a:1"]),
+        ([1], True, []),
+        ([1, 2], True, ["b:1"]),  # a killed command reached one of them
+        ([2, 1], True, ["a:1"]),
+        ([2, None], False, ["b:1"]),
+        ([1, 1], True, []),
+        ([2, 2], False, []),
+    ],
+)
+def test_switch_of_which_not_all_servers_were_told_is_undone_before_a_publish(
+    answered, undone, told, calls, monkeypatch
 ):
-    monkeypatch.setattr("serving.reload.check_server", lambda *_: answered)
-    command._prepare_load(Path("r"), command.Publication(load="here:1", admin_key=Path("k")))
+    versions = dict(zip(("a:1", "b:1"), answered, strict=False))
+    monkeypatch.setattr("serving.reload.check_server", lambda url, *_: versions[url])
+    command.prepare_servers(make_servers(*versions))
     assert [given for name, given, _ in calls if name == "rollback"] == [(Path("r"), 1)] * undone
+    assert [given[0] for name, given, _ in calls if name == "reload"] == told
 
 
 @pytest.mark.parametrize("error", [ServerError, UnavailableError, DeadlineError])
 def test_version_that_the_server_does_not_take_is_withdrawn(error, calls, monkeypatch):
-    def fail(*_, **__):
-        raise error("No.")
-
-    publication = command.Publication(load="here:1", admin_key=Path("k"))
-    monkeypatch.setattr("serving.reload.reload_models", fail)
+    publication = command.Publication(servers=make_servers())
+    state = replace(STATE, details={"layout": "split"})
+    monkeypatch.setattr("contract.repository.read_published", lambda _: state)
+    monkeypatch.setattr("serving.reload.open_loader", fail_to_load(error))
     with pytest.raises(error, match=r"No\. The change was undone"):
         command.take_version(Console(quiet=True), publication, Path("r"), 2, lambda _: None)
-    assert calls[-1][:2] == ("withdraw", (Path("r"), 2))
+    assert [call[:2] for call in calls if call[0] == "withdraw"] == [("withdraw", (Path("r"), 2))]
+    assert calls[-1][0] == "reload"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"load": "x:1"}, "--load needs --repository"),
         (
-            {"load": "x:1", "replace": True, "repository": Path("r"), "table": Path("t")},
+            {"servers": True, "replace": True, "repository": Path("r"), "table": Path("t")},
             "combined with --replace",
         ),
-        ({"load": "x:1", "repository": Path("r"), "table": Path("t")}, "--admin-key"),
         ({"target": "tpu", "hub_folder": Path("f")}, "tpu"),
         ({"variant": "speed", "hub_folder": Path("f")}, "speed"),
         ({"table": Path("t")}, "belong together"),
         ({}, "Give --repository"),
     ],
 )
-def test_options_that_do_not_go_together(options, words):
+def test_options_that_do_not_go_together(options, words, tmp_path):
+    options = dict(options)
     places = {name: options.pop(name, None) for name in ("table", "repository", "hub_folder")}
-    if options.get("load") and places["repository"] is None:
-        places["hub_folder"] = Path("f")
+    if options.get("servers"):
+        Path(tmp_path / "k").write_text("key")
+        options["servers"] = Servers(["x:1"], Path("r"), [tmp_path / "k"])
     with pytest.raises(ConfigError, match=words):
         command.export_bundle(
             Console(quiet=True), Path("bundle"), **places, publication=command.Publication(**options)
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("b", "--hub-folder", "f", "--load", "x:1"), "--load needs --repository"),
+        (("rollback", "r", "--load", "x:1"), "There is no admin key logs/runtime/admin_key"),
+        (("rollback", "r", "--load", "x:1,,y:1"), "--load holds 3 addresses, but number 2 is empty"),
+        (
+            (
+                "rollback",
+                "r",
+                *("--load", "x:1", "--load", "y:1", "--load", "z:1"),
+                *("--admin-key", "k") * 2,
+            ),
+            "There are 3 servers (--load) and 2 admin keys",
+        ),
+    ],
+)
+def test_servers_that_cannot_be_told_are_refused_first(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("k").write_text("key")
+    result = run(*arguments)
+    assert isinstance(result.exception, ConfigError)
+    assert words in str(result.exception)

@@ -2,22 +2,20 @@
 
 import io
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import typer
-from google.protobuf import text_format
 from rich.console import Console
-from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import InferenceServerException
+from served_repository import Triton, make_check, make_stored
 from typer.testing import CliRunner
 
 from cli import export as command
 from cli.commands.export import export_app
 from cli.export_served import verify_server
+from cli.export_servers import Servers
 from contract.errors import (
     ArtifactError,
     ConfigError,
@@ -26,134 +24,15 @@ from contract.errors import (
     ServerError,
     UnavailableError,
 )
-from contract.labels import LABELS
 from contract.repository import read_published, verify
-from contract.tensors import GRAPHS, MODELS, NUMPY_DTYPES
+from contract.tensors import GRAPHS, MODELS
 from contract.training_data import WAYS
-from export.gates.requests import Request
-from export.gates.server import StoredAnswers, collect_answers, compare_answers, run_request
-from export.gates.server_precision import draw_requests_for
-from export.profiles import load_profile
+from export.gates.server import StoredAnswers
 from export.publish import publish
 
-onnx = pytest.importorskip("onnx")
-SIZES = {"N": 49, "C": 32, "D": 16, "K": len(LABELS)}
-FP32 = load_profile("fp32")
+pytest.importorskip("onnx")
 app = typer.Typer()
 app.add_typer(export_app, name="export")
-
-
-class Triton:
-    """Loads what the repository says as Triton does in explicit mode, and answers by a sum of the inputs."""
-
-    def __init__(self, repository: Path) -> None:
-        self.repository = repository
-        self.loaded: dict[str, object] = {}
-        self.calls: list[tuple] = []
-        self.moved: dict[int, float] = {}  # version -> by how much its probabilities are off
-        self.spoil = lambda arrays: arrays
-        self.codes: dict[str, str] = {}  # call -> status code with which it fails
-        self.on_infer = lambda: None
-        for name in MODELS:
-            self.load_model(name, {}, 1)
-        self.calls.clear()
-
-    def __call__(self, url, channel_args):
-        return self
-
-    def register_plugin(self, plugin):
-        pass
-
-    def close(self):
-        pass
-
-    def _fail(self, call):
-        if code := self.codes.get(call):
-            raise InferenceServerException("it says", status=f"StatusCode.{code}")
-
-    def is_server_live(self, client_timeout):
-        self._fail("live")
-        return True
-
-    def get_model_repository_index(self, headers, client_timeout):
-        if headers["triton-grpc-protocol-cxr-admin-key"] != "key":
-            raise InferenceServerException("restricted", status="StatusCode.UNAVAILABLE")
-
-    def get_server_metadata(self, client_timeout):
-        return SimpleNamespace(name="triton", version="2.70.0")
-
-    def get_model_config(self, model, version="", client_timeout=None):
-        return SimpleNamespace(config=self.loaded[model])
-
-    def load_model(self, name, headers, client_timeout):
-        self.calls.append(("load", name))
-        self._fail(f"load {name}")
-        text = (self.repository / name / "config.pbtxt").read_text()
-        self.loaded[name] = text_format.Parse(text, model_config_pb2.ModelConfig())
-
-    def infer(self, model, inputs, *, model_version, client_timeout):
-        self.calls.append(("infer", model, int(model_version)))
-        self.on_infer()
-        self._fail("infer")
-        assert int(model_version) in self.loaded[model].version_policy.specific.versions
-        given = {
-            x.name(): np.frombuffer(x._get_content(), NUMPY_DTYPES[x.datatype()]).reshape(x.shape())
-            for x in inputs
-        }
-        ensemble = model.startswith("predict_")
-        kind = model.split("_")[1]
-        arrays = dict(run_request(run_graph, Request(kind, given)) if ensemble else run_graph(model, given))
-        if "probabilities" in arrays:
-            arrays["probabilities"] = arrays["probabilities"] + np.float32(
-                self.moved.get(int(model_version), 0)
-            )
-        return SimpleNamespace(as_numpy=self.spoil(arrays).get)
-
-    @property
-    def versions(self) -> set[int]:
-        """The versions that the ensembles answer with."""
-        return {
-            next(iter(self.loaded[name].version_policy.specific.versions))
-            for name in MODELS
-            if MODELS[name].backend == "ensemble"
-        }
-
-
-def run_graph(name: str, inputs: dict) -> dict:
-    """Stands for a graph: numbers that depend on the inputs alone."""
-    seed = sum(
-        int(np.ascontiguousarray(array).view(np.uint8).sum(dtype=np.int64)) for array in inputs.values()
-    )
-    draw = np.random.RandomState(seed % 2**31)
-    batch = len(next(iter(inputs.values())))
-    sizes = {
-        **SIZES,
-        "V": 1,
-        "I": SIZES["N"],
-        "L": next((array.shape[1] for key, array in inputs.items() if key == "input_ids"), 0),
-    }
-    return {
-        tensor.name: draw.rand(batch, *(sizes.get(size, size) for size in tensor.shape)).astype(np.float32)
-        for tensor in MODELS[name].outputs
-    }
-
-
-@pytest.fixture(scope="module")
-def models(write_bundle, small_config, tmp_path_factory):
-    """Two bundles of one architecture; their graphs hold a fingerprint and nothing else."""
-    root = tmp_path_factory.mktemp("models")
-    made = []
-    for seed in (1, 2):
-        bundle = write_bundle(
-            root / str(seed), small_config, seed=seed, texts=("clear",), thresholds=[0.4] * len(LABELS)
-        )
-        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-        node = onnx.helper.make_node("Identity", ["x"], ["y"])
-        graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [value]))
-        onnx.helper.set_model_props(graph, {"fingerprint": bundle.fingerprint})
-        onnx.save(graph, root / f"{seed}.onnx")
-        made.append((bundle, dict.fromkeys(GRAPHS, root / f"{seed}.onnx")))
-    return made
 
 
 @pytest.fixture
@@ -168,43 +47,8 @@ def triton(models, tmp_path, monkeypatch):
     return triton
 
 
-def make_stored(bundle) -> StoredAnswers:
-    """What the graphs of version 2 answer where nothing is wrong."""
-    answers = collect_answers(partial(run_request, run_graph), draw_requests_for(bundle))
-    return StoredAnswers("fp32", FP32.limits, answers)
-
-
-def make_check(models, repository):
-    """The gate as `export.gates.server_precision.check_server` makes it, without its real cases."""
-    bundle = models[1][0]
-
-    def check(served):
-        configs = repository / "{}" / "2" / "config.pbtxt"
-        given = {}
-        for kind in WAYS:
-            text = Path(str(configs).format(f"predict_{kind}_tensors")).read_text()
-            parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
-            given[kind] = parameters["gate"].string_value
-        found = collect_answers(
-            partial(run_request, served.run, layout=served.layout), draw_requests_for(bundle)
-        )
-        report = compare_answers(
-            StoredAnswers.read(given, source="x"), found, bundle.decisions, served.runtime, bundle.label_part
-        )
-        return SimpleNamespace(
-            passed=report.passed,
-            failures=report.failures,
-            to_markdown=report.to_markdown,
-            to_dict=report.to_dict,
-            stored=report,
-            precision=SimpleNamespace(cases=3),
-        )
-
-    return check
-
-
 def take(models, triton, console=None):
-    publication = command.Publication(load="127.0.0.1:1", admin_key=Path("k"))
+    publication = command.Publication(servers=Servers(["127.0.0.1:1"], triton.repository, [Path("k")]))
     check = make_check(models, triton.repository)
     return command.take_version(console or Console(quiet=True), publication, triton.repository, 2, check)
 
@@ -238,7 +82,7 @@ def test_a_version_is_asked_before_the_ensembles_switch(models, triton):
     assert (gate["runtime"], gate["precision"], gate["cases"]) == ("Triton 2.70.0, onnxruntime", "fp32", 3)
     assert gate["provider"] == "CPU"
     assert gate["passed"].endswith("+00:00")
-    assert json.dumps(taken.to_dict())
+    assert json.dumps([state.to_dict() for state in taken])
 
 
 def test_a_version_that_answers_differently_is_withdrawn_with_the_table(models, triton):
@@ -264,7 +108,7 @@ def test_it_shows_nothing_beside_the_bar_of_the_export(models, triton, monkeypat
     """Rich 13 takes a second live display for an error."""
     console = Console(quiet=True)
     monkeypatch.setattr(console, "status", lambda *_: pytest.fail("a second one"))
-    assert take(models, triton, console).check.passed
+    assert [state.check.passed for state in take(models, triton, console)] == [True]
 
 
 def drop(name):
@@ -364,8 +208,10 @@ def test_a_server_is_verified_at_any_time(models, triton):
     result = run("verify", "127.0.0.1:1")
     assert result.exit_code == 0, result.output
     assert "answers with version 2" in result.output
-    assert {call[1] for call in triton.calls} == {f"predict_{kind}_tensors" for kind in WAYS}
-    told = json.loads(run("verify", "127.0.0.1:1", "--json").stdout)
+    asked = {call[1] for call in triton.calls}
+    assert asked == {f"predict_{kind}_tensors" for kind in WAYS} | set(GRAPHS) - {"fusion_text"}
+    assert {call[2] for call in triton.calls} == {2}
+    (told,) = json.loads(run("verify", "127.0.0.1:1", "--json").stdout)["servers"]
     assert (told["passed"], told["version"], told["profile"]) == (True, 2, "fp32")
     assert told["server"] == "Triton 2.70.0, onnxruntime CPU"
     triton.moved[2] = 0.01
@@ -375,6 +221,17 @@ def test_a_server_is_verified_at_any_time(models, triton):
         result.exception
     )
     assert result.output.count("FAILED") == 3
+
+
+def test_answers_to_the_requests_of_another_version_are_named(models, triton):
+    take(models, triton)
+    for kind in WAYS:
+        stored = triton.loaded[f"predict_{kind}_tensors"].parameters["gate"]
+        rows = StoredAnswers.read({kind: stored.string_value}, source="x")
+        fewer = replace(rows, answers={kind: rows.answers[kind][:-1]})
+        stored.string_value = fewer.write(kind)
+    with pytest.raises(ArtifactError, match="requests of another version of cxr"):
+        verify_server(Console(quiet=True), "127.0.0.1:1")
 
 
 def test_what_cannot_be_verified_is_named(models, triton):

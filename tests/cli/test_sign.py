@@ -1,13 +1,16 @@
 """`cxr sign` and `--require-signature` as a user types them."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.default_command import DefaultCommandGroup
 from contract.bundle import MANIFEST, REQUIRED_FILES, load_bundle, seal_bundle, write_directory, write_labels
 from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABELS
@@ -63,6 +66,14 @@ def test_a_bundle_is_signed_with_a_password_from_a_prompt_or_a_file(tmp_path, bu
 COMMANDS = [
     ["export", "{}", "--hub-folder", "{}-hub"],
     ["explain", "--bundle", "{}", "--report", "text"],
+    ["train", "table.parquet", "--out", "{}-new", "--from", "{}"],
+    ["train", "table", "{}"],
+    ["export", "tensorrt", "{}", "--out", "{}-plans"],
+    pytest.param(["calibrate", "{}", "table.parquet", "--out", "{}-new"], marks=pytest.mark.slow),
+    pytest.param(["train", "series", "table.parquet", "{}"], marks=pytest.mark.slow),
+    pytest.param(["data", "order", "table.parquet", "{}", "--out", "{}.parquet"], marks=pytest.mark.slow),
+    pytest.param(["monitor", "reference", "{}", "table.parquet"], marks=pytest.mark.slow),
+    pytest.param(["monitor", "report", "{}", "results.csv"], marks=pytest.mark.slow),
     pytest.param(["evaluate", "table.parquet", "--bundle", "{}"], marks=pytest.mark.slow),
     pytest.param(
         ["evaluate", "explain", "table.parquet", "--bundle", "{}", "--boxes", "boxes.csv"],
@@ -79,7 +90,77 @@ def test_no_command_loads_a_bundle_without_the_signature(words, bundle, tmp_path
     assert (ended.exit_code, REFUSED in ended.output) == (3, True), ended.output
     monkeypatch.setenv(ENVIRONMENT, key["public_key"])
     assert REFUSED in run(*filled).output
-    assert not (tmp_path / "bundle-hub").exists()
+    assert not list(tmp_path.glob("bundle-*"))
+
+
+REPOSITORY_COMMANDS = [
+    ["bench", "run", "--baseline", "--repository", "{}", "--count", "1"],
+    ["bench", "profile", "{}", "--table", "table.parquet"],
+    ["export", "tensorrt", "{}", "--out", "{}-plans"],
+]
+
+
+@pytest.mark.parametrize("words", REPOSITORY_COMMANDS)
+def test_no_command_reads_a_repository_without_the_signature(words, tmp_path):
+    key = json.loads(run("sign", "key", "--out", tmp_path, "--no-password", "--json").stdout)
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / ".published.json").write_text("this is not read as JSON")
+    filled = [word.format(repository) for word in words]
+    ended = run(*filled, "--require-signature", key["public_key"])
+    assert (ended.exit_code, REFUSED in ended.output) == (3, True), ended.output
+
+
+NO_SIGNATURE_NEEDED = {
+    "cxr data audit": "reads split.json, a list of ids",
+    "cxr export retire": "changes a repository and signs the change (--sign)",
+    "cxr export rollback": "changes a repository and signs the change (--sign)",
+    "cxr index": "reads split.json, a list of ids",
+    "cxr sign bundle": "makes the signature",
+    "cxr sign repository": "makes the signature",
+    "cxr train compare": "shows numbers out of JSON files and loads no model",
+}
+
+
+def list_commands(command, words=("cxr",)):
+    """Yield each command of a group with its name, those of its groups too."""
+    for name, child in getattr(command, "commands", {}).items():
+        unnamed = isinstance(command, DefaultCommandGroup) and name == DefaultCommandGroup.default
+        known = words if unnamed else (*words, name)
+        yield from list_commands(child, known)
+    if not hasattr(command, "commands"):
+        yield " ".join(words), command
+
+
+def reads_model(command) -> bool:
+    """Whether the name or the help of an option speaks of a bundle or a model repository that the command may read."""
+    written = ("out", "require_signature", "load", "admin_key", "sign", "password_file")
+    texts = [
+        f"{parameter.name} {getattr(parameter, 'help', '') or ''}"
+        for parameter in command.params
+        if parameter.name not in written
+    ]
+    return any(re.search(r"\b(bundles?|repository)\b", text, re.IGNORECASE) for text in texts)
+
+
+def test_every_command_that_reads_a_model_can_require_a_signature():
+    commands = dict(list_commands(typer.main.get_command(app)))
+    readers = {name for name, command in commands.items() if reads_model(command)}
+    able = {
+        name
+        for name, command in commands.items()
+        if any("--require-signature" in parameter.opts for parameter in command.params)
+    }
+    assert {
+        "cxr export",
+        "cxr serve",
+        "cxr bench run",
+        "cxr bench soak",
+        "cxr calibrate",
+        "cxr train",
+    } <= readers
+    assert readers - able - set(NO_SIGNATURE_NEEDED) == set()
+    assert able & set(NO_SIGNATURE_NEEDED) == set()
 
 
 def test_serve_reads_nothing_of_an_unsigned_repository(tmp_path):

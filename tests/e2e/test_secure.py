@@ -251,6 +251,24 @@ def test_commands_take_the_same_settings(served):
     )
     assert outside.returncode == 2
     assert "This call needs a token" in outside.stderr
+    short = (
+        "--count",
+        "2",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+        "--concurrency",
+        "1",
+        "--cases",
+        "1",
+        "--json",
+    )
+    measured = served.run("bench", "run", "--triton", f"127.0.0.1:{served.ports.grpc}", *short)
+    assert measured.returncode == 0, measured.stderr
+    report = json.loads(measured.stdout)
+    assert report["settings"]["tls"] == "mutual"
+    assert served.tokens["read"] not in measured.stdout
 
 
 def test_models_are_loaded_with_an_admin_token_alone(served):

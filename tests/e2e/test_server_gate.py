@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from cli import export as command
-from cli.export_served import retire_version, verify_server
-from contract.errors import ParityError
+from cli.export_retire import retire_version
+from cli.export_served import verify_server, verify_servers
+from cli.export_servers import Servers
+from contract.errors import ParityError, UnavailableError
 from contract.repository import CONFIG_NAME, MARKER, hash_version, read_published, render_marker, verify
 
 grpc_client = pytest.importorskip("tritonclient.grpc")
@@ -21,6 +23,7 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.e2e
 
 QUIET = Console(quiet=True)
+PATCHES = 49  # tokens of one image of the smallest model
 
 
 @pytest.fixture(scope="module")
@@ -115,26 +118,47 @@ def publish_to_wait(stack, model, *, exchanged=None):
     publish(bundle, graphs, stack.repository, standby=True, stored=stored)
     version = read_published(stack.repository).newest
     if exchanged:
-        exchanged(stack.repository / "text_encoder" / str(version) / "model.onnx")
+        graph, change = exchanged
+        change(stack.repository / graph / str(version) / "model.onnx")
         state_hashes(stack.repository)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 56, 56), dtype=np.uint8)
     cases = [ParityCase(image, "Lungs are clear.") for image in pixels]
     return version, partial(check_server, bundle, graphs, profile, cases, reference=graphs, stored=stored)
 
 
-def take(stack, version, check):
-    publication = command.Publication(load=stack.triton_url, admin_key=stack.admin_key_path)
+def find_servers(*stacks) -> Servers:
+    keys = [stack.admin_key_path for stack in stacks]
+    return Servers([stack.triton_url for stack in stacks], stacks[0].repository, keys)
+
+
+def take(stack, version, check, *others):
+    publication = command.Publication(servers=find_servers(stack, *others))
     return command.take_version(QUIET, publication, stack.repository, version, check)
 
 
 def make_wrong(models, how: str):
-    """Return what exchanges the text encoder of the second model, perhaps for that of the first."""
+    """Return a graph of the second model, and what exchanges it, perhaps for that of the first."""
+    if how == "first view":
+        return "fusion_study", drop_views
     (bundle, graphs), other = models[1], models[0][1]
     source, change = (other, lambda x: x) if how == "exchanged" else (graphs, round_weights)
-    return lambda path: exchange(source["text_encoder"], path, bundle.fingerprint, change)
+    return "text_encoder", lambda path: exchange(source["text_encoder"], path, bundle.fingerprint, change)
 
 
-@pytest.mark.parametrize("how", ["exchanged", "rounded"])
+def drop_views(path) -> None:
+    """Let a fusion graph read only the first view of each study. With one view it answers as before."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["first_view" if name == "image_tokens" else name for name in node.input]
+    for name, value in (("_begin", 0), ("_end", PATCHES), ("_axis", 1)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Slice", ["image_tokens", "_begin", "_end", "_axis"], ["first_view"])
+    )
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("how", ["exchanged", "rounded", "first view"])
 def test_a_version_with_another_graph_is_stopped_at_the_server(how, models, stack):
     with grpc_client.InferenceServerClient(stack.triton_url) as client:
         version, expected = ask(client)
@@ -163,16 +187,14 @@ def test_a_good_version_passes_can_be_verified_and_lets_the_old_one_go(models, s
         time.sleep(0.2)
     assert traffic.failures == []
     assert {version for version, _ in traffic.answers} == {1, number}
-    assert taken.check.passed
+    assert taken[0].check.passed
     gate = verify(stack.repository).versions[number]["gates"]["server"]
     assert gate["runtime"].startswith("Triton 2.")
     assert gate["runtime"].endswith("embedded onnxruntime")
     assert (gate["provider"], gate["precision"], gate["cases"]) == ("CPU", "fp32", 4)
     verified = verify_server(QUIET, stack.triton_url)
     assert (verified.version, verified.agreement.passed) == (number, True)
-    retired = retire_version(
-        QUIET, stack.repository, version=None, load=stack.triton_url, admin_key=stack.admin_key_path
-    )
+    retired = retire_version(QUIET, stack.repository, servers=find_servers(stack))
     assert (retired.version, list(retired.published.versions)) == (1, [number])
     with grpc_client.InferenceServerClient(stack.triton_url) as client:
         assert ask(client)[0] == number
@@ -183,6 +205,42 @@ def test_a_good_version_passes_can_be_verified_and_lets_the_old_one_go(models, s
         while not client.is_server_ready():
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_servers_of_one_folder_change_together(models, tmp_path):
+    from export.publish import publish
+    from serving.stack import Ports, Stack
+
+    def start(name):
+        return Stack(repository, tmp_path / name, ports=Ports.free(), log_dir=tmp_path / f"{name}-logs")
+
+    def find_versions():
+        found = []
+        for stack in (first, second):
+            with grpc_client.InferenceServerClient(stack.triton_url) as client:
+                found.append(ask(client)[0])
+        return found
+
+    repository = publish(*models[0], tmp_path / "repository")
+    with start("a") as first, start("b") as second:
+        first.wait_ready(90)
+        second.wait_ready(90)
+        number, check = publish_to_wait(first, models[1], exchanged=make_wrong(models, "rounded"))
+        with pytest.raises(ParityError, match="undone at all servers"):
+            take(first, number, check, second)
+        assert find_versions() == [1, 1]
+        number, check = publish_to_wait(first, models[1])
+        assert [state.version for state in take(first, number, check, second)] == [number, number]
+        assert find_versions() == [number, number]
+        assert verify_servers(QUIET, [first.triton_url, second.triton_url]).passed
+        command.roll_back(QUIET, repository, servers=find_servers(first, second))
+        assert find_versions() == [1, 1]
+        servers = find_servers(first, second)
+        second.stop()
+        with pytest.raises(UnavailableError, match="No server was changed"):
+            command.roll_back(QUIET, repository, to=number, servers=servers)
+        assert verify(repository).version == 1
 
 
 def test_what_was_exchanged_without_a_gate_is_found_by_verify(models, stack):

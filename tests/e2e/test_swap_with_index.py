@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.export import Publication, _prepare_load, roll_back, take_version
+from cli.export import Publication, prepare_servers, roll_back, take_version
+from cli.export_servers import Servers
 from client import CxrClient
 from contract.errors import ConfigError, CxrError, FingerprintError, UnavailableError
 from contract.repository import MARKER, read_published, verify
@@ -53,6 +54,10 @@ def quiet():
     return Console(quiet=True)
 
 
+def find_servers(stack, *, url: str | None = None, key: Path | None = None) -> Servers:
+    return Servers([url or stack.triton_url], stack.repository, [key or stack.admin_key_path])
+
+
 def test_index_beside_then_back(stack, models, tmp_path):
     from export.publish import publish
     from serving.reload import reload_models
@@ -75,13 +80,13 @@ def test_index_beside_then_back(stack, models, tmp_path):
         index(client)
         assert find(client)[0] == "case-1"
         assert client.health().retrieval is None
-        roll_back(quiet(), stack.repository, load=stack.triton_url, admin_key=stack.admin_key_path)
+        roll_back(quiet(), stack.repository, servers=find_servers(stack))
         assert client.info().fingerprint == old
         assert find(client)[0] == "case-1"
         assert client.health().retrieval is None
         client.delete(["case-1"])
         assert "case-1" not in find(client)
-        roll_back(quiet(), stack.repository, to=2, load=stack.triton_url, admin_key=stack.admin_key_path)
+        roll_back(quiet(), stack.repository, to=2, servers=find_servers(stack))
         assert "case-1" not in find(client)
     stack.stop()
     with Stack(stack.repository, stack.store, ports=Ports.free(), log_dir=tmp_path / "again") as second:
@@ -94,28 +99,29 @@ def test_a_load_is_checked_first_and_repeated_without_flipping(stack, models, tm
     from export.publish import publish
     from serving.stack import Ports
 
-    repository, key_file = stack.repository, stack.admin_key_path
+    repository = stack.repository
     publish(*models[1], repository)  # the server is not told: it answers with version 1
     wrong = tmp_path / "wrong-key"
     wrong.write_text("wrong")
     marker = (repository / MARKER).read_bytes()
     nobody = f"127.0.0.1:{Ports.free().grpc}"
-    for url, key, error in ((stack.triton_url, wrong, ConfigError), (nobody, key_file, UnavailableError)):
+    for url, key, error in ((None, wrong, ConfigError), (nobody, None, UnavailableError)):
         for _ in range(2):
             with pytest.raises(error):
-                roll_back(quiet(), repository, load=url, admin_key=key)
+                roll_back(quiet(), repository, servers=find_servers(stack, url=url, key=key))
             with pytest.raises(error):
-                _prepare_load(repository, Publication(load=url, admin_key=key))
+                prepare_servers(find_servers(stack, url=url, key=key))
             assert (repository / MARKER).read_bytes() == marker
     other = publish(*models[0], tmp_path / "other")  # the very model that is served, from another place
+    servers = Servers([stack.triton_url], other, [stack.admin_key_path])
     with pytest.raises(ConfigError, match="was started with another repository"):
-        roll_back(quiet(), other, to=1, load=stack.triton_url, admin_key=key_file)
+        roll_back(quiet(), other, to=1, servers=servers)
     # The first completes what was never loaded, the others change nothing.
     for changed in (True, False, False):
-        done = roll_back(quiet(), repository, to=2, load=stack.triton_url, admin_key=key_file)
+        done = roll_back(quiet(), repository, to=2, servers=find_servers(stack))
         assert (done.published.version, done.changed) == (2, changed)
     for changed in (True, False):
-        done = roll_back(quiet(), repository, load=stack.triton_url, admin_key=key_file)
+        done = roll_back(quiet(), repository, servers=find_servers(stack))
         assert (done.published.version, done.changed) == (1, changed)
     with CxrClient(stack.triton_url, stack.retrieval_url) as client:
         assert client.info().fingerprint == models[0][0].fingerprint
@@ -126,9 +132,8 @@ def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, 
     from export.publish import publish
     from export.versions import apply_state, render
 
-    publication = Publication(load=stack.triton_url, admin_key=stack.admin_key_path)
-    repository = stack.repository
-    _prepare_load(repository, publication)
+    publication, repository = Publication(servers=find_servers(stack)), stack.repository
+    prepare_servers(publication.servers)
     publish(*models[1], repository, standby=True)
     (repository / "text_encoder" / "2" / "model.onnx").write_bytes(b"broken when it was published")
     state = read_published(repository)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from contract import bundle as files
 from contract.errors import ConfigError
+from contract.signatures import TrustedKeys
 
 EVALUATION: Final = Path("evaluation") / "evaluation.json"
 _FAIR: Final = "model, findings - TF-IDF + LR, findings"  # the search, against its fair control
@@ -27,14 +28,14 @@ class Row:
     figures: dict[str, Figure]
 
 
-def read_rows(bundles: Sequence[Path]) -> list[Row]:
-    """Read evaluated bundles.
+def read_rows(bundles: Sequence[Path], trust: TrustedKeys | None = None) -> list[Row]:
+    """Read evaluated bundles. With `trust`, one of its keys must have signed each.
 
     Raises:
         ConfigError: A bundle was not evaluated, or evaluated without intervals.
-        ArtifactError: A directory is not a bundle, or is damaged.
+        ArtifactError: A directory is not a bundle, or is damaged or not signed.
     """
-    return [_read_row(path) for path in bundles]
+    return [_read_row(path, trust) for path in bundles]
 
 
 def choose_columns(rows: Sequence[Row], wanted: Sequence[str] = ()) -> list[str]:
@@ -74,8 +75,8 @@ def format_figure(figure: Figure | None) -> str:
     return "-" if figure is None else f"{figure[0]:.3f} ({figure[1]:.2f}-{figure[2]:.2f})"
 
 
-def _read_row(path: Path) -> Row:
-    bundle = files.load_bundle(path)
+def _read_row(path: Path, trust: TrustedKeys | None) -> Row:
+    bundle = files.load_bundle(path, trust=trust)
     try:
         results = json.loads((bundle.path / EVALUATION).read_text(encoding="utf-8"))
         results["trained"] = json.loads((bundle.path / files.METRICS).read_text(encoding="utf-8")).get(

@@ -20,6 +20,7 @@ from export.gates.precision import ServedGraphs
 from export.gates.requests import draw_requests
 from export.gates.server import StoredAnswers, collect_answers, compare_answers, run_request
 from export.gates.server_precision import MOST_CASES, check_server, draw_requests_for, store_answers
+from export.graphs.checks import read_sizes
 from export.graphs.fuse import fuse_graphs
 from export.profiles import load_profile
 
@@ -89,11 +90,17 @@ def test_requests_are_the_same_for_ever_and_can_be_read_by_the_model():
     requests = draw_requests(112, 4000, 256)
     digest = hashlib.sha256()
     for request in requests:
+        if (request.kind, request.views, request.batch_size) == ("image", 2, 1):  # the first of several views
+            assert digest.hexdigest()[:16] == "f8b92a40ec5c6533"
         for name, array in sorted(request.inputs.items()):
             digest.update(f"{request.kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes())
         if request.kind != "image":
             TokenLimits(4000, 256).check(request.inputs["input_ids"], request.inputs["attention_mask"])
-    assert digest.hexdigest()[:16] == "f8b92a40ec5c6533"
+    assert digest.hexdigest()[:16] == "62885b268f5de927"
+    views = [(request.kind, request.views, request.batch_size) for request in requests[-8:]]
+    assert views == [
+        (kind, *shape) for shape in ((2, 1), (3, 1), (4, 1), (2, 2)) for kind in ("image", "study")
+    ]
     assert {request.kind for request in requests} == set(WAYS)
     for kind in ("text", "study"):
         asked = [request.inputs["input_ids"].shape for request in requests if request.kind == kind]
@@ -153,6 +160,31 @@ def test_one_rounded_graph_is_enough(graph, bundle, graphs, spoilt, stored):
     assert not compare_answers(
         stored, ask(bundle, serve(mixed)), bundle.decisions, "ORT", bundle.label_part
     ).passed
+
+
+WRONG_FUSIONS = {
+    "only the first view": lambda tokens, count: tokens[:, :count],
+    "the first two views": lambda tokens, count: tokens[:, : 2 * count],
+    "the first view twice": lambda tokens, count: np.concatenate(
+        [tokens[:, :count], *[tokens[:, :count]] * (tokens.shape[1] // count - 1)], axis=1
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRONG_FUSIONS)
+def test_a_graph_that_fuses_views_wrongly_is_stopped(how, bundle, graphs, stored):
+    """With one view of each study it answers as it should."""
+    right, count = serve(graphs), read_sizes(bundle)["N"]
+
+    def run(name, inputs):
+        tokens = inputs.get("image_tokens")
+        if tokens is not None and tokens.shape[1] > count:
+            inputs = {**inputs, "image_tokens": np.ascontiguousarray(WRONG_FUSIONS[how](tokens, count))}
+        return right(name, inputs)
+
+    report = compare_answers(stored, ask(bundle, run), bundle.decisions, "ORT", bundle.label_part)
+    failed = [row.kind for row in report.kinds if row.list_failures(FP32.limits)]
+    assert failed == ["study", "image"]
 
 
 def test_answers_that_are_no_numbers_fail(bundle, stored):
