@@ -26,7 +26,7 @@ def find_earlier_model(bundle: Bundle, table: Path) -> str | None:
     Its split is not recorded, so nobody can tell which studies of the table it knows. None if there is no such model.
     """
     collection, earlier = read_collection(table), bundle.manifest.get("started_from")
-    while earlier is not None:
+    while collection is not None and earlier is not None:
         if earlier.get("data_source") == collection:
             return str(earlier["fingerprint"])
         earlier = earlier.get("started_from")
