@@ -22,15 +22,16 @@ from contract.training_data import warn_of_training
 if TYPE_CHECKING:
     from client import CxrClient
     from client.cases import CaseInput
-    from training.evaluation.ask import Asked, Options
     from training.evaluation.plan import Case
     from training.evaluation.predict import Answers, Progress
+    from training.evaluation.split_predictions import Options, SplitPredictions
 
 FOLDER: Final = "evaluation"
 ALLOWED: Final = {"probabilities": TOLERANCES[PROBABILITIES.name], "embeddings": TOLERANCES[EMBEDDING.name]}
 EXTERNAL: Final = (
     "An external test set: every labelled study of the table, with the thresholds and the calibration of the bundle. "
-    "The controls and the search among training studies are left out, because they need training studies."
+    "Patients of the bundle's own training and validation studies are left out. So are the controls and the search "
+    "among training studies, because they need training studies."
 )
 _ROUNDING: Final = 1e-6  # rounding of a float32 probability, which depends on the other cases of the batch
 
@@ -82,10 +83,11 @@ def evaluate_bundle(
     external: bool = False,
     cache: Path | None = None,
     client: "CxrClient | None" = None,
-) -> tuple["Asked", dict[str, Any]]:
+) -> tuple["SplitPredictions", dict[str, Any]]:
     """Evaluate a bundle's model. With a client, query the served model too and return its results instead.
 
-    With `external` every labelled study of the table is a test study.
+    With `external` every labelled study of the table is a test study, unless the model was trained or calibrated on its
+    patient.
 
     Raises:
         ArtifactError: The split belongs to another table; another model is served (FingerprintError); served answers
@@ -93,23 +95,27 @@ def evaluate_bundle(
         ConfigError: A part of the split has no study that the model can read.
     """
     from contract.bundle import require_same_fingerprint
-    from training.evaluation.ask import ask_model
     from training.evaluation.measure import measure
     from training.evaluation.parts import measure_parts
     from training.evaluation.plan import read_external, read_parts
     from training.evaluation.predict import Predictor, TorchPredictor, read_from_cache
     from training.evaluation.prompt_scores import measure_prompt_scores
     from training.evaluation.sentences import measure_sentences
+    from training.evaluation.split_predictions import predict_split
     from training.evaluation.view_head import measure_view_head
     from training.evaluation.zero_shot import hide_labels, measure_zero_shot
+    from training.known_studies import list_known_ids, warn_of_known_studies
 
     read_pixels = read_from_cache(cache, bundle.config["sizes"]["S"]) if cache else None
     split = split_file or bundle.path / SPLIT
-    parts = read_external(table) if external else read_parts(table, split)
+    if external:
+        parts = read_external(table, list_known_ids(bundle, table, ("train", "validation")))
+    else:
+        parts = read_parts(table, split)
     parts = hide_labels(parts, bundle.held_out)
     with show_progress(console, "Predicting with PyTorch") as progress:
         torch_predictor = TorchPredictor(bundle, read_pixels=read_pixels)
-        answers = ask_model(parts, torch_predictor, options, progress)
+        answers = predict_split(parts, torch_predictor, options, progress)
     predictor: Predictor = torch_predictor
     served = None
     if client is not None:
@@ -121,7 +127,7 @@ def evaluate_bundle(
             found_from="what is served",
         )
         with show_progress(console, "Predicting with the served model") as progress:
-            served_answers = ask_model(parts, predictor, options, progress)
+            served_answers = predict_split(parts, predictor, options, progress)
         served = compare(answers, served_answers, bundle)
         answers = served_answers
     with console.status("Measuring"):
@@ -136,6 +142,7 @@ def evaluate_bundle(
     results["view_head"] = measure_view_head(parts, torch_predictor)
     results["served"] = served
     results["external"] = EXTERNAL if external else None
+    results["warnings"] = warn_of_known_studies(bundle, table, answers.test.study_ids)
     part = "all of it" if external else f"split {split.name}"
     results["data"] = f"Table {table.name} (SHA-256 {compute_sha256(table)[:12]}), {part}."
     return answers, results
@@ -166,9 +173,16 @@ def plan_external(
 
 
 def _is_foreign(table: Path, bundle: Bundle) -> bool:
-    """Return whether a table has no study of a bundle's split; raise ConfigError if it has only some of them."""
-    from training.data.openi import read_table
+    """Return whether a table is of another collection or has no study of a bundle's split.
 
+    Raises:
+        ConfigError: It has only some of these studies.
+    """
+    from training.data.openi import read_collection, read_table
+
+    collections = {read_collection(table), bundle.manifest.get("data_source")}
+    if None not in collections and len(collections) == 2:
+        return True
     named = {study_id for ids in bundle.split.values() for study_id in ids}
     missing = len(named.difference(read_table(table, ["study_id"])["study_id"].to_pylist()))
     if 0 < missing < len(named):
@@ -179,7 +193,7 @@ def _is_foreign(table: Path, bundle: Bundle) -> bool:
     return missing == len(named)
 
 
-def _keep_ties(ours: "Asked", theirs: "Asked") -> "Asked":
+def _keep_ties(ours: "SplitPredictions", theirs: "SplitPredictions") -> "SplitPredictions":
     """Return `theirs`, with the probability of `ours` wherever the two differ only by rounding."""
     answers = {}
     for way, answer in theirs.answers.items():
@@ -189,7 +203,7 @@ def _keep_ties(ours: "Asked", theirs: "Asked") -> "Asked":
     return replace(theirs, answers=answers)
 
 
-def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
+def compare(ours: "SplitPredictions", theirs: "SplitPredictions", bundle: Bundle) -> dict[str, Any]:
     """Compare the served answers, and their macro averages, with PyTorch.
 
     Studies with the same text have the same probability. If the last digit of one of them differs, AP jumps by
@@ -199,15 +213,15 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
     Raises:
         ParityError: The answers differ by more than `ALLOWED`.
     """
-    from training.evaluation.ask import Options, compare_answers
     from training.evaluation.measure import measure_ways
+    from training.evaluation.split_predictions import Options, compare_predictions
 
     try:
-        gaps = compare_answers(ours, theirs, bundle.label_part)
+        gaps = compare_predictions(ours, theirs, bundle.label_part)
     except ConfigError as error:
         raise ServerError(str(error)) from error
     sides = (ours, _keep_ties(ours, theirs))
-    rows = [measure_ways(asked, bundle.decisions, Options(resamples=0)) for asked in sides]
+    rows = [measure_ways(predictions, bundle.decisions, Options(resamples=0)) for predictions in sides]
     differences = (
         abs(first["macro"][name]["value"] - second["macro"][name]["value"])
         for first, second in zip(*rows, strict=True)
@@ -222,7 +236,9 @@ def compare(ours: "Asked", theirs: "Asked", bundle: Bundle) -> dict[str, Any]:
     return {**gaps, "allowed": ALLOWED}
 
 
-def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, out: Path | None) -> Path:
+def write_results(
+    predictions: "SplitPredictions", results: Mapping[str, Any], bundle: Bundle, out: Path | None
+) -> Path:
     """Write evaluation.json, evaluation.md and plots into `out`, or into the bundle and its model card.
 
     Returns:
@@ -232,7 +248,7 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
     from training.evaluation.report import write_summary
 
     if out is not None:
-        _write_files(asked, results, out)
+        _write_files(predictions, results, out)
         return out
     with amend_bundle(bundle, changed=(MODEL_CARD,)) as scratch:
         card = (scratch / MODEL_CARD).read_text(encoding="utf-8")
@@ -241,24 +257,24 @@ def write_results(asked: "Asked", results: Mapping[str, Any], bundle: Bundle, ou
         )
         shutil.rmtree(scratch / FOLDER, ignore_errors=True)
         (scratch / FOLDER).mkdir()
-        _write_files(asked, results, scratch / FOLDER)
+        _write_files(predictions, results, scratch / FOLDER)
     return bundle.path / FOLDER
 
 
-def _write_files(asked: "Asked", results: Mapping[str, Any], directory: Path) -> None:
+def _write_files(predictions: "SplitPredictions", results: Mapping[str, Any], directory: Path) -> None:
     from training.evaluation.plots import draw_plots
     from training.evaluation.report import write_report
 
     write_json(directory / "evaluation.json", results)
     write_file(directory / "evaluation.md", write_report(results))
-    draw_plots(asked, results, results["text_mode"], directory)
+    draw_plots(predictions, results, results["text_mode"], directory)
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print the main tables."""
     if note := results.get("external"):
         console.print(note, soft_wrap=True)
-    print_warnings(console, warn_of_training(results["trained_on"]))
+    print_warnings(console, [*warn_of_training(results["trained_on"]), *results.get("warnings", ())])
     table = _start_table(
         "Findings of n test studies: means over labels, 95 % intervals", ("input", "n", "AUROC", "AP", "F1")
     )

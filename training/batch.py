@@ -18,9 +18,7 @@ from training.data.duplicates import number_similar
 from training.data.studies import StudySet
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
-_ROWS_PER_POOL: Final = (
-    8  # batches per pool; studies are sorted by text length inside a pool, which keeps padding small
-)
+_BATCHES_PER_POOL: Final = 8  # studies are sorted by text length inside a pool, which keeps padding small
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,11 @@ class Draw:
     Every process of a data-parallel run draws the whole batch and computes only its own rows of it (`take`).
 
     Attributes:
-        rows: (B,) int64 rows of the `StudySet`.
-        texts: B texts to read; "" for none.
-        silent: (B,) bool: texts that do not describe the image. They are read together with the image, never alone.
-        views: (B, 2) int64 rows of `StudySet.pixels`; -1 for none.
-        groups: (B,) int64, equal for equal texts.
-        wordings: (B,) int64, equal for nearly equal texts.
-        changes: (B, 2, DRAWS) float32 in [0, 1) for `training.augment`.
-        blanks: (B, max_length) float32 in [0, 1): word pieces below `word_dropout` are hidden.
+        rows: (B,) int64 rows of the `StudySet`. texts: B texts to read; "" for none. silent: (B,) bool: whether the
+        text does not describe the image. It is read together with the image, never alone. views: (B, 2) int64 rows of
+        `StudySet.pixels`; -1 for none. groups: (B,) int64, equal for equal texts. wordings: (B,) int64, equal for
+        nearly equal texts. changes: (B, 2, DRAWS) float32 in [0, 1) for `training.augment`. blanks: (B, max_length)
+        float32 in [0, 1): word pieces below `word_dropout` are hidden.
     """
 
     rows: NDArray[np.int64]
@@ -85,10 +80,10 @@ def draw_rows(
 ) -> NDArray[np.int64]:
     """Draw the studies of an epoch: as many as there are, those with rare labels more often.
 
-    A study counts as often as its rarest label asks for: sqrt(rare_share / share of the studies with the label), at
-    least 1. This is the repeat factor of Gupta et al. 2019 (LVIS, arXiv:1908.03195), section 4. The epoch keeps its
-    length, so common studies are drawn a little less often. A study is drawn as often as its share of the counts says,
-    rounded up or down at random.
+    The repeat factor of a label is sqrt(rare_share / share of the studies with the label), at least 1, and that of a
+    study is the largest of its labels (Gupta et al. 2019, LVIS, arXiv:1908.03195, section 4). The epoch keeps its
+    length, so common studies are drawn a little less often. The number of draws of a study is proportional to its
+    factor, rounded up or down at random.
 
     Args:
         rows: (N,) rows of the training studies.
@@ -118,8 +113,8 @@ def draw_order(
     lengths = np.array([len(text) for text in studies.texts])
     shuffled = generator.permutation(rows)
     batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(shuffled), batch_size * _ROWS_PER_POOL):
-        pool = shuffled[start : start + batch_size * _ROWS_PER_POOL]
+    for start in range(0, len(shuffled), batch_size * _BATCHES_PER_POOL):
+        pool = shuffled[start : start + batch_size * _BATCHES_PER_POOL]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
     return [batches[index] for index in generator.permutation(len(batches))]

@@ -6,6 +6,7 @@ share of each. Losses are divided by counts over the whole batch, so the mean of
 gradient of a single process with that batch.
 """
 
+import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -38,6 +39,10 @@ from training.watch import EpochReport, StepReport, Watcher
 
 _STATE: Final = "state.pt"
 _REPORT_EVERY: Final = 10  # steps between two reads of the loss; each read waits for the GPU
+_READ_ERRORS: Final = (
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
+    *(KeyError, IndexError, TypeError, ValueError),
+)
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Trainer:
         return self.examined.config
 
     @property
-    def kept(self) -> CxrModel:
+    def final_model(self) -> CxrModel:
         """The model that is validated and saved: the moving average if there is one."""
         return self.model if self.average is None else self.average.module
 
@@ -101,7 +106,7 @@ class Trainer:
             self.history.append(report)
             if report.validation and report.validation["score"] >= self.best_score:
                 self.best_score, self.best_epoch = report.validation["score"], epoch
-                self.best_state = _copy_weights(self.kept)
+                self.best_state = _copy_weights(self.final_model)
             self._save(epoch)
             self.watcher.on_epoch(report)
         if self.best_state is None:
@@ -110,7 +115,7 @@ class Trainer:
                 f"No label has {MIN_POSITIVES} validation studies with and without it, so the epochs have no "
                 "score. The last epoch is kept."
             )
-        self.model.load_state_dict(self.best_state or self.kept.state_dict())
+        self.model.load_state_dict(self.best_state or self.final_model.state_dict())
 
     def _prepare(self) -> None:
         """Put model, losses and optimizers on the device, and wrap them for data-parallel training."""
@@ -203,11 +208,22 @@ class Trainer:
         return {way: max(1.0, float(known[rows].sum())) / world for way, rows in ways.items()}
 
     def _update_weights(self) -> None:
-        """Make an optimizer step with the gradients of all batches."""
-        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.clip_norm)
+        """Make an optimizer step with the gradients of all batches.
+
+        In fp16 all optimizers share one loss scale, which changes once a step. Accelerate changes it after each
+        optimizer, and then divides the gradients of the next one by it again. If one gradient overflows, clipping makes
+        the others 0 or NaN, so no optimizer takes the step.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.clip_norm)
+        scaler = self.accelerator.scaler
         for optimizer in self.optimizers:
-            optimizer.step()
+            if scaler is None:
+                optimizer.step()
+            elif torch.isfinite(norm):
+                scaler.step(optimizer.optimizer)
             optimizer.zero_grad()
+        if scaler is not None:
+            scaler.update()
         for schedule in self.schedules:
             schedule.step()
         if self.average is not None:
@@ -243,7 +259,7 @@ class Trainer:
         """Return the scores on the validation split. Every process predicts its share."""
         rows = self.examined.select_rows("validation")
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        predictions: Predictions = predict_rows(self.examined, self.kept, rows[rank::world])
+        predictions: Predictions = predict_rows(self.examined, self.final_model, rows[rank::world])
         if world > 1:
             shares: list[Predictions] = gather_object([predictions])
             ways = dict.fromkeys(way for share in shares for way in share)
@@ -279,7 +295,10 @@ class Trainer:
                 "step": self.step,
             }
             directory = self.run.begin_checkpoint(epoch)
-            torch.save(state, directory / _STATE)
+            with (directory / _STATE).open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # before the older checkpoint is removed
             self.run.finish_checkpoint(directory)
             self.run.write_epochs(self.history)
         self.accelerator.wait_for_everyone()
@@ -312,11 +331,14 @@ class Trainer:
                 self._load_training_state(state["training"])
             best = state["best"]
             self.history = [EpochReport(**values) for values in state["history"]]
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ArtifactError(f"The checkpoint {checkpoint} cannot be read.") from error
+        except _READ_ERRORS as error:
+            raise ArtifactError(
+                f"The checkpoint {checkpoint} cannot be read. Remove it and repeat the command, to train from the "
+                "start."
+            ) from error
         self.best_score, self.best_epoch, self.best_state = best["score"], best["epoch"], best["state"]
         if self.best_epoch == len(self.history):
-            self.best_state = _copy_weights(self.kept)
+            self.best_state = _copy_weights(self.final_model)
         self.step = state["step"]
         self.started -= self.history[-1].seconds
         self.run.write_epochs(self.history)

@@ -25,14 +25,14 @@ from training.config.toml_file import read_train_config
 from training.data.openi import read_collection
 from training.data.studies import StudySet, read_studies
 from training.evaluation.decisions import refit_decisions
+from training.known_studies import find_known, list_known_ids
 from training.model.model import CxrModel, load_model
 from training.save import write_bundle
 from training.validate import Examined, predict_rows, read_calibration, set_calibration
 
 Progress = Callable[[int, int], None]
-_DECIDED: Final = frozenset(
-    ["f1", "brier", "ece"]
-)  # metrics that depend on thresholds or probabilities, not only on the ranking
+# Metrics that depend on thresholds or probabilities, not only on the ranking.
+_DECIDED: Final = frozenset(["f1", "brier", "ece"])
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Recalibrated:
         fingerprint: Fingerprint of the new bundle.
         source: Fingerprint of the old bundle.
         ways: Way -> result of the fit.
-        left_out: Number of studies of the table that belong to the model's training or test data.
+        left_out: Number of labelled studies of patients in the model's training or test data.
     """
 
     bundle: Path
@@ -74,7 +74,7 @@ def recalibrate(
     Each way that the model was trained for is fitted if there are studies for it. Other ways keep their values. A label
     that fewer than `training.evaluation.labels.MIN_POSITIVES` studies have, or lack, keeps its old values.
 
-    Studies from the model's training or test data, in the same collection, are left out: the model knows the training
+    Patients of the model's training or test data, in the same collection, are left out: the model knows the training
     studies, and the card's figures need the test studies.
 
     Args:
@@ -110,7 +110,7 @@ def recalibrate(
             bundle.decisions.of(way),
         )
         ways[way] = RefittedWay(len(rows_of_way), kept)
-    if all(len(found.kept) == len(LABELS) for found in ways.values()):
+    if all(len(way.kept) == len(LABELS) for way in ways.values()):
         raise ConfigError(
             f"{table} has too few labelled studies to calibrate on. No label has enough positive and negative studies."
         )
@@ -120,17 +120,17 @@ def recalibrate(
 
 def _choose_rows(bundle: Bundle, table: Path, studies: StudySet) -> tuple[NDArray[np.int64], int]:
     """Return the labelled studies to fit on, and the number of studies left out because the model knows them."""
-    labelled = np.flatnonzero(studies.labelled)
-    known: set[str] = set()
-    if read_collection(table) == bundle.manifest.get("data_source"):
-        known = {study_id for part in ("train", "test") for study_id in bundle.split.get(part, ())}
-    rows = np.array([row for row in labelled if studies.study_ids[row] not in known], np.int64)
+    if not studies.labelled.any():
+        raise ConfigError(f"{table} holds no labelled study to calibrate on.")
+    known_ids = list_known_ids(bundle, table, ("train", "test"))
+    known = find_known(known_ids, studies.study_ids, studies.patient_ids)
+    rows = np.flatnonzero(studies.labelled & ~known)
     if not len(rows):
         raise ConfigError(
             f"{table} holds only labelled studies from the training or test data of {bundle.path}. Calibrate on "
             "your own studies."
         )
-    return rows, len(labelled) - len(rows)
+    return rows, int((studies.labelled & known).sum())
 
 
 def _refit_way(

@@ -14,7 +14,7 @@ from contract.errors import ConfigError
 from training.config.removed import list_used
 from training.config.settings import ModelConfig, TrainConfig
 from training.config.toml_file import read_model_config, read_train_config
-from training.data.openi import read_collection
+from training.known_studies import list_known_ids
 from training.model.model import CxrModel, load_model
 
 # Settings of `ModelConfig` that are not part of the architecture, and those that the bundle's vocabulary decides.
@@ -71,9 +71,7 @@ def check_split(start: Bundle, table: Path, split: Mapping[str, Sequence[str]]) 
         table: Studies table of the new run. A table of another collection has other studies, even with equal ids.
         split: Part -> study ids of the new run.
     """
-    if read_collection(table) != start.manifest.get("data_source"):
-        return
-    trained = set(start.split["train"])
+    trained = list_known_ids(start, table, ("train",))
     for part in ("validation", "test"):
         if common := trained.intersection(split[part]):
             raise ConfigError(

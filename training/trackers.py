@@ -86,7 +86,7 @@ class WandbTracker:
             config=dict(config),
             resume="auto",
         )
-        # Use a custom step metric: W&B drops values with a smaller step, and every stage counts from 1.
+        # Use a custom step metric: W&B drops values with a smaller step, and a resumed run repeats steps.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

@@ -3,6 +3,7 @@
 Under `torchrun`, several processes train one model, and the first one writes.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from training.data.split import follow_split, split_studies
 from training.data.split_file import find_split_rows
 from training.data.studies import StudySet, forget_undeniable, hold_out, read_studies
 from training.fit_views import fit_views, measure_views
+from training.known_studies import find_earlier_model
 from training.loop import Trainer, make_accelerator
 from training.model.adopt_image import adopt_image_model
 from training.model.lexical import fit_lexical
@@ -126,6 +128,11 @@ def train(
                 watching.on_note(
                     f"Not learned, because the table states no negative studies for them: {', '.join(undeniable)}."
                 )
+            if start is not None and (earlier := find_earlier_model(start, table)):
+                watching.on_note(
+                    f"{start.path} was started from model {earlier[:12]}, which was trained on studies of this "
+                    "collection. If that model had another split, the test figures of this run are too good."
+                )
             model = _make_model(config, watching, start, fresh=checkpoint is None)
             trainer = Trainer(examined, model, accelerator, directory, watching)
             trainer.fit(checkpoint)
@@ -142,6 +149,10 @@ def train(
 def _use_accelerator(config: TrainConfig) -> Iterator[Accelerator]:
     """Yield the accelerator. Afterwards reset its global state, so that the process can start another run."""
     strict = torch.are_deterministic_algorithms_enabled()
+    if (
+        config.loop.deterministic
+    ):  # cuBLAS reads it when it starts; without it every matrix product is an error
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = make_accelerator(config.loop)
     torch.use_deterministic_algorithms(strict or config.loop.deterministic)
     torch.manual_seed(config.seed)
@@ -200,13 +211,17 @@ def _prepare_tokenizer(
 ) -> ReportTokenizer:
     """Return the tokenizer of the bundle or the text weights, or one trained on the training split's texts."""
     if accelerator.is_main_process and not path.exists():
+        partial = path.with_suffix(
+            ".partial"
+        )  # a run that is killed here must not resume with half a vocabulary
         if start is not None:
-            shutil.copyfile(start.tokenizer_path, path)
+            shutil.copyfile(start.tokenizer_path, partial)
         elif config.weights.text:
-            save_text_tokenizer(config.weights.text, path)
+            save_text_tokenizer(config.weights.text, partial)
         else:
             texts = (studies.texts[row] for row in split["train"])
-            train_tokenizer((text for text in texts if text), path, config.model.vocabulary_size)
+            train_tokenizer((text for text in texts if text), partial, config.model.vocabulary_size)
+        partial.replace(path)
     accelerator.wait_for_everyone()
     return ReportTokenizer.load(path)
 
@@ -234,14 +249,14 @@ def _fit_lexical(examined: Examined, model: CxrModel) -> None:
     config, tokenizer = examined.config, examined.tokenizer
     plain = [examined.studies.texts[row] for row in rows]
     texts = dict.fromkeys(zip([*plain, *map(mask_label_words, plain)], [*rows, *rows], strict=True))
-    places = [row for _, row in texts]
+    rows_of_texts = [row for _, row in texts]
     encoded = tokenizer.encode([text for text, _ in texts], config.data.max_length)
     fit_lexical(
         model.fusion.lexical,
         torch.from_numpy(encoded.input_ids),
         torch.from_numpy(encoded.attention_mask),
-        torch.from_numpy(examined.studies.targets[places]),
-        known=torch.from_numpy(examined.studies.known[places]),
+        torch.from_numpy(examined.studies.targets[rows_of_texts]),
+        known=torch.from_numpy(examined.studies.known[rows_of_texts]),
         mask_id=tokenizer.mask_id,
         C=config.lexical.C,
         weight=config.lexical.weight,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from contract.decisions import Decisions, ServedLabel
+from contract.errors import ArtifactError
 from contract.labels import LABEL_KEYS
 from contract.report.text import ReportTokenizer
 from contract.training_data import WAYS, read_trained_ways
@@ -60,6 +61,9 @@ def predict_rows(
     """Return the logits of studies for every way to read them, with the first view or (`views` = 2) both.
 
     `progress` is called with the number of studies done and their total.
+
+    Raises:
+        ArtifactError: A logit is not a finite number.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -71,6 +75,11 @@ def predict_rows(
         batch = make_batch(examined.studies, examined.tokenizer, draw, data).to(device)
         for way, (out, chosen) in read_batch(model, batch).items():
             logits = out.logits.float().cpu().numpy()
+            if not np.isfinite(logits).all():
+                raise ArtifactError(
+                    "The model answers with values that are not finite numbers. If this happens in training, lower "
+                    "optimizer.learning_rate. Otherwise the weights are damaged."
+                )
             results.setdefault(way, []).append((logits, chunk[chosen.cpu().numpy()]))
         done += len(chunk)
         if progress is not None:

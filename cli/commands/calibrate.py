@@ -28,8 +28,8 @@ def calibrate(
 
     The weights do not change. The new bundle has a new fingerprint. Image, report and both are fitted separately.
 
-    A label that too few studies have or lack keeps its old values; the output names it. Studies from the model's
-    training or test data are left out.
+    A label that too few studies have or lack keeps its old values; the output names it. Patients of the
+    model's training or test data are left out.
 
     Evaluate the new bundle on other studies: results on the studies it was fitted on look too good.
     """
@@ -70,7 +70,8 @@ def print_recalibrated(console: Console, result: "Recalibrated") -> None:
             )
     if result.left_out:
         console.print(
-            f"{result.left_out} studies were left out, because they belong to the model's training or test data.",
+            f"{result.left_out} studies were left out, because their patients are in the model's training or test "
+            "data.",
             highlight=False,
         )
     console.print(

@@ -72,7 +72,7 @@ def evaluate(
     from client import CxrClient
     from contract.bundle import load_bundle
     from contract.signatures import TrustedKeys
-    from training.evaluation.ask import Options
+    from training.evaluation.split_predictions import Options
 
     options, console = Options(seed, resamples), make_console(as_json)
     if bundle is None:

@@ -74,9 +74,9 @@ def test_tables_are_not_cut_off():
 
 
 def make_asked(shift: float | np.ndarray = 0.0, refused: bool = False, tied: bool = False):
-    from training.evaluation.ask import Asked
     from training.evaluation.plan import Studies, Way
     from training.evaluation.predict import Answers
+    from training.evaluation.split_predictions import SplitPredictions
 
     rows = tuple(
         {"study_id": f"CXR{number}", "patient_id": str(number), "image_paths": []} for number in range(20)
@@ -90,7 +90,7 @@ def make_asked(shift: float | np.ndarray = 0.0, refused: bool = False, tied: boo
         probabilities[3] = np.nan
     way = Way(False, "findings")
     answers = {way: Answers(probabilities, np.tile(np.eye(1, 4, dtype=np.float32), (20, 1)))}
-    return Asked(studies, studies, answers, answers)
+    return SplitPredictions(studies, studies, answers, answers)
 
 
 def test_served_answers_that_differ_are_an_error():

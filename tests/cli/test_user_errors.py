@@ -156,7 +156,7 @@ def test_a_table_of_another_collection_is_told_from_a_part_of_the_own(data, tmp_
     ids = pq.read_table(data / "s.parquet")["study_id"].to_pylist()
     split = {"train": ids[:2], "validation": ids[2:4], "test": ids[4:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
-    bundle = SimpleNamespace(path=tmp_path, split=split)
+    bundle = SimpleNamespace(path=tmp_path, split=split, manifest={"data_source": "phantom"})
     table = pq.read_table(data / "s.parquet")
     pq.write_table(table.slice(1), tmp_path / "part.parquet")
     foreign = table.set_column(0, "study_id", pa.array([f"CXR9{number}" for number in range(6)]))
@@ -170,6 +170,9 @@ def test_a_table_of_another_collection_is_told_from_a_part_of_the_own(data, tmp_
     assert plan("own.parquet") is False
     assert plan("foreign.parquet", out=tmp_path / "out") is True
     assert plan("own.parquet", external=True, out=tmp_path / "out") is True
+    others = table.replace_schema_metadata({"collection": "openi"})  # other studies with the same ids
+    pq.write_table(others, tmp_path / "others.parquet")
+    assert plan("others.parquet", out=tmp_path / "out") is True
     assert plan("foreign.parquet", split_file=tmp_path / "split.json") is False
     with pytest.raises(ConfigError, match=r"lacks 1 of the 6 studies .* --external"):
         plan("part.parquet")

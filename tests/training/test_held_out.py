@@ -19,8 +19,8 @@ from training.config.settings import DataConfig, LossConfig
 from training.config.toml_file import change_config, load_config, read_train_config
 from training.data.openi import SCHEMA, read_table, write_table
 from training.data.studies import hold_out, read_studies
-from training.evaluation.ask import Options
 from training.evaluation.report import write_report
+from training.evaluation.split_predictions import Options
 from training.model.model import CxrModel
 from training.objective import Objective
 from training.start import read_start_config

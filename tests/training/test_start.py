@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from training.data.openi import build_table, write_table
 from training.evaluation.decisions import refit_decisions
 from training.evaluation.labels import MIN_POSITIVES
 from training.evaluation.plan import read_external
+from training.known_studies import find_known, list_known_ids, warn_of_known_studies
 from training.phantom import draw_dataset
 from training.recalibrate import recalibrate
 from training.start import describe_start, fit_config, read_start_config
@@ -196,6 +198,43 @@ def test_studies_that_the_model_knows_are_left_out(bundle, table, tmp_path):
     with pytest.raises(ConfigError, match=r"only labelled studies from the training or test data of"):
         recalibrate(whole, table, tmp_path / "none")
     assert {path.name for path in tmp_path.iterdir()} == {"copy"}
+
+
+def test_other_studies_of_patients_that_the_model_knows_are_known_too(bundle, table):
+    ids = list_known_ids(bundle, table, ("train", "test"))
+    assert ids == {*bundle.split["train"], *bundle.split["test"]}
+    assert not list_known_ids(relabel(bundle, "openi"), table, ("train", "test"))  # of equal names by chance
+    known = find_known({"a", "x"}, ["a", "b", "c", "d"], ["1", "2", "1", "3"])
+    assert known.tolist() == [True, False, True, False]
+
+
+def test_an_external_test_set_holds_no_patient_that_the_model_was_fitted_on(bundle, table):
+    known_ids = list_known_ids(bundle, table, ("train", "validation"))
+    test = read_external(table, known_ids)["test"]
+    assert 0 < len(test) < len(read_external(table)["test"])
+    assert known_ids.isdisjoint(test.study_ids)
+    with pytest.raises(ConfigError, match="no labelled study beside those that the model was trained"):
+        read_external(table, read_external(table)["test"].study_ids)
+
+
+def test_figures_that_are_too_good_come_with_a_warning(bundle, table):
+    warn = partial(warn_of_known_studies, bundle, table)
+    assert warn(bundle.split["test"]) == []
+    [sentence] = warn([*bundle.split["test"], *bundle.split["train"][:2]])
+    assert sentence.startswith(
+        f"The model was trained on 2 of the {len(bundle.split['test']) + 2} test studies"
+    )
+    earlier = {"fingerprint": "ab" * 32, "data_source": "phantom"}
+    chain = {"fingerprint": "cd" * 32, "data_source": "openi", "started_from": earlier}
+    later = replace(bundle, manifest={**bundle.manifest, "data_source": "openi", "started_from": chain})
+    [sentence] = warn_of_known_studies(later, table, bundle.split["train"])
+    assert "started from model abababababab, which was trained on studies of this collection" in sentence
+
+
+def test_a_table_without_labels_is_no_table_of_known_studies(bundle, write_rows, tmp_path):
+    unlabelled = write_rows([{"findings": "Clear.", "labelled": False}] * 3)
+    with pytest.raises(ConfigError, match="holds no labelled study to calibrate on"):
+        recalibrate(bundle, unlabelled, tmp_path / "new")
 
 
 def test_an_existing_directory_and_a_bundle_without_a_record_are_refused(bundle, own_table, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from contract.bundle import load_bundle
 from contract.decisions import ServedLabel
+from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS, LABELS
 from export.gates.measures import score_labels
 from training.config.toml_file import load_config
@@ -18,13 +19,13 @@ from training.data.openi import SCHEMA, read_table, write_table
 from training.data.split import follow_split
 from training.data.studies import forget_undeniable, make_known
 from training.evaluation.abstention import measure_decisions
-from training.evaluation.ask import Options
 from training.evaluation.calibrate import fit_platt
 from training.evaluation.control import fit_control
 from training.evaluation.labels import evaluate_labels, fit_thresholds
 from training.evaluation.prompt_scores import evaluate_scores
 from training.evaluation.ranking import compute_gains, find_unknown
 from training.evaluation.selective import fit_selection
+from training.evaluation.split_predictions import Options
 from training.model.lexical import LexicalHead, fit_lexical
 from training.train import train
 from training.validate import score
@@ -173,6 +174,14 @@ def test_a_published_split_is_followed_and_what_it_lacks_is_drawn():
     assert sorted(parts["train"] + parts["validation"]) == list(range(40))
     assert len(parts["validation"]) == pytest.approx(40 / 9, abs=2)
     assert not {patients[row] for row in parts["train"]} & {patients[row] for row in parts["validation"]}
+
+
+def test_a_split_of_the_table_that_divides_a_patient_is_refused():
+    """`cxr data table` refuses it too, but pandas can write any table."""
+    named = ["train"] * 9 + ["validation"] * 2 + ["test"] * 3 + [None]
+    patients = [str(number) for number in range(9)] + ["9", "10", "8", "11", "12", "8"]
+    with pytest.raises(ConfigError, match="into different parts, for 1 of 13 patients"):
+        follow_split(named, patients, [["normal"]] * 15, 0)
 
 
 @pytest.fixture(scope="module")

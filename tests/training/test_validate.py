@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import training.validate as validate_module
+from contract.errors import ArtifactError
 from contract.labels import LABELS
 from training.evaluation.labels import MIN_POSITIVES
-from training.validate import score
+from training.validate import predict_rows, score
 
 STUDIES = 40
 
@@ -45,3 +49,15 @@ def test_ways_are_averaged():
     scores = score(studies, {**predictions, "text": (-logits, rows)})
     assert (scores["image/auroc"], scores["text/auroc"]) == (1.0, 0.0)
     assert scores["score"] == pytest.approx(np.mean([1, 1, 0, scores["text/ap"]]))
+
+
+def test_a_model_that_diverged_is_named_and_not_left_to_scikit_learn(monkeypatch):
+    out = SimpleNamespace(logits=torch.tensor([[0.5], [float("nan")]]))
+    batch = SimpleNamespace(to=lambda _: None)
+    monkeypatch.setattr(validate_module, "choose_batch", lambda *_, **__: None)
+    monkeypatch.setattr(validate_module, "make_batch", lambda *_: batch)
+    monkeypatch.setattr(validate_module, "read_batch", lambda *_: {"image": (out, torch.ones(2).bool())})
+    config = SimpleNamespace(data=None, loop=SimpleNamespace(batch_size=2))
+    examined = SimpleNamespace(config=config, studies=None, tokenizer=None)
+    with pytest.raises(ArtifactError, match=r"not finite numbers.*lower optimizer\.learning_rate"):
+        predict_rows(examined, nn.Linear(1, 1), np.arange(2))

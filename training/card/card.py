@@ -13,30 +13,24 @@ from huggingface_hub import EvalResult, ModelCardData
 from contract.labels import LABEL_NAMES, LABELS
 from contract.training_data import read_trained_on, warn_of_training
 from training.card.origin import choose_licence, find_base_models, write_licence, write_start
+from training.card.results import (
+    HUB_METRICS,
+    METRICS,
+    list_unlearned,
+    list_ways,
+    name_way,
+    write_labels,
+    write_results,
+    write_view_head,
+)
 from training.card.source import Source, find_source
 from training.config.settings import SWIN, ModelConfig, TrainConfig
 from training.config.toml_file import format_config
 from training.data.mesh import list_doubts
-from training.evaluation.view_scores import describe_score
 
 RARE: Final = 10  # labels with fewer training cases are listed in the limits
 _MARKS: Final = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _MAP_MARKS: Final = ("<!-- maps -->", "<!-- end of maps -->")
-_WAYS: Final = {
-    "study": "image + report",
-    "image": "image only",
-    "text": "report only",
-    "study_views": "two views + report",
-    "views": "two views",
-}
-_METRICS: Final = {
-    "auroc": "AUROC",
-    "ap": "average precision",
-    "f1": "F1",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-_HUB_METRICS: Final = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1"}
 _TEXT_MODES: Final = {
     "findings": "the findings, or the impression of a report without findings",
     "findings_masked": "the findings (or the impression of a report without findings), with the words that state a "
@@ -62,9 +56,9 @@ def write_card(config: TrainConfig, metrics: Mapping[str, Any], details: Mapping
         _write_summary(config, metrics, details),
         _write_use(),
         _write_data(metrics, source),
-        _write_results(metrics),
-        _write_labels(config, metrics),
-        _write_view_head(metrics),
+        write_results(metrics),
+        write_labels(config, metrics),
+        write_view_head(metrics),
         _write_doubts(source),
         _write_calibration(details),
         _write_limits(config, metrics, source),
@@ -96,9 +90,9 @@ def insert_maps(card: str, summary: str) -> str:
 def _cut_out(card: str, marks: tuple[str, str]) -> str:
     """Return a card without the part between two marks, and without them."""
     start, end = marks
-    before, found, rest = card.partition(start)
+    before, opened, rest = card.partition(start)
     _, closed, after = rest.partition(end)
-    return before.rstrip() + "\n" + after if found and closed else card
+    return before.rstrip() + "\n" + after if opened and closed else card
 
 
 def _append_evaluation(card: str, text: str) -> str:
@@ -119,7 +113,7 @@ def _write_metadata(
         tags=["chest-x-ray", "radiology", "medical", "multi-label", "multimodal", "retrieval", source.key],
         datasets=list(details.get("datasets", ())) or None,
         base_model=find_base_models(config) or None,
-        metrics=list(_HUB_METRICS.values()),
+        metrics=list(HUB_METRICS.values()),
         model_name=f"cxr-serving {config.name}" if results else None,
         eval_results=results or None,
     )
@@ -130,21 +124,21 @@ def _make_results(
     metrics: Mapping[str, Any], details: Mapping[str, Any], source: Source
 ) -> Iterator[EvalResult]:
     """Yield the macro means on the test split. The way to read a study is given as the data set's config."""
-    for way, result in _list_ways(metrics):
-        for name, hub_name in _HUB_METRICS.items():
+    for way, result in list_ways(metrics):
+        for name, hub_name in HUB_METRICS.items():
             interval = result["macro"].get(name)
             if interval is None or not math.isfinite(interval["value"]):
                 continue
             yield EvalResult(
                 task_type="text-classification" if way == "text" else "image-classification",
-                task_name=f"22 finding categories from {_name_way(way)}",
+                task_name=f"22 finding categories from {name_way(way)}",
                 dataset_type=source.key,
                 dataset_name=source.name,
                 dataset_config=way,
                 dataset_split="test",
                 dataset_args={"table_sha256": details["data_sha256"], "studies": result.get("studies")},
                 metric_type=hub_name,
-                metric_name=f"{_METRICS[name]}, macro mean",
+                metric_name=f"{METRICS[name]}, macro mean",
                 metric_value=float(interval["value"]),
                 metric_args={
                     "average": "macro",
@@ -158,7 +152,7 @@ def _write_summary(config: TrainConfig, metrics: Mapping[str, Any], details: Map
     model = config.model
     trained_on = read_trained_on(details.get("data_source"))
     warning = "".join(f"**{sentence}**\n\n" for sentence in warn_of_training(trained_on))
-    ways = ", ".join(_name_way(way) for way, _ in _list_ways(metrics)) or "none"
+    ways = ", ".join(name_way(way) for way, _ in list_ways(metrics)) or "none"
     return (
         f"# Chest X-ray model, config `{config.name}`\n\n"
         "This model predicts 22 finding categories from a chest radiograph, its report, or both. It embeds cases in "
@@ -216,62 +210,6 @@ def _write_data(metrics: Mapping[str, Any], source: Source) -> str:
     )
 
 
-def _write_results(metrics: Mapping[str, Any]) -> str:
-    names = _list_measured(metrics)
-    rows = "".join(
-        f"| {_name_way(way)} | {result.get('studies', '-')} | "
-        + " | ".join(_cell(result["macro"].get(name)) for name in names)
-        + " |\n"
-        for way, result in _list_ways(metrics)
-    )
-    return (
-        "## Results on the test split\n\nThe figures are macro means over the labels with enough cases, with 95 % "
-        "intervals from a bootstrap over patients. For AUROC, average precision and F1 higher is better. For the Brier "
-        "score and the expected calibration error lower is better.\n\n"
-        f"| input | studies | {' | '.join(names.values())} |\n|{'---|' * (len(names) + 2)}\n{rows}"
-    )
-
-
-def _write_labels(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
-    """Return the results of each label, for the first tested way."""
-    names = [name for name in _list_measured(metrics) if name in _HUB_METRICS]
-    way, result = next(iter(_list_ways(metrics)), ("study", {}))
-    measured, trained, unlearned = (
-        result.get("labels", {}),
-        metrics["training_positives"],
-        _list_unlearned(metrics),
-    )
-    rows = []
-    for key, name in LABEL_NAMES.items():
-        values = measured.get(key, {})
-        cells = " | ".join(_cell(values.get(name)) for name in names)
-        count = trained.get(key, 0)
-        if key in unlearned:
-            count = "held out" if key in config.data.held_out else "not stated"
-        rows.append(f"| {name} | {count} | {values.get('positives', '-')} | {cells} |\n")
-    head = " | ".join(_METRICS[name] for name in names)
-    return (
-        f"### By category, from {_name_way(way)}\n\n"
-        f"| category | training cases | test cases | {head} |\n|{'---|' * (len(names) + 3)}\n{''.join(rows)}"
-    )
-
-
-def _write_view_head(metrics: Mapping[str, Any]) -> str:
-    """Return the results of the view head."""
-    score = metrics.get("view_head")
-    result = (
-        describe_score(score)
-        if score
-        else "This model has no fitted view head. It answers 0.5 to every image and never warns."
-    )
-    return (
-        "### View head\n\n"
-        f"The view head computes the probability that an image is a lateral view. On the test split: {result} The true "
-        "view comes from the header or from a published list. Images with a wrong header or without a view in the "
-        "header are not measured.\n"
-    )
-
-
 def _write_doubts(source: Source) -> str:
     """Return the headings that differ in meaning from their category; "" for labels that are not from headings."""
     if not source.from_headings:
@@ -313,7 +251,7 @@ def _write_recalibration(again: Mapping[str, Any]) -> str:
     """Return the recalibrated ways, their numbers of studies, and the labels with unchanged values."""
     source = find_source(again).name
     lines = [
-        f"- {_name_way(way)}: {fit['studies']} studies"
+        f"- {name_way(way)}: {fit['studies']} studies"
         + (
             f"; too few cases of {', '.join(f'`{key}`' for key in fit['kept'])}, so their values are unchanged"
             if fit["kept"]
@@ -332,7 +270,7 @@ def _write_recalibration(again: Mapping[str, Any]) -> str:
 def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Source) -> str:
     known = metrics["training_positives"]
     held_out = [key for key in LABEL_NAMES if key in config.data.held_out]
-    unlearned = [key for key in _list_unlearned(metrics) if key not in held_out]
+    unlearned = [key for key in list_unlearned(metrics) if key not in held_out]
     unseen = [
         name
         for key, name in LABEL_NAMES.items()
@@ -368,11 +306,6 @@ def _write_limits(config: TrainConfig, metrics: Mapping[str, Any], source: Sourc
             f"Do not rely on these categories with fewer than {RARE} training cases: {', '.join(unseen)}."
         )
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
-
-
-def _list_unlearned(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the labels that no training study states; [] for bundles of older versions."""
-    return [key for key, count in metrics.get("training_known", {}).items() if not count]
 
 
 def _write_training(config: TrainConfig, details: Mapping[str, Any]) -> str:
@@ -419,28 +352,5 @@ def _write_citations(config: TrainConfig, details: Mapping[str, Any]) -> str:
     return "## Methods to cite\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _list_measured(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metrics, with titles, that at least one way has; all metrics if no way has any."""
-    measured = {name for _, result in _list_ways(metrics) for name in result["macro"]}
-    return {name: title for name, title in _METRICS.items() if name in measured or not measured}
-
-
-def _list_ways(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the results on the test split by way, in the order of `_WAYS`. metrics.json has another order."""
-    known = [way for way in _WAYS if way in metrics["test"]]
-    others = [way for way in metrics["test"] if way not in _WAYS]
-    return [(way, metrics["test"][way]) for way in (*known, *others)]
-
-
-def _name_way(way: str) -> str:
-    return _WAYS.get(way, way)
-
-
 def _name_weights(source: str | None) -> str:
     return f"`{source}`" if source else "from scratch"
-
-
-def _cell(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return "too few cases"
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"

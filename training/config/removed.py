@@ -25,15 +25,15 @@ REMOVED: Final[Mapping[str, Any]] = {
 
 def drop_removed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings (section -> setting -> value) without the removed ones, and without sections of nothing else."""
-    kept: dict[str, Any] = {}
+    remaining: dict[str, Any] = {}
     for section, settings in values.items():
         if not isinstance(settings, Mapping):
-            kept[section] = settings
+            remaining[section] = settings
             continue
         rest = {name: value for name, value in settings.items() if f"{section}.{name}" not in REMOVED}
         if rest or not settings:
-            kept[section] = rest
-    return kept
+            remaining[section] = rest
+    return remaining
 
 
 def list_used(values: Mapping[str, Any]) -> list[str]:

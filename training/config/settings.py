@@ -73,6 +73,7 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ConfigError if sizes do not fit each other."""
         _require(self.image_size > 0, f"model.image_size must be above 0, not {self.image_size}.")
+        _require_shares("model", self, "dropout", "image_drop_path")
         if self.image_backbone == SWIN:
             self._check_swin()
         _require(
@@ -230,7 +231,11 @@ class LossConfig:
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
         _require_shares("loss", self, "bce_share")
-        _require_positive("loss", self, "positive_weight_limit", "temperature")
+        _require_positive("loss", self, "temperature")
+        _require(
+            self.positive_weight_limit >= 1,
+            f"loss.positive_weight_limit must be at least 1, not {self.positive_weight_limit}.",
+        )
         _require(
             min(self.contrastive_weight, self.focal_gamma) >= 0,
             "loss.contrastive_weight and loss.focal_gamma must not be negative.",
@@ -256,6 +261,10 @@ class OptimizerConfig:
         _require(self.name in {"adamw", "muon"}, f"optimizer.name must be adamw or muon, not {self.name!r}.")
         _require_positive("optimizer", self, "learning_rate", "encoder_rate", "layer_decay", "clip_norm")
         _require_shares("optimizer", self, "warmup_share")
+        _require(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay must not be negative, but is {self.weight_decay}.",
+        )
         _require(0 <= self.ema_decay < 1, f"optimizer.ema_decay must lie in [0, 1), not {self.ema_decay}.")
 
 
@@ -328,6 +337,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a value out of its range."""
+        _require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")
         for name in SECTIONS:
             getattr(self, name).check()
         _require(

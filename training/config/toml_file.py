@@ -234,25 +234,25 @@ def _suggest(section: str, key: str) -> str:
     return "did you mean " + " or ".join(f"{home}.{near[0]}".lstrip(".") for home in homes) + "?"
 
 
-def _convert(value: Any, wanted: Any, title: str) -> Any:
+def _convert(value: Any, target: Any, title: str) -> Any:
     """Return a TOML or JSON value in the type of a setting: integers become floats, lists tuples, "none" None."""
-    origin, arguments = get_origin(wanted), get_args(wanted)
+    origin, arguments = get_origin(target), get_args(target)
     if origin in {Union, types.UnionType}:
         if value is None or value == "none":
             return None
-        [wanted] = [kind for kind in arguments if kind is not type(None)]
-        return _convert(value, wanted, title)
+        [target] = [kind for kind in arguments if kind is not type(None)]
+        return _convert(value, target, title)
     if origin is tuple and isinstance(value, list | tuple):
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ConfigError(f"{title} must hold {len(arguments)} values, not {len(value)}.")
         return tuple(_convert(entry, arguments[0], title) for entry in value)
     if origin is Literal and value in arguments:
         return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if target is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    fits = origin is None and isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-    if not fits or (wanted is float and not math.isfinite(value)):
-        raise ConfigError(f"{title} must be {_name_type(wanted)}, not {value!r}.")
+    fits = origin is None and isinstance(value, target) and (target is bool or not isinstance(value, bool))
+    if not fits or (target is float and not math.isfinite(value)):
+        raise ConfigError(f"{title} must be {_name_type(target)}, not {value!r}.")
     return value
 
 
@@ -267,15 +267,15 @@ def _convert_free(value: Any, title: str) -> Any:
     return value
 
 
-def _name_type(wanted: Any) -> str:
-    if get_origin(wanted) is dict:
+def _name_type(target: Any) -> str:
+    if get_origin(target) is dict:
         return "a table of arguments"
-    if get_origin(wanted) is tuple:
-        return f"a list of {_name_type(get_args(wanted)[0]).removeprefix('a ')}s"
-    if get_origin(wanted) is Literal:
-        return f"one of {', '.join(get_args(wanted))}"
+    if get_origin(target) is tuple:
+        return f"a list of {_name_type(get_args(target)[0]).removeprefix('a ')}s"
+    if get_origin(target) is Literal:
+        return f"one of {', '.join(get_args(target))}"
     return {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}[
-        wanted.__name__
+        target.__name__
     ]
 
 

@@ -255,12 +255,18 @@ def _check_samples(cache: ImageCache) -> None:
 
 
 def _drop_changed(index: sqlite3.Connection, paths: Sequence[str]) -> list[str]:
-    """Remove the entries of images whose files have changed; return all images to decode."""
+    """Remove the entries of images whose files have changed; return all images to decode.
+
+    The pixels of a file that is gone stay, because they could not be decoded again. A refused file that is gone stays
+    refused.
+    """
     states = {
         path: FileState(size, mtime_ns)
         for path, size, mtime_ns in index.execute("SELECT path, size, mtime_ns FROM images")
     }
-    todo = [path for path in paths if path not in states or states[path] != _find_state(path)]
+    todo = [
+        path for path in paths if path not in states or _find_state(path) not in (FileState(), states[path])
+    ]
     index.execute("BEGIN")
     index.execute("UPDATE facts SET value = 0 WHERE name = 'complete'")
     index.executemany("DELETE FROM images WHERE path = ?", [(path,) for path in todo])

@@ -100,7 +100,9 @@ def make_rules(rows: Iterable[Row]) -> dict[str, Rule]:
 ROWS: Final = read_rows(Path(__file__).with_suffix(".csv"))
 RULES: Final = make_rules(ROWS)
 # Head -> reason for having no category.
-UNMAPPED: Final[dict[str, str]] = {row.head: row.reason for row in ROWS if not row.categories}
+UNMAPPED: Final[dict[str, str]] = {
+    row.head: row.reason for row in ROWS if not row.categories and not row.qualifier
+}
 
 
 def list_doubts() -> dict[str, dict[str, list[str]]]:

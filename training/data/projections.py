@@ -34,8 +34,8 @@ def read_projections(path: Path) -> dict[str, Projection]:
                 f"{path} is not a list of projections: its first line lacks {' and '.join(missing)}."
             )
         for row in reader:
-            name, said = ((row[names[column]] or "").strip() for column in _COLUMNS)
-            projection = _PROJECTIONS.get(said.lower(), "")
+            name, value = ((row[names[column]] or "").strip() for column in _COLUMNS)
+            projection = _PROJECTIONS.get(value.lower(), "")
             if not name or not projection:
                 raise ConfigError(
                     f"{path} is not a list of projections: line {reader.line_num} does not name an image "

@@ -7,6 +7,7 @@ part is off by up to 2.7 points. So the library assigns only single studies with
 the studies with a single label follow, largest first, each to the part that it brings closest to its target shares.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -22,9 +23,7 @@ except ModuleNotFoundError as error:
     raise ConfigError("Splitting needs the 'train' extra: pip install 'cxr-serving[train]'.") from error
 
 FRACTIONS: Final[Mapping[str, float]] = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_DRAWS: Final = (
-    10  # number of splits to draw, because the library breaks ties at random; the most even one is kept
-)
+_DRAWS: Final = 10  # splits to draw, because the library breaks ties at random; the most even one is used
 
 Parts = NDArray[np.int64]
 
@@ -95,8 +94,17 @@ def follow_split(
         Part -> rows (0 to M - 1), ascending.
 
     Raises:
-        ConfigError: The collection names no training study, or too few to draw from.
+        ConfigError: The collection names no training study, or too few to draw from; or a patient is in two parts.
     """
+    parts_of: dict[str, set[str]] = defaultdict(set)
+    for patient, name in zip(patient_ids, named, strict=True):
+        if name is not None:
+            parts_of[patient].add(name)
+    if shared := sum(len(names) > 1 for names in parts_of.values()):
+        raise ConfigError(
+            f"The table's own split puts studies of one patient into different parts, for {shared:,} of "
+            f"{len(parts_of):,} patients. Correct it, or give a split with --split-file."
+        )
     parts = {part: [row for row, name in enumerate(named) if name == part] for part in FRACTIONS}
     pool = parts["train"]
     if not pool:

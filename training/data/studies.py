@@ -99,8 +99,8 @@ def read_studies(
         raise ConfigError(
             f"None of the {len(paths):,} images of {table} can be read. The first one is {paths[0]}."
         )
-    places_left = iter(rows_of_paths)
-    views = [[next(places_left) for _ in row["image_paths"]] for row in rows]
+    remaining_rows = iter(rows_of_paths)
+    views = [[next(remaining_rows) for _ in row["image_paths"]] for row in rows]
     return StudySet(
         study_ids=tuple(row["study_id"] for row in rows),
         patient_ids=tuple(row["patient_id"] for row in rows),
@@ -196,7 +196,7 @@ def make_known(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
 
 
 def forget_undeniable(studies: StudySet, rows: NDArray[np.int64]) -> tuple[StudySet, tuple[str, ...]]:
-    """Mark labels as unknown that have positive but no negative training studies (`rows`), with others not stated.
+    """Mark each label as unknown that some training studies (`rows`) have, others do not state, and none lacks.
 
     A model that learns only from positives would predict the finding for everyone.
 
@@ -219,8 +219,8 @@ def hold_out(studies: StudySet, keys: Collection[str]) -> StudySet:
         studies: Any studies.
         keys: Keys of the labels; see `DataConfig.held_out`.
     """
-    kept = np.array([label.key not in keys for label in LABELS])  # (K,)
-    return replace(studies, known=studies.known & kept, targets=studies.targets & kept)
+    is_used = np.array([label.key not in keys for label in LABELS])  # (K,)
+    return replace(studies, known=studies.known & is_used, targets=studies.targets & is_used)
 
 
 def read_texts(table: Path, mode: TextMode) -> list[dict[str, Any]]:

@@ -70,6 +70,10 @@ def _check_values(columns: dict[str, pa.ChunkedArray]) -> None:
         values = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
         if (name in _IDS or pa.types.is_list(column.type)) and values.null_count:
             raise ValueError(f"{name} without a value in {values.null_count:,} places")
+    if "study_id" in columns and (count := len(columns["study_id"])):
+        repeated = count - pc.count_distinct(columns["study_id"]).as_py()
+        if repeated:  # one study could otherwise be in two parts of a split
+            raise ValueError(f"study_id with ids of earlier rows in {repeated:,} places")
     for name in ("labels", "unknown_labels"):
         if name in columns:
             _check_keys(name, columns[name], LABEL_INDEX, "unknown keys")
@@ -95,17 +99,17 @@ def _check_keys(name: str, column: pa.ChunkedArray, allowed: Collection[str], wh
         raise ValueError(f"{name} that hold{'s' * (name == 'split')} {len(unknown):,} {what} ({examples})")
 
 
-def _convert_column(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:
+def _convert_column(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray | None:
     """Return a column with another type; None if the conversion would lose values."""
-    if column.type == wanted:
+    if column.type == target:
         return column
     try:
-        return pa.chunked_array([_convert(chunk, wanted) for chunk in column.chunks], type=wanted)
+        return pa.chunked_array([_convert(chunk, target) for chunk in column.chunks], type=target)
     except (TypeError, pa.ArrowException):
         return None
 
 
-def _convert(array: Any, wanted: pa.DataType) -> Any:
+def _convert(array: Any, target: pa.DataType) -> Any:
     """Return an array with another type.
 
     Raises:
@@ -114,41 +118,39 @@ def _convert(array: Any, wanted: pa.DataType) -> Any:
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return _convert(array.dictionary_decode(), wanted)
-    if kind == wanted:
+        return _convert(array.dictionary_decode(), target)
+    if kind == target:
         return array
     if pa.types.is_null(kind):
-        return pa.nulls(len(array), wanted)
-    if pa.types.is_list(wanted):
-        return _convert_list(array, wanted)
-    if pa.types.is_struct(wanted):
-        return _convert_struct(array, wanted)
-    return _convert_value(array, wanted)
+        return pa.nulls(len(array), target)
+    if pa.types.is_list(target):
+        return _convert_list(array, target)
+    if pa.types.is_struct(target):
+        return _convert_struct(array, target)
+    return _convert_value(array, target)
 
 
-def _convert_value(array: Any, wanted: pa.DataType) -> Any:
-    if pa.types.is_string(wanted):
-        return _convert_string(array, wanted)
+def _convert_value(array: Any, target: pa.DataType) -> Any:
+    if pa.types.is_string(target):
+        return _convert_string(array, target)
     kind = array.type
-    numeric = pa.types.is_integer(wanted) or pa.types.is_floating(wanted)
+    numeric = pa.types.is_integer(target) or pa.types.is_floating(target)
     if numeric and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return array.cast(wanted)  # raises if a value would change
-    if pa.types.is_floating(wanted) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return array.cast(wanted)
-    raise TypeError(f"{kind} is not {wanted}")
+        return array.cast(target)  # raises if a value would change
+    raise TypeError(f"{kind} is not {target}")
 
 
-def _convert_string(array: Any, wanted: pa.DataType) -> Any:
+def _convert_string(array: Any, target: pa.DataType) -> Any:
     kind = array.type
     if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary(kind):
-        return array.cast(wanted)
+        return array.cast(target)
     if kind in {pa.string_view(), pa.binary_view()}:
         plain = pa.large_string() if kind == pa.string_view() else pa.large_binary()
-        return pa.array(array.to_pylist(), plain).cast(wanted)
-    raise TypeError(f"{kind} is not {wanted}")
+        return pa.array(array.to_pylist(), plain).cast(target)
+    raise TypeError(f"{kind} is not {target}")
 
 
-def _convert_list(array: Any, wanted: pa.DataType) -> Any:
+def _convert_list(array: Any, target: pa.DataType) -> Any:
     kind = array.type
     lists = (
         pa.types.is_list,
@@ -158,9 +160,9 @@ def _convert_list(array: Any, wanted: pa.DataType) -> Any:
         pa.types.is_large_list_view,
     )
     if not any(test(kind) for test in lists):
-        raise TypeError(f"{kind} is not {wanted}")
-    values = _convert(array.flatten(), wanted.value_type)
-    return pa.ListArray.from_arrays(_make_offsets(array), values, type=wanted, mask=array.is_null())
+        raise TypeError(f"{kind} is not {target}")
+    values = _convert(array.flatten(), target.value_type)
+    return pa.ListArray.from_arrays(_make_offsets(array), values, type=target, mask=array.is_null())
 
 
 def _make_offsets(array: Any) -> Any:
@@ -169,11 +171,11 @@ def _make_offsets(array: Any) -> Any:
     return pa.concat_arrays([pa.array([0], pa.int64()), lengths]).cast(pa.int32())
 
 
-def _convert_struct(array: Any, wanted: pa.StructType) -> Any:
+def _convert_struct(array: Any, target: pa.StructType) -> Any:
     if not pa.types.is_struct(array.type):
-        raise TypeError(f"{array.type} is not {wanted}")
+        raise TypeError(f"{array.type} is not {target}")
     present = {field.name for field in array.type}
-    if lacking := [field.name for field in wanted if field.name not in present]:
+    if lacking := [field.name for field in target if field.name not in present]:
         raise TypeError(f"{array.type} lacks {', '.join(lacking)}")
-    arrays = [_convert(pc.struct_field(array, field.name), field.type) for field in wanted]
-    return pa.StructArray.from_arrays(arrays, fields=list(wanted), mask=array.is_null())
+    arrays = [_convert(pc.struct_field(array, field.name), field.type) for field in target]
+    return pa.StructArray.from_arrays(arrays, fields=list(target), mask=array.is_null())

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.decisions import Decisions, ServedLabel
-from training.evaluation.ask import Asked, Options
-from training.evaluation.labels import Floats, draw_weights, find_usable, summarise
+from training.evaluation.bootstrap import Floats, summarise, weigh_studies
+from training.evaluation.labels import find_usable
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 METRICS: Final = (
     "coverage",  # share of the decisions that are not "uncertain"
@@ -107,27 +108,28 @@ def _count_kept(
     )
 
 
-def measure_abstention(asked: Asked, decisions: Decisions, options: Options) -> list[dict[str, Any]]:
+def measure_abstention(
+    predictions: SplitPredictions, decisions: Decisions, options: Options
+) -> list[dict[str, Any]]:
     """Return a row for the study, the image and the report: decisions, curve and conformal sets.
 
     A label counts if at least `MIN_POSITIVES` studies are known to have it and as many to lack it. A model without
     bands is never uncertain. Without a conformal threshold "set" is None. A way without thresholds has no row.
     """
     rows = []
-    for way in asked.gallery_answers:  # the plain ways
+    for way in predictions.gallery_answers:  # the plain ways
         if way.kind not in decisions.ways:
             continue
-        answers = asked.answers[way]
+        answers = predictions.answers[way]
         answered = np.flatnonzero(answers.answered)
-        patients = [asked.test.patient_ids[row] for row in answered]
-        weights = draw_weights(patients, options.seed, options.resamples)
-        weights = np.concatenate([np.ones((1, len(answered))), weights])
+        patients = [predictions.test.patient_ids[row] for row in answered]
+        weights = weigh_studies(patients, options.seed, options.resamples)
         metrics = measure_decisions(
             answers.probabilities[answered],
-            asked.test.targets[answered],
+            predictions.test.targets[answered],
             decisions.of(way.kind),
             weights,
-            known=asked.test.known[answered],
+            known=predictions.test.known[answered],
         )
         rows.append({"key": way.key, "title": way.title, "studies": len(answered), **metrics})
     return rows

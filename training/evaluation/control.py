@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from contract.errors import ConfigError
 from contract.report.text import TextMode
-from training.evaluation.labels import RESAMPLES, LabelMetrics
+from training.evaluation.bootstrap import RESAMPLES
+from training.evaluation.labels import LabelMetrics
 from training.evaluation.plan import Studies, read_parts
 from training.evaluation.regressions import (
     ControlAnswers,
@@ -147,14 +148,14 @@ def compare_probabilities(
         name: np.flatnonzero(part.has_text(mode))
         for name, part in (("train", train), ("validation", validation))
     }
-    if not all(len(found) for found in rows.values()):
+    if not all(len(part_rows) for part_rows in rows.values()):
         raise ConfigError("The control needs labelled reports for training and validation.")
     parts = {"train": train.take(rows["train"]), "validation": validation.take(rows["validation"])}
     texts = {name: part.texts[mode] for name, part in parts.items()}
     searched = {"queries": queries} | {str(index): gallery for index, gallery in enumerate(galleries)}
     truth = {name: (part.targets, part.known) for name, part in parts.items()}
-    found = _fit_calibrated({**texts, **searched}, truth)
-    unit = {name: _normalise(found[name].astype(np.float64)) for name in searched}
+    probabilities = _fit_calibrated({**texts, **searched}, truth)
+    unit = {name: _normalise(probabilities[name].astype(np.float64)) for name in searched}
     return [unit["queries"] @ unit[str(index)].T for index in range(len(galleries))]
 
 

@@ -67,9 +67,10 @@ def refit_decisions(
         `MIN_POSITIVES` studies have or lack, and labels that were never learned. All labels share one conformal cut.
         The old cut stays only if too few studies have a label.
     """
+    known = known & (scale != 0)  # a set never holds a label that was never learned, so its recall ignores it
+    targets = targets & known
     enough = np.zeros(len(old), bool)
     enough[find_usable(targets, known)] = True
-    enough &= scale != 0
     scale, bias = (
         np.where(enough, *pair) for pair in zip(fit_platt(logits, targets, known), (scale, bias), strict=True)
     )

@@ -20,6 +20,7 @@ from training.evaluation.regressions import ControlAnswers, calibrate_logits, de
 
 TITLES: Final = {"pixels": "32 x 32 pixels + LR", "hog": "HOG + LR"}
 _SIDE: Final = 32
+_BLOCK: Final = 512  # images in memory at a time
 # Windows of 128 x 128 pixels; blocks of 32 x 32 pixels every 16; cells of 16 x 16; 9 orientations: 1,764 values.
 _HOG: Final = ((128, 128), (32, 32), (16, 16), (16, 16), 9)
 # The best of 1e-4, 1e-3, 1e-2 and 1e-1 for both features, in five folds of 670 images of ChestX-ray14.
@@ -36,17 +37,18 @@ def run_image_controls(parts: Mapping[str, Studies], read_pixels: ReadPixels) ->
     Raises:
         ConfigError: No image of a part can be read.
     """
-    images = {part: _read_images(parts[part], read_pixels) for part in PARTS}
-    for part, (rows, _) in images.items():
-        if not len(rows):
+    rows, features = {}, {}
+    for part in PARTS:
+        rows[part], features[part] = _read_features(parts[part], read_pixels)
+        if not len(rows[part]):
             raise ConfigError(f"The {part} split holds no labelled image.")
-    truth = {part: (parts[part].targets[rows], parts[part].known[rows]) for part, (rows, _) in images.items()}
+    truth = {part: (parts[part].targets[rows[part]], parts[part].known[rows[part]]) for part in PARTS}
     answers = {}
-    for name, compute in (("pixels", compute_small_pixels), ("hog", compute_hog)):
-        features = {part: compute(pixels) for part, (_, pixels) in images.items()}
-        logits = fit_regressions(features, *truth["train"], _make_model)
+    for name in TITLES:
+        features_of_parts = {part: features[part][name] for part in PARTS}
+        logits = fit_regressions(features_of_parts, *truth["train"], _make_model)
         probabilities = calibrate_logits(logits, truth["validation"])
-        answers[name] = decide(images["test"][0], probabilities, truth["validation"])
+        answers[name] = decide(rows["test"], probabilities, truth["validation"])
     return answers
 
 
@@ -73,10 +75,28 @@ def _make_model() -> Any:
     return make_pipeline(StandardScaler(), regression)
 
 
-def _read_images(studies: Studies, read_pixels: ReadPixels) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the rows of the studies whose first image can be read, and these images (M, S, S)."""
-    named = {row: path for row in range(len(studies)) if (path := studies.get_image(row)) is not None}
-    images = dict(zip(named, read_images(list(named.values()), read_pixels), strict=True))
-    pixels = {row: image[0] for row, image in images.items() if image is not None}
-    rows = np.array(list(pixels), np.int64)
-    return rows, np.stack(list(pixels.values())) if pixels else np.empty((0, 0, 0), np.uint8)
+def _read_features(
+    studies: Studies, read_pixels: ReadPixels
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Return the rows of the studies whose first image can be read, and the features (M, F) of each control.
+
+    Without such a study there are no features. Images are read in blocks. All images of a large collection would not
+    fit into memory, while their features do.
+    """
+    named = [(row, path) for row in range(len(studies)) if (path := studies.get_image(row)) is not None]
+    rows: list[int] = []
+    features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in TITLES}
+    for start in range(0, len(named), _BLOCK):
+        block = named[start : start + _BLOCK]
+        images = read_images([path for _, path in block], read_pixels)
+        readable = [
+            (row, image[0]) for (row, _), image in zip(block, images, strict=True) if image is not None
+        ]
+        if readable:
+            rows += [row for row, _ in readable]
+            pixels = np.stack([image for _, image in readable])  # (B, S, S)
+            features["pixels"].append(compute_small_pixels(pixels))
+            features["hog"].append(compute_hog(pixels))
+    return np.array(rows, np.int64), {
+        name: np.concatenate(blocks) for name, blocks in features.items() if blocks
+    }

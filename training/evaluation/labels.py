@@ -1,8 +1,8 @@
 """Evaluate probabilities: AUROC, average precision, F1, Brier score and calibration error.
 
 Each metric is computed per label, as the mean over the labels with enough studies (macro), and over all their answers
-together (micro), with 95 % intervals from bootstrapping patients. A resample is a weight for each study (how often it
-was drawn), so all resamples are computed at once from one sorting per label.
+together (micro), with 95 % intervals (`training.evaluation.bootstrap`). All resamples are computed at once from one
+sorting per label.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,51 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.labels import LABEL_KEYS
+from training.evaluation.bootstrap import (
+    RESAMPLES,
+    Difference,
+    Floats,
+    Interval,
+    summarise,
+    summarise_difference,
+    weigh_studies,
+)
 
 MIN_POSITIVES: Final = 5  # with fewer positive (or negative) studies a label is not measured
-RESAMPLES: Final = 1000
 METRICS: Final = ("auroc", "ap", "f1", "brier", "ece")
 CENTRED: Final = ("ap", "ece")  # metrics with an upward bias under resampling
 CALIBRATION_BINS: Final = 15
 _DEFAULT_THRESHOLD: Final = 0.5
 _BLOCK: Final = 8_000_000  # weights in memory at a time: 64 MB
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval (2.5th to 97.5th percentile of the bootstrap)."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the fields, rounded to 4 digits."""
-        return {name: round(value, 4) for name, value in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of two results on the same studies, with its 95 % interval.
-
-    Attributes:
-        value: First minus second.
-        low: 2.5th percentile of the differences; each resample of patients is used for both.
-        high: 97.5th percentile.
-        p: Two-sided p value of the paired bootstrap: twice the share of resamples on the other side of 0, at least
-            2 / (resamples + 1) and at most 1; 1 without resamples.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the fields, rounded to 4 digits."""
-        return {name: round(value, 4) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -134,7 +105,8 @@ def evaluate_labels(
             probabilities[:, usable][stated],
             predicted[:, usable][stated],
             targets[:, usable][stated],
-            np.repeat(weights, stated.sum(1), axis=1),
+            weights,
+            np.repeat(np.arange(len(targets)), stated.sum(1)),
         )
         micro = {name: _summarise(name, [everything[name]]) for name in names}
     labels = {
@@ -208,11 +180,6 @@ def _decide(
     return np.asarray(probabilities >= thresholds)
 
 
-def weigh_studies(groups: Sequence[str], seed: int, resamples: int) -> Floats:
-    """Return (1 + R, M) weights: first ones, then the number of times each study was drawn."""
-    return np.concatenate([np.ones((1, len(groups))), draw_weights(groups, seed, resamples)])
-
-
 def _measure_label(
     label: int,
     probabilities: NDArray[np.floating[Any]],
@@ -222,10 +189,8 @@ def _measure_label(
     weights: Floats,
 ) -> dict[str, Floats]:
     """Return every metric of one label for each row of weights, over the studies with a known target."""
-    rows = known[:, label]
-    return _measure(
-        probabilities[rows, label], predicted[rows, label], targets[rows, label], weights[:, rows]
-    )
+    rows = np.flatnonzero(known[:, label])
+    return _measure(probabilities[rows, label], predicted[rows, label], targets[rows, label], weights, rows)
 
 
 def _measure(
@@ -233,8 +198,17 @@ def _measure(
     predicted: NDArray[np.bool_],
     targets: NDArray[np.bool_],
     weights: Floats,
+    studies: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Return every metric for each row of weights, a block of rows at a time."""
+    """Return every metric of A answers for each row of weights, a block of rows at a time.
+
+    Args:
+        probabilities: (A,).
+        predicted: (A,).
+        targets: (A,).
+        weights: (1 + R, M), one column for each study.
+        studies: (A,), the study of each answer. The weights of all answers would not fit into memory.
+    """
     measures: dict[str, Callable[[Floats], Floats]] = {
         "auroc": lambda rows: compute_auroc(probabilities, targets, rows),
         "ap": lambda rows: compute_ap(probabilities, targets, rows),
@@ -242,9 +216,13 @@ def _measure(
         "brier": lambda rows: compute_brier(probabilities, targets, rows),
         "ece": lambda rows: compute_ece(probabilities, targets, rows),
     }
-    step = max(1, _BLOCK // max(1, weights.shape[1]))
-    blocks = [weights[start : start + step] for start in range(0, len(weights), step)]
-    return {name: np.concatenate([measure(rows) for rows in blocks]) for name, measure in measures.items()}
+    step = max(1, _BLOCK // max(1, len(studies)))
+    tables: dict[str, list[Floats]] = {name: [] for name in measures}
+    for start in range(0, len(weights), step):
+        block = weights[start : start + step, studies]
+        for name, measure in measures.items():
+            tables[name].append(measure(block))
+    return {name: np.concatenate(parts) for name, parts in tables.items()}
 
 
 def fit_thresholds(
@@ -348,57 +326,6 @@ def _sort_in_ties(scores: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int64],
     ordered = scores[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return order, starts
-
-
-def draw_weights(groups: Sequence[str], seed: int, resamples: int) -> Floats:
-    """Draw patients with replacement; return (resamples, M), the number of times each of M studies was drawn."""
-    if not len(groups):
-        return np.zeros((resamples, 0))
-    names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return np.asarray(drawn[:, members], dtype=np.float64)
-
-
-def summarise(table: Floats, *, centred: bool = False) -> Interval:
-    """Return the mean over labels, with its interval, of (labels, 1 + R) values; the first column is not resampled.
-
-    Without resamples the interval is only the value. With `centred`, for values from 0 to 1, the interval is shifted so
-    that the mean of the resamples equals the value. Resampling biases some metrics upwards: it adds noise to each bin
-    of a calibration error, and repeats positive studies next to each other in an average precision.
-    """
-    value, means = float(np.mean(table[:, 0])), _average_draws(table)
-    if not means.size:
-        return Interval(value, value, value)
-    low, high = np.percentile(means, [2.5, 97.5])
-    if centred:
-        low, high = (bound - (means.mean() - value) for bound in (low, high))
-        high = min(high, 1.0)
-    return Interval(value, float(max(low, 0.0)), float(high))
-
-
-def summarise_difference(first: Floats, second: Floats) -> Difference:
-    """Return the difference of the means over labels of two tables (labels, 1 + R), first minus second.
-
-    Each column of both has the same resample of patients. The resamples are shifted so that their mean is the value,
-    as in a centred `summarise`.
-    """
-    table = first - second
-    value, means = float(np.mean(table[:, 0])), _average_draws(table)
-    if not means.size:
-        return Difference(value, value, value, 1.0)
-    drawn = means - (means.mean() - value)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
-
-
-def _average_draws(table: Floats) -> Floats:
-    """Return the mean over labels of each resample with at least one defined value."""
-    resampled = table[:, 1:]
-    # A resample without a positive (or negative) study of every label has no value.
-    resampled = resampled[:, ~np.isnan(resampled).all(0)]
-    return np.asarray(np.nanmean(resampled, axis=0)) if resampled.size else np.empty(0)
 
 
 def _summarise(name: str, rows: Sequence[Floats]) -> Interval:

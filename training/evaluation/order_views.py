@@ -32,8 +32,8 @@ class Ordered:
     Attributes:
         images: Images in the table.
         asked: Images without a view of `TRUSTED` confidence, which the model reads.
-        unreadable: Images among these that could not be read.
-        decided: Images among these whose view the model decided.
+        unreadable: Number of these that could not be read.
+        decided: Number of these whose view the model decided.
         studies: Studies in the table.
         moved: Studies with another first image than before.
     """
@@ -81,18 +81,20 @@ def order_table(
         raise ConfigError(
             f"{bundle.path} has no view head. Train it on images whose headers state frontal and lateral views."
         )
-    paths = [path for row in rows for path in list_silent(row)]
+    paths = [path for row in rows for path in list_untrusted(row)]
     answers = predictor.tell_laterals(paths, progress)
-    told = {path: float(answer) for path, answer in zip(paths, answers, strict=True) if np.isfinite(answer)}
-    if paths and not told:
+    laterals = {
+        path: float(answer) for path, answer in zip(paths, answers, strict=True) if np.isfinite(answer)
+    }
+    if paths and not laterals:
         raise ConfigError(f"None of {len(paths):,} images can be read. The first one is {paths[0]}.")
-    ordered = [order_row(row, told) for row in rows]
+    ordered = [order_row(row, laterals) for row in rows]
     write_table(pa.Table.from_pylist(ordered, schema=SCHEMA.with_metadata(content.schema.metadata)), out)
     return Ordered(
         images=sum(len(row["image_paths"]) for row in rows),
         asked=len(paths),
-        unreadable=len(paths) - len(told),
-        decided=sum(_is_sure(lateral) for lateral in told.values()),
+        unreadable=len(paths) - len(laterals),
+        decided=sum(_is_sure(lateral) for lateral in laterals.values()),
         studies=len(rows),
         moved=sum(
             old["image_paths"][:1] != new["image_paths"][:1] for old, new in zip(rows, ordered, strict=True)
@@ -100,7 +102,7 @@ def order_table(
     )
 
 
-def list_silent(row: Mapping[str, Any]) -> list[str]:
+def list_untrusted(row: Mapping[str, Any]) -> list[str]:
     """Return the images of a table row without a view of `TRUSTED` confidence."""
     verdicts = _read_verdicts(row)
     return [
@@ -110,19 +112,19 @@ def list_silent(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def order_row(row: Row, told: Mapping[str, float]) -> Row:
+def order_row(row: Row, laterals: Mapping[str, float]) -> Row:
     """Return a table row with its images ordered by headers and a model.
 
     Args:
         row: A row as in `training.data.openi.SCHEMA`.
-        told: Image path -> probability of a lateral by the model; used only for the images of `list_silent`.
+        laterals: Image path -> probability of a lateral by the model. Only those of `list_untrusted` are used.
     """
-    paths, silent = row["image_paths"], set(list_silent(row))
-    heard = [told.get(path) if path in silent else None for path in paths]
-    if all(lateral is None for lateral in heard):
+    paths, untrusted = row["image_paths"], set(list_untrusted(row))
+    answers = [laterals.get(path) if path in untrusted else None for path in paths]
+    if all(lateral is None for lateral in answers):
         return row
     old = _read_verdicts(row)
-    new = [_decide(verdict, lateral) for verdict, lateral in zip(old, heard, strict=True)]
+    new = [_decide(verdict, lateral) for verdict, lateral in zip(old, answers, strict=True)]
     headers = row["headers"] or [asdict(ImageHeader("")) for _ in paths]
     changed = {
         **row,
@@ -132,9 +134,8 @@ def order_row(row: Row, told: Mapping[str, float]) -> Row:
             for header, before, after in zip(headers, old, new, strict=True)
         ],
     }
-    order = sorted(
-        range(len(paths)), key=lambda index: rank_view(new[index])
-    )  # equal images keep their order
+    # Images of equal rank keep their order.
+    order = sorted(range(len(paths)), key=lambda index: rank_view(new[index]))
     return changed | {name: [changed[name][index] for index in order] for name in _PER_IMAGE}
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.decisions import Decisions
-from training.evaluation.ask import Asked, Options
+from training.evaluation.bootstrap import Difference
 from training.evaluation.image_control import TITLES as IMAGE_CONTROLS
-from training.evaluation.labels import Difference, compare_labels
+from training.evaluation.labels import compare_labels
 from training.evaluation.plan import MODE_TITLES, Studies, Way
-from training.evaluation.ranking import compare_rankings, compute_gains, find_same, find_unknown, rank_cases
+from training.evaluation.ranking import compare_rankings, judge_gallery, rank_cases
 from training.evaluation.regressions import ControlAnswers
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 MODEL: Final = "model, "  # prefix of the rows of a search with a model
 Rows = list[dict[str, Any]]
@@ -37,23 +38,25 @@ class Controls:
     images: Mapping[str, ControlAnswers]
 
 
-def compare_ways(asked: Asked, controls: Controls, decisions: Decisions, options: Options) -> Rows:
+def compare_ways(
+    predictions: SplitPredictions, controls: Controls, decisions: Decisions, options: Options
+) -> Rows:
     """Return a row for each way and each control with the same input.
 
     A way with text is compared with TF-IDF and logistic regression on the same text, and the image alone with the image
     controls. A way without thresholds has no difference in F1.
     """
     rows = []
-    for way, key, title, control in _pair_controls(asked, controls):
-        answers = asked.answers[way]
+    for way, key, title, control in _pair_controls(predictions, controls):
+        answers = predictions.answers[way]
         both = np.flatnonzero(answers.answered[control.rows])
         control_rows = control.rows[both]
         differences = compare_labels(
             (answers.probabilities[control_rows], decisions.get_thresholds(way.kind)),
             (control.probabilities[both], control.thresholds),
-            asked.test.targets[control_rows],
-            groups=[asked.test.patient_ids[row] for row in control_rows],
-            known=asked.test.known[control_rows],
+            predictions.test.targets[control_rows],
+            groups=[predictions.test.patient_ids[row] for row in control_rows],
+            known=predictions.test.known[control_rows],
             seed=options.seed,
             resamples=options.resamples,
         )
@@ -69,9 +72,11 @@ def compare_ways(asked: Asked, controls: Controls, decisions: Decisions, options
     return rows
 
 
-def _pair_controls(asked: Asked, controls: Controls) -> Iterator[tuple[Way, str, str, ControlAnswers]]:
+def _pair_controls(
+    predictions: SplitPredictions, controls: Controls
+) -> Iterator[tuple[Way, str, str, ControlAnswers]]:
     """Yield each way with the key, the title and the answers of a control."""
-    for way in (way for way in asked.answers if not way.swapped):
+    for way in (way for way in predictions.answers if not way.swapped):
         if way.text is None:
             for name, answers in controls.images.items():
                 yield way, name, IMAGE_CONTROLS[name], answers
@@ -93,18 +98,13 @@ def compare_search(
 
     Args:
         test: Q queries.
-        gallery: G studies. Studies of the query's patient, and those whose similarity to the query is unknown, are left
-            out.
+        gallery: G studies. Those that `judge_gallery` excludes are left out.
         similarities: Title -> (Q, G), of models and controls.
         ways: Title of a model's row -> its way.
         without: Indices of labels to ignore.
         options: Options of the bootstrap and for ties.
     """
-    known = (test.known, gallery.known)
-    gains = compute_gains(test.targets, gallery.targets, known=known, without=without)
-    excluded = find_same(test.patient_ids, gallery.patient_ids) | find_unknown(
-        test.targets, gallery.targets, known, without=without
-    )
+    gains, excluded = judge_gallery(test, gallery, without=without)
     orders = {title: rank_cases(values, excluded, options.seed) for title, values in similarities.items()}
     return [
         {

@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.ask import Asked, Options
-from training.evaluation.labels import summarise_difference
+from training.evaluation.bootstrap import summarise_difference
 from training.evaluation.plan import MODE_TITLES
 from training.evaluation.predict import TorchPredictor
 from training.evaluation.prompt_scores import MASKED_MODE, draw_ap, evaluate_scores
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 BOTH = "both"
 
 
-def measure_parts(asked: Asked, predictor: TorchPredictor, options: Options) -> list[dict[str, Any]]:
+def measure_parts(
+    predictions: SplitPredictions, predictor: TorchPredictor, options: Options
+) -> list[dict[str, Any]]:
     """Return, for the words that the model reads and the masked ones, a row for each part.
 
     Args:
-        asked: The test studies. Studies without such text are left out.
+        predictions: The test studies. Studies without such text are left out.
         predictor: The model in this process.
         options: Options of the bootstrap.
 
@@ -33,7 +35,7 @@ def measure_parts(asked: Asked, predictor: TorchPredictor, options: Options) -> 
         return []
     rows = []
     for mode in dict.fromkeys((predictor.text_mode, MASKED_MODE)):
-        test = asked.test.take(np.flatnonzero(asked.test.has_text(mode)))  # type: ignore[arg-type]
+        test = predictions.test.take(np.flatnonzero(predictions.test.has_text(mode)))  # type: ignore[arg-type]
         parts = predictor.score_parts(test.texts[mode])
         scores = {**parts, BOTH: np.sum(list(parts.values()), axis=0)}
         arguments: dict[str, Any] = {"groups": test.patient_ids, "options": options, "known": test.known}

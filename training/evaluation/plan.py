@@ -4,7 +4,7 @@ A way is an input: the image, a part of the report, or both. In swapped ways, on
 patient. A model that is equally good with another patient's image does not use images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from contract.report.text import TEXT_MODES, TextMode
 from training.data.openi import read_table, read_text
 from training.data.split_file import read_split_file
 from training.data.studies import make_known, make_targets
+from training.known_studies import find_known
 
 MODE_TITLES: Final[dict[str, str]] = {
     "indication": "indication",
@@ -123,16 +124,24 @@ def read_parts(table: Path, split_path: Path) -> dict[str, Studies]:
     return {part: select_studies(rows, ids) for part, ids in split.items()}
 
 
-def read_external(table: Path) -> dict[str, Studies]:
-    """Read every labelled study of an external table as the test part. There is no other part.
+def read_external(table: Path, known_ids: Collection[str] = ()) -> dict[str, Studies]:
+    """Read the labelled studies of an external table as the test part. There is no other part.
+
+    Args:
+        table: Studies table.
+        known_ids: Ids of studies that the model was trained or calibrated on. They and all other studies of their
+            patients are left out.
 
     Raises:
-        ConfigError: The table holds no labelled study.
+        ConfigError: The table holds no such study.
     """
     rows = read_table(table).to_pylist()
-    studies = select_studies(rows, [row["study_id"] for row in rows])
+    study_ids, patient_ids = ([row[name] for row in rows] for name in ("study_id", "patient_id"))
+    known = find_known(known_ids, study_ids, patient_ids)
+    studies = select_studies(rows, [study_ids[row] for row in np.flatnonzero(~known)])
     if not len(studies):
-        raise ConfigError(f"{table} holds no labelled study, so a model cannot be evaluated on it.")
+        others = " beside those that the model was trained or calibrated on" if known.any() else ""
+        raise ConfigError(f"{table} holds no labelled study{others}, so a model cannot be evaluated on it.")
     return {"test": studies}
 
 

@@ -12,10 +12,10 @@ from contract.errors import ConfigError
 from contract.files import write_file
 from contract.labels import LABEL_INDEX, LABEL_NAMES
 from contract.report.text import TextMode
-from training.evaluation.ask import Asked
 from training.evaluation.labels import CALIBRATION_BINS, place_in_bins
 from training.evaluation.plan import Way
 from training.evaluation.report_search import BLOCKS, GALLERIES
+from training.evaluation.split_predictions import SplitPredictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +27,16 @@ _COLUMNS: Final = 6
 Curves = Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]]
 
 
-def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directory: Path) -> list[Path]:
+def draw_plots(
+    predictions: SplitPredictions, results: Mapping[str, Any], mode: TextMode, directory: Path
+) -> list[Path]:
     """Write the pictures of `training.evaluation.report.PLOTS` and return their paths.
 
     Raises:
         ConfigError: Matplotlib is not installed.
     """
-    ways = [way for way in (Way(True, None), Way(True, mode), Way(False, mode)) if way in asked.answers]
-    curves = {way.title: _get_answers(asked, way) for way in ways}
+    ways = [way for way in (Way(True, None), Way(True, mode), Way(False, mode)) if way in predictions.answers]
+    curves = {way.title: _get_answers(predictions, way) for way in ways}
     by_key = {row["key"]: row for row in results["classification"]}
     averaged = [by_key[way.key]["averaged"] for way in ways]
     keys = [key for key in LABEL_INDEX if any(key in names for names in averaged)]
@@ -54,9 +56,15 @@ def draw_plots(asked: Asked, results: Mapping[str, Any], mode: TextMode, directo
     return paths
 
 
-def _get_answers(asked: Asked, way: Way) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    rows = asked.answers[way].answered
-    return asked.answers[way].probabilities[rows], asked.test.targets[rows], asked.test.known[rows]
+def _get_answers(
+    predictions: SplitPredictions, way: Way
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    rows = predictions.answers[way].answered
+    return (
+        predictions.answers[way].probabilities[rows],
+        predictions.test.targets[rows],
+        predictions.test.known[rows],
+    )
 
 
 def _make_figure(width: float, height: float) -> "Figure":

@@ -23,7 +23,7 @@ from training.model.model import load_model
 Progress = Callable[[int, int], None]
 ReadPixels = Callable[[str], NDArray[np.uint8]]
 _BATCH: Final = 32
-_KEPT_IMAGES: Final = 4096  # images whose tokens are cached for the next way that reads them
+_CACHE_BYTES: Final = 2**29  # of image tokens that are cached for the next way that reads them
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ class TorchPredictor:
         self._tokenizer = ReportTokenizer.load(bundle.tokenizer_path)
         self.read_pixels: ReadPixels = read_pixels or read_from_files(self._sizes["S"])
         self._image_tokens: dict[str, Tensor | None] = {}
+        image_bytes = 4 * self._sizes["N"] * self._sizes["C"]
+        self._most_images = max(_BATCH, _CACHE_BYTES // image_bytes)
 
     @torch.inference_mode()
     def ask(self, cases: Sequence[Case], progress: Progress | None = None) -> Answers:
@@ -247,7 +249,7 @@ class TorchPredictor:
         missing = [path for path in dict.fromkeys(paths) if path not in self._image_tokens]
         if not missing:
             return
-        if len(self._image_tokens) + len(missing) > _KEPT_IMAGES:
+        if len(self._image_tokens) + len(missing) > self._most_images:
             self._image_tokens = {path: self._image_tokens[path] for path in paths if path not in missing}
         pixels = dict(zip(missing, read_images(missing, self.read_pixels), strict=True))
         readable = {path: image for path, image in pixels.items() if image is not None}

@@ -15,18 +15,11 @@ from contract.embedding import take_joint
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS
 from contract.prompts import Prompts, average_prompts, compute_scores, make_prompts
-from training.evaluation.ask import Asked, Options
-from training.evaluation.labels import (
-    CENTRED,
-    Floats,
-    compute_ap,
-    compute_auroc,
-    find_usable,
-    summarise,
-    weigh_studies,
-)
+from training.evaluation.bootstrap import Floats, summarise, weigh_studies
+from training.evaluation.labels import CENTRED, compute_ap, compute_auroc, find_usable
 from training.evaluation.plan import Case, list_plain_ways
 from training.evaluation.predict import Predictor
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 # Label key -> its names in reports: the commonest MeSH headings of `training.data.mesh`, as prose.
 LABEL_PHRASES: Final[dict[str, tuple[str, ...]]] = {
@@ -78,11 +71,13 @@ def make_label_prompts() -> tuple[Prompts, ...]:
     )
 
 
-def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) -> list[dict[str, Any]]:
+def measure_prompt_scores(
+    predictions: SplitPredictions, predictor: Predictor, options: Options
+) -> list[dict[str, Any]]:
     """Return a row for the image, the report and both: AUROC and average precision of the prompt scores.
 
     Args:
-        asked: The model's predictions for the test studies, whose embeddings are compared with the sentences.
+        predictions: The model's predictions for the test studies, whose embeddings are compared with the sentences.
         predictor: The same model, to embed the sentences.
         options: Options of the bootstrap.
 
@@ -96,18 +91,18 @@ def measure_prompt_scores(asked: Asked, predictor: Predictor, options: Options) 
     if predictor.text_mode == MASKED_MODE:
         return []
     sides = embed_prompts(make_label_prompts(), predictor, predictor.label_part)
-    ways = sorted(list_plain_ways(asked.test, predictor.text_mode), key=lambda way: bool(way.text))
+    ways = sorted(list_plain_ways(predictions.test, predictor.text_mode), key=lambda way: bool(way.text))
     rows = []
     for way in ways:
-        scores = score_labels(take_joint(asked.answers[way].embeddings, predictor.label_part), sides)
+        scores = score_labels(take_joint(predictions.answers[way].embeddings, predictor.label_part), sides)
         metrics = evaluate_scores(
             scores,
-            asked.test.targets,
-            groups=asked.test.patient_ids,
+            predictions.test.targets,
+            groups=predictions.test.patient_ids,
             options=options,
-            known=asked.test.known,
+            known=predictions.test.known,
         )
-        rows.append({"key": way.key, "title": way.title, "studies": len(asked.test), **metrics})
+        rows.append({"key": way.key, "title": way.title, "studies": len(predictions.test), **metrics})
     return rows
 
 

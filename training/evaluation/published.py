@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 K: Final = 5
 REASONS: Final = (
-    "sharing any label, `normal` included, counts as similar, so that a random order scores high; nDCG@5 is "
-    "measured against the best order of the five returned cases, not of the gallery; and the other view of the query's "
-    "own study counts as a hit. Average precision sees five cases but divides by all similar ones, so that it lies "
-    "near 0"
+    "two cases are similar if they share any label, also `normal`, so a random order scores high; nDCG@5 is relative "
+    "to the best order of the five returned cases, not of the gallery; and the other view of the query's own study "
+    "counts as a hit. Average precision uses five cases but divides by the number of all similar ones, so it is near 0"
 )
 
 

@@ -2,8 +2,7 @@
 
 There are Q query studies and G gallery studies. The similarity of labels is a gain (Q, G): 0 for a case without a
 common label, up to 1 for a case with exactly the query's labels. A gallery study that is the query itself, or of the
-same
-patient, is excluded: it takes no rank and is neither a hit nor a miss. The same holds if it is unknown whether the
+same patient, is excluded: it takes no rank and is neither a hit nor a miss. The same holds if it is unknown whether the
 case is similar to the query.
 """
 
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.labels import (
+from training.evaluation.bootstrap import (
     RESAMPLES,
     Difference,
     Floats,
@@ -23,6 +22,7 @@ from training.evaluation.labels import (
     summarise,
     summarise_difference,
 )
+from training.evaluation.plan import Studies
 
 CUTOFFS: Final = (1, 5, 10)
 RECALLS: Final = (1, 5, 10)  # of cross-modal search
@@ -108,6 +108,19 @@ def _select_labels(
 def find_same(queries: Sequence[str], gallery: Sequence[str]) -> NDArray[np.bool_]:
     """Return (Q, G), whether the names (of patients, for example) are equal."""
     return np.asarray(np.asarray(queries, np.str_)[:, None] == np.asarray(gallery, np.str_)[None])
+
+
+def judge_gallery(
+    test: Studies, gallery: Studies, *, without: Sequence[int] = ()
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the gains (Q, G) of gallery studies for test studies, and which of them are excluded (Q, G).
+
+    Excluded are the query's patient, and studies of which it is unknown whether they are similar to the query.
+    """
+    known = (test.known, gallery.known)
+    gains = compute_gains(test.targets, gallery.targets, known=known, without=without)
+    unknown = find_unknown(test.targets, gallery.targets, known, without=without)
+    return gains, find_same(test.patient_ids, gallery.patient_ids) | unknown
 
 
 def rank_cases(
@@ -217,6 +230,28 @@ def evaluate_pairs(
     medians = [np.median(np.repeat(ranks, row.astype(np.int64))) for row in weights]
     low, high = np.percentile(medians, [2.5, 97.5]) if medians else (np.median(ranks),) * 2
     return recalls | {"median_rank": Interval(float(np.median(ranks)), float(low), float(high))}
+
+
+def compute_chance(matches: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the recalls and the median rank of `evaluate_pairs` that random orders have in expectation.
+
+    Of m counterparts among G cases none is among the first k with the probability C(G - m, k) / C(G, k).
+
+    Args:
+        matches: (Q, G), see `evaluate_pairs`; every query has a counterpart.
+    """
+    gallery = matches.shape[1]
+    counterparts, queries = np.unique(matches.sum(1), return_counts=True)  # (U,), (U,)
+    left = gallery - np.arange(gallery)  # cases that are left before each place
+    others = np.clip(
+        left - counterparts[:, None], 0, None
+    )  # (U, G), those among them that are no counterpart
+    missed = np.cumprod(
+        others / left, axis=1
+    )  # (U, G), probability of no counterpart among the first 1, 2, ...
+    reached = 1 - queries @ missed / queries.sum()  # (G,)
+    recalls = {f"r@{k}": float(reached[min(k, gallery) - 1]) for k in RECALLS}
+    return recalls | {"median_rank": float(np.argmax(reached >= 0.5 - 1e-9) + 1)}
 
 
 def _evaluate(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.calibrate import apply_platt, fit_platt
-from training.evaluation.labels import RESAMPLES, LabelMetrics, evaluate_labels, fit_thresholds
+from training.evaluation.labels import LabelMetrics, evaluate_labels, fit_thresholds
 from training.evaluation.plan import Studies
 
 Truth = tuple[NDArray[np.bool_], NDArray[np.bool_]]  # targets (M, K), and whether they are known (M, K)

@@ -27,9 +27,9 @@ PLOTS: Final = {
 }
 TOO_FEW: Final = "too few cases"
 _FORMULAS: Final = (
-    "AUROC, AP (average precision) and F1: higher is better; Brier score and ECE (expected calibration error, 15 "
-    "bins): lower is better. Thresholds and calibration were fitted on the validation split, apart for the image, the "
-    "report and both."
+    "For AUROC, AP (average precision) and F1 higher is better. For the Brier score and ECE (expected calibration "
+    "error, 15 bins) lower is better. Thresholds and calibration were fitted on the validation split, separately for "
+    "the image, the report and both."
 )
 
 
@@ -76,7 +76,8 @@ def write_summary(results: Mapping[str, Any], folder: str) -> str:
 
 
 def _write_warnings(results: Mapping[str, Any]) -> str:
-    return "".join(f"**{sentence}**\n" for sentence in warn_of_training(results["trained_on"]))
+    warnings = [*warn_of_training(results["trained_on"]), *results.get("warnings", ())]
+    return "".join(f"**{sentence}**\n" for sentence in warnings)
 
 
 def write_classification(results: Mapping[str, Any]) -> str:
@@ -94,8 +95,9 @@ def write_classification(results: Mapping[str, Any]) -> str:
     return (
         "## Findings\n\n"
         f"Means over the labels with at least 5 positive and 5 negative test studies ({_name_averaged(results)}), with "
-        f"95 % intervals from drawing patients anew. {_FORMULAS} A report nearly states its own labels: read its "
-        "rows beside the masked ones, the image alone, and the controls.\n\n" + format_table(head, lines)
+        f"95 % intervals from a bootstrap of patients. {_FORMULAS} A report nearly states its own labels. So compare "
+        "its rows with the masked rows, with the image alone and with the controls.\n\n"
+        + format_table(head, lines)
     )
 
 
@@ -108,8 +110,8 @@ def _write_paired(results: Mapping[str, Any]) -> str:
         return ""
     return (
         "### Model minus control\n\n"
-        "Whether a model is ahead, on the same studies and the same draws of patients for both; p is two-sided. Each "
-        "row stands alone: of many, some fall below .05 by chance.\n\n"
+        "The difference on the same studies, with the same resamples of patients for both. p is two-sided. It is not "
+        "adjusted for the number of rows, so some rows fall below .05 by chance.\n\n"
         + format_table(["read", *(TITLES[name] for name in names)], lines)
     )
 
@@ -130,8 +132,8 @@ def _write_parts(results: Mapping[str, Any]) -> str:
     return (
         "### Parts of the model\n\n"
         "The model adds the logits of a transformer and of a lexical part, which is TF-IDF with logistic regression. "
-        "Each alone, from the report alone, and how far both together lie above it in AP.\n\n"
-        + format_table(["read", "AUROC", "AP", "both minus this part"], lines)
+        "The rows show each part alone and both together, on reports alone. The last column is the AP of both minus "
+        "that of the part.\n\n" + format_table(["read", "AUROC", "AP", "both minus this part"], lines)
     )
 
 
@@ -147,7 +149,7 @@ def _describe(results: Mapping[str, Any]) -> str:
         lines.append(note)
     if served := results.get("served"):
         lines.append(
-            f"Answers came from the served model. The same questions to PyTorch: largest difference of a "
+            f"The answers came from the served model. PyTorch read the same inputs: largest difference of a "
             f"probability {served['probabilities']:.1e} (allowed {served['allowed']['probabilities']:.0e}), of an "
             f"embedding {served['embeddings']:.1e} in cosine (allowed {served['allowed']['embeddings']:.0e}), of a "
             f"macro average {served['macro']:.1e}, over {served['cases']:.0f} answers."
@@ -207,15 +209,16 @@ def write_abstention(results: Mapping[str, Any]) -> str:
         [row["title"], str(row["studies"]), *(format_interval(row["macro"].get(name)) for name in names)]
         for row in rows
     ]
-    bands = "" if _count_bands(rows) else "**This model has no bands: nothing is uncertain to it.** "
+    bands = "" if _count_bands(rows) else "**This model has no bands, so it is never uncertain.** "
     return (
         "## Abstention\n\n"
-        f'{bands}Means over labels, also those without limits. Inside the band of a label the answer is "uncertain"; '
-        "coverage is the share of answers outside, of which the error outside is the share of wrong ones. Missed: "
-        'studies with the finding that are told "absent"; false alarms: studies without it that are told "present". '
-        "These two are what a band limits. The plain error may even be larger outside it, where a weak model may no "
-        'longer say the "absent" that is right for most studies. AURC: area under the curve of risk by coverage, lower '
-        "is better; its excess over a perfect order of refusal is the fault of the confidence.\n\n"
+        f"{bands}Means over all labels, with and without limits. Inside the band of a label the decision is "
+        '"uncertain". Coverage: share of the decisions outside the band. Error outside: share of these that are wrong. '
+        'Missed: share of the studies with the finding that are decided "absent". False alarms: share of the studies '
+        'without it that are decided "present". A band limits the last two. The error outside may be larger than that '
+        'of all decisions, because a weak model can no longer decide "absent", which is right for most studies. AURC: '
+        "area under the curve of risk by coverage, lower is better. Excess AURC: AURC minus that of a perfect order of "
+        "refusal.\n\n"
         + format_table(["read", "studies", *names.values()], lines)
         + _write_bands(rows)
         + _write_sets(rows)
@@ -223,7 +226,7 @@ def write_abstention(results: Mapping[str, Any]) -> str:
 
 
 def _count_bands(rows: Sequence[Mapping[str, Any]]) -> int:
-    return sum(found["band"] is not None for row in rows for found in row["labels"].values())
+    return sum(label["band"] is not None for row in rows for label in row["labels"].values())
 
 
 def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -232,12 +235,12 @@ def _write_bands(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     parts = []
     for row in rows:
-        lines = [[LABEL_NAMES[key], *_tell_band(found)] for key, found in row["labels"].items()]
+        lines = [[LABEL_NAMES[key], *_tell_band(label)] for key, label in row["labels"].items()]
         head = ["label", "band", "missed, stated", "reached", "false alarms, stated", "reached", "coverage"]
         parts.append(f"#### {row['title']}\n\n" + format_table(head, lines))
     return (
         "\n### Bands per label\n\n"
-        "Limits as fitted on the validation split for each way of reading, and what was reached here.\n\n"
+        "The limits that were fitted on the validation split for each way of reading, and the shares reached here.\n\n"
         + "\n".join(parts)
     )
 
@@ -259,15 +262,15 @@ def _write_sets(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
             title,
-            f"{found['stated_recall']:.2f}",
-            *(format_interval(found[name]) for name in ("recall", "size", "labels")),
+            f"{values['stated_recall']:.2f}",
+            *(format_interval(values[name]) for name in ("recall", "size", "labels")),
         ]
-        for title, found in sets
+        for title, values in sets
     ]
     return (
         "\n### Conformal sets\n\n"
-        "The set names every label that stays possible: on average it is stated to hold at least this share of a "
-        "study's labels, in each way. The client names sets of up to 5 labels; a longer one narrows nothing down.\n\n"
+        "A set names every label that is still possible. It states that it holds, on average, at least this share of a "
+        "study's labels. The client names sets of up to 5 labels, because a longer one says little.\n\n"
         + format_table(
             ["read", "recall, stated", "recall, reached", "labels in the set", "labels it has"], lines
         )
@@ -291,9 +294,8 @@ def _write_subgroups(results: Mapping[str, Any]) -> str:
     head = ["first image", "read", "studies", "labels", "AUROC", "AP", "F1", "ECE"]
     return (
         "## Subgroups\n\n"
-        "Groups of at least 20 test studies by the header of the first image. Each row averages the labels that "
-        "have enough cases in it: compare rows only with their intervals and label counts in mind.\n\n"
-        + format_table(head, lines)
+        "Groups of at least 20 test studies by the header of the first image. Each row averages the labels with enough "
+        "cases in its group, so rows can average different labels.\n\n" + format_table(head, lines)
     )
 
 

@@ -21,17 +21,17 @@ def write_prompt_scores(results: Mapping[str, Any]) -> str:
     labels = [
         [
             LABEL_NAMES[key],
-            str(found["positives"]),
+            str(label["positives"]),
             *(format_interval(row["labels"][key]["auroc"]) for row in rows),
         ]
-        for key, found in rows[0]["labels"].items()
+        for key, label in rows[0]["labels"].items()
     ]
     return (
         "## Prompt scores\n\n"
-        "Labels put into words: a study scores by how much nearer its embedding is to sentences that state the label "
-        "than to sentences that deny it (Tiu et al. 2022). The scores sort studies and are no probabilities. They are "
-        "no zero-shot figures: the model was trained on these labels. A report states its own findings: the row of "
-        "the image alone is the one to read.\n\n"
+        "The score of a study says how much nearer its embedding is to sentences that state the label than to "
+        "sentences that deny it (Tiu et al. 2022). The scores rank studies. They are no probabilities, and no "
+        "zero-shot scores, because the model was trained on these labels. A report states its own findings, so the row "
+        "of the image alone is the relevant one.\n\n"
         + format_table(["read", "studies", *METRICS.values()], averages)
         + "\n### AUROC of the prompt scores per label\n\n"
         + format_table(["label", "positive", *(row["title"] for row in rows)], labels)
@@ -40,12 +40,12 @@ def write_prompt_scores(results: Mapping[str, Any]) -> str:
 
 def write_zero_shot(results: Mapping[str, Any]) -> str:
     """Return the tables of `training.evaluation.zero_shot`; "" for a model without labels held out."""
-    found = results.get("zero_shot")
-    if not found:
+    result = results.get("zero_shot")
+    if not result:
         return ""
-    rows, prevalence = found["rows"], found["prevalence"]
+    rows, prevalence = result["rows"], result["prevalence"]
     measured = rows[0]["averaged"]
-    few = [LABEL_NAMES[key] for key in found["labels"] if key not in measured]
+    few = [LABEL_NAMES[key] for key in result["labels"] if key not in measured]
     note = f" Too few cases of {', '.join(few)}." if few else ""
     head = ["scored by", "studies", *METRICS.values()]
     lines = [
@@ -61,18 +61,18 @@ def write_zero_shot(results: Mapping[str, Any]) -> str:
         lines.append(["chance *(control)*", str(rows[0]["studies"]), "0.500", f"{chance:.3f}"])
     return (
         "## Zero-shot (labels held out of training)\n\n"
-        "Prompt scores of labels that no loss, threshold or calibration saw. The model read reports whose words may "
-        "state them, so a row with words says mostly how well these words are read: hold it against TF-IDF, the "
-        "cosine of the words of the report to those of the sentences. The AP of chance is the share of studies with "
+        "Prompt scores of labels that no loss, threshold or calibration used. The model read reports whose words may "
+        "state them. So a row with a report measures mostly how well its words are read. Compare it with TF-IDF, the "
+        "cosine between the words of the report and of the sentences. The AP of chance is the share of studies with "
         f"the label.{note}\n\n"
         + format_table(head, lines)
-        + "".join(_write_metric(found, name) for name in METRICS if measured)
+        + "".join(_write_metric(result, name) for name in METRICS if measured)
     )
 
 
-def _write_metric(found: Mapping[str, Any], name: str) -> str:
+def _write_metric(result: Mapping[str, Any], name: str) -> str:
     """Return the table of one metric by label."""
-    rows, prevalence = found["rows"], found["prevalence"]
+    rows, prevalence = result["rows"], result["prevalence"]
     lines = [
         [
             LABEL_NAMES[key],

@@ -31,9 +31,9 @@ def write_retrieval(results: Mapping[str, Any], *, brief: bool = False) -> str:
             parts.append(f"### {title}, {note}\n\n{counts}.\n\n" + format_table(["ranked by", *names], lines))
     return (
         "## Similar cases\n\n"
-        "Two studies are similar when they share a label; nDCG grades them by the share of labels in common "
-        "(Jaccard) against the best possible order of the whole gallery. The query, and all of its patient, is "
-        "taken out of the gallery; `map` looks at the whole order.\n\n" + "\n".join(parts)
+        "Two studies are similar if they share a label. nDCG grades them by the share of labels in common (Jaccard), "
+        "relative to the best possible order of the whole gallery. The studies of the query's patient are left out of "
+        "the gallery. `map` judges the whole order.\n\n" + "\n".join(parts)
     )
 
 
@@ -52,9 +52,9 @@ def write_leads(results: Mapping[str, Any]) -> str:
     if not parts:
         return ""
     return (
-        "Whether a model is ahead, on the same queries and the same draws of patients for both. TF-IDF + LR compares "
-        "the 22 probabilities of logistic regression: like the model it has seen the labels of the training studies "
-        "that are searched, which TF-IDF alone has not.\n\n" + "\n".join(parts)
+        "The difference on the same queries, with the same resamples of patients for both. TF-IDF + LR compares the 22 "
+        "probabilities of logistic regression. Like the model, it has seen the labels of the training studies that are "
+        "searched. TF-IDF alone has not.\n\n" + "\n".join(parts)
     )
 
 
@@ -74,8 +74,8 @@ def write_sentences(results: Mapping[str, Any]) -> str:
     leads = [[row["title"], format_difference(row["values"]["ap"])] for row in sentences["paired"]]
     return (
         "## Search by a sentence\n\n"
-        "Each label is put into sentences that state it, and the test studies are ordered by their mean similarity to "
-        "these. Means over the labels with enough studies.\n\n"
+        "For each label there are sentences that state it. The test studies are ranked by their mean similarity to "
+        "these. The figures are means over the labels with enough studies.\n\n"
         + format_table(["ranked by", "studies", "AP", "AUROC"], lines)
         + ("\n" + format_table(["model minus control", "AP"], leads) if leads else "")
     )
@@ -92,13 +92,12 @@ def write_pairs(results: Mapping[str, Any]) -> str:
             [row["title"], str(row["studies"]), *(format_interval(row["values"][name]) for name in names)]
         )
         chance = [f"{row['chance'][name]:.3f}" for name in names[:3]]
-        lines.append(
-            [f"{row['title']}, by chance", str(row["studies"]), *chance, f"{row['studies'] / 2:.0f}"]
-        )
+        median = f"{row['chance']['median_rank']:.0f}"
+        lines.append([f"{row['title']}, by chance", str(row["studies"]), *chance, median])
     return (
         "## Images and their reports\n\n"
-        "How often an image finds its own report (or one with the same words) among those of all test studies, and a "
-        "report its image.\n\n"
+        "How often an image finds its own report, or one with the same words, among those of all test studies, and the "
+        "other way round. By chance: the mean over random orders.\n\n"
         + format_table(["search", "studies", "R@1", "R@5", "R@10", "median rank"], lines)
     )
 
@@ -117,8 +116,8 @@ def write_as_published(results: Mapping[str, Any]) -> str:
         parts.append(f"### {title}\n\n" + format_table(["ranked by", "P@5", "mAP", "MRR", "nDCG@5"], lines))
     return (
         "## As published\n\n"
-        "The protocol that the published model was measured with, only to lay figures side by side: each image is a "
-        "query and a case; the gallery of test → test holds the query, and finding it is a miss; five cases are "
-        f"returned. Its definitions flatter: {block['why_they_flatter']}. The row of the random order shows by how "
-        "much.\n\n" + "\n".join(parts)
+        "The protocol of the published model, only for comparison with its figures. Each image is a query and a case. "
+        "The gallery of test → test holds the query, and finding it is a miss. Five cases are returned. The figures "
+        f"are too high: {block['why_they_flatter']}. The row of the random order shows by how much.\n\n"
+        + "\n".join(parts)
     )

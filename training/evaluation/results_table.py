@@ -82,7 +82,7 @@ def _read_row(path: Path, trust: TrustedKeys | None) -> Row:
         results["trained"] = json.loads((bundle.path / files.METRICS).read_text(encoding="utf-8")).get(
             "test", {}
         )
-        figures = {title: found for title, read in _COLUMNS.items() if (found := read(results)) is not None}
+        figures = {title: figure for title, read in _COLUMNS.items() if (figure := read(results)) is not None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} was not evaluated. Run `cxr evaluate` with --bundle {path} first."
@@ -138,35 +138,37 @@ def _read_interval(interval: Mapping[str, float] | None) -> Figure | None:
 
 
 _COLUMNS: Final[dict[str, Callable[[Any], Figure | None]]] = {
-    "image AUROC": lambda found: _read_macro(found, "image", "auroc"),
-    "image AP": lambda found: _read_macro(found, "image", "ap"),
-    "pixels AUROC": lambda found: _read_macro(found, "pixels", "auroc"),
-    "HOG AUROC": lambda found: _read_macro(found, "hog", "auroc"),
-    "AUROC - pixels": lambda found: _read_lead(found, "image", "pixels", "auroc"),
-    "AUROC - HOG": lambda found: _read_lead(found, "image", "hog", "auroc"),
-    "two views AUROC": lambda found: _read_trained(found, "views", "auroc"),
-    "findings AUROC": lambda found: _read_macro(found, "findings", "auroc"),
-    "findings AP": lambda found: _read_macro(found, "findings", "ap"),
-    "findings F1": lambda found: _read_macro(found, "findings", "f1"),
-    "TF-IDF AP": lambda found: _read_macro(found, "tfidf/findings", "ap"),
-    "TF-IDF F1": lambda found: _read_macro(found, "tfidf/findings", "f1"),
-    "masked AUROC": lambda found: _read_macro(found, "findings_masked", "auroc"),
-    "masked AP": lambda found: _read_macro(found, "findings_masked", "ap"),
-    "masked F1": lambda found: _read_macro(found, "findings_masked", "f1"),
-    "TF-IDF masked AP": lambda found: _read_macro(found, "tfidf/findings_masked", "ap"),
-    "TF-IDF masked F1": lambda found: _read_macro(found, "tfidf/findings_masked", "f1"),
-    "study AUROC": lambda found: _read_macro(found, "image+findings", "auroc"),
-    "P@5 by image": lambda found: _read_search(found, "model, image", "p@5"),
-    "P@5 by findings": lambda found: _read_search(found, "model, findings", "p@5"),
-    "P@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "p@5"),
-    "P@5 TF-IDF + LR": lambda found: _read_search(found, "TF-IDF + LR, findings", "p@5"),
-    "P@5 random": lambda found: _read_search(found, "random order", "p@5"),
-    "nDCG@5 by findings": lambda found: _read_search(found, "model, findings", "ndcg@5"),
-    "nDCG@5 TF-IDF": lambda found: _read_search(found, "TF-IDF, findings", "ndcg@5"),
-    "nDCG@5 TF-IDF + LR": lambda found: _read_search(found, "TF-IDF + LR, findings", "ndcg@5"),
-    "AP - TF-IDF": lambda found: _read_lead(found, "findings", "tfidf/findings", "ap"),
-    "masked AP - TF-IDF": lambda found: _read_lead(found, "findings_masked", "tfidf/findings_masked", "ap"),
-    "P@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "p@5"),
-    "nDCG@5 - TF-IDF + LR": lambda found: _read_search_lead(found, _FAIR, "ndcg@5"),
-    "report → image R@10": lambda found: _read_pairs(found, "report → image", "r@10"),
+    "image AUROC": lambda results: _read_macro(results, "image", "auroc"),
+    "image AP": lambda results: _read_macro(results, "image", "ap"),
+    "pixels AUROC": lambda results: _read_macro(results, "pixels", "auroc"),
+    "HOG AUROC": lambda results: _read_macro(results, "hog", "auroc"),
+    "AUROC - pixels": lambda results: _read_lead(results, "image", "pixels", "auroc"),
+    "AUROC - HOG": lambda results: _read_lead(results, "image", "hog", "auroc"),
+    "two views AUROC": lambda results: _read_trained(results, "views", "auroc"),
+    "findings AUROC": lambda results: _read_macro(results, "findings", "auroc"),
+    "findings AP": lambda results: _read_macro(results, "findings", "ap"),
+    "findings F1": lambda results: _read_macro(results, "findings", "f1"),
+    "TF-IDF AP": lambda results: _read_macro(results, "tfidf/findings", "ap"),
+    "TF-IDF F1": lambda results: _read_macro(results, "tfidf/findings", "f1"),
+    "masked AUROC": lambda results: _read_macro(results, "findings_masked", "auroc"),
+    "masked AP": lambda results: _read_macro(results, "findings_masked", "ap"),
+    "masked F1": lambda results: _read_macro(results, "findings_masked", "f1"),
+    "TF-IDF masked AP": lambda results: _read_macro(results, "tfidf/findings_masked", "ap"),
+    "TF-IDF masked F1": lambda results: _read_macro(results, "tfidf/findings_masked", "f1"),
+    "study AUROC": lambda results: _read_macro(results, "image+findings", "auroc"),
+    "P@5 by image": lambda results: _read_search(results, "model, image", "p@5"),
+    "P@5 by findings": lambda results: _read_search(results, "model, findings", "p@5"),
+    "P@5 TF-IDF": lambda results: _read_search(results, "TF-IDF, findings", "p@5"),
+    "P@5 TF-IDF + LR": lambda results: _read_search(results, "TF-IDF + LR, findings", "p@5"),
+    "P@5 random": lambda results: _read_search(results, "random order", "p@5"),
+    "nDCG@5 by findings": lambda results: _read_search(results, "model, findings", "ndcg@5"),
+    "nDCG@5 TF-IDF": lambda results: _read_search(results, "TF-IDF, findings", "ndcg@5"),
+    "nDCG@5 TF-IDF + LR": lambda results: _read_search(results, "TF-IDF + LR, findings", "ndcg@5"),
+    "AP - TF-IDF": lambda results: _read_lead(results, "findings", "tfidf/findings", "ap"),
+    "masked AP - TF-IDF": lambda results: _read_lead(
+        results, "findings_masked", "tfidf/findings_masked", "ap"
+    ),
+    "P@5 - TF-IDF + LR": lambda results: _read_search_lead(results, _FAIR, "p@5"),
+    "nDCG@5 - TF-IDF + LR": lambda results: _read_search_lead(results, _FAIR, "ndcg@5"),
+    "report → image R@10": lambda results: _read_pairs(results, "report → image", "r@10"),
 }

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from training.evaluation.ask import Asked, Options
+from training.evaluation.bootstrap import summarise_difference
 from training.evaluation.control import compare_probabilities, compare_texts
-from training.evaluation.labels import summarise_difference
 from training.evaluation.paired import MODEL
 from training.evaluation.plan import MODE_TITLES, Studies, list_plain_ways
 from training.evaluation.predict import Predictor
@@ -24,15 +23,16 @@ from training.evaluation.prompt_scores import (
     evaluate_scores,
     make_label_prompts,
 )
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 
 def measure_sentences(
-    asked: Asked, parts: Mapping[str, Studies], predictor: Predictor, options: Options
+    predictions: SplitPredictions, parts: Mapping[str, Studies], predictor: Predictor, options: Options
 ) -> dict[str, Any]:
     """Measure the search by sentences that state a label, each label's score being the mean of its sentences.
 
     Args:
-        asked: The model's predictions for the test studies.
+        predictions: The model's predictions for the test studies.
         parts: Parts of the split. Without "train" there are no controls.
         predictor: The same model, to embed the sentences.
         options: Options of the bootstrap.
@@ -48,17 +48,17 @@ def measure_sentences(
     if predictor.text_mode == MASKED_MODE:
         return {"rows": [], "paired": []}
     sides = embed_prompts(make_label_prompts(), predictor)
-    ways = list_plain_ways(asked.test, predictor.text_mode)
+    ways = list_plain_ways(predictions.test, predictor.text_mode)
     scores: dict[str, NDArray[np.float64]] = {
-        f"{MODEL}{way.title}": asked.answers[way].embeddings.astype(np.float64) @ sides[:, 0].T
+        f"{MODEL}{way.title}": predictions.answers[way].embeddings.astype(np.float64) @ sides[:, 0].T
         for way in ways
     }
-    controls = _score_controls(asked, parts, predictor) if "train" in parts else {}
-    targets = asked.test.targets
+    controls = _score_controls(predictions, parts, predictor) if "train" in parts else {}
+    targets = predictions.test.targets
     arguments: dict[str, Any] = {
-        "groups": asked.test.patient_ids,
+        "groups": predictions.test.patient_ids,
         "options": options,
-        "known": asked.test.known,
+        "known": predictions.test.known,
     }
     rows = [
         {"title": title, "studies": len(targets), **evaluate_scores(values, targets, **arguments)}
@@ -83,16 +83,16 @@ def measure_sentences(
 
 
 def _score_controls(
-    asked: Asked, parts: Mapping[str, Studies], predictor: Predictor
+    predictions: SplitPredictions, parts: Mapping[str, Studies], predictor: Predictor
 ) -> dict[str, NDArray[np.float64]]:
     """Return title -> (M, K): the mean similarity of each test study to the sentences of each label."""
     mode = predictor.text_mode
     prompts = [both.present for both in make_label_prompts()]
     sentences = [sentence for side in prompts for sentence in side]
     ends = np.cumsum([len(side) for side in prompts])[:-1]
-    train, texts = parts["train"], asked.test.texts[mode]
+    train, texts = parts["train"], predictions.test.texts[mode]
     try:
-        found = {
+        similarities = {
             f"TF-IDF, {MODE_TITLES[mode]}": compare_texts(train.texts[mode], texts, sentences)[0],
             f"TF-IDF + LR, {MODE_TITLES[mode]}": compare_probabilities(
                 train, parts["validation"], mode, texts, sentences
@@ -102,5 +102,5 @@ def _score_controls(
         return {}
     return {
         title: np.stack([part.mean(1) for part in np.split(values, ends, axis=1)], axis=1)
-        for title, values in found.items()
+        for title, values in similarities.items()
     }

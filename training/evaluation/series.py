@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 from contract.bundle import SPLIT, Bundle
 from contract.errors import ConfigError
 from contract.labels import LABEL_KEYS, LABEL_NAMES
+from training.evaluation.bootstrap import Floats, summarise, summarise_difference, weigh_studies
 from training.evaluation.image_control import TITLES, run_image_controls
-from training.evaluation.labels import (
-    CENTRED,
-    Floats,
-    compute_ap,
-    compute_auroc,
-    find_usable,
-    summarise,
-    summarise_difference,
-    weigh_studies,
-)
+from training.evaluation.labels import CENTRED, compute_ap, compute_auroc, find_usable
 from training.evaluation.markdown import format_difference, format_interval, format_table
 from training.evaluation.plan import Case, Studies, read_parts
 from training.evaluation.predict import ReadPixels, TorchPredictor, read_from_cache
@@ -51,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Lead:
-    """The differences between the models and one control, by metric; see `training.evaluation.labels.Difference`."""
+    """The differences between the models and one control, by metric; see `training.evaluation.bootstrap.Difference`."""
 
     control: str
     values: Mapping[str, Mapping[str, float]]
@@ -59,7 +51,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Series:
-    """The results of a series, with intervals as in `training.evaluation.labels`.
+    """The results of a series, with intervals as in `training.evaluation.bootstrap`.
 
     Attributes:
         models: Number of models.
@@ -190,11 +182,11 @@ def format_series(series: Series) -> str:
     rows = [
         [
             LABEL_NAMES[key],
-            str(found["positives"]),
-            *(format_interval(values["auroc"]) for values in found["macro"].values()),
-            *(format_difference(lead.values["auroc"]) for lead in found["leads"]),
+            str(label["positives"]),
+            *(format_interval(values["auroc"]) for values in label["macro"].values()),
+            *(format_difference(lead.values["auroc"]) for lead in label["leads"]),
         ]
-        for key, found in series.labels.items()
+        for key, label in series.labels.items()
     ]
     controls = [titles[lead.control] for lead in series.leads]
     head = [

@@ -11,7 +11,6 @@ from contract.errors import ConfigError
 from training.data.openi import read_table
 from training.data.split import split_studies
 from training.data.studies import read_wordings
-from training.evaluation.ask import Options
 from training.evaluation.control import compare_probabilities, compare_texts
 from training.evaluation.image_control import TITLES as IMAGE_TITLES
 from training.evaluation.labels import LabelMetrics
@@ -19,6 +18,7 @@ from training.evaluation.measure import evaluate_search, run_controls
 from training.evaluation.plan import MODE_TITLES, Studies, choose_complete, select_studies
 from training.evaluation.predict import ReadPixels, read_from_files
 from training.evaluation.regressions import evaluate_answers
+from training.evaluation.split_predictions import Options
 
 Progress = Callable[[int, int], None]
 _IMAGE_SIZE: Final = 224  # side of the square images for the image controls, in pixels
@@ -42,7 +42,7 @@ def measure_splits(
         options: The seed. There is no bootstrap.
         keep_duplicates: Split only by patient. Nearly equal reports can then be in two parts, which improves the
             results.
-        progress: Called with the number of fits done and their total.
+        progress: Called with the number of measured splits and their total.
 
     Returns:
         "splits", "studies" (mean number in test), "findings" (rows by input) and "retrieval" (test against train,
@@ -113,7 +113,7 @@ def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str,
     texts = test.texts["full"], gallery.texts["full"]
     [words] = compare_texts(gallery.texts["full"], *texts)
     [probabilities] = compare_probabilities(gallery, parts["validation"], "full", *texts)
-    found = evaluate_search(
+    results = evaluate_search(
         test,
         gallery,
         {"TF-IDF, full report": words, "TF-IDF + LR, full report": probabilities},
@@ -124,7 +124,7 @@ def _measure_search(parts: Mapping[str, Studies], options: Options) -> dict[str,
             title: {name: metrics.values[name].value for name in _RETRIEVAL if name in metrics.values}
             for title, metrics in rows.items()
         }
-        for block, rows in found.items()
+        for block, rows in results.items()
     }
 
 

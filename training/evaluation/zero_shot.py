@@ -1,8 +1,8 @@
 """Zero-shot scores: prompt scores of the labels that were held out of training (`data.held_out`).
 
 No loss, threshold or calibration saw these labels, so here the scores of free-text findings are zero-shot scores, as in
-Tiu et al. 2022. The model did read reports whose words state them; docs/evaluation.md says what else it could learn of
-them. Controls stand beside the scores: chance, and the words of the sentences counted in the report.
+Tiu et al. 2022. But the model read reports whose words state them. docs/training.md lists what else it could learn
+about them. There are two controls: chance, and the TF-IDF cosine between the report and the sentences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,6 @@ from contract.embedding import take_joint
 from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS
 from training.data.studies import make_known, make_targets
-from training.evaluation.ask import Asked, Options
 from training.evaluation.control import compare_texts
 from training.evaluation.plan import MODE_TITLES, Studies, list_plain_ways
 from training.evaluation.predict import Predictor
@@ -27,24 +26,29 @@ from training.evaluation.prompt_scores import (
     make_label_prompts,
     score_labels,
 )
+from training.evaluation.split_predictions import Options, SplitPredictions
 
 
 def hide_labels(parts: Mapping[str, Studies], keys: Sequence[str]) -> dict[str, Studies]:
     """Return the parts of a split with these labels as unknown, so that no other figure or control counts them."""
-    kept = np.array([key not in keys for key in LABEL_KEYS])  # (K,)
+    is_used = np.array([key not in keys for key in LABEL_KEYS])  # (K,)
     return {
-        part: replace(studies, targets=studies.targets & kept, known=studies.known & kept)
+        part: replace(studies, targets=studies.targets & is_used, known=studies.known & is_used)
         for part, studies in parts.items()
     }
 
 
 def measure_zero_shot(
-    asked: Asked, parts: Mapping[str, Studies], predictor: Predictor, keys: Sequence[str], options: Options
+    predictions: SplitPredictions,
+    parts: Mapping[str, Studies],
+    predictor: Predictor,
+    keys: Sequence[str],
+    options: Options,
 ) -> dict[str, Any]:
     """Measure the prompt scores of the labels that were held out of training.
 
     Args:
-        asked: The model's predictions for the test studies. Their rows state the truth.
+        predictions: The model's predictions for the test studies. Their rows state the truth.
         parts: Parts of the split. Without "train" there is no control of words.
         predictor: The same model, to embed the sentences.
         keys: Keys of the labels that were held out.
@@ -61,25 +65,27 @@ def measure_zero_shot(
     if not keys or predictor.text_mode == MASKED_MODE:
         return {}
     chosen = np.isin(LABEL_KEYS, keys)  # (K,)
-    targets = make_targets([row["labels"] for row in asked.test.rows])
-    known = make_known(asked.test.rows) & chosen
+    targets = make_targets([row["labels"] for row in predictions.test.rows])
+    known = make_known(predictions.test.rows) & chosen
     sides = embed_prompts(make_label_prompts(), predictor, predictor.label_part)
     scores = {
         way.title: (
             "model",
-            score_labels(take_joint(asked.answers[way].embeddings, predictor.label_part), sides),
+            score_labels(take_joint(predictions.answers[way].embeddings, predictor.label_part), sides),
         )
-        for way in list_plain_ways(asked.test, predictor.text_mode)
+        for way in list_plain_ways(predictions.test, predictor.text_mode)
     }
-    words = _count_words(asked.test, parts, predictor) if "train" in parts else None
+    words = _count_words(predictions.test, parts, predictor) if "train" in parts else None
     if words is not None:
         scores[f"TF-IDF, {MODE_TITLES[predictor.text_mode]}"] = ("control", words)
     rows = [
         {
             "title": title,
             "kind": kind,
-            "studies": len(asked.test),
-            **evaluate_scores(values, targets, groups=asked.test.patient_ids, options=options, known=known),
+            "studies": len(predictions.test),
+            **evaluate_scores(
+                values, targets, groups=predictions.test.patient_ids, options=options, known=known
+            ),
         }
         for title, (kind, values) in scores.items()
     ]

@@ -1,6 +1,6 @@
 """The image backbone that pretrained weights belong to, read from the config.json beside them.
 
-timm's says the architecture by its name, that of `transformers` by its sizes.
+A config.json of timm names the architecture. One of `transformers` states its sizes.
 """
 
 import contextlib
@@ -23,37 +23,37 @@ _READ_ERRORS: Final = (KeyError, TypeError, ValueError, IndexError, ZeroDivision
 def adopt_image_model(config: TrainConfig) -> TrainConfig:
     """Return the config with the backbone, its image size and grey values taken from `weights.image`.
 
-    A Swin's sizes stay the config's, and so does a backbone that `model.image_backbone` names: weights for images of
-    another size are then interpolated.
+    The sizes of a Swin, and a backbone that `model.image_backbone` names, stay as the config says. Weights for images
+    of another size are then interpolated.
 
     Raises:
-        ConfigError: The weights are of a model that this one cannot be built as, or whose tokens form no square grid.
+        ConfigError: This model cannot have the backbone of the weights, or its tokens form no square grid.
     """
     source = config.weights.image
     if source is None or config.model.image_backbone != SWIN:
         return _check_grid(config)
     values = _read_json(source, "config.json")
     try:
-        found = _read_backbone(source, values)
-        if found is None:
+        settings = _read_backbone(source, values)
+        if settings is None:
             return config
-        found |= _read_grey(source, values)
+        settings |= _read_grey(source, values)
     except _READ_ERRORS as error:
         raise ConfigError(f"The config.json of the image weights {source} cannot be read.") from error
-    adopted = replace(config, model=change_settings(config.model, found, "model"))
+    adopted = replace(config, model=change_settings(config.model, settings, "model"))
     adopted.check()
     return _check_grid(adopted)
 
 
 def _check_grid(config: TrainConfig) -> TrainConfig:
-    """Build the backbone once, so that what is wrong with it shows before any image is read."""
+    """Build the backbone once. So an error in it shows before any image is read."""
     if read_layout(config.model).grid < 1:
         raise ConfigError(f"The backbone {config.model.image_backbone} makes no image tokens.")
     return config
 
 
 def _read_backbone(source: str, values: _Values) -> dict[str, Any] | None:
-    """Return settings of the section "model", or None for a Swin and where nothing is said."""
+    """Return settings of the section "model"; None for a Swin, or if the config.json does not name a backbone."""
     if "architecture" in values:
         name = str(values["architecture"])
         if name.startswith("swin_"):
@@ -143,7 +143,7 @@ def _name_settings(name: str, side: Any, arguments: _Values) -> dict[str, Any]:
 
 
 def _read_grey(source: str, values: _Values) -> dict[str, float]:
-    """Return mean and standard deviation of 0..1 intensities: the means of those of the three channels."""
+    """Return mean and standard deviation of 0..1 intensities, each averaged over the three channels."""
     stated = values.get("pretrained_cfg") or _read_json(source, "preprocessor_config.json")
     names = (("mean", "std"), ("image_mean", "image_std"))
     pairs = [(stated[mean], stated[std]) for mean, std in names if mean in stated and std in stated]
@@ -154,9 +154,13 @@ def _read_grey(source: str, values: _Values) -> dict[str, float]:
 
 
 def _read_json(source: str, name: str) -> dict[str, Any]:
-    """Return what a file beside the weights holds, {} where there is none; raises ConfigError."""
+    """Return the content of a JSON file beside the weights; {} if there is no file.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not a JSON object.
+    """
     path: Path | None = None
-    with contextlib.suppress(ConfigError):  # weights that nobody can reach are refused when they are loaded
+    with contextlib.suppress(ConfigError):  # loading refuses weights that cannot be reached
         path = find_file("image", source, (name,))
     if path is None:
         return {}

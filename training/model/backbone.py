@@ -1,7 +1,7 @@
 """Any timm backbone whose features form a square grid, as an encoder of image tokens.
 
-What a backbone yields is read from itself, from one image of zeros without memory (torch's "meta" device): where its
-channels stand, how many tokens stand before those of the image, and which of its modules the features need.
+One image of zeros on torch's "meta" device, which uses no memory, shows the layout of a backbone's features: which axis
+holds the channels, how many tokens precede those of the image, and which modules compute the features.
 """
 
 import difflib
@@ -40,7 +40,7 @@ class TokenLayout:
         grid: G, tokens along one side of the image.
         width: F, channels of a token.
         prefix: Tokens before those of the image: class and register tokens.
-        unused: Direct children with parameters that the features do not need, as the norm of a classifier.
+        unused: Direct children with parameters that the features do not need, such as the norm of a classifier.
     """
 
     axes: Literal["NLC", "NHWC", "NCHW"]
@@ -50,17 +50,17 @@ class TokenLayout:
     unused: tuple[str, ...] = ()
 
     def take_tokens(self, features: Tensor) -> Tensor:
-        """Return the image tokens (B, N, F), row by row, of what `forward_features` gave."""
+        """Return the image tokens (B, N, F), row by row, of the result of `forward_features`."""
         if self.axes == "NLC":
             return features[:, self.prefix :]
         return features.flatten(1, 2) if self.axes == "NHWC" else features.flatten(2).transpose(1, 2)
 
 
 def create_backbone(config: ModelConfig) -> nn.Module:
-    """Create the image backbone of a config, with random weights and without what only a classifier needs.
+    """Create the image backbone of a config, with random weights and without the modules of a classifier.
 
     Raises:
-        ConfigError: As `read_layout`.
+        ConfigError: See `read_layout`.
     """
     if config.image_backbone == SWIN:
         return create_swin(config)
@@ -71,10 +71,10 @@ def create_backbone(config: ModelConfig) -> nn.Module:
 
 
 def read_layout(config: ModelConfig) -> TokenLayout:
-    """Return how the features of a config's backbone hold its tokens.
+    """Return the layout of the features of a config's backbone.
 
     Raises:
-        ConfigError: timm has no such backbone, it cannot be built so, or its features form no square grid.
+        ConfigError: timm has no such backbone or cannot build it, or its features form no square grid.
     """
     if config.image_backbone == SWIN:
         reduction = 2 ** (len(config.image_depths) - 1)
@@ -85,10 +85,10 @@ def read_layout(config: ModelConfig) -> TokenLayout:
 
 
 def read_sizes(config: ModelConfig) -> dict[str, int]:
-    """Return the shape letters S, N, C, D of `contract.tensors` that a model's config decides.
+    """Return the shape letters S, N, C, D of `contract.tensors` for a model's config.
 
     Raises:
-        ConfigError: As `read_layout`.
+        ConfigError: See `read_layout`.
     """
     tokens = read_layout(config).grid ** 2
     size = config.embedding_size + count_label_part({"label_share": config.label_share})
@@ -127,7 +127,7 @@ def _probe(name: str, size: int, drop_path: float, arguments: str) -> TokenLayou
 
 
 def _read_stride(backbone: nn.Module) -> int | None:
-    """Return how many pixels a token spans along a side, None where the backbone does not say it."""
+    """Return how many pixels a token spans along a side; None if the backbone does not state it."""
     stated = getattr(backbone, "feature_info", None)
     return int(stated[-1]["reduction"]) if stated else None
 
@@ -147,8 +147,8 @@ def _find_layout(
         _, *sides = shape[:3] if last else (0, *shape[2:])
         if sides[0] == sides[1] and width == shape[3 if last else 1]:
             return TokenLayout("NHWC" if last else "NCHW", sides[0], width, 0, unused)
-    found = list(shape) if shape else f"a {type(features).__name__}"
-    raise _refuse(config, f"its features ({found}) form no square grid of tokens")
+    description = list(shape) if shape else f"a {type(features).__name__}"
+    raise _refuse(config, f"its features ({description}) form no square grid of tokens")
 
 
 def _create(config: ModelConfig) -> nn.Module:

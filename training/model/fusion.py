@@ -24,15 +24,13 @@ MASKED: Final = -1e4
 
 
 class FusionOutput(NamedTuple):
-    """What one pass of `Fusion` gives; an attention is None where its modality was absent."""
+    """The result of one pass of `Fusion`. The attention of an absent modality is None."""
 
     logits: Tensor  # (B, K), before calibration
     embedding: Tensor  # (B, embedding size), unit length, in the joint space: without the label part
     image_attention: Tensor | None  # (B, K, N), of V views (B, K, V N)
     text_attention: Tensor | None  # (B, K, L)
-    image_share: (
-        Tensor | None
-    )  # (B, K), the share of the image in the attention to both; None without one of them
+    image_share: Tensor | None  # (B, K), share of the image in the attention to both; None with one modality
 
 
 class Attention(nn.Module):
@@ -99,7 +97,7 @@ class FusionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, state: dict[str, Tokens]) -> dict[str, Tokens]:
-        """Update the tokens of every kind that is there."""
+        """Update the tokens of every kind in the state."""
         state = {kind: self._add(tokens, self._attend_self(kind, tokens)) for kind, tokens in state.items()}
         if len(state) == len(KINDS):
             normed = {kind: self.cross_norm[kind](tokens.values) for kind, tokens in state.items()}
@@ -123,10 +121,10 @@ class FusionBlock(nn.Module):
 
 
 class LabelPooling(nn.Module):
-    """One learned query per label attends over all tokens and reads the label's logit.
+    """One learned query per label attends over all tokens and computes the label's logit.
 
-    One head on purpose: the attention that is shown is then the very weight that the logit was made with. With
-    `uniform`, every label reads the mean of all tokens instead.
+    There is one head, so the displayed attention is the weight of the logit itself. With `uniform`, every label reads
+    the mean of all tokens instead.
     """
 
     def __init__(self, width: int, *, uniform: bool = False) -> None:
@@ -150,8 +148,8 @@ class LabelPooling(nn.Module):
         """Pool the tokens of one kind or of both.
 
         Returns:
-            Logits (B, K); per kind the attention (B, K, T), each row summing to 1; and the share (B, K) of the image in
-            the attention to both kinds, 0 to 1, None with one kind alone.
+            Logits (B, K). For each kind the attention (B, K, T), whose rows sum to 1. The share (B, K) of the image in
+            the attention to both kinds, 0 to 1; None with one kind alone.
         """
         scores = {kind: self.score(tokens) for kind, tokens in state.items()}
         weights = torch.cat(list(scores.values()), dim=-1).softmax(dim=-1)  # (B, K, N + L)
@@ -168,14 +166,14 @@ class Fusion(nn.Module):
     """Image tokens, text tokens or both to probabilities, embedding and attention.
 
     The three `forward_*` return the outputs of the `fusion_*` entries of `contract.tensors`, in their order. They take
-    the tokens of V views of each study one behind the other, (B, V N, C), V from 1 to `MAX_VIEWS`.
+    the concatenated tokens of the V views of each study, (B, V N, C), V from 1 to `MAX_VIEWS`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
         self.label_share = config.label_share
-        self.view = nn.Parameter(torch.zeros(width))  # of the tokens of a study's views after the first
+        self.view = nn.Parameter(torch.zeros(width))  # added to the tokens of every view but the first
         self.tokens_per_view = read_sizes(config)["N"]
         self.modality = nn.ParameterDict({kind: nn.Parameter(torch.randn(width) * 0.02) for kind in KINDS})
         self.blocks = nn.ModuleList(FusionBlock(config) for _ in range(config.fusion_layers))
@@ -207,8 +205,7 @@ class Fusion(nn.Module):
             attention_mask: (B, L) int64 of the text tokens.
             image_mask: (B, 2 N) int64 from `join_views`, for studies of one view and of two; None: all image tokens
                 count.
-            input_ids: (B, L) int64, the ids of the text tokens; None: the lexical part, where there is one, says
-                nothing, as in training.
+            input_ids: (B, L) int64, the ids of the text tokens. None: the lexical part adds nothing, as in training.
         """
         state: dict[str, Tokens] = {}
         masks: dict[str, Tensor | None] = {"image": image_mask, "text": attention_mask}
@@ -227,11 +224,11 @@ class Fusion(nn.Module):
         return FusionOutput(logits, embedding, attention.get("image"), attention.get("text"), image_share)
 
     def join_views(self, first: Tensor, second: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the tokens of two views of each study one behind the other.
+        """Concatenate the tokens of two views of each study.
 
         Args:
             first: (B, N, C) tokens of the first (frontal) view.
-            second: (B, N, C) tokens of the second view; anything where there is none.
+            second: (B, N, C) tokens of the second view. They are masked if there is none.
             present: (B,) bool, whether there is a second view.
 
         Returns:
@@ -242,9 +239,9 @@ class Fusion(nn.Module):
         return tokens, torch.cat([ones, ones * present[:, None].long()], dim=1)
 
     def mark_views(self, views: Tensor) -> Tensor:
-        """Return the tokens (B, V, N, C) of views as (B, V N, C), those after each study's first marked as in training.
+        """Return the tokens (B, V, N, C) of views as (B, V N, C). Views after the first are marked, as in training.
 
-        More than `MAX_VIEWS` are an error in every runtime.
+        More than `MAX_VIEWS` views are an error in every runtime.
         """
         marks = torch.cat([torch.zeros_like(self.view)[None], self.view.expand(MAX_VIEWS - 1, -1)])  # (4, C)
         return (views + marks[: views.shape[1], None]).flatten(1, 2)
@@ -283,8 +280,8 @@ class Fusion(nn.Module):
         probabilities = self.calibrate(out.logits, kind)
         if not self.label_share:
             return probabilities, out.embedding
-        # The calibration of a label that no training study states has scale 0 (`training.validate.calibrate`) in the
-        # ways that were fitted. It is left out in all, because a search compares the embeddings of different ways.
+        # A label that no training study states has the scale 0 (`training.validate.calibrate`) in the fitted ways. All
+        # ways leave it out, because a search compares the embeddings of different ways.
         fitted = [getattr(self, f"scale_{name}") > 0 for name in ("study", *KINDS)]
         stated = torch.stack(fitted).all(0).to(probabilities.dtype)
         labels = _scale_to_unit(probabilities * stated)
@@ -301,7 +298,7 @@ class Fusion(nn.Module):
         return self.lateral(views.flatten(0, 1)).unflatten(0, views.shape[:2])[..., 0]
 
     def _embed(self, means: dict[str, Tensor]) -> Tensor:
-        """Turn the mean tokens (B, C) of the kinds that are there into unit vectors (B, embedding size)."""
+        """Turn the mean tokens (B, C) of each kind into unit vectors (B, embedding size)."""
         if len(means) == len(KINDS):
             joint = self.project_study(torch.cat([means["image"], means["text"]], dim=-1))
         else:
@@ -316,7 +313,7 @@ def _scale_to_unit(vectors: Tensor) -> Tensor:
 
 
 def average(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean (B, C) of the tokens (B, T, C) that count by the mask (B, T) of 1 and 0."""
+    """Return the mean (B, C) of the tokens (B, T, C) whose mask (B, T) is 1."""
     if mask is None:
         return tokens.mean(dim=1)
     weights = mask.to(tokens.dtype).unsqueeze(-1)  # (B, T, 1)

@@ -1,12 +1,12 @@
 """The lexical part of the model: one logistic regression per label on the word pieces of a text and their pairs.
 
-Texts with hidden words ([MASK]) have regressions of their own: where the words that state a label are hidden, other
-words have to carry more than where they are there.
+Texts with hidden words ([MASK]) have regressions of their own: if the words that state a label are hidden, the other
+words have larger weights.
 
-It is fitted once, on the training split, and never trained with the rest; its logits are added to those of the
-transformer, as the wide part of Wide & Deep (Cheng et al. 2016, arXiv:1606.07792). Pairs are hashed into a table
-(Weinberger et al. 2009, arXiv:0902.2206). Features are binary TF-IDF of unit length with scikit-learn's smooth idf,
-ln((1 + texts) / (1 + texts with it)) + 1; everything is lookups and sums, so that it converts to ONNX.
+The part is fitted once, on the training split, and never trained with the rest of the model. Its logits are added to
+those of the transformer, like the wide part of Wide & Deep (Cheng et al. 2016, arXiv:1606.07792). Pairs are hashed into
+a table (Weinberger et al. 2009, arXiv:0902.2206). Features are binary TF-IDF of unit length with scikit-learn's smooth
+idf, ln((1 + texts) / (1 + texts with it)) + 1. All operations are lookups and sums, which convert to ONNX.
 """
 
 from collections.abc import Iterator
@@ -22,24 +22,23 @@ from contract.errors import ConfigError
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_HASH: Final = 31_337  # of a pair of word pieces: a prime far from the sizes of tables
-_MIN_TEXTS: Final = 2  # a feature of fewer training texts is left out
-_ROWS: Final = 128  # texts whose features are looked for at once; bounds the memory
+_HASH: Final = 31_337  # multiplier of the hash of a pair: a prime far from the sizes of tables
+_MIN_TEXTS: Final = 2  # features in fewer training texts are left out
+_ROWS: Final = 128  # texts at a time, which limits the memory
 
 
 class LexicalHead(nn.Module):
-    """Token ids to logits that are linear in the n-grams of a text; buffers alone, nothing to train.
+    """Token ids to logits that are linear in the n-grams of a text. It has buffers and no parameters.
 
-    A row of `unigrams` and `bigrams` holds idf * weight for each label and, last, idf^2; the second half of the rows
-    is that of texts with hidden words. Each distinct n-gram of a text counts once. A new head is empty: its logits
-    are 0.
+    A row of `unigrams` and `bigrams` holds idf * weight for each label and, last, idf^2. The second half of the rows is
+    for texts with hidden words. Each distinct n-gram of a text counts once. The logits of a new head are 0.
     """
 
     def __init__(self, vocabulary_size: int, buckets: int, labels: int) -> None:
         """Make an empty head.
 
         Args:
-            vocabulary_size: V, ids are below it.
+            vocabulary_size: V; every id is below it.
             buckets: Rows of the table of hashed pairs, at least 1.
             labels: K.
         """
@@ -53,11 +52,11 @@ class LexicalHead(nn.Module):
         self.register_buffer("hashes", hashes, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return logits (B, K) float32 of ids and mask (B, L) int64; the bias where a text has no known n-gram."""
+        """Return logits (B, K) float32 of ids and mask (B, L) int64. A text without a known n-gram gets the bias."""
         return self.attribute(input_ids, attention_mask).sum(1) + self.find_bias(input_ids)
 
     def find_bias(self, input_ids: Tensor) -> Tensor:
-        """Return the logits (B, K) that texts like these have without any n-gram."""
+        """Return the bias (B, K) of each text, with or without hidden words."""
         return self.bias[self.find_hidden(input_ids).long()]
 
     def find_hidden(self, input_ids: Tensor) -> Tensor:
@@ -65,10 +64,10 @@ class LexicalHead(nn.Module):
         return (input_ids == self.mask_id).any(1)
 
     def attribute(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return what each token adds to the logits, (B, L, K); with the bias they sum to the logits.
+        """Return the contribution of each token to the logits, (B, L, K). With the bias they sum to the logits.
 
-        A pair counts half for each of its two tokens, a repeated n-gram where it stands first. Padding, [CLS] and
-        [SEP] add nothing.
+        Each of the two tokens of a pair gets half of its contribution. A repeated n-gram counts at its first place.
+        Padding, [CLS] and [SEP] contribute nothing.
         """
         (pieces, first_pieces), (pairs, first_pairs) = self.find_ngrams(input_ids, attention_mask)
         own = self.unigrams[pieces] * first_pieces.unsqueeze(-1)  # (B, L, K + 1)
@@ -82,11 +81,11 @@ class LexicalHead(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return the unigrams and bigrams that end at each token of (B, L) ids.
 
-        The first and the last token of a text are [CLS] and [SEP] (`contract.report.text`); they are in no n-gram.
+        The first and the last token of a text, [CLS] and [SEP] (`contract.report.text`), are in no n-gram.
 
         Returns:
             For unigrams and for bigrams: (B, L) int64 rows of the table, and (B, L) bool, whether there is an n-gram
-            that stands nowhere earlier in the text.
+            that does not occur earlier in the text.
         """
         real = attention_mask.bool()
         none = torch.zeros_like(real[:, :1])
@@ -103,9 +102,9 @@ class LexicalHead(nn.Module):
 
 
 def _find_first(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return (B, L) bool: which of the counted rows (B, L) stand in no counted place before."""
-    places = torch.arange(rows.shape[1], device=rows.device)
-    earlier = places[None, :] < places[:, None]  # (L, L)
+    """Return (B, L) bool: which of the counted rows (B, L) equal no earlier counted row."""
+    positions = torch.arange(rows.shape[1], device=rows.device)
+    earlier = positions[None, :] < positions[:, None]  # (L, L)
     same = (rows[:, :, None] == rows[:, None, :]) & earlier & counted[:, None, :]  # (B, L, L)
     return counted & ~same.any(dim=-1)
 
@@ -124,21 +123,21 @@ def fit_lexical(
 ) -> None:
     """Fit one logistic regression per label, for texts with and without hidden words, and write them into the head.
 
-    Equal inputs give equal tables. A label that all or none of the texts are known to have gets weights and bias 0, and
-    so does every label where the texts of a kind share no word: the other part of the model decides it alone.
+    Equal inputs give equal tables. A label gets weights and bias 0, so that the rest of the model decides alone, if all
+    or none of the known texts have it, or if the texts of a kind share no word.
 
     Args:
         head: Changed in place.
         input_ids: (M, L) int64 of the training texts, with [CLS], [SEP] and padding.
         attention_mask: (M, L) int64.
         targets: (M, K) bool.
-        mask_id: Of [MASK].
+        mask_id: Id of [MASK].
         known: (M, K) bool, which of the targets are known; default: all.
         C: Inverse strength of the L2 penalty, above 0.
-        weight: What the logits are multiplied by, above 0.
+        weight: Factor of the logits, above 0.
 
     Raises:
-        ConfigError: No word piece stands in two texts without hidden words.
+        ConfigError: No two texts without hidden words share a word piece.
     """
     head.mask_id.fill_(mask_id)
     counts = _count_ngrams(head, input_ids, attention_mask)  # (M, 2 V + 2 buckets)
@@ -149,14 +148,14 @@ def fit_lexical(
     hidden = head.find_hidden(input_ids).cpu().numpy()
     for kind in np.unique(hidden).astype(int):
         rows = np.flatnonzero(hidden == kind)
-        kept = np.flatnonzero(np.asarray(counts[rows].sum(0))[0] >= _MIN_TEXTS)  # (F,)
-        if not len(kept):
-            if kind:  # a text or two that happen to have hidden words
+        frequent = np.flatnonzero(np.asarray(counts[rows].sum(0))[0] >= _MIN_TEXTS)  # (F,)
+        if not len(frequent):
+            if kind:  # only a few texts have hidden words
                 continue
             raise ConfigError("The training texts are too few for the lexical part: they share no word.")
-        idf, weights, bias[kind] = _fit_regressions(counts[rows][:, kept], truth[rows], stated[rows], C)
-        table[kept, :-1] = weight * idf[:, None] * weights
-        table[kept, -1] = idf**2
+        idf, weights, bias[kind] = _fit_regressions(counts[rows][:, frequent], truth[rows], stated[rows], C)
+        table[frequent, :-1] = weight * idf[:, None] * weights
+        table[frequent, -1] = idf**2
     split = len(head.unigrams)
     head.unigrams.copy_(torch.from_numpy(table[:split]))
     head.bigrams.copy_(torch.from_numpy(table[split:]))
@@ -185,8 +184,8 @@ def _count_ngrams(head: LexicalHead, input_ids: Tensor, attention_mask: Tensor) 
     """Return (M, 2 V + 2 buckets), 1.0 where a text has an n-gram, in the order of the head's tables."""
     from scipy.sparse import csr_matrix
 
-    found = list(_iterate_ngrams(head, input_ids, attention_mask))
-    rows, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    ngrams = list(_iterate_ngrams(head, input_ids, attention_mask))
+    rows, columns = (np.concatenate(parts) for parts in zip(*ngrams, strict=True))
     shape = (len(input_ids), len(head.unigrams) + len(head.bigrams))
     return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
@@ -195,7 +194,7 @@ def _iterate_ngrams(
     head: LexicalHead, input_ids: Tensor, attention_mask: Tensor
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield the rows and columns of the n-grams, some texts at a time."""
-    yield np.empty(0, np.int64), np.empty(0, np.int64)  # where there is no text at all
+    yield np.empty(0, np.int64), np.empty(0, np.int64)  # for an empty list of texts
     for start in range(0, len(input_ids), _ROWS):
         part = slice(start, start + _ROWS)
         kinds = head.find_ngrams(input_ids[part], attention_mask[part])

@@ -51,7 +51,7 @@ class ImageEncoder(nn.Module):
         return self.encode(self.scale(pixels, self.mean))
 
     def scale(self, pixels: Tensor, mean: Tensor) -> Tensor:
-        """Return pixels, 0 to 255, less a mean that fits their shape and over the deviation."""
+        """Scale pixels from 0..255 to 0..1, subtract a mean that fits their shape, and divide by the deviation."""
         return (pixels.to(self.project.weight.dtype) / 255.0 - mean) / self.std
 
     def encode(self, scaled: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ImageEncoder(nn.Module):
 
 
 def _rename_backbone(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """Read the weights of bundles from before the backbone could be chosen, which call it "swin"."""
+    """Rename tensors of older bundles, which call the backbone "swin"."""
     for name in [name for name in state if name.startswith(f"{prefix}swin.")]:
         state[name.replace(f"{prefix}swin.", f"{prefix}backbone.", 1)] = state.pop(name)
 
@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         return embedded
 
     def encode(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode (B, L, text width) embedded tokens as (B, L, C); explanations differentiate by them."""
+        """Encode (B, L, text width) embedded tokens as (B, L, C). Explanations differentiate with respect to them."""
         return self.project(self.read_hidden(embeddings, attention_mask))
 
     def read_hidden(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
@@ -125,9 +125,9 @@ class CxrModel(nn.Module):
 
 
 class _Graph(nn.Module):
-    """A part of the model as it is served, where an id that the vocabulary does not have must harm its sender alone.
+    """A part of the model as it is served. An id outside the vocabulary must not affect other requests of the batch.
 
-    Out of a table's range it would end a whole batch on some runtimes and be answered with anything on others.
+    Without a check, some runtimes would fail the whole batch, and others would read other memory.
     """
 
     def __init__(self, part: nn.Module, vocabulary_size: int) -> None:
@@ -136,12 +136,12 @@ class _Graph(nn.Module):
         self.vocabulary_size = vocabulary_size
 
     def _clip(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids (B, L) with 0, which is [PAD], for each that the vocabulary does not have, and (B, L) bool."""
+        """Return the ids (B, L) with 0 ([PAD]) in place of unknown ids, and (B, L) bool, whether an id is known."""
         is_known = (input_ids >= 0) & (input_ids < self.vocabulary_size)
         return torch.where(is_known, input_ids, 0), is_known
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (B, L) to fuse by; a text with an unknown id is all padding."""
+        """Return ids and mask (B, L) for the fusion. A text with an unknown id becomes padding."""
         known, is_known = self._clip(input_ids)
         return known, attention_mask * is_known.all(1, keepdim=True).long()
 
@@ -149,7 +149,7 @@ class _Graph(nn.Module):
 class _ImageEncoderGraph(nn.Module):
     """The image encoder over the views of each study.
 
-    The mean has a row for each of the most views. So more are an error in every runtime, before they cost any memory.
+    The mean has `MAX_VIEWS` rows. So more views are an error in every runtime, before they use memory.
     """
 
     def __init__(self, part: ImageEncoder) -> None:
@@ -189,9 +189,9 @@ class _TextGraph(_Graph):
 def graph_modules(model: CxrModel) -> dict[str, nn.Module]:
     """Return the five served modules, by their names in `contract.tensors.GRAPHS`.
 
-    Each takes and returns tensors in the order of its `ModelSpec`, and is in evaluation mode. An id that the
-    vocabulary does not have is read as padding, and fusion takes its whole text for padding; for all other ids the
-    modules answer as the model does.
+    Each takes and returns tensors in the order of its `ModelSpec`, and is in evaluation mode. An id outside the
+    vocabulary is read as padding, and the fusion treats its whole text as padding. For all other ids the modules
+    compute the same as the model.
     """
     size = model.config.vocabulary_size
     modules: dict[str, nn.Module] = {
@@ -205,7 +205,7 @@ def graph_modules(model: CxrModel) -> dict[str, nn.Module]:
 
 
 def load_model(bundle: Bundle) -> CxrModel:
-    """Load a bundle's model on the CPU, in evaluation mode.
+    """Load a bundle's model onto the CPU, in evaluation mode.
 
     Raises:
         ArtifactError: The weights do not fit the config.

@@ -35,8 +35,8 @@ def create_swin(config: ModelConfig, **weights: Any) -> nn.Module:
 def make_conv_stem(width: int, patch: int) -> nn.Sequential:
     """Return convolutions from (B, 1, S, S) to (B, width, S / patch, S / patch), for Swin's patch projection.
 
-    From scratch on a few hundred images a Swin with its own projection hardly learns; with convolutions in
-    front it does. Xiao et al. 2021, Early Convolutions Help Transformers See Better, arXiv:2106.14881.
+    On a few hundred images, a Swin from scratch hardly learns with its own projection, but learns with convolutions.
+    Xiao et al. 2021, Early Convolutions Help Transformers See Better, arXiv:2106.14881.
 
     Args:
         width: Channels of the first Swin stage.

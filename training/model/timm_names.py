@@ -1,7 +1,7 @@
-"""The names that `transformers` gives the tensors of its image encoders, as timm's.
+"""Rename the tensors of image encoders from the names of `transformers` to those of timm.
 
-Read are Dinov2Model, Dinov2WithRegistersModel, ViTModel, SwinModel, Swinv2Model and ConvNextModel, alone or inside a
-model with a head.
+The encoders are Dinov2Model, Dinov2WithRegistersModel, ViTModel, SwinModel, Swinv2Model and ConvNextModel, alone or
+inside a model with a head.
 """
 
 import re
@@ -45,12 +45,12 @@ _PARTS: Final = ("query", "key", "value")
 
 
 def use_timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under timm's names, where `transformers` named them; any others as they are.
+    """Return tensors with timm's names. Tensors with other names than those of `transformers` stay as they are.
 
-    timm keeps the weights of query, key and value as one tensor, and of a model with register tokens adds the
-    position of the class token to that token.
+    timm joins the weights of query, key and value in one tensor. In a model with register tokens it adds the position
+    of the class token to that token.
     """
-    anchors = [found for name in tensors if (found := _ANCHOR.match(name))]
+    anchors = [match for name in tensors if (match := _ANCHOR.match(name))]
     if len(anchors) != 1:
         return dict(tensors)
     prefix = anchors[0][1] or ""
@@ -73,13 +73,13 @@ def _rename(name: str) -> str:
 
 
 def _join_attention(tensors: dict[str, Tensor]) -> None:
-    """Join query, key and value in place; where the key has no bias (Swin V2), timm keeps the other two apart."""
+    """Join query, key and value in place. If the key has no bias (Swin V2), timm has two separate biases."""
     for name in [name for name in tensors if name.endswith((".attn.query.weight", ".attn.query.bias"))]:
         names = [name.replace(".query.", f".{part}.") for part in _PARTS]
         if all(part in tensors for part in names):
             tensors[name.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in names])
         else:
             for part in ("query", "value"):
-                found = tensors.pop(name.replace(".query.", f".{part}."), None)
-                if found is not None:
-                    tensors[name.replace(".query.bias", f".{part[0]}_bias")] = found
+                bias = tensors.pop(name.replace(".query.", f".{part}."), None)
+                if bias is not None:
+                    tensors[name.replace(".query.bias", f".{part[0]}_bias")] = bias

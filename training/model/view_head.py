@@ -1,8 +1,8 @@
 """The view head of the model: is an image a lateral view? One logistic regression on the mean of its image tokens.
 
-It is fitted once, when the rest of the model is trained, on the training images whose view a trusted header or a
-published list says (`contract.image.view.is_trusted`). So it changes nothing of what the rest learns, and it sees the
-first image of a study and the others alike, whatever `data.lateral_share` says.
+It is fitted once, after the rest of the model is trained, on the training images whose view a trusted header or a
+published list states (`contract.image.view.is_trusted`). So it does not change the rest of the model. It uses all
+images of a study, whatever `data.lateral_share` is.
 """
 
 from typing import Final
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PREFIX: Final = "fusion.lateral."  # of its tensors among the weights of a model
+PREFIX: Final = "fusion.lateral."  # prefix of its tensors in the weights of a model
 
 
 class ViewHead(nn.Module):
-    """Image tokens to the probability of a lateral view; buffers alone, nothing to train with the rest.
+    """Image tokens to the probability of a lateral view. It has buffers and no parameters.
 
-    A new head is not fitted: it answers 0.5 to every image.
+    A head that is not fitted answers 0.5 to every image.
     """
 
     def __init__(self, width: int) -> None:
-        """Make a head that is not fitted; `width` is C, the width of the tokens."""
+        """Make a head that is not fitted. `width` is C, the width of the tokens."""
         super().__init__()
         self.register_buffer("weight", torch.zeros(1, width))
         self.register_buffer("bias", torch.zeros(1))
@@ -31,7 +31,7 @@ class ViewHead(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it tells one image from another."""
+        """Whether the head was fitted."""
         return bool(self.weight.any())
 
     def forward(self, image_tokens: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ViewHead(nn.Module):
 
 
 def _add_missing(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Read the weights of bundles from before there was a view head as those of one that is not fitted."""
+    """Add a head that is not fitted to the weights of older bundles, which have none."""
     own = {f"{prefix}{name}": torch.zeros_like(value) for name, value in head.named_buffers()}
     if not own.keys() & state.keys():
         state.update(own)
@@ -55,7 +55,7 @@ def fit_view_head(
     Args:
         head: Changed in place; equal inputs give equal weights.
         features: (M, C) mean image tokens.
-        laterals: (M,), which images are laterals; some are and some are not.
+        laterals: (M,), which images are laterals; both kinds occur.
         C: Inverse strength of the L2 penalty, above 0.
     """
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,4 @@
-"""The files of pretrained weights: where they lie, here or on the Hugging Face hub, and the tensors in them.
+"""Find and read the files of pretrained weights, on this machine or on the Hugging Face hub.
 
 Nothing in a file is executed.
 """
@@ -19,7 +19,7 @@ from contract.errors import ConfigError
 
 _HUB_TIMEOUT_S: Final = 10.0
 _WEIGHT_FILES: Final = ("model.safetensors", "pytorch_model.bin")
-_CHECKPOINT_KEYS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")  # as timm looks for them
+_CHECKPOINT_KEYS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")  # in the order of timm
 _READ_ERRORS: Final = (
     *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError),
     *(pickle.UnpicklingError, SafetensorError),
@@ -27,7 +27,11 @@ _READ_ERRORS: Final = (
 
 
 def read_tensors(kind: str, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a weight file, a directory or a hub repository by their names there; raises ConfigError."""
+    """Return the tensors of a weight file, a directory or a hub repository, by name.
+
+    Raises:
+        ConfigError: There is no such file, or it cannot be read.
+    """
     path = Path(source).expanduser()
     path = path if path.is_file() else find_file(kind, source, _WEIGHT_FILES)
     try:
@@ -44,10 +48,10 @@ def read_tensors(kind: str, source: str) -> dict[str, Tensor]:
 
 
 def find_file(kind: str, source: str, names: tuple[str, ...]) -> Path:
-    """Return the first of some files that a directory, a weight file's directory or a hub repository has.
+    """Return the first of some files in a directory, in a weight file's directory or in a hub repository.
 
     Raises:
-        ConfigError: None of them is there, or the hub was not reached.
+        ConfigError: There is none of them, or the hub was not reached.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -60,7 +64,7 @@ def find_file(kind: str, source: str, names: tuple[str, ...]) -> Path:
 
 
 def _fetch(kind: str, source: str, names: tuple[str, ...]) -> Path:
-    """Return the first of some files of a hub repository, from the cache where one is there, else downloaded."""
+    """Return the first of some files of a hub repository, from the local cache if possible."""
     repository = source.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if kind == "image" and "/" not in repository:
         repository = f"timm/{repository}"
@@ -69,13 +73,11 @@ def _fetch(kind: str, source: str, names: tuple[str, ...]) -> Path:
             if isinstance(cached := try_to_load_from_cache(repository, name), str):
                 return Path(cached)
         for name in names:
-            # Asked first, because a download tries a connection again for half a minute before it gives up.
+            # A download retries a connection for half a minute, so first ask whether the file exists.
             with contextlib.suppress(_AbsentFromHubError):
                 _ask_hub(repository, name)
                 return Path(hf_hub_download(repository, name))
-    except (
-        Exception
-    ) as error:  # the hub's library raises errors of requests, httpx or its own, by its version
+    except Exception as error:  # the type depends on the version of the hub's library
         raise ConfigError(
             f"There are no {kind} weights {source}: no such file or directory is here, and the Hugging Face hub was "
             f"not reached or has none of that name; get them where there is a network and give their local path to "

@@ -1,7 +1,7 @@
-"""Pretrained weights of the two encoders: where they come from, what of them fits, and what stays as it is.
+"""Load pretrained weights into the two encoders, and freeze encoders.
 
-A source is a weight file (safetensors, or a PyTorch state dict, of which only tensors are read), a directory laid
-out as on the Hugging Face hub, or a hub id. Nothing in a source is executed.
+A source is a weight file (safetensors, or a PyTorch state dict of which only tensors are read), a directory in the
+layout of the Hugging Face hub, or a hub id. Nothing in a source is executed.
 """
 
 import contextlib
@@ -47,18 +47,28 @@ _WORDS: Final = "embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What was taken from a source of pretrained weights, and what was not."""
+    """The tensors that were loaded from a source, and the others.
 
-    kind: str  # "image" or "text"
+    Attributes:
+        kind: "image" or "text".
+        source: File, directory or hub id.
+        loaded: Number of loaded tensors.
+        parameters: Number of values in them.
+        absent: Buffers of the encoder that the file does not have.
+        ignored: Tensors of the file that the encoder does not have, by their names in the file.
+        resized: Tensors that were summed over colours or interpolated.
+    """
+
+    kind: str
     source: str
-    loaded: int  # tensors
-    parameters: int  # numbers in them, as the model holds them
-    absent: tuple[str, ...] = ()  # tensors of the encoder that the file lacks; never parameters
-    ignored: tuple[str, ...] = ()  # tensors of the file without a place in the encoder, by their names there
-    resized: tuple[str, ...] = ()  # tensors that were summed over colours or interpolated to another window
+    loaded: int
+    parameters: int
+    absent: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Say it in one line."""
+        """Return a description in one line."""
         text = (
             f"{self.kind} weights from {self.source}: {self.loaded} tensors, {self.parameters:,} parameters"
         )
@@ -74,11 +84,12 @@ class LoadedWeights:
 
 
 def adopt_text_model(config: TrainConfig) -> TrainConfig:
-    """Return the config with the text encoder's sizes taken from `weights.text`, where that is given.
+    """Return the config with the text encoder's sizes from `weights.text`, if that is set.
 
     Raises:
-        ConfigError: Nothing there, no BERT, a BERT that computes otherwise than the text encoder, or one that
-            reads fewer tokens than `data.max_length`.
+        ConfigError: The weights do not exist, are no BERT, or are a BERT that computes differently from the text
+        encoder
+            or reads fewer tokens than `data.max_length`.
     """
     source = config.weights.text
     if source is None:
@@ -88,7 +99,7 @@ def adopt_text_model(config: TrainConfig) -> TrainConfig:
     path = find_file("text", source, ("config.json",))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = BertConfig.from_dict(values)
+        bert = BertConfig.from_dict(values)
     except Exception as error:  # transformers 5 has errors of its own for values of another type
         raise ConfigError(f"The config.json of the text weights {source} cannot be read.") from error
     if values.get("model_type") not in _BERTS:
@@ -102,12 +113,12 @@ def adopt_text_model(config: TrainConfig) -> TrainConfig:
         if given != value:
             raise ConfigError(f"The text weights {source} have {name} {given}; this model reads {value}.")
     sizes = {
-        "vocabulary_size": found.vocab_size,
-        "text_width": found.hidden_size,
-        "text_layers": found.num_hidden_layers,
-        "text_heads": found.num_attention_heads,
-        "text_feedforward": found.intermediate_size,
-        "text_positions": found.max_position_embeddings,
+        "vocabulary_size": bert.vocab_size,
+        "text_width": bert.hidden_size,
+        "text_layers": bert.num_hidden_layers,
+        "text_heads": bert.num_attention_heads,
+        "text_feedforward": bert.intermediate_size,
+        "text_positions": bert.max_position_embeddings,
     }
     model = change_settings(config.model, sizes, "model")
     adopted = replace(config, model=model)
@@ -116,21 +127,24 @@ def adopt_text_model(config: TrainConfig) -> TrainConfig:
 
 
 def load_image_weights(model: CxrModel, source: str) -> LoadedWeights:
-    """Put pretrained weights, in the names of timm, of transformers or of Swin's first release, into the image encoder.
+    """Load pretrained weights into the image encoder. Names are those of timm, transformers or Swin's first release.
 
-    Three tensors may have another shape. The patch projection of RGB images is summed over the colours, which gives
-    what it gives on a grey image repeated in three channels. A table of relative position biases of another window
-    is interpolated (bicubic), as the authors of Swin do before they fine-tune on larger windows, and so are the
-    positions of a ViT for images of another size.
+    Three kinds of tensors may have another shape:
+
+    - The patch projection of RGB images is summed over the colours. The result is the same as for a grey image that is
+      repeated in three channels.
+    - A table of relative position biases of another window is interpolated (bicubic), as the authors of Swin do before
+      they fine-tune on larger windows.
+    - The positions of a ViT for images of another size are interpolated too.
 
     Args:
-        model: Changed in place, if nothing is wrong with the weights.
+        model: Changed in place, unless an error is raised.
         source: A weight file, a directory or a hub id such as "timm/swin_tiny_patch4_window7_224.ms_in1k" ("timm/"
             may be left out).
 
     Raises:
-        ConfigError: Nothing there, no network, unreadable, or weights of another architecture; the message names a
-            tensor and both shapes.
+        ConfigError: The weights do not exist or cannot be read, there is no network, or the architecture is another
+            one. The message names a tensor and both shapes.
     """
     if model.config.image_backbone == SWIN and model.config.image_stem != "patch":
         raise ConfigError(
@@ -140,27 +154,30 @@ def load_image_weights(model: CxrModel, source: str) -> LoadedWeights:
 
 
 def load_text_weights(model: CxrModel, source: str) -> LoadedWeights:
-    """Put pretrained BERT weights into the text encoder.
+    """Load pretrained BERT weights into the text encoder.
 
     Args:
-        model: Changed in place, if nothing is wrong with the weights; made from a config of `adopt_text_model`.
+        model: Model of a config from `adopt_text_model`; changed in place, unless an error is raised.
         source: A weight file, a directory or a hub id such as "emilyalsentzer/Bio_ClinicalBERT".
 
     Raises:
-        ConfigError: As `load_image_weights`; here no tensor may have another shape.
+        ConfigError: See `load_image_weights`; here no tensor may have another shape.
     """
     return _load("text", model, source)
 
 
 def save_text_tokenizer(source: str, path: Path) -> None:
-    """Write the tokenizer that belongs to text weights as one tokenizer.json; raises ConfigError.
+    """Write the tokenizer of text weights as one tokenizer.json.
 
-    Its own tokenizer.json is taken as it is, without padding and truncation; where vocab.txt is all there is, it is
-    read as BERT does.
+    A tokenizer.json beside the weights is used without padding and truncation. With only a vocab.txt, BERT's tokenizer
+    is made from it.
+
+    Raises:
+        ConfigError: There is no tokenizer, or it cannot be read or has no word pieces.
     """
-    found = find_file("text", source, ("tokenizer.json", "vocab.txt"))
+    tokenizer_path = find_file("text", source, ("tokenizer.json", "vocab.txt"))
     try:
-        state = _read_tokenizer(source, found)
+        state = _read_tokenizer(source, tokenizer_path)
         kind = state["model"]["type"]
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception
         raise ConfigError(f"The tokenizer of the text weights {source} cannot be read.") from error
@@ -180,7 +197,7 @@ def _read_tokenizer(source: str, path: Path) -> dict[str, Any]:
     else:
         from transformers import BertTokenizerFast
 
-        with contextlib.suppress(ConfigError):  # it says whether letters are lowered
+        with contextlib.suppress(ConfigError):  # from_pretrained reads the letter case from it, if it exists
             find_file("text", source, ("tokenizer_config.json",))
         tokenizer = BertTokenizerFast.from_pretrained(str(path.parent)).backend_tokenizer
     state: dict[str, Any] = json.loads(tokenizer.to_str())
@@ -190,11 +207,10 @@ def _read_tokenizer(source: str, path: Path) -> dict[str, Any]:
 def freeze_encoders(model: nn.Module, weights: WeightsConfig) -> None:
     """Exclude the encoders in `weights.freeze` from training: the image backbone, the BERT, or both.
 
-    Their parameters no longer ask for gradients, and no activations are kept for them. What is new beside them stays
-    trainable: projections and positions. `requires_grad` does not stop BatchNorm (of a conv stem) from following the
-    training images with its running statistics, nor dropout and stochastic depth from changing the features at
-    random: both obey the training mode alone. So begin every epoch with `set_training_mode`, which keeps frozen
-    encoders in evaluation mode: an image then has the same features always.
+    Their parameters get no gradients, so no activations are stored for them. The new projections and positions beside
+    them stay trainable. The running statistics of BatchNorm (of a conv stem), dropout and stochastic depth do not
+    depend on `requires_grad` but on the training mode. So call `set_training_mode` at the start of every epoch. It
+    keeps frozen encoders in evaluation mode, and an image always has the same features.
 
     Args:
         model: The model or a wrapper around it; changed in place.
@@ -205,26 +221,26 @@ def freeze_encoders(model: nn.Module, weights: WeightsConfig) -> None:
 
 
 def set_training_mode(model: nn.Module, frozen: Iterable[str]) -> None:
-    """Put a model into training mode, all but its frozen encoders ("image", "text"): the place of `model.train()`."""
+    """Put a model into training mode, except its frozen encoders ("image", "text"). Use this, not `model.train()`."""
     model.train()
     for kind in frozen:
         _get_encoder(model, kind).eval()
 
 
 def enable_checkpointing(model: nn.Module, frozen: Iterable[str] = ()) -> None:
-    """Keep only the input of each block and layer of the encoders for the backward pass, which computes the rest again.
+    """Store only the input of each block and layer of the encoders. The backward pass computes the rest again.
 
-    Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174. Gradients stay the same,
-    dropout included (the state of the random generator is kept). A conv stem is left alone: computed twice, its
-    BatchNorm would count every batch twice. Layers are wrapped here because `TextEncoder` runs them itself, and
-    older transformers checkpoint only in a loop of their own.
+    Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174. Gradients stay the same, also
+    with dropout, because the state of the random generator is stored. A conv stem is not recomputed, because its
+    BatchNorm would count every batch twice. The layers of BERT are wrapped here because `TextEncoder` runs them itself,
+    and older versions of transformers checkpoint only in their own loop.
 
     Args:
-        model: Changed in place, once; before it is compiled or made parallel. Names of parameters stay.
-        frozen: Encoders ("image", "text") to leave alone: of a frozen one nothing is kept anyway.
+        model: Changed in place, before it is compiled or made parallel. Names of parameters stay.
+        frozen: Encoders ("image", "text") to leave out. A frozen encoder stores no activations anyway.
 
     Raises:
-        ConfigError: The image backbone cannot do it.
+        ConfigError: The image backbone does not support this.
     """
     if "image" not in frozen:
         _checkpoint_backbone(_get_encoder(model, "image"))
@@ -245,8 +261,8 @@ def _checkpoint_backbone(backbone: Any) -> None:
 
 def _get_encoder(model: nn.Module, kind: str) -> Any:
     """Return the backbone ("image") or BERT ("text") inside a model, wrapped or not."""
-    wanted = _MODULES[kind]
-    return next(module for name, module in model.named_modules() if name.split(".")[-1] == wanted)
+    module_name = _MODULES[kind]
+    return next(module for name, module in model.named_modules() if name.split(".")[-1] == module_name)
 
 
 def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
@@ -272,9 +288,9 @@ def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
     }
     for name, tensor in fitted.items():
         if tensor.shape != places[name].shape:
-            given, wanted = tuple(tensors[name].shape), tuple(places[name].shape)
+            given, expected = tuple(tensors[name].shape), tuple(places[name].shape)
             raise ConfigError(
-                f"The {kind} weights {source} hold {name} of shape {given}, where the config's model has {wanted}."
+                f"The {kind} weights {source} hold {name} of shape {given}, where the config's model has {expected}."
             )
     encoder.load_state_dict(fitted, strict=False)
     return LoadedWeights(
@@ -291,9 +307,9 @@ def _load(kind: str, model: nn.Module, source: str) -> LoadedWeights:
 def _match_names(
     kind: str, source: str, read: Mapping[str, Tensor], places: Mapping[str, Tensor], anchor: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors that have a place, by the encoder's names, and the names of the others in the file.
+    """Return the tensors of the encoder by its names, and the names of the other tensors in the file.
 
-    What stands before the name of the anchor, a tensor that every such encoder has, is the prefix of all.
+    Every such encoder has the tensor `anchor`. The text before its name is the prefix of all names.
     """
     prefixes = [name[: -len(anchor)] for name in read if name == anchor or name.endswith(f".{anchor}")]
     if len(prefixes) != 1:
@@ -317,7 +333,7 @@ def _match_names(
 
 
 def _rename(name: str, early: bool) -> str:
-    """Return today's name of a tensor. `early`: patches are merged at the end of a stage, not at the next's start."""
+    """Return the current name of a tensor. `early`: patches are merged at the end of a stage, not before the next."""
     if early:
         name = re.sub(
             r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name
@@ -332,9 +348,9 @@ def _find_projection(encoder: nn.Module) -> str:
 
 
 def _fit(encoder: nn.Module, name: str, tensor: Tensor, place: Tensor, projection: str | None) -> Tensor:
-    """Return a tensor in the shape of its place where `load_image_weights` says how, else as it is.
+    """Return a tensor in the shape of its target as `load_image_weights` describes it, else unchanged.
 
-    `projection`: the name of the weight that reads the pixels.
+    `projection` is the name of the weight that reads the pixels.
     """
     if tensor.shape == place.shape:
         return tensor

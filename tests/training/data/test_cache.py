@@ -134,8 +134,11 @@ def test_the_images_may_be_gone(table, images, tmp_path):
     wanted = [load_pixels(path.read_bytes(), size=SIZE) for path in images]
     for path in images:
         path.unlink()
-    cache = open_cache(tmp_path / "cache", SIZE)
-    assert np.array_equal(cache.pixels[cache.find_rows([str(path) for path in images])], wanted)
+    for _ in range(2):
+        cache = open_cache(tmp_path / "cache", SIZE)
+        assert np.array_equal(cache.pixels[cache.find_rows([str(path) for path in images])], wanted)
+        summary = fill_cache(table, tmp_path / "cache", size=SIZE)
+        assert (summary.decoded, summary.refused) == (0, ())
 
 
 @pytest.mark.usefixtures("in_process")

@@ -213,3 +213,11 @@ def test_a_column_that_is_there_twice_is_named(table, tmp_path):
     pq.write_table(table.append_column("findings", pa.array(["a", "b"])), path)
     with pytest.raises(ArtifactError, match="findings missing or of another type"):
         read_table(path)
+
+
+def test_a_study_that_is_there_twice_is_refused(table, tmp_path, check_sentence):
+    """As where two tables were joined: one study could be in two parts of a split."""
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "twice.parquet")
+    with pytest.raises(ArtifactError, match="study_id with ids of earlier rows in 1 places") as info:
+        read_table(tmp_path / "twice.parquet")
+    check_sentence(info)

@@ -10,7 +10,7 @@ from contract.decisions import check_decisions
 from contract.labels import LABELS
 from training.config.settings import ModelConfig
 from training.evaluation.calibrate import apply_platt
-from training.evaluation.decisions import fit_decisions
+from training.evaluation.decisions import fit_decisions, refit_decisions
 from training.evaluation.labels import fit_thresholds
 from training.model.fusion import Fusion
 from training.validate import calibrate, count_studies
@@ -115,3 +115,19 @@ def test_a_label_that_nothing_was_learned_of_is_uncertain_in_every_way(targets):
     assert {unlearned.decide(value) for value in (0.0, 0.5, 0.999)} == {"uncertain"}
     assert (unlearned.scale, unlearned.bias) == (0, 0)  # the probability is 0.5 whatever is read
     assert learned.decide(0.0) == "absent"
+
+
+def test_a_label_that_was_never_learned_does_not_move_the_shared_cut_of_a_new_fit(targets):
+    """It is in no set, so studies that have only this label would lower the cut for the other labels, in vain."""
+    targets[:200, 3] = True
+    known = np.ones_like(targets)
+    logits = draw_logits(targets, 0.5)
+    scale, bias = np.ones(K, np.float32), np.zeros(K, np.float32)
+    scale[3] = 0
+    learned = scale != 0
+    old = fit_decisions(logits, targets & learned, scale, bias, known=known & learned, learned=learned)
+    labels, kept = refit_decisions(logits, targets, old, scale, bias, known=known)
+    without, _ = refit_decisions(logits, targets & learned, old, scale, bias, known=known & learned)
+    assert labels == without
+    assert labels[3].include == 1 == old[3].include
+    assert labels[3].key in kept

@@ -6,11 +6,12 @@ import pytest
 from contract.decisions import Decisions
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABEL_INDEX
-from training.evaluation.ask import Options, ask_model
+from training.evaluation import image_control
 from training.evaluation.image_control import TITLES, compute_hog, compute_small_pixels, run_image_controls
 from training.evaluation.measure import measure_controls, run_controls
 from training.evaluation.paired import compare_ways
 from training.evaluation.regressions import evaluate_answers
+from training.evaluation.split_predictions import Options, predict_split
 
 from .conftest import SIZE, RulePredictor, draw_pixels, make_studies
 
@@ -63,6 +64,20 @@ def test_unreadable_images_are_left_out_and_none_at_all_is_an_error(parts):
         run_image_controls(without, draw_pixels)
 
 
+def test_images_are_read_in_blocks(parts, monkeypatch):
+    def read_most(path):
+        if path.endswith("3.dcm"):
+            raise ImageError("no image")
+        return draw_pixels(path)
+
+    whole = run_image_controls(parts, read_most)
+    monkeypatch.setattr(image_control, "_BLOCK", 7)
+    for name, answers in run_image_controls(parts, read_most).items():
+        assert np.array_equal(answers.rows, whole[name].rows)
+        assert 0 < len(answers.rows) < len(parts["test"])
+        assert np.array_equal(answers.probabilities, whole[name].probabilities)
+
+
 def test_unknown_labels_are_neither_learned_nor_measured(parts):
     studies = {
         part: make_studies(range(*bounds), unknown_labels=["cardiac"], labels=["normal"])
@@ -79,13 +94,13 @@ def test_a_table_of_images_alone_is_asked_and_compared():
         for part, bounds in (("train", (0, 60)), ("validation", (60, 90)), ("test", (90, 150)))
     }
     options = Options(resamples=20)
-    asked = ask_model(parts, RulePredictor(), options)
-    assert [way.key for way in asked.answers] == ["image", "image/swapped_image"]
-    controls = run_controls(asked.test, parts, draw_pixels)
+    predictions = predict_split(parts, RulePredictor(), options)
+    assert [way.key for way in predictions.answers] == ["image", "image/swapped_image"]
+    controls = run_controls(predictions.test, parts, draw_pixels)
     assert list(controls.images) == list(TITLES)
     assert not controls.texts
-    rows = measure_controls(asked.test, controls, options)
+    rows = measure_controls(predictions.test, controls, options)
     assert [row["key"] for row in rows] == list(TITLES)
-    paired = compare_ways(asked, controls, Decisions({}), options)
+    paired = compare_ways(predictions, controls, Decisions({}), options)
     assert [row["title"] for row in paired] == [f"image: model - {title}" for title in TITLES.values()]
     assert all(abs(row["values"]["auroc"]["value"]) < 0.05 for row in paired)  # both are right

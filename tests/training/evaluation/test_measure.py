@@ -13,13 +13,13 @@ from contract.errors import ConfigError
 from contract.labels import LABEL_NAMES, LABELS
 from contract.training_data import PHANTOM_WARNING
 from training.card.card import insert_evaluation
-from training.evaluation.ask import Options, ask_model, compare_answers
 from training.evaluation.measure import measure, measure_as_published
 from training.evaluation.plan import Way, select_studies, split_by_image
 from training.evaluation.plots import draw_plots
 from training.evaluation.prompt_scores import make_label_prompts
 from training.evaluation.report import write_report, write_summary
 from training.evaluation.sentences import measure_sentences
+from training.evaluation.split_predictions import Options, compare_predictions, predict_split
 
 from .conftest import RulePredictor, draw_pixels, make_row, make_studies
 
@@ -46,13 +46,17 @@ BUNDLE = SimpleNamespace(
 
 
 @pytest.fixture
-def asked(parts):
-    return ask_model(parts, RulePredictor(), OPTIONS)
+def predictions(parts):
+    return predict_split(parts, RulePredictor(), OPTIONS)
 
 
 @pytest.fixture
-def results(asked, parts):
-    return {**measure(asked, parts, BUNDLE, draw_pixels, OPTIONS), "data": "Made-up studies.", "served": None}
+def results(predictions, parts):
+    return {
+        **measure(predictions, parts, BUNDLE, draw_pixels, OPTIONS),
+        "data": "Made-up studies.",
+        "served": None,
+    }
 
 
 def get_rows(results) -> dict:
@@ -62,9 +66,13 @@ def get_rows(results) -> dict:
 def test_every_way_is_asked_and_reported(parts):
     steps = []
     predictor = RulePredictor()
-    asked = ask_model(parts, predictor, OPTIONS, lambda done, total: steps.append((done, total)))
-    assert len(asked.answers) == 12
-    assert set(asked.gallery_answers) == {Way(True, "findings"), Way(True, None), Way(False, "findings")}
+    predictions = predict_split(parts, predictor, OPTIONS, lambda done, total: steps.append((done, total)))
+    assert len(predictions.answers) == 12
+    assert set(predictions.gallery_answers) == {
+        Way(True, "findings"),
+        Way(True, None),
+        Way(False, "findings"),
+    }
     assert steps[-1][0] == steps[-1][1]
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert all(case.study_id for case in predictor.asked)
@@ -89,7 +97,7 @@ def test_a_swapped_input_shows_what_a_model_looks_at(results):
     assert rows["image+findings/swapped_image"]["macro"]["auroc"]["value"] == 1  # it reads the words
 
 
-def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tmp_path):
+def test_abstention_is_measured_with_bands_and_without(predictions, parts, results, tmp_path):
     rows = {row["key"]: row for row in results["abstention"]}
     assert set(rows) == {"image", "image+findings", "findings"}
     for row in rows.values():
@@ -103,7 +111,7 @@ def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tm
     stated = {"uncertain_low": 0.05, "uncertain_high": 0.95, "stated_missed": 0.1}
     labels = tuple(replace(x, **stated, include=0.5, stated_recall=0.9) for x in BUNDLE.decisions.of("study"))
     bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": Decisions.repeat(labels)})
-    banded = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
+    banded = {**measure(predictions, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     for row in banded["abstention"]:
         assert row["macro"]["coverage"]["value"] == 0
         assert row["set"]["recall"]["value"] == row["set"]["size"]["value"] == 1
@@ -114,17 +122,17 @@ def test_abstention_is_measured_with_bands_and_without(asked, parts, results, tm
         in report
     )
     assert "| image | 0.90 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) |" in report
-    draw_plots(asked, banded, "findings", tmp_path)
+    draw_plots(predictions, banded, "findings", tmp_path)
 
 
-def test_each_way_is_decided_by_its_own_thresholds(asked, parts):
+def test_each_way_is_decided_by_its_own_thresholds(predictions, parts):
     """Where everything is present, all are false alarms; where nothing is, all are missed."""
     never, always = (
         tuple(ServedLabel(label.key, label.name, threshold) for label in LABELS) for threshold in (1.0, 0.0)
     )
     decisions = Decisions({"image": always, "study": BUNDLE.decisions.of("study"), "text": never})
     results = measure(
-        asked, parts, SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions}), draw_pixels, OPTIONS
+        predictions, parts, SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions}), draw_pixels, OPTIONS
     )
     f1 = {key: row["macro"]["f1"]["value"] for key, row in get_rows(results).items()}
     assert f1["findings"] == f1["full"] == 0
@@ -138,10 +146,10 @@ def test_each_way_is_decided_by_its_own_thresholds(asked, parts):
     assert decided["image+findings"]["error"]["value"] == 0
 
 
-def test_a_way_without_thresholds_has_no_f1_and_decides_nothing(asked, parts, tmp_path):
+def test_a_way_without_thresholds_has_no_f1_and_decides_nothing(predictions, parts, tmp_path):
     decisions = Decisions({"text": BUNDLE.decisions.of("text")})
     bundle = SimpleNamespace(**{**vars(BUNDLE), "decisions": decisions})
-    results = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
+    results = {**measure(predictions, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     rows = get_rows(results)
     assert rows["findings"]["macro"]["f1"]["value"] == 1
     for metrics in (rows["image"]["macro"], rows["image"]["micro"], rows["image"]["labels"]["pleural"]):
@@ -149,7 +157,7 @@ def test_a_way_without_thresholds_has_no_f1_and_decides_nothing(asked, parts, tm
         assert "f1" not in metrics
     assert [row["key"] for row in results["abstention"]] == ["findings"]
     assert "| image | 60 | 1.000 (1.000-1.000) | 1.000 (1.000-1.000) | - |" in write_report(results)
-    draw_plots(asked, results, "findings", tmp_path)
+    draw_plots(predictions, results, "findings", tmp_path)
 
 
 def test_subgroups_are_those_of_the_headers(results):
@@ -202,8 +210,8 @@ def test_a_search_is_held_against_both_controls(results):
     assert "p@5" in leads["model, findings - TF-IDF + LR, findings"]
 
 
-def test_search_by_a_sentence(asked, parts, results):
-    found = measure_sentences(asked, parts, SentencePredictor(), OPTIONS)
+def test_search_by_a_sentence(predictions, parts, results):
+    found = measure_sentences(predictions, parts, SentencePredictor(), OPTIONS)
     rows = {row["title"]: row["macro"] for row in found["rows"]}
     assert set(rows) == {
         "model, image + findings",
@@ -228,11 +236,11 @@ def test_search_by_a_sentence(asked, parts, results):
     assert "## Search by a sentence" in report
     assert "| model, findings | 60 | 1.000 (1.000-1.000) |" in report
     assert "## Search by a sentence" not in write_report(results)
-    alone = measure_sentences(asked, {"test": parts["test"]}, SentencePredictor(), OPTIONS)
+    alone = measure_sentences(predictions, {"test": parts["test"]}, SentencePredictor(), OPTIONS)
     assert len(alone["rows"]) == 3
     assert alone["paired"] == []
     masked = SimpleNamespace(text_mode="findings_masked")
-    assert measure_sentences(asked, parts, masked, OPTIONS) == {"rows": [], "paired": []}
+    assert measure_sentences(predictions, parts, masked, OPTIONS) == {"rows": [], "paired": []}
 
 
 def test_labels_with_too_few_cases_say_so(results):
@@ -299,27 +307,29 @@ def test_published_metrics_are_of_images():
     parts = {"test": make_two_views(range(11))}
     predictor = OnePerImage(refused=["3.dcm"])  # the lateral view of the second study
     steps = []
-    asked = ask_model(parts, predictor, OPTIONS, lambda done, total: steps.append((done, total)))
+    predictions = predict_split(parts, predictor, OPTIONS, lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1]
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert sorted({case.image for case in predictor.asked if case.image}) == sorted(
         f"{number}.dcm" for number in range(22)
     )
-    images = asked.images["test"]
+    images = predictions.images["test"]
     assert list(images.owners) == [0, 0, 1, *(row for row in range(2, 11) for _ in range(2))]
     image, text = Way(True, None), Way(False, "findings")
     assert len(set(images.embeddings[image].argmax(1))) == 21, "each view is read as itself"
-    assert (images.embeddings[text] == asked.answers[text].embeddings[images.owners]).all()
+    assert (images.embeddings[text] == predictions.answers[text].embeddings[images.owners]).all()
     # Found by its own pixels each image finds itself first, which is a miss; then come the others in a random order.
-    [row] = [r for r in measure_as_published(asked, OPTIONS)["test_to_test"] if r["title"] == "model, image"]
+    [row] = [
+        r for r in measure_as_published(predictions, OPTIONS)["test_to_test"] if r["title"] == "model, image"
+    ]
     assert row["mrr"] <= 0.5
 
 
 def test_the_other_view_of_the_study_is_a_hit():
     """No two studies share a label, so that only the other view of its own study is similar to an image."""
     studies = make_two_views(range(3))  # of three labels
-    asked = ask_model({"test": studies}, RulePredictor(), OPTIONS)
-    rows = {row["title"]: row for row in measure_as_published(asked, OPTIONS)["test_to_test"]}
+    predictions = predict_split({"test": studies}, RulePredictor(), OPTIONS)
+    rows = {row["title"]: row for row in measure_as_published(predictions, OPTIONS)["test_to_test"]}
     assert rows["model, findings"]["p@5"] == pytest.approx(1 / 5)
     assert 0.5 <= rows["model, findings"]["mrr"] <= 1  # itself and the other view tie
 
@@ -338,10 +348,10 @@ def test_images_that_reports_name_count_where_there_are_no_files():
 
 
 def test_a_refused_image_leaves_its_study_out_of_every_row(parts):
-    asked = ask_model(parts, RulePredictor(refused=["100.dcm", "3.dcm"]), OPTIONS)
-    assert "CXR100" not in asked.test.study_ids
-    assert (len(asked.test), len(asked.gallery), asked.unreadable) == (59, 59, 1)
-    results = measure(asked, parts, BUNDLE, draw_pixels, OPTIONS)
+    predictions = predict_split(parts, RulePredictor(refused=["100.dcm", "3.dcm"]), OPTIONS)
+    assert "CXR100" not in predictions.test.study_ids
+    assert (len(predictions.test), len(predictions.gallery), predictions.unreadable) == (59, 59, 1)
+    results = measure(predictions, parts, BUNDLE, draw_pixels, OPTIONS)
     assert get_rows(results)["findings"]["studies"] == 59
     assert get_rows(results)["image/swapped_image"]["studies"] == 58  # whoever got that image
 
@@ -349,7 +359,7 @@ def test_a_refused_image_leaves_its_study_out_of_every_row(parts):
 def test_no_image_can_be_read(parts):
     refused = [f"{number}.dcm" for number in range(150)]
     with pytest.raises(ConfigError, match=r"none of 60 studies .*90\.dcm"):
-        ask_model(parts, RulePredictor(refused=refused), OPTIONS)
+        predict_split(parts, RulePredictor(refused=refused), OPTIONS)
 
 
 def test_reports_alone(tmp_path):
@@ -357,12 +367,12 @@ def test_reports_alone(tmp_path):
         name: make_studies(range(start, start + 40), image=False)
         for name, start in (("train", 0), ("validation", 40), ("test", 80))
     }
-    asked = ask_model(parts, RulePredictor(), OPTIONS)
-    results = {**measure(asked, parts, BUNDLE, draw_pixels, OPTIONS), "data": "", "served": None}
+    predictions = predict_split(parts, RulePredictor(), OPTIONS)
+    results = {**measure(predictions, parts, BUNDLE, draw_pixels, OPTIONS), "data": "", "served": None}
     assert results["subgroups"] == results["pairs"] == []
     assert "findings/swapped_report" in get_rows(results)
     assert "Images and their reports" not in write_report(results)
-    draw_plots(asked, results, "findings", tmp_path)
+    draw_plots(predictions, results, "findings", tmp_path)
 
 
 def test_a_model_of_phantoms_says_so_first(results):
@@ -374,17 +384,17 @@ def test_a_model_of_phantoms_says_so_first(results):
     assert write_summary(drawn, "evaluation").startswith(f"**{PHANTOM_WARNING}**\n")
 
 
-def test_two_predictors_are_compared(parts, asked):
-    same = compare_answers(asked, ask_model(parts, RulePredictor(), OPTIONS), 0)
+def test_two_predictors_are_compared(parts, predictions):
+    same = compare_predictions(predictions, predict_split(parts, RulePredictor(), OPTIONS), 0)
     assert (same["probabilities"], same["embeddings"]) == (0, 0)
-    assert same["cases"] == sum(int(found.answered.sum()) for found in asked.answers.values()) + 3 * 60
-    other = compare_answers(asked, ask_model(parts, RulePredictor(noise=0.01), OPTIONS), 0)
+    assert same["cases"] == sum(int(found.answered.sum()) for found in predictions.answers.values()) + 3 * 60
+    other = compare_predictions(predictions, predict_split(parts, RulePredictor(noise=0.01), OPTIONS), 0)
     assert other["probabilities"] == pytest.approx(0.01, abs=1e-6)
     with pytest.raises(ConfigError, match="different studies"):
-        compare_answers(asked, ask_model(parts, RulePredictor(refused=["100.dcm"]), OPTIONS), 0)
+        compare_predictions(predictions, predict_split(parts, RulePredictor(refused=["100.dcm"]), OPTIONS), 0)
 
 
-def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_path):
+def test_results_are_written_as_json_markdown_and_pictures(predictions, results, tmp_path):
     assert json.loads(json.dumps(results, allow_nan=False))["options"] == {"seed": 0, "resamples": 30}
     report = write_report(results)
     for title in (
@@ -400,7 +410,7 @@ def test_results_are_written_as_json_markdown_and_pictures(asked, results, tmp_p
     widths = {line.count("|") for line in tables}
     assert not any(re.search(r"\bnan\b", line) for line in tables)
     assert widths
-    paths = draw_plots(asked, results, "findings", tmp_path)
+    paths = draw_plots(predictions, results, "findings", tmp_path)
     assert all(f"]({path.name})" in report for path in paths)
     assert [path.name for path in paths] == [
         "roc.png",

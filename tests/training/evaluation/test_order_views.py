@@ -14,7 +14,7 @@ from contract.errors import ConfigError
 from contract.image.header import ImageHeader
 from contract.labels import LABELS
 from training.data.openi import COLLECTION_KEY, HEADER, read_table, write_table
-from training.evaluation.order_views import list_silent, order_row, order_table
+from training.evaluation.order_views import list_untrusted, order_row, order_table
 
 NAMED = "View Position PA or AP"
 
@@ -57,7 +57,7 @@ def test_a_model_in_doubt_names_no_view_but_orders_silent_images():
 
 def test_a_weak_header_gives_way_to_a_sure_model_alone():
     row = make_row(("a", "PA", 0.96, NAMED), ("b", "UNKNOWN", 0.6, "shape of the image"))
-    assert list_silent(row) == ["a.dcm", "b.dcm"]
+    assert list_untrusted(row) == ["a.dcm", "b.dcm"]
     assert order(row, a=0.99, b=0.01) == [("b", "FRONTAL", "model"), ("a", "LATERAL", "model")]
     assert order(row, a=0.8, b=0.2)[0] == ("a", "PA", NAMED)
     assert order(row, a=0.01, b=0.99) == [("a", "PA", "model"), ("b", "LATERAL", "model")]
@@ -67,7 +67,7 @@ def test_trusted_headers_and_lists_are_not_asked_about():
     row = make_row(
         ("a", "LATERAL", 0.999, "list of projections"), ("b", "AP", 0.995, NAMED), ("c", "UNKNOWN", 0.5, "")
     )
-    assert list_silent(row) == ["c.dcm"]
+    assert list_untrusted(row) == ["c.dcm"]
     found = order(row, a=0.01, b=0.99, c=0.01)
     assert found == [("c", "FRONTAL", "model"), ("b", "AP", NAMED), ("a", "LATERAL", "list of projections")]
 
@@ -79,7 +79,7 @@ def test_a_study_that_the_model_was_not_asked_about_stays_as_it_is():
 
 def test_a_table_without_headers_gets_some():
     row = {**SILENT, "views": [], "headers": []}
-    assert list_silent(row) == ["a.dcm", "b.dcm"]
+    assert list_untrusted(row) == ["a.dcm", "b.dcm"]
     assert order(row, a=0.97, b=0.02) == [("b", "FRONTAL", "model"), ("a", "LATERAL", "model")]
 
 

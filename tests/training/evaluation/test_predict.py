@@ -15,10 +15,10 @@ from contract.report.text import ReportTokenizer
 from training.data.cache import fill_cache
 from training.data.openi import build_table, read_table, write_table
 from training.evaluation import predict
-from training.evaluation.ask import Options, ask_model
 from training.evaluation.parts import measure_parts
 from training.evaluation.plan import Case
 from training.evaluation.predict import TorchPredictor, read_from_cache
+from training.evaluation.split_predictions import Options, predict_split
 from training.model.model import load_model
 from training.phantom import draw_dataset
 
@@ -96,7 +96,8 @@ def test_images_are_encoded_once_and_not_kept_for_ever(bundle, paths, monkeypatc
     first = predictor.ask(make_cases(paths))
     predictor.ask(make_cases(paths, text=False))
     assert sorted(read) == sorted(paths)
-    monkeypatch.setattr(predict, "_KEPT_IMAGES", 2)
+    sizes = bundle.config["sizes"]
+    monkeypatch.setattr(predict, "_CACHE_BYTES", 2 * 4 * sizes["N"] * sizes["C"])  # 2 images of float32
     monkeypatch.setattr(predict, "_BATCH", 2)
     small = TorchPredictor(bundle, read_pixels=read_pixels)
     again = small.ask(make_cases(paths))
@@ -142,7 +143,7 @@ def test_the_parts_of_a_model_add_up_to_it(bundle, monkeypatch):
 
 def test_parts_are_measured_with_what_both_gain(parts):
     """The transformer knows nothing and the lexical part the labels, so that both gain all over the first."""
-    asked = ask_model(parts, RulePredictor(), OPTIONS)
+    predictions = predict_split(parts, RulePredictor(), OPTIONS)
 
     def score_parts(texts):
         known = np.array([[words in text for words in WORDS.values()] for text in texts], np.float32)
@@ -151,7 +152,7 @@ def test_parts_are_measured_with_what_both_gain(parts):
         return {"transformer": np.zeros_like(lexical), "lexical part": lexical}
 
     predictor = SimpleNamespace(has_lexical=True, text_mode="findings", score_parts=score_parts)
-    rows = {(row["title"], row["part"]): row for row in measure_parts(asked, predictor, OPTIONS)}
+    rows = {(row["title"], row["part"]): row for row in measure_parts(predictions, predictor, OPTIONS)}
     assert len(rows) == 6
     assert {title for title, _ in rows} == {"findings", "masked findings"}
     nothing, words, both = (rows["findings", part] for part in ("transformer", "lexical part", "both"))
@@ -159,4 +160,4 @@ def test_parts_are_measured_with_what_both_gain(parts):
     assert nothing["macro"]["ap"]["value"] == pytest.approx(1 / 3, abs=1e-4)
     assert nothing["gain"]["value"] == pytest.approx(2 / 3, abs=1e-4)
     assert (words["gain"]["value"], both["gain"]) == (0, None)
-    assert measure_parts(asked, SimpleNamespace(has_lexical=False), OPTIONS) == []
+    assert measure_parts(predictions, SimpleNamespace(has_lexical=False), OPTIONS) == []

@@ -11,7 +11,6 @@ from contract.errors import ConfigError
 from contract.labels import LABEL_INDEX, LABEL_KEYS, LABELS
 from contract.prompts import clean_findings
 from training.data.mesh import map_heading
-from training.evaluation.ask import Options, ask_model
 from training.evaluation.labels import evaluate_labels
 from training.evaluation.measure import measure
 from training.evaluation.predict import Answers
@@ -23,6 +22,7 @@ from training.evaluation.prompt_scores import (
     measure_prompt_scores,
 )
 from training.evaluation.report import write_report
+from training.evaluation.split_predictions import Options, predict_split
 from training.evaluation.zero_shot import hide_labels, measure_zero_shot
 
 from .conftest import RulePredictor, draw_pixels, make_studies
@@ -76,7 +76,7 @@ class WithLabelPart(PromptPredictor):
 
 def test_prompt_scores_leave_the_label_part_out(parts):
     plain, longer = (
-        measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+        measure_prompt_scores(predict_split(parts, predictor, OPTIONS), predictor, OPTIONS)
         for predictor in (PromptPredictor(), WithLabelPart())
     )
     assert longer == plain
@@ -104,7 +104,7 @@ def test_wedged_vertebrae_are_asked_for_where_the_headings_put_them():
 
 def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
     predictor = PromptPredictor()
-    rows = measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    rows = measure_prompt_scores(predict_split(parts, predictor, OPTIONS), predictor, OPTIONS)
     assert [row["key"] for row in rows] == ["image", "image+findings", "findings"]
     for row in rows:
         assert row["studies"] == 60
@@ -116,7 +116,7 @@ def test_a_model_that_reads_right_sorts_studies_by_sentences(parts):
 
 def test_a_model_that_does_not_look_at_images_is_at_chance(parts):
     predictor = PromptPredictor(blind=True)
-    [image, *_] = measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+    [image, *_] = measure_prompt_scores(predict_split(parts, predictor, OPTIONS), predictor, OPTIONS)
     assert image["macro"]["auroc"]["value"] == 0.5
 
 
@@ -139,13 +139,13 @@ def test_too_few_studies_give_no_average():
 
 def test_masked_findings_are_not_measured(parts):
     predictor = PromptPredictor(mode="findings_masked")
-    assert measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS) == []
+    assert measure_prompt_scores(predict_split(parts, predictor, OPTIONS), predictor, OPTIONS) == []
 
 
 def test_a_refused_sentence_is_an_error(parts):
     predictor = PromptPredictor(refuses="No pneumothorax.")
     with pytest.raises(ConfigError, match="refused a sentence"):
-        measure_prompt_scores(ask_model(parts, predictor, OPTIONS), predictor, OPTIONS)
+        measure_prompt_scores(predict_split(parts, predictor, OPTIONS), predictor, OPTIONS)
 
 
 @pytest.mark.parametrize("image", [True, False])
@@ -155,16 +155,16 @@ def test_report_shows_it(image):
         for name, start in (("train", 0), ("validation", 60), ("test", 120))
     }
     predictor = PromptPredictor()
-    asked = ask_model(parts, predictor, OPTIONS)
+    predictions = predict_split(parts, predictor, OPTIONS)
     bundle = SimpleNamespace(
         fingerprint="f" * 64,
         config={"text_mode": "findings"},
         trained_on="unknown",
         decisions=Decisions.repeat(tuple(ServedLabel(label.key, label.name, 0.5) for label in LABELS)),
     )
-    results = {**measure(asked, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
+    results = {**measure(predictions, parts, bundle, draw_pixels, OPTIONS), "data": "", "served": None}
     assert "Prompt scores" not in write_report(results)
-    results["prompt_scores"] = measure_prompt_scores(asked, predictor, OPTIONS)
+    results["prompt_scores"] = measure_prompt_scores(predictions, predictor, OPTIONS)
     report = write_report(results)
     [block] = [part for part in report.split("\n## ") if part.startswith("Prompt scores")]
     assert ("| image | 60 | 1.000 (1.000-1.000) |" in block) == image
@@ -179,8 +179,8 @@ def test_zero_shot_scores_stand_beside_their_controls(parts):
     tables = {}
     for blind in (False, True):
         predictor = PromptPredictor(blind=blind)
-        asked = ask_model(hidden, predictor, OPTIONS)
-        found = measure_zero_shot(asked, hidden, predictor, ["cardiac"], OPTIONS)
+        predictions = predict_split(hidden, predictor, OPTIONS)
+        found = measure_zero_shot(predictions, hidden, predictor, ["cardiac"], OPTIONS)
         rows = {row["title"]: row for row in found["rows"]}
         assert {key for row in found["rows"] for key in row["labels"]} == {"cardiac"}
         assert found["prevalence"] == {"cardiac": pytest.approx(1 / 3)}
@@ -190,6 +190,6 @@ def test_zero_shot_scores_stand_beside_their_controls(parts):
     words = tables[False]["TF-IDF, findings"]
     assert words["kind"] == "control"
     assert words["macro"]["auroc"]["value"] == 1  # "heart" is a word of the reports and of the sentences
-    assert measure_zero_shot(asked, hidden, predictor, [], OPTIONS) == {}
+    assert measure_zero_shot(predictions, hidden, predictor, [], OPTIONS) == {}
     masked = PromptPredictor(mode="findings_masked")
-    assert measure_zero_shot(asked, hidden, masked, ["cardiac"], OPTIONS) == {}
+    assert measure_zero_shot(predictions, hidden, masked, ["cardiac"], OPTIONS) == {}

@@ -17,6 +17,7 @@ from torchmetrics.functional.retrieval import (
 from training.evaluation.published import evaluate_as_published
 from training.evaluation.ranking import (
     compare_rankings,
+    compute_chance,
     compute_gains,
     evaluate_pairs,
     evaluate_random,
@@ -224,3 +225,23 @@ def test_a_difference_is_that_of_the_metrics_and_its_interval_is_paired():
     same = compare_rankings(theirs, theirs, gains, excluded, groups=groups, resamples=50)["map"]
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert compare_rankings(ours, theirs, gains * 0, excluded, groups=groups) == {}
+
+
+def test_chance_is_what_random_orders_reach_also_with_several_counterparts():
+    """10 queries have 1 counterpart, and 30 have 30: many normal studies have one report."""
+    names = np.array([*range(10), *[99] * 30])
+    matches = names[:, None] == names[None]
+    chance = compute_chance(matches)
+    ranks = []
+    for seed in range(200):
+        order = np.random.default_rng(seed).permuted(np.broadcast_to(np.arange(40), (40, 40)), axis=1)
+        hits = np.take_along_axis(matches, order, axis=1)
+        ranks.append(1 + (~hits).cumprod(1).sum(1))  # cases before the first counterpart, and 1
+    drawn = np.concatenate(ranks)
+    for k in (1, 5, 10):
+        assert chance[f"r@{k}"] == pytest.approx((drawn <= k).mean(), abs=0.01)
+    assert chance["median_rank"] == np.median(drawn) == 1
+    assert compute_chance(np.eye(20, dtype=bool)) == pytest.approx(
+        {"r@1": 0.05, "r@5": 0.25, "r@10": 0.5, "median_rank": 10}
+    )
+    assert compute_chance(np.ones((3, 3), bool)) == {"r@1": 1, "r@5": 1, "r@10": 1, "median_rank": 1}

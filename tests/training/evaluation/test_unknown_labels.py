@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from contract.labels import LABEL_INDEX, LABELS
-from training.evaluation.ask import Options, ask_model
 from training.evaluation.control import compare_probabilities, run_control
 from training.evaluation.labels import METRICS, compare_labels, evaluate_labels
 from training.evaluation.measure import (
@@ -18,6 +17,7 @@ from training.evaluation.measure import (
 from training.evaluation.parts import measure_parts
 from training.evaluation.prompt_scores import draw_ap, evaluate_scores
 from training.evaluation.sentences import measure_sentences
+from training.evaluation.split_predictions import Options, predict_split
 
 from .conftest import RulePredictor
 from .test_measure import SentencePredictor
@@ -89,14 +89,14 @@ def test_the_controls_learn_from_known_labels_alone(hidden):
 def test_searches_leave_out_what_nobody_knows(hidden):
     found = []
     for parts in hidden:
-        asked = ask_model(parts, RulePredictor(), OPTIONS)
-        similarities = compare_cases(asked, parts, "findings")
+        predictions = predict_split(parts, RulePredictor(), OPTIONS)
+        similarities = compare_cases(predictions, parts, "findings")
         found.append(
             (
-                measure_retrieval(asked, similarities, OPTIONS),
-                measure_leads(asked, similarities, OPTIONS),
-                measure_as_published(asked, OPTIONS),
-                measure_sentences(asked, parts, SentencePredictor(), OPTIONS),
+                measure_retrieval(predictions, similarities, OPTIONS),
+                measure_leads(predictions, similarities, OPTIONS),
+                measure_as_published(predictions, OPTIONS),
+                measure_sentences(predictions, parts, SentencePredictor(), OPTIONS),
             )
         )
     assert found[0] == found[1]
@@ -120,6 +120,8 @@ class Parts(RulePredictor):
 
 
 def test_the_parts_of_a_model_are_measured_on_known_labels_alone(hidden):
-    found = [measure_parts(ask_model(parts, RulePredictor(), OPTIONS), Parts(), OPTIONS) for parts in hidden]
+    found = [
+        measure_parts(predict_split(parts, RulePredictor(), OPTIONS), Parts(), OPTIONS) for parts in hidden
+    ]
     assert found[0]
     assert found[0] == found[1]

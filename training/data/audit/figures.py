@@ -223,7 +223,7 @@ def _audit_lengths(texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _audit_duplicates(ids: Sequence[str], found: Groups) -> dict[str, Any]:
+def _audit_duplicates(ids: Sequence[str], kinds: Groups) -> dict[str, Any]:
     """Describe the groups of equal and of nearly equal reports."""
     return {
         "similarity": SIMILARITY,
@@ -238,7 +238,7 @@ def _audit_duplicates(ids: Sequence[str], found: Groups) -> dict[str, Any]:
                     for rows in groups[:_LISTED_GROUPS]
                 ],
             }
-            for kind, groups in found.items()
+            for kind, groups in kinds.items()
         },
     }
 

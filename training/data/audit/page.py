@@ -70,13 +70,13 @@ def _show_overview(audit: Audit) -> str:
 
 
 def _show_labels(audit: Audit) -> str:
-    text = "The share of each label among the studies that it is known of"
+    text = "The share of each label among the studies whose label is known"
     text += "; dots show it in the parts of the split." if audit["parts"] else "."
     missing = [label["name"] for label in audit["labels"].values() if label["known"] and not label["studies"]]
     unknown = [label["name"] for label in audit["labels"].values() if not label["known"]]
     warning = f'<p class="warn">No study has: {escape(", ".join(missing))}.</p>' if missing else ""
     if unknown and audit["labelled"]:
-        warning += f'<p class="quiet">Unknown of every study: {escape(", ".join(unknown))}.</p>'
+        warning += f'<p class="quiet">Unknown for every study: {escape(", ".join(unknown))}.</p>'
     return _section("Labels", text, warning + _image(draw_prevalence(audit), "Share of each label"))
 
 

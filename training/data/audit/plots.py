@@ -56,7 +56,7 @@ def draw_prevalence(audit: Mapping[str, Any]) -> str:
             )
             axis.text(end + 0.6, position, text, va="center", fontsize=8, color=SOFT)
         axis.set(
-            xlabel="% of the studies that it is known of",
+            xlabel="% of the studies whose label is known",
             xlim=(0, max(*ends, 1) * 1.18),
             ylim=(len(labels) - 0.4, -0.6),
         )

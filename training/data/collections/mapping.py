@@ -2,10 +2,10 @@
 
 A table (`mappings/*.csv`) has a row for each label and each category that the label concerns:
 
-    if_present   "present": the label makes the category present; "unknown": the category may be present (nodule or
-    mass) if_absent    "absent": the category is absent if this label, and each other label with this mark, is stated
-    to be absent;
-                 "unknown": the label's absence decides nothing, because the category covers more
+    if_present   "present": the label makes the category present
+                 "unknown": the category may be present, for example after the label "nodule or mass"
+    if_absent    "absent": the category is absent if this label, and each other label with this mark, is stated absent
+                 "unknown": the absence of the label decides nothing, because the category covers more
 
 A label without a category is not used, and the row gives the reason. A category that no row decides is unknown, never
 negative.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.labels import LABEL_KEYS
-from training.evaluation.labels import summarise, summarise_difference, weigh_studies
+from training.evaluation.bootstrap import summarise, summarise_difference, weigh_studies
 from training.evaluation.maps.agreement import METRICS as AGREEMENTS
 from training.evaluation.maps.agreement import compare_maps
 from training.evaluation.maps.controls import DRAWS, draw_centre, draw_random

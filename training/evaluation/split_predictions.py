@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from contract.embedding import take_joint
 from contract.errors import ConfigError
-from training.evaluation.labels import RESAMPLES
+from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.plan import (
     Studies,
     Way,
@@ -38,7 +38,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SplitPredictions:
     """The predictions of a model for the studies of a split.
 
     Attributes:
@@ -66,9 +66,9 @@ class Options:
     resamples: int = RESAMPLES
 
 
-def ask_model(
+def predict_split(
     parts: Mapping[str, Studies], predictor: Predictor, options: Options, progress: Progress | None = None
-) -> Asked:
+) -> SplitPredictions:
     """Predict the test studies in every way, and the training studies, if any, for the search.
 
     Raises:
@@ -96,13 +96,13 @@ def ask_model(
     answers = {way: ask(test, way) for way in ways}
     width = answers[plain[0]].embeddings.shape[1]
     gallery_answers = {way: ask(gallery, way) if len(gallery) else Answers.prepare(0, width) for way in plain}
-    asked = _drop_refused(Asked(test, gallery, answers, gallery_answers), plain)
-    images = {"test": _ask_images(asked.test, {way: asked.answers[way] for way in plain}, ask)}
-    if len(asked.gallery):
-        images["train"] = _ask_images(asked.gallery, asked.gallery_answers, ask)
+    predictions = _drop_refused(SplitPredictions(test, gallery, answers, gallery_answers), plain)
+    images = {"test": _ask_images(predictions.test, {way: predictions.answers[way] for way in plain}, ask)}
+    if len(predictions.gallery):
+        images["train"] = _ask_images(predictions.gallery, predictions.gallery_answers, ask)
     if progress:
         progress(total, total)
-    return replace(asked, images=images)
+    return replace(predictions, images=images)
 
 
 def _ask_images(
@@ -120,7 +120,7 @@ def _ask_images(
     return Images(owners[read], {way: values[read] for way, values in embeddings.items()})
 
 
-def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
+def _drop_refused(predictions: SplitPredictions, plain: Sequence[Way]) -> SplitPredictions:
     """Leave out the studies that a plain way refused, so that all rows are about the same studies."""
 
     def keep(
@@ -132,20 +132,25 @@ def _drop_refused(asked: Asked, plain: Sequence[Way]) -> Asked:
                 f"The model could read none of {len(studies)} studies (image files: {studies.get_image(0) or 'none'}, "
                 "...). Check that the image files are at the paths in the table."
             )
-        kept = {
-            way: Answers(found.probabilities[rows], found.embeddings[rows]) for way, found in answers.items()
+        rest = {
+            way: Answers(answer.probabilities[rows], answer.embeddings[rows])
+            for way, answer in answers.items()
         }
-        return studies.take(rows), kept, rows
+        return studies.take(rows), rest, rows
 
-    test, answers, rows = keep(asked.test, asked.answers)
-    unreadable = len(asked.test) - len(rows)
-    if not len(asked.gallery):
-        return Asked(test, asked.gallery, answers, asked.gallery_answers, unreadable=unreadable)
-    gallery, gallery_answers, _ = keep(asked.gallery, asked.gallery_answers)
-    return Asked(test, gallery, answers, gallery_answers, unreadable=unreadable)
+    test, answers, rows = keep(predictions.test, predictions.answers)
+    unreadable = len(predictions.test) - len(rows)
+    if not len(predictions.gallery):
+        return SplitPredictions(
+            test, predictions.gallery, answers, predictions.gallery_answers, unreadable=unreadable
+        )
+    gallery, gallery_answers, _ = keep(predictions.gallery, predictions.gallery_answers)
+    return SplitPredictions(test, gallery, answers, gallery_answers, unreadable=unreadable)
 
 
-def compare_answers(first: Asked, second: Asked, label_part: int) -> dict[str, float]:
+def compare_predictions(
+    first: SplitPredictions, second: SplitPredictions, label_part: int
+) -> dict[str, float]:
     """Return the largest differences between two models' predictions for the same studies.
 
     Args:
