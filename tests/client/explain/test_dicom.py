@@ -256,7 +256,9 @@ def test_every_standard_code_is_known(written):
     used = {codes.code_decision(decision) for decision in get_args(Decision)}
     for path in written.values():
         used |= list_codes(pydicom.dcmread(path))
-    used.discard(("en-US", "RFC5646", "English (United States)"))  # the language of the report, of no code list
+    used.discard(
+        ("en-US", "RFC5646", "English (United States)")
+    )  # the language of the report, of no code list
     standard = {code for code in used if code[1] != codes.SCHEME}
     assert standard - known == set(ELSEWHERE)
     assert codes.CERTAINTY in standard
