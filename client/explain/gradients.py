@@ -11,7 +11,7 @@ exact and needs no integral. Its baseline is a text without n-grams.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,13 +220,13 @@ def _integrate_once(
     compute: Callable[..., Tensor], values: Points, baselines: Points, places: Sequence[int], steps: int
 ) -> list[Points]:
     """Return, for each of the values at `places`, the attributions of one case, in the shapes of the points."""
-    nodes, shares = np.polynomial.legendre.leggauss(steps)  # from -1 to 1, and their weights, which sum to 2
+    alphas, shares = _find_rule(steps)
     spans = [value - baseline for value, baseline in zip(values, baselines, strict=True)]
     sums = [[torch.zeros_like(span) for span in spans] for _ in places]
     for start in range(0, steps, CHUNK):
         part = slice(start, start + CHUNK)
         points = tuple(
-            (baseline + _align((nodes[part] + 1) / 2, span) * span).requires_grad_()
+            (baseline + _align(alphas[part], span) * span).requires_grad_()
             for baseline, span in zip(baselines, spans, strict=True)
         )
         outputs = compute(*points)  # (B, F)
@@ -234,10 +234,17 @@ def _integrate_once(
             is_last = number == len(places)
             found = torch.autograd.grad(outputs[:, place].sum(), points, retain_graph=not is_last)
             sums[number - 1] = [
-                total + (_align(shares[part] / 2, gradients) * gradients).sum(0, keepdim=True)
+                total + (_align(shares[part], gradients) * gradients).sum(0, keepdim=True)
                 for total, gradients in zip(sums[number - 1], found, strict=True)
             ]
     return [_multiply_by_path(own, spans) for own in sums]
+
+
+def _find_rule(steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the points of the Gauss-Legendre rule, from 0 to 1, and their weights, which sum to 1."""
+    find: Any = np.polynomial.legendre.leggauss  # numpy 1.26 states no types
+    nodes, weights = find(steps)  # from -1 to 1
+    return (nodes + 1) / 2, weights / 2
 
 
 def _multiply_by_path(gradients: Sequence[Tensor], spans: Sequence[Tensor]) -> Points:
