@@ -1,5 +1,6 @@
 """`cxr explain`: explain the findings of a case, or why it is similar to a search hit."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ def explain_case(
         ConfigError: DICOM objects are wanted without an image.
         ImageError: DICOM objects are wanted, and the image is no DICOM file that they can refer to.
     """
+    started = time.perf_counter()
     from client.explain import explain_findings, explain_views, write_dicom
     from client.explain.map_files import write_maps
     from client.explain.overlay import write_overlay
@@ -56,20 +58,35 @@ def explain_case(
             steps=steps,
             progress=progress,
         )
+    explained = time.perf_counter()
     overlay = str(out) if write_overlay(found, out) else None
     written = [str(path) for path in write_maps(found, maps)] if maps is not None else []
     if dicom is not None and case[0] is not None:
         of_first = [one for one in found if one.view == 1]
         written += [str(path) for path in write_dicom(of_first, case[0], dicom)]
+    finished = time.perf_counter()
+    seconds = {"explain": explained - started, "write": finished - explained, "total": finished - started}
     if as_json:
-        first = found[0].to_dict()
-        others = [one.to_dict() for one in found[1:]]
-        print_json({**first, "further": others, "overlay": overlay, "written": written, "notice": NOTICE})
+        answer = {
+            **found[0].to_dict(),
+            "further": [one.to_dict() for one in found[1:]],
+            "overlay": overlay,
+            "written": written,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "notice": NOTICE,
+        }
+        print_json(answer)
         return
     for number, one in enumerate(found):
         print_explanation(console, one, overlay if number == len(found) - 1 else None)
     for path in written:
         console.print(f"  written: {escape(path)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  {seconds['total']:.1f} s: {seconds['explain']:.1f} s for the model and the maps, "
+        f"{seconds['write']:.1f} s for the files",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(NOTICE)
 
 

@@ -291,7 +291,7 @@ def _make_maps(explanation: "Explanation") -> str:
 
 
 def _make_map(explanation: "Explanation", found: "ImageMap") -> str:
-    from client.explain.overlay import describe_colours, render_map
+    from client.explain.overlay import describe_colours, describe_map, render_map
 
     drawn = render_map(explanation, found, longest=MAP_SIDE)
     picture = _make_image(drawn, f"{found.title} for {explanation.name} over the radiograph")
@@ -300,7 +300,8 @@ def _make_map(explanation: "Explanation", found: "ImageMap") -> str:
     else:
         _, low, high = describe_colours(found)
         meaning = f"Dark violet: {escape(low)}; yellow: {escape(high)}."
-    return f"<figure>{picture}<figcaption>{escape(found.title)}. {meaning}</figcaption></figure>"
+    title = escape(describe_map(explanation, found))
+    return f"<figure>{picture}<figcaption>{title}. {meaning}</figcaption></figure>"
 
 
 def _make_words(explanation: "Explanation | None") -> str:

@@ -13,7 +13,7 @@ from client.explain.baselines import BASELINES, BLACK, require_baselines
 from client.explain.case import Files, Inputs, read_files, read_inputs
 from client.explain.choice import choose_indices
 from client.explain.geometry import load_pictures
-from client.explain.gradients import TEXT_BASELINE, Attributions, attribute
+from client.explain.gradients import TEXT_BASELINE, Attributions, attribute_findings
 from client.explain.methods import METHODS, find_obstacle, make_map, require_method
 from client.explain.network import find_device, open_model
 from client.explain.words import make_case_words
@@ -205,27 +205,35 @@ def explain_inputs(
     indices = choose_indices(answer.labels, answer.probabilities, wanted.labels, only_top=wanted.only_top)
     chosen = _choose_methods(model, inputs, answer.check, wanted.methods)
     pictures = _load_pictures(files, inputs)
-    total, done, found = len(indices) * (1 + len(chosen)), 0, []
-    for index in indices:
-        started = time.perf_counter()
-        parts = attribute(model, inputs, index, steps=wanted.steps, baselines=wanted.baselines)
-        seconds = time.perf_counter() - started
+    bar = _Bar(progress, len(indices) * (1 + len(chosen)))
+    started = time.perf_counter()
+    parts = attribute_findings(
+        model, inputs, indices, steps=wanted.steps, baselines=wanted.baselines, finish=bar.finish
+    )
+    seconds = (time.perf_counter() - started) / len(indices)
+    found = []
+    for index, own in zip(indices, parts, strict=True):
         maps = []
-        done = _report(progress, done + 1, total)
         for key in chosen:
-            if key == "integrated_gradients" and parts.pixels is not None:
-                maps.append(_take_gradients(parts, parts.pixels, seconds, answer.check))
+            if key == "integrated_gradients" and own.pixels is not None:
+                maps.append(_take_gradients(own, own.pixels, seconds, answer.check))
             else:
                 maps.append(_make_map(model, inputs, index, key, answer.check))
-            done = _report(progress, done + 1, total)
-        found.append(_assemble(bundle, files, pictures, inputs, answer, index, parts, tuple(maps)))
+            bar.finish(1)
+        found.append(_assemble(bundle, files, pictures, inputs, answer, index, own, tuple(maps)))
     return tuple(found)
 
 
-def _report(progress: Progress | None, done: int, total: int) -> int:
-    if progress is not None:
-        progress(done, total)
-    return done
+class _Bar:
+    """Counts the finished maps."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def finish(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def _ask(bundle: Bundle, model: CxrModel, inputs: Inputs) -> _Answer:

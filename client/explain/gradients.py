@@ -3,12 +3,15 @@
 Sundararajan et al. 2017, arXiv:1703.01365. With an image and a report, the integral follows one straight path through
 both. So the attributions of pixels and words have the same unit, and their sum is the value minus the baseline value.
 
+The path is the same for all findings of a case. So each point of it goes forward through the model once for all of
+them, and back once for each.
+
 The lexical part (`training.model.lexical`) adds a sum over n-grams to a logit. The share of each token in this sum is
 exact and needs no integral. Its baseline is a text without n-grams.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,6 @@ from contract.errors import ConfigError
 
 try:
     import torch
-    from captum.attr import IntegratedGradients
     from torch import Tensor
 
     from training.model.model import CxrModel
@@ -29,6 +31,7 @@ except (ModuleNotFoundError, ConfigError) as error:
     raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
 
 Array = NDArray[np.float32]
+Finish = Callable[[int], None]
 CHUNK: Final = 8  # points of the path in one batch, which limits the memory
 FIRST_STEPS: Final = 32
 MOST_STEPS: Final = 512
@@ -75,27 +78,56 @@ def attribute(
     steps: int | None = None,
     baselines: Sequence[str] = (BLACK,),
 ) -> Attributions:
-    """Integrate the gradient of one logit from the baseline to the inputs.
+    """Integrate the gradient of one logit from the baseline to the inputs; see `attribute_findings`."""
+    return attribute_findings(model, inputs, [index], steps=steps, baselines=baselines)[0]
+
+
+def attribute_findings(
+    model: CxrModel,
+    inputs: Inputs,
+    indices: Sequence[int],
+    *,
+    steps: int | None = None,
+    baselines: Sequence[str] = (BLACK,),
+    finish: Finish | None = None,
+) -> list[Attributions]:
+    """Integrate the gradients of several logits from the baseline to the inputs.
 
     Args:
         model: The model, in evaluation mode.
         inputs: The case, on the device of the model.
-        index: Index of the label, 0 to K - 1.
-        steps: Number of points of the integral (Gauss-Legendre). None: `FIRST_STEPS`, doubled until the convergence
-            delta is below the tolerance, at most `MOST_STEPS`.
+        indices: Indices of the labels, 0 to K - 1.
+        steps: Number of points of the integral (Gauss-Legendre). None: `FIRST_STEPS`, doubled for a label until its
+            convergence delta is below the tolerance, at most `MOST_STEPS`.
         baselines: Keys of the baselines of the image, at least one; the result is the mean over them. A case without an
             image has one baseline.
+        finish: Called with the number of labels whose integral from the last baseline has just been finished.
+
+    Returns:
+        The attributions of each label, in the order of `indices`.
     """
 
-    def compute_logit(*points: Tensor) -> Tensor:
-        return fuse_points(model, inputs, points).logits[:, index]  # (B,)
+    def compute_logits(*points: Tensor) -> Tensor:
+        return fuse_points(model, inputs, points).logits[:, list(indices)]  # (B, F)
 
     keys = list(baselines) if inputs.pixels is not None else [BLACK]
-    runs = [integrate(compute_logit, model, inputs, steps=steps, baseline=key) for key in keys]
-    if inputs.input_ids is not None:
+    runs = [
+        _integrate_together(
+            compute_logits,
+            model,
+            inputs,
+            steps=steps,
+            baseline=key,
+            finish=finish if place == len(keys) - 1 else None,
+        )
+        for place, key in enumerate(keys)
+    ]
+    found = []
+    for index, *own in zip(indices, *runs, strict=True):
         words, bias = _attribute_words(model, inputs, index)  # the same from every baseline of the image
-        runs = [_add_words(run, words, bias) for run in runs]
-    return _average(keys, runs, has_image=inputs.pixels is not None)
+        added = [_add_words(run, words, bias) for run in own]
+        found.append(_average(keys, added, has_image=inputs.pixels is not None))
+    return found
 
 
 def _average(keys: Sequence[str], runs: Sequence[Attributions], *, has_image: bool) -> Attributions:
@@ -147,24 +179,87 @@ def integrate(
         steps: As in `attribute`.
         baseline: Key of the baseline of the image.
     """
-    values, baselines = make_path_ends(model, inputs, baseline)
+
+    def compute_one(*points: Tensor) -> Tensor:
+        return compute(*points)[:, None]
+
+    return _integrate_together(compute_one, model, inputs, steps=steps, baseline=baseline)[0]
+
+
+def _integrate_together(
+    compute: Callable[..., Tensor],
+    model: CxrModel,
+    inputs: Inputs,
+    *,
+    steps: int | None,
+    baseline: str,
+    finish: Finish | None = None,
+) -> list[Attributions]:
+    """Integrate the gradients of F values of a case. `compute` is points -> (B, F)."""
+    ends = make_path_ends(model, inputs, baseline)
     with torch.no_grad():
-        value, baseline_value = float(compute(*values)), float(compute(*baselines))
+        values, baseline_values = (compute(*end)[0].tolist() for end in ends)
+    found: dict[int, Attributions] = {}
+    waiting = list(range(len(values)))
     count = FIRST_STEPS if steps is None else steps
-    while True:
-        parts = _integrate_once(compute, inputs, values, baselines, count)
-        found = Attributions(*parts, value, baseline_value, count)
-        if steps is not None or found.is_accurate or 2 * count > MOST_STEPS:
-            return found
-        count *= 2
+    while waiting:
+        parts = _integrate_once(compute, *ends, waiting, count)
+        for place, own in zip(waiting, parts, strict=True):
+            found[place] = Attributions(
+                *_read_parts(inputs, own), values[place], baseline_values[place], count
+            )
+        is_last = steps is not None or 2 * count > MOST_STEPS
+        left = [] if is_last else [place for place in waiting if not found[place].is_accurate]
+        if finish is not None:
+            finish(len(waiting) - len(left))
+        waiting, count = left, 2 * count
+    return [found[place] for place in range(len(values))]
 
 
 def _integrate_once(
-    compute: Callable[..., Tensor], inputs: Inputs, values: Points, baselines: Points, steps: int
-) -> tuple[Array | None, Array | None]:
+    compute: Callable[..., Tensor], values: Points, baselines: Points, places: Sequence[int], steps: int
+) -> list[Points]:
+    """Return, for each of the values at `places`, the attributions of one case, in the shapes of the points."""
+    alphas, shares = _find_rule(steps)
+    spans = [value - baseline for value, baseline in zip(values, baselines, strict=True)]
+    sums = [[torch.zeros_like(span) for span in spans] for _ in places]
+    for start in range(0, steps, CHUNK):
+        part = slice(start, start + CHUNK)
+        points = tuple(
+            (baseline + _align(alphas[part], span) * span).requires_grad_()
+            for baseline, span in zip(baselines, spans, strict=True)
+        )
+        outputs = compute(*points)  # (B, F)
+        for number, place in enumerate(places, start=1):
+            is_last = number == len(places)
+            found = torch.autograd.grad(outputs[:, place].sum(), points, retain_graph=not is_last)
+            sums[number - 1] = [
+                total + (_align(shares[part], gradients) * gradients).sum(0, keepdim=True)
+                for total, gradients in zip(sums[number - 1], found, strict=True)
+            ]
+    return [_multiply_by_path(own, spans) for own in sums]
+
+
+def _find_rule(steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the points of the Gauss-Legendre rule, from 0 to 1, and their weights, which sum to 1."""
+    find: Any = np.polynomial.legendre.leggauss  # numpy 1.26 states no types
+    nodes, weights = find(steps)  # from -1 to 1
+    return (nodes + 1) / 2, weights / 2
+
+
+def _multiply_by_path(gradients: Sequence[Tensor], spans: Sequence[Tensor]) -> Points:
+    """Return attributions: the mean gradients along the path, times the way from the baseline to the case."""
+    return tuple(gradient * span for gradient, span in zip(gradients, spans, strict=True))
+
+
+def _align(numbers: NDArray[np.float64], like: Tensor) -> Tensor:
+    """Return numbers (B,) as a tensor (B, 1, ...) that multiplies a batch."""
+    return torch.from_numpy(numbers).to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _read_parts(inputs: Inputs, parts: Points) -> tuple[Array | None, Array | None]:
     """Return the attributions of pixels (S, S) and tokens (L,)."""
-    method = IntegratedGradients(compute)
-    found = iter(method.attribute(values, baselines, n_steps=steps, internal_batch_size=CHUNK))
+    found = iter(parts)
     pixels = None if inputs.pixels is None else next(found)[0, 0].cpu().numpy().astype(np.float32)
     if inputs.input_ids is None:
         return pixels, None
@@ -174,7 +269,7 @@ def _integrate_once(
 def _attribute_words(model: CxrModel, inputs: Inputs, index: int) -> tuple[Array, float]:
     """Return what the lexical part adds to a logit: (L,) for each token, and a number for a text without words."""
     lexical = model.fusion.lexical
-    if lexical is None:
+    if lexical is None or inputs.input_ids is None:
         return np.zeros((), np.float32), 0.0
     with torch.no_grad():
         added = lexical.attribute(inputs.input_ids, inputs.attention_mask)[0, :, index]  # (L,)

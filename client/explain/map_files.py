@@ -9,7 +9,15 @@ import numpy as np
 
 from client.explain.geometry import Picture
 from client.explain.maps import encode_png
-from client.explain.overlay import LIMITS, describe_finding, draw_legend, render_map, start_figure, take_strip
+from client.explain.overlay import (
+    LIMITS,
+    describe_finding,
+    describe_map,
+    draw_legend,
+    render_map,
+    start_figure,
+    take_strip,
+)
 from client.explanation import Explanation, ImageMap
 from contract.files import write_file
 from contract.notes import NOTICE
@@ -62,7 +70,7 @@ def _draw_legend_strip(explanation: Explanation, found: ImageMap, columns: int) 
     width, height = 7.0, 1.5
     dpi = columns / width
     figure = start_figure(width, height, dpi)
-    title = f"{describe_finding(explanation)}. {found.title}."
+    title = f"{describe_finding(explanation)}. {describe_map(explanation, found)}."
     figure.text(0.01, 0.97, textwrap.fill(title, 100), fontsize=9, va="top", weight="bold")
     draw_legend(figure, found, (0.01, 0.56, 0.98, 0.08), 6.0)
     caption = textwrap.fill(f"{LIMITS} Model {explanation.fingerprint[:12]}. {NOTICE}", 125)

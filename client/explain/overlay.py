@@ -142,6 +142,19 @@ def _describe_top(found: ImageMap) -> str:
     )
 
 
+def describe_map(explanation: Explanation, found: ImageMap) -> str:
+    """Return the name of a map. If its values sum to a difference of logits, also how much of it the pixels moved.
+
+    The colours of each map reach to its own largest value. So a map of pixels that moved nearly nothing looks as strong
+    as any other.
+    """
+    if found.delta is None:
+        return found.title
+    moved = float(found.values.sum(dtype=np.float64))
+    whole = explanation.logit - explanation.baseline_logit
+    return f"{found.title}: {moved:+.2f} of {whole:+.2f} logits"
+
+
 def describe_finding(explanation: Explanation) -> str:
     """Return which finding is explained, with its probability against its threshold."""
     read = {"study": "image and report", "image": "the image alone", "text": "the report alone"}
@@ -291,14 +304,15 @@ def _draw_row(figure: Any, explanation: Explanation, top: float, panel: tuple[fl
         ("Radiograph", render_plain(explanation, longest=PANEL_SIDE), None)
     ]
     drawn += [
-        (found.title, render_map(explanation, found, longest=PANEL_SIDE), found) for found in explanation.maps
+        (describe_map(explanation, found), render_map(explanation, found, longest=PANEL_SIDE), found)
+        for found in explanation.maps
     ]
     bottom = top - TITLE_INCHES - panel[1]
     for column, (name, picture, found) in enumerate(drawn):
         left = GAP_INCHES + column * (panel[0] + GAP_INCHES)
         axes = figure.add_axes((left / width, bottom / height, panel[0] / width, panel[1] / height))
         axes.imshow(picture, interpolation="antialiased")
-        axes.set_title(name, fontsize=10, loc="left", pad=3)
+        axes.set_title(textwrap.fill(name, round(panel[0] * 14)), fontsize=9.5, loc="left", pad=3)
         axes.set_axis_off()
         if found is not None:
             bar = (left / width, (bottom - 0.2) / height, panel[0] / width, 0.1 / height)
@@ -343,7 +357,7 @@ def take_strip(figure: Any, columns: int) -> Picture:
 
 def _make_caption(rows: Sequence[Explanation], columns: int) -> str:
     first = rows[0]
-    shares = "; ".join(", ".join(f"{kind} {share:.0%}" for kind, share in row.shares.items()) for row in rows)
+    shares = "; ".join(_describe_shares(row, named=len(rows) > 1) for row in rows)
     parts = [
         LIMITS,
         *dict.fromkeys(remark for row in rows for remark in row.remarks if remark not in _list_caveats(rows)),
@@ -351,6 +365,12 @@ def _make_caption(rows: Sequence[Explanation], columns: int) -> str:
         f"Model {first.fingerprint[:12]}. {NOTICE}",
     ]
     return "\n".join(textwrap.fill(part, columns) for part in parts)
+
+
+def _describe_shares(row: Explanation, *, named: bool) -> str:
+    """Return what image and report have of the attribution, after the finding if there are several."""
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in row.shares.items())
+    return f"{row.name}{_name_view(row)}: {shares}" if named else shares
 
 
 def _list_caveats(rows: Sequence[Explanation]) -> set[str]:

@@ -5,7 +5,7 @@ Kononenko 2010. Both as Captum computes them. A part that is taken away gets the
 would itself look like air.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 from client.explain.network import Probe
 from contract.errors import ConfigError
 
+_MISSING: Final = "Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'."
+
 try:
     import torch
-    from captum.attr import Occlusion, ShapleyValueSampling
     from torch import Tensor
 except ModuleNotFoundError as error:
-    raise ConfigError("Explanations need the 'explain' extra: pip install 'cxr-serving[explain]'.") from error
+    raise ConfigError(_MISSING) from error
 
 Array = NDArray[np.float32]
 BATCH: Final = 32  # pictures in one pass, which limits the memory
 SAMPLES: Final = 12  # orders in which the patches are taken away
 SEED: Final = 0
+
+
+def _import_captum() -> Any:
+    """Return Captum's methods. The other maps do not wait for this import."""
+    try:
+        from captum import attr
+    except ModuleNotFoundError as error:
+        raise ConfigError(_MISSING) from error
+    return attr
 
 
 def fill_grey(probe: Probe) -> Tensor:
@@ -42,12 +52,16 @@ def compute_occlusion(probe: Probe) -> Array:
     """
     side = probe.pixels.shape[-1] // probe.model.image_encoder.layout.grid
     with torch.no_grad():
-        found = Occlusion(probe).attribute(
-            probe.pixels,
-            sliding_window_shapes=(1, side, side),
-            strides=(1, max(1, side // 2), max(1, side // 2)),
-            baselines=fill_grey(probe),
-            perturbations_per_eval=BATCH,
+        found = (
+            _import_captum()
+            .Occlusion(probe)
+            .attribute(
+                probe.pixels,
+                sliding_window_shapes=(1, side, side),
+                strides=(1, max(1, side // 2), max(1, side // 2)),
+                baselines=fill_grey(probe),
+                perturbations_per_eval=BATCH,
+            )
         )
     array: Array = found[0, 0].cpu().numpy().astype(np.float32)
     return array
@@ -64,12 +78,16 @@ def compute_shapley(probe: Probe) -> Array:
     mask = patches.repeat_interleave(side, 0).repeat_interleave(side, 1)[None, None]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        found = ShapleyValueSampling(probe).attribute(
-            probe.pixels,
-            baselines=fill_grey(probe),
-            feature_mask=mask,
-            n_samples=SAMPLES,
-            perturbations_per_eval=BATCH,
+        found = (
+            _import_captum()
+            .ShapleyValueSampling(probe)
+            .attribute(
+                probe.pixels,
+                baselines=fill_grey(probe),
+                feature_mask=mask,
+                n_samples=SAMPLES,
+                perturbations_per_eval=BATCH,
+            )
         )
     array: Array = found[0, 0, ::side, ::side].cpu().numpy().astype(np.float32)
     return array

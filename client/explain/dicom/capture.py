@@ -13,7 +13,14 @@ from client.explain.dicom.device import RESEARCH, Series, describe_equipment, pl
 from client.explain.dicom.source import Source
 from client.explain.dicom.strip import draw_colour_strip, draw_text_strip
 from client.explain.geometry import Picture
-from client.explain.overlay import LIMITS, describe_finding, render_map, render_plain, write_text
+from client.explain.overlay import (
+    LIMITS,
+    describe_finding,
+    describe_map,
+    render_map,
+    render_plain,
+    write_text,
+)
 from client.explanation import Explanation, ImageMap
 from contract.notes import NOTICE
 
@@ -22,7 +29,7 @@ def draw_map(explanation: Explanation, found: ImageMap) -> Picture:
     """Return the picture (H, columns, 3) of a map over the radiograph, with its legend and what to know about it."""
     top = _stamp(render_map(explanation, found))
     columns = top.shape[1]
-    title = f"{describe_finding(explanation)}. {found.title}."
+    title = f"{describe_finding(explanation)}. {describe_map(explanation, found)}."
     text = [LIMITS, *explanation.remarks, *explanation.warnings, _sign(explanation)]
     legend = [
         draw_text_strip([title], columns, bold=True),

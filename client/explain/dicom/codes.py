@@ -2,6 +2,8 @@
 
 Codes are those of DICOM PS3.16 and SNOMED CT where one means the same. Most categories are groups that no standard code
 names, so they have codes of a private scheme: CXR-01 to CXR-22, in the order of `contract.labels`.
+
+pydicom's copy of PS3.16 holds each standard code but two, whose sources stand beside them.
 """
 
 from typing import Final
@@ -17,7 +19,8 @@ CERTAINTY: Final[Triple] = ("111012", "DCM", "Certainty of Finding")
 THRESHOLD: Final[Triple] = ("CXR-THRESHOLD", SCHEME, "Certainty from which the finding counts as present")
 PRESENCE: Final[Triple] = ("121052", "DCM", "Presence of property")
 COMMENT: Final[Triple] = ("121106", "DCM", "Comment")
-PERCENT: Final[Triple] = ("%", "UCUM", "percent")
+PERCENT: Final[Triple] = ("%", "UCUM", "Percent")
+# HL7 US Core, example Media-chest-xray: "Plain chest X-ray (procedure) (SNOMED CT#399208008)".
 CHEST_RADIOGRAPHY: Final[Triple] = ("399208008", "SCT", "Plain chest X-ray")
 VISUAL_EXPLANATION: Final[Triple] = ("130401", "DCM", "Visual explanation")
 PROCESSED_IMAGE: Final[Triple] = ("121322", "DCM", "Source image for image processing operation")
@@ -31,6 +34,7 @@ _DECISIONS: Final[dict[Decision, Triple]] = {  # CID 240
 }
 # Only where the code means the whole category. "Pneumonia" is a part of "Infection / Pneumonia / Airspace Disease".
 _STANDARD: Final[dict[str, Triple]] = {
+    # ConceptMap mii-cm-onko-nebenwirkung-meddra-sct of the Medizininformatik-Initiative (SNOMED CT of 2025-07-01).
     "atelectasis": ("46621007", "SCT", "Atelectasis"),
     "lymphadenopathy": ("30746006", "SCT", "Lymphadenopathy"),
     "normal": ("17621005", "SCT", "Normal"),

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from contract.decisions import Decision
 from contract.errors import ConfigError, ImageError
 from contract.labels import LABEL_KEYS, LABELS
 from contract.map_checks import MapCheck
@@ -220,6 +222,46 @@ def test_the_codes_are_short_and_their_own():
         assert len(scheme) <= 16
         assert len(meaning) <= 64
     assert codes.code_finding("general_radiographic")[:2] == ("CXR-01", codes.SCHEME)
+
+
+def list_codes(dataset) -> set[codes.Triple]:
+    """All coded entries of an object, at any depth."""
+    found = set()
+    if "CodeValue" in dataset:
+        found.add((str(dataset.CodeValue), str(dataset.CodingSchemeDesignator), str(dataset.CodeMeaning)))
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                found |= list_codes(item)
+    return found
+
+
+# Codes that pydicom's copy of PS3.16 does not hold -> where each was read.
+ELSEWHERE = {
+    codes.CHEST_RADIOGRAPHY: "https://hl7.org/fhir/us/core/STU5.0.1/Media-chest-xray.html",
+    codes.code_finding(
+        "atelectasis"
+    ): "https://www.medizininformatik-initiative.de/fhir/ext/modul-onko/ConceptMap/"
+    "mii-cm-onko-nebenwirkung-meddra-sct",
+}
+
+
+def test_every_standard_code_is_known(written):
+    """Those of the written objects, and those of all decisions, by their meaning too."""
+    known = {
+        (code.value, code.scheme_designator, code.meaning)
+        for scheme in ("DCM", "SCT", "UCUM")
+        for code in getattr(pydicom.sr.codedict.codes, scheme).concepts.values()
+    }
+    used = {codes.code_decision(decision) for decision in get_args(Decision)}
+    for path in written.values():
+        used |= list_codes(pydicom.dcmread(path))
+    used.discard(
+        ("en-US", "RFC5646", "English (United States)")
+    )  # the language of the report, of no code list
+    standard = {code for code in used if code[1] != codes.SCHEME}
+    assert standard - known == set(ELSEWHERE)
+    assert codes.CERTAINTY in standard
 
 
 def test_outlines_lie_on_the_strong_spots(written, explanations):

@@ -16,14 +16,16 @@ from contract.map_checks import FILE, FOLDER, UNCHECKED, read_map_check
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
 
+from captum.attr import IntegratedGradients, LayerGradCam  # noqa: E402
+
 from client.explain import METHODS, attribute, explain, explain_findings, explain_hit, read_inputs  # noqa: E402
 from client.explain.baselines import BASELINES, draw_baseline  # noqa: E402
 from client.explain.case import lengthen  # noqa: E402
-from client.explain.gradients import FIRST_STEPS, MOST_STEPS  # noqa: E402
+from client.explain.gradients import FIRST_STEPS, MOST_STEPS, attribute_findings  # noqa: E402
 from client.explain.hit import Case, embed_cases  # noqa: E402
 from client.explain.maps import encode_png  # noqa: E402
 from client.explain.methods import find_obstacle, make_map  # noqa: E402
-from client.explain.network import Probe  # noqa: E402
+from client.explain.network import Probe, fuse_points, make_path_ends  # noqa: E402
 from client.explain.perturbation import fill_grey  # noqa: E402
 from client.explain.words import find_sections  # noqa: E402
 from training.model.model import load_model  # noqa: E402
@@ -82,17 +84,31 @@ def test_padding_changes_no_map(case, key):
     np.testing.assert_allclose(first, second, atol=1e-3 * np.abs(first).max())
 
 
-def test_grad_cam_is_the_weighted_mean_of_the_last_stage(case):
-    """Computed by hand: the gradient of the logit, averaged over the patches, times the features."""
+class LastStage(torch.nn.Module):
+    """The logit of a label, with the features of the last stage as one layer whose channels come first."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.probe, self.layer = probe, torch.nn.Identity()
+
+    def forward(self, pixels):
+        encoder = self.probe.model.image_encoder
+        features = encoder.backbone.forward_features(encoder.scale(pixels, encoder.mean))
+        tokens = encoder.layout.take_tokens(features)
+        grid = self.layer(tokens.transpose(1, 2).unflatten(2, (7, 7)))
+        tokens = grid.flatten(2).transpose(1, 2)
+        return self.probe.fuse(encoder.project(tokens) + encoder.position).logits[:, self.probe.index]
+
+
+def test_grad_cam_is_that_of_captum(case):
     model, inputs = case
     index = LABEL_INDEX["cardiac"]
-    probe, encoder = Probe(model, inputs, index), model.image_encoder
-    features = encoder.backbone.forward_features(encoder.scale(inputs.pixels, encoder.mean)).detach()
-    tokens = encoder.layout.take_tokens(features).requires_grad_(True)  # (1, N, F)
-    logit = probe.fuse(encoder.project(tokens) + encoder.position).logits[0, index]
-    [gradient] = torch.autograd.grad(logit, tokens)
-    expected = torch.relu((gradient.mean(1, keepdim=True) * tokens).sum(-1)).reshape(7, 7).detach().numpy()
-    np.testing.assert_allclose(make_map(model, inputs, index, "grad_cam").values, expected, atol=1e-6)
+    stage = LastStage(Probe(model, inputs, index))
+    pixels = inputs.pixels.clone().requires_grad_()
+    expected = LayerGradCam(stage, stage.layer).attribute(pixels, relu_attributions=True)[0, 0].detach()
+    assert expected.max() > 0
+    found = make_map(model, inputs, index, "grad_cam").values
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(expected.max()))
 
 
 def test_shapley_values_sum_to_the_change_of_the_logit(case):
@@ -171,6 +187,46 @@ def test_steps_are_doubled_until_the_integral_is_accurate(case, monkeypatch):
     monkeypatch.setattr("client.explain.gradients.LEAST_DELTA", 0.0)
     monkeypatch.setattr("client.explain.gradients.MOST_STEPS", 2 * FIRST_STEPS)
     assert attribute(model, inputs, LABEL_INDEX["cardiac"]).steps == 2 * FIRST_STEPS < MOST_STEPS
+
+
+def test_the_integral_is_that_of_captum(case):
+    model, inputs = case
+    values, baselines = make_path_ends(model, inputs)
+    indices = [LABEL_INDEX["cardiac"], LABEL_INDEX["pleural"]]
+    found = attribute_findings(model, inputs, indices, steps=20)  # the last batch is not full
+    for index, one in zip(indices, found, strict=True):
+        reference = IntegratedGradients(
+            lambda *points, i=index: fuse_points(model, inputs, points).logits[:, i]
+        )
+        pixels, tokens = reference.attribute(values, baselines, n_steps=20)
+        np.testing.assert_allclose(one.pixels, pixels[0, 0], atol=1e-5 * float(pixels.abs().max()))
+        tokens = tokens[0].sum(-1)
+        np.testing.assert_allclose(one.tokens, tokens, atol=1e-5 * float(tokens.abs().max()))
+
+
+def test_findings_share_the_path(case, monkeypatch):
+    """Each point goes forward once for all findings, and a finding whose integral is accurate goes no further."""
+    model, inputs = case
+    indices = [LABEL_INDEX[name] for name in ("cardiac", "pleural", "air_leak")]
+    single = [attribute(model, inputs, index) for index in indices]
+    exact = sorted(one.convergence_delta for one in single)
+    monkeypatch.setattr("client.explain.gradients.TOLERANCE", 0.0)
+    monkeypatch.setattr(
+        "client.explain.gradients.LEAST_DELTA", (exact[1] + exact[2]) / 2
+    )  # two of three pass
+    monkeypatch.setattr("client.explain.gradients.MOST_STEPS", 2 * FIRST_STEPS)
+    single = [attribute(model, inputs, index) for index in indices]
+    seen, finished = [], []
+    hook = model.image_encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    together = attribute_findings(model, inputs, indices, finish=finished.append)
+    hook.remove()
+    assert sorted(one.steps for one in together) == [FIRST_STEPS, FIRST_STEPS, 2 * FIRST_STEPS]
+    assert sum(seen) == 2 + 3 * FIRST_STEPS  # both ends, and two rounds
+    assert finished == [2, 1]
+    for one, alone in zip(together, single, strict=True):
+        assert one.steps == alone.steps
+        np.testing.assert_allclose(one.pixels, alone.pixels, atol=1e-5 * np.abs(alone.pixels).max())
+        np.testing.assert_allclose(one.tokens, alone.tokens, atol=1e-5 * np.abs(alone.tokens).max())
 
 
 def test_an_inaccurate_integral_is_said(bundle, image):
@@ -352,6 +408,9 @@ def test_the_command_explains_findings_and_hits(bundle, image, tmp_path):
     assert [answer["key"], answer["further"][0]["key"]] == ["cardiac", "pleural"]
     assert [one["method"] for one in answer["maps"]] == ["attention", "grad_cam"]
     assert len(answer["written"]) == 5
+    seconds = answer["seconds"]
+    assert 0 < seconds["write"] < seconds["total"]
+    assert seconds["explain"] + seconds["write"] == pytest.approx(seconds["total"], abs=0.003)
     assert (tmp_path / "why.png").is_file()
     for wrong in (["--hit", "1"], ["--hit", "1", "--table", "t.parquet", "--finding", "cardiac"]):
         assert isinstance(CliRunner().invoke(app, [*line, *wrong]).exception, SystemExit)

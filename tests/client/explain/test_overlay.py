@@ -11,7 +11,7 @@ from PIL import Image
 from client.explain.geometry import find_sides, unfit_map
 from client.explain.map_files import write_maps
 from client.explain.maps import encode_png, find_hottest_box, smooth_attribution, smooth_map
-from client.explain.overlay import render_map, write_overlay
+from client.explain.overlay import _make_caption, describe_map, render_map, write_overlay
 from client.explanation import Explanation, ImageMap, WordAttribution
 from contract.errors import ArtifactError, ConfigError
 from contract.image.frame import Frame
@@ -117,6 +117,25 @@ def test_colours_tell_for_from_against(explanation):
     assert red > blue + 80
     assert back_blue > back_red + 80
     np.testing.assert_array_equal(picture[8, 8], [120, 120, 120])  # far from both: the radiograph itself
+
+
+def test_a_map_tells_how_much_its_pixels_moved(explanation):
+    """Its colours do not: they reach to its own largest value."""
+    gradients, attention = explanation.maps
+    values = np.full_like(gradients.values, -0.6 / gradients.values.size)
+    summed = replace(gradients, values=values, delta=0.001)
+    expected = "Integrated Gradients: -0.60 of +3.00 logits"
+    assert describe_map(explanation, summed) == expected
+    for promises_no_sum in (gradients, attention):
+        assert describe_map(explanation, promises_no_sum) == promises_no_sum.title
+
+
+def test_the_shares_of_several_findings_are_told_apart(explanation):
+    other = replace(explanation, name="Normal", words=())
+    caption = " ".join(_make_caption([explanation, other], 400).split())
+    assert "Pleural Disease (Effusion / Thickening): image" in caption
+    assert "; Normal: image 100%." in caption
+    assert "attribution: image" in _make_caption([explanation], 400)
 
 
 def test_even_attention_does_not_look_as_if_it_pointed(explanation):
