@@ -16,8 +16,8 @@ ablation: $(ROWS:%=$(RESULTS)/ablation/%/evaluated) ## train every row of the ab
 	$(CXR) train table $(ROWS:%=$(RESULTS)/ablation/%/bundle) --column 'image AUROC' --column 'two views AUROC' --column 'findings AUROC' \
 		--column 'study AUROC' --column 'P@5 by image' --column 'report → image R@10'
 
-phantoms: $(RESULTS)/phantoms/evaluated ## train the config phantoms on the same studies, with images (hours)
-	$(CXR) train table $(RESULTS)/phantoms/bundle
+phantoms: $(RESULTS)/phantoms/evaluated $(RESULTS)/phantoms-fusion/evaluated ## train the configs phantoms and phantoms-fusion on the same studies, with images (an hour)
+	$(CXR) train table $(RESULTS)/phantoms/bundle $(RESULTS)/phantoms-fusion/bundle
 
 reports: $(SEEDS:%=$(RESULTS)/reports/%/evaluated) ## train on the real reports (REPORTS), three splits, beside TF-IDF (an hour)
 	$(CXR) train table $(SEEDS:%=$(RESULTS)/reports/%/bundle)
@@ -44,6 +44,10 @@ $(RESULTS)/ablation/%/evaluated: $(RESULTS)/cache/112
 $(RESULTS)/phantoms/evaluated: $(RESULTS)/cache/112
 	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/phantom.parquet --config phantoms --cache $< --out $(@D)/bundle --resume
 	$(CXR) evaluate $(RESULTS)/phantom.parquet --cache $< --bundle $(@D)/bundle && touch $@
+
+$(RESULTS)/phantoms-fusion/evaluated: $(RESULTS)/phantoms/evaluated
+	rm -rf $(@D)/bundle && $(CXR) train $(RESULTS)/phantom.parquet --config phantoms-fusion --from $(<D)/bundle --cache $(RESULTS)/cache/112 --out $(@D)/bundle --resume
+	$(CXR) evaluate $(RESULTS)/phantom.parquet --cache $(RESULTS)/cache/112 --bundle $(@D)/bundle && touch $@
 
 $(RESULTS)/reports/%/evaluated: $(RESULTS)/reports.parquet
 	rm -rf $(@D)/bundle && $(CXR) train $< --config reports --seed $* --out $(@D)/bundle --resume
