@@ -37,7 +37,8 @@ def run_image_controls(parts: Mapping[str, Studies], read_pixels: ReadPixels) ->
     Raises:
         ConfigError: No image of a part can be read.
     """
-    rows, features = {}, {}
+    rows: dict[str, NDArray[np.int64]] = {}
+    features: dict[str, dict[str, NDArray[np.float32]]] = {}
     for part in PARTS:
         rows[part], features[part] = _read_features(parts[part], read_pixels)
         if not len(rows[part]):
