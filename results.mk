@@ -1,6 +1,6 @@
 # The figures of docs/training.md, docs/evaluation.md and docs/benchmarks.md, each from one command. `make` lists them.
 # RESULTS is where models and tables go. Each is made once, so an interrupted series continues.
-.PHONY: ablation phantoms reports real bench bench-retrieval gpu
+.PHONY: ablation phantoms reports real bench bench-retrieval chaos gpu
 
 RESULTS ?= results
 REPORTS ?= ../shared/data/openi/NLMCXR_reports.tgz
@@ -106,6 +106,11 @@ CASES ?= 100000
 
 bench-retrieval: | .venv/installed ## measure the sidecar against raw FAISS and the disk (CASES=100000; 10 minutes)
 	$(CXR) bench retrieval $(RESULTS)/retrieval --cases $(CASES)
+
+MINUTES ?= 0
+
+chaos: $(BENCH)/demo/fp32/.published.json ## kill, stop, fill, cut and overload a server while clients check it (some minutes; MINUTES=60 repeats the faults)
+	$(CXR) bench soak $(<D) --bundle $(BENCH)/demo/bundle --minutes $(MINUTES) --out $(RESULTS)/chaos
 
 # No network, at most 8 minutes; the same again goes on where it stopped. WHEELS: a folder of packages that are missing.
 GPU_OUT ?= $(RESULTS)/gpu

@@ -31,7 +31,8 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None or context.resilient_parsing:
         return path
-    options = {option.name: option for option in context.command.params if option.name not in _NOT_IN_FILE}
+    options = {str(option.name): option for option in context.command.params}
+    options = {name: option for name, option in options.items() if name not in _NOT_IN_FILE}
     texts = read_section(path, "serve", options, _SETTING)
     values = {name: _split(options[name], text) for name, text in texts.items() if text}
     for name, value in values.items():

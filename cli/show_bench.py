@@ -6,7 +6,7 @@ from typing import Any, Final
 from rich import box
 from rich.console import Console
 
-from bench.faults.soak import format_row, format_sums
+from bench.faults.soak_report import COLUMNS, format_rows, format_sums
 from bench.profile import ModelProfile
 from bench.targets.table import list_cells
 from cli.console import Table, escape
@@ -85,13 +85,15 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_soak(console: Console, report: dict[str, Any]) -> None:
-    """Print the events with their durations and errors."""
+    """Print the events with their durations and errors, the rows of overload, and the sums."""
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("event", "times", "restarts", "median", "longest", "errors"):
+    for title in COLUMNS:
         table.add_column(title)
-    for event in report["events"]:
-        table.add_row(*format_row(event))
+    for cells in format_rows(report):
+        table.add_row(*map(escape, cells))
     console.print(table)
+    if report["overload"]:
+        print_table(console, {"rows": report["overload"]})
     for line in format_sums(report):
         console.print(line)
 

@@ -5,16 +5,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import cycle, permutations
 from pathlib import Path
 from typing import Final
 
-from bench.faults.served_process import ServedProcess
+from bench.faults.served_process import SERVERS, ServedProcess
 
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _FILL: Final = "cxr_soak_fill"
 _SHORT_STOP_S: Final = 1.5  # usually enough to abort Triton 2.51 if one of its stubs is stopped for so long
-_FULL_S: Final = 4.0
+FULL_S: Final = 4.0
+CUT_S: Final = 6.0  # longer than the deadline of the clients
+_BETWEEN_S: Final = 1.0
 _STEPS_BYTES: Final = (2**22, 2**16, mmap.PAGESIZE)
+_ORDERS: Final = cycle(permutations(reversed(SERVERS)))
 
 Fault = Callable[[ServedProcess], None]
 
@@ -70,28 +73,37 @@ def stop_relay(served: ServedProcess) -> None:
     _signal(served.find_server("serving.relay"), signal.SIGSTOP)
 
 
-def fill_shared_memory(when_full: Callable[[], None]) -> None:
-    """Fill /dev/shm completely for some seconds; only in a run with its own /dev/shm (`bench.faults.soak`).
+def restart_all(served: ServedProcess) -> None:
+    """Kill all servers one after the other, so that they start again in another order. Each call uses another order."""
+    order = next(_ORDERS)
+    for word in order:
+        _signal(served.find_server(word), signal.SIGKILL)
+        time.sleep(_BETWEEN_S)
+
+
+def fill_space(directory: Path, when_full: Callable[[], None]) -> None:
+    """Fill the file system of a directory completely for some seconds; only one that belongs to this run.
 
     Args:
-        when_full: Called once when it is full. The servers keep the memory that they hold, and small requests fit
-            into it. Only a request larger than all earlier ones needs more.
+        directory: `/dev/shm` or the folder of the servers' files (`bench.faults.namespaces`).
+        when_full: Called once when it is full. Servers keep the memory that they hold in /dev/shm, and small requests
+            fit into it. Only a request larger than all earlier ones needs more.
     """
-    path, size = SHARED_MEMORY / _FILL, 0
+    path, size = directory / _FILL, 0
     try:
         with path.open("wb") as file:
             size = _take_all(file.fileno(), size)
             when_full()
-            full_until = time.monotonic() + _FULL_S
+            full_until = time.monotonic() + FULL_S
             while time.monotonic() < full_until:
-                size = _take_all(file.fileno(), size)  # again, if memory was freed meanwhile
+                size = _take_all(file.fileno(), size)  # again, if space was freed meanwhile
                 time.sleep(0.005)
     finally:
         path.unlink(missing_ok=True)
 
 
 def _take_all(file: int, size: int) -> int:
-    """Allocate all free memory to a file that has `size` bytes; return its new size."""
+    """Allocate all free space to a file that has `size` bytes; return its new size."""
     for step in _STEPS_BYTES:
         while _take(file, size, step):
             size += step
@@ -99,7 +111,7 @@ def _take_all(file: int, size: int) -> int:
 
 
 def _take(file: int, start: int, step: int) -> bool:
-    """Allocate one step of memory to a file; return whether that succeeded."""
+    """Allocate one step of space to a file; return whether that succeeded."""
     try:
         os.posix_fallocate(file, start, step)
     except OSError:
@@ -132,4 +144,11 @@ FAULTS: Final[dict[str, Fault]] = {
     "stop the relay for good": stop_relay,
     "kill the sidecar": kill_sidecar,
 }
-FULL: Final = "fill /dev/shm for 4 s"
+# The names of the events of `bench.faults.events`.
+FULL: Final = f"fill /dev/shm for {FULL_S:g} s"
+DISK: Final = f"fill the disk for {FULL_S:g} s"
+CUT: Final = f"cut the network for {CUT_S:g} s"
+RESTART: Final = "kill all in another order"
+CORRUPT: Final = "corrupt the newest version"
+SWAP: Final = "swap the version"
+BAD: Final = "bad clients for 8 s"

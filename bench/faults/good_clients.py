@@ -1,14 +1,8 @@
-"""Good clients of a server under faults. Their answers are compared with known ones.
+"""Good clients that predict. Their answers are compared with known ones. `bench.faults.hostile` has the bad clients."""
 
-They behave like a program that must run for weeks: they send a request, wait, and try again after an error. They do not
-know about the faults. `bench.faults.hostile` has the bad clients.
-"""
-
-import threading
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +10,12 @@ from numpy.typing import NDArray
 
 from bench.faults.hostile import GrpcCaller, HostileTraffic, answer_calls, list_callers
 from bench.faults.hostile_calls import CASE_INPUTS, list_bad_calls, list_good_calls
+from bench.faults.records import Clients, Connect, Record, Request
 from bench.load.inputs import Arrays, RawCase, make_case
 from client.channel import Carrier
 from client.client import CxrClient
 from client.triton import TritonTransport
-from contract.errors import ConfigError, CxrError, InputError
+from contract.errors import ConfigError
 from contract.image.png import encode_png
 from contract.report.tokens import TokenLimits
 
@@ -28,7 +23,6 @@ SAME: Final = 1e-3  # tolerance, because results depend a little on the batch si
 APART: Final = 1e-2  # two cases must differ by more, to be told apart
 _SIDE: Final = 512  # pixels
 _WORDS: Final = ("effusion", "fracture", "granuloma", "emphysema", "pneumonia", "scoliosis")
-_PAUSE_S: Final = 0.05
 _TIMEOUT_S: Final = 5.0
 _CALM_TIMEOUT_S: Final = 30.0
 _HOSTILE_TIMEOUT_S: Final = 20.0  # a longer call among bad clients counts as unanswered
@@ -73,35 +67,42 @@ def ask_expected(client: CxrClient, cases: Sequence[SoakCase]) -> list[NDArray[n
     return answers
 
 
-@dataclass(eq=False)
-class Record:
-    """The results of one good client."""
+def connect_predictor(
+    triton_url: str,
+    carrier: Carrier,
+    cases: Sequence[SoakCase],
+    expected: Sequence[NDArray[np.float32] | None],
+) -> Connect:
+    """Return what connects a client that sends known cases in turn.
 
-    good_at: list[float] = field(default_factory=list)  # time.monotonic
-    errors: list[tuple[float, str]] = field(default_factory=list)  # time, name of the type
-    wrong: int = 0
-    untyped: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class _Group:
-    """Clients that stop together."""
-
-    records: list[Record] = field(default_factory=list)
-    threads: list[threading.Thread] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def end(self) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
-
-
-class GoodClients:
-    """Clients that send known cases in turn until `close`, each in its own thread.
-
-    `records` belong to the current clients, `gone` to dismissed guests.
+    Args:
+        triton_url: host:port of Triton's gRPC service.
+        carrier: How it sends tensors.
+        cases: The cases.
+        expected: The answer to each case. None: its first answer is the reference for later ones.
     """
+
+    @contextmanager
+    def connect() -> Iterator[Request]:
+        references = list(expected)
+        with CxrClient(
+            triton_url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False, tls=False, token=""
+        ) as client:
+
+            def request(number: int) -> bool:
+                index = number % len(cases)
+                answer = _ask(client, cases[index])
+                reference = references[index]
+                reference = references[index] = answer if reference is None else reference
+                return bool(np.abs(answer - reference).max() <= SAME)
+
+            yield request
+
+    return connect
+
+
+class GoodClients(Clients):
+    """Clients that predict, one for each carrier, and others that are added."""
 
     def __init__(
         self,
@@ -111,96 +112,15 @@ class GoodClients:
         carriers: Sequence[Carrier] = ("grpc", "shared_memory", "auto"),
     ) -> None:
         """Start them."""
-        self.records: list[Record] = []
-        self.gone: list[Record] = []
+        super().__init__()
         self._url = triton_url
-        self._residents = _Group()
-        self._guests = _Group()
         for carrier in carriers:
-            self._start(self._residents, carrier, cases, list(expected))
+            self.add(connect_predictor(triton_url, carrier, cases, expected))
 
-    def invite(self, case: SoakCase) -> None:
-        """Add a client that sends this case over gRPC. Its first answer is the reference for later ones."""
-        self._start(self._guests, "grpc", [case], [None])
-
-    def dismiss(self) -> None:
-        """Stop the invited clients."""
-        self._guests.end()
-        self.records, self.gone = (
-            [record for record in self.records if record not in self._guests.records],
-            self.gone + self._guests.records,
-        )
-        self._guests = _Group()
-
-    def have_answers_since(self, moment: float, count: int = 3) -> bool:
-        """Return whether each client got `count` good answers in a row since a moment, and no error after them."""
-        for record in list(self.records):
-            last_error = record.errors[-1][0] if record.errors else 0.0
-            newer = [at for at in record.good_at[-count:] if at > max(moment, last_error)]
-            if len(newer) < count:
-                return False
-        return True
-
-    def count_errors(self, since: float) -> Counter[str]:
-        """Return the number of errors by type since a moment."""
-        return Counter(kind for record in self.records for at, kind in list(record.errors) if at >= since)
-
-    def get_recovery_s(self, moment: float) -> float:
-        """Return the seconds from a moment until all clients had good answers again; 0 without errors."""
-        recovered = [0.0]
-        for record in self.records:
-            errors = [at for at, _ in record.errors if at >= moment]
-            later = [at for at in record.good_at if errors and at > errors[-1]]
-            recovered += [later[0] - moment] if later else []
-        return max(recovered)
-
-    def close(self) -> None:
-        """Stop all clients."""
-        self.dismiss()
-        self._residents.end()
-
-    def _start(
-        self,
-        group: "_Group",
-        carrier: Carrier,
-        cases: Sequence[SoakCase],
-        expected: list[NDArray[np.float32] | None],
-    ) -> None:
-        record = Record()
-        arguments = (carrier, cases, expected, record, group.stop)
-        thread = threading.Thread(target=self._run, args=arguments, daemon=True)
-        self.records.append(record)
-        group.records.append(record)
-        group.threads.append(thread)
-        thread.start()
-
-    def _run(
-        self,
-        carrier: Carrier,
-        cases: Sequence[SoakCase],
-        expected: list[NDArray[np.float32] | None],
-        record: Record,
-        stop: threading.Event,
-    ) -> None:
-        with CxrClient(
-            self._url, timeout_s=_TIMEOUT_S, transport=carrier, shrink=False, tls=False, token=""
-        ) as client:
-            number = 0
-            while not stop.wait(_PAUSE_S):
-                index, number = number % len(cases), number + 1
-                try:
-                    answer = _ask(client, cases[index])
-                except CxrError as error:
-                    record.errors.append((time.monotonic(), type(error).__name__))
-                    record.wrong += isinstance(error, InputError)  # the case is good
-                except Exception as error:
-                    record.errors.append((time.monotonic(), type(error).__name__))
-                    record.untyped[type(error).__name__] += 1
-                else:
-                    record.good_at.append(time.monotonic())
-                    reference = expected[index]
-                    reference = expected[index] = answer if reference is None else reference
-                    record.wrong += bool(np.abs(answer - reference).max() > SAME)
+    def invite(self, case: SoakCase, url: str | None = None) -> Record:
+        """Add a guest that sends this case over gRPC, perhaps to another address; return its record."""
+        connect = connect_predictor(self._url if url is None else url, "grpc", [case], [None])
+        return self.add(connect, guest=True)
 
 
 def prepare_traffic(

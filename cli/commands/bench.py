@@ -329,12 +329,14 @@ def soak(
     seed: Annotated[int, typer.Option(help="Seed for the drawn cases.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Test a server under faults: kill, stop, full shared memory, bad clients, swaps. Clients check every answer."""
-    from bench.faults.soak import enter_private_memory, run_soak
+    """Test a server under faults and three times its load. Clients check every answer, and a ledger every write."""
+    from bench.faults.namespaces import enter_namespaces
+
+    enter_namespaces(sys.argv[1:])
+    from bench.faults.soak import run_soak
     from cli.show import print_json
     from cli.show_bench import print_soak
 
-    enter_private_memory(sys.argv[1:])
     console = make_console(as_json)
     report = run_soak(
         console, repository, minutes=minutes, bundle=bundle, out=out, only=tuple(only or ()), seed=seed

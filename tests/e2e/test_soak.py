@@ -1,4 +1,4 @@
-"""`cxr bench soak`, short: each event once or twice. For real: `cxr bench soak REPOSITORY --minutes 60`."""
+"""`cxr bench soak`, short: each event once. For real: `make chaos`, or with MINUTES=60."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.soak import BAD, FULL, SWAP
+from bench.faults.faults import BAD, CORRUPT, CUT, DISK, FULL, RESTART, SWAP
+from bench.faults.overload import OVERLOAD
 
 pytest.importorskip("pytriton")
 pytest.importorskip("torch")
@@ -59,7 +60,9 @@ def check(done: subprocess.CompletedProcess[str], report: dict, events: tuple[st
     assert not report["bad_clients"]["wrong"]
     assert not report["bad_clients"]["unanswered"]
     assert not report["bad_clients"]["not_refused"]
-    assert report["leftovers"] == {"processes": 0, "shared_memory_bytes": 0, "regions": 0, "exit_code": 0}
+    assert report["writes"] > 10
+    assert not any(report["leftovers"].values())
+    assert all(event["passed"] and event["lost_writes"] == 0 for event in report["events"])
 
 
 @pytest.mark.timeout(500)
@@ -86,22 +89,41 @@ def test_clients_see_typed_errors_and_right_answers(ordered, model, tmp_path):
     assert "| kill Triton | 1 | " in table
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of its own needs a mount namespace")
-@pytest.mark.timeout(300)
-def test_a_full_shared_memory(model, tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system and a network of its own need namespaces")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        pytest.param((FULL, DISK), id="full"),
+        pytest.param(
+            ("kill the sidecar", RESTART, CORRUPT, FULL, DISK, CUT), id="all", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_faults_of_memory_disk_and_network(ordered, model, tmp_path):
     before = set(os.listdir("/dev/shm"))
-    done, report = run_soak(model, tmp_path / "out", FULL)
-    if "There is no event" in done.stderr:
-        pytest.skip("no mount namespaces here")
-    check(done, report, (FULL,))
-    (event,) = report["events"]
-    assert sum(event["errors"].values()) > 0, "nobody noticed that there was no memory"
+    done, report = run_soak(model, tmp_path / "out", *ordered)
+    if report.get("skipped"):
+        pytest.skip(f"not possible here: {report['skipped']}")
+    check(done, report, ordered)
+    for event in report["events"]:
+        assert sum(event["errors"].values()) > 0, f"nobody noticed: {event['event']}"
     assert "cxr_soak_fill" not in set(os.listdir("/dev/shm")) - before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_rows_of_overload(model, tmp_path):
+    """The limits depend on the machine. That each row is measured, and that clients see only typed errors, does not."""
+    done, report = run_soak(model, tmp_path / "out", OVERLOAD)
+    assert done.returncode in (0, 4), done.stdout + done.stderr
+    assert len(report["overload"]) == 3
+    assert all(row["value"] is not None and all(row["conditions"].values()) for row in report["overload"])
 
 
 def test_an_unknown_event_is_named(model, tmp_path):
     done, _ = run_soak(model, tmp_path / "out", "kill the cat")
     assert done.returncode == 2
-    assert "There is no event 'kill the cat' here. Choose from kill a python process" in " ".join(
+    assert "There is no event 'kill the cat'. Choose from kill a python process" in " ".join(
         done.stderr.split()
     )

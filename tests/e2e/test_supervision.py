@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.faults.faults import FAULTS, SHARED_MEMORY
+from bench.faults.faults import FAULTS
+from bench.faults.namespaces import SHARED_MEMORY
 from bench.faults.served_process import SERVERS, ServedProcess, wait_for
 from client import CxrClient
 from contract.errors import CxrError, ServiceError

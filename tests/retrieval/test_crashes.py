@@ -1,7 +1,5 @@
 """The sidecar is killed under load, again and again. A ledger outside of it says what must be there afterwards.
 
-Each group of cases belongs to one sender and is written or deleted by one request at a time. After a kill, a group must
-be as the last acknowledged request left it, or as the request meant it that had no answer yet: all of it, never a part.
 SIGKILL leaves what the kernel has in memory, so this is no test of a power failure.
 """
 
@@ -13,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 
-from client.retrieval import RetrievalTransport, StoredCase
+from bench.faults.ledger import MODEL, Ledger, list_ids, make_group, read_groups
+from client.retrieval import RetrievalTransport
 from contract.case_backup import MANIFEST
 from contract.connection import Connection
 from contract.errors import CxrError
@@ -32,55 +29,12 @@ ROOT = Path(__file__).parents[2]
 SENDERS = 3
 GROUPS = 12  # of each sender
 CASES = 50  # of a group: more than SQLite gets with one statement
-MODEL = "a" * 64
 ADMIN_TOKEN = "cxr_" + "a" * 40
 TIMEOUT_S = 60.0
 
 
-def make_group(group: str, version: int) -> list[StoredCase]:
-    """Return the cases of a group. Each version has other embeddings and reports."""
-    seed = [int(part) for part in group.split("-")]
-    vectors = np.random.default_rng([*seed, version]).normal(size=(CASES, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [
-        StoredCase(f"{group}-{place}", group, vector, ("normal",), f"{version}", "")
-        for place, vector in enumerate(vectors)
-    ]
-
-
-class Ledger:
-    """Group -> version. 0: there is no such case."""
-
-    def __init__(self) -> None:
-        self.acknowledged: dict[str, int] = {}
-        self.asked: dict[str, int] = {}  # without an answer
-        self.version = 0
-        self.writes = 0
-        self._lock = threading.Lock()
-
-    def begin(self, group: str, *, delete: bool) -> int:
-        with self._lock:
-            self.version += 1
-            self.asked[group] = 0 if delete else self.version
-            return self.asked[group]
-
-    def end(self, group: str) -> None:
-        with self._lock:
-            self.acknowledged[group] = self.asked.pop(group)
-            self.writes += 1
-
-    def compare(self, found: dict[str, Counter]) -> None:
-        """Fail where the store is neither as it was acknowledged nor as it was asked for; then believe the store."""
-        for sender in range(SENDERS):
-            for number in range(GROUPS):
-                group = f"{sender}-{number}"
-                versions = found.get(group, Counter({0: CASES}))
-                allowed = {self.acknowledged.get(group, 0), self.asked.get(group, -1)}
-                assert len(versions) == 1, f"{group} is there in parts: {versions}, allowed {allowed}"
-                ((version, count),) = versions.items()
-                assert (count, version in allowed) == (CASES, True), f"{group}: {versions}, allowed {allowed}"
-                self.acknowledged[group] = version
-        self.asked.clear()
+def make_ledger() -> Ledger:
+    return Ledger([f"{sender}-{number}" for sender in range(SENDERS) for number in range(GROUPS)], CASES)
 
 
 class Server:
@@ -116,19 +70,11 @@ class Server:
             self._transport.close()
 
 
-def read_groups(transport: RetrievalTransport) -> dict[str, Counter]:
-    """Return group -> version -> number of its cases, from the reports."""
-    found: dict[str, Counter] = {}
-    for case in transport.list_cases(TIMEOUT_S, reports=True):
-        found.setdefault(case.study_id, Counter())[int(case.report)] += 1
-    return found
-
-
 def check_search(transport: RetrievalTransport, ledger: Ledger, chance: random.Random) -> None:
     """Fail unless the index holds what the store holds."""
     groups = [group for group, version in ledger.acknowledged.items() if version]
     for group in chance.sample(groups, min(4, len(groups))):
-        case = make_group(group, ledger.acknowledged[group])[chance.randrange(CASES)]
+        case = make_group(group, ledger.acknowledged[group], CASES)[chance.randrange(CASES)]
         (hit,) = transport.search(MODEL, case.embedding, 1, (), TIMEOUT_S).cases
         assert (hit.id, hit.report, round(hit.score, 5)) == (case.id, case.report, 1.0)
 
@@ -141,10 +87,10 @@ def send(transport: RetrievalTransport, ledger: Ledger, sender: int, seed: int) 
             group = f"{sender}-{chance.randrange(GROUPS)}"
             version = ledger.begin(group, delete=chance.random() < 0.2)
             if version:
-                transport.add(MODEL, make_group(group, version), TIMEOUT_S)
+                transport.add(MODEL, make_group(group, version, CASES), TIMEOUT_S)
             else:
-                transport.delete([f"{group}-{place}" for place in range(CASES)], TIMEOUT_S)
-            ledger.end(group)
+                transport.delete(list_ids(group, CASES), TIMEOUT_S)
+            ledger.end(group, version)
 
 
 def back_up(transport: RetrievalTransport, folder: Path) -> None:
@@ -168,7 +114,7 @@ def kill_once(
     server, threads = Server(store, at), list[threading.Thread]()
     try:
         transport = server.wait_ready()
-        ledger.compare(read_groups(transport))
+        assert not ledger.compare(read_groups(transport, TIMEOUT_S))
         check_search(transport, ledger, chance)
         assert not list(store.glob(".copy-*"))
         for sender in range(senders):
@@ -198,7 +144,7 @@ def kill_at_the_start(store: Path, chance: random.Random) -> None:
 
 def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> tuple[Ledger, int]:
     """Return the ledger, and the number of times that a fault point killed the sidecar."""
-    chance, ledger, store, fused = random.Random(seed), Ledger(), tmp_path / "store", 0
+    chance, ledger, store, fused = random.Random(seed), make_ledger(), tmp_path / "store", 0
     points = [*POINTS, None]  # None: at any time
     for turn in range(kills):
         if turn % 7 == 3:
