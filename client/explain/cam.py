@@ -24,9 +24,10 @@ def compute_grad_cam(probe: Probe) -> NDArray[np.float32]:
     encoder, layout = probe.model.image_encoder, probe.model.image_encoder.layout
     with torch.no_grad():
         features = encoder.backbone.forward_features(encoder.scale(probe.pixels, encoder.mean))
-    tokens = layout.take_tokens(features).detach().requires_grad_()  # (1, N, F), row by row
-    logit = probe.fuse(encoder.project(tokens) + encoder.position).logits[0, probe.index]
-    [gradient] = torch.autograd.grad(logit, tokens)
+    with torch.enable_grad():  # also for a caller that needs no gradients
+        tokens = layout.take_tokens(features).detach().requires_grad_()  # (1, N, F), row by row
+        logit = probe.fuse(encoder.project(tokens) + encoder.position).logits[0, probe.index]
+        [gradient] = torch.autograd.grad(logit, tokens)
     with torch.no_grad():
         found = torch.relu((gradient.mean(1, keepdim=True) * tokens).sum(-1))
     array: NDArray[np.float32] = found.reshape(layout.grid, layout.grid).cpu().numpy().astype(np.float32)

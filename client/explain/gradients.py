@@ -203,7 +203,8 @@ def _integrate_together(
     waiting = list(range(len(values)))
     count = FIRST_STEPS if steps is None else steps
     while waiting:
-        parts = _integrate_once(compute, *ends, waiting, count)
+        with torch.enable_grad():  # also for a caller that needs no gradients
+            parts = _integrate_once(compute, *ends, waiting, count)
         for place, own in zip(waiting, parts, strict=True):
             found[place] = Attributions(
                 *_read_parts(inputs, own), values[place], baseline_values[place], count

@@ -111,6 +111,15 @@ def test_grad_cam_is_that_of_captum(case):
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(expected.max()))
 
 
+@pytest.mark.parametrize("key", ["integrated_gradients", "grad_cam"])
+def test_a_caller_may_have_switched_gradients_off(case, key):
+    """As Captum does while it measures the sensitivity of a map."""
+    model, inputs = case
+    expected = make_map(model, inputs, 0, key, steps=4).values
+    with torch.no_grad():
+        np.testing.assert_array_equal(make_map(model, inputs, 0, key, steps=4).values, expected)
+
+
 def test_shapley_values_sum_to_the_change_of_the_logit(case):
     model, inputs = case
     probe = Probe(model, inputs, LABEL_INDEX["cardiac"])
