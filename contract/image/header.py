@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError, ImageError
 from contract.image.dicom_file import is_picture, read_header
+from contract.image.parts import check_parts
 from contract.image.record import DicomImage
 from contract.image.view import View, ViewVerdict, weigh_view
 from contract.image.view_clues import ViewClues, describe_shape, read_clues
@@ -161,12 +162,13 @@ def describe_picture(data: bytes) -> ImageHeader:
     """Return the header of a PNG or JPEG file, with rows and columns as displayed.
 
     Raises:
-        ImageError: It is damaged.
+        ImageError: It is damaged, or has too many parts.
     """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
+    check_parts(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
