@@ -29,7 +29,7 @@ HEALTH: Final = "health"  # name of a call about health, in metrics
 _ID: Final = re.compile(r"[A-Za-z0-9.:-]{1,64}")  # no "_": a token begins with cxr_
 _FORMATS: Final = ("text", "json")
 _TEXT_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# The header with which the call that this task or thread answers goes on to another server.
+# The `traceparent` for calls to another server, while this task or thread answers a call.
 _onward: contextvars.ContextVar[str | None] = contextvars.ContextVar("onward", default=None)
 
 
@@ -182,7 +182,7 @@ class Observation:
 
 
 def replace_traceparent(metadata: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return metadata for a call to another server, whose span is below that of the call that runs here."""
+    """Return the metadata of a call to another server. Its `traceparent` names the span of the call that runs here."""
     header = _onward.get()
     if header is None:
         return list(metadata)

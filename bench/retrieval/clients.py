@@ -1,4 +1,4 @@
-"""Many clients in a process of their own, each with one request at a time. The messages are made beforehand.
+"""Many clients in a process of their own, each with one request at a time. Their messages are serialised beforehand.
 
     python -m bench.retrieval.clients ADDRESS REQUESTS CLIENTS
 
@@ -67,7 +67,7 @@ class Clients:
 
 @contextmanager
 def start_clients(address: str, messages: Sequence[bytes], count: int, file: Path) -> Iterator[Clients]:
-    """Start the process; end it in the end. `file` is written for its messages."""
+    """Start the process, and end it when the block ends. `file` is written for its messages."""
     file.write_bytes(b"".join(struct.pack("<I", len(message)) + message for message in messages))
     command = [sys.executable, "-m", "bench.retrieval.clients", address, str(file), str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

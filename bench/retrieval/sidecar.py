@@ -63,7 +63,7 @@ def fill_store(directory: Path, vectors: NDArray[np.float32]) -> None:
 
 @contextmanager
 def run_sidecar(directory: Path, *options: str) -> Iterator[Sidecar]:
-    """Start the sidecar on a directory; end it in the end.
+    """Start the sidecar on a directory, and end it when the block ends.
 
     Raises:
         ServerError: It ended before it was ready.

@@ -56,7 +56,7 @@ class TunedKind:
         p99_ms: 99th percentile of one search.
         build_s: Seconds of training and adding.
         memory_bytes: Codes, lists and graph; for flat the embeddings.
-        memory_share: The same by the bytes of the embeddings.
+        memory_share: `memory_bytes` divided by the bytes of the embeddings.
     """
 
     kind: str
@@ -110,7 +110,7 @@ def tune_kinds(
         vectors: (N, D) float32 of unit length.
         kinds: As `--index` takes them.
         queries: Number of timed searches of each kind.
-        say: Told what is measured.
+        say: Called with the name of each kind before it is measured.
 
     Raises:
         ConfigError: A kind or a parameter is unknown.

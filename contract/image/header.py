@@ -142,14 +142,14 @@ def list_warnings(header: ImageHeader, *, is_first: bool = True) -> tuple[str, .
         header: The header of the image.
         is_first: Whether it is the first image of its study. The others are expected to be other views.
     """
-    warnings = []
+    found = []
     if header.view == "LATERAL" and is_first:
-        warnings.append("The image is a lateral view; the model learned mostly from frontal ones.")
+        found.append("The image is a lateral view; the model learned mostly from frontal ones.")
     if header.body_part and not _is_chest(header.body_part):
-        warnings.append(f"The image is labelled {header.body_part}, not chest.")
+        found.append(f"The image is labelled {header.body_part}, not chest.")
     if header.frames > 1:
-        warnings.append(f"The image has {header.frames} frames; only the first was read.")
-    return tuple(warnings)
+        found.append(f"The image has {header.frames} frames; only the first was read.")
+    return tuple(found)
 
 
 def _is_chest(body_part: str) -> bool:
