@@ -84,7 +84,7 @@ def _find_problem(url: str) -> str:
     """Return what is wrong with host:port, or "". The text never repeats what precedes an @, perhaps a password."""
     match = _HOST_AND_PORT.fullmatch(url)
     if match:
-        return "" if 1 <= int(match["port"][:6]) <= 65535 else f"the port of {url!r} is not from 1 to 65535"
+        return "" if 1 <= _read_port(match) <= 65535 else f"the port of {url!r} is not from 1 to 65535"
     scheme, separator, _ = url.partition("://")
     problems = {
         "it is empty": not url.strip(),
@@ -105,9 +105,14 @@ def _name_type(value: object) -> str:
 def split_host_and_port(url: str) -> tuple[str, int] | None:
     """Return the host, without brackets, and the port of host:port; None for another address."""
     match = _HOST_AND_PORT.fullmatch(url)
-    if match is None or int(match["port"][:6]) > 65535:
+    if match is None or _read_port(match) > 65535:
         return None
-    return match["host"].strip("[]"), int(match["port"])
+    return match["host"].strip("[]"), _read_port(match)
+
+
+def _read_port(match: re.Match[str]) -> int:
+    """Return the port; a number above 65,535 for a port that is too large, however many digits it has."""
+    return int(match["port"].lstrip("0")[:6] or "0")
 
 
 def speaks_http1(url: str, timeout_s: float = 2 * _PROBE_TIMEOUT_S) -> bool:

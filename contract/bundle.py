@@ -183,10 +183,19 @@ def amend_bundle(bundle: "Bundle", *, changed: Sequence[str] = ()) -> Iterator[P
             bundle.fingerprint, fingerprint, expected_from=str(bundle.path), found_from="the amended bundle"
         )
         apply_umask(scratch)
-        old = scratch.with_name(f"{scratch.name}-old")
-        path.rename(old)
+        _swap(scratch, path)
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    """Replace the directory `path` with `scratch`. On an error `path` is what it was."""
+    old = scratch.with_name(f"{scratch.name}-old")
+    path.rename(old)
+    try:
         scratch.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> BackupManifest:
         raise ConfigError(f"{folder} is not a backup of a case store: it has no {MANIFEST}.")
     try:
         return _parse(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged, or of a version that this software does not read."
         ) from error

@@ -44,7 +44,10 @@ DEFAULT_TEMPERATURE: Final = 0.125
 
 _ARTICLE: Final = re.compile(r"(?:an?|the)\s+", re.IGNORECASE)
 _BEHIND_NOUN: Final = re.compile(r"\s(?:of|in|at|on|under|with|within|along|near|from|to)\s.*", re.IGNORECASE)
-_SINGULAR_ENDS: Final = ("ss", "is", "us", "as", "ites")  # mass, stenosis, thrombus, gas, ascites
+_SINGULAR_ENDS: Final = ("ss", "is", "us", "ites")  # mass, stenosis, thrombus, ascites
+_SINGULAR_WORDS: Final = frozenset(
+    {"gas", "pancreas", "atlas"}
+)  # others with this end are plural: granulomas, areas
 _SENTENCE_STARTS: Final = ("no", "not", "without", "negative", "there", "absence", "absent")
 
 
@@ -106,7 +109,8 @@ def _inflect(finding: str) -> dict[str, str]:
     The last letters of the noun, which is the last word before a preposition, decide between singular and plural.
     """
     noun = _BEHIND_NOUN.sub("", finding).lower()
-    plural = noun.endswith("s") and not noun.endswith(_SINGULAR_ENDS)
+    is_singular = noun.endswith(_SINGULAR_ENDS) or noun.split()[-1] in _SINGULAR_WORDS
+    plural = noun.endswith("s") and not is_singular
     article = match[0] if (match := _ARTICLE.match(finding)) else ""
     bare = finding.removeprefix(article)
     return {"finding": article.lower() + bare, "bare": bare, "verb": "are" if plural else "is"}

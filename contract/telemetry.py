@@ -20,17 +20,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from contract.trace_context import TRACEPARENT, read_trace_id
 from contract.tracing import Span, Tracing
 
 REQUEST_ID: Final = "x-request-id"
-TRACEPARENT: Final = "traceparent"
 CALLS: Final = "cxr.calls"
 HEALTH: Final = "health"  # name of a call about health, in metrics
 _ID: Final = re.compile(r"[A-Za-z0-9.:-]{1,64}")  # no "_": a token begins with cxr_
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _FORMATS: Final = ("text", "json")
 _TEXT_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# The header with which the call that this task or thread answers goes on to another server.
+# The `traceparent` for calls to another server, while this task or thread answers a call.
 _onward: contextvars.ContextVar[str | None] = contextvars.ContextVar("onward", default=None)
 
 
@@ -150,8 +149,7 @@ class Observation:
         given = sent.get(REQUEST_ID)
         valid = isinstance(given, str) and _ID.fullmatch(given)
         self._request_id = given if valid else uuid.uuid4().hex
-        found = _TRACEPARENT.fullmatch(str(sent.get(TRACEPARENT, "")))
-        self._trace_id = span.trace_id if span else found[1] if found else None
+        self._trace_id = span.trace_id if span else read_trace_id(sent.get(TRACEPARENT))
         _onward.set(span.header if span else None)
 
     def end(self, status: str, request_bytes: int, answer_bytes: int) -> None:
@@ -184,7 +182,7 @@ class Observation:
 
 
 def replace_traceparent(metadata: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return metadata for a call to another server, whose span is below that of the call that runs here."""
+    """Return the metadata of a call to another server. Its `traceparent` names the span of the call that runs here."""
     header = _onward.get()
     if header is None:
         return list(metadata)

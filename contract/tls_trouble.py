@@ -4,6 +4,7 @@ gRPC reports every such failure as UNAVAILABLE with a text of its own. This modu
 Python's own TLS, whose errors have codes.
 """
 
+import datetime
 import socket
 import ssl
 import time
@@ -14,6 +15,7 @@ from typing import Final
 from contract.address import limit_probe, split_host_and_port
 from contract.connection import TLS, Connection
 from contract.errors import ConfigError
+from contract.protection import read_end
 
 _TIMEOUT_S: Final = 4.0  # for all connections together; each step takes at most 1 s
 _PREFACE: Final = (
@@ -144,17 +146,8 @@ def _begin(who: str) -> str:
 
 def _has_expired(tls: TLS) -> bool:
     """Whether the client's certificate has expired, by the clock of this machine; False if unknown."""
-    try:
-        from cryptography import x509
-    except ImportError:
-        return False
-    import datetime
-
-    try:
-        certificate = x509.load_pem_x509_certificate(tls.cert.read_bytes() if tls.cert else b"")
-    except (OSError, ValueError):
-        return False
-    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.timezone.utc)
+    ends = None if tls.cert is None else read_end(tls.cert)
+    return ends is not None and ends < datetime.datetime.now(datetime.timezone.utc)
 
 
 def _speaks_plain(address: tuple[str, int], end: float) -> bool:

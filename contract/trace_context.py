@@ -4,8 +4,12 @@ A server that records spans continues the trace of its caller. Only `traceparent
 baggage, which could hold anything.
 """
 
+import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
+
+TRACEPARENT: Final = "traceparent"
+_FORM: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def make_trace_metadata() -> tuple[tuple[str, str], ...]:
@@ -16,6 +20,12 @@ def make_trace_metadata() -> tuple[tuple[str, str], ...]:
     headers: dict[str, str] = {}
     propagator.inject(headers)
     return tuple(headers.items())
+
+
+def read_trace_id(traceparent: object) -> str | None:
+    """Return the trace id, 32 hexadecimal digits, in the value of the header; None for another value."""
+    match = _FORM.fullmatch(traceparent) if isinstance(traceparent, str) else None
+    return match[1] if match else None
 
 
 @lru_cache(maxsize=1)

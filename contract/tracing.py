@@ -5,7 +5,7 @@ import threading
 from typing import Any, Final
 
 from contract.errors import ConfigError
-from contract.trace_context import find_propagator
+from contract.trace_context import TRACEPARENT, find_propagator
 
 _ENDPOINT: Final = re.compile(r"https?://[^\s/]+:\d{1,5}")
 _CLOSE_S: Final = 2.0
@@ -66,11 +66,14 @@ class Span:
     """The span of one call."""
 
     def __init__(self, span: Any) -> None:
-        """Take a started span of OpenTelemetry."""
+        """Take a started span of OpenTelemetry. `header` is the `traceparent` of calls that are part of this one."""
+        from opentelemetry.trace import set_span_in_context
+
         self._span = span
-        context = span.get_span_context()
-        self.trace_id = f"{context.trace_id:032x}"
-        self.header = f"00-{self.trace_id}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+        self.trace_id = f"{span.get_span_context().trace_id:032x}"
+        headers: dict[str, str] = {}
+        find_propagator().inject(headers, set_span_in_context(span))
+        self.header = headers[TRACEPARENT]
 
     def end(self, status: str, request_bytes: int, answer_bytes: int) -> None:
         """End the span with the name of a gRPC status and sizes in bytes."""

@@ -10,10 +10,10 @@ removes the files of dead clients in a shared /dev/shm (`serving.regions`).
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from contract.errors import ConfigError, CxrError
 from contract.probe_case import PROBED
 from contract.repository import read_published
 from contract.runtime.embedded import SERVER_NAME, explain_refusal, is_embedded
+from contract.stop_signals import open_events
 from serving.probe import make_own_connection
 from serving.reload import find_embedded_only
 from serving.watch import TritonWatch
@@ -31,8 +32,17 @@ _LOOK_S: Final = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command until it exits or hangs; return the exit code of the container."""
+    """Run the command until it exits or hangs; return the exit code of the container.
+
+    SIGTERM and SIGINT end Triton in order, also those that come before Triton starts. Without a handler the kernel
+    would not deliver them, because this is the first process of its container.
+    """
     command = list(sys.argv[1:] if arguments is None else arguments)
+    with open_events() as (events, _):
+        return _run(command, events)
+
+
+def _run(command: list[str], events: int) -> int:
     port = _find_option(command, "grpc-port", "8001")
     try:
         command += _name_server(command)
@@ -46,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError:
         print(f"{command[0]} is not installed here. Run this command in Triton's image.", file=sys.stderr)
         return 127  # like a shell
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: process.terminate())
     watch = TritonWatch(f"127.0.0.1:{port}", process.pid, PROBED, up=False, connection=connection)
     try:
         while (code := process.poll()) is None:
             if watch.verdict is not None:
                 print(f"Stopping Triton: {watch.verdict}", file=sys.stderr, flush=True)
                 return 1
-            time.sleep(_LOOK_S)
+            if select.select([events], [], [], _LOOK_S)[0]:
+                os.read(events, 64)
+                process.terminate()
         return code if code >= 0 else 128 - code
     finally:
         watch.close()
@@ -64,9 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_option(command: Sequence[str], name: str, default: str) -> str:
-    """Return the last value of an option of tritonserver, given as --name=value."""
-    start = f"--{name}="
-    return next((word.removeprefix(start) for word in reversed(command) if word.startswith(start)), default)
+    """Return the last value of an option of tritonserver, given as --name=value or as --name value."""
+    value = default
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == f"--{name}":
+            value = following
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
 
 
 def _name_server(command: Sequence[str]) -> list[str]:

@@ -3,8 +3,7 @@
 A waiting request alone means nothing, because the queue may be long. A request hangs if, while it waits, no model on
 its way answers any request and no process of these models computes. (A full batch of large radiographs takes many
 seconds without an answer, but it uses processor time.) A process that waits for a processor counts as computing. The
-server copies
-the inputs of its models, so its own work counts separately: while it copies, a hang is less certain.
+server copies the inputs of its models, so its own work counts separately: while it copies, a hang is less certain.
 """
 
 from collections.abc import Iterable, Mapping

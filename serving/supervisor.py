@@ -16,6 +16,9 @@ from serving.process import ChildProcess
 
 _FIRST_PAUSE_S: Final = 0.5
 _LAST_PAUSE_S: Final = 30.0
+_MOST_DOUBLINGS: Final = (
+    6  # these reach the last pause; 2.0**1024, after hours of failures, is an OverflowError
+)
 _STEADY_S: Final = 5.0  # after so long without failure, the pause starts again at its minimum
 _START_S: Final = 180.0
 _STOP_S: Final = 1.0  # for the remaining processes of a server that ended or hangs
@@ -117,7 +120,7 @@ class Part:
         self._retry(trouble, say)
 
     def _retry(self, trouble: str, say: Say) -> None:
-        pause_s = min(_FIRST_PAUSE_S * 2.0**self._failures, _LAST_PAUSE_S)
+        pause_s = min(_FIRST_PAUSE_S * 2 ** min(self._failures, _MOST_DOUBLINGS), _LAST_PAUSE_S)
         self._failures += 1
         self._next_at = time.monotonic() + pause_s
         often = (

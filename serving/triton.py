@@ -37,9 +37,9 @@ _NO_BYTECODE: Final = "import sys; sys.dont_write_bytecode = True"
 # glibc returns a freed block of some megabytes to the kernel and gets the next one page by page. A radiograph of 15 MB
 # is copied several times, and that took a quarter of the time of `preprocess_image`. With these settings a process
 # keeps up to 512 MiB of the memory that it used. (mallopt(3); 32 MiB is the highest threshold.)
-# Environment variables of a client that no server needs: its token stays with it.
-_SECRETS: Final = frozenset({"CXR_TOKEN", "CXR_ADMIN_KEY"})
 _ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
+# Environment variables of a client that no server needs. A client's token stays with the client.
+_SECRETS: Final = frozenset({"CXR_TOKEN", "CXR_ADMIN_KEY"})
 _STUB: Final = "triton_python_backend_stub"
 _SOCKET_PORT: Final = 1
 # Triton compares a header with this value, which no HTTP header can hold.

@@ -324,14 +324,23 @@ class HealthWatch:
         worked_at = looked_at = time.monotonic()
         cpu_s = 0.0
         while not self._closing.wait(LOOK_S):
-            self.ready = self._is_ready()
+            answer = self._ask()
+            self.ready = answer is True
             self._served = self._served or self.ready
             process = read_process(self._pid)
             used_s = process.cpu_s - cpu_s if process else 0.0
             cpu_s = process.cpu_s if process else 0.0
             now = time.monotonic()
             elapsed_s, looked_at = now - looked_at, now
-            if self.ready or not self._served or used_s > BUSY * elapsed_s or elapsed_s > _PAUSE_S:
+            works = self.ready or used_s > BUSY * elapsed_s
+            if works or answer is None or not self._served or elapsed_s > _PAUSE_S:
                 worked_at = now
             elif now - worked_at > _STANDSTILL_S:
                 self.verdict = f"it hangs: no answer for {now - worked_at:.0f} s."
+
+    def _ask(self) -> bool | None:
+        """Return whether the server is up; None if it could not be asked, which says nothing about the server."""
+        try:
+            return self._is_ready()
+        except Exception:  # a file of TLS is being replaced, or no file or thread is available
+            return None

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from contract.installation import HOME
+
 
 def install_wheels(folder: Path, site: Path) -> str:
     """Install every wheel of a folder into a separate directory; return pip's error message, or ""."""
@@ -26,7 +28,7 @@ def install_wheels(folder: Path, site: Path) -> str:
 def main(arguments: list[str]) -> int:
     """Install the wheels, then run the command in a new Python; return its exit code."""
     words, environment = list(arguments), dict(os.environ)
-    paths = [str(Path(__file__).resolve().parents[3])]
+    paths = [str(HOME)]
     if "--wheels" in words:
         index = words.index("--wheels")
         folder = Path(words[index + 1]) if index + 1 < len(words) else Path()

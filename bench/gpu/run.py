@@ -16,6 +16,7 @@ from bench.gpu.part import OUT_OF_TIME, PARTS
 from bench.gpu.report import to_markdown
 from contract.errors import ConfigError
 from contract.files import write_file
+from contract.installation import HOME
 
 JSON_FILE: Final = "gpu.json"
 MARKDOWN_FILE: Final = "gpu.md"
@@ -95,8 +96,7 @@ def _run_process(name: str, out: Path, settings: Settings, share_s: float, left_
 
 def _make_environment(out: Path) -> dict[str, str]:
     """Return an environment without network access and with a compile cache for the next run."""
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *(path for path in [os.environ.get("PYTHONPATH", "")] if path)]
+    paths = [str(HOME), *(path for path in [os.environ.get("PYTHONPATH", "")] if path)]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

@@ -238,7 +238,7 @@ class _Run:
         return False
 
     def _watch_window(self, counts: list[int]) -> Window:
-        """Wait one window and return it. `seen` holds the number of earlier requests of each track."""
+        """Wait one window and return it. `counts` holds the earlier answers of each track and is updated."""
         began = self._clock.now()
         limit = max(self._phases.warmup_max_s, self._phases.window_s)
         while True:

@@ -1,4 +1,4 @@
-"""Many clients in a process of their own, each with one request at a time. The messages are made beforehand.
+"""Many clients in a process of their own, each with one request at a time. Their messages are serialised beforehand.
 
     python -m bench.retrieval.clients ADDRESS REQUESTS CLIENTS
 
@@ -17,12 +17,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from bench.retrieval.sidecar import SEARCH
 from contract.address import CHANNEL_OPTIONS
+from contract.errors import ServerError
+
+_FEWEST: Final = 2  # searches; fewer have no percentiles
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,36 @@ class Clients:
         self._process = process
 
     def send(self, seconds: float) -> Load:
-        """Let all clients send for some seconds."""
+        """Let all clients send for some seconds.
+
+        Raises:
+            ServerError: The process ended, because a search failed or too few were answered. It wrote the reason.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        rate, p50, p99 = map(float, self._process.stdout.readline().split())
-        return Load(rate, p50, p99)
+        try:
+            self._process.stdin.write(f"{seconds}\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise ServerError(
+                f"The clients ended with code {self._process.wait()}; standard error holds the reason."
+            )
+        return Load(*map(float, line.split()))
 
 
 @contextmanager
 def start_clients(address: str, messages: Sequence[bytes], count: int, file: Path) -> Iterator[Clients]:
-    """Start the process; end it in the end. `file` is written for its messages."""
+    """Start the process, and end it when the block ends. `file` is written for its messages."""
     file.write_bytes(b"".join(struct.pack("<I", len(message)) + message for message in messages))
     command = [sys.executable, "-m", "bench.retrieval.clients", address, str(file), str(count)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Clients(process)
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Clients(process)
+        finally:
+            process.terminate()
 
 
 async def _serve_commands(address: str, messages: list[bytes], count: int) -> None:
@@ -75,6 +89,10 @@ async def _serve_commands(address: str, messages: list[bytes], count: int) -> No
                 *(_send(call, messages[place:] + messages[:place], end, times) for place in range(count))
             )
             rate = len(times) / (time.perf_counter() - began)
+            if len(times) < _FEWEST:
+                sys.exit(
+                    f"{len(times)} searches were answered in {float(line):g} s; at least {_FEWEST} are needed."
+                )
             p99 = statistics.quantiles(times, n=100)[-1]
             print(rate, 1e3 * statistics.median(times), 1e3 * p99, flush=True)
 

@@ -63,27 +63,26 @@ def fill_store(directory: Path, vectors: NDArray[np.float32]) -> None:
 
 @contextmanager
 def run_sidecar(directory: Path, *options: str) -> Iterator[Sidecar]:
-    """Start the sidecar on a directory; end it in the end.
+    """Start the sidecar on a directory, and end it when the block ends.
 
     Raises:
         ServerError: It ended before it was ready.
     """
     command = [sys.executable, "-m", "retrieval.server", "--store", str(directory)]
     began = time.perf_counter()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--address", "127.0.0.1:0", *options], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            raise ServerError(f"The sidecar ended with code {process.wait()} before it was ready.")
-        address = line.split(": ")[0].removeprefix("Ready on ")
-        started_s = time.perf_counter() - began
-        with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            yield Sidecar(address, retrieval_pb2_grpc.RetrievalStub(channel), started_s, process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise ServerError(f"The sidecar ended with code {process.wait()} before it was ready.")
+            address = line.split(": ")[0].removeprefix("Ready on ")
+            started_s = time.perf_counter() - began
+            with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+                yield Sidecar(address, retrieval_pb2_grpc.RetrievalStub(channel), started_s, process.pid)
+        finally:
+            process.terminate()
 
 
 def make_request(query: NDArray[np.float32], k: int, *, filtered: bool = False) -> Any:

@@ -4,6 +4,7 @@ The embeddings are those of a store, of a file, or drawn ones. Latency is that o
 candidates and exact scores included.
 """
 
+import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from bench.report.machine import describe_command, describe_machine
 from bench.retrieval.vectors import STRUCTURES, draw_vectors
 from contract.errors import ConfigError, InputError
+from contract.files import write_file
 from retrieval.cases import CaseVectors
 from retrieval.index import FlatIndex, Query
 from retrieval.kind_index import KindIndex
@@ -54,7 +56,7 @@ class TunedKind:
         p99_ms: 99th percentile of one search.
         build_s: Seconds of training and adding.
         memory_bytes: Codes, lists and graph; for flat the embeddings.
-        memory_share: The same by the bytes of the embeddings.
+        memory_share: `memory_bytes` divided by the bytes of the embeddings.
     """
 
     kind: str
@@ -108,7 +110,7 @@ def tune_kinds(
         vectors: (N, D) float32 of unit length.
         kinds: As `--index` takes them.
         queries: Number of timed searches of each kind.
-        say: Told what is measured.
+        say: Called with the name of each kind before it is measured.
 
     Raises:
         ConfigError: A kind or a parameter is unknown.
@@ -170,13 +172,16 @@ def make_report(
 
 
 def draw_plot(found: Sequence[TunedKind], floor: float, file: Path) -> None:
-    """Draw p99 against the lowest recall into a PNG file; the area of a point is its memory."""
-    import matplotlib as mpl
+    """Draw p99 against the lowest recall into a PNG file; the area of a point is its memory.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    Raises:
+        ConfigError: The path is a directory.
+        ArtifactError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5), layout="tight")
+    axes = figure.add_subplot()
     for row in found:
         axes.scatter(row.lowest_recall, row.p99_ms, s=30 + 300 * row.memory_share, alpha=0.6)
         axes.annotate(row.kind.split(":")[0] + _short(row.kind), (row.lowest_recall, row.p99_ms), fontsize=8)
@@ -185,9 +190,9 @@ def draw_plot(found: Sequence[TunedKind], floor: float, file: Path) -> None:
     axes.set_xlabel("smallest recall@10, without and with filters")
     axes.set_ylabel("p99 of one search, ms")
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_file(file, picture.getvalue())
 
 
 def _short(kind: str) -> str:

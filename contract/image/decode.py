@@ -1,8 +1,9 @@
 """Decode the first frame of a DICOM image, for every supported transfer syntax.
 
-pydicom decodes RLE and, through openjpeg, JPEG 2000. imagecodecs (BSD) decodes JPEG and JPEG-LS, because pydicom's
-other decoders for these are GPL, decode only 8 bits, or crash on damaged pixel data. A stream is compared with the
-DICOM header before decoding, because a decoder allocates the size that the stream claims.
+pydicom decodes JPEG 2000, through openjpeg. imagecodecs (BSD) decodes JPEG and JPEG-LS, because pydicom's other
+decoders for these are GPL, decode only 8 bits, or crash on damaged pixel data. It decodes RLE too, because pydicom's
+decoder has no limit: 1 MB of runs becomes 64 MB. A stream is compared with the DICOM header before decoding, because a
+decoder allocates the size that the stream claims.
 """
 
 import struct
@@ -26,7 +27,12 @@ MAX_SCANNED_PIXELS: Final = 4 * dicom_file.MAX_PIXELS
 _LONGEST_TAIL: Final = 1024  # bytes allowed after a stream; one byte is enough to make its length even
 _MAX_TILES: Final = 4096  # tiles of a JPEG 2000 stream; each one costs memory even if it is empty
 _MAX_BLOCKS: Final = 150_000  # code blocks or precincts; 64 million pixels in blocks of 32x32 are 62,500
-_MAX_SEGMENTS: Final = 100_000
+_MAX_SEGMENTS: Final = 100_000  # of a JPEG 2000 stream
+_MAX_JPEG_SEGMENTS: Final = 10_000  # with filling bytes
+_RLE_HEADER: Final = struct.Struct("<16I")  # number of segments and their offsets (DICOM PS3.5 G.5)
+_LONGEST_FILLING: Final = (
+    128  # bytes that a segment may decode to beyond the image; the last run may be too long
+)
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG SOF0 to SOF15, JPEG-LS SOF55
 
 
@@ -58,7 +64,7 @@ def decode_first_frame(image: DicomImage) -> NDArray[Any]:
 
 
 def choose_decoder(image: DicomImage) -> str:
-    """Return the package that decodes the pixels: "numpy", "pydicom", "imagecodecs" or "openjpeg".
+    """Return the package that decodes the pixels: "numpy", "pydicom" (uncompressed), "imagecodecs" or "openjpeg".
 
     Raises:
         ImageError: The compression is not supported.
@@ -68,9 +74,7 @@ def choose_decoder(image: DicomImage) -> str:
     syntax = dicom_file.get_syntax(image)
     if not dicom_file.is_compressed(image):
         return "numpy" if image.samples == 1 and image.little_endian else "pydicom"
-    if syntax == uid.RLELossless:
-        return "pydicom"
-    if syntax in uid.JPEGTransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes:
+    if syntax in {uid.RLELossless, *uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes}:
         return "imagecodecs"
     if syntax in uid.JPEG2000TransferSyntaxes:
         return "openjpeg"
@@ -120,15 +124,20 @@ def _decode_by_pydicom(image: DicomImage, plugin: str = "") -> NDArray[Any]:
 
 def _decode_compressed(image: DicomImage, decoder: str) -> NDArray[Any]:
     from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
 
-    if decoder == "pydicom":  # an RLE stream states no size
-        return _decode_by_pydicom(image, "pydicom")
-    _check_decoder(dicom_file.get_syntax(image), decoder)
+    syntax = dicom_file.get_syntax(image)
+    _check_decoder(syntax, decoder)
     frame = get_frame(image.pixels, 0, number_of_frames=image.frames)
-    _check_frame(image, frame)
-    if decoder == "imagecodecs":
-        return _decode_jpeg(image, frame)
-    return _decode_by_pydicom(image, "pylibjpeg")
+    is_rle = syntax == RLELossless
+    if not is_rle:  # an RLE stream states no size
+        _check_frame(image, frame)
+    if decoder == "openjpeg":
+        return _decode_by_pydicom(image, "pylibjpeg")
+    values = _decode_rle(image, frame) if is_rle else _decode_jpeg(image, frame)
+    if image.photometric.startswith("YBR"):  # only the luminance of YCbCr is needed
+        values = np.repeat(values[..., :1], 3, axis=-1)
+    return values
 
 
 def _check_decoder(syntax: "UID", module: str) -> None:
@@ -148,10 +157,23 @@ def _decode_jpeg(image: DicomImage, frame: bytes) -> NDArray[Any]:
         # Equal input and output colour spaces prevent a conversion. Otherwise libjpeg guesses the colours by markers.
         space = "RGB" if image.samples == 3 else None
         values = imagecodecs.jpeg8_decode(frame, colorspace=space, outcolorspace=space)
-    values = np.asarray(values)
-    if image.photometric.startswith("YBR"):  # only the luminance of YCbCr is needed
-        values = np.repeat(values[..., :1], 3, axis=-1)
-    return values
+    return np.asarray(values)
+
+
+def _decode_rle(image: DicomImage, frame: bytes) -> NDArray[Any]:
+    """Decode RLE (DICOM PS3.5 G). Each segment holds one byte of every sample, the most significant byte first."""
+    import imagecodecs
+
+    count, *offsets = _RLE_HEADER.unpack_from(frame)
+    width, pixels = image.allocated // 8, image.rows * image.columns
+    if count != image.samples * width:
+        raise ValueError(f"The RLE stream has {count} segments, not {image.samples * width}.")
+    planes = []
+    for start, end in zip(offsets[:count], [*offsets[1:count], len(frame)], strict=True):
+        plane = imagecodecs.packbits_decode(frame[start:end], out=pixels + _LONGEST_FILLING)
+        planes.append(np.frombuffer(plane, np.uint8, pixels))  # ValueError if there are fewer
+    words = np.stack(planes, axis=-1).view(f">u{width}")  # (rows * columns, samples)
+    return words.reshape((image.rows, image.columns, image.samples)[: 3 if image.samples > 1 else 2])
 
 
 def _check_frame(image: DicomImage, frame: bytes) -> None:
@@ -181,11 +203,11 @@ def _read_jpeg_header(frame: bytes) -> tuple[int, tuple[int, ...]]:
         The marker's second byte; and precision, rows, columns and components.
 
     Raises:
-        ValueError: The segments before the scan are not contiguous, or the tables are missing.
+        ValueError: The segments before the scan are not contiguous, there are too many, or the tables are missing.
         IndexError, struct.error: The stream ends before the scan.
     """
     at, kind, header, tables = 2, 0, None, False
-    while True:
+    for _ in range(_MAX_JPEG_SEGMENTS):
         if frame[at] != 0xFF:
             raise ValueError("The segments of the JPEG stream are not contiguous.")
         marker = frame[at + 1]
@@ -195,6 +217,7 @@ def _read_jpeg_header(frame: bytes) -> tuple[int, tuple[int, ...]]:
             kind, header = marker, struct.unpack_from(">BHHB", frame, at + 4)
         tables = tables or marker in {0xC4, 0xCC, 0xF7}  # Huffman or arithmetic tables; JPEG-LS needs none
         at += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", frame, at + 2)[0])
+    raise ValueError("The JPEG stream has too many segments.")
 
 
 def _read_jpeg2000_header(frame: bytes) -> tuple[int, ...]:

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from contract.errors import ImageError
-from contract.image.elements import Elements, fill_record, read_table
+from contract.image.elements import Elements, fill_record
 from contract.image.record import DicomImage
+from contract.image.tables import read_table
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError, ImageError
 from contract.image.dicom_file import is_picture, read_header
+from contract.image.parts import check_parts
 from contract.image.record import DicomImage
 from contract.image.view import View, ViewVerdict, weigh_view
 from contract.image.view_clues import ViewClues, describe_shape, read_clues
@@ -141,14 +142,14 @@ def list_warnings(header: ImageHeader, *, is_first: bool = True) -> tuple[str, .
         header: The header of the image.
         is_first: Whether it is the first image of its study. The others are expected to be other views.
     """
-    warnings = []
+    found = []
     if header.view == "LATERAL" and is_first:
-        warnings.append("The image is a lateral view; the model learned mostly from frontal ones.")
+        found.append("The image is a lateral view; the model learned mostly from frontal ones.")
     if header.body_part and not _is_chest(header.body_part):
-        warnings.append(f"The image is labelled {header.body_part}, not chest.")
+        found.append(f"The image is labelled {header.body_part}, not chest.")
     if header.frames > 1:
-        warnings.append(f"The image has {header.frames} frames; only the first was read.")
-    return tuple(warnings)
+        found.append(f"The image has {header.frames} frames; only the first was read.")
+    return tuple(found)
 
 
 def _is_chest(body_part: str) -> bool:
@@ -161,12 +162,13 @@ def describe_picture(data: bytes) -> ImageHeader:
     """Return the header of a PNG or JPEG file, with rows and columns as displayed.
 
     Raises:
-        ImageError: It is damaged.
+        ImageError: It is damaged, or has too many parts.
     """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
+    check_parts(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -23,6 +23,7 @@ from contract.image.decode import check_scans
 from contract.image.field import PERCENTILES, SAMPLE_SIDE
 from contract.image.grey import WHITE, Grey, measure_luminance
 from contract.image.header import ORIENTATION, TURNED, make_missing_error
+from contract.image.parts import check_parts
 
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I")
 _LEAST_BITS: Final = 8
@@ -38,12 +39,13 @@ def decode_picture(data: bytes) -> tuple[Grey, list[str]]:
     """Decode a PNG or JPEG file; also return remarks about it, one sentence each.
 
     Raises:
-        ImageError: It is damaged, truncated or too large.
+        ImageError: It is damaged, truncated or too large, or has too many parts.
     """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise make_missing_error() from error
+    check_parts(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

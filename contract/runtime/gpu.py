@@ -97,20 +97,23 @@ def find_cache(preferred: Path) -> str:
         ConfigError: Neither directory can be used.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    for directory in (preferred, home / "cxr" / "tensorrt"):
+    own = home / "cxr" / "tensorrt"
+    for directory in (preferred, own):
         if _is_private(directory):
             return str(directory)
     raise ConfigError(
-        f"TensorRT engines cannot be cached in {preferred} or {home}. Make one of them writable only for this user."
+        f"TensorRT engines cannot be cached in {preferred} or {own}. Make one of them a directory of this user that "
+        "nobody else can write to."
     )
 
 
 def _is_private(directory: Path) -> bool:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        found = directory.stat()
     except OSError:
         return False
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or found.st_uid != os.geteuid()
     return not others and os.access(directory, os.W_OK)
 
 

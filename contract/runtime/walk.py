@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle, require_same_fingerprint
-from contract.errors import ArtifactError
+from contract.errors import ArtifactError, ServerError
 from contract.runtime.session import Config, Session, open_session
 from contract.tensors import FUSED, FUSED_PARTS, GRAPHS, MODELS, ModelSpec
 
@@ -36,7 +36,7 @@ class Step(Generic[T]):
         name: Name of the model.
         run: Computes the model's outputs by name from its inputs by name.
         inputs: Input of the model -> tensor of the sequence.
-        outputs: Output of the model -> tensor of the sequence. Other outputs are dropped.
+        outputs: Output of the model -> tensor of the sequence. The model gives all of them; its others are dropped.
     """
 
     name: str
@@ -45,9 +45,15 @@ class Step(Generic[T]):
     outputs: Mapping[str, str]
 
     def compute(self, tensors: Mapping[str, T]) -> dict[str, T]:
-        """Run the model on the tensors of the sequence; return its outputs under their names in the sequence."""
+        """Run the model on the tensors of the sequence; return its outputs under their names in the sequence.
+
+        Raises:
+            ServerError: The model did not give an output.
+        """
         outputs = self.run({name: tensors[tensor] for name, tensor in self.inputs.items()})
-        return {tensor: outputs[name] for name, tensor in self.outputs.items() if name in outputs}
+        if missing := [name for name in self.outputs if name not in outputs]:
+            raise ServerError(f"The step {self.name} answered without the output {missing[0]}.")
+        return {tensor: outputs[name] for name, tensor in self.outputs.items()}
 
 
 def sort_steps(steps: Sequence[Step[T]], *, source: str) -> list[list[Step[T]]]:

@@ -2,7 +2,7 @@
 
     OUT/models/<model>/config.pbtxt          the config of the plan; copy models/ over a copy of the repository
     OUT/models/<model>/<N>/model.plan        the plan
-    OUT/models/<model>/<N>/model.plan.json   the record of the build, which `check_plan` reads
+    OUT/models/<model>/<N>/model.plan.json   the record of the build, which `export.tensorrt.records` reads
     OUT/timing-<release>-sm<capability>.cache    the builder's timing cache, which makes the next build faster
     OUT/tensorrt.json                        the summary of this command
     OUT/graphs/<model>.onnx                  the graphs in float32, if the source is a bundle
@@ -13,7 +13,6 @@ Without TensorRT or a GPU nothing is built. OUT/build.sh then builds the plans i
 A plan runs only on the TensorRT release and the kind of GPU that built it. It has not passed the parity gate.
 """
 
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +42,7 @@ from export.tensorrt.graph import (
     convert_graph,
 )
 from export.tensorrt.operators import RELEASE, Version, require_operators
+from export.tensorrt.records import format_numbers, is_current, make_record, name_record
 from export.tensorrt.shapes import make_profiles
 from export.versions import format_config, list_models, read_config
 
@@ -190,32 +190,6 @@ def export_plans(
     return result
 
 
-def check_plan(plan: Path, version: Version, gpu: Gpu) -> None:
-    """Check with the record beside a plan that the plan fits a machine.
-
-    Args:
-        plan: A `model.plan` that `export_plans` built.
-        version: Release of TensorRT on the machine: major, minor and patch.
-        gpu: The machine's GPU.
-
-    Raises:
-        ArtifactError: The record is missing, the plan was changed, or it was built for another release or compute
-            capability. The message holds both values.
-    """
-    record = _read_record(plan)
-    if record is None:
-        raise ArtifactError(f"{plan} has no readable record beside it. Build it with `cxr export tensorrt`.")
-    machine = {"tensorrt": _format(version), "compute_capability": _format(gpu.capability)}
-    for key, value in machine.items():
-        if record.get(key) != value:
-            label = key.replace("_", " ").replace("tensorrt", "TensorRT")
-            raise ArtifactError(
-                f"{plan} was built for {label} {record.get(key)}, but this machine has {value}. Build it again here."
-            )
-    if record.get("plan_sha256") != compute_sha256(plan):
-        raise ArtifactError(f"{plan} is not the file that its record describes. Build it again.")
-
-
 def _check_out(source: Path, out: Path) -> None:
     if out == source or source in out.parents:
         raise ConfigError(f"{out} lies in {source}. Choose a directory outside of it.")
@@ -299,7 +273,9 @@ def _make_request(
 ) -> PlanRequest:
     converted = out / "graphs" / f"{item.name}.{settings.precision}.onnx"
     graph, precision = convert_graph(item.graph, settings.precision, converted)
-    here = f"{_format(builder.version)}-sm{_format(gpu.capability, '')}" if builder and gpu else ""
+    here = (
+        f"{format_numbers(builder.version)}-sm{format_numbers(gpu.capability, '')}" if builder and gpu else ""
+    )
     request = PlanRequest(
         graph=graph,
         plan=out / "models" / item.name / str(item.version) / PLAN_NAME,
@@ -325,57 +301,15 @@ def _build_all(
     for done, (name, request) in enumerate(requests.items()):
         if progress:
             progress(done, len(requests))
-        record = _make_record(builder, gpu, request, fingerprint)
-        if _is_current(request.plan, record):
+        record = make_record(builder, gpu, request, fingerprint)
+        if is_current(request.plan, record):
             kept.append(name)
             continue
         builder.build(request)
-        write_json(_name_record(request.plan), record | {"plan_sha256": compute_sha256(request.plan)})
+        write_json(name_record(request.plan), record | {"plan_sha256": compute_sha256(request.plan)})
     if progress:
         progress(len(requests), len(requests))
     return tuple(kept)
-
-
-def _make_record(builder: PlanBuilder, gpu: Gpu, request: PlanRequest, fingerprint: str) -> dict[str, Any]:
-    profiles = [
-        {
-            name: {bound: list(sizes) for bound, sizes in bounds._asdict().items()}
-            for name, bounds in profile.items()
-        }
-        for profile in request.profiles
-    ]
-    return {
-        "fingerprint": fingerprint,
-        "graph_sha256": compute_sha256(request.graph),
-        "tensorrt": _format(builder.version),
-        "builder": builder.name,
-        "gpu": gpu.name,
-        "compute_capability": _format(gpu.capability),
-        "precision": request.precision,
-        "workspace_mib": request.workspace_mib,
-        "profiles": profiles,
-        "parity": "not checked",
-    }
-
-
-def _is_current(plan: Path, record: Mapping[str, Any]) -> bool:
-    earlier = _read_record(plan)
-    if earlier is None or not plan.is_file():
-        return False
-    sha256 = earlier.pop("plan_sha256", None)
-    return earlier == record and sha256 == compute_sha256(plan)
-
-
-def _name_record(plan: Path) -> Path:
-    return plan.with_name(f"{plan.name}.json")
-
-
-def _read_record(plan: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(_name_record(plan).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _write_configs(
@@ -408,10 +342,6 @@ def _find_mismatch(version: Version) -> tuple[str, ...]:
     if version[:2] == RELEASE:
         return ()
     return (
-        f"These plans need TensorRT {_format(version)}. Triton {CONTAINER_RELEASE} has {_format(RELEASE)} and does not "
-        "load them.",
+        f"These plans need TensorRT {format_numbers(version)}. Triton {CONTAINER_RELEASE} has "
+        f"{format_numbers(RELEASE)} and does not load them.",
     )
-
-
-def _format(numbers: tuple[int, ...], separator: str = ".") -> str:
-    return separator.join(map(str, numbers))

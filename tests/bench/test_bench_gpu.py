@@ -4,6 +4,7 @@ The whole is run on the processor with the smallest model; the figures themselve
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,15 @@ def test_the_report_has_a_table_and_the_reasons():
     assert "| copy | 2 |  |" in text
     assert "| gate of fp16 | NO | one |" in text
     assert "- Not measured: x. No." in text
+
+
+def test_a_part_finds_the_packages_from_another_folder(tmp_path):
+    """As after `python /somewhere/cxr.py bench gpu`: only the first entry of PYTHONPATH names the checkout."""
+    environment = gpu_run._make_environment(tmp_path)
+    environment["PYTHONPATH"] = environment["PYTHONPATH"].split(os.pathsep)[0]
+    command = [sys.executable, "-P", "-c", "import bench.gpu.log; print(bench.gpu.log.__file__)"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(ROOT / "bench" / "gpu" / "log.py"), done.stderr
 
 
 def make_wheel(folder: Path) -> None:

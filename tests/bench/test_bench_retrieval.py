@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.retrieval.clients import read_messages
+from bench.retrieval.clients import read_messages, start_clients
 from bench.retrieval.sidecar import FILTER_LABEL, make_record, make_request
 from bench.retrieval.table import PARTS, measure_retrieval
 from bench.retrieval.vectors import STRUCTURES, draw_vectors
-from contract.errors import ConfigError
+from contract.errors import ConfigError, ServerError
 from contract.proto import retrieval_pb2
 
 
@@ -36,6 +36,17 @@ def test_clients_read_the_messages_that_they_are_given(tmp_path):
     (tmp_path / "file").write_bytes(b"".join(struct.pack("<I", len(entry)) + entry for entry in messages))
     read = [retrieval_pb2.SearchRequest.FromString(entry).k for entry in read_messages(tmp_path / "file")]
     assert read == [1, 300]
+
+
+def test_clients_that_end_are_told(tmp_path, capfd):
+    """Nothing listens at the address, so the first search fails and the process ends."""
+    message = make_request(np.full(4, 0.5, np.float32), 1).SerializeToString()
+    with (
+        start_clients("127.0.0.1:1", [message], 1, tmp_path / "file") as clients,
+        pytest.raises(ServerError, match="The clients ended with code 1"),
+    ):
+        clients.send(0.1)
+    assert "UNAVAILABLE" in capfd.readouterr().err
 
 
 def test_an_unknown_part_is_refused(tmp_path):

@@ -14,11 +14,12 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
+from bench.load import perf_analyzer
 from bench.load.inputs import RawCase, describe_inputs, draw_inputs, join_cases, prepare_inputs
 from bench.load.requests import BytesSender, Signature, read_signature, serialise
 from bench.report.process import ProcessTree, find_server
 from bench.report.server import read_gpus
-from contract.errors import ConfigError, DeadlineError, InputError, UnavailableError
+from contract.errors import ConfigError, DeadlineError, InputError, ServerError, UnavailableError
 
 TENSORS = ("pixels", "input_ids", "attention_mask")
 
@@ -216,3 +217,22 @@ def test_gpu_metrics():
     assert gpus == {"GPU-1": {"utilization": 0.75, "memory_mib": 1.0}, "GPU-2": {"utilization": 0.0}}
     with pytest.raises(ConfigError, match="metrics"):
         read_gpus("http://127.0.0.1:1/metrics")
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        (None, ConfigError, "cannot be started"),
+        ("echo no server >&2; exit 3", ServerError, "ended with code 3: no server"),
+        ("echo odd >&2", ServerError, "wrote no median latency: odd"),
+        ("sleep 5", ServerError, "did not end within 0.1 s"),
+    ],
+)
+def test_a_perf_analyzer_that_fails_is_one_sentence(tmp_path, monkeypatch, script, error, words):
+    monkeypatch.setattr(perf_analyzer, "_TIMEOUT_S", 0.1 if script == "sleep 5" else 30)
+    program = tmp_path / "perf_analyzer"
+    if script is not None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    with pytest.raises(error, match=words):
+        perf_analyzer.run_perf_analyzer(str(program), "host:1", "model", [], seconds=1)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.retrieval.sidecar import fill_store
-from bench.retrieval.tune import TunedKind, read_embeddings, recommend
+from bench.retrieval.tune import TunedKind, draw_plot, read_embeddings, recommend
 from bench.retrieval.vectors import draw_vectors
 from cli.app import app
 from contract.errors import ConfigError, InputError
@@ -64,6 +64,14 @@ def test_no_such_source_and_no_array(tmp_path):
     (tmp_path / "text").write_text("1 2 3")
     with pytest.raises(InputError, match=r"is not a \.npy file"):
         read_embeddings(str(tmp_path / "text"), 1000)
+
+
+def test_a_plot_that_cannot_be_written_is_said(tmp_path):
+    found = [TunedKind("flat", 1.0, 1.0, 1.0, 2.0, 0.1, 100, 1.0)]
+    draw_plot(found, 0.95, tmp_path / "new" / "kinds.png")  # the folder is made
+    assert (tmp_path / "new" / "kinds.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="is a directory"):
+        draw_plot(found, 0.95, tmp_path)
 
 
 def test_the_command_prints_a_table_and_draws(tmp_path):

@@ -36,6 +36,7 @@ def test_addresses_of_grpc(url):
         ("host:99999", "is not from 1 to 65535"),
         ("host:0", "is not from 1 to 65535"),
         ("host:" + "9" * 5000, "is not from 1 to 65535"),
+        ("host:0065536", "is not from 1 to 65535"),
         ("host:http", "is not host:port"),
         ("host:-1", "is not host:port"),
         ("host:8001/v2", "is not host:port"),

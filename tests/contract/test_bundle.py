@@ -390,6 +390,21 @@ def test_a_failure_leaves_the_bundle_as_it_was(sealed, failure):
     assert [path.name for path in sealed.parent.iterdir()] == ["bundle"]
 
 
+def test_a_failed_second_rename_leaves_the_bundle_as_it_was(sealed, monkeypatch):
+    before, rename = load_bundle(sealed), Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if Path(target) == sealed and not path.name.endswith("-old"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ArtifactError, match="No space left"):
+        amend(before, MODEL_CARD, "a card")
+    assert load_bundle(sealed) == before
+    assert [path.name for path in sealed.parent.iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize("name", DECIDING_FILES)
 def test_what_decides_the_answers_is_never_amended(sealed, name):
     before = load_bundle(sealed)

@@ -69,6 +69,8 @@ def test_sentences_state_and_deny():
         ("thickening of the pleural margins", "Thickening of the pleural margins is seen.", ()),
         ("atelectasis", "There is atelectasis.", ("No atelectasis is seen.", "Negative for atelectasis.")),
         ("free gas", "There is free gas.", ("There is no free gas.",)),
+        ("calcified granulomas", "There are calcified granulomas.", ("There are no calcified granulomas.",)),
+        ("areas of opacity", "Areas of opacity are seen.", ("No areas of opacity are seen.",)),
         ("a", "There is a.", ("No a.",)),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import site
 import subprocess
 import sys
@@ -129,6 +130,34 @@ def test_the_entry_of_the_image_refuses_before_triton_starts(int8_repository, ba
     shutil.copytree(ROOT / "serving" / "backends" / "onnxruntime", backends / "onnxruntime")
     assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0
     assert (tmp_path / "started").exists()
+
+
+EARLY_SIGNAL = """
+import os, signal, sys
+from serving import container
+
+def find_nothing(repository):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return []
+
+container.find_embedded_only = find_nothing
+sys.exit(container.main(["sleep", "60"]))
+"""
+
+
+def test_a_signal_before_triton_starts_ends_it_too(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", EARLY_SIGNAL]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+
+
+def test_options_are_found_in_both_of_their_forms():
+    command = ["tritonserver", "--grpc-port", "1", "--grpc-port=2", "--id", "mine"]
+    assert container._find_option(command, "grpc-port", "8001") == "2"
+    assert container._find_option([*command, "--grpc-port", "3"], "grpc-port", "8001") == "3"
+    assert container._find_option(command, "id", "") == "mine"
+    assert container._find_option(command, "http-port", "8000") == "8000"
 
 
 def test_cxr_serve_names_its_server():

@@ -120,6 +120,13 @@ def test_pauses_double_up_to_30_s_and_never_end(part, monkeypatch):
     assert "9 failures in a row; the restarts continue" in said[-1]
 
 
+def test_a_server_that_failed_for_days_is_still_restarted(part):
+    said = []
+    part._failures = 5000
+    part._retry("Sleeper ended with code 1", said.append)
+    assert "It restarts in 30 s (5001 failures in a row; the restarts continue)." in said[0]
+
+
 def test_a_port_that_somebody_took_is_one_sentence(part):
     said, first = [], part.child
     with socket.socket() as other:
@@ -172,6 +179,33 @@ def test_a_watch_outlives_a_look_that_fails(monkeypatch):
         time.sleep(0.01)
     watching.close()
     assert len(looks) >= 3
+
+
+def test_a_health_watch_outlives_a_question_that_cannot_be_asked(monkeypatch):
+    """While a certificate is renewed, its file may be missing for a moment, and the question raises ConfigError."""
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    monkeypatch.setattr(watch, "_STANDSTILL_S", 0.05)
+    files_are_there, asked = threading.Event(), []
+
+    def is_ready():
+        asked.append(None)
+        if not files_are_there.is_set():
+            raise ConfigError("there is no server.crt")
+        return True
+
+    watching = watch.HealthWatch(is_ready, os.getpid(), up=True)
+    try:
+        deadline = time.monotonic() + 30
+        while len(asked) < 20:
+            assert time.monotonic() < deadline, len(asked)
+            time.sleep(0.01)
+        assert (watching.ready, watching.verdict) == (False, None)  # the server itself may be well
+        files_are_there.set()
+        while not watching.ready:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        watching.close()
 
 
 def test_what_is_said_to_a_full_disk_ends_nothing(monkeypatch):

@@ -30,6 +30,7 @@ from pydicom.uid import (
 
 from contract.errors import ImageError
 from contract.image import dicom_file
+from contract.image.header import read_image_header
 from contract.image.read import load_pixels
 
 image_module = pytest.importorskip("PIL.Image")
@@ -211,6 +212,60 @@ def load_within(data: bytes, *, seconds: float) -> bool:
         if time.process_time() - start < seconds:
             return True
     return False
+
+
+def add_parts(parts: bytes, kind: str) -> bytes:
+    """Return a picture with further parts after its first one."""
+    data = stream((128, 128), kind)
+    at = 33 if kind == "PNG" else 2  # after IHDR; after SOI
+    return data[:at] + parts + data[at:]
+
+
+EMPTY_CHUNK = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+MANY_PARTS = {
+    "PNG chunks": add_parts(EMPTY_CHUNK * (MEGABYTE // 12), "PNG"),
+    "PNG pixel chunks": add_parts(
+        (struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))) * (MEGABYTE // 12), "PNG"
+    ),
+    "PNG chunks after the pixels": stream((128, 128), "PNG")[:-12] + EMPTY_CHUNK * (MEGABYTE // 12),
+    "JPEG segments": add_parts(b"\xff\xe5\0\2" * (MEGABYTE // 4), "JPEG"),
+    "JPEG filling": add_parts(b"\xff" * MEGABYTE, "JPEG"),
+    "JPEG bytes between segments": add_parts(b"\xff\xe5\0\2" + bytes(MEGABYTE), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", MANY_PARTS)
+def test_picture_of_very_many_parts(dicom, name):
+    """Pillow reads each part in Python: in a file of 256 MiB that took half an hour."""
+    assert load_within(MANY_PARTS[name], seconds=0.3)
+    assert "too many parts" in dicom.refuse(MANY_PARTS[name])
+    with pytest.raises(ImageError, match="too many parts"):
+        read_image_header(MANY_PARTS[name])
+
+
+def test_picture_of_many_parts_is_read():
+    """As many as a large radiograph has, whose chunks have 8 kB."""
+    load_pixels(add_parts(EMPTY_CHUNK * 10_000, "PNG"), size=32)
+    load_pixels(add_parts(b"\xff\xe5\0\2" * 1000 + b"\xff" * 100, "JPEG"), size=32)
+
+
+def test_jpeg_stream_of_very_many_segments(dicom):
+    frame = dicom.encode(VALUES, JPEGLosslessSV1, bits=12)
+    dataset = dicom.dataset(VALUES, syntax=JPEGLosslessSV1)
+    for many in (b"\xff" * MEGABYTE, b"\xff\xfe\0\2" * (MEGABYTE // 4)):
+        dataset.PixelData = encapsulate([frame[:2] + many + frame[2:]])
+        seconds, _ = measure(dicom, dicom.write(dataset))
+        assert seconds < 0.3
+
+
+def test_rle_stream_longer_than_its_image(dicom):
+    """Each pair of bytes is a run of 128."""
+    runs = b"\x81\0" * (MEGABYTE // 4)
+    frame = struct.pack("<16I", 2, 64, 64 + len(runs), *[0] * 13) + runs + runs
+    dataset = dicom.dataset(VALUES, syntax=RLELossless)
+    dataset.PixelData = encapsulate([frame])
+    _, peak = measure(dicom, dicom.write(dataset))
+    assert peak < 8 * 2**20
 
 
 BLACK = (8000, 7900)  # nearly as many pixels as are read

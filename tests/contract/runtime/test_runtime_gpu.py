@@ -1,6 +1,8 @@
 """The options of ONNX Runtime's GPU providers: what NVIDIA's backend reads, and a private place for engines."""
 
 import stat
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,10 +81,19 @@ def test_engines_lie_where_the_config_says_if_that_is_ours_alone(tmp_path):
     assert set(options.values()) == {str(wanted)}
 
 
-@pytest.mark.parametrize("fault", ["others may write", "a file is there"])
-def test_engines_go_home_otherwise(tmp_path, home, fault):
+@pytest.mark.parametrize("fault", ["others may write", "it belongs to another user", "a file is there"])
+def test_engines_go_home_otherwise(tmp_path, home, fault, monkeypatch):
     wanted = tmp_path / "cache"
-    if fault == "a file is there":
+    if fault == "it belongs to another user":  # whom root would trust
+        home.mkdir(parents=True)
+        wanted.mkdir(mode=0o755)
+        look = Path.stat
+
+        def look_as_if(path, **options):
+            return SimpleNamespace(st_mode=0o40755, st_uid=12345) if path == wanted else look(path, **options)
+
+        monkeypatch.setattr(Path, "stat", look_as_if)
+    elif fault == "a file is there":
         wanted.write_text("")
     else:
         wanted.mkdir()

@@ -5,7 +5,7 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
-from contract.errors import ArtifactError
+from contract.errors import ArtifactError, ServerError
 from contract.runtime.walk import Step, list_graphs, sort_steps, walk, walk_graphs
 from contract.tensors import FUSED, MODELS
 
@@ -66,6 +66,12 @@ def test_steps_are_sorted_into_stages_and_renamed_tensors_are_followed():
     stages = sort_steps([LAST, RIGHT, LEFT, FIRST], source="It")
     assert [[step.name for step in stage] for stage in stages] == [["first"], ["right", "left"], ["last"]]
     assert walk(stages, {"a": 1}) == {"a": 1, "b": 1, "c": 1, "d": 2, "e": 3}
+
+
+def test_a_step_that_lacks_an_output_is_named():
+    step = Step("lungs", lambda given: {"sum": given["x"]}, {"x": "a"}, {"sum": "b", "mean": "c"})
+    with pytest.raises(ServerError, match="The step lungs answered without the output mean"):
+        walk([[step]], {"a": 1})
 
 
 def test_steps_that_wait_for_each_other_are_refused():

@@ -19,9 +19,10 @@ from contract.bundle import Bundle
 from contract.errors import ArtifactError, ConfigError, FingerprintError
 from contract.tensors import GRAPHS
 from export.publish import publish
-from export.tensorrt.build import PlanSettings, check_plan, export_plans
+from export.tensorrt.build import PlanSettings, export_plans
 from export.tensorrt.builders import Gpu
 from export.tensorrt.configs import CONTAINER, CONTAINER_RELEASE
+from export.tensorrt.records import check_plan
 
 A100 = Gpu("NVIDIA A100", (8, 0))
 
