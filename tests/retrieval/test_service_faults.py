@@ -80,13 +80,13 @@ def test_a_row_that_is_damaged_while_it_is_served_is_left_out(sidecar, make, cap
 
 
 def test_searches_while_cases_are_added_replaced_and_deleted(sidecar, make):
-    vectors = make.vectors(200)
+    vectors = make.vectors(90)
     sidecar.client.add(vectors[:50])
     done = threading.Event()
 
     def change():
         try:
-            for number in range(50, 200):
+            for number in range(50, 90):
                 sidecar.client.add(vectors[number : number + 1], ids=[number])
                 sidecar.client.add(vectors[:1], ids=["replaced"], report=str(number))
                 if number % 5 == 0:
@@ -111,7 +111,7 @@ def test_searches_while_cases_are_added_replaced_and_deleted(sidecar, make):
         searches = [pool.submit(search, number) for number in range(4)]
         changes.result()
         assert all(each.result() > 0 for each in searches)
-    expected = {str(number) for number in range(200) if number < 50 or number % 5} | {"replaced"}
+    expected = {str(number) for number in range(90) if number < 50 or number % 5} | {"replaced"}
     assert set(sidecar.client.find_ids(vectors[0], k=1000)) == expected
 
 
