@@ -1,5 +1,7 @@
 """What tests of training share: the real Open-i reports, read once, and reports and tables made up."""
 
+import itertools
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,16 @@ def openi_archive(openi_directory) -> Path:
 def real_studies(openi_archive) -> tuple[Study, ...]:
     """All studies of the archive, ordered by number."""
     return tuple(read_reports(openi_archive))
+
+
+@pytest.fixture(scope="session")
+def few_reports(openi_archive, tmp_path_factory) -> Path:
+    """A directory with 300 reports of the archive."""
+    place = tmp_path_factory.mktemp("few")
+    with tarfile.open(openi_archive) as archive:
+        for member in itertools.islice(filter(tarfile.TarInfo.isfile, archive), 300):
+            (place / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_phantoms_and_their_negatives(tmp_path):
     """Frontal and lateral ones; of laterals the collections at hand hold but two."""
     from training.phantom import draw_dataset
 
-    draw_dataset(tmp_path / "phantom", studies=30, seed=3, scale=0.05)
+    draw_dataset(tmp_path / "phantom", studies=30, seed=3, scale=0.05, workers=1)
     files = [path.read_bytes() for path in sorted((tmp_path / "phantom").rglob("*.dcm"))]
     found = count(files)
     assert found == (len(files), 0, len(files))

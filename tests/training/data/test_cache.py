@@ -165,7 +165,7 @@ def test_refused_files_are_told_once_and_tried_again_when_they_change(table, ima
 # --- interrupts ------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import multiprocessing, sys
+import multiprocessing, signal, sys
 from pathlib import Path
 from training.data import cache
 
@@ -174,6 +174,7 @@ def report(done, total):
     sys.stdin.readline()
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     cache._ROWS_PER_COMMIT = 2
     table, directory, size = sys.argv[1:]
     try:

@@ -94,8 +94,8 @@ def test_no_pair_is_overlooked(similarity):
         changed = generator.integers(0, 40, generator.integers(0, 6))
         text[changed] = generator.choice(words, len(changed))
         texts.append(" ".join(text))
-    pairs = itertools.combinations(range(300), 2)
-    links = [(a, b) for a, b in pairs if compare(texts[a], texts[b]) >= similarity]
+    pairs = itertools.combinations(enumerate(map(make_shingles, texts)), 2)
+    links = [(a, b) for (a, one), (b, other) in pairs if len(one & other) / len(one | other) >= similarity]
     wanted = sorted(rows for rows in join_rows(300, links) if len(rows) > 1)
     assert len(wanted) > 10
     assert sorted(group_texts(texts, similarity)) == wanted
