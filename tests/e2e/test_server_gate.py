@@ -134,7 +134,8 @@ def make_wrong(models, how: str):
     return lambda path: exchange(source["text_encoder"], path, bundle.fingerprint, change)
 
 
-@pytest.mark.parametrize("how", ["exchanged", "rounded"])
+# tests/export/gates/test_server_gate.py holds the gate to exchanged weights without a server.
+@pytest.mark.parametrize("how", [pytest.param("exchanged", marks=pytest.mark.slow), "rounded"])
 def test_a_version_with_another_graph_is_stopped_at_the_server(how, models, stack):
     with grpc_client.InferenceServerClient(stack.triton_url) as client:
         version, expected = ask(client)
