@@ -13,12 +13,12 @@ help: ## print this list
 demo: .venv/installed ## install into .venv and run the whole path once (6 to 11 minutes after the install)
 	$(BIN)/cxr demo
 
-# Tests that watch the clock (marked alone) come after the others, one by one. Both find the models that the first of
-# them made.
+# Tests that watch the clock (marked alone) come after the others, one by one. Only the files that hold them are read.
+# Both runs find the models that the first of them made.
 define TESTS
 rm -rf build/made-once
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ONCE) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not (slow or alone)'
-$(BIN)/python -m pytest $(ONCE) -m 'alone and not slow'
+$(BIN)/python -m pytest $(ONCE) -m 'alone and not slow' $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 endef
 ONCE := --made-once=build/made-once
 

@@ -31,8 +31,8 @@ SMALL_TEXTS = (
     "FINDINGS: effusion of grade 0001 is seen.",
     "fracture granuloma emphysema pneumonia scoliosis 0 2 3 4 5",
     "The heart is enlarged. Lungs are clear. There is a small left effusion.",
+    "the heart is enlarged and there is a left effusion",
 )
-LONG_TEXTS = ("the heart is enlarged and there is a left effusion",)
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -43,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIRECTORY",
         help="Keep what `make_once` makes here, and take from here what an earlier run of the same code made.",
     )
+
+
+def pytest_configure() -> None:
+    """Let the garbage collector look less often: it took a seventh of what a test of models imports."""
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -271,7 +276,9 @@ def make_model(
 ) -> "Callable[[int], tuple[Bundle, dict[str, Path]]]":
     """A function: seed -> a bundle of the smallest model with random weights, and its graphs, made once for all tests.
 
-    Seeds differ in the weights alone.
+    It has a lexical part, 2,000 token ids, and reads 512 tokens. The graphs of seed 1 are exported. An export takes
+    long, so those of other seeds are copies of them with other weights: they answer otherwise, but not as the PyTorch
+    model of their bundle does.
     """
     pytest.importorskip("onnxscript")
     from contract.bundle import load_bundle
@@ -279,10 +286,16 @@ def make_model(
     from contract.tensors import GRAPHS
     from export.graphs.from_torch import export_graphs
 
+    config = replace(small_config, text_positions=512, lexical_buckets=4096, vocabulary_size=2000)
+
     def make(seed: int) -> "tuple[Bundle, dict[str, Path]]":
         def fill(place: Path) -> None:
-            given = {"seed": seed, "texts": SMALL_TEXTS, "thresholds": [0.4] * len(LABELS)}
-            export_graphs(write_bundle(place / "bundle", small_config, **given), place / "graphs")
+            given = {"seed": seed, "texts": SMALL_TEXTS, "thresholds": [0.4] * len(LABELS), "longest": 512}
+            bundle = write_bundle(place / "bundle", config, **given)
+            if seed == 1:
+                export_graphs(bundle, place / "graphs")
+            else:
+                _vary_graphs(make(1)[1], place / "graphs", bundle.fingerprint, seed)
 
         place = make_once(f"model-{seed}", fill)
         return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
@@ -290,24 +303,24 @@ def make_model(
     return make
 
 
-@pytest.fixture(scope="session")
-def long_model(
-    write_bundle: "Callable[..., Bundle]", small_config: "ModelConfig", make_once: Callable[..., Path]
-) -> "tuple[Bundle, dict[str, Path]]":
-    """A bundle of the smallest model that has a lexical part and reads 512 tokens, and its graphs."""
-    pytest.importorskip("onnxscript")
-    from contract.bundle import load_bundle
-    from contract.labels import LABELS
-    from contract.tensors import GRAPHS
-    from export.graphs.from_torch import export_graphs
+def _vary_graphs(graphs: dict[str, Path], out: Path, fingerprint: str, seed: int) -> None:
+    """Copy graphs with each weight of two or more axes changed by a fifth at random, as those of another bundle."""
+    import numpy as np
+    import onnx
 
-    def fill(place: Path) -> None:
-        config = replace(small_config, text_positions=512, lexical_buckets=97)
-        given = {"seed": 2, "texts": LONG_TEXTS, "thresholds": [0.5] * len(LABELS), "longest": 512}
-        export_graphs(write_bundle(place / "bundle", config, **given), place / "graphs")
-
-    place = make_once("long-model", fill)
-    return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
+    generator = np.random.default_rng(seed)
+    out.mkdir()
+    for name, path in graphs.items():
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+                weights = onnx.numpy_helper.to_array(tensor)
+                factors = 1 + 0.2 * generator.standard_normal(weights.shape)
+                changed = onnx.numpy_helper.from_array((weights * factors).astype(np.float32), tensor.name)
+                tensor.CopyFrom(changed)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, {**properties, "fingerprint": fingerprint})
+        onnx.save(model, out / f"{name}.onnx")
 
 
 def _write_bundle(

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from cli.cases import make_cases, make_parity_cases
 from client import CxrClient
 from contract.bundle import Bundle, load_bundle
+from export.graphs.from_torch import export_graphs
 from export.pipeline import export
 from serving.stack import Ports, Stack
 from training.config.toml_file import load_config
@@ -35,7 +37,7 @@ def trained(make_once: Callable[..., Path]) -> Trained:
 
 
 def make_trained(root: Path) -> None:
-    """Fill a directory with phantoms, their table, a bundle and its repository."""
+    """Fill a directory with phantoms, their table, a bundle, its graphs and its repository."""
     draw_dataset(root / "phantom", studies=80, seed=3, scale=0.08)
     table = root / "studies.parquet"
     write_table(build_table(root / "phantom", root / "phantom"), table)
@@ -43,7 +45,9 @@ def make_trained(root: Path) -> None:
     train(load_config("demo", changes), table, root / "bundle")
     config, rows = load_bundle(root / "bundle").config, read_part(root, "test")
     cases = make_parity_cases(rows, config["text_mode"], config["sizes"]["S"], count=4)
-    export(root / "bundle", root / "model_repository", cases)
+    graphs = export_graphs(load_bundle(root / "bundle"), root / "graphs")
+    with patch("export.graphs.from_torch.export_graphs", lambda *_: graphs):
+        export(root / "bundle", root / "model_repository", cases)
 
 
 def read_trained(root: Path) -> Trained:

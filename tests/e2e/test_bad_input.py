@@ -5,31 +5,43 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from training.data.rows import get_image
 
 DISK_BYTES = 1_000_000  # smaller than any graph
 
 
-def run(*arguments: str, cwd: Path, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `cxr` as a user does; `limit_bytes` caps the size of every file that it writes, as a quota does."""
-
-    def limit() -> None:
-        if limit_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    command = [sys.executable, "-m", "cxr", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=environment, preexec_fn=limit, timeout=180
-    )
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
 
 
-def expect_refusal(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert result.returncode == code, result.stderr
+def run(*arguments: str):
+    """Run `cxr` in this process, which has loaded what commands import."""
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+
+
+@contextmanager
+def full_disk(limit_bytes: int) -> Iterator[None]:
+    """Make the operating system refuse to write files beyond a size, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def expect_refusal(result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
@@ -69,7 +81,7 @@ def test_served_commands_refuse_bad_input(command, name, stack, image, tmp_path)
         stack.triton_url,
         *(["--retrieval", stack.retrieval_url] if command == "search" else []),
     ]
-    expect_refusal(run(command, *given, *servers, cwd=tmp_path), 2, word)
+    expect_refusal(run(command, *given, *servers), 2, word)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -77,15 +89,20 @@ def test_served_commands_refuse_bad_input(command, name, stack, image, tmp_path)
 def test_explain_refuses_bad_input(name, trained, image, tmp_path):
     make_files(tmp_path, image)
     before = sorted(tmp_path.iterdir())
-    result = run("explain", *BAD_INPUTS[name][0], "--bundle", str(trained.bundle.path), cwd=tmp_path)
+    result = run("explain", *BAD_INPUTS[name][0], "--bundle", str(trained.bundle.path))
     expect_refusal(result, 2)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_wrong_port(tmp_path):
-    expect_refusal(
-        run("predict", "--report", "Normal.", "--triton", "127.0.0.1:9", cwd=tmp_path), 4, "cxr serve"
-    )
+def test_a_wrong_port():
+    """As a process, as a user runs it: its exit code and its output are those of the command in the other tests."""
+    given = ("predict", "--report", "Normal.", "--triton", "127.0.0.1:9")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "cxr", *given]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    here = run(*given)
+    expect_refusal(here, 4, "cxr serve")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (here.exit_code, here.stdout, here.stderr)
 
 
 def test_a_bundle_whose_file_was_changed(trained, tmp_path):
@@ -97,7 +114,7 @@ def test_a_bundle_whose_file_was_changed(trained, tmp_path):
         ("explain", "--report", "Normal.", "--bundle", "bundle"),
         ("export", "bundle", "--table", str(trained.table), "--repository", "repository"),
     ):
-        expect_refusal(run(*command, cwd=tmp_path), 3, "labels.json", "changed")
+        expect_refusal(run(*command), 3, "labels.json", "changed")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -110,5 +127,7 @@ def test_a_full_disk_while_publishing(trained, tmp_path):
         "--repository",
         "repository",
     )
-    expect_refusal(run(*arguments, cwd=tmp_path, limit_bytes=DISK_BYTES), 3, "Could not write")
+    with full_disk(DISK_BYTES):
+        result = run(*arguments)
+    expect_refusal(result, 3, "Could not write")
     assert not list(tmp_path.iterdir())

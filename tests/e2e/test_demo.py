@@ -19,11 +19,32 @@ ROOT = Path(__file__).parents[2]
 
 # A session of its own, so that a signal to its group is what Ctrl-C is in a terminal.
 COMMAND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import cxr; cxr.main()"
-# The demo trains for 32 epochs. After one it goes on as after 32.
-ONE_EPOCH = """
+# The demo on images of half the side, with a model of fewer layers and channels.
+SMALL = """
+import cli.demo
 from training.config import toml_file
-load = toml_file.load_config
-toml_file.load_config = lambda name, changes: load(name, {**changes, "loop.epochs": 1})
+cli.demo.PHANTOM_SCALE = 0.06
+load, changed = toml_file.load_config, {
+    "model.image_size": 56, "model.image_patch": 4, "model.image_width": 16, "model.image_depths": [1, 1],
+    "model.image_heads": [2, 2], "model.text_width": 32, "model.text_layers": 1, "model.text_heads": 2,
+    "model.text_feedforward": 64, "model.width": 32, "model.fusion_heads": 2, "model.embedding_size": 16,
+}
+toml_file.load_config = lambda name, changes: load(name, {**changes, **changed})
+"""
+# A demo that finds what the fixture `trained` made of the same phantoms, instead of training and tracing for minutes.
+TRAINED = """
+import json, pathlib, shutil
+import cli.demo, training.train
+from export.graphs import from_torch
+place = pathlib.Path(PLACE)
+def train(_config, _table, out, **_options):
+    shutil.copytree(place / "bundle", out)
+    return training.train.TrainResult(out, json.loads((out / "metrics.json").read_text()))
+def export_graphs(_bundle, out, _progress):
+    shutil.copytree(place / "graphs", out, dirs_exist_ok=True)
+    return {name: out / f"{name}.onnx" for name in from_torch.GRAPHS}
+cli.demo.PHANTOM_SCALE = 0.08
+training.train.train, from_torch.export_graphs = train, export_graphs
 """
 
 
@@ -63,11 +84,14 @@ def read_command(entry: Path) -> str:
 
 @pytest.mark.parametrize(
     ("studies", "before"),
-    [pytest.param(80, ONE_EPOCH, id="one epoch"), pytest.param(100, "", id="whole", marks=pytest.mark.slow)],
+    [
+        pytest.param("80", TRAINED, id="trained before"),
+        pytest.param("100", "", id="whole", marks=pytest.mark.slow),
+    ],
 )
-def test_the_whole_path_then_kept_up_until_ctrl_c(studies: int, before: str, tmp_path: Path):
-    out = tmp_path / "out"
-    process = start(tmp_path, "--studies", str(studies), "--keep", "--out", str(out), before=before)
+def test_the_whole_path_then_kept_up_until_ctrl_c(studies: str, before: str, trained, tmp_path: Path):
+    given = ("--studies", studies, "--seed", "3", "--keep", "--out", str(tmp_path / "out"))
+    process = start(tmp_path, *given, before=f"PLACE = {str(trained.table.parent)!r}\n{before}")
     try:
         text = read_until(process, "cxr search")
         triton, retrieval = re.findall(r"--triton (\S+) --retrieval (\S+)", text)[0]
@@ -102,7 +126,7 @@ def test_the_whole_path_then_kept_up_until_ctrl_c(studies: int, before: str, tmp
 )
 def test_ctrl_c_in_the_middle_leaves_no_process(studies, begun, tmp_path: Path):
     """While drawing (its own processes) and, after the tables were read, while training."""
-    process = start(tmp_path, "--studies", studies, "--out", str(tmp_path / "out"))
+    process = start(tmp_path, "--studies", studies, "--out", str(tmp_path / "out"), before=SMALL)
     assert wait_for(lambda: any((tmp_path / "out").glob(begun)), 200)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)

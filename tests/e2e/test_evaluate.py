@@ -12,7 +12,7 @@ from training.data.rows import read_rows
 
 
 def run(*arguments: object):
-    """Run the command in this process; tests/e2e/test_readme.py runs it as a process."""
+    """Run the command in this process, which has loaded what commands import."""
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "160"})
 
 

@@ -1,8 +1,6 @@
 """`cxr index` over missing images, `cxr doctor` with servers up, `cxr evaluate` of a test set from elsewhere."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,14 +9,9 @@ from typer.testing import CliRunner
 from cli.app import app
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cxr", *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-
-
-def evaluate(*arguments: object):
-    """Run `cxr evaluate` in this process; tests/e2e/test_readme.py runs it as a process."""
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "160"})
+def run(*arguments: object):
+    """Run `cxr` in this process, which has loaded what commands import."""
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "160"})
 
 
 def replace(table: pa.Table, name: str, values: list) -> pa.Table:
@@ -34,16 +27,16 @@ def test_missing_images_are_refused_and_the_others_indexed(stack, trained, tmp_p
     pq.write_table(replace(table, "image_paths", paths), tmp_path / "s.parquet")
     servers = ("--triton", stack.triton_url, "--retrieval", stack.retrieval_url)
     ended = run("index", tmp_path / "s.parquet", *servers, "--json")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.exit_code == 0, ended.stderr
     result = json.loads(ended.stdout)
     assert result["indexed"] == 4
     assert "gone.dcm': No such file or directory" in json.dumps(result["refused"])
     assert len(result["refused"]) == 2
     pq.write_table(replace(table, "image_paths", paths).slice(1, 1), tmp_path / "s.parquet")
     ended = run("index", tmp_path / "s.parquet", *servers)
-    assert ended.returncode == 2
+    assert ended.exit_code == 2
     assert "None of 1 cases could be indexed" in ended.stderr
-    assert run("doctor", *servers).returncode == 0
+    assert run("doctor", *servers).exit_code == 0
 
 
 def test_an_external_test_set_is_measured_with_the_thresholds_of_the_bundle(trained, tmp_path):
@@ -51,10 +44,10 @@ def test_an_external_test_set_is_measured_with_the_thresholds_of_the_bundle(trai
     foreign = replace(table, "study_id", [f"EXT{number}" for number in range(len(table))])
     pq.write_table(foreign, tmp_path / "foreign.parquet")
     command = (tmp_path / "foreign.parquet", "--bundle", trained.bundle.path, "--resamples", 5)
-    refused = evaluate(*command)
+    refused = run("evaluate", *command)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--out" in refused.stderr
-    ended = evaluate(*command, "--out", tmp_path / "out", "--json")
+    ended = run("evaluate", *command, "--out", tmp_path / "out", "--json")
     assert ended.exit_code == 0, ended.stderr
     results = json.loads(ended.stdout)
     assert "external test set" in results["external"]

@@ -1,13 +1,13 @@
 """Findings in free words against the running stack."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from cli.evaluate import ServedPredictor
 from contract.embedding import take_joint
 from contract.errors import InputError
@@ -74,9 +74,8 @@ def test_command(stack, row):
         "--finding",
         "Pleural effusion.",
     )
-    command = [sys.executable, "-m", "cxr", *arguments, "--triton", stack.triton_url, "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    ended = CliRunner().invoke(app, [*arguments, "--triton", stack.triton_url, "--json"])
+    assert ended.exit_code == 0, ended.stderr
     told = json.loads(ended.stdout)
     assert [score["finding"] for score in told["finding_scores"]] == ["rib fracture", "Pleural effusion"]
     assert np.isfinite([score["score"] for score in told["finding_scores"]]).all()

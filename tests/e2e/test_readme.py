@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from cli.demo import write_examples
 from contract.training_data import PHANTOM_WARNING
 from training.data.cache import fill_cache
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Need data, hardware or time that a test has not: what they call is tested elsewhere.
 NOT_RUN = ("cxr demo", "cxr data table NLMCXR", "cxr train", "cxr export", "cxr serve")
+# Takes a minute; test_evaluate.py runs it with fewer resamples.
+SLOW = ("cxr evaluate",)
 
 
 def find_blocks(language: str) -> list[str]:
@@ -57,20 +61,41 @@ def run(command: list[str], place: Path, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("line", [line for line in find_commands() if not line.startswith(NOT_RUN)])
-def test_command_works_as_written(line, place, stack, client):
+@pytest.fixture
+def servers(stack, client) -> dict[str, str]:
+    """The variables that tell a command the addresses of the running servers."""
+    return {"CXR_TRITON": stack.triton_url, "CXR_RETRIEVAL": stack.retrieval_url}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow if line.startswith(SLOW) else ())
+        for line in find_commands()
+        if not line.startswith(NOT_RUN)
+    ],
+)
+def test_command_works_as_written(line, place, servers, monkeypatch):
+    """In this process, which has loaded what commands import."""
     if "--cache cache" in line:  # of the size that the small model reads
         fill_cache(place / "studies.parquet", place / "cache", size=112)
-    servers = {"CXR_TRITON": stack.triton_url, "CXR_RETRIEVAL": stack.retrieval_url}
+    monkeypatch.chdir(place)
+    ended = CliRunner().invoke(app, shlex.split(line)[1:], env=servers)
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stdout
+
+
+def test_the_first_question_works_as_a_process(place, servers):
+    line = next(line for line in find_commands() if line.startswith("cxr predict"))
     assert run([sys.executable, "-m", *shlex.split(line)], place, **servers)
 
 
-@pytest.mark.parametrize("line", [line for line in find_commands() if line.startswith(NOT_RUN)])
+@pytest.mark.parametrize("line", [line for line in find_commands() if line.startswith((*NOT_RUN, *SLOW))])
 def test_every_option_of_the_other_commands_exists(line):
     words = shlex.split(line)
     sub_commands = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
     sub_commands = sub_commands[: 2 if sub_commands[0] == "data" else 1]
-    shown = run([sys.executable, "-m", "cxr", *sub_commands, "--help"], ROOT, COLUMNS="200")
+    shown = CliRunner().invoke(app, [*sub_commands, "--help"], env={"COLUMNS": "200"}).stdout
     for word in words:
         if word.startswith("--"):
             assert re.search(rf"{word}\b", shown), word

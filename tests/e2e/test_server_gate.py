@@ -158,7 +158,8 @@ def drop_views(path) -> None:
     onnx.save(model, path)
 
 
-@pytest.mark.parametrize("how", ["exchanged", "rounded", "first view"])
+# tests/export/gates/test_server_gate.py holds the gate to exchanged weights without a server.
+@pytest.mark.parametrize("how", [pytest.param("exchanged", marks=pytest.mark.slow), "rounded", "first view"])
 def test_a_version_with_another_graph_is_stopped_at_the_server(how, models, stack):
     with grpc_client.InferenceServerClient(stack.triton_url) as client:
         version, expected = ask(client)

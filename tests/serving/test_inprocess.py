@@ -234,10 +234,10 @@ def test_token_ids_that_the_model_cannot_read(model, name):
     sizes = {"image_tokens": (2, 49, 32), "text_tokens": (2, 32, 32)}
     values = {
         "pixels": np.zeros((2, 1, 56, 56), np.uint8),
-        "input_ids": np.full((2, 32), 120, np.int64),
+        "input_ids": np.full((2, 32), 2000, np.int64),
         "attention_mask": np.ones((2, 32), np.int64),
         **{tensor: np.zeros(shape, np.float32) for tensor, shape in sizes.items()},
     }
     given = {tensor.name: values[tensor.name] for tensor in MODELS[name].inputs}
-    with pytest.raises(TensorError, match="ids from 0 to 119"):
+    with pytest.raises(TensorError, match="ids from 0 to 1999"):
         model.run(name, given)

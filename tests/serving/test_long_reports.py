@@ -22,13 +22,13 @@ def make_report(words: int, last: str = "heart") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def repository(long_model, tmp_path_factory) -> Path:
+def repository(make_model, tmp_path_factory) -> Path:
     """The smallest model that has every part and reads 512 tokens, published."""
     from export.gates.parity import ParityCase, check_parity
     from export.publish import publish
 
     root = tmp_path_factory.mktemp("long")
-    bundle, graphs = long_model
+    bundle, graphs = make_model(1)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 56, 56), dtype=np.uint8)
     report = check_parity(bundle, graphs, [ParityCase(pixels, " ".join(WORDS))])
     assert report.passed

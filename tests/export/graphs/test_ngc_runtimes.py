@@ -23,14 +23,14 @@ RUN_GRAPHS = Path(__file__).with_name("run_graphs.py")
 
 
 @pytest.fixture(scope="module")
-def published(long_model, tmp_path_factory):
+def published(make_model, tmp_path_factory):
     """A bundle that reads long texts, and "target/graph" -> file of both layouts as `cxr export` makes them."""
     from export.graphs.convert import convert_graphs
     from export.graphs.fuse import fuse_graphs
     from export.profiles import load_profile
 
     root = tmp_path_factory.mktemp("published")
-    bundle, plain = long_model
+    bundle, plain = make_model(1)
     files = {}
     for target in TARGETS:
         paths = convert_graphs(bundle, plain, load_profile("fp32"), root / target, target=target).paths
@@ -41,7 +41,10 @@ def published(long_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(published, tmp_path_factory):
-    """A directory with the graphs and one case for each batch size and length, and PyTorch's answers to each case."""
+    """A directory with the graphs and cases, and PyTorch's answers to each case.
+
+    Each batch size comes with the shortest texts, each length with a batch of 1, and the largest with the longest.
+    """
     from training.model.model import load_model
 
     bundle, files = published
@@ -49,12 +52,13 @@ def asked(published, tmp_path_factory):
     (directory / "graphs.json").write_text(json.dumps({key: str(path) for key, path in files.items()}))
     settings = tomllib.loads(SETTINGS.read_text())["target"]
     batches = {size for target in TARGETS for size in settings[target]["warm_up"]} | {MAX_BATCH_SIZE}
+    shortest, *_, longest = LENGTH_BUCKETS
+    cases = {(batch, shortest) for batch in batches} | {(1, length) for length in LENGTH_BUCKETS}
     model, expected = load_model(bundle), {}
-    for batch in sorted(batches):
-        for length in LENGTH_BUCKETS:
-            name = f"{batch:02}-{length:03}"
-            inputs, expected[name] = ask_model(model, batch, length)
-            np.savez(directory / f"case-{name}.npz", **inputs)
+    for batch, length in sorted(cases | {(MAX_BATCH_SIZE, longest)}):
+        name = f"{batch:02}-{length:03}"
+        inputs, expected[name] = ask_model(model, batch, length)
+        np.savez(directory / f"case-{name}.npz", **inputs)
     return directory, expected
 
 

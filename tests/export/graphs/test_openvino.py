@@ -5,11 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contract.labels import LABELS
 from contract.runtime.session import open_session
 from contract.tensors import MODELS
-from export.graphs import from_torch as graphs_module
-from export.graphs.from_torch import export_graphs
 from export.profiles import load_profile
 
 
@@ -22,15 +19,10 @@ def open_both(path):
     ]
 
 
-def test_pairs_of_words_are_hashed_alike(small_config, write_bundle, tmp_path, monkeypatch):
+def test_pairs_of_words_are_hashed_alike(make_model):
     """OpenVINO 2026.4 takes remainders in float32: with products beyond 2^24, other pairs were looked up."""
     pytest.importorskip("openvino")
-    config = replace(small_config, vocabulary_size=2000, lexical_buckets=4096)
-    bundle = write_bundle(
-        tmp_path / "bundle", config, seed=3, texts=["Clear."], thresholds=[0.5] * len(LABELS)
-    )
-    monkeypatch.setattr(graphs_module, "GRAPHS", ("fusion_text",))
-    path = export_graphs(bundle, tmp_path / "graphs")["fusion_text"]
+    _, graphs = make_model(1)
     rng = np.random.default_rng(0)
     feeds = {
         "text_tokens": rng.normal(size=(4, 32, 32)).astype(np.float32),
@@ -38,5 +30,7 @@ def test_pairs_of_words_are_hashed_alike(small_config, write_bundle, tmp_path, m
         "attention_mask": np.ones((4, 32), np.int64),
     }
     assert set(feeds) == {tensor.name for tensor in MODELS["fusion_text"].inputs}
-    expected, found = (session.run(["probabilities"], feeds)[0] for session in open_both(path))
+    expected, found = (
+        session.run(["probabilities"], feeds)[0] for session in open_both(graphs["fusion_text"])
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
