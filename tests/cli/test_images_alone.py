@@ -19,8 +19,10 @@ from training.train import train
 
 SMALL = {
     "loop.epochs": 1,
+    "model.image_size": 56,
     "model.image_width": 16,
-    "model.image_heads": [2, 2],
+    "model.image_depths": [1],
+    "model.image_heads": [2],
     "model.text_width": 32,
     "model.text_layers": 1,
     "model.text_heads": 2,
@@ -32,7 +34,7 @@ KNOWN = ("cardiac", "pleural", "normal")
 def root(tmp_path_factory) -> Path:
     """A directory with `studies.parquet`, which holds images and three labels, and a bundle."""
     root = tmp_path_factory.mktemp("images")
-    draw_dataset(root / "phantom", studies=120, seed=5, scale=0.05)
+    draw_dataset(root / "phantom", studies=120, seed=5, scale=0.05, workers=1)
     table = build_table(root / "phantom", root / "phantom")
     rows = []
     for row in table.to_pylist():

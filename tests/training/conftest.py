@@ -16,8 +16,10 @@ from training.data.openi import SCHEMA, Study, build_table, read_reports, write_
 # A training run of some seconds.
 SMALL = {
     "loop.epochs": 1,
+    "model.image_size": 56,
     "model.image_width": 16,
-    "model.image_heads": [2, 2],
+    "model.image_depths": [1],
+    "model.image_heads": [2],
     "model.text_width": 32,
     "model.text_layers": 1,
     "model.text_heads": 2,
@@ -66,7 +68,7 @@ def phantom_table(make_once: Callable[..., Path]) -> Path:
     from training.phantom import draw_dataset
 
     def fill(place: Path) -> None:
-        draw_dataset(place / "phantom", studies=60, seed=5, scale=0.05)
+        draw_dataset(place / "phantom", studies=60, seed=5, scale=0.05, workers=1)
         write_table(build_table(place / "phantom", place / "phantom"), place / "studies.parquet")
 
     return make_once("phantom-60", fill) / "studies.parquet"

@@ -22,8 +22,10 @@ LIMIT_S = 500
 
 SETTINGS = (
     *(
+        "model.image_size=56",
         "model.image_width=16",
-        "model.image_heads=[2,2]",
+        "model.image_depths=[1]",
+        "model.image_heads=[2]",
         "model.image_stem=patch",
         "model.image_drop_path=0.0",
     ),
@@ -83,7 +85,15 @@ def read_epochs(run_directory: Path) -> list[dict]:
     return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [(), ("optimizer.ema_decay=0.9",)], ids=["plain", "average"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        # test_train breaks a run with an average off in one process.
+        pytest.param(("optimizer.ema_decay=0.9",), marks=pytest.mark.slow),
+    ],
+    ids=["plain", "average"],
+)
 def test_a_run_killed_in_its_second_epoch_ends_with_the_same_weights(table, run_here, tmp_path, more):
     run_here(make_arguments(table, tmp_path / "straight", *more))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -149,7 +149,7 @@ def test_a_run_goes_on_from_the_bundle_that_it_started_from_alone(bundle, table,
 @pytest.fixture(scope="module")
 def own_table(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("own")
-    draw_dataset(root / "phantom", studies=40, seed=77, scale=0.05)
+    draw_dataset(root / "phantom", studies=40, seed=77, scale=0.05, workers=1)
     write_table(build_table(root / "phantom", root / "phantom"), root / "studies.parquet")
     return root / "studies.parquet"
 

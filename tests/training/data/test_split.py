@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from contract.errors import ConfigError
-from training.data.duplicates import SIMILARITY, make_shingles
+from training.data.duplicates import SIMILARITY, group_texts, make_shingles
 from training.data.split import FRACTIONS, split_studies
 
 
@@ -87,8 +87,8 @@ def test_no_text_is_equal_to_nothing(texts):
     assert {part: len(found) for part, found in split.items()} == {"train": 80, "validation": 10, "test": 10}
 
 
-def find_closest(split, texts) -> float:
-    """Return the largest similarity of two texts on different sides, computed for every pair."""
+def compare_all(texts) -> coo_array:
+    """Return the similarity of every pair of texts that share a run of words."""
     shingles = [make_shingles(text) for text in texts]
     places = {run: place for place, run in enumerate(sorted(frozenset().union(*shingles)))}
     pairs = [(row, places[run]) for row, runs in enumerate(shingles) for run in runs]
@@ -96,18 +96,23 @@ def find_closest(split, texts) -> float:
     holds = csr_array((np.ones(len(pairs)), (rows, columns)), shape=(len(texts), len(places)))
     shared = (holds @ holds.T).tocoo()
     sizes = np.array([len(runs) for runs in shingles])
-    part_of = np.empty(len(texts), dtype=int)
+    union = sizes[shared.row] + sizes[shared.col] - shared.data
+    return coo_array((shared.data / union, (shared.row, shared.col)), shape=shared.shape)
+
+
+def find_closest(split, similarities) -> float:
+    """Return the largest similarity of two texts on different sides."""
+    part_of = np.empty(similarities.shape[0], dtype=int)
     for number, part in enumerate(split.values()):
         part_of[part] = number
-    apart = part_of[shared.row] != part_of[shared.col]
-    union = sizes[shared.row] + sizes[shared.col] - shared.data
-    return (shared.data / union)[apart].max()
+    return similarities.data[part_of[similarities.row] != part_of[similarities.col]].max()
 
 
 def test_real_reports_share_nothing(real, real_splits):
     patients, labels, texts = real
-    assert find_closest(real_splits[0], texts) < SIMILARITY
-    assert find_closest(split_studies(patients, labels, 0), texts) == 1
+    similarities = compare_all(texts)
+    assert find_closest(real_splits[0], similarities) < SIMILARITY
+    assert find_closest(split_studies(patients, labels, 0), similarities) == 1
 
 
 def test_near_duplicates_stay_together():
@@ -150,9 +155,12 @@ def test_equal_seeds_give_equal_splits():
 
 @pytest.fixture(scope="session")
 def real_splits(real):
-    """Five splits of the collection."""
+    """Five splits of the collection; its texts are grouped once, as the groups do not depend on the seed."""
     patients, labels, texts = real
-    return [split_studies(patients, labels, seed, texts=[texts]) for seed in range(5)]
+    groups = group_texts(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.data.split.group_texts", lambda _: groups)
+        return [split_studies(patients, labels, seed, texts=[texts]) for seed in range(5)]
 
 
 def test_real_splits_are_as_even_as_the_groups_allow(real, real_splits):
