@@ -113,7 +113,7 @@ bench-retrieval: | .venv/installed ## measure the sidecar against raw FAISS and 
 
 MINUTES ?= 0
 
-chaos: $(BENCH)/demo/fp32/.published.json ## kill, stop, fill, cut and overload a server while clients check it (some minutes; MINUTES=60 repeats the faults)
+chaos: $(BENCH)/demo/fp32/.published.json ## kill, stop, fill, cut and overload a server while clients check it (MINUTES=60 repeats)
 	$(CXR) bench soak $(<D) --bundle $(BENCH)/demo/bundle --minutes $(MINUTES) --out $(RESULTS)/chaos
 
 # No network, at most 8 minutes; the same again goes on where it stopped. WHEELS: a folder of packages that are missing.

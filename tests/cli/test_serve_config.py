@@ -31,7 +31,7 @@ def test_the_order_is_argument_environment_file_default(tmp_path, monkeypatch):
     options = read("--config", file, "--http-port", "3")
     ports = ("http_port", "grpc_port", "metrics_port", "retrieval_port")
     assert [options[name] for name in ports] == [3, 2, 1, 8005]
-    assert (options["repository"], options["store"]) == (Path("models"), Path("cases"))
+    assert (options["repository"], options["store"]) == (Path("models"), "cases")
 
 
 def test_the_variables_with_their_own_names_come_before_the_file(tmp_path, monkeypatch):

@@ -95,8 +95,10 @@ def test_control_that_fails_is_left_open():
 def test_encoder_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     report = measure_speed(size=24, repeats=1, rows=70, columns=58)
-    assert "cxr-serving[image]" in dict(report.skipped)["JPEG-LS"]
-    assert "RLE" in {timing.kind for timing in report.timings}
+    skipped = dict(report.skipped)
+    assert "cxr-serving[image]" in skipped["JPEG-LS"]
+    assert "pip install imagecodecs" in skipped["RLE"]
+    assert "PNG, 16 bit" in {timing.kind for timing in report.timings}
     assert len(report.timings) + len(report.skipped) == len(KINDS)
 
 
