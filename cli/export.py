@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from export.gates.server_precision import ServerCheck
     from export.hub import HubFolder
     from export.pipeline import Check, ExportResult
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
     from serving.served_graphs import ServedGraphs
 
 

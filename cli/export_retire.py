@@ -11,7 +11,7 @@ from contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from contract.repository import Published
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contract.signatures import ENVIRONMENT, TrustedKeys
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
 RequireSignature = Annotated[
     list[str] | None,
@@ -74,7 +74,7 @@ def open_key(path: Path | None, password_file: Path | None) -> "SigningKey | Non
 
 def open_required_key(path: Path, password_file: Path | None) -> "SigningKey":
     """Return the secret key at a path. For errors see `open_key`."""
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
     def ask() -> str:
         if password_file is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from export.gates.server import StoredAnswers
     from export.gates.server_precision import ServerCheck
     from export.profiles import Profile
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
 Progress = Callable[[int, int], None]
 Check = Callable[["ServedGraphs"], "ServerCheck"]

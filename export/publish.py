@@ -52,7 +52,7 @@ from export.versions import (
 )
 
 if TYPE_CHECKING:
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
 FIRST_VERSION: Final = 1
 _CODE: Final = "model.py"

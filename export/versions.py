@@ -50,7 +50,7 @@ from contract.repository import (
 )
 
 if TYPE_CHECKING:
-    from export.signing import SigningKey
+    from export.signing_keys import SigningKey
 
 SERVER_GATE: Final = "server"
 _STAGED: Final = ".new-"  # prefix of directories that Triton ignores, because their names are no numbers

@@ -33,7 +33,7 @@ def key(
     from cli.show import print_json
     from cli.signing import read_password
     from contract.errors import ConfigError
-    from export.signing import make_key
+    from export.signing_keys import make_key
 
     if no_password and password_file is not None:
         raise ConfigError("Give --password-file or --no-password, not both.")

@@ -15,7 +15,7 @@ from contract.bundle import MANIFEST, REQUIRED_FILES, load_bundle, seal_bundle, 
 from contract.decisions import Decisions, ServedLabel
 from contract.labels import LABELS
 from contract.signatures import ENVIRONMENT, TrustedKeys
-from export import signing
+from export import signing_keys
 
 pytest.importorskip("minisign")
 
@@ -39,9 +39,9 @@ def bundle(tmp_path) -> Path:
 
 
 def test_a_bundle_is_signed_with_a_password_from_a_prompt_or_a_file(tmp_path, bundle, monkeypatch):
-    # Cheap passwords. tests/export/test_signing.py opens a key at the full cost.
-    monkeypatch.setattr(signing, "_OPERATIONS", 2**15)
-    monkeypatch.setattr(signing, "_MEMORY", 2**20)
+    # Cheap passwords. tests/export/signing/test_keys.py opens a key at the full cost.
+    monkeypatch.setattr(signing_keys, "_OPERATIONS", 2**15)
+    monkeypatch.setattr(signing_keys, "_MEMORY", 2**20)
     made = run("sign", "key", "--out", tmp_path / "keys", "--json", given="open sesame\nopen sesame\n")
     assert made.exit_code == 0, made.output
     key = json.loads(made.stdout)

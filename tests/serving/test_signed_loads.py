@@ -12,7 +12,7 @@ from contract.errors import ConfigError, SignatureError  # noqa: E402
 from contract.protection import Protection  # noqa: E402
 from contract.repository import SIGNATURE  # noqa: E402
 from contract.signatures import TrustedKeys  # noqa: E402
-from export.signing import SigningKey, make_key  # noqa: E402
+from export.signing_keys import SigningKey, make_key  # noqa: E402
 from serving import relay  # noqa: E402
 from serving.ports import Ports  # noqa: E402
 from serving.signed_loads import LOAD, SignedLoads  # noqa: E402
