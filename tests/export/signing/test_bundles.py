@@ -78,8 +78,8 @@ def test_the_program_minisign_checks_our_signature_and_we_check_its_own(signed, 
         [program, "-Vm", signed / MANIFEST, "-p", pairs[1].public], capture_output=True, text=True
     )
     assert wrong.returncode != 0
-    assert pairs[0].key_id in wrong.stderr  # the id as `cxr sign` shows it
-    assert pairs[1].key_id in wrong.stderr
+    for pair in pairs:  # the id as `cxr sign` shows it; minisign prints no zeros in front
+        assert pair.key_id.lstrip("0") in wrong.stderr
     assert pairs[0].key_id in check(signed, TrustedKeys.read([str(pairs[1].public)]))
 
 
