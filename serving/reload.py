@@ -303,13 +303,16 @@ def _require_served(client: Any, name: str, state: Published, url: str) -> None:
 
 
 def _require_versions(client: Any, name: str, state: Published, url: str) -> None:
-    """Raise unless a graph that was just loaded has the versions of this repository."""
+    """Raise unless a graph that was just loaded has all versions of this repository.
+
+    It may name more: Triton keeps the config of a version that did not change, also when another one is gone.
+    """
     try:
         config = client.get_model_config(name, client_timeout=PROBE_TIMEOUT_S).config
     except InferenceServerException as error:
         raise ServerError(f"Triton does not serve {name}: {shorten(error.message() or '')}.") from error
     versions = list(config.version_policy.specific.versions)
-    if versions and set(versions) != set(state.versions):
+    if versions and not set(state.versions) <= set(versions):
         raise FingerprintError(
             f"Triton at {url} loaded version {_join(versions)} of {name}, but {state.repository} holds version "
             f"{_join(state.versions)}. It was started with a copy of {state.repository}. Servers that change together "

@@ -142,12 +142,11 @@ def test_a_load_is_checked_first_and_repeated_without_flipping(often_swapped, mo
         assert client.info().fingerprint == models[0][0].fingerprint
 
 
-def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(often_swapped, models):
+def test_a_version_that_cannot_load_is_withdrawn_and_the_old_one_answers(stack, models):
     from contract.repository import hash_version, render_marker
     from export.publish import publish
     from export.versions import apply_state, render
 
-    stack = often_swapped
     publication, repository = Publication(servers=find_servers(stack)), stack.repository
     prepare_servers(publication.servers)
     publish(*models[1], repository, standby=True)
