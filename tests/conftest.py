@@ -295,7 +295,7 @@ def make_model(
             if seed == 1:
                 export_graphs(bundle, place / "graphs")
             else:
-                _vary_graphs(make(1)[1], place / "graphs", bundle.fingerprint, seed)
+                _vary_graphs(make(1)[1], place / "graphs", bundle, seed)
 
         place = make_once(f"model-{seed}", fill)
         return load_bundle(place / "bundle"), {name: place / "graphs" / f"{name}.onnx" for name in GRAPHS}
@@ -303,10 +303,13 @@ def make_model(
     return make
 
 
-def _vary_graphs(graphs: dict[str, Path], out: Path, fingerprint: str, seed: int) -> None:
+def _vary_graphs(graphs: dict[str, Path], out: Path, bundle: "Bundle", seed: int) -> None:
     """Copy graphs with each weight of two or more axes changed by a fifth at random, as those of another bundle."""
     import numpy as np
     import onnx
+
+    from contract.tensors import MODELS
+    from export.graphs.checks import read_sizes, seal_graph
 
     generator = np.random.default_rng(seed)
     out.mkdir()
@@ -319,8 +322,9 @@ def _vary_graphs(graphs: dict[str, Path], out: Path, fingerprint: str, seed: int
                 changed = onnx.numpy_helper.from_array((weights * factors).astype(np.float32), tensor.name)
                 tensor.CopyFrom(changed)
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        onnx.helper.set_model_props(model, {**properties, "fingerprint": fingerprint})
+        onnx.helper.set_model_props(model, {**properties, "fingerprint": bundle.fingerprint})
         onnx.save(model, out / f"{name}.onnx")
+        seal_graph(out / f"{name}.onnx", MODELS[name], read_sizes(bundle), bundle.fingerprint)
 
 
 def _write_bundle(

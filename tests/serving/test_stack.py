@@ -15,7 +15,7 @@ import pytest
 from contract.errors import ArtifactError, ConfigError, DeadlineError, ServiceError
 from serving.probe import is_sidecar_ready, is_triton_ready
 from serving.process import find_reason
-from serving.servers import build_python
+from serving.servers import Servers, build_python
 from serving.stack import Ports, Stack
 from serving.triton import build_environment, find_triton, name_regions
 
@@ -195,7 +195,11 @@ def test_the_sidecar_gets_the_address_of_a_milvus_database(tmp_path, monkeypatch
     address = "milvus://127.0.0.1:19530/cases"
     monkeypatch.setattr(Stack, "fingerprint", "a" * 64)
     stack = Stack(tmp_path / "repository", address, log_dir=tmp_path / "logs", ports=Ports.free())
-    assert stack._build_sidecar()._command[:6][-1] == address
+    servers = Servers(stack, leave_socket=lambda: None)
+    try:
+        assert servers.build_sidecar()._command[:6][-1] == address
+    finally:
+        servers.close()
 
 
 def test_free_ports_differ():
