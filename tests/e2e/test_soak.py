@@ -87,7 +87,7 @@ def test_clients_see_typed_errors_and_right_answers(ordered, model, tmp_path):
     bad = report["bad_clients"]
     assert min(bad["good"], bad["refused"], bad["cut"]["ended"]) > 20
     table = (tmp_path / "out" / "soak.md").read_text()
-    assert "| kill Triton | 1 | " in table
+    assert "| kill Triton | pass | 1 | " in table
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system and a network of its own need namespaces")
