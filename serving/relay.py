@@ -58,7 +58,9 @@ _TO_TRITON: Final = (("grpc.max_send_message_length", -1), ("grpc.max_receive_me
 _TO_CLIENTS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MOST_BYTES),
-    ("grpc.max_concurrent_streams", 256),  # of one connection
+    ("grpc.max_concurrent_streams", 256),  # of one connection; a client library keeps further calls back
+    # With it gRPC refuses a call (REFUSED_STREAM) while the memory of an ended one is not freed yet.
+    ("grpc.http.overload_protection", 0),
     ("grpc.so_reuseport", 0),
 )
 # Headers that gRPC sets again for each connection.

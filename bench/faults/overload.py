@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
 import numpy as np
@@ -25,6 +25,7 @@ _SIDE: Final = 512  # pixels
 _TIMEOUT_S: Final = 5.0
 _WORKERS: Final = 32
 _IN_FLIGHT: Final = 400  # more than the relay admits (`serving.turns`)
+_CONNECTIONS: Final = 4  # gRPC sends at most 256 calls at once over one
 _CAPACITY_S: Final = 4.0
 _OVERLOAD_S: Final = 8.0
 _WARM_UP_S: Final = 3.0
@@ -106,15 +107,16 @@ def _make_refusal_row(refusals_s: Sequence[float]) -> TargetRow:
 
 @contextmanager
 def _open_sender(triton_url: str) -> Iterator[Request]:
-    """Yield what sends one image to the served model."""
+    """Yield what sends one image to the served model, over several connections in turn."""
     signature = read_signature(triton_url, _MODEL, _TIMEOUT_S)
     image = draw_image(_SIDE, np.random.default_rng(0))
     payload = serialise(signature, {IMAGE_BYTES.name: pack([image])})
-    sender = BytesSender(triton_url, [payload], _TIMEOUT_S)
-    try:
-        yield sender
-    finally:
-        sender.close()
+    with ExitStack() as cleanup:
+        senders = [
+            cleanup.enter_context(closing(BytesSender(triton_url, [payload], _TIMEOUT_S)))
+            for _ in range(_CONNECTIONS)
+        ]
+        yield lambda number: senders[number % _CONNECTIONS](number)
 
 
 def _make_phases(seconds: float) -> Phases:

@@ -20,11 +20,13 @@ from bench.load.inputs import Arrays
 from client.channel import ChannelSettings
 from client.status import make_error
 from client.triton import TritonTransport
+from client.triton_core import PROBE_TIMEOUT_S
 from contract.connection import PLAIN, Connection
 from contract.errors import CxrError
+from contract.grpc_status import resolve_unavailable
 from contract.tls_trouble import find_tls_error
 
-_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+_SERVICE: Final = "/inference.GRPCInferenceService"
 _OPTIONS: Final = ChannelSettings().make_channel_arguments()
 
 
@@ -94,7 +96,12 @@ class BytesSender:
         self._channel = connection.open_channel(url, _OPTIONS)
         self._metadata = connection.metadata
         self._infer = self._channel.unary_unary(
-            _METHOD, response_deserializer=service_pb2.ModelInferResponse.FromString
+            f"{_SERVICE}/ModelInfer", response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+        self._ready = self._channel.unary_unary(
+            f"{_SERVICE}/ModelReady",
+            request_serializer=service_pb2.ModelReadyRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelReadyResponse.FromString,
         )
 
     def __call__(self, number: int) -> None:
@@ -103,19 +110,29 @@ class BytesSender:
         Raises:
             InputError, ServiceError: See `client.status`.
         """
+        payload = self._payloads[number % len(self._payloads)]
         try:
-            payload = self._payloads[number % len(self._payloads)]
             self._infer(payload, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._explain(error) from error
+            raise self._explain(error, payload) from error
 
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
 
-    def _explain(self, error: Any) -> CxrError:
+    def _is_ready(self, payload: bytes) -> bool:
+        """Whether the model of a serialised request is ready."""
+        request = service_pb2.ModelReadyRequest(
+            name=service_pb2.ModelInferRequest.FromString(payload).model_name
+        )
+        try:
+            return bool(self._ready(request, timeout=PROBE_TIMEOUT_S, metadata=self._metadata).ready)
+        except grpc.RpcError:
+            return False
+
+    def _explain(self, error: Any, payload: bytes) -> CxrError:
         return make_error(
-            error.code().name,
+            resolve_unavailable(error.code().name, lambda: self._is_ready(payload)),
             error.details() or "",
             server="Triton",
             url=self._url,

@@ -19,7 +19,7 @@ from bench.load.inputs import RawCase, describe_inputs, draw_inputs, join_cases,
 from bench.load.requests import BytesSender, Signature, read_signature, serialise
 from bench.report.process import ProcessTree, find_server
 from bench.report.server import read_gpus
-from contract.errors import ConfigError, DeadlineError, InputError, ServerError, UnavailableError
+from contract.errors import BusyError, ConfigError, DeadlineError, InputError, ServerError, UnavailableError
 
 TENSORS = ("pixels", "input_ids", "attention_mask")
 
@@ -106,11 +106,13 @@ def test_serialised_request_holds_the_arrays():
 
 @pytest.fixture
 def server_url():
-    """A gRPC server that refuses the model "bad", sleeps for "slow", and answers others with their name."""
+    """A gRPC server that refuses the models "bad", "full" and "gone", sleeps for "slow", and answers with the name."""
 
     def infer(request, context):
         if request.model_name == "bad":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bad tensor")
+        if request.model_name in {"full", "gone"}:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "as Triton says of both")
         if request.model_name == "slow":
             time.sleep(0.5)
         return service_pb2.ModelInferResponse(model_name=request.model_name)
@@ -120,9 +122,15 @@ def server_url():
         request_deserializer=service_pb2.ModelInferRequest.FromString,
         response_serializer=service_pb2.ModelInferResponse.SerializeToString,
     )
+    ready = grpc.unary_unary_rpc_method_handler(
+        lambda request, _: service_pb2.ModelReadyResponse(ready=request.name == "full"),
+        request_deserializer=service_pb2.ModelReadyRequest.FromString,
+        response_serializer=service_pb2.ModelReadyResponse.SerializeToString,
+    )
+    handlers = {"ModelInfer": handler, "ModelReady": ready}
     server = grpc.server(futures.ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler})]
+        [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)]
     )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -146,6 +154,14 @@ def test_requests_are_sent_in_turn_and_errors_are_typed(server_url):
     with pytest.raises(DeadlineError):
         slow(0)
     slow.close()
+
+
+@pytest.mark.parametrize(("model", "error"), [("full", BusyError), ("gone", UnavailableError)])
+def test_a_full_queue_is_told_from_a_server_that_is_gone(server_url, model, error):
+    sender = make_sender(server_url, model)
+    with pytest.raises(error):
+        sender(0)
+    sender.close()
 
 
 def test_nobody_answers():
