@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -107,3 +109,19 @@ def test_a_full_queue_of_triton_counts_as_one(triton, make_relay):
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert caught.value.details() == "Exceeds maximum queue size"
     assert relay.metrics.registry.get_sample_value("cxr_relay_refused_total", {"reason": "queue_full"}) == 1
+
+
+def test_one_connection_may_ask_more_than_it_can_send_at_once(triton, make_relay):
+    """gRPC's client keeps back what exceeds the 256 calls of a connection; the relay refuses none of them."""
+    relay = make_relay(waiting=600)
+    payload, failed = b"x" * 100_000, Counter[str]()
+
+    def ask(_: int) -> None:
+        try:
+            relay.call(INFER, payload)
+        except grpc.RpcError as error:
+            failed[f"{error.code().name}: {error.details()}"] += 1
+
+    with ThreadPoolExecutor(320) as pool:
+        list(pool.map(ask, range(6 * 320)))
+    assert failed == {}
