@@ -17,7 +17,7 @@ from contract.tls_trouble import find_tls_error
 
 @contextmanager
 def serve_resets():
-    """The port of a server that resets every connection at once, as one that is killed does."""
+    """The port of a server that resets every connection as soon as it is open, as one that is killed does."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def reset() -> None:
@@ -26,6 +26,7 @@ def serve_resets():
                     taken, _ = listener.accept()
                 except OSError:  # the test has ended
                     return
+                time.sleep(0.02)  # a reset within connect() counts as no connection
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 taken.close()
 
