@@ -32,8 +32,12 @@ def enter_namespaces(arguments: list[str]) -> None:
     if program is None or _VARIABLE in os.environ:
         return
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    for options in ([*user, "--mount", "--net"], [*user, "--mount"]):
-        if subprocess.run([program, *options, "true"], check=False, capture_output=True).returncode == 0:
+    # A new network has no loopback until `ip` (iproute2) turns it on.
+    for options, trial in (
+        ([*user, "--mount", "--net"], ["sh", "-c", "ip link set lo up"]),
+        ([*user, "--mount"], ["true"]),
+    ):
+        if subprocess.run([program, *options, *trial], check=False, capture_output=True).returncode == 0:
             break
     else:
         return
