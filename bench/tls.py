@@ -4,10 +4,7 @@ One Triton has two relays: one for plain text, and one that requires a client ce
 requests in turns of half a second, so that a busy machine slows both alike. A figure is the median over the turns.
 """
 
-import os
-import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -111,13 +108,13 @@ def compare_turns(plain: "Row", secure: "Row") -> dict[str, Any]:
 @contextmanager
 def _serve(repository: Path, scratch: Path) -> "Iterator[tuple[Stack, str, Connection]]":
     """Run Triton with its plain relay and a relay for mutual TLS; yield the stack, the second address, its settings."""
-    from contract.connection import quiet_grpc
     from contract.protection import Protection
     from serving.certificates import make_certificates
-    from serving.process import ChildProcess
+    from serving.ports import LOOPBACK, Ports, join_address
+    from serving.process import wait_until
     from serving.relay import is_up
-    from serving.stack import Ports, Stack
-    from serving.triton import copy_environment, list_import_paths
+    from serving.servers import build_python
+    from serving.stack import Stack
 
     folder = scratch / "tls"
     make_certificates(folder, clients=[_CLIENT])
@@ -127,32 +124,18 @@ def _serve(repository: Path, scratch: Path) -> "Iterator[tuple[Stack, str, Conne
     )
     with Stack(repository, scratch / "store", ports=Ports.free(), log_dir=scratch / "logs") as stack:
         stack.wait_ready()
-        url = f"127.0.0.1:{_find_port()}"
-        environment = copy_environment() | {"PYTHONPATH": os.pathsep.join(list_import_paths())}
-        quiet_grpc(environment)
-        words = ["--listen", url, "--triton", stack.own_url, *protection.to_arguments()]
-        relay = ChildProcess(
-            "relay for TLS",
-            [sys.executable, "-P", "-m", "serving.relay", *words],
-            log_path=scratch / "tls.log",
-            environment=environment,
-        )
+        url = join_address(LOOPBACK, Ports.free().grpc)
+        options = ["--listen", url, "--triton", stack.own_url, *protection.to_arguments()]
+        relay = build_python(stack, "relay for TLS", "serving.relay", options, "tls.log")
         relay.start()
         try:
             end = time.monotonic() + _READY_S
             while not is_up(url, connection):
-                if not relay.running or time.monotonic() > end:
+                if not relay.running or not wait_until(end):
                     raise ServerError(f"The relay for TLS did not start: {' '.join(relay.read_tail(3))}")
-                time.sleep(0.1)
             yield stack, url, connection
         finally:
             relay.stop()
-
-
-def _find_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.errors import BusyError, ConfigError, DeadlineError
 from retrieval.builder import KindState
 from retrieval.cases import CaseRecord
 from retrieval.index import IndexFacts, Query
@@ -169,6 +170,35 @@ def choose_default(entries: Sequence[_Model], served: str | None) -> _Model | No
     filled = [entry for entry in entries if entry.fingerprint]
     chosen = [entry for entry in filled if entry.fingerprint == served] or filled
     return chosen[0] if chosen else None
+
+
+def choose_model(store: object, fingerprints: Iterable[str], begin: str) -> str:
+    """Return the one fingerprint that begins with the given digits.
+
+    Args:
+        store: The store, for the message.
+        fingerprints: Those of the models that it holds.
+        begin: The first 8 or more digits.
+
+    Raises:
+        ConfigError: None or several begin so.
+    """
+    names = sorted(fingerprints)
+    chosen = [name for name in names if name.startswith(begin) and len(begin) >= 8]
+    if len(chosen) != 1:
+        known = ", ".join(name[:SHORT] for name in names) or "none"
+        raise ConfigError(f"{store} holds no index of model {begin[:SHORT]}. It holds {known}.")
+    return chosen[0]
+
+
+def make_busy_error(waiting: int) -> BusyError:
+    """Return the error of a search that comes when so many wait already."""
+    return BusyError(f"{waiting} search requests are waiting already. Try again later.")
+
+
+def make_late_error(timeout_s: float) -> DeadlineError:
+    """Return the error of a search without an answer in time."""
+    return DeadlineError(f"The search did not end within {timeout_s:.3g} s.")
 
 
 def explain_missing(fingerprint: str, fingerprints: Iterable[str]) -> str:

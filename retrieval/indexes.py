@@ -17,8 +17,14 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ArtifactError, ConfigError, FingerprintError, UnavailableError
-from retrieval.backend import MAX_MODELS, SHORT, choose_default, explain_missing, explain_no_room
+from contract.errors import ArtifactError, FingerprintError, UnavailableError
+from retrieval.backend import (
+    MAX_MODELS,
+    choose_default,
+    choose_model,
+    explain_missing,
+    explain_no_room,
+)
 from retrieval.backup import send_backup
 from retrieval.builder import IndexPlan
 from retrieval.cases import CaseRecord, UnknownCaseError
@@ -280,11 +286,7 @@ def forget(directory: Path, fingerprint: str) -> int:
         directories = {path.name: path for path in list_models(directory)}
         if home.fingerprint:
             directories[home.fingerprint] = directory
-        chosen = [name for name in directories if name.startswith(fingerprint) and len(fingerprint) >= 8]
-        if len(chosen) != 1:
-            known = ", ".join(sorted(name[:SHORT] for name in directories)) or "none"
-            raise ConfigError(f"{directory} holds no index of model {fingerprint[:SHORT]}. It holds {known}.")
-        path = directories[chosen[0]]
+        path = directories[choose_model(directory, directories, fingerprint)]
         if path == directory:
             count = home.count()
             for file in directory.glob(f"{DATABASE}*"):

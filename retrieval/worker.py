@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from contract.errors import (
-    BusyError,
     ConfigError,
-    DeadlineError,
     InputError,
     UnavailableError,
 )
+from retrieval.backend import make_busy_error, make_late_error
 from retrieval.builder import Built, IndexPlan, KindBuilder, KindState
 from retrieval.cases import CaseVectors
 from retrieval.index import Device, FlatIndex, IndexFacts, Matches, Query
@@ -129,13 +128,13 @@ class IndexThread:
         job = Search(queries)
         with self._condition:
             if sum(isinstance(waiting, Search) for waiting in self._waiting) >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} search requests are waiting already. Try again later.")
+                raise make_busy_error(self._max_waiting)
             self._enqueue(job)
         try:
             return job.future.result(timeout_s)
         except FutureTimeoutError as error:
             job.future.cancel()
-            raise DeadlineError(f"The search did not end within {timeout_s:.3g} s.") from error
+            raise make_late_error(timeout_s) from error
 
     def change(
         self,

@@ -80,9 +80,8 @@ class Loader:
 
     def switch(self) -> "Reload":
         """Load the ensembles, which then answer with the current version. For errors see `reload_models`."""
-        state = read_published(
-            self._repository
-        )  # the current version may have changed since the graphs were loaded
+        # The current version may have changed since the graphs were loaded.
+        state = read_published(self._repository)
         self._load_all(self._switches)
         for name in self._switches:
             _require_served(self._client, name, state, self.url)

@@ -17,7 +17,7 @@ from contract.bundle import require_same_fingerprint
 from contract.errors import ArtifactError
 from retrieval.milvus.candidates import Candidates
 from retrieval.milvus.connection import TIMEOUT_S, load_pymilvus, translate
-from retrieval.milvus.expressions import name_ids, quote
+from retrieval.milvus.expressions import join, name_ids, quote
 from retrieval.milvus.rows import FIELDS, StoredRow, cut_rows, make_schema, read_row
 
 _PREFIX: Final = "cxr_cases_"
@@ -93,7 +93,7 @@ class CaseCollection:
     def read_after(self, last: str, limit: int, expression: str = "") -> list[ReadRow]:
         """Return the next rows after an id that an expression is true for, at most `limit`, in the order of the ids."""
         after = f"id > {quote(last)}" if last else ""
-        wanted = " and ".join(term for term in (after, expression) if term)
+        wanted = join(after, expression)
         with translate("Listing the cases"):
             # The first page of an iterator is in the order of the ids. It writes the next one without a literal.
             pages = self._client.query_iterator(

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from contract.case_store import MilvusStore
-from contract.errors import ConfigError, FingerprintError, InputError, UnavailableError
-from retrieval.backend import MAX_MODELS, SHORT, choose_default, explain_missing, explain_no_room
+from contract.errors import FingerprintError, InputError, UnavailableError
+from retrieval.backend import MAX_MODELS, choose_default, choose_model, explain_missing, explain_no_room
 from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.metrics import SidecarMetrics
 from retrieval.milvus.collection import CaseCollection, list_fingerprints, open_collection
@@ -188,12 +188,8 @@ def forget(store: MilvusStore, fingerprint: str) -> int:
         ConfigError: The model has no collection, or nothing usable answers.
     """
     with connect(store) as client:
-        names = list_fingerprints(client)
-        chosen = [name for name in names if name.startswith(fingerprint) and len(fingerprint) >= 8]
-        if len(chosen) != 1:
-            known = ", ".join(name[:SHORT] for name in names) or "none"
-            raise ConfigError(f"{store} holds no index of model {fingerprint[:SHORT]}. It holds {known}.")
-        collection = CaseCollection(client, chosen[0], 0)
+        name = choose_model(store, list_fingerprints(client), fingerprint)
+        collection = CaseCollection(client, name, 0)
         collection.load()
         count = collection.count()
         collection.drop()

@@ -28,6 +28,11 @@ def name_ids(ids: Iterable[str]) -> str:
     return f"id in {quote_all(ids)}"
 
 
+def join(*terms: str) -> str:
+    """Return the expression that is true where all of these are; "" for none."""
+    return " and ".join(f"({term})" for term in terms if term)
+
+
 def write_filter(wanted: CaseFilter, *others: str) -> str:
     """Return the expression of the cases that a filter allows and that other expressions are true for; "": all."""
     terms = [
@@ -40,4 +45,4 @@ def write_filter(wanted: CaseFilter, *others: str) -> str:
         wanted.excluded_study_ids and f"study_id not in {quote_all(wanted.excluded_study_ids)}",
         *others,
     ]
-    return " and ".join(f"({term})" for term in terms if term)
+    return join(*(term for term in terms if term))

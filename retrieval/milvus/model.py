@@ -12,16 +12,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ArtifactError, BusyError, CxrError, DeadlineError
+from contract.errors import ArtifactError, CxrError
 from contract.training_data import WAYS
-from retrieval.backend import FoundCase, FoundCases, ModelFacts
+from retrieval.backend import FoundCase, FoundCases, ModelFacts, make_busy_error, make_late_error
 from retrieval.cases import CaseRecord, UnknownCaseError
 from retrieval.index import IndexFacts, Query
 from retrieval.listing import Page, PageFiller
 from retrieval.metrics import SidecarMetrics
 from retrieval.milvus.candidates import Version, find_nearest
 from retrieval.milvus.collection import CaseCollection, ReadRow, create_collection
-from retrieval.milvus.expressions import quote, write_filter
+from retrieval.milvus.expressions import join, quote, write_filter
 from retrieval.milvus.rows import Sequences, require_storable, write_rows
 from retrieval.requests import MAX_ID_CHARS, ListRequest, refuse_token, require_dimension
 from retrieval.rows import CaseFilter
@@ -87,10 +87,7 @@ class MilvusModel:
         if not self._collection:
             return {}
         rest = self._leave_out()
-        counts = {
-            kind: self._collection.count(" and ".join(filter(None, [f"kind == {quote(kind)}", rest])))
-            for kind in ("", *WAYS)
-        }
+        counts = {kind: self._collection.count(join(f"kind == {quote(kind)}", rest)) for kind in ("", *WAYS)}
         return {kind: count for kind, count in counts.items() if count}
 
     def measure(self) -> ModelFacts:
@@ -149,7 +146,7 @@ class MilvusModel:
                     self._metrics.batch.observe(len(queries))
                     return found
                 is_repeated = True
-        raise DeadlineError(f"The search did not end within {timeout_s:.3g} s.")
+        raise make_late_error(timeout_s)
 
     def read_page(self, asked: ListRequest) -> Page:
         """Return the next cases that the filter leaves, in the order of their ids."""
@@ -213,7 +210,7 @@ class MilvusModel:
     def _take_turn(self) -> Iterator[None]:
         with self._waiting_lock:
             if self._waiting >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} search requests are waiting already. Try again later.")
+                raise make_busy_error(self._max_waiting)
             self._waiting += 1
         try:
             yield
